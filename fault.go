@@ -1,0 +1,114 @@
+package bocage
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Fault is one thing wrong with a declaration.
+type Fault struct {
+	// Field is the path to the offending value, such as spec.provides[0].port.
+	Field string `json:"field"`
+	// Message says what is wrong and what would be right.
+	Message string `json:"message"`
+	// Source is file:line where it is known.
+	Source string `json:"source,omitempty"`
+}
+
+func (f Fault) String() string {
+	s := f.Field + ": " + f.Message
+	if f.Source != "" {
+		s = f.Source + ": " + s
+	}
+	return s
+}
+
+// Faults is every fault of one or more declarations.
+type Faults []Fault
+
+// Add notes a fault.
+func (f *Faults) Add(field, format string, args ...any) {
+	*f = append(*f, Fault{Field: field, Message: fmt.Sprintf(format, args...)})
+}
+
+// Under prefixes the field of every fault, for a part that validates itself.
+func (f Faults) Under(prefix string) Faults {
+	out := make(Faults, len(f))
+	for i, fault := range f {
+		switch {
+		case fault.Field == "":
+			fault.Field = prefix
+		case strings.HasPrefix(fault.Field, "["):
+			fault.Field = prefix + fault.Field
+		default:
+			fault.Field = prefix + "." + fault.Field
+		}
+		out[i] = fault
+	}
+	return out
+}
+
+// Err returns nil if there is no fault.
+func (f Faults) Err() error {
+	if len(f) == 0 {
+		return nil
+	}
+	return f
+}
+
+// Error lists all faults, one a line.
+func (f Faults) Error() string {
+	lines := make([]string, len(f))
+	for i, fault := range f {
+		lines[i] = fault.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+var (
+	// dnsLabel is RFC 1123's label: what a namespace and a workload's name may be.
+	dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+	// dnsSubdomain is RFC 1123's subdomain: what an object's name may be.
+	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+	labelValue   = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$`)
+	labelName    = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
+)
+
+// validateMeta checks names and labels as Kubernetes does.
+func validateMeta(m *ObjectMeta, namespaced bool) Faults {
+	var faults Faults
+	if len(m.Name) > 253 || !dnsSubdomain.MatchString(m.Name) {
+		faults.Add("metadata.name", "%q is not a lower-case DNS name of at most 253 characters", m.Name)
+	}
+	switch {
+	case namespaced && !dnsLabel.MatchString(m.Namespace):
+		faults.Add("metadata.namespace", "%q is not a lower-case DNS label of at most 63 characters", m.Namespace)
+	case !namespaced && m.Namespace != "":
+		faults.Add("metadata.namespace", "the kind is cluster-wide: remove %q", m.Namespace)
+	}
+	return append(faults, validateLabels(m.Labels).Under("metadata.labels")...)
+}
+
+func validateLabels(labels map[string]string) Faults {
+	var faults Faults
+	for key, value := range labels {
+		faults = append(faults, validateLabelKey(key)...)
+		if !labelValue.MatchString(value) {
+			faults.Add("["+key+"]", "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
+		}
+	}
+	return faults
+}
+
+func validateLabelKey(key string) Faults {
+	var faults Faults
+	prefix, name, found := strings.Cut(key, "/")
+	if !found {
+		prefix, name = "", key
+	}
+	if found && (len(prefix) > 253 || !dnsSubdomain.MatchString(prefix)) || !labelName.MatchString(name) {
+		faults.Add("["+key+"]", "%q is not a label key: an optional DNS name and '/', then at most 63 letters, digits, '-', '_' or '.'", key)
+	}
+	return faults
+}

@@ -1,0 +1,132 @@
+package bocage
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// Workload is one protected thing with an interface: a container, a virtual
+// machine, a process in a namespace. The host that it is placed on vouches for
+// it; nothing inside it is asked.
+type Workload struct {
+	TypeMeta   `json:",inline"`
+	ObjectMeta `json:"metadata"`
+	Spec       WorkloadSpec   `json:"spec"`
+	Status     WorkloadStatus `json:"status,omitzero"`
+}
+
+// WorkloadSpec places a workload.
+type WorkloadSpec struct {
+	// Host is the host that it runs on.
+	Host string `json:"host"`
+	// Interface is the name of the host's side of its interface.
+	Interface string `json:"interface,omitempty"`
+	// MAC is the workload's own hardware address. Frames with another one are spoofed.
+	MAC string `json:"mac,omitempty"`
+	// Addresses are the workload's own. Packets with another source are spoofed.
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// WorkloadStatus is what is known of it.
+type WorkloadStatus struct {
+	// Identity is its number, given once.
+	Identity Identity `json:"identity,omitempty"`
+	// SPIFFEID is its name in the trust domain.
+	SPIFFEID   string      `json:"spiffeID,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// AllLabels returns the workload's labels with those that every workload carries.
+func (w *Workload) AllLabels() map[string]string {
+	labels := make(map[string]string, len(w.Labels)+2)
+	for k, v := range w.Labels {
+		labels[k] = v
+	}
+	labels[LabelNamespace], labels[LabelName] = w.Namespace, w.Name
+	return labels
+}
+
+// Validate implements Resource.
+func (w *Workload) Validate() Faults {
+	faults := validateMeta(&w.ObjectMeta, true)
+	if !dnsSubdomain.MatchString(w.Spec.Host) {
+		faults.Add("spec.host", "%q is not a host's name", w.Spec.Host)
+	}
+	if len(w.Spec.Interface) > 15 {
+		faults.Add("spec.interface", "%q is longer than the 15 characters of a Linux interface", w.Spec.Interface)
+	}
+	if w.Spec.MAC != "" {
+		if mac, err := net.ParseMAC(w.Spec.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+			faults.Add("spec.mac", "%q is not a unicast MAC such as 02:00:00:00:00:01", w.Spec.MAC)
+		}
+	}
+	if len(w.Spec.Addresses) == 0 {
+		faults.Add("spec.addresses", "needs at least one address")
+	}
+	for i, a := range w.Spec.Addresses {
+		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a.Zone() != "" || a.Is4In6() {
+			faults.Add(fmt.Sprintf("spec.addresses[%d]", i), "%q is not a unicast address", a)
+		}
+	}
+	return faults
+}
+
+// Host is a machine with an agent.
+type Host struct {
+	TypeMeta   `json:",inline"`
+	ObjectMeta `json:"metadata"`
+	Status     HostStatus `json:"status,omitzero"`
+}
+
+// HostStatus is what its agent last reported.
+type HostStatus struct {
+	Version    string    `json:"version,omitempty"`
+	Kernel     string    `json:"kernel,omitempty"`
+	Generation uint64    `json:"generation,omitempty"` // in force in the kernel
+	LastSeen   time.Time `json:"lastSeen,omitzero"`
+	// Ports counts the enforcement points that the agent keeps.
+	Ports      int         `json:"ports"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Validate implements Resource.
+func (h *Host) Validate() Faults { return validateMeta(&h.ObjectMeta, false) }
+
+// Generation records one compilation: what went in, what came out, what was
+// proved. Its name is "g" and the number.
+type Generation struct {
+	TypeMeta   `json:",inline"`
+	ObjectMeta `json:"metadata"`
+	Status     GenerationStatus `json:"status,omitzero"`
+}
+
+// GenerationStatus is the record.
+type GenerationStatus struct {
+	Number   uint64    `json:"number"`
+	Digest   string    `json:"digest"`
+	Active   bool      `json:"active"`
+	Compiled time.Time `json:"compiled"`
+	// Duration is the time that the compilation took, in seconds.
+	Duration   float64     `json:"durationSeconds"`
+	Objects    int         `json:"objects"`
+	Peers      int         `json:"peers"`
+	Groups     int         `json:"groups"`
+	Rules      int         `json:"rules"`
+	Proofs     []Proof     `json:"proofs,omitempty"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
+// Proof is one statement that was checked over all pairs of a generation.
+type Proof struct {
+	// Statement says what was to be shown, for people.
+	Statement string `json:"statement"`
+	By        Ref    `json:"by"`
+	Holds     bool   `json:"holds"`
+	// Counterexample is a flow that breaks the statement.
+	Counterexample string `json:"counterexample,omitempty"`
+}
+
+// Validate implements Resource.
+func (g *Generation) Validate() Faults { return validateMeta(&g.ObjectMeta, false) }

@@ -1,0 +1,329 @@
+package bocage
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Ruleset is compiled policy: everything that an enforcement point needs to
+// decide on its own. The policy room writes it; nobody changes it afterwards.
+// Two replicas that compile the same objects produce equal rulesets.
+type Ruleset struct {
+	// Generation numbers the ruleset. An agent never goes back.
+	Generation uint64 `json:"generation"`
+	// Digest is the SHA-256, in hex, of the canonical inputs; it names the
+	// generation's content wherever it was compiled.
+	Digest string `json:"digest"`
+	// Host is the host that this ruleset was cut for; empty for the whole.
+	Host string `json:"host,omitempty"`
+	// Peers maps addresses to who is there, sorted by Prefix. Longest prefix wins.
+	Peers []Peer `json:"peers"`
+	// Groups describes each group that Peers name, sorted by number.
+	Groups []GroupInfo `json:"groups"`
+	// Rules are the cells that differ from the default, in the order of
+	// CompareRules. Ranges of equal From, To and Protocol never overlap.
+	Rules []Rule `json:"rules"`
+	// Decisions explains every id that rules and refusals carry, sorted by id.
+	Decisions []Decision `json:"decisions"`
+	// Default is the decision for cells that no rule covers.
+	Default DecisionID `json:"default"`
+	// Refused identities are checked before any rule: quarantine. Sorted by identity.
+	Refused []Refusal `json:"refused,omitempty"`
+	// Profiles are the inspection profiles that decisions name, sorted by number.
+	Profiles []Profile `json:"profiles,omitempty"`
+	// Ports are the enforcement points of Host, sorted by interface.
+	Ports []Port `json:"ports,omitempty"`
+	// Decoys are those that refused flows may meet, sorted by name.
+	Decoys []DecoyPlacement `json:"decoys,omitempty"`
+
+	indexOnce sync.Once
+	index     *rulesetIndex
+}
+
+// RulesetKey is the store's key of the ruleset of a host: a signed envelope of
+// kind SignedRuleset around the JSON of the Ruleset.
+func RulesetKey(host string) string { return "rulesets/" + host }
+
+// Kinds of signed envelope (see the identity package).
+const (
+	SignedRuleset = "ruleset"
+	SignedBatch   = "batch"
+)
+
+// Peer binds a prefix to an identity and its group.
+type Peer struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Identity Identity     `json:"identity"`
+	Group    Group        `json:"group"`
+	// Host is where an enforcement point stands in front of this peer; empty
+	// for addresses outside, which have none.
+	Host string `json:"host,omitempty"`
+	// Workload is the peer's namespace/name, for people; empty for prefixes.
+	Workload string `json:"workload,omitempty"`
+}
+
+// GroupInfo describes a group.
+type GroupInfo struct {
+	Group Group `json:"group"`
+	// Enforce says that flows from or to the group are refused when policy
+	// refuses them; otherwise refusals are only reported (see Scope).
+	Enforce bool `json:"enforce"`
+	// Name is what the members have in common, for people.
+	Name string `json:"name"`
+}
+
+// Rule gives every flow from one group to another, within a protocol and a
+// range of destination ports, a decision. GroupAny and ProtocolAny are wildcards.
+type Rule struct {
+	From     Group      `json:"from"`
+	To       Group      `json:"to"`
+	Protocol Protocol   `json:"protocol"`
+	Ports    PortRange  `json:"ports"`
+	Decision DecisionID `json:"decision"`
+}
+
+// Decision is a verdict with its reason, its duties and its authors.
+type Decision struct {
+	ID      DecisionID `json:"id"`
+	Verdict Verdict    `json:"verdict"`
+	Code    ReasonCode `json:"code"`
+	// Profile is the inspection profile of VerdictInspect; 0 otherwise.
+	Profile uint16 `json:"profile,omitempty"`
+	// Log asks for every flow of the cell to be kept in full detail.
+	Log bool `json:"log,omitempty"`
+	// By lists the objects and fields that decided: the decider first, then
+	// those that added duties.
+	By []Ref `json:"by,omitempty"`
+}
+
+// Refusal cuts an identity off, both directions, established flows included.
+type Refusal struct {
+	Identity Identity   `json:"identity"`
+	Decision DecisionID `json:"decision"`
+	// Until ends the refusal in the dataplane itself, with every controller
+	// dead; zero means until it is lifted.
+	Until time.Time `json:"until,omitzero"`
+}
+
+// Profile is an InspectionProfile as the enforcement points need it.
+type Profile struct {
+	Number uint16 `json:"number"` // 1 to 4094: it travels as a VLAN id
+	Name   string `json:"name"`
+	// FailOpen says what becomes of steered flows while the engine is down:
+	// passed on uninspected and reported, or refused.
+	FailOpen   bool   `json:"failOpen,omitempty"`
+	Signatures string `json:"signatures"`
+}
+
+// Port is one enforcement point: the host's side of a workload's interface.
+type Port struct {
+	Interface string       `json:"interface"`
+	Identity  Identity     `json:"identity"`
+	Group     Group        `json:"group"`
+	Workload  string       `json:"workload"` // namespace/name
+	MAC       string       `json:"mac,omitempty"`
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// DecoyPlacement is a Decoy as the hosts that run it need it.
+type DecoyPlacement struct {
+	Name     string `json:"name"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port"`
+	Banner   string `json:"banner,omitempty"`
+}
+
+// Ref points at the place in a declaration that decided something.
+type Ref struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	Field     string `json:"field,omitempty"`
+	// Source is the file and line that the object came from, if it is known.
+	Source string `json:"source,omitempty"`
+}
+
+func (r Ref) String() string {
+	s := r.Kind + " "
+	if r.Namespace != "" {
+		s += r.Namespace + "/"
+	}
+	s += r.Name
+	if r.Field != "" {
+		s += " " + r.Field
+	}
+	if r.Source != "" {
+		s += " (" + r.Source + ")"
+	}
+	return s
+}
+
+// CompareRules orders rules from the most to the least specific, which is the
+// order in which Decide and the eBPF programs look them up: exact pairs, then
+// any source, then any destination, then any pair; within a pair the exact
+// protocol before any protocol.
+func CompareRules(a, b Rule) int {
+	return cmp.Or(
+		cmp.Compare(a.rank(), b.rank()),
+		cmp.Compare(a.From, b.From),
+		cmp.Compare(a.To, b.To),
+		cmp.Compare(a.Protocol, b.Protocol),
+		cmp.Compare(a.Ports.First, b.Ports.First),
+		cmp.Compare(a.Ports.Last, b.Ports.Last),
+		cmp.Compare(a.Decision, b.Decision),
+	)
+}
+
+func (r Rule) rank() int {
+	rank := 0
+	if r.From == GroupAny {
+		rank += 2
+	}
+	if r.To == GroupAny {
+		rank += 4
+	}
+	if r.Protocol == ProtocolAny {
+		rank++
+	}
+	return rank
+}
+
+// Decide gives a flow its verdict and the reason. It is the model of the
+// dataplane: pure, total, and independent of any state but the ruleset and the
+// flow's own moment. An address that no peer covers belongs to the world.
+//
+// A refusal takes effect if either end's group enforces; quarantine always does.
+// Reason.Would carries the verdict before that.
+func (r *Ruleset) Decide(f Flow) (Verdict, Reason) {
+	source, destination := r.Lookup(f.Source), r.Lookup(f.Destination)
+	return r.decide(source, destination, f)
+}
+
+func (r *Ruleset) decide(source, destination Peer, f Flow) (Verdict, Reason) {
+	ix := r.indexed()
+	for _, id := range []Identity{source.Identity, destination.Identity} {
+		if refusal, ok := ix.refused[id]; ok && (refusal.Until.IsZero() || f.At.Before(refusal.Until)) {
+			return VerdictDrop, Reason{Code: ReasonQuarantine, Decision: refusal.Decision, Would: VerdictDrop}
+		}
+	}
+	decision := ix.decisions[ix.cell(source.Group, destination.Group, f.Protocol, f.DestinationPort, r.Default)]
+	reason := Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
+	if decision.Verdict.Allowed() || ix.enforce[source.Group] || ix.enforce[destination.Group] {
+		return decision.Verdict, reason
+	}
+	return VerdictAllow, reason
+}
+
+// Lookup tells who has an address.
+func (r *Ruleset) Lookup(address netip.Addr) Peer {
+	ix := r.indexed()
+	address = address.Unmap()
+	for _, bits := range ix.lengths(address) {
+		prefix, err := address.Prefix(bits)
+		if err != nil {
+			continue
+		}
+		if peer, ok := ix.peers[prefix]; ok {
+			return peer
+		}
+	}
+	return Peer{Identity: IdentityWorld, Group: GroupWorld}
+}
+
+// Decision returns the decision with the given id, or false.
+func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
+	d, ok := r.indexed().decisions[id]
+	return d, ok
+}
+
+type pairKey struct {
+	from, to Group
+	protocol Protocol
+}
+
+type rulesetIndex struct {
+	peers     map[netip.Prefix]Peer
+	lengths4  []int // prefix lengths in use, longest first
+	lengths6  []int
+	rules     map[pairKey][]Rule
+	decisions map[DecisionID]Decision
+	refused   map[Identity]Refusal
+	enforce   map[Group]bool
+}
+
+func (r *Ruleset) indexed() *rulesetIndex {
+	r.indexOnce.Do(func() { r.index = newRulesetIndex(r) })
+	return r.index
+}
+
+func newRulesetIndex(r *Ruleset) *rulesetIndex {
+	ix := &rulesetIndex{
+		peers:     make(map[netip.Prefix]Peer, len(r.Peers)),
+		rules:     make(map[pairKey][]Rule),
+		decisions: make(map[DecisionID]Decision, len(r.Decisions)),
+		refused:   make(map[Identity]Refusal, len(r.Refused)),
+		enforce:   make(map[Group]bool, len(r.Groups)),
+	}
+	seen4, seen6 := map[int]bool{}, map[int]bool{}
+	for _, p := range r.Peers {
+		ix.peers[p.Prefix.Masked()] = p
+		if p.Prefix.Addr().Is4() {
+			seen4[p.Prefix.Bits()] = true
+		} else {
+			seen6[p.Prefix.Bits()] = true
+		}
+	}
+	ix.lengths4, ix.lengths6 = longestFirst(seen4), longestFirst(seen6)
+	for _, rule := range r.Rules {
+		key := pairKey{rule.From, rule.To, rule.Protocol}
+		ix.rules[key] = append(ix.rules[key], rule)
+	}
+	for _, d := range r.Decisions {
+		ix.decisions[d.ID] = d
+	}
+	for _, refusal := range r.Refused {
+		ix.refused[refusal.Identity] = refusal
+	}
+	for _, g := range r.Groups {
+		ix.enforce[g.Group] = g.Enforce
+	}
+	return ix
+}
+
+func longestFirst(seen map[int]bool) []int {
+	var lengths []int
+	for bits := range seen {
+		lengths = append(lengths, bits)
+	}
+	slices.SortFunc(lengths, func(a, b int) int { return cmp.Compare(b, a) })
+	return lengths
+}
+
+func (ix *rulesetIndex) lengths(address netip.Addr) []int {
+	if address.Is4() {
+		return ix.lengths4
+	}
+	return ix.lengths6
+}
+
+// cell finds the decision of the most specific rule, in the order of CompareRules.
+func (ix *rulesetIndex) cell(from, to Group, protocol Protocol, port uint16, fallback DecisionID) DecisionID {
+	if !protocol.HasPorts() {
+		port = 0
+	}
+	for _, pair := range [4][2]Group{{from, to}, {GroupAny, to}, {from, GroupAny}, {GroupAny, GroupAny}} {
+		for _, p := range [2]Protocol{protocol, ProtocolAny} {
+			rules := ix.rules[pairKey{pair[0], pair[1], p}]
+			i, _ := slices.BinarySearchFunc(rules, port, func(rule Rule, port uint16) int {
+				return cmp.Compare(rule.Ports.Last, port)
+			})
+			if i < len(rules) && rules[i].Ports.Contains(port) {
+				return rules[i].Decision
+			}
+		}
+	}
+	return fallback
+}

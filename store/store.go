@@ -1,0 +1,105 @@
+// Package store keeps the words that describe the desired and the reported
+// state: replicated, versioned and watchable. It promises strict serialisable
+// reads and writes by key, revisions that only grow, and watches that miss
+// nothing. It knows nothing of what the values mean.
+//
+// Engines live in sub-packages: mem for tests and offline work, etcd for
+// everything else. storetest holds the conformance suite that both pass.
+package store
+
+import (
+	"context"
+	"errors"
+)
+
+// Revision counts every change of a store; an entry's revision is that of its
+// last change.
+type Revision int64
+
+// Preconditions for Put and Delete besides an exact revision.
+const (
+	AnyRevision Revision = -1 // write whatever is there
+	Absent      Revision = 0  // write only if the key does not exist
+)
+
+// Errors that every engine returns, wrapped with the key.
+var (
+	ErrNotFound  = errors.New("not found")
+	ErrConflict  = errors.New("changed meanwhile")
+	ErrCompacted = errors.New("revision is too old: list again")
+	ErrTooLarge  = errors.New("value is too large")
+	// ErrFull means that the engine refuses writes to protect its disk; reads go on.
+	ErrFull = errors.New("store is full")
+)
+
+// MaxValue is the largest value in bytes.
+const MaxValue = 4 << 20
+
+// Entry is one key with its value.
+type Entry struct {
+	Key      string
+	Value    []byte
+	Revision Revision
+}
+
+// Op is one write of a transaction.
+type Op struct {
+	Key    string
+	Value  []byte
+	IfWas  Revision
+	Delete bool // delete the key; Value is ignored
+}
+
+// Event is one change. Value is nil for a deletion, Previous for a creation.
+type Event struct {
+	Key      string
+	Value    []byte
+	Previous []byte
+	Revision Revision
+	// Progress marks an event without a key that only says how far the watch is.
+	Progress bool
+}
+
+// Deleted reports whether the event removed its key.
+func (e Event) Deleted() bool { return e.Value == nil && !e.Progress }
+
+// Store is implemented by every engine and safe for concurrent use.
+type Store interface {
+	// Get returns the entry, or ErrNotFound.
+	Get(ctx context.Context, key string) (Entry, error)
+	// List returns the entries whose keys start with prefix, sorted by key,
+	// beginning after the key "after" (empty: from the start), at most limit
+	// (0: all), with the revision that they were read at. at selects an older
+	// revision (0: now) and may return ErrCompacted.
+	List(ctx context.Context, prefix, after string, limit int, at Revision) ([]Entry, Revision, error)
+	// Apply does all writes or none: ErrConflict if a precondition fails,
+	// ErrNotFound if an exact revision is asked of a key that is gone. No key
+	// may appear twice. It returns the one revision that all writes carry.
+	Apply(ctx context.Context, ops ...Op) (Revision, error)
+	// Watch delivers every change of keys with the prefix after revision
+	// (0: from now on), in order, to the returned channel, which is closed when
+	// ctx ends or the watch breaks; Err on the Watch then tells why.
+	Watch(ctx context.Context, prefix string, after Revision) (Watch, error)
+	// Close releases the engine.
+	Close() error
+}
+
+// Watch is a running watch.
+type Watch interface {
+	// Events is closed when the watch ends. A slow reader is cut off rather
+	// than served from memory without limit.
+	Events() <-chan Event
+	// Err returns why Events was closed: nil if the context ended,
+	// ErrCompacted if changes were missed.
+	Err() error
+}
+
+// Put is Apply of one write.
+func Put(ctx context.Context, s Store, key string, value []byte, ifWas Revision) (Revision, error) {
+	return s.Apply(ctx, Op{Key: key, Value: value, IfWas: ifWas})
+}
+
+// Delete is Apply of one deletion.
+func Delete(ctx context.Context, s Store, key string, ifWas Revision) (Revision, error) {
+	return s.Apply(ctx, Op{Key: key, Delete: true, IfWas: ifWas})
+}
