@@ -1,0 +1,63 @@
+package node
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"bocage.dev/bocage"
+)
+
+// Word is one word that travels between rooms: who alone writes it, what
+// carries it, who reads it.
+type Word struct {
+	Name    string
+	Writer  string
+	Carrier string
+	Readers []string
+}
+
+// Graph lists the words in the order of the loop. The kinds' writers come from
+// bocage.Kinds, where the api room reads them too, so the picture cannot drift
+// from what the program allows.
+func Graph() []Word {
+	var words []Word
+	readers := map[string][]string{
+		"Application": {"policy"}, "Guardrail": {"policy"}, "Scope": {"policy"}, "InspectionProfile": {"policy"},
+		"Decoy": {"policy"}, "Quarantine": {"policy"}, "Workload": {"policy", "recognition"},
+		"ThreatCondition": {"policy"}, "Incident": {"people"}, "Host": {"policy", "people"}, "Generation": {"people"},
+	}
+	kinds := bocage.Kinds()
+	word := func(name, writer, carrier string, readers ...string) {
+		words = append(words, Word{name, writer, carrier, readers})
+	}
+	resources := func(writer string) {
+		for _, k := range kinds {
+			if k.Writer == writer {
+				word(k.Name, writer, "store", readers[k.Name]...)
+			}
+		}
+	}
+	resources("api")
+	resources("policy")
+	word("Ruleset", "policy", "store, exchange", "dataplane", "inspection", "deception")
+	word("map entries", "dataplane", "kernel maps", "dataplane/bpf")
+	word("FlowEvent", "dataplane", "stream", "recognition")
+	word("InspectionEvent", "inspection", "stream", "recognition")
+	word("EngagementEvent", "deception", "stream", "recognition")
+	word("Evidence", "recognition", "store", "people")
+	resources("recognition")
+	resources("node")
+	return words
+}
+
+// WriteGraph prints the words as an aligned table.
+func WriteGraph(w io.Writer) error {
+	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(tw, "WORD\tWRITTEN BY\tCARRIED BY\tREAD BY")
+	for _, word := range Graph() {
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", word.Name, word.Writer, word.Carrier, strings.Join(word.Readers, ", "))
+	}
+	return tw.Flush()
+}
