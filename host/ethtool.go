@@ -1,0 +1,122 @@
+package host
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Numbers of linux/ethtool.h that x/sys does not name.
+const (
+	ethtoolGetStrings  = 0x1b // ETHTOOL_GSTRINGS
+	ethtoolGetSetSizes = 0x37 // ETHTOOL_GSSET_INFO
+	ethtoolSetFeatures = 0x3b // ETHTOOL_SFEATURES
+	featureStrings     = 4    // ETH_SS_FEATURES
+	stringLength       = 32   // ETH_GSTRING_LEN
+)
+
+// DisableOffloads makes a link carry packets as they are on the wire: no
+// segmentation or receive offload of any protocol, no scatter-gather, all
+// checksums filled in. Whoever reads packets behind it sees no super-frame.
+func DisableOffloads(namespace, link string) error {
+	err := In(namespace, func() error {
+		socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(socket)
+		names, err := featureNames(socket, link)
+		if err != nil {
+			return err
+		}
+		return clearFeatures(socket, link, names, isOffload)
+	})
+	if err != nil {
+		return fmt.Errorf("disable offloads of %s in namespace %q: %w", link, namespace, err)
+	}
+	return nil
+}
+
+// isOffload picks the features to clear by the names that the kernel gives
+// them, because new ones are added all the time and old switches (tso, gso)
+// do not reach them.
+func isOffload(feature string) bool {
+	return strings.Contains(feature, "segmentation") || strings.Contains(feature, "checksum") ||
+		strings.Contains(feature, "scatter-gather") || strings.HasPrefix(feature, "tx-gso-") ||
+		strings.HasPrefix(feature, "rx-gro") || feature == "rx-lro"
+}
+
+// featureNames lists the names of the link's features by bit number.
+func featureNames(socket int, link string) ([]string, error) {
+	// struct ethtool_sset_info: cmd, reserved, sset_mask (64 bit), one size.
+	sizes := make([]byte, 4+4+8+4)
+	binary.NativeEndian.PutUint32(sizes, ethtoolGetSetSizes)
+	binary.NativeEndian.PutUint64(sizes[8:], 1<<featureStrings)
+	if err := ethtool(socket, link, sizes); err != nil {
+		return nil, err
+	}
+	count := binary.NativeEndian.Uint32(sizes[16:])
+	if count > 1024 {
+		return nil, fmt.Errorf("%d features: %w", count, unix.E2BIG)
+	}
+	// struct ethtool_gstrings: cmd, string_set, len, the strings.
+	texts := make([]byte, 4+4+4+count*stringLength)
+	binary.NativeEndian.PutUint32(texts, ethtoolGetStrings)
+	binary.NativeEndian.PutUint32(texts[4:], featureStrings)
+	binary.NativeEndian.PutUint32(texts[8:], count)
+	if err := ethtool(socket, link, texts); err != nil {
+		return nil, err
+	}
+	names := make([]string, count)
+	for i := range names {
+		name, _, _ := bytes.Cut(texts[12+i*stringLength:][:stringLength], []byte{0})
+		names[i] = string(name)
+	}
+	return names, nil
+}
+
+// clearFeatures switches off those that are chosen. The kernel leaves out what
+// the link cannot change: a veth changes all of them.
+func clearFeatures(socket int, link string, names []string, chosen func(string) bool) error {
+	// struct ethtool_sfeatures: cmd, size, then pairs of valid and requested.
+	blocks := (len(names) + 31) / 32
+	request := make([]byte, 4+4+8*blocks)
+	binary.NativeEndian.PutUint32(request, ethtoolSetFeatures)
+	binary.NativeEndian.PutUint32(request[4:], uint32(blocks))
+	for i, name := range names {
+		if chosen(name) {
+			valid := request[8+8*(i/32):]
+			binary.NativeEndian.PutUint32(valid, binary.NativeEndian.Uint32(valid)|1<<(i%32))
+		}
+	}
+	return ethtool(socket, link, request)
+}
+
+// ethtool makes one SIOCETHTOOL call, which reads and fills the value.
+func ethtool(socket int, link string, value []byte) error {
+	if len(link) >= unix.IFNAMSIZ {
+		return fs.ErrNotExist
+	}
+	request := struct { // struct ifreq with ifr_data in its union of 24 bytes
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [16]byte
+	}{data: unsafe.Pointer(&value[0])}
+	copy(request.name[:], link)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(socket), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+	runtime.KeepAlive(value)
+	switch errno {
+	case 0:
+		return nil
+	case unix.ENODEV:
+		return fs.ErrNotExist
+	default:
+		return errno
+	}
+}
