@@ -1,0 +1,70 @@
+package host_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
+)
+
+// Wherever these tests run as root, the machine carries the system.
+func TestRootProbesPass(t *testing.T) {
+	hosttest.Root(t)
+	seen := map[string]bool{}
+	for _, p := range host.ProbeFeatures(t.Context()) {
+		t.Logf("%-16s ok=%-5v required=%-5v %s", p.Name, p.OK, p.Required, p.Detail)
+		if p.Required && !p.OK {
+			t.Errorf("%s: %s; %s", p.Name, p.Detail, p.Cure)
+		}
+		if p.Detail == "" || p.Cure == "" || seen[p.Name] {
+			t.Errorf("probe %+v needs a name of its own, a detail and a cure", p)
+		}
+		seen[p.Name] = true
+	}
+}
+
+func TestRootMountBPFFS(t *testing.T) {
+	hosttest.Root(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	for i := range 2 {
+		mounted, err := host.MountBPFFS(dir)
+		if err != nil || mounted != (i == 0) {
+			t.Errorf("time %d: mounted %v, %v", i, mounted, err)
+		}
+	}
+	if !host.IsBPFFS(dir) || host.IsBPFFS(filepath.Dir(dir)) {
+		t.Error("the directory is no bpffs, or its parent is")
+	}
+	if err := unix.Unmount(dir, 0); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRootFirewallTables(t *testing.T) {
+	name := hosttest.Namespace(t)
+	if tables, err := host.FirewallTables(name); err != nil || len(tables) != 0 {
+		t.Errorf("a new namespace has tables %q, %v", tables, err)
+	}
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("nft is not installed: only the empty case was tested")
+	}
+	cmd := exec.Command(nft, "add table inet filter; add table netdev wall; add table bridge b")
+	cmd.Stderr = os.Stderr
+	if err := host.Start(name, cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Skipf("this kernel's nftables refuse: %v", err)
+	}
+	want := []string{"bridge b", "inet filter", "netdev wall"}
+	if tables, err := host.FirewallTables(name); err != nil || !slices.Equal(tables, want) {
+		t.Errorf("tables %q, %v; want %q", tables, err, want)
+	}
+}
