@@ -17,7 +17,10 @@ type Fault struct {
 }
 
 func (f Fault) String() string {
-	s := f.Field + ": " + f.Message
+	s := f.Message
+	if f.Field != "" {
+		s = f.Field + ": " + s
+	}
 	if f.Source != "" {
 		s = f.Source + ": " + s
 	}

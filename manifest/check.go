@@ -1,0 +1,335 @@
+package manifest
+
+import (
+	"encoding"
+	"encoding/json"
+	"fmt"
+	"math/big"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"bocage.dev/bocage"
+)
+
+// Check compares the document with the Go type of a kind. unknown holds fields
+// that the kind does not have and keys that stand twice, which a lenient reader
+// may drop; wrong holds values that the type cannot take. Both carry the fields'
+// paths and sources. Afterwards the document reads as if wrong values were empty.
+func (t *Tree) Check(kind bocage.Kind) (unknown, wrong bocage.Faults) {
+	c := checker{tree: t}
+	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "", "")
+	return c.unknown, c.wrong
+}
+
+type checker struct {
+	tree           *Tree
+	unknown, wrong bocage.Faults
+}
+
+func (c *checker) fault(to *bocage.Faults, n *node, path, format string, args ...any) {
+	if to == &c.wrong {
+		n.wrong = true
+	}
+	if len(*to) > maxFaults {
+		return
+	}
+	*to = append(*to, bocage.Fault{
+		Field: path, Message: fmt.Sprintf(format, args...), Source: position(c.tree.name, n.Line),
+	})
+}
+
+var (
+	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
+	timeType        = reflect.TypeFor[time.Time]()
+	rawType         = reflect.TypeFor[json.RawMessage]()
+)
+
+// check compares one value with one type. whole is the path's parent, in which
+// a misplaced field may be at home.
+func (c *checker) check(n *node, typ reflect.Type, path, parent string) {
+	for typ.Kind() == reflect.Pointer {
+		typ = typ.Elem()
+	}
+	if n.Kind == scalar && n.Tag == "!!null" {
+		if strings.HasSuffix(path, "]") {
+			c.fault(&c.wrong, n, path, "is empty: give it a value or remove it")
+		}
+		return // elsewhere an empty value is as good as none
+	}
+	switch {
+	case typ == rawType:
+	case typ == timeType:
+		c.checkTime(n, path)
+	case reflect.PointerTo(typ).Implements(textUnmarshaler):
+		c.checkText(n, typ, path)
+	default:
+		c.checkPlain(n, typ, path)
+	}
+}
+
+func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
+	switch typ.Kind() {
+	case reflect.Struct:
+		c.checkStruct(n, typ, path)
+	case reflect.Map:
+		if c.is(n, mapping, path, "a map of names to values is needed") {
+			c.keysOnce(n, path)
+			for i := 0; i+1 < len(n.Content); i += 2 {
+				c.check(n.Content[i+1], typ.Elem(), path+"["+n.Content[i].Value+"]", path)
+			}
+		}
+	case reflect.Slice:
+		if c.is(n, sequence, path, "a list is needed") {
+			for i, item := range n.Content {
+				c.check(item, typ.Elem(), fmt.Sprintf("%s[%d]", path, i), path)
+			}
+		}
+	case reflect.String:
+		c.checkString(n, path)
+	case reflect.Bool:
+		if n.Kind != scalar || n.Tag != "!!bool" {
+			c.fault(&c.wrong, n, path, "is %s where true or false is needed", describe(n))
+		}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		c.checkInteger(n, typ, path)
+	case reflect.Float32, reflect.Float64:
+		if n.Kind != scalar || n.Tag != "!!int" && n.Tag != "!!float" {
+			c.fault(&c.wrong, n, path, "is %s where a number is needed", describe(n))
+		} else if _, ok := n.plain().(json.Number); !ok {
+			c.fault(&c.wrong, n, path, "%q is not a finite number", n.Value)
+		}
+	default:
+		panic(fmt.Sprintf("manifest: a declaration cannot hold %s", typ))
+	}
+}
+
+func (c *checker) is(n *node, kind yaml.Kind, path, needed string) bool {
+	if n.Kind == kind {
+		return true
+	}
+	c.fault(&c.wrong, n, path, "is %s where %s", describe(n), needed)
+	return false
+}
+
+func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
+	if !c.is(n, mapping, path, "a map of fields is needed") {
+		return
+	}
+	c.keysOnce(n, path)
+	fields := structFields(typ)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key, value := n.Content[i], n.Content[i+1]
+		at := join(path, key.Value)
+		field, ok := fields[key.Value]
+		if !ok {
+			c.fault(&c.unknown, key, at, "%s", unknownField(key.Value, path, typ, fields))
+			continue
+		}
+		c.check(value, field, at, path)
+	}
+}
+
+func (c *checker) keysOnce(n *node, path string) {
+	first := make(map[string]int, len(n.Content)/2)
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i]
+		if line, twice := first[key.Value]; twice {
+			c.fault(&c.unknown, key, join(path, key.Value), "stands twice: first in line %d", line)
+			continue
+		}
+		first[key.Value] = key.Line
+	}
+}
+
+func (c *checker) checkString(n *node, path string) {
+	switch {
+	case n.Kind != scalar:
+		c.fault(&c.wrong, n, path, "is %s where text is needed", describe(n))
+	case n.Tag != "!!str" && n.Tag != "!!timestamp":
+		c.fault(&c.wrong, n, path, "is %s where text is needed: write %q", describe(n), n.Value)
+	case strings.ContainsRune(n.Value, 0):
+		c.fault(&c.wrong, n, path, "holds a NUL character")
+	}
+}
+
+func (c *checker) checkTime(n *node, path string) {
+	if n.Kind != scalar {
+		c.fault(&c.wrong, n, path, "is %s where a time is needed", describe(n))
+	} else if _, err := time.Parse(time.RFC3339, n.Value); err != nil {
+		c.fault(&c.wrong, n, path, "%q is not a time such as 2026-11-24T18:00:00Z", n.Value)
+	}
+}
+
+func (c *checker) checkText(n *node, typ reflect.Type, path string) {
+	if n.Kind != scalar || n.Tag != "!!str" {
+		c.checkString(n, path)
+		return
+	}
+	if err := reflect.New(typ).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.Value)); err != nil {
+		c.fault(&c.wrong, n, path, "%s", textMessage(typ, n.Value, err))
+	}
+}
+
+// textMessage replaces the messages of the standard library by ones for people.
+func textMessage(typ reflect.Type, value string, err error) string {
+	switch typ.PkgPath() + "." + typ.Name() {
+	case "net/netip.Prefix":
+		return fmt.Sprintf("%q is not a CIDR such as 10.0.0.0/8 or 2001:db8::/32", value)
+	case "net/netip.Addr":
+		return fmt.Sprintf("%q is not an IP address", value)
+	}
+	return err.Error()
+}
+
+func (c *checker) checkInteger(n *node, typ reflect.Type, path string) {
+	value, ok := n.integer()
+	if !ok || n.Kind != scalar {
+		_, err := strconv.Atoi(n.Value)
+		switch {
+		case n.Kind == scalar && n.Tag == "!!float":
+			c.fault(&c.wrong, n, path, "%s is not a whole number", n.Value)
+		case n.Kind == scalar && n.Tag == "!!str" && err == nil:
+			c.fault(&c.wrong, n, path, "is text where a number is needed: write %s without quotes", n.Value)
+		default:
+			c.fault(&c.wrong, n, path, "is %s where a whole number is needed", describe(n))
+		}
+		return
+	}
+	low, high := limits(typ)
+	if value.Cmp(low) < 0 || value.Cmp(high) > 0 {
+		c.fault(&c.wrong, n, path, "%s is out of range: %s to %s", value, low, high)
+	}
+}
+
+func limits(typ reflect.Type) (low, high *big.Int) {
+	one := big.NewInt(1)
+	bits := uint(typ.Bits())
+	switch typ.Kind() {
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return new(big.Int), new(big.Int).Sub(new(big.Int).Lsh(one, bits), one)
+	}
+	half := new(big.Int).Lsh(one, bits-1)
+	return new(big.Int).Neg(half), new(big.Int).Sub(half, one)
+}
+
+// structFields maps the JSON names of a struct's fields to their types, as
+// encoding/json sees them.
+func structFields(typ reflect.Type) map[string]reflect.Type {
+	fields := make(map[string]reflect.Type, typ.NumField())
+	for _, field := range reflect.VisibleFields(typ) {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		switch {
+		case !field.IsExported() || name == "-" || (field.Anonymous && name == ""):
+			continue
+		case name == "":
+			name = field.Name
+		}
+		if _, shadowed := fields[name]; !shadowed && atTop(typ, field) {
+			fields[name] = field.Type
+		}
+	}
+	return fields
+}
+
+// atTop reports whether a visible field is reached through fields that are
+// inlined, and not through one that has a JSON name of its own.
+func atTop(typ reflect.Type, field reflect.StructField) bool {
+	for i := 1; i < len(field.Index); i++ {
+		parent := typ.FieldByIndex(field.Index[:i])
+		if name, _, _ := strings.Cut(parent.Tag.Get("json"), ","); name != "" {
+			return false
+		}
+	}
+	return true
+}
+
+func unknownField(name, path string, typ reflect.Type, fields map[string]reflect.Type) string {
+	names := make([]string, 0, len(fields))
+	for f := range fields {
+		names = append(names, f)
+	}
+	if near := nearest(name, names); near != "" {
+		return fmt.Sprintf("is unknown: did you mean %s?", near)
+	}
+	for _, part := range []string{"spec", "metadata"} {
+		if inner, ok := fields[part]; ok && path == "" {
+			if _, ok := structFields(inner)[name]; ok {
+				return fmt.Sprintf("is unknown here: did you mean %s.%s?", part, name)
+			}
+		}
+	}
+	if strings.HasPrefix(path, "metadata") {
+		return "is unknown: labels belong under metadata.labels"
+	}
+	return fmt.Sprintf("is unknown: %s", fieldList(typ))
+}
+
+// fieldList names the fields that a struct has, in their order.
+func fieldList(typ reflect.Type) string {
+	var names []string
+	fields := structFields(typ)
+	for _, f := range reflect.VisibleFields(typ) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		if _, ok := fields[name]; ok && name != "status" {
+			names = append(names, name)
+		}
+	}
+	return "the fields here are " + strings.Join(names, ", ")
+}
+
+func join(path, name string) string {
+	if path == "" {
+		return name
+	}
+	return path + "." + name
+}
+
+// nearest returns the one of the names that a misspelling most likely meant, or
+// nothing.
+func nearest(name string, names []string) string {
+	best, distance := "", 3
+	for _, candidate := range names {
+		if strings.EqualFold(name, candidate) {
+			return candidate
+		}
+		d := editDistance(strings.ToLower(name), strings.ToLower(candidate))
+		if d < distance && d*2 < len(candidate) || d == distance && best != "" && candidate < best {
+			best, distance = candidate, d
+		}
+	}
+	return best
+}
+
+// editDistance counts insertions, deletions, replacements and swaps of
+// neighbours. Long names are far from everything.
+func editDistance(a, b string) int {
+	if len(a) > 64 || len(b) > 64 {
+		return 64
+	}
+	rows := make([][]int, len(a)+1)
+	for i := range rows {
+		rows[i] = make([]int, len(b)+1)
+		rows[i][0] = i
+	}
+	for j := range rows[0] {
+		rows[0][j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
+			}
+		}
+	}
+	return rows[len(a)][len(b)]
+}

@@ -1,0 +1,512 @@
+package manifest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"regexp"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"bocage.dev/bocage"
+)
+
+// The node kinds that are left once documents are opened and aliases replaced.
+const (
+	mapping  = yaml.MappingNode
+	sequence = yaml.SequenceNode
+	scalar   = yaml.ScalarNode
+)
+
+// Tree is one parsed document: syntax without meaning.
+type Tree struct {
+	name string
+	node *node
+}
+
+// node is a YAML value whose lines count from the start of the file.
+type node struct {
+	Kind    yaml.Kind
+	Tag     string // short form: !!str, !!int, ...
+	Value   string
+	Line    int
+	Content []*node // of a mapping: key, value, key, value
+	wrong   bool    // Check found that its type does not fit
+}
+
+// value returns the last value of a key in a mapping, or nil.
+func (n *node) value(key string) *node {
+	if n.Kind != mapping {
+		return nil
+	}
+	var found *node
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			found = n.Content[i+1]
+		}
+	}
+	return found
+}
+
+// Parse reads the documents of a file or body in YAML or JSON, without asking
+// what they mean. Documents whose syntax is broken are left out and reported;
+// empty ones are skipped.
+func Parse(name string, data []byte) ([]*Tree, bocage.Faults) {
+	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	if faults := acceptable(name, data); len(faults) > 0 {
+		return nil, faults
+	}
+	if looksLikeJSON(data) {
+		nodes, err := parseJSON(data)
+		if err == nil {
+			return trees(name, nodes), nil
+		}
+		if strings.HasSuffix(strings.ToLower(name), ".json") {
+			return nil, bocage.Faults{fault(name, err)}
+		}
+	}
+	var nodes []*node
+	var faults bocage.Faults
+	for _, part := range splitYAML(data) {
+		n, err := parseYAML(part.text, part.line)
+		if err != nil {
+			faults = append(faults, fault(name, err))
+		} else if n != nil {
+			nodes = append(nodes, n)
+		}
+	}
+	return trees(name, nodes), faults
+}
+
+func trees(name string, nodes []*node) []*Tree {
+	out := make([]*Tree, len(nodes))
+	for i, n := range nodes {
+		out[i] = &Tree{name: name, node: n}
+	}
+	return out
+}
+
+// lineError is a syntax error at a line.
+type lineError struct {
+	line    int
+	message string
+}
+
+func (e *lineError) Error() string { return e.message }
+
+func fault(name string, err error) bocage.Fault {
+	var at *lineError
+	if errors.As(err, &at) {
+		return bocage.Fault{Source: position(name, at.line), Message: at.message}
+	}
+	return bocage.Fault{Source: name, Message: err.Error()}
+}
+
+func position(name string, line int) string {
+	if name == "" {
+		return "line " + strconv.Itoa(line)
+	}
+	return name + ":" + strconv.Itoa(line)
+}
+
+// acceptable refuses what no parser should see.
+func acceptable(name string, data []byte) bocage.Faults {
+	refuse := func(line int, format string, args ...any) bocage.Faults {
+		return bocage.Faults{{Source: position(name, line), Message: fmt.Sprintf(format, args...)}}
+	}
+	switch {
+	case len(data) > MaxBytes:
+		return refuse(1, "is larger than %d MiB: split it", MaxBytes>>20)
+	case bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")):
+		return refuse(1, "is UTF-16: save it as UTF-8")
+	}
+	if i := bytes.IndexByte(data, 0); i >= 0 {
+		return refuse(lineOf(data, i), "holds a NUL byte: it is no text file, or damaged")
+	}
+	if !utf8.Valid(data) {
+		i := 0
+		for i < len(data) {
+			r, size := utf8.DecodeRune(data[i:])
+			if r == utf8.RuneError && size == 1 {
+				break
+			}
+			i += size
+		}
+		return refuse(lineOf(data, i), "is not UTF-8: save it as UTF-8")
+	}
+	values := 0
+	for _, c := range data {
+		switch c {
+		case ',', '[', '{', ':', '\n':
+			values++
+		}
+	}
+	if values > maxValues {
+		return refuse(1, "holds more than %d values: split it", maxValues)
+	}
+	return nil
+}
+
+func lineOf(data []byte, offset int) int { return 1 + bytes.Count(data[:offset], []byte("\n")) }
+
+func looksLikeJSON(data []byte) bool {
+	trimmed := bytes.TrimLeft(data, " \t\r\n")
+	return len(trimmed) > 0 && (trimmed[0] == '{' || trimmed[0] == '[')
+}
+
+// JSON
+
+// parseJSON reads a sequence of JSON values.
+func parseJSON(data []byte) ([]*node, error) {
+	p := &jsonParser{data: data, decoder: json.NewDecoder(bytes.NewReader(data)), line: 1}
+	p.decoder.UseNumber()
+	var nodes []*node
+	for {
+		n, err := p.value(0)
+		if errors.Is(err, io.EOF) && !p.inside {
+			return nodes, nil
+		}
+		if err != nil {
+			return nil, p.failed(err)
+		}
+		nodes = append(nodes, n)
+	}
+}
+
+type jsonParser struct {
+	data    []byte
+	decoder *json.Decoder
+	offset  int // up to which lines are counted
+	line    int
+	inside  bool // a value has begun
+}
+
+func (p *jsonParser) token() (json.Token, int, error) {
+	token, err := p.decoder.Token()
+	if err != nil {
+		return nil, 0, err
+	}
+	end := int(p.decoder.InputOffset())
+	p.line += bytes.Count(p.data[p.offset:end], []byte("\n"))
+	p.offset = end
+	return token, p.line, nil
+}
+
+func (p *jsonParser) value(depth int) (*node, error) {
+	p.inside = depth > 0
+	token, line, err := p.token()
+	if err != nil {
+		return nil, err
+	}
+	p.inside = true
+	if depth > maxDepth {
+		return nil, &lineError{line, fmt.Sprintf("is nested deeper than %d levels", maxDepth)}
+	}
+	switch t := token.(type) {
+	case json.Delim:
+		n := &node{Kind: sequence, Tag: "!!seq", Line: line}
+		if t == '{' {
+			n.Kind, n.Tag = mapping, "!!map"
+		}
+		for p.decoder.More() {
+			if n.Kind == mapping {
+				key, line, err := p.token()
+				if err != nil {
+					return nil, err
+				}
+				n.Content = append(n.Content, &node{Kind: scalar, Tag: "!!str", Value: key.(string), Line: line})
+			}
+			v, err := p.value(depth + 1)
+			if err != nil {
+				return nil, err
+			}
+			n.Content = append(n.Content, v)
+		}
+		_, _, err := p.token()
+		return n, err
+	case string:
+		return &node{Kind: scalar, Tag: "!!str", Value: t, Line: line}, nil
+	case json.Number:
+		tag := "!!int"
+		if strings.ContainsAny(t.String(), ".eE") {
+			tag = "!!float"
+		}
+		return &node{Kind: scalar, Tag: tag, Value: t.String(), Line: line}, nil
+	case bool:
+		return &node{Kind: scalar, Tag: "!!bool", Value: strconv.FormatBool(t), Line: line}, nil
+	default:
+		return &node{Kind: scalar, Tag: "!!null", Value: "null", Line: line}, nil
+	}
+}
+
+func (p *jsonParser) failed(err error) error {
+	var at *lineError
+	var syntax *json.SyntaxError
+	switch {
+	case errors.As(err, &at):
+		return err
+	case errors.As(err, &syntax):
+		return &lineError{lineOf(p.data, min(int(syntax.Offset), len(p.data))), "is not JSON: " + syntax.Error()}
+	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+		return &lineError{lineOf(p.data, len(p.data)), "is not JSON: it ends inside a value"}
+	default:
+		return &lineError{p.line, "is not JSON: " + err.Error()}
+	}
+}
+
+// YAML
+
+type part struct {
+	text []byte
+	line int // number of the first line, less one
+}
+
+// splitYAML cuts a stream at its document markers, so that one broken document
+// does not hide the faults of the others. YAML allows the markers nowhere else
+// at the start of a line (YAML 1.2 section 9.1.2).
+func splitYAML(data []byte) []part {
+	var parts []part
+	start, startLine := 0, 0
+	for line, offset := 0, 0; offset < len(data); line++ {
+		end := bytes.IndexByte(data[offset:], '\n')
+		if end < 0 {
+			end = len(data) - offset
+		}
+		text := data[offset : offset+end]
+		if isMarker(text, "---") || isMarker(text, "...") {
+			parts = append(parts, part{data[start:offset], startLine})
+			start, startLine = offset, line
+			if isMarker(text, "...") {
+				start, startLine = min(offset+end+1, len(data)), line+1
+			}
+		}
+		offset += end + 1
+	}
+	return append(parts, part{data[start:], startLine})
+}
+
+func isMarker(line []byte, marker string) bool {
+	rest, ok := bytes.CutPrefix(line, []byte(marker))
+	return ok && (len(rest) == 0 || rest[0] == ' ' || rest[0] == '\t' || rest[0] == '\r')
+}
+
+// directive is a line such as %YAML 1.2, which stands before a document marker.
+var directive = regexp.MustCompile(`(?m)^%(YAML|TAG)[^\n]*$`)
+
+// parseYAML reads one document; nil if it is empty.
+func parseYAML(text []byte, line int) (*node, error) {
+	if blank(text) {
+		return nil, nil
+	}
+	var root yaml.Node
+	if err := yaml.Unmarshal(text, &root); err != nil {
+		return nil, explainYAML(err, text, line)
+	}
+	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
+		return nil, nil
+	}
+	o := opener{line: line}
+	n, err := o.open(root.Content[0], 0)
+	if err != nil {
+		return nil, err
+	}
+	if n.Kind == scalar && n.Tag == "!!null" {
+		return nil, nil
+	}
+	return n, nil
+}
+
+// blank reports whether a part holds nothing but comments and directives.
+func blank(text []byte) bool {
+	for line := range bytes.Lines(directive.ReplaceAll(text, nil)) {
+		line = bytes.TrimSpace(line)
+		if len(line) > 0 && line[0] != '#' && !bytes.Equal(line, []byte("---")) {
+			return false
+		}
+	}
+	return true
+}
+
+var yamlLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+
+// explainYAML turns the parser's message into one with the file's line and, for
+// the commonest mistake, what to do.
+func explainYAML(err error, text []byte, line int) error {
+	message := strings.TrimSpace(err.Error())
+	at := 1
+	if m := yamlLine.FindStringSubmatch(message); m != nil {
+		message = m[2]
+		if n, err := strconv.Atoi(m[1]); err == nil {
+			at = n
+		}
+	}
+	for i, l := range bytes.Split(text, []byte("\n")) {
+		indent := l[:len(l)-len(bytes.TrimLeft(l, " \t"))]
+		if bytes.IndexByte(indent, '\t') >= 0 && i+1 >= at-1 && i+1 <= at+1 {
+			return &lineError{line + i + 1, "is indented with a tab: YAML wants spaces"}
+		}
+	}
+	return &lineError{line + at, "is not YAML: " + message}
+}
+
+// opener copies a parsed document, replacing aliases and merge keys.
+type opener struct {
+	line    int
+	inAlias int
+	aliased int
+}
+
+func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
+	at := o.line + y.Line
+	if depth > maxDepth {
+		return nil, &lineError{at, fmt.Sprintf("is nested deeper than %d levels", maxDepth)}
+	}
+	if o.inAlias > 0 {
+		if o.aliased++; o.aliased > maxAliased {
+			return nil, &lineError{at, fmt.Sprintf("has aliases that expand to more than %d values", maxAliased)}
+		}
+	}
+	switch y.Kind {
+	case yaml.AliasNode:
+		o.inAlias++
+		defer func() { o.inAlias-- }()
+		// An alias within what it names is cut off by the depth.
+		return o.open(y.Alias, depth+1)
+	case yaml.MappingNode:
+		n := &node{Kind: mapping, Tag: "!!map", Line: at}
+		return n, o.openMapping(n, y, depth)
+	case yaml.SequenceNode:
+		n := &node{Kind: sequence, Tag: "!!seq", Line: at}
+		for _, c := range y.Content {
+			v, err := o.open(c, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			n.Content = append(n.Content, v)
+		}
+		return n, nil
+	case yaml.ScalarNode:
+		tag := y.ShortTag()
+		switch tag {
+		case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":
+			return &node{Kind: scalar, Tag: tag, Value: y.Value, Line: at}, nil
+		}
+		return nil, &lineError{at, fmt.Sprintf("has the tag %s, which is not understood", y.Tag)}
+	default:
+		return nil, &lineError{at, "holds a value that is not understood"}
+	}
+}
+
+func (o *opener) openMapping(n *node, y *yaml.Node, depth int) error {
+	var merges []*node
+	for i := 0; i+1 < len(y.Content); i += 2 {
+		key, err := o.open(y.Content[i], depth+1)
+		if err != nil {
+			return err
+		}
+		value, err := o.open(y.Content[i+1], depth+1)
+		if err != nil {
+			return err
+		}
+		switch {
+		case key.Tag == "!!merge":
+			merges = append(merges, value)
+		case key.Kind != scalar:
+			return &lineError{key.Line, fmt.Sprintf("has %s as a key: keys are text", describe(key))}
+		default:
+			// A key is text whatever it looks like, as in JSON.
+			key.Tag = "!!str"
+			n.Content = append(n.Content, key, value)
+		}
+	}
+	for _, m := range merges {
+		sources := []*node{m}
+		if m.Kind == sequence {
+			sources = m.Content
+		}
+		for _, source := range sources {
+			if source.Kind != mapping {
+				return &lineError{source.Line, "merges (<<) something that is no map"}
+			}
+			for i := 0; i+1 < len(source.Content); i += 2 {
+				if n.value(source.Content[i].Value) == nil {
+					n.Content = append(n.Content, source.Content[i], source.Content[i+1])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// plain returns the value in the form of encoding/json, numbers as json.Number.
+// Values that Check found wrong are left empty, so that the rest can be read.
+func (n *node) plain() any {
+	if n.wrong {
+		return nil
+	}
+	switch n.Kind {
+	case mapping:
+		object := make(map[string]any, len(n.Content)/2)
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			object[n.Content[i].Value] = n.Content[i+1].plain()
+		}
+		return object
+	case sequence:
+		list := make([]any, len(n.Content))
+		for i, c := range n.Content {
+			list[i] = c.plain()
+		}
+		return list
+	}
+	switch n.Tag {
+	case "!!null":
+		return nil
+	case "!!bool":
+		return strings.EqualFold(n.Value, "true")
+	case "!!int":
+		if i, ok := n.integer(); ok {
+			return json.Number(i.String())
+		}
+	case "!!float":
+		if f, err := strconv.ParseFloat(n.Value, 64); err == nil {
+			if text, err := json.Marshal(f); err == nil {
+				return json.Number(text)
+			}
+		}
+	}
+	return n.Value
+}
+
+// integer reads a whole number in any of YAML's bases.
+func (n *node) integer() (*big.Int, bool) {
+	if n.Tag != "!!int" || len(n.Value) > 100 {
+		return nil, false
+	}
+	text := strings.TrimPrefix(strings.ReplaceAll(n.Value, "_", ""), "+")
+	return new(big.Int).SetString(text, 0)
+}
+
+func describe(n *node) string {
+	switch {
+	case n.Kind == mapping:
+		return "a map"
+	case n.Kind == sequence:
+		return "a list"
+	}
+	switch n.Tag {
+	case "!!null":
+		return "empty"
+	case "!!bool":
+		return "true or false"
+	case "!!int", "!!float":
+		return "a number"
+	default:
+		return "text"
+	}
+}
