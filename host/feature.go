@@ -21,10 +21,10 @@ import (
 type Probe struct {
 	Name string `json:"name"`
 	OK   bool   `json:"ok"`
-	// Required says that nothing works without it. Other probes that are not OK
+	// Needed says that nothing works without it. Other probes that are not OK
 	// are warnings.
-	Required bool   `json:"required"`
-	Detail   string `json:"detail"`
+	Needed bool   `json:"needed"`
+	Detail string `json:"detail"`
 	// Cure says what to do if it is not OK.
 	Cure string `json:"cure,omitempty"`
 }
@@ -39,9 +39,9 @@ const (
 // reloads rulesets by tenant while it runs.
 const suricataFloor = 7
 
-// ProbeFeatures asks everything, required things first. It changes nothing on
+// ProbeFeatures asks everything, needed things first. It changes nothing on
 // the machine, and takes well under a second.
-func ProbeFeatures(ctx context.Context) []Probe {
+func ProbeFeatures() []Probe {
 	return []Probe{
 		probeKernel(),
 		probeBTF(),
@@ -49,7 +49,7 @@ func ProbeFeatures(ctx context.Context) []Probe {
 		probeTCX(),
 		probeBPFFS(),
 		probeNamespaces(),
-		probeSuricata(ctx),
+		probeSuricata(),
 		probeMemlock(),
 		probeClock(),
 		probeFirewall(),
@@ -68,7 +68,7 @@ func Kernel() (string, error) {
 }
 
 func probeKernel() Probe {
-	p := Probe{Name: "kernel", Required: true,
+	p := Probe{Name: "kernel", Needed: true,
 		Cure: fmt.Sprintf("boot a kernel of %d.%d or newer: on Debian 12, install linux-image-amd64 from bookworm-backports", floorMajor, floorMinor)}
 	release, err := Kernel()
 	if err != nil {
@@ -89,7 +89,7 @@ func parseRelease(release string) (major, minor int, ok bool) {
 
 func probeBTF() Probe {
 	const file = "/sys/kernel/btf/vmlinux"
-	p := Probe{Name: "btf", Required: true, Detail: file,
+	p := Probe{Name: "btf", Needed: true, Detail: file,
 		Cure: "use a kernel built with CONFIG_DEBUG_INFO_BTF=y: Debian's own are"}
 	f, err := os.Open(file)
 	if err != nil {
@@ -111,7 +111,7 @@ var neededCapabilities = []struct {
 }{{"CAP_BPF", unix.CAP_BPF}, {"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}}
 
 func probeCapabilities() Probe {
-	p := Probe{Name: "privilege", Required: true, Cure: "run as root: sudo bocage doctor"}
+	p := Probe{Name: "privilege", Needed: true, Cure: "run as root: sudo bocage doctor"}
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
@@ -136,7 +136,7 @@ func probeCapabilities() Probe {
 // probeTCX asks the kernel to attach a program to a link that does not exist:
 // one that knows TCX misses the link, one that does not refuses the question.
 func probeTCX() Probe {
-	p := Probe{Name: "tcx", Required: true, Detail: "programs attach to links by TCX",
+	p := Probe{Name: "tcx", Needed: true, Detail: "programs attach to links by TCX",
 		Cure: fmt.Sprintf("boot a kernel of %d.%d or newer with CONFIG_NET_XGRESS=y and CONFIG_BPF_SYSCALL=y", floorMajor, floorMinor)}
 	program, err := loadPass()
 	if err != nil {
@@ -215,7 +215,7 @@ func IsBPFFS(dir string) bool {
 }
 
 func probeBPFFS() Probe {
-	p := Probe{Name: "bpffs", Required: true, Detail: "mounted on " + BPFFS,
+	p := Probe{Name: "bpffs", Needed: true, Detail: "mounted on " + BPFFS,
 		Cure: "mount -t bpf bpf " + BPFFS}
 	if p.OK = IsBPFFS(BPFFS); p.OK {
 		return p
@@ -230,7 +230,7 @@ func probeBPFFS() Probe {
 }
 
 func probeNamespaces() Probe {
-	p := Probe{Name: "namespaces", Required: true, Detail: "network namespaces are there",
+	p := Probe{Name: "namespaces", Needed: true, Detail: "network namespaces are there",
 		Cure: "use a kernel with CONFIG_NET_NS=y"}
 	_, err := os.Stat(threadNamespace)
 	if p.OK = err == nil; !p.OK {
@@ -239,14 +239,14 @@ func probeNamespaces() Probe {
 	return p
 }
 
-func probeSuricata(ctx context.Context) Probe {
+func probeSuricata() Probe {
 	p := Probe{Name: "suricata", Cure: "run scripts/setup demo, or install suricata (on Debian 12 from bookworm-backports); without it flows with a duty to inspect follow their profile's failMode"}
 	path, err := exec.LookPath("suricata")
 	if err != nil {
 		p.Detail = "not installed"
 		return p
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, "-V").Output()
 	if err != nil {
