@@ -1,0 +1,81 @@
+# Bocage: two commands matter, "make demo" and "make test". Both install what
+# the machine lacks (scripts/setup), so they want root on Debian 12 or 13.
+
+SHELL := /bin/sh
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+GO_FILES = $(shell git ls-files -co --exclude-standard '*.go')
+# A repository that belongs to somebody else is no reason not to build it as root.
+GOBUILD = go build -trimpath -buildvcs=false
+# Where tests may use the kernel, one that skips is one that fails.
+REQUIRE_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo 1)
+TEST_FLAGS ?=
+BENCH ?= .
+
+.PHONY: help
+help: ## say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 24
+
+.PHONY: demo
+demo: ## the whole loop on this machine; KEEP=1 leaves it running
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory build
+	@bin/bocage demo $(if $(KEEP),--keep)
+
+.PHONY: build
+build: ## bin/bocage
+	@mkdir -p bin
+	$(GOBUILD) -ldflags '-X main.version=$(VERSION)' -o bin/bocage ./cmd/bocage
+
+.PHONY: test
+test: ## everything: laws, unit, kernel, whole system
+	@scripts/setup test
+	@$(MAKE) --no-print-directory format-check generate-check build .bin/kubectl
+	go vet ./...
+	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 15m $(TEST_FLAGS) ./...
+
+.PHONY: bench
+bench: ## the figures that the documents name
+	@scripts/setup demo
+	@$(MAKE) --no-print-directory build
+	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 1 -timeout 30m -run '^$$' -bench '$(BENCH)' -benchmem ./...
+
+.PHONY: generate
+generate: ## re-make the eBPF objects and their Go twins
+	@scripts/setup generate
+	go generate ./...
+
+.PHONY: generate-check
+generate-check: ## see that what is committed is what would be generated
+	@scripts/setup generate
+	@scripts/generate-check
+
+.PHONY: fmt
+fmt: ## format the Go files
+	@gofmt -w $(GO_FILES)
+
+.PHONY: format-check
+format-check:
+	@unformatted=$$(gofmt -l $(GO_FILES)); [ -z "$$unformatted" ] || { \
+		echo "not formatted: $$unformatted; run make fmt" >&2; exit 1; }
+
+.PHONY: lint
+lint: format-check .bin/staticcheck ## go vet and staticcheck
+	go vet ./...
+	cd tools && go vet ./...
+	.bin/staticcheck ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin .bin
+
+# The pinned, real kubectl that tests speak to our API with.
+.bin/kubectl: tools/go.mod tools/go.sum $(wildcard tools/cmd/kubectl/*.go)
+	@mkdir -p .bin
+	cd tools && $(GOBUILD) -o ../.bin/kubectl ./cmd/kubectl
+
+.bin/staticcheck: tools/go.mod tools/go.sum
+	@mkdir -p .bin
+	cd tools && $(GOBUILD) -o ../.bin/staticcheck honnef.co/go/tools/cmd/staticcheck
