@@ -1,0 +1,313 @@
+// Package etcd is the store on etcd 3: embedded in this process, or a cluster
+// that somebody else runs.
+//
+// It promises strict serialisable reads and writes, every acknowledged write on
+// disk before it is acknowledged, and watches that miss nothing. The embedded
+// server listens nowhere unless asked to, and then only on a socket in a
+// directory of its owner's; it keeps its history short, gives space back, and
+// refuses writes with store.ErrFull before the disk is full, rather than after.
+//
+// It never turns fsync off, and never opens a TCP port.
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"bocage.dev/bocage/store"
+	"bocage.dev/bocage/store/internal/pump"
+)
+
+// DefaultPrefix is what all keys start with in etcd, so that a cluster can be
+// shared and an embedded store moved to it.
+const DefaultPrefix = "bocage/"
+
+// ErrClosed is why everything fails after Close, and why a watch ended by it.
+var ErrClosed = errors.New("the store is closed")
+
+// Store is a store on etcd; see [Open] and [Connect].
+type Store struct {
+	client *clientv3.Client
+	prefix string
+	// engine is the embedded server, nil if etcd runs elsewhere.
+	engine *engine
+	// ctx ends with Close, and with it every watch.
+	ctx    context.Context
+	cancel context.CancelFunc
+	close  func() error
+	// watches counts the goroutines that Close waits for; mu orders its growth
+	// before the end.
+	mu      sync.Mutex
+	watches sync.WaitGroup
+}
+
+func newStore(client *clientv3.Client, prefix string, e *engine, closeAll func() error) *Store {
+	ctx, cancel := context.WithCancel(context.Background())
+	return &Store{client: client, prefix: prefix, engine: e, ctx: ctx, cancel: cancel, close: sync.OnceValue(closeAll)}
+}
+
+// Close implements store.Store: it ends every watch and, of an embedded server,
+// the server.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.cancel()
+	s.mu.Unlock()
+	s.watches.Wait()
+	return s.close()
+}
+
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key string) (store.Entry, error) {
+	if err := s.usable(ctx); err != nil {
+		return store.Entry{}, fmt.Errorf("read %q: %w", key, err)
+	}
+	response, err := s.client.Get(ctx, s.prefix+key)
+	if err != nil {
+		return store.Entry{}, fmt.Errorf("read %q: %w", key, s.explain(ctx, err))
+	}
+	if len(response.Kvs) == 0 {
+		return store.Entry{}, fmt.Errorf("read %q: %w", key, store.ErrNotFound)
+	}
+	kv := response.Kvs[0]
+	return store.Entry{Key: key, Value: copied(kv.Value), Revision: store.Revision(kv.ModRevision)}, nil
+}
+
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, prefix, after string, limit int, at store.Revision) ([]store.Entry, store.Revision, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, 0, fmt.Errorf("list %q: %w", prefix, err)
+	}
+	start, end := s.prefix+prefix, clientv3.GetPrefixRangeEnd(s.prefix+prefix)
+	if behind := s.prefix + after + "\x00"; after != "" && behind > start {
+		start = behind
+	}
+	options := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(int64(limit)), clientv3.WithRev(int64(at))}
+	if start >= end { // nothing is behind the last, but the revision is still asked for
+		start, options = s.prefix, append(options, clientv3.WithCountOnly())
+	}
+	response, err := s.client.Get(ctx, start, options...)
+	if err != nil {
+		return nil, 0, fmt.Errorf("list %q: %w", prefix, s.explain(ctx, err))
+	}
+	entries := make([]store.Entry, len(response.Kvs))
+	for i, kv := range response.Kvs {
+		entries[i] = store.Entry{Key: string(kv.Key[len(s.prefix):]), Value: copied(kv.Value), Revision: store.Revision(kv.ModRevision)}
+	}
+	if at == 0 {
+		at = store.Revision(response.Header.Revision)
+	}
+	return entries, at, nil
+}
+
+// Apply implements store.Store.
+func (s *Store) Apply(ctx context.Context, ops ...store.Op) (store.Revision, error) {
+	if err := store.CheckOps(ops); err != nil {
+		return 0, err
+	}
+	name := fmt.Sprintf("write %q", ops[0].Key)
+	if len(ops) > 1 {
+		name = fmt.Sprintf("apply %d writes from %q on", len(ops), ops[0].Key)
+	}
+	if err := s.usable(ctx); err != nil {
+		return 0, fmt.Errorf("%s: %w", name, err)
+	}
+	if s.engine != nil && slices.ContainsFunc(ops, func(op store.Op) bool { return !op.Delete }) {
+		if err := s.engine.room(); err != nil {
+			return 0, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	var conditions []clientv3.Cmp
+	var writes, looks []clientv3.Op
+	for _, op := range ops {
+		key := s.prefix + op.Key
+		switch op.IfWas {
+		case store.AnyRevision:
+		case store.Absent:
+			conditions = append(conditions, clientv3.Compare(clientv3.CreateRevision(key), "=", 0))
+			looks = append(looks, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+		default:
+			conditions = append(conditions, clientv3.Compare(clientv3.ModRevision(key), "=", int64(op.IfWas)))
+			looks = append(looks, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+		}
+		if op.Delete {
+			writes = append(writes, clientv3.OpDelete(key))
+		} else {
+			writes = append(writes, clientv3.OpPut(key, string(op.Value)))
+		}
+	}
+	response, err := s.client.Txn(ctx).If(conditions...).Then(writes...).Else(looks...).Commit()
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", name, s.explain(ctx, err))
+	}
+	if !response.Succeeded {
+		return 0, failedPrecondition(ops, response)
+	}
+	return store.Revision(response.Header.Revision), nil
+}
+
+// failedPrecondition finds the first that failed, from what the transaction saw.
+func failedPrecondition(ops []store.Op, response *clientv3.TxnResponse) error {
+	look := 0
+	for _, op := range ops {
+		if op.IfWas == store.AnyRevision {
+			continue
+		}
+		found := response.Responses[look].GetResponseRange().Kvs
+		look++
+		switch {
+		case op.IfWas == store.Absent && len(found) > 0:
+			return fmt.Errorf("write %q: %w: it exists", op.Key, store.ErrConflict)
+		case op.IfWas != store.Absent && len(found) == 0:
+			return fmt.Errorf("write %q: %w", op.Key, store.ErrNotFound)
+		case op.IfWas != store.Absent && found[0].ModRevision != int64(op.IfWas):
+			return fmt.Errorf("write %q: %w: it is at revision %d, not %d", op.Key, store.ErrConflict, found[0].ModRevision, op.IfWas)
+		}
+	}
+	return fmt.Errorf("write %q: %w", ops[0].Key, store.ErrConflict)
+}
+
+// Watch implements store.Store.
+func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
+	if err := s.usable(ctx); err != nil {
+		return nil, fmt.Errorf("watch %q: %w", prefix, err)
+	}
+	// "From now on" needs a number, and so does "never was": one linearisable read.
+	now, err := s.client.Get(ctx, s.prefix, clientv3.WithCountOnly())
+	if err != nil {
+		return nil, fmt.Errorf("watch %q: %w", prefix, s.explain(ctx, err))
+	}
+	current := store.Revision(now.Header.Revision)
+	if after == 0 {
+		after = current
+	}
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return nil, fmt.Errorf("watch %q: %w", prefix, ErrClosed)
+	}
+	s.watches.Add(1)
+	inner, stop := context.WithCancel(ctx)
+	p := pump.Start(ctx, stop)
+	if after > current {
+		p.End(fmt.Errorf("watch %q after %d: %w: the store is at %d", prefix, after, store.ErrCompacted, current))
+		s.watches.Done()
+		return p, nil
+	}
+	detach := context.AfterFunc(s.ctx, stop)
+	go func() {
+		defer s.watches.Done()
+		defer detach()
+		defer stop()
+		p.End(s.follow(inner, prefix, after, p))
+	}()
+	return p, nil
+}
+
+// follow feeds a pump until its context, the store or etcd ends it.
+func (s *Store) follow(ctx context.Context, prefix string, after store.Revision, p *pump.Pump) error {
+	options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(int64(after) + 1), clientv3.WithPrevKV(), clientv3.WithProgressNotify()}
+	if s.engine == nil {
+		ctx = clientv3.WithRequireLeader(ctx) // rather end than be silent behind a partition
+	}
+	for response := range s.client.Watch(ctx, s.prefix+prefix, options...) {
+		if err := response.Err(); err != nil {
+			return fmt.Errorf("watch %q: %w", prefix, s.explain(ctx, err))
+		}
+		if response.IsProgressNotify() {
+			p.Push(store.Event{Progress: true, Revision: store.Revision(response.Header.Revision)})
+			continue
+		}
+		// A response holds whole revisions, one or several.
+		for events := response.Events; len(events) > 0; {
+			n := 1
+			for n < len(events) && events[n].Kv.ModRevision == events[0].Kv.ModRevision {
+				n++
+			}
+			revision := make([]store.Event, n)
+			for i, e := range events[:n] {
+				var ok bool
+				if revision[i], ok = s.event(e); !ok {
+					return fmt.Errorf("watch %q: %w", prefix, store.ErrCompacted)
+				}
+			}
+			if !p.Push(revision...) {
+				return nil // the pump knows why
+			}
+			events = events[n:]
+		}
+	}
+	if s.ctx.Err() != nil {
+		return fmt.Errorf("watch %q: %w", prefix, ErrClosed)
+	}
+	return fmt.Errorf("watch %q: etcd ended it", prefix) // unless ctx has, which the pump sees
+}
+
+// event translates a change; ok is false if its previous value was compacted away.
+func (s *Store) event(e *clientv3.Event) (event store.Event, ok bool) {
+	event = store.Event{Key: string(e.Kv.Key[len(s.prefix):]), Revision: store.Revision(e.Kv.ModRevision)}
+	if e.PrevKv != nil {
+		event.Previous = copied(e.PrevKv.Value)
+	}
+	if e.Type == clientv3.EventTypePut {
+		event.Value = copied(e.Kv.Value)
+	}
+	return event, event.Previous != nil || e.IsCreate()
+}
+
+// Compact forgets what was before a revision: reads at and watches after an older
+// one fail with store.ErrCompacted.
+func (s *Store) Compact(ctx context.Context, before store.Revision) error {
+	if err := s.usable(ctx); err != nil {
+		return fmt.Errorf("compact before %d: %w", before, err)
+	}
+	_, err := s.client.Compact(ctx, int64(before))
+	if err != nil && !errors.Is(err, rpctypes.ErrCompacted) {
+		return fmt.Errorf("compact before %d: %w", before, s.explain(ctx, err))
+	}
+	return nil
+}
+
+func (s *Store) usable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s.ctx.Err() != nil {
+		return ErrClosed
+	}
+	if s.engine != nil {
+		return s.engine.failure()
+	}
+	return nil
+}
+
+// explain turns etcd's errors into the store's.
+func (s *Store) explain(ctx context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case s.ctx.Err() != nil:
+		return ErrClosed
+	case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
+		return fmt.Errorf("%w: %w", store.ErrCompacted, err)
+	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps),
+		strings.Contains(err.Error(), "larger than max"): // gRPC's own limit has no other mark
+		return fmt.Errorf("%w: %w: raise etcd's --max-request-bytes to %d and --max-txn-ops to %d", store.ErrTooLarge, err, maxRequest, store.MaxOps)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		if s.engine != nil {
+			return s.engine.full()
+		}
+		return fmt.Errorf("%w: etcd has used up its quota: compact and defragment it, or raise --quota-backend-bytes, then disarm its alarm", store.ErrFull)
+	}
+	return err
+}
+
+// copied is never nil, and shares nothing with the server in this process.
+func copied(value []byte) []byte { return append([]byte{}, value...) }
