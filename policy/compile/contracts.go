@@ -1,0 +1,282 @@
+package compile
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"bocage.dev/bocage"
+)
+
+// application is an Application with what it resolves to.
+type application struct {
+	*bocage.Application
+	groups []int32
+}
+
+// stateContracts allows what both halves of a contract agree on, and tells
+// authors whose other half is missing.
+func (c *compiler) stateContracts() {
+	apps := make([]application, len(c.in.applications))
+	byName := make(map[string]*application, len(apps))
+	for i, a := range c.in.applications {
+		apps[i] = application{a, c.pop.match([]string{a.Namespace}, &a.Spec.Workload)}
+		byName[a.NamespacedName()] = &apps[i]
+		if len(apps[i].groups) == 0 {
+			c.findings.note(Ref("Application", a, "spec.workload"), NoWorkloads, "selects no workload of namespace %s today", a.Namespace)
+		}
+	}
+	c.collectOffers(apps)
+	// Who consumes which provide, to tell providers whom they let in for nothing.
+	consumers := map[provideKey][]int32{}
+	for i := range apps {
+		c.stateConsumes(&apps[i], byName, consumers)
+	}
+	for i := range apps {
+		c.stateProvides(&apps[i], consumers)
+	}
+}
+
+type provideKey struct {
+	application string
+	provide     int
+}
+
+// collectOffers notes on every subject what its workloads offer, for data classes.
+func (c *compiler) collectOffers(apps []application) {
+	for _, a := range apps {
+		for _, provide := range a.Spec.Provides {
+			if len(provide.Data) == 0 {
+				continue
+			}
+			o := offer{provide.Data, transport(provide.Port, provide.EndPort, provide.Protocol)}
+			for _, g := range a.groups {
+				c.pop.subjects[g].offers = append(c.pop.subjects[g].offers, o)
+			}
+		}
+	}
+}
+
+// stateConsumes states every contract from its consumer's side.
+func (c *compiler) stateConsumes(a *application, byName map[string]*application, consumers map[provideKey][]int32) {
+	for j, consume := range a.Spec.Consumes {
+		at := field("spec.consumes", j)
+		half := Ref("Application", a, at)
+		if consume.External.IsValid() {
+			c.state(statement{kind: allow, from: side{list: a.groups}, to: side{list: c.pop.under(prefixList(consume.External))},
+				ports: transport(consume.Port, consume.EndPort, consume.Protocol), by: []bocage.Ref{half}})
+			continue
+		}
+		name := ServiceName(a.Namespace, consume.Service)
+		provider := byName[name]
+		if provider == nil {
+			c.findings.reject(Ref("Application", a, at+".service"), UnknownApplication,
+				"there is no Application %s: declare it, with an interface under spec.provides that lets %s in", name, a.NamespacedName())
+			continue
+		}
+		c.stateContract(a, j, provider, half, consumers)
+	}
+}
+
+func (c *compiler) stateContract(a *application, j int, provider *application, half bocage.Ref, consumers map[provideKey][]int32) {
+	consume := a.Spec.Consumes[j]
+	var offered []string
+	matched, whole := false, false
+	for i, provide := range provider.Spec.Provides {
+		offered = append(offered, provide.Name)
+		if consume.Interface != "" && consume.Interface != provide.Name {
+			continue
+		}
+		matched = true
+		var from, outside []int32
+		for _, g := range a.groups {
+			subject := &c.pop.subjects[g]
+			if LetsIn(provider.Application, i, subject.namespace, subject.labels) {
+				from = append(from, g)
+			} else {
+				outside = append(outside, g)
+			}
+		}
+		if len(from) > 0 {
+			whole = true
+			key := provideKey{provider.NamespacedName(), i}
+			consumers[key] = append(consumers[key], from...)
+			c.state(statement{kind: allow, from: side{list: from}, to: side{list: provider.groups},
+				ports: transport(provide.Port, provide.EndPort, provide.Protocol),
+				by:    []bocage.Ref{Ref("Application", provider, field("spec.provides", i)), half}})
+		}
+		if len(outside) > 0 && consume.Interface != "" {
+			c.missingProvide(a, j, provider, i)
+			whole = true // said already
+		}
+	}
+	switch {
+	case len(offered) == 0:
+		c.findings.reject(Ref("Application", a, field("spec.consumes", j)), UnknownInterface,
+			"Application %s provides nothing: it has to declare the interface under spec.provides", provider.NamespacedName())
+	case !matched:
+		c.findings.reject(Ref("Application", a, field("spec.consumes", j)+".interface"), UnknownInterface,
+			"Application %s provides no %q: it provides %s", provider.NamespacedName(), consume.Interface, listed(offered))
+	case !whole && len(a.groups) > 0:
+		c.missingProvide(a, j, provider, 0)
+	}
+}
+
+// missingProvide tells both sides that the provider does not let the consumer in.
+func (c *compiler) missingProvide(consumer *application, j int, provider *application, i int) {
+	advice := LetInAdvice(provider.Application, i, consumer.Namespace, consumer.Spec.Workload.MatchLabels)
+	c.findings.note(Ref("Application", consumer, field("spec.consumes", j)), PeerMissing,
+		"Application %s does not let %s in to %q: %s", provider.NamespacedName(), consumer.NamespacedName(), provider.Spec.Provides[i].Name, advice)
+	c.findings.note(Ref("Application", provider, field("spec.provides", i)), PeerMissing,
+		"Application %s consumes %q but is not let in: %s", consumer.NamespacedName(), provider.Spec.Provides[i].Name, advice)
+}
+
+// stateProvides states what needs no second half, and tells the provider whom it
+// lets in by name without being consumed.
+func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int32) {
+	for i, provide := range a.Spec.Provides {
+		for k := range provide.ToExternal {
+			c.state(statement{kind: allow, from: side{list: c.pop.under(provide.ToExternal[k : k+1])}, to: side{list: a.groups},
+				ports: transport(provide.Port, provide.EndPort, provide.Protocol),
+				by:    []bocage.Ref{Ref("Application", a, field(field("spec.provides", i)+".toExternal", k))}})
+		}
+		if !specific(provide.To) {
+			continue
+		}
+		using := consumers[provideKey{a.NamespacedName(), i}]
+		slices.Sort(using)
+		var idle []string
+		for _, g := range c.pop.match(LetInNamespaces(a.Application, i), &provide.To) {
+			if _, found := slices.BinarySearch(using, g); !found {
+				idle = append(idle, c.pop.subjects[g].members[0].NamespacedName())
+			}
+		}
+		if len(idle) > 0 {
+			slices.Sort(idle)
+			c.findings.note(Ref("Application", a, field("spec.provides", i)), PeerMissing,
+				"%s let in to %q but no Application of theirs consumes it: %s", listed(shorten(idle)), provide.Name,
+				ConsumeAdvice(idle[0], a.Application, i))
+		}
+	}
+}
+
+// specific reports whether a selector names whom it picks, rather than whom it
+// leaves out.
+func specific(s bocage.Selector) bool {
+	return len(s.MatchLabels) > 0 || slices.ContainsFunc(s.MatchExpressions, func(r bocage.Requirement) bool {
+		return r.Operator == "In" || r.Operator == "Exists"
+	})
+}
+
+// ServiceName completes Consume.Service of an application in a namespace.
+func ServiceName(namespace, service string) string {
+	if strings.Contains(service, "/") {
+		return service
+	}
+	return namespace + "/" + service
+}
+
+// LetInNamespaces lists the namespaces that the i-th provide is open to; nil is all.
+func LetInNamespaces(provider *bocage.Application, i int) []string {
+	switch to := provider.Spec.Provides[i].ToNamespaces; {
+	case len(to) == 0:
+		return []string{provider.Namespace}
+	case slices.Contains(to, "*"):
+		return nil
+	default:
+		return to
+	}
+}
+
+// LetsIn reports whether the provider's half of the i-th provide picks a workload.
+func LetsIn(provider *bocage.Application, i int, namespace string, labels map[string]string) bool {
+	open := LetInNamespaces(provider, i)
+	return (open == nil || slices.Contains(open, namespace)) && provider.Spec.Provides[i].To.Matches(labels)
+}
+
+// LetInAdvice says how the provider's half would let in workloads of a namespace
+// with these labels.
+func LetInAdvice(provider *bocage.Application, i int, namespace string, labels map[string]string) string {
+	provide := provider.Spec.Provides[i]
+	var parts []string
+	if open := LetInNamespaces(provider, i); open != nil && !slices.Contains(open, namespace) {
+		to := slices.Clone(provide.ToNamespaces)
+		if len(to) == 0 && !emptySelector(provide.To) {
+			to = []string{provider.Namespace}
+		}
+		parts = append(parts, fmt.Sprintf("toNamespaces: [%s]", strings.Join(append(to, namespace), ", ")))
+	}
+	if !provide.To.Matches(withNamespace(labels, namespace)) {
+		parts = append(parts, "to: "+widened(provide.To, labels))
+	}
+	if len(parts) == 0 {
+		parts = append(parts, "to: {} (every workload of its namespaces)")
+	}
+	return fmt.Sprintf("in Application %s, set %s %s", provider.NamespacedName(), field("spec.provides", i), strings.Join(parts, " and "))
+}
+
+// ConsumeAdvice says how the application of a workload would state its half.
+func ConsumeAdvice(workload string, provider *bocage.Application, i int) string {
+	namespace, _, _ := strings.Cut(workload, "/")
+	service := provider.NamespacedName()
+	if namespace == provider.Namespace {
+		service = provider.Name
+	}
+	return fmt.Sprintf("in the Application that selects %s, add to spec.consumes {service: %s, interface: %s}",
+		workload, service, provider.Spec.Provides[i].Name)
+}
+
+// widened is a selector that picks what the old one picks and the labels too,
+// in YAML's flow form.
+func widened(old bocage.Selector, labels map[string]string) string {
+	if len(old.MatchExpressions) == 0 && len(old.MatchLabels) == 1 && len(labels) > 0 {
+		for key, value := range old.MatchLabels {
+			if other, ok := labels[key]; ok {
+				return fmt.Sprintf("{matchExpressions: [{key: %s, operator: In, values: [%s, %s]}]}", key, value, other)
+			}
+		}
+	}
+	if emptySelector(old) || len(labels) == 0 {
+		return "{}"
+	}
+	return "a selector that also picks " + FormatLabels(labels)
+}
+
+// FormatLabels writes labels as YAML's flow form, sorted.
+func FormatLabels(labels map[string]string) string {
+	pairs := make([]string, 0, len(labels))
+	for key, value := range labels {
+		pairs = append(pairs, key+": "+value)
+	}
+	slices.Sort(pairs)
+	return "{matchLabels: {" + strings.Join(pairs, ", ") + "}}"
+}
+
+func emptySelector(s bocage.Selector) bool {
+	return len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 0
+}
+
+func withNamespace(labels map[string]string, namespace string) map[string]string {
+	out := make(map[string]string, len(labels)+1)
+	for k, v := range labels {
+		out[k] = v
+	}
+	out[bocage.LabelNamespace] = namespace
+	return out
+}
+
+// shorten keeps messages readable.
+func shorten(names []string) []string {
+	const most = 5
+	if len(names) <= most {
+		return names
+	}
+	return append(slices.Clone(names[:most]), fmt.Sprintf("%d more", len(names)-most))
+}
+
+func listed(names []string) string {
+	if len(names) == 1 {
+		return names[0]
+	}
+	return strings.Join(names[:len(names)-1], ", ") + " and " + names[len(names)-1]
+}

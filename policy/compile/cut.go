@@ -1,0 +1,133 @@
+package compile
+
+import (
+	"cmp"
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// Cut makes the ruleset of one host out of the whole: what its enforcement
+// points need to decide every flow from or to its workloads, and no more of the
+// rules than that. Every peer stays, since anybody may turn up at a port.
+func Cut(rs *bocage.Ruleset, in Input, host string) *bocage.Ruleset {
+	return NewCutter(rs, in).Cut(host)
+}
+
+// Cutter cuts one ruleset for many hosts.
+type Cutter struct {
+	whole    *bocage.Ruleset
+	ports    map[string][]bocage.Port
+	byGroup  map[bocage.Group][]int32 // rules that name the group, in order
+	wildcard []int32                  // rules in which a side is anyone
+}
+
+// NewCutter prepares to cut a ruleset that was compiled from the input.
+func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
+	c := &Cutter{whole: rs, ports: map[string][]bocage.Port{}, byGroup: map[bocage.Group][]int32{}}
+	placed := make(map[bocage.Identity]bocage.Peer, len(rs.Peers))
+	for _, p := range rs.Peers {
+		if p.Workload != "" {
+			placed[p.Identity] = p
+		}
+	}
+	seen := make(map[bocage.Identity]bool, len(in.Workloads))
+	for _, w := range in.Workloads {
+		// Only what the compiler admitted is a peer: of two claimants to one
+		// number, the other one.
+		peer, ok := placed[w.Status.Identity]
+		if !ok || peer.Workload != w.NamespacedName() || peer.Host != w.Spec.Host || seen[w.Status.Identity] {
+			continue
+		}
+		seen[w.Status.Identity] = true
+		c.ports[w.Spec.Host] = append(c.ports[w.Spec.Host], bocage.Port{Interface: w.Spec.Interface, Identity: peer.Identity,
+			Group: peer.Group, Workload: peer.Workload, MAC: w.Spec.MAC, Addresses: slices.Clone(w.Spec.Addresses)})
+	}
+	for i, r := range rs.Rules {
+		if r.From == bocage.GroupAny || r.To == bocage.GroupAny {
+			c.wildcard = append(c.wildcard, int32(i))
+			continue
+		}
+		c.byGroup[r.From] = append(c.byGroup[r.From], int32(i))
+		if r.To != r.From {
+			c.byGroup[r.To] = append(c.byGroup[r.To], int32(i))
+		}
+	}
+	return c
+}
+
+// Hosts lists the hosts that have enforcement points, sorted.
+func (c *Cutter) Hosts() []string {
+	hosts := make([]string, 0, len(c.ports))
+	for host := range c.ports {
+		hosts = append(hosts, host)
+	}
+	slices.Sort(hosts)
+	return hosts
+}
+
+// Cut makes the ruleset of one host.
+func (c *Cutter) Cut(host string) *bocage.Ruleset {
+	whole := c.whole
+	out := &bocage.Ruleset{
+		Generation: whole.Generation, Digest: whole.Digest, Host: host,
+		Peers: whole.Peers, Groups: whole.Groups, Default: whole.Default, Refused: whole.Refused,
+		Ports: slices.Clone(c.ports[host]),
+	}
+	slices.SortFunc(out.Ports, func(a, b bocage.Port) int {
+		return cmp.Or(cmp.Compare(a.Interface, b.Interface), cmp.Compare(a.Identity, b.Identity))
+	})
+	out.Rules = c.rules(out.Ports)
+	out.Decisions = c.decisions(out)
+	profiles := map[uint16]bool{}
+	for _, d := range out.Decisions {
+		profiles[d.Profile] = true
+	}
+	for _, p := range whole.Profiles {
+		if profiles[p.Number] {
+			out.Profiles = append(out.Profiles, p)
+		}
+	}
+	out.Decoys = placements(whole.Decoys, out.Rules, out.Decisions)
+	return out
+}
+
+// rules picks those that concern the groups behind the ports. The rules are in
+// order, so sorted places give sorted rules.
+func (c *Cutter) rules(ports []bocage.Port) []bocage.Rule {
+	local := map[bocage.Group]bool{}
+	var places []int32
+	for _, p := range ports {
+		if !local[p.Group] {
+			local[p.Group] = true
+			places = append(places, c.byGroup[p.Group]...)
+		}
+	}
+	if len(ports) > 0 {
+		places = append(places, c.wildcard...)
+	}
+	slices.Sort(places)
+	places = slices.Compact(places)
+	rules := make([]bocage.Rule, len(places))
+	for i, place := range places {
+		rules[i] = c.whole.Rules[place]
+	}
+	return rules
+}
+
+func (c *Cutter) decisions(cut *bocage.Ruleset) []bocage.Decision {
+	used := map[bocage.DecisionID]bool{cut.Default: true}
+	for _, r := range cut.Rules {
+		used[r.Decision] = true
+	}
+	for _, r := range cut.Refused {
+		used[r.Decision] = true
+	}
+	out := make([]bocage.Decision, 0, len(used))
+	for _, d := range c.whole.Decisions {
+		if used[d.ID] {
+			out = append(out, d)
+		}
+	}
+	return out
+}

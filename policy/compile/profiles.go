@@ -1,0 +1,128 @@
+package compile
+
+import (
+	"cmp"
+	"regexp"
+	"slices"
+	"strings"
+
+	"bocage.dev/bocage"
+)
+
+// profileNumbers are 1 to 4094: they travel as VLAN ids.
+const profileNumbers = 4094
+
+// profiles is what the compiler knows of inspection profiles.
+type profiles struct {
+	used []bocage.Profile
+}
+
+func (c *compiler) hasProfile(name string) bool {
+	i, found := slices.BinarySearchFunc(c.in.profiles, name, func(p *bocage.InspectionProfile, name string) int { return cmp.Compare(p.Name, name) })
+	return found && i < profileNumbers
+}
+
+// profileName names what inspects with all the profiles. A plus sign is in no
+// object's name.
+func profileName(names []string) string { return strings.Join(names, "+") }
+
+// ProfileNames takes a combined profile's name apart.
+func ProfileNames(name string) []string {
+	if name == "" {
+		return nil
+	}
+	return strings.Split(name, "+")
+}
+
+// numberProfiles gives the profiles in use their numbers. Where a cell owes
+// several, one profile joins their signatures, so that none of the duties is lost.
+func (c *compiler) numberProfiles(used []bool) map[string]uint16 {
+	numbers := map[string]uint16{}
+	taken := map[uint16]bool{}
+	assign := func(name string) bool {
+		if len(taken) == profileNumbers {
+			return false
+		}
+		n := uint16(hash32(name)%profileNumbers) + 1
+		for taken[n] {
+			n = n%profileNumbers + 1
+		}
+		numbers[name], taken[n] = n, true
+		return true
+	}
+	byName := map[string]*bocage.InspectionProfile{}
+	for _, p := range c.in.profiles {
+		byName[p.Name] = p
+		if !assign(p.Name) {
+			c.findings.reject(Ref("InspectionProfile", p, ""), TooMany, "there are %d profiles before it, which is all that can be told apart on the wire", profileNumbers)
+		}
+	}
+	needed := map[string][]string{}
+	for i, d := range c.decisions.list {
+		if used[i] && len(d.profiles) > 0 {
+			needed[profileName(d.profiles)] = d.profiles
+		}
+	}
+	names := make([]string, 0, len(needed))
+	for name := range needed {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		parts := needed[name]
+		if len(parts) > 1 && !assign(name) {
+			// No number is left for the combination: the first profile's stands
+			// in, so the flows are still steered and still inspected.
+			c.findings.reject(Ref("InspectionProfile", byName[parts[1]], ""), TooMany,
+				"flows that owe %s are inspected with %s only: no number is left for the combination", quoteList(parts), parts[0])
+			numbers[name] = numbers[parts[0]]
+			name, parts = parts[0], parts[:1]
+			if slices.Contains(names, name) {
+				continue
+			}
+		}
+		c.profiles.used = append(c.profiles.used, c.joined(numbers[name], name, parts, byName))
+	}
+	slices.SortFunc(c.profiles.used, func(a, b bocage.Profile) int { return cmp.Compare(a.Number, b.Number) })
+	c.profiles.used = slices.CompactFunc(c.profiles.used, func(a, b bocage.Profile) bool { return a.Number == b.Number })
+	return numbers
+}
+
+// joined makes one profile of several: every signature once, and it fails closed
+// if one of them does.
+func (c *compiler) joined(number uint16, name string, parts []string, byName map[string]*bocage.InspectionProfile) bocage.Profile {
+	out := bocage.Profile{Number: number, Name: name, FailOpen: true}
+	if len(parts) == 1 {
+		p := byName[parts[0]]
+		out.FailOpen, out.Signatures = p.Spec.FailMode == "open", p.Spec.Signatures
+		return out
+	}
+	type signature struct{ line, profile string }
+	bySID := map[string]signature{}
+	var lines []string
+	for _, part := range parts {
+		p := byName[part]
+		out.FailOpen = out.FailOpen && p.Spec.FailMode == "open"
+		for line := range strings.Lines(p.Spec.Signatures) {
+			line = strings.TrimSpace(line)
+			if line == "" || strings.HasPrefix(line, "#") || slices.Contains(lines, line) {
+				continue
+			}
+			if m := signatureID.FindStringSubmatch(line); m != nil {
+				if first, taken := bySID[m[1]]; taken && first.profile != part {
+					c.findings.reject(Ref("InspectionProfile", p, "spec.signatures"), SignatureTwice,
+						"sid %s is another signature in InspectionProfile %s, and some flows owe both profiles: give it a number of its own; until then the one of %s counts there",
+						m[1], first.profile, first.profile)
+					continue
+				}
+				bySID[m[1]] = signature{line, part}
+			}
+			lines = append(lines, line)
+		}
+	}
+	out.Signatures = strings.Join(lines, "\n") + "\n"
+	return out
+}
+
+// signatureID finds a signature's number in Suricata's language.
+var signatureID = regexp.MustCompile(`[(;]\s*sid\s*:\s*([0-9]+)\s*;`)

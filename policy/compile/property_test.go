@@ -1,0 +1,236 @@
+package compile_test
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
+	"bocage.dev/bocage/policy/policytest"
+)
+
+// TestAgreesWithJudge holds the compiler against the second opinion: for every
+// flow that touches a boundary of a random policy, the compiled tables and the
+// objects themselves say the same, to the duty and the author.
+func TestAgreesWithJudge(t *testing.T) {
+	cells := 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		rs := compile.Compile(in).Ruleset
+		judge := explain.NewJudge(in)
+		names := map[uint16]string{}
+		for _, p := range rs.Profiles {
+			names[p.Number] = p.Name
+		}
+		keep := rapid.IntRange(0, 9).Draw(t, "sample")
+		n := 0
+		policytest.Flows(func(f bocage.Flow) {
+			if n++; n%10 != keep {
+				return
+			}
+			cells++
+			verdict, reason := rs.Decide(f)
+			g := judge.Judge(f)
+			if verdict != g.Verdict || reason.Would != g.Would || reason.Code != g.Code {
+				t.Fatalf("%s: compiled says %s (%s, would %s), the objects say %s (%s, would %s)\n%s", f,
+					verdict, reason.Code, reason.Would, g.Verdict, g.Code, g.Would, policytest.Describe(in))
+			}
+			d, known := rs.Decision(reason.Decision)
+			if !known {
+				t.Fatalf("%s: decision %s does not exist", f, reason.Decision)
+			}
+			if reason.Code == bocage.ReasonQuarantine {
+				return
+			}
+			if d.Verdict == bocage.VerdictInspect && !slices.Equal(compile.ProfileNames(names[d.Profile]), g.Profiles) {
+				t.Fatalf("%s: compiled inspects with %q, the objects ask for %q", f, names[d.Profile], g.Profiles)
+			}
+			if d.Verdict.Allowed() && d.Log != g.Log {
+				t.Fatalf("%s: log %v, want %v", f, d.Log, g.Log)
+			}
+			checkAuthors(t, f, d, g)
+		})
+	})
+	t.Logf("%d cells", cells)
+}
+
+// checkAuthors compares who decided.
+func checkAuthors(t *rapid.T, f bocage.Flow, d bocage.Decision, g explain.Judgement) {
+	var want []bocage.Ref
+	switch {
+	case len(g.Nevers) > 0:
+		want = g.Nevers
+	case d.Code == bocage.ReasonGuardrail:
+		want = g.Impossible
+	case d.Code == bocage.ReasonRule:
+		for _, by := range g.Allows {
+			want = append(want, by...)
+		}
+		for _, duty := range g.Duties {
+			want = append(want, duty.By)
+		}
+	}
+	if !d.Verdict.Allowed() {
+		want = append(want, g.Threats...)
+	}
+	if d.Verdict == bocage.VerdictDecoy {
+		want = append(want, g.Decoys...)
+	}
+	for _, ref := range want {
+		if !slices.Contains(d.By, ref) {
+			t.Fatalf("%s: decided by %v, lacks %s", f, d.By, ref)
+		}
+	}
+	for _, ref := range d.By {
+		if !slices.Contains(want, ref) {
+			t.Fatalf("%s: decided by %v, %s has nothing to do with it: want %v", f, d.By, ref, want)
+		}
+	}
+}
+
+// TestOrderFree compiles the same objects in random orders.
+func TestOrderFree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		first := encoded(t, compile.Compile(in))
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		for range 3 {
+			if again := encoded(t, compile.Compile(policytest.Shuffle(in, r))); again != first {
+				t.Fatalf("another order gives\n%s\nbefore it was\n%s", again, first)
+			}
+		}
+	})
+}
+
+func encoded(t *rapid.T, out compile.Output) string {
+	b, err := json.MarshalIndent(struct {
+		Ruleset  *bocage.Ruleset
+		Findings []compile.Finding
+		Faults   bocage.Faults
+	}{out.Ruleset, out.Findings, out.Faults}, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestThreatsOnlyTighten adds a threat condition or a quarantine to a random
+// policy: nothing that was refused passes afterwards.
+func TestThreatsOnlyTighten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		before := compile.Compile(in).Ruleset
+		tightened := in
+		if rapid.Bool().Draw(t, "by a person") {
+			tightened.Quarantines = append(slices.Clone(in.Quarantines), policytest.DrawQuarantine(t, 9))
+		} else {
+			tightened.ThreatConditions = append(slices.Clone(in.ThreatConditions), policytest.DrawThreat(t, 9))
+		}
+		after := compile.Compile(tightened).Ruleset
+		keep := rapid.IntRange(0, 19).Draw(t, "sample")
+		n := 0
+		policytest.Flows(func(f bocage.Flow) {
+			if n++; n%20 != keep {
+				return
+			}
+			was, _ := before.Decide(f)
+			is, reason := after.Decide(f)
+			if !was.Allowed() && is.Allowed() || was == bocage.VerdictInspect && is == bocage.VerdictAllow && reason.Would.Allowed() {
+				t.Fatalf("%s: was %s, is %s", f, was, is)
+			}
+		})
+	})
+}
+
+// TestCutsAgree compares the rulesets of the source's and the destination's host
+// with the whole.
+func TestCutsAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		whole := compile.Compile(in).Ruleset
+		cutter := compile.NewCutter(whole, in)
+		cuts := map[string]*bocage.Ruleset{}
+		for _, host := range cutter.Hosts() {
+			cuts[host] = cutter.Cut(host)
+		}
+		keep := rapid.IntRange(0, 19).Draw(t, "sample")
+		n := 0
+		policytest.Flows(func(f bocage.Flow) {
+			if n++; n%20 != keep {
+				return
+			}
+			verdict, reason := whole.Decide(f)
+			for _, end := range []bocage.Peer{whole.Lookup(f.Source), whole.Lookup(f.Destination)} {
+				if end.Host == "" {
+					continue
+				}
+				v, r := cuts[end.Host].Decide(f)
+				if v != verdict || r != reason {
+					t.Fatalf("%s: %s says %s %v, the whole %s %v", f, end.Host, v, r, verdict, reason)
+				}
+				if _, ok := cuts[end.Host].Decision(r.Decision); !ok {
+					t.Fatalf("%s: %s does not know decision %s", f, end.Host, r.Decision)
+				}
+			}
+		})
+	})
+}
+
+// TestWellFormed checks what readers of a ruleset rely on.
+func TestWellFormed(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		rs := compile.Compile(policytest.Draw(t)).Ruleset
+		for i, r := range rs.Rules {
+			if i == 0 {
+				continue
+			}
+			p := rs.Rules[i-1]
+			if bocage.CompareRules(p, r) >= 0 {
+				t.Fatalf("rules %v and %v are out of order", p, r)
+			}
+			if p.From != r.From || p.To != r.To || p.Protocol != r.Protocol {
+				continue
+			}
+			if r.Ports.First <= p.Ports.Last {
+				t.Fatalf("rules %v and %v overlap", p, r)
+			}
+			if p.Decision == r.Decision && uint32(p.Ports.Last)+1 == uint32(r.Ports.First) {
+				t.Fatalf("rules %v and %v should be one", p, r)
+			}
+		}
+		known := map[bocage.Group]bool{bocage.GroupAny: true, bocage.GroupWorld: true}
+		for _, g := range rs.Groups {
+			if g.Group < bocage.GroupFirst || known[g.Group] {
+				t.Fatalf("group %d is reserved or twice there", g.Group)
+			}
+			known[g.Group] = true
+		}
+		for _, r := range rs.Rules {
+			if !known[r.From] || !known[r.To] {
+				t.Fatalf("rule %v names a group that does not exist", r)
+			}
+		}
+		for i, p := range rs.Peers {
+			if i > 0 && rs.Peers[i-1].Prefix == p.Prefix {
+				t.Fatalf("%s is twice there", p.Prefix)
+			}
+		}
+		profiles := map[uint16]bool{0: true}
+		for _, p := range rs.Profiles {
+			if p.Number < 1 || p.Number > 4094 || profiles[p.Number] {
+				t.Fatalf("profile number %d", p.Number)
+			}
+			profiles[p.Number] = true
+		}
+		for _, d := range rs.Decisions {
+			if !profiles[d.Profile] || (d.Profile != 0) != (d.Verdict == bocage.VerdictInspect) {
+				t.Fatalf("decision %v names a profile that does not exist", d)
+			}
+		}
+	})
+}

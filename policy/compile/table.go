@@ -1,0 +1,212 @@
+package compile
+
+import (
+	"cmp"
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// cell is an interval of ports with its decision.
+type cell struct {
+	first, last uint16
+	decision    int32
+}
+
+// table gives every protocol and port a decision. Cells of a protocol that is
+// listed cover all ports, in order; neighbours differ.
+type table struct {
+	rest      int32 // protocols that are not listed
+	protocols []protocolCells
+}
+
+type protocolCells struct {
+	protocol bocage.Protocol
+	cells    []cell
+}
+
+// patch is a table with holes: what the rules of one pair say.
+type patch struct {
+	rest      int32 // unset: nothing
+	protocols []protocolCells
+}
+
+const unset = -1
+
+func (p patch) empty() bool { return p.rest == unset && len(p.protocols) == 0 }
+
+// table decides every protocol and port of a pair that the given statements (in
+// order) are about.
+func (c *compiler) table(about []int32) table {
+	var general []int32
+	var protocols []bocage.Protocol
+	for _, i := range about {
+		if c.statements[i].ports.all {
+			general = append(general, i)
+			continue
+		}
+		for _, r := range c.statements[i].ports.ranges {
+			if !slices.Contains(protocols, r.protocol) {
+				protocols = append(protocols, r.protocol)
+			}
+		}
+	}
+	t := table{rest: c.decide(general)}
+	slices.Sort(protocols)
+	for _, p := range protocols {
+		if cells := c.cells(about, p); len(cells) > 1 || cells[0].decision != t.rest {
+			t.protocols = append(t.protocols, protocolCells{p, cells})
+		}
+	}
+	return t
+}
+
+// cells decides the ports of one protocol: it cuts them wherever a statement
+// begins or ends.
+func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
+	cuts := []uint32{0}
+	for _, i := range about {
+		for _, r := range c.statements[i].ports.ranges {
+			if r.protocol == protocol {
+				cuts = append(cuts, uint32(r.First), uint32(r.Last)+1)
+			}
+		}
+	}
+	slices.Sort(cuts)
+	cuts = slices.Compact(cuts)
+	cells := make([]cell, 0, len(cuts))
+	covering := make([]int32, 0, len(about))
+	for i, first := range cuts {
+		if first > 65535 {
+			break
+		}
+		last := uint32(65535)
+		if i+1 < len(cuts) {
+			last = cuts[i+1] - 1
+		}
+		covering = covering[:0]
+		for _, s := range about {
+			if c.statements[s].ports.covers(protocol, uint16(first)) {
+				covering = append(covering, s)
+			}
+		}
+		cells = appendCell(cells, cell{uint16(first), uint16(last), c.decide(covering)})
+	}
+	return cells
+}
+
+func (p ports) covers(protocol bocage.Protocol, port uint16) bool {
+	return p.all || slices.ContainsFunc(p.ranges, func(r protocolRange) bool { return r.protocol == protocol && r.Contains(port) })
+}
+
+// appendCell merges neighbours of one decision.
+func appendCell(cells []cell, next cell) []cell {
+	if n := len(cells); n > 0 && cells[n-1].decision == next.decision && uint32(cells[n-1].last)+1 == uint32(next.first) {
+		cells[n-1].last = next.last
+		return cells
+	}
+	return append(cells, next)
+}
+
+// of returns the cells of a protocol.
+func (t table) of(protocol bocage.Protocol) []cell {
+	i, found := slices.BinarySearchFunc(t.protocols, protocol, func(p protocolCells, want bocage.Protocol) int { return cmp.Compare(p.protocol, want) })
+	if found {
+		return t.protocols[i].cells
+	}
+	return uniform(t.rest)
+}
+
+func uniform(decision int32) []cell { return []cell{{0, 65535, decision}} }
+
+// over returns the least patch that makes the table out of what is below it.
+func (t table) over(below table) patch {
+	p := patch{rest: unset}
+	protocols := make([]bocage.Protocol, 0, len(t.protocols)+len(below.protocols))
+	for _, listed := range t.protocols {
+		protocols = append(protocols, listed.protocol)
+	}
+	if t.rest != below.rest {
+		p.rest = t.rest
+		below = table{rest: t.rest} // the patch itself now lies below its own protocols
+	}
+	for _, listed := range below.protocols {
+		protocols = append(protocols, listed.protocol)
+	}
+	slices.Sort(protocols)
+	for _, protocol := range slices.Compact(protocols) {
+		var differing []cell
+		eachPiece(t.of(protocol), below.of(protocol), func(first, last uint16, want, have int32) {
+			if want != have {
+				differing = appendCell(differing, cell{first, last, want})
+			}
+		})
+		if len(differing) > 0 {
+			p.protocols = append(p.protocols, protocolCells{protocol, differing})
+		}
+	}
+	return p
+}
+
+// apply lays the patch over what is below it.
+func (p patch) apply(below table) table {
+	t := table{rest: below.rest}
+	if p.rest != unset {
+		t.rest = p.rest
+		below = table{rest: p.rest}
+	}
+	protocols := make([]bocage.Protocol, 0, len(p.protocols)+len(below.protocols))
+	byProtocol := make(map[bocage.Protocol][]cell, len(p.protocols))
+	for _, listed := range p.protocols {
+		protocols = append(protocols, listed.protocol)
+		byProtocol[listed.protocol] = listed.cells
+	}
+	for _, listed := range below.protocols {
+		protocols = append(protocols, listed.protocol)
+	}
+	slices.Sort(protocols)
+	for _, protocol := range slices.Compact(protocols) {
+		var cells []cell
+		eachPiece(withHoles(byProtocol[protocol]), below.of(protocol), func(first, last uint16, top, under int32) {
+			if top == unset {
+				top = under
+			}
+			cells = appendCell(cells, cell{first, last, top})
+		})
+		t.protocols = append(t.protocols, protocolCells{protocol, cells})
+	}
+	return t
+}
+
+// withHoles makes cells cover every port.
+func withHoles(cells []cell) []cell {
+	out := make([]cell, 0, 2*len(cells)+1)
+	next := uint32(0)
+	for _, c := range cells {
+		if uint32(c.first) > next {
+			out = append(out, cell{uint16(next), c.first - 1, unset})
+		}
+		out = append(out, c)
+		next = uint32(c.last) + 1
+	}
+	if next <= 65535 {
+		out = append(out, cell{uint16(next), 65535, unset})
+	}
+	return out
+}
+
+// eachPiece walks two coverings of all ports together.
+func eachPiece(a, b []cell, visit func(first, last uint16, x, y int32)) {
+	first := uint32(0)
+	for i, j := 0, 0; first <= 65535; {
+		last := min(a[i].last, b[j].last)
+		visit(uint16(first), last, a[i].decision, b[j].decision)
+		if a[i].last == last {
+			i++
+		}
+		if b[j].last == last {
+			j++
+		}
+		first = uint32(last) + 1
+	}
+}
