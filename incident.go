@@ -24,8 +24,8 @@ type Evidence struct {
 
 // Entity is who takes part in evidence, and how.
 type Entity struct {
-	Type string `json:"type"` // workload or address
-	Name string `json:"name"` // namespace/name, or the address
+	Type string `json:"type"` // workload, address or host
+	Name string `json:"name"` // namespace/name, the address, or the host of an agent
 	Role string `json:"role"` // attacker or victim
 }
 
@@ -50,6 +50,8 @@ type IncidentStatus struct {
 	Techniques []string `json:"techniques,omitempty"`
 	// ThreatConditions names those that followed.
 	ThreatConditions []string `json:"threatConditions,omitempty"`
+	// Notes say what automation held back, and why.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Validate implements Resource.
