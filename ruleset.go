@@ -134,6 +134,9 @@ type DecoyPlacement struct {
 	Protocol string `json:"protocol"`
 	Port     uint16 `json:"port"`
 	Banner   string `json:"banner,omitempty"`
+	// For are the addresses that the decoy stands in for; none: any. It tells
+	// apart decoys that share a port.
+	For []netip.Prefix `json:"for,omitempty"`
 }
 
 // Ref points at the place in a declaration that decided something.
