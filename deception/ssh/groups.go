@@ -84,26 +84,24 @@ func mlkem768x25519(theirs []byte) (ours, secret []byte, err error) {
 }
 
 // group is a finite field's prime; the generator is 2.
-type group func() *big.Int
+type group = func() *big.Int
 
 // The MODP groups of RFC 3526 that OpenSSH names, by size in bits and the
 // constant that makes the number prime. They are computed when first wanted.
 var (
-	group14 = modp(2048, 124476)
-	group16 = modp(4096, 240904)
-	group18 = modp(8192, 4743158)
+	group14 = sync.OnceValue(func() *big.Int { return modp(2048, 124476) })
+	group16 = sync.OnceValue(func() *big.Int { return modp(4096, 240904) })
+	group18 = sync.OnceValue(func() *big.Int { return modp(8192, 4743158) })
 )
 
 // modp is 2^n - 2^(n-64) - 1 + 2^64 * (floor(2^(n-130) pi) + k).
-func modp(n uint, k int64) group {
-	return sync.OnceValue(func() *big.Int {
-		one := big.NewInt(1)
-		p := new(big.Int).Lsh(one, n)
-		p.Sub(p, new(big.Int).Lsh(one, n-64))
-		p.Sub(p, one)
-		middle := new(big.Int).Add(scaledPi(n-130), big.NewInt(k))
-		return p.Add(p, middle.Lsh(middle, 64))
-	})
+func modp(n uint, k int64) *big.Int {
+	one := big.NewInt(1)
+	p := new(big.Int).Lsh(one, n)
+	p.Sub(p, new(big.Int).Lsh(one, n-64))
+	p.Sub(p, one)
+	middle := new(big.Int).Add(scaledPi(n-130), big.NewInt(k))
+	return p.Add(p, middle.Lsh(middle, 64))
 }
 
 // scaledPi is floor(2^n pi), by Machin: pi = 16 arctan(1/5) - 4 arctan(1/239).

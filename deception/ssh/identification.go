@@ -16,8 +16,8 @@ const maxIdentification = 8192
 // Answers to an identification that will not do, as sshd gives them before any
 // packet. An empty one is a connection closed in silence.
 const (
-	sayInvalid  = "Invalid SSH identification string.\r\n"
-	sayMismatch = "Protocol major versions differ.\r\n"
+	sayInvalid  = "Invalid SSH identification string."
+	sayMismatch = "Protocol major versions differ."
 )
 
 // refusedIdentification is why a client's first line ends the connection.
@@ -26,7 +26,7 @@ type refusedIdentification struct {
 }
 
 func (e refusedIdentification) Error() string {
-	return "client identification refused: " + strings.TrimSpace(e.say)
+	return "client identification refused: " + e.say
 }
 
 // identify exchanges identifications, as kex_exchange_identification of OpenSSH
@@ -41,9 +41,19 @@ func (c *session) identify() error {
 		err = checkIdentification(line)
 	}
 	if refused, ok := errors.AsType[refusedIdentification](err); ok {
-		io.WriteString(c.conn, refused.say)
+		c.decline(refused.say)
 	}
 	return err
+}
+
+// decline says a last sentence. sshd writes it and its end apart, so the end is
+// lost when the client said more than was read.
+func (c *session) decline(sentence string) {
+	if sentence == "" {
+		return
+	}
+	io.WriteString(c.conn, sentence)
+	io.WriteString(c.conn, "\r\n")
 }
 
 // readIdentification reads the client's first line, without its end. With an

@@ -4,7 +4,7 @@
 // from OpenSSH by one packet: here the identification exchange, the algorithms
 // and their order, the answers to malformed packets, the messages on
 // disconnection and the refusals of logins are those of sshd, compared with a
-// real one (see testdata and docs/decoys.md). Primitives come from the standard
+// real one (testdata). Primitives come from the standard
 // library and x/crypto; only what neither has (UMAC, the server's half of
 // sntrup761) is written here.
 //
@@ -112,11 +112,15 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, report func(bocage.De
 	start := time.Now()
 	conn.SetDeadline(start.Add(graceTime))
 	conn.SetReadDeadline(start.Add(firstByteTime))
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetNoDelay(false) // sshd sets it for sessions only, and it shows when we close
+	}
 	c.wire = newWire(conn, func() { conn.SetReadDeadline(start.Add(graceTime)) })
 
 	err := c.converse(ctx)
 	if goodbye, ok := errors.AsType[disconnect](err); ok {
 		c.wire.write(goodbye.message())
+		c.wire.w.Flush()
 	}
 }
 

@@ -52,7 +52,7 @@ var (
 // belongs to one goroutine.
 type wire struct {
 	r       *bufio.Reader
-	w       io.Writer
+	w       *bufio.Writer // sent whenever we are about to wait
 	in, out direction
 	packets int
 	// strict is set while messages that do not belong to the first key exchange
@@ -83,7 +83,7 @@ type packetCipher interface {
 // sent anything at all.
 func newWire(conn net.Conn, first func()) *wire {
 	return &wire{
-		r: bufio.NewReaderSize(&firstByte{conn, first}, 2048), w: conn,
+		r: bufio.NewReaderSize(&firstByte{conn, first}, 2048), w: bufio.NewWriterSize(conn, 2048),
 		in: direction{cipher: clear{}}, out: direction{cipher: clear{}},
 	}
 }
@@ -103,7 +103,8 @@ func (f *firstByte) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// write sends one message.
+// write queues one message. Messages between two waits leave together, as they
+// do from sshd.
 func (w *wire) write(message []byte) error {
 	cipher := w.out.cipher
 	block, apart := cipher.blockSize(), 4
@@ -150,6 +151,9 @@ func (w *wire) read() (message []byte, sequence uint32, err error) {
 func (w *wire) readAny() ([]byte, uint32, error) {
 	if w.packets++; w.packets > maxPackets {
 		return nil, 0, errChatter
+	}
+	if err := w.w.Flush(); err != nil {
+		return nil, 0, err
 	}
 	packet, err := w.in.cipher.open(w.in.sequence, w.r)
 	if err != nil {
