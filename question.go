@@ -1,6 +1,9 @@
 package bocage
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // ExplainQuery asks why a flow gets its verdict. Ends are "namespace/name" of a
 // workload or an address.
@@ -99,4 +102,24 @@ type ReachChange struct {
 	After    Verdict   `json:"after"`
 	// By is the object and field that decides afterwards.
 	By Ref `json:"by"`
+}
+
+// ApplyResult is what became of objects that were applied together: all of them
+// or none.
+type ApplyResult struct {
+	DryRun bool `json:"dryRun,omitempty"`
+	// Faults are those of all objects. With any, nothing was applied.
+	Faults  Faults          `json:"faults,omitempty"`
+	Objects []AppliedObject `json:"objects,omitempty"`
+}
+
+// AppliedObject is what became of one.
+type AppliedObject struct {
+	Kind      string `json:"kind"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name"`
+	// Outcome is created, configured or unchanged.
+	Outcome string `json:"outcome"`
+	// Object is the outcome itself.
+	Object json.RawMessage `json:"object"`
 }

@@ -18,7 +18,8 @@ import (
 // Check compares the document with the Go type of a kind. unknown holds fields
 // that the kind does not have and keys that stand twice, which a lenient reader
 // may drop; wrong holds values that the type cannot take. Both carry the fields'
-// paths and sources. Afterwards the document reads as if wrong values were empty.
+// paths and sources. Afterwards the document reads as if wrong values
+// were empty and unknown fields were not there.
 func (t *Tree) Check(kind bocage.Kind) (unknown, wrong bocage.Faults) {
 	c := checker{tree: t}
 	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "", "")
@@ -127,6 +128,7 @@ func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
 		at := join(path, key.Value)
 		field, ok := fields[key.Value]
 		if !ok {
+			key.wrong = true
 			c.fault(&c.unknown, key, at, "%s", unknownField(key.Value, path, typ, fields))
 			continue
 		}
@@ -217,20 +219,28 @@ func limits(typ reflect.Type) (low, high *big.Int) {
 	return new(big.Int).Neg(half), new(big.Int).Sub(half, one)
 }
 
-// structFields maps the JSON names of a struct's fields to their types, as
-// encoding/json sees them.
-func structFields(typ reflect.Type) map[string]reflect.Type {
-	fields := make(map[string]reflect.Type, typ.NumField())
+// Field is a field of a struct as encoding/json sees it.
+type Field struct {
+	reflect.StructField
+	// JSON is its name.
+	JSON string
+	// Optional says that it is left out where it is empty.
+	Optional bool
+}
+
+// Fields lists the fields of a struct in their order, inlined ones included.
+func Fields(typ reflect.Type) []Field {
+	var fields []Field
 	for _, field := range reflect.VisibleFields(typ) {
-		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		switch {
 		case !field.IsExported() || name == "-" || (field.Anonymous && name == ""):
 			continue
 		case name == "":
 			name = field.Name
 		}
-		if _, shadowed := fields[name]; !shadowed && atTop(typ, field) {
-			fields[name] = field.Type
+		if atTop(typ, field) {
+			fields = append(fields, Field{field, name, strings.Contains(options, "omit")})
 		}
 	}
 	return fields
@@ -246,6 +256,15 @@ func atTop(typ reflect.Type, field reflect.StructField) bool {
 		}
 	}
 	return true
+}
+
+// structFields maps the JSON names of a struct's fields to their types.
+func structFields(typ reflect.Type) map[string]reflect.Type {
+	fields := make(map[string]reflect.Type, typ.NumField())
+	for _, field := range Fields(typ) {
+		fields[field.JSON] = field.Type
+	}
+	return fields
 }
 
 func unknownField(name, path string, typ reflect.Type, fields map[string]reflect.Type) string {
@@ -272,11 +291,9 @@ func unknownField(name, path string, typ reflect.Type, fields map[string]reflect
 // fieldList names the fields that a struct has, in their order.
 func fieldList(typ reflect.Type) string {
 	var names []string
-	fields := structFields(typ)
-	for _, f := range reflect.VisibleFields(typ) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		if _, ok := fields[name]; ok && name != "status" {
-			names = append(names, name)
+	for _, field := range Fields(typ) {
+		if field.JSON != "status" {
+			names = append(names, field.JSON)
 		}
 	}
 	return "the fields here are " + strings.Join(names, ", ")

@@ -45,12 +45,13 @@ const (
 
 // Document is one declared object.
 type Document struct {
-	// Resource is the object, with bocage.SourceAnnotation set to Source.
+	// Resource is the object, with bocage.SourceAnnotation set to Source if the
+	// file has a name.
 	Resource bocage.Resource
 	// JSON holds the fields that were written and no others, as server-side
 	// apply wants them, with the source annotation and the namespace.
 	JSON []byte
-	// Source is where the object starts: file:line.
+	// Source is where the object starts: file:line, or "line N" without a name.
 	Source string
 
 	tree *Tree
@@ -86,7 +87,8 @@ func ReadPath(path string) ([]Document, bocage.Faults) {
 	return Reader{Namespace: "default"}.ReadPath(path)
 }
 
-// Read reads every document of data. name is the file's, for messages.
+// Read reads every document of data. name is the file's, for messages; without
+// one, objects keep the source annotation that they have.
 func (r Reader) Read(name string, data []byte) ([]Document, bocage.Faults) {
 	documents, faults := r.read(name, data)
 	return documents, inOrder(append(faults, twice(documents)...))
@@ -152,19 +154,20 @@ func (r Reader) document(tree *Tree) (Document, bocage.Faults) {
 	if len(faults) > 0 {
 		return Document{}, faults
 	}
-	if meta.Annotations == nil {
-		meta.Annotations = map[string]string{}
-	}
-	meta.Annotations[bocage.SourceAnnotation] = document.Source
-
 	object := tree.Object()
 	metadata := object["metadata"].(map[string]any) // a name is required, so it is there
-	annotations, _ := metadata["annotations"].(map[string]any)
-	if annotations == nil {
-		annotations = map[string]any{}
-		metadata["annotations"] = annotations
+	if tree.name != "" {
+		if meta.Annotations == nil {
+			meta.Annotations = map[string]string{}
+		}
+		meta.Annotations[bocage.SourceAnnotation] = document.Source
+		annotations, _ := metadata["annotations"].(map[string]any)
+		if annotations == nil {
+			annotations = map[string]any{}
+			metadata["annotations"] = annotations
+		}
+		annotations[bocage.SourceAnnotation] = document.Source
 	}
-	annotations[bocage.SourceAnnotation] = document.Source
 	if meta.Namespace != "" {
 		metadata["namespace"] = meta.Namespace
 	}
@@ -194,8 +197,8 @@ func follows(field string, wrong bocage.Faults) bool {
 // kind finds the kind that a document names.
 func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	var faults bocage.Faults
-	version, hasVersion := t.text("apiVersion")
-	name, hasKind := t.text("kind")
+	version, hasVersion := t.Text("apiVersion")
+	name, hasKind := t.Text("kind")
 	switch {
 	case !hasVersion && !hasKind && t.node.Kind != mapping:
 		faults.Add("", "is %s where an object with apiVersion, kind, metadata and spec is needed", describe(t.node))
@@ -227,8 +230,8 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 
 // items returns the documents inside a List, or the tree itself.
 func (t *Tree) items(faults *bocage.Faults) []*Tree {
-	name, _ := t.text("kind")
-	version, _ := t.text("apiVersion")
+	name, _ := t.Text("kind")
+	version, _ := t.Text("apiVersion")
 	list := name == "List" && (version == "v1" || version == bocage.APIVersion) ||
 		strings.HasSuffix(name, "List") && version == bocage.APIVersion
 	if !list {

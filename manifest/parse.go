@@ -37,7 +37,7 @@ type node struct {
 	Value   string
 	Line    int
 	Content []*node // of a mapping: key, value, key, value
-	wrong   bool    // Check found that its type does not fit
+	wrong   bool    // Check found a value of the wrong type, or an unknown key
 }
 
 // value returns the last value of a key in a mapping, or nil.
@@ -445,7 +445,7 @@ func (o *opener) openMapping(n *node, y *yaml.Node, depth int) error {
 }
 
 // plain returns the value in the form of encoding/json, numbers as json.Number.
-// Values that Check found wrong are left empty, so that the rest can be read.
+// What Check found wrong is left out, so that the rest can be read.
 func (n *node) plain() any {
 	if n.wrong {
 		return nil
@@ -454,7 +454,9 @@ func (n *node) plain() any {
 	case mapping:
 		object := make(map[string]any, len(n.Content)/2)
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			object[n.Content[i].Value] = n.Content[i+1].plain()
+			if !n.Content[i].wrong {
+				object[n.Content[i].Value] = n.Content[i+1].plain()
+			}
 		}
 		return object
 	case sequence:

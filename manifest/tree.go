@@ -85,10 +85,15 @@ func (t *Tree) place(faults bocage.Faults) bocage.Faults {
 	return faults
 }
 
-// text returns a field of the document's top level if it is text.
-func (t *Tree) text(key string) (string, bool) {
-	n := t.node.value(key)
-	if n == nil || n.Kind != scalar || n.Tag == "!!null" {
+// Text returns the text at a path of keys, if there is some.
+func (t *Tree) Text(keys ...string) (string, bool) {
+	n := t.node
+	for _, key := range keys {
+		if n = n.value(key); n == nil {
+			return "", false
+		}
+	}
+	if n.Kind != scalar || n.Tag == "!!null" {
 		return "", false
 	}
 	return n.Value, true

@@ -1,0 +1,318 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
+)
+
+// batch gathers the writes of one request: the store does all of them, or none.
+// Besides the objects it writes what must stay unique across objects: the
+// counter of identities, and a claim for each address and each enforcement point.
+type batch struct {
+	ctx    context.Context
+	server *Server
+	ops    []store.Op
+	at     map[string]int // index in ops, by key
+	last   *uint64        // last identity given; nil until it is asked for
+}
+
+// Keys beside the resources.
+const (
+	identityCounter = "counters/identity"
+	addressClaims   = "claims/addresses/"
+	portClaims      = "claims/ports/"
+)
+
+func newBatch(ctx context.Context, s *Server) *batch {
+	return &batch{ctx: ctx, server: s, at: map[string]int{}}
+}
+
+// write adds an operation. A key that was to be deleted may be written after all.
+func (b *batch) write(op store.Op) error {
+	i, twice := b.at[op.Key]
+	switch {
+	case !twice:
+		b.at[op.Key] = len(b.ops)
+		b.ops = append(b.ops, op)
+	case b.ops[i].Delete && !op.Delete:
+		op.IfWas = b.ops[i].IfWas
+		b.ops[i] = op
+	default:
+		return badRequest("one request changes %s twice", op.Key)
+	}
+	return nil
+}
+
+// remove adds the deletion of an object and of what it claims.
+func (b *batch) remove(ch *change) error {
+	if err := b.write(store.Op{Key: ch.kind.Key(ch.namespace, ch.name), Delete: true, IfWas: ch.old.revision}); err != nil {
+		return err
+	}
+	if ch.kind.Name != "Workload" {
+		return nil
+	}
+	old, err := typed(ch.kind, ch.old.object)
+	if err != nil {
+		return err
+	}
+	return b.release(old.(*bocage.Workload), nil)
+}
+
+// admit finds what is wrong with a change beyond the object itself.
+func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, error) {
+	switch object := resource.(type) {
+	case *bocage.Workload:
+		if ch.subresource == "status" {
+			return b.identityKept(ch, object)
+		}
+		return b.claimsFree(object)
+	case *bocage.Incident:
+		return b.phaseOnly(ch, object)
+	}
+	return nil, nil
+}
+
+// place gives a workload its identity and takes its claims; the change has been
+// admitted by then.
+func (b *batch) place(ch *change, resource bocage.Resource) error {
+	workload, ok := resource.(*bocage.Workload)
+	if !ok {
+		return nil
+	}
+	if workload.Status.Identity == 0 {
+		id, err := b.nextIdentity()
+		if err != nil {
+			return err
+		}
+		workload.Status.Identity = id
+	}
+	workload.Status.SPIFFEID = "spiffe://" + b.server.config.TrustDomain + "/workload/" + workload.NamespacedName()
+	if ch.old != nil {
+		old, err := typed(ch.kind, ch.old.object)
+		if err != nil {
+			return err
+		}
+		if err := b.release(old.(*bocage.Workload), workload); err != nil {
+			return err
+		}
+	}
+	for _, key := range claimsOf(workload) {
+		if err := b.claim(key, workload.NamespacedName()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nextIdentity counts on. Where there is no counter yet, as in a store that was
+// filled by other means, it starts above every identity in use.
+func (b *batch) nextIdentity() (bocage.Identity, error) {
+	if b.last == nil {
+		entry, err := b.server.config.Store.Get(b.ctx, identityCounter)
+		var last uint64
+		switch {
+		case err == nil:
+			if last, err = strconv.ParseUint(string(entry.Value), 10, 64); err != nil {
+				return 0, fmt.Errorf("read the counter of identities: %w", err)
+			}
+		case errors.Is(err, store.ErrNotFound):
+			if last, err = b.highestIdentity(); err != nil {
+				return 0, err
+			}
+		default:
+			return 0, err
+		}
+		b.last = &last
+		if err := b.write(store.Op{Key: identityCounter, IfWas: entry.Revision}); err != nil {
+			return 0, err
+		}
+	}
+	if *b.last >= math.MaxUint32 {
+		return 0, errors.New("every identity number has been given: this trust domain takes no more workloads")
+	}
+	*b.last++
+	b.ops[b.at[identityCounter]].Value = strconv.AppendUint(nil, *b.last, 10)
+	return bocage.Identity(*b.last), nil
+}
+
+func (b *batch) highestIdentity() (uint64, error) {
+	objects, _, err := store.Objects(b.ctx, b.server.config.Store, kindNamed("Workload"))
+	if err != nil {
+		return 0, err
+	}
+	last := uint64(bocage.IdentityFirst) - 1
+	for _, object := range objects {
+		last = max(last, uint64(object.(*bocage.Workload).Status.Identity))
+	}
+	return last, nil
+}
+
+// claimsOf lists the keys that only one workload may hold.
+func claimsOf(w *bocage.Workload) []string {
+	var keys []string
+	for _, address := range w.Spec.Addresses {
+		keys = append(keys, addressClaims+address.String())
+	}
+	if w.Spec.Interface != "" {
+		keys = append(keys, portClaims+w.Spec.Host+"/"+w.Spec.Interface)
+	}
+	return keys
+}
+
+// claimsFree names the workloads that already have what this one asks for.
+func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
+	var faults bocage.Faults
+	seen := map[netip.Addr]int{}
+	for i, address := range w.Spec.Addresses {
+		field := fmt.Sprintf("spec.addresses[%d]", i)
+		if first, twice := seen[address]; twice {
+			faults.Add(field, "%s is addresses[%d] too", address, first)
+			continue
+		}
+		seen[address] = i
+		holder, err := b.holder(addressClaims + address.String())
+		if err != nil {
+			return nil, err
+		}
+		if holder != "" && holder != w.NamespacedName() {
+			faults.Add(field, "%s belongs to workload %s already", address, holder)
+		}
+	}
+	if w.Spec.Interface != "" {
+		holder, err := b.holder(portClaims + w.Spec.Host + "/" + w.Spec.Interface)
+		if err != nil {
+			return nil, err
+		}
+		if holder != "" && holder != w.NamespacedName() {
+			faults.Add("spec.interface", "%s of host %s is the interface of workload %s already", w.Spec.Interface, w.Spec.Host, holder)
+		}
+	}
+	return faults, nil
+}
+
+// holder returns the workload that holds a claim; empty if none does. A claim
+// whose workload is gone, or has let it go, counts for nothing.
+func (b *batch) holder(key string) (string, error) {
+	if i, ok := b.at[key]; ok {
+		if b.ops[i].Delete {
+			return "", nil
+		}
+		return string(b.ops[i].Value), nil
+	}
+	entry, err := b.server.config.Store.Get(b.ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	name := string(entry.Value)
+	held, err := b.holds(name, key)
+	if err != nil || !held {
+		return "", err
+	}
+	return name, nil
+}
+
+func (b *batch) holds(name, key string) (bool, error) {
+	kind := kindNamed("Workload")
+	entry, err := b.server.config.Store.Get(b.ctx, kind.KeyPrefix()+name)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	object, err := store.DecodeObject(kind, entry)
+	if err != nil {
+		return false, err
+	}
+	return slices.Contains(claimsOf(object.(*bocage.Workload)), key), nil
+}
+
+// claim takes what claimsFree found free.
+func (b *batch) claim(key, name string) error {
+	if i, ok := b.at[key]; ok && !b.ops[i].Delete {
+		return nil
+	}
+	entry, err := b.server.config.Store.Get(b.ctx, key)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if string(entry.Value) == name {
+		return nil
+	}
+	return b.write(store.Op{Key: key, Value: []byte(name), IfWas: entry.Revision})
+}
+
+// release gives up what a workload held and its successor (nil: none) does not.
+func (b *batch) release(old, next *bocage.Workload) error {
+	var kept []string
+	if next != nil {
+		kept = claimsOf(next)
+	}
+	for _, key := range claimsOf(old) {
+		if slices.Contains(kept, key) {
+			continue
+		}
+		entry, err := b.server.config.Store.Get(b.ctx, key)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, pending := b.at[key]; pending || string(entry.Value) != old.NamespacedName() {
+			continue
+		}
+		if err := b.write(store.Op{Key: key, Delete: true, IfWas: entry.Revision}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identityKept refuses a status that gives a workload another identity.
+func (b *batch) identityKept(ch *change, w *bocage.Workload) (bocage.Faults, error) {
+	old, err := typed(ch.kind, ch.old.object)
+	if err != nil {
+		return nil, err
+	}
+	var faults bocage.Faults
+	if was := old.(*bocage.Workload).Status; was.Identity != w.Status.Identity || was.SPIFFEID != w.Status.SPIFFEID {
+		faults.Add("status.identity", "is given once and stays")
+	}
+	return faults, nil
+}
+
+// phaseOnly refuses to let people change what an incident says, other than how
+// far it has been dealt with.
+func (b *batch) phaseOnly(ch *change, incident *bocage.Incident) (bocage.Faults, error) {
+	if ch.subresource != "status" {
+		return nil, nil
+	}
+	old, err := typed(ch.kind, ch.old.object)
+	if err != nil {
+		return nil, err
+	}
+	var faults bocage.Faults
+	switch incident.Status.Phase {
+	case "open", "contained", "closed":
+	default:
+		faults.Add("status.phase", "%q is not open, contained or closed", incident.Status.Phase)
+	}
+	was := *old.(*bocage.Incident)
+	was.Status.Phase = incident.Status.Phase
+	if !sameJSON(was.Status, incident.Status) {
+		faults.Add("status", "is recognition's: people change its phase only")
+	}
+	return faults, nil
+}

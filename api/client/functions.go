@@ -1,0 +1,178 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+)
+
+// Apply declares documents together: all of them are stored, or none is and the
+// error holds every fault of every document, with its file and line.
+func (c *Client) Apply(ctx context.Context, documents []manifest.Document, options WriteOptions) (bocage.ApplyResult, error) {
+	var result bocage.ApplyResult
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/apply", query: options.query(),
+		contentType: "application/json", body: linesOf(documents),
+	}, &result)
+	var e *Error
+	if errors.As(err, &e) {
+		e.Faults = placed(e.Faults, documents)
+	}
+	return result, err
+}
+
+// Plan says what documents would change if they were applied.
+func (c *Client) Plan(ctx context.Context, documents []manifest.Document) (bocage.PlanResult, error) {
+	var result bocage.PlanResult
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/plan", contentType: "application/json", body: linesOf(documents),
+	}, &result)
+	result.Faults = placed(result.Faults, documents)
+	var e *Error
+	if errors.As(err, &e) {
+		e.Faults = placed(e.Faults, documents)
+	}
+	return result, err
+}
+
+// linesOf writes one document a line, so that the server's "line N" names the
+// document.
+func linesOf(documents []manifest.Document) []byte {
+	var body bytes.Buffer
+	for _, d := range documents {
+		body.Write(d.JSON)
+		body.WriteByte('\n')
+	}
+	return body.Bytes()
+}
+
+// placed brings faults home from the lines that were sent to the files that the
+// documents come from.
+func placed(faults bocage.Faults, documents []manifest.Document) bocage.Faults {
+	for i, fault := range faults {
+		number, ok := strings.CutPrefix(fault.Source, "line ")
+		n, err := strconv.Atoi(number)
+		if !ok || err != nil || n < 1 || n > len(documents) {
+			continue
+		}
+		fault.Source = ""
+		faults[i] = documents[n-1].Place(bocage.Faults{fault})[0]
+	}
+	return faults
+}
+
+// Explain asks why a flow gets its verdict.
+func (c *Client) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
+	query := url.Values{"from": {q.From}, "to": {q.To}, "protocol": {q.Protocol.String()}}
+	if q.Port != 0 {
+		query.Set("port", fmt.Sprint(q.Port))
+	}
+	if !q.At.IsZero() {
+		query.Set("at", q.At.UTC().Format(time.RFC3339))
+	}
+	var explanation bocage.Explanation
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/explain", query: query}, &explanation)
+	return explanation, err
+}
+
+// Hunt asks the flow history in SQL. limit 0 is the server's default.
+func (c *Client) Hunt(ctx context.Context, sql string, limit int) (bocage.HuntResult, error) {
+	query := url.Values{}
+	if limit > 0 {
+		query.Set("limit", strconv.Itoa(limit))
+	}
+	var result bocage.HuntResult
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/hunt", query: query, contentType: "application/sql", body: []byte(sql),
+	}, &result)
+	return result, err
+}
+
+// Suggest asks for policy drawn from what was seen; no namespaces is all of them.
+func (c *Client) Suggest(ctx context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error) {
+	query := url.Values{"since": {since.String()}}
+	for _, namespace := range namespaces {
+		query.Add("namespace", namespace)
+	}
+	var result bocage.SuggestResult
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/suggest", query: query}, &result)
+	return result, err
+}
+
+// JoinToken makes a token with which the agent of a host joins, once. ttl 0 is
+// an hour.
+func (c *Client) JoinToken(ctx context.Context, host string, ttl time.Duration) (token string, expires time.Time, err error) {
+	body, err := json.Marshal(map[string]any{"path": "/agent/" + host, "ttlSeconds": int64(ttl / time.Second)})
+	if err != nil {
+		return "", time.Time{}, err
+	}
+	var answer struct {
+		Token   string    `json:"token"`
+		Expires time.Time `json:"expires"`
+	}
+	err = c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/joinTokens", contentType: "application/json", body: body,
+	}, &answer)
+	return answer.Token, answer.Expires, err
+}
+
+// Person is who the server takes somebody for.
+type Person struct {
+	Name       string   `json:"name"`
+	Role       string   `json:"role"` // admin, responder, owner or viewer
+	Namespaces []string `json:"namespaces,omitempty"`
+}
+
+// Session is a token with its bearer and its end.
+type Session struct {
+	Token   string    `json:"token"`
+	Person  Person    `json:"person"`
+	Expires time.Time `json:"expires"`
+}
+
+// WhoAmI asks who the server takes this client for.
+func (c *Client) WhoAmI(ctx context.Context) (Person, error) {
+	var person Person
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/whoami"}, &person)
+	return person, err
+}
+
+// Login exchanges the one-time token, which the client's configuration holds,
+// for an administrator's session.
+func (c *Client) Login(ctx context.Context) (Session, error) {
+	var session Session
+	err := c.do(ctx, request{method: http.MethodPost, path: functionsPath + "/login"}, &session)
+	return session, err
+}
+
+// CreateSession makes a token for somebody with a role. ttl 0 is twelve hours.
+func (c *Client) CreateSession(ctx context.Context, person Person, ttl time.Duration) (Session, error) {
+	body, err := json.Marshal(map[string]any{"person": person, "ttlSeconds": int64(ttl / time.Second)})
+	if err != nil {
+		return Session{}, err
+	}
+	var session Session
+	err = c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/sessions", contentType: "application/json", body: body,
+	}, &session)
+	return session, err
+}
+
+// Ready returns nil once the server says that everything works, or what does not.
+func (c *Client) Ready(ctx context.Context) error {
+	body, err := c.open(ctx, request{method: http.MethodGet, path: "/readyz"})
+	if err != nil {
+		return err
+	}
+	return body.Close()
+}

@@ -1,0 +1,529 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+)
+
+// functionsPath is where questions are asked that are no resources. They are not
+// part of discovery: kubectl has no use for them.
+//
+//	GET  explain     ?from=&to=&port=&protocol=&at=          Explanation
+//	GET  flows       ?from=&to=&port=&protocol=&verdict=&wouldRefuse=&since=&limit=&follow=
+//	                                                         one FlowRecord a line
+//	POST hunt        ?limit=              SQL                HuntResult
+//	GET  suggest     ?since=&namespace=                      SuggestResult
+//	POST plan        ?name=               YAML or JSON       PlanResult
+//	POST apply       ?name=&dryRun=&force=&fieldManager=  YAML or JSON   ApplyResult
+//	POST joinTokens                       {"path","ttlSeconds"}  {"token"}
+//	POST login       (one-time token as bearer)              Session
+//	POST sessions                         {"person","ttlSeconds"}  Session
+//	GET  whoami                                              Person
+const functionsPath = "/apis/functions." + Group + "/" + Version
+
+// Functions answer questions that are other rooms' business.
+type Functions struct {
+	Explain func(ctx context.Context, q bocage.ExplainQuery) (bocage.Explanation, error)
+	// Flows gives each record to each, until there are none left, each fails, or,
+	// when following, ctx ends.
+	Flows   func(ctx context.Context, q bocage.FlowsQuery, each func(bocage.FlowRecord) error) error
+	Hunt    func(ctx context.Context, sql string, limit int) (bocage.HuntResult, error)
+	Suggest func(ctx context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error)
+	// Plan says what the objects would change if they were declared.
+	Plan func(ctx context.Context, objects []bocage.Resource) (bocage.PlanResult, error)
+	// JoinToken makes a token with which an agent joins, for a path such as /agent/h1.
+	JoinToken func(ctx context.Context, path string, ttl time.Duration) (string, error)
+}
+
+// Limits of questions.
+const (
+	maxQuery         = 64 << 10 // bytes of SQL
+	defaultHuntLimit = 1000
+	maxHuntLimit     = 100_000
+	defaultJoinTTL   = time.Hour
+	longestJoinTTL   = 7 * 24 * time.Hour
+)
+
+func (s *Server) serveFunction(c *call, name string) error {
+	functions := map[string]struct {
+		method string
+		serve  func(*call) error
+	}{
+		"explain":    {http.MethodGet, s.explain},
+		"flows":      {http.MethodGet, s.flows},
+		"hunt":       {http.MethodPost, s.hunt},
+		"suggest":    {http.MethodGet, s.suggest},
+		"plan":       {http.MethodPost, s.plan},
+		"apply":      {http.MethodPost, s.applyAll},
+		"joinTokens": {http.MethodPost, s.joinToken},
+		"sessions":   {http.MethodPost, s.makeSession},
+		"whoami":     {http.MethodGet, func(c *call) error { writeJSON(c.w, http.StatusOK, c.person); return nil }},
+	}
+	f, ok := functions[name]
+	if !ok {
+		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "there is no function %s", name)
+	}
+	if c.r.Method != f.method {
+		return newProblem(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "%s is asked with %s", name, f.method)
+	}
+	c.verb = name
+	if name == "flows" {
+		return f.serve(c)
+	}
+	return s.bounded(c, f.serve)
+}
+
+func notWired(what string) *problem {
+	return newProblem(http.StatusNotImplemented, metav1.StatusReason("NotImplemented"),
+		"this controller does not %s: ask one that runs the whole system", what)
+}
+
+func (c *call) mustBe(roles ...Role) error {
+	if slices.Contains(roles, c.person.Role) {
+		return nil
+	}
+	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+		"User %q cannot use %s: it is for %v", c.person.Name, c.verb, roles)
+}
+
+// functionFailed hands on the faults that a room found, so that the client can
+// show all of them.
+func functionFailed(err error) error {
+	var faults bocage.Faults
+	if errors.As(err, &faults) {
+		p := newProblem(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "%s", summary(faults))
+		p.Details = &metav1.StatusDetails{Causes: causes(metav1.CauseTypeFieldValueInvalid, faults)}
+		return p
+	}
+	return err
+}
+
+// explain answers why.
+func (s *Server) explain(c *call) error {
+	q, err := readExplain(c.query)
+	if err != nil {
+		return err
+	}
+	if !c.person.mayRead(namespaceOf(q.From)) && !c.person.mayRead(namespaceOf(q.To)) {
+		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+			"User %q cannot explain flows of other namespaces than %v", c.person.Name, c.person.Namespaces)
+	}
+	if s.config.Functions.Explain == nil {
+		return notWired("explain flows")
+	}
+	explanation, err := s.config.Functions.Explain(c.r.Context(), q)
+	if err != nil {
+		return functionFailed(err)
+	}
+	writeJSON(c.w, http.StatusOK, explanation)
+	return nil
+}
+
+func namespaceOf(end string) string {
+	namespace, _, _ := strings.Cut(end, "/")
+	return namespace
+}
+
+func readExplain(query url.Values) (bocage.ExplainQuery, error) {
+	q := bocage.ExplainQuery{From: query.Get("from"), To: query.Get("to"), Protocol: bocage.ProtocolTCP}
+	var faults bocage.Faults
+	if q.From == "" {
+		faults.Add("from", "is missing: name a workload (namespace/name) or an address")
+	}
+	if q.To == "" {
+		faults.Add("to", "is missing: name a workload (namespace/name) or an address")
+	}
+	readParameter(&faults, query, "port", &q.Port, parsePort)
+	readParameter(&faults, query, "protocol", &q.Protocol, bocage.ParseProtocol)
+	readParameter(&faults, query, "at", &q.At, parseTime)
+	return q, queryFaults(faults)
+}
+
+// readParameter parses a parameter that is there.
+func readParameter[T any](faults *bocage.Faults, query url.Values, name string, into *T, parse func(string) (T, error)) {
+	text := query.Get(name)
+	if text == "" {
+		return
+	}
+	value, err := parse(text)
+	if err != nil {
+		faults.Add(name, "%v", err)
+		return
+	}
+	*into = value
+}
+
+func parsePort(text string) (uint16, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a port from 0 to 65535", text)
+	}
+	return uint16(n), nil
+}
+
+func parseTime(text string) (time.Time, error) {
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return t, fmt.Errorf("%q is not a time such as 2026-11-24T18:00:00Z", text)
+	}
+	return t, nil
+}
+
+func parseCount(text string) (int, error) {
+	n, err := strconv.ParseUint(text, 10, 31)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a number from 0 up", text)
+	}
+	return int(n), nil
+}
+
+func parseVerdict(text string) (bocage.Verdict, error) {
+	var v bocage.Verdict
+	return v, v.UnmarshalText([]byte(text))
+}
+
+func queryFaults(faults bocage.Faults) error {
+	if len(faults) == 0 {
+		return nil
+	}
+	p := badRequest("the question cannot be read: %s", summary(faults))
+	p.Details = &metav1.StatusDetails{Causes: causes(metav1.CauseTypeFieldValueInvalid, faults)}
+	return p
+}
+
+func readFlows(query url.Values) (bocage.FlowsQuery, error) {
+	q := bocage.FlowsQuery{
+		From: query.Get("from"), To: query.Get("to"),
+		WouldRefuse: isTrue(query.Get("wouldRefuse")), Follow: isTrue(query.Get("follow")),
+	}
+	var faults bocage.Faults
+	readParameter(&faults, query, "port", &q.Port, parsePort)
+	readParameter(&faults, query, "protocol", &q.Protocol, bocage.ParseProtocol)
+	readParameter(&faults, query, "verdict", &q.Verdict, parseVerdict)
+	readParameter(&faults, query, "since", &q.Since, parseTime)
+	readParameter(&faults, query, "limit", &q.Limit, parseCount)
+	return q, queryFaults(faults)
+}
+
+// flows streams records, one JSON object a line. The stream ends with a line that
+// is a Status if it ends for a reason that the client should know.
+func (s *Server) flows(c *call) error {
+	q, err := readFlows(c.query)
+	if err != nil {
+		return err
+	}
+	if s.config.Functions.Flows == nil {
+		return notWired("keep flows")
+	}
+	if !s.limits.watch() {
+		s.metrics.refused.WithLabelValues("watches").Inc()
+		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
+			"%d watches are open already", s.limits.maxWatch).retryAfter(5)
+	}
+	defer s.limits.leave()
+	ctx, cancel := context.WithCancel(c.r.Context())
+	defer cancel()
+	stopped := context.AfterFunc(ctx, func() {})
+	defer stopped()
+	go func() {
+		select {
+		case <-s.closing:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	lines := newLineWriter(c.w)
+	began := false
+	sent := 0
+	err = s.config.Functions.Flows(ctx, q, func(record bocage.FlowRecord) error {
+		if !c.person.mayRead(namespaceOf(record.SourceWorkload)) && !c.person.mayRead(namespaceOf(record.DestinationWorkload)) {
+			return nil
+		}
+		if !began {
+			began = true
+			c.w.Header().Set("Content-Type", "application/jsonl")
+		}
+		if err := lines.write(record); err != nil {
+			return err
+		}
+		if sent++; q.Limit > 0 && sent >= q.Limit {
+			return errEnough
+		}
+		return nil
+	})
+	switch {
+	case err == nil || errors.Is(err, errEnough) || c.r.Context().Err() != nil:
+		if !began {
+			c.w.Header().Set("Content-Type", "application/jsonl")
+			c.w.WriteHeader(http.StatusOK)
+		}
+		return nil
+	case !began:
+		return functionFailed(err)
+	}
+	_ = lines.write(asProblem(functionFailed(err)).Status)
+	return nil
+}
+
+var errEnough = errors.New("enough")
+
+// lineWriter writes JSON lines to a client that must keep up.
+type lineWriter struct {
+	w       io.Writer
+	control *http.ResponseController
+}
+
+func newLineWriter(w http.ResponseWriter) *lineWriter {
+	return &lineWriter{w, http.NewResponseController(w)}
+}
+
+func (l *lineWriter) write(value any) error {
+	data, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	if err := l.control.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+		return err
+	}
+	if _, err := l.w.Write(append(data, '\n')); err != nil {
+		return err
+	}
+	return l.control.Flush()
+}
+
+// hunt asks the flow history.
+func (s *Server) hunt(c *call) error {
+	if err := c.mustBe(RoleAdmin, RoleResponder, RoleViewer); err != nil {
+		return err
+	}
+	var faults bocage.Faults
+	limit := defaultHuntLimit
+	readParameter(&faults, c.query, "limit", &limit, parseCount)
+	sql, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	if text := strings.TrimSpace(string(sql)); text == "" || len(text) > maxQuery {
+		faults.Add("", "the body must be SQL of at most %d KiB", maxQuery>>10)
+	}
+	if err := queryFaults(faults); err != nil {
+		return err
+	}
+	if s.config.Functions.Hunt == nil {
+		return notWired("keep a history of flows")
+	}
+	result, err := s.config.Functions.Hunt(c.r.Context(), string(sql), min(max(limit, 1), maxHuntLimit))
+	if err != nil {
+		return functionFailed(err)
+	}
+	writeJSON(c.w, http.StatusOK, result)
+	return nil
+}
+
+// suggest draws policy from what was seen.
+func (s *Server) suggest(c *call) error {
+	var faults bocage.Faults
+	since := time.Hour
+	readParameter(&faults, c.query, "since", &since, time.ParseDuration)
+	if since <= 0 {
+		faults.Add("since", "must be a time such as 30m")
+	}
+	if err := queryFaults(faults); err != nil {
+		return err
+	}
+	namespaces := c.query["namespace"]
+	if c.person.Role == RoleOwner && len(namespaces) == 0 {
+		namespaces = c.person.Namespaces
+	}
+	for _, namespace := range namespaces {
+		if !c.person.mayRead(namespace) {
+			return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+				"User %q cannot read the namespace %q", c.person.Name, namespace)
+		}
+	}
+	if s.config.Functions.Suggest == nil {
+		return notWired("suggest policy")
+	}
+	result, err := s.config.Functions.Suggest(c.r.Context(), since, namespaces)
+	if err != nil {
+		return functionFailed(err)
+	}
+	writeJSON(c.w, http.StatusOK, result)
+	return nil
+}
+
+// declared reads the documents of a body, for functions that take many.
+func (c *call) declared() ([]manifest.Document, bocage.Faults, error) {
+	data, err := c.readBody()
+	if err != nil {
+		return nil, nil, err
+	}
+	namespace := c.query.Get("namespace")
+	if namespace == "" {
+		namespace = "default"
+	}
+	documents, faults := manifest.Reader{Namespace: namespace}.Read(c.query.Get("name"), data)
+	return documents, faults, nil
+}
+
+// plan says what declarations would change.
+func (s *Server) plan(c *call) error {
+	documents, faults, err := c.declared()
+	if err != nil {
+		return err
+	}
+	objects := make([]bocage.Resource, len(documents))
+	for i, d := range documents {
+		objects[i] = d.Resource
+		a := access{verbUpdate, kindNamed(d.Resource.Type().Kind), "", d.Resource.Meta().Namespace}
+		if ok, why := c.person.allowed(a); !ok {
+			return forbidden(c.person, a, d.Resource.Meta().Name, why)
+		}
+	}
+	if len(faults) > 0 {
+		writeJSON(c.w, http.StatusOK, bocage.PlanResult{Faults: faults})
+		return nil
+	}
+	if s.config.Functions.Plan == nil {
+		return notWired("plan")
+	}
+	result, err := s.config.Functions.Plan(c.r.Context(), objects)
+	if err != nil {
+		return functionFailed(err)
+	}
+	writeJSON(c.w, http.StatusOK, result)
+	return nil
+}
+
+// joinToken makes a token for an agent.
+func (s *Server) joinToken(c *call) error {
+	c.outcome = "refused"
+	if err := c.mustBe(RoleAdmin); err != nil {
+		return err
+	}
+	var request struct {
+		Path       string `json:"path"`
+		TTLSeconds int64  `json:"ttlSeconds"`
+	}
+	if err := c.readJSON(&request); err != nil {
+		return err
+	}
+	var faults bocage.Faults
+	if !agentPath.MatchString(request.Path) {
+		faults.Add("path", "%q is not /agent/HOST", request.Path)
+	}
+	ttl := readTTL(&faults, request.TTLSeconds, defaultJoinTTL, longestJoinTTL)
+	if err := queryFaults(faults); err != nil {
+		return err
+	}
+	if s.config.Functions.JoinToken == nil {
+		return notWired("let agents join")
+	}
+	token, err := s.config.Functions.JoinToken(c.r.Context(), request.Path, ttl)
+	if err != nil {
+		return functionFailed(err)
+	}
+	c.name, c.outcome = request.Path, "created"
+	writeJSON(c.w, http.StatusCreated, map[string]any{"token": token, "expires": time.Now().Add(ttl).UTC()})
+	return nil
+}
+
+var agentPath = regexp.MustCompile(`^/agent/[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+func (c *call) readJSON(into any) error {
+	data, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	decoder := json.NewDecoder(strings.NewReader(string(data)))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return badRequest("the body cannot be read: %v", err)
+	}
+	return nil
+}
+
+func readTTL(faults *bocage.Faults, seconds int64, usual, longest time.Duration) time.Duration {
+	switch {
+	case seconds == 0:
+		return usual
+	case seconds < 0 || seconds > int64(longest/time.Second):
+		faults.Add("ttlSeconds", "%d is out of range: 1 to %d", seconds, int64(longest/time.Second))
+	}
+	return time.Duration(seconds) * time.Second
+}
+
+// makeSession hands out a token for somebody with a role.
+func (s *Server) makeSession(c *call) error {
+	c.outcome = "refused"
+	if err := c.mustBe(RoleAdmin); err != nil {
+		return err
+	}
+	var request struct {
+		Person     Person `json:"person"`
+		TTLSeconds int64  `json:"ttlSeconds"`
+	}
+	if err := c.readJSON(&request); err != nil {
+		return err
+	}
+	var faults bocage.Faults
+	if !personName.MatchString(request.Person.Name) {
+		faults.Add("person.name", "%q is not a name of at most 100 letters, digits and .-_@", request.Person.Name)
+	}
+	switch role := request.Person.Role; {
+	case role != RoleAdmin && role != RoleResponder && role != RoleOwner && role != RoleViewer:
+		faults.Add("person.role", "%q is not admin, responder, owner or viewer", role)
+	case (role == RoleOwner) != (len(request.Person.Namespaces) > 0):
+		faults.Add("person.namespaces", "are an owner's, and an owner has at least one")
+	}
+	ttl := readTTL(&faults, request.TTLSeconds, defaultSession, longestSession)
+	if err := queryFaults(faults); err != nil {
+		return err
+	}
+	request.Person.Name = "token:" + request.Person.Name
+	session, err := s.createSession(c.r.Context(), request.Person, ttl)
+	if err != nil {
+		return err
+	}
+	c.name, c.outcome = session.Person.Name, "created"
+	writeJSON(c.w, http.StatusCreated, session)
+	return nil
+}
+
+var personName = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9._@]{0,99}$`)
+
+// isLogin reports whether a request that nobody is known to make may be the
+// exchange of a one-time token, and returns the token.
+func (s *Server) isLogin(r *http.Request) (string, bool) {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return token, ok && r.Method == http.MethodPost && r.URL.Path == functionsPath+"/login"
+}
+
+func (s *Server) serveLogin(c *call, token string) error {
+	c.verb, c.outcome = "login", "refused"
+	if !s.limits.allow("login:" + remote(c.r)) {
+		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, "too many attempts to log in").retryAfter(1)
+	}
+	session, err := s.login(c.r.Context(), token)
+	if err != nil {
+		return err
+	}
+	c.person, c.outcome = session.Person, "created"
+	writeJSON(c.w, http.StatusCreated, session)
+	return nil
+}

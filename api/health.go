@@ -1,0 +1,79 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// readyLimit bounds the checks behind /readyz.
+const readyLimit = 5 * time.Second
+
+// serveHealth answers those who ask whether the server works, whoever they are.
+func (s *Server) serveHealth(c *call) bool {
+	switch c.r.URL.Path {
+	case "/livez", "/healthz":
+		writeBytes(c.w, http.StatusOK, "text/plain; charset=utf-8", []byte("ok"))
+	case "/readyz":
+		s.serveReady(c)
+	default:
+		return false
+	}
+	return true
+}
+
+// serveReady runs every check and names those that fail; ?verbose names all.
+func (s *Server) serveReady(c *call) {
+	ctx, cancel := context.WithTimeout(c.r.Context(), readyLimit)
+	defer cancel()
+	checks := map[string]func(context.Context) error{
+		"store": func(ctx context.Context) error {
+			_, _, err := s.config.Store.List(ctx, "resources/", "", 1, 0)
+			return err
+		},
+		"running": func(context.Context) error {
+			if s.isClosing() {
+				return fmt.Errorf("the server is being stopped")
+			}
+			return nil
+		},
+	}
+	var names []string
+	for name, check := range s.config.Ready {
+		checks[name] = check
+	}
+	for name := range checks {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	var lines bytes.Buffer
+	failed := false
+	for _, name := range names {
+		if err := checks[name](ctx); err != nil {
+			failed = true
+			fmt.Fprintf(&lines, "[-]%s failed: %v\n", name, err)
+		} else {
+			fmt.Fprintf(&lines, "[+]%s ok\n", name)
+		}
+	}
+	switch {
+	case failed:
+		lines.WriteString("readyz check failed\n")
+		writeBytes(c.w, http.StatusServiceUnavailable, "text/plain; charset=utf-8", lines.Bytes())
+	case c.query.Has("verbose"):
+		lines.WriteString("readyz check passed\n")
+		writeBytes(c.w, http.StatusOK, "text/plain; charset=utf-8", lines.Bytes())
+	default:
+		writeBytes(c.w, http.StatusOK, "text/plain; charset=utf-8", []byte("ok"))
+	}
+}
+
+func (s *Server) serveMetrics(c *call) error {
+	promhttp.HandlerFor(s.config.Registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}).ServeHTTP(c.w, c.r)
+	return nil
+}

@@ -1,0 +1,161 @@
+package api
+
+import (
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bocage.dev/bocage"
+)
+
+// Reviews tell people what they may do (authorization.k8s.io/v1) and who they
+// are (authentication.k8s.io/v1), as far as kubectl auth asks.
+
+type accessReview struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metav1.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		ResourceAttributes *struct {
+			Namespace   string `json:"namespace,omitempty"`
+			Verb        string `json:"verb,omitempty"`
+			Group       string `json:"group,omitempty"`
+			Version     string `json:"version,omitempty"`
+			Resource    string `json:"resource,omitempty"`
+			Subresource string `json:"subresource,omitempty"`
+			Name        string `json:"name,omitempty"`
+		} `json:"resourceAttributes,omitempty"`
+		NonResourceAttributes *struct {
+			Path string `json:"path,omitempty"`
+			Verb string `json:"verb,omitempty"`
+		} `json:"nonResourceAttributes,omitempty"`
+	} `json:"spec"`
+	Status struct {
+		Allowed bool   `json:"allowed"`
+		Reason  string `json:"reason,omitempty"`
+	} `json:"status"`
+}
+
+type rulesReview struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metav1.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		Namespace string `json:"namespace,omitempty"`
+	} `json:"spec"`
+	Status struct {
+		ResourceRules    []resourceRule    `json:"resourceRules"`
+		NonResourceRules []nonResourceRule `json:"nonResourceRules"`
+		Incomplete       bool              `json:"incomplete"`
+	} `json:"status"`
+}
+
+type resourceRule struct {
+	Verbs     []string `json:"verbs"`
+	APIGroups []string `json:"apiGroups"`
+	Resources []string `json:"resources"`
+}
+
+type nonResourceRule struct {
+	Verbs           []string `json:"verbs"`
+	NonResourceURLs []string `json:"nonResourceURLs"`
+}
+
+type subjectReview struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metav1.ObjectMeta `json:"metadata"`
+	Status          struct {
+		UserInfo struct {
+			Username string   `json:"username"`
+			Groups   []string `json:"groups"`
+		} `json:"userInfo"`
+	} `json:"status"`
+}
+
+func (s *Server) serveReview(c *call) error {
+	data, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	read := func(into any) error {
+		if err := json.Unmarshal(data, into); err != nil {
+			return badRequest("the review cannot be read: %v", err)
+		}
+		return nil
+	}
+	switch c.r.URL.Path {
+	case "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
+		var review accessReview
+		if err := read(&review); err != nil {
+			return err
+		}
+		s.reviewAccess(c.person, &review)
+		writeJSON(c.w, http.StatusCreated, review)
+	case "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews":
+		var review rulesReview
+		if err := read(&review); err != nil {
+			return err
+		}
+		reviewRules(c.person, &review)
+		writeJSON(c.w, http.StatusCreated, review)
+	case "/apis/authentication.k8s.io/v1/selfsubjectreviews":
+		var review subjectReview
+		if err := read(&review); err != nil {
+			return err
+		}
+		review.Status.UserInfo.Username = c.person.Name
+		review.Status.UserInfo.Groups = []string{"bocage:" + string(c.person.Role)}
+		writeJSON(c.w, http.StatusCreated, review)
+	default:
+		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource")
+	}
+	return nil
+}
+
+func (s *Server) reviewAccess(p Person, review *accessReview) {
+	switch a := review.Spec.ResourceAttributes; {
+	case a != nil && a.Resource == "namespaces" && a.Group == "":
+		review.Status.Allowed = a.Verb == verbGet || a.Verb == verbList
+	case a != nil && a.Group == "*" && a.Resource == "*":
+		review.Status.Allowed = p.Role == RoleAdmin
+	case a != nil && a.Group == Group:
+		kind, ok := s.kinds[a.Resource]
+		if !ok {
+			review.Status.Reason = "there is no such resource"
+			return
+		}
+		review.Status.Allowed, review.Status.Reason = p.allowed(access{a.Verb, kind, a.Subresource, a.Namespace})
+		if review.Status.Allowed {
+			review.Status.Reason = ""
+		}
+	case review.Spec.NonResourceAttributes != nil:
+		review.Status.Allowed = strings.EqualFold(review.Spec.NonResourceAttributes.Verb, "get")
+	default:
+		review.Status.Reason = "there is no such resource"
+	}
+}
+
+func reviewRules(p Person, review *rulesReview) {
+	namespace := review.Spec.Namespace
+	for _, kind := range bocage.Kinds() {
+		for _, subresource := range []string{"", "status"} {
+			verbs := verbsOf(kind)
+			resource := kind.Plural
+			if subresource != "" {
+				verbs, resource = statusVerbsOf(kind), resource+"/"+subresource
+			}
+			verbs = slices.DeleteFunc(slices.Clone(verbs), func(verb string) bool {
+				ok, _ := p.allowed(access{verb, kind, subresource, namespace})
+				return !ok
+			})
+			if len(verbs) > 0 {
+				review.Status.ResourceRules = append(review.Status.ResourceRules,
+					resourceRule{Verbs: verbs, APIGroups: []string{Group}, Resources: []string{resource}})
+			}
+		}
+	}
+	review.Status.ResourceRules = append(review.Status.ResourceRules,
+		resourceRule{Verbs: []string{verbGet, verbList}, APIGroups: []string{""}, Resources: []string{"namespaces"}})
+	review.Status.NonResourceRules = []nonResourceRule{{Verbs: []string{verbGet}, NonResourceURLs: []string{"*"}}}
+}

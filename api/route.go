@@ -1,0 +1,270 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bocage.dev/bocage"
+)
+
+// call is one request to a resource, understood.
+type call struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	person Person
+	access
+	name  string
+	query url.Values
+	form  form // in which the client wants the answer
+	// outcome is what the audit log says of a change.
+	outcome string
+}
+
+// ServeHTTP implements http.Handler: it bounds, authenticates, counts and logs
+// every request.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	began := time.Now()
+	answer := &recorder{ResponseWriter: w, code: http.StatusOK}
+	c := &call{w: answer, r: r, query: r.URL.Query(), form: formOf(r.Header.Get("Accept"))}
+	verb, resource := strings.ToLower(r.Method), "other"
+	defer func() {
+		if fault := recover(); fault != nil {
+			if fault == http.ErrAbortHandler {
+				panic(fault)
+			}
+			s.logger.Error("panic", "path", r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
+			if !answer.began {
+				writeProblem(answer, newProblem(http.StatusInternalServerError, metav1.StatusReasonInternalError,
+					"the request could not be served: see the controller's log"))
+			}
+		}
+		if c.kind.Plural != "" {
+			verb, resource = c.verb, c.kind.Plural
+		}
+		s.metrics.answered(verb, resource, answer.code, time.Since(began))
+		s.audit(c, answer.code)
+	}()
+	if err := s.serve(c); err != nil {
+		if answer.began {
+			panic(http.ErrAbortHandler)
+		}
+		writeProblem(answer, err)
+	}
+}
+
+// recorder remembers the code of an answer.
+type recorder struct {
+	http.ResponseWriter
+	code  int
+	began bool
+}
+
+func (r *recorder) WriteHeader(code int) {
+	if !r.began {
+		r.code, r.began = code, true
+	}
+	r.ResponseWriter.WriteHeader(code)
+}
+
+func (r *recorder) Write(data []byte) (int, error) {
+	r.began = true
+	return r.ResponseWriter.Write(data)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+func (s *Server) serve(c *call) error {
+	if s.serveHealth(c) {
+		return nil
+	}
+	var err error
+	if c.person, err = s.authenticate(c.r); err != nil {
+		if login, ok := s.isLogin(c.r); ok {
+			return s.serveLogin(c, login)
+		}
+		return err
+	}
+	if !s.limits.allow(c.person.Name) {
+		s.metrics.refused.WithLabelValues("rate").Inc()
+		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
+			"%s makes too many requests", c.person.Name).retryAfter(1)
+	}
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxBody)
+	if !strings.HasPrefix(c.r.URL.Path, resourcesPath+"/") {
+		return s.serveOther(c)
+	}
+	if err := s.understand(c); err != nil {
+		return err
+	}
+	if ok, why := c.person.allowed(c.access); !ok {
+		return forbidden(c.person, c.access, c.name, why)
+	}
+	if c.verb == verbWatch {
+		return s.watch(c)
+	}
+	return s.bounded(c, s.serveResource)
+}
+
+// bounded runs a request that ends by itself, within a time and a number.
+func (s *Server) bounded(c *call, serve func(*call) error) error {
+	ctx, cancel := context.WithTimeout(c.r.Context(), requestLimit)
+	defer cancel()
+	c.r = c.r.WithContext(ctx)
+	wait, cancelWait := context.WithTimeout(ctx, time.Second)
+	defer cancelWait()
+	select {
+	case s.limits.inFlight <- struct{}{}:
+		defer func() { <-s.limits.inFlight }()
+	case <-wait.Done():
+		s.metrics.refused.WithLabelValues("in-flight").Inc()
+		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
+			"%d requests are being served already", maxInFlight).retryAfter(1)
+	}
+	return serve(c)
+}
+
+const resourcesPath = "/apis/" + Group + "/" + Version
+
+// understand reads kind, namespace, name, subresource and verb from the path:
+//
+//	/apis/bocage.dev/v1/PLURAL
+//	/apis/bocage.dev/v1/PLURAL/NAME[/status]
+//	/apis/bocage.dev/v1/namespaces/NAMESPACE/PLURAL
+//	/apis/bocage.dev/v1/namespaces/NAMESPACE/PLURAL/NAME[/status]
+func (s *Server) understand(c *call) error {
+	parts := strings.Split(strings.TrimPrefix(c.r.URL.Path, resourcesPath+"/"), "/")
+	inNamespace := parts[0] == "namespaces" && len(parts) >= 3
+	if inNamespace {
+		c.namespace, parts = parts[1], parts[2:]
+	}
+	kind, ok := s.kinds[parts[0]]
+	if !ok || len(parts) > 3 || (len(parts) == 3 && parts[2] != "status") || slices.Contains(parts, "") ||
+		inNamespace && (!kind.Namespaced || c.namespace == "") || (kind.Namespaced && !inNamespace && len(parts) > 1) {
+		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
+			"the server could not find the requested resource")
+	}
+	c.kind = kind
+	if len(parts) > 1 {
+		c.name = parts[1]
+	}
+	if len(parts) > 2 {
+		c.subresource = parts[2]
+	}
+	return c.understandVerb()
+}
+
+func (c *call) understandVerb() error {
+	method := c.r.Method
+	switch {
+	case (method == http.MethodGet || method == http.MethodHead) && c.name != "":
+		c.verb = verbGet
+	case (method == http.MethodGet || method == http.MethodHead) && isTrue(c.query.Get("watch")):
+		c.verb = verbWatch
+	case method == http.MethodGet || method == http.MethodHead:
+		c.verb = verbList
+	case method == http.MethodPost && c.name == "":
+		c.verb = verbCreate
+		if c.kind.Namespaced && c.namespace == "" {
+			return badRequest("a %s is created in a namespace: POST to %s/namespaces/NAMESPACE/%s",
+				c.kind.Name, resourcesPath, c.kind.Plural)
+		}
+	case method == http.MethodPut && c.name != "":
+		c.verb = verbUpdate
+	case method == http.MethodPatch && c.name != "":
+		c.verb = verbPatch
+	case method == http.MethodDelete && c.subresource == "" && c.name != "":
+		c.verb = verbDelete
+	case method == http.MethodDelete && c.name == "":
+		c.verb = verbDeleteCollection
+	default:
+		return newProblem(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed,
+			"%s is not supported on this path", method)
+	}
+	return nil
+}
+
+func isTrue(value string) bool { return value == "true" || value == "1" }
+
+func (s *Server) serveResource(c *call) error {
+	switch c.verb {
+	case verbGet:
+		return s.get(c)
+	case verbList:
+		return s.list(c)
+	case verbCreate:
+		return s.create(c)
+	case verbUpdate:
+		return s.update(c)
+	case verbPatch:
+		return s.patch(c)
+	case verbDelete:
+		return s.delete(c)
+	default:
+		return s.deleteCollection(c)
+	}
+}
+
+// audit logs who changed, or tried to change, what, from where and to what end.
+func (s *Server) audit(c *call, code int) {
+	if c.kind.Plural == "" && c.outcome == "" || c.kind.Plural != "" && reading(c.verb) {
+		return
+	}
+	s.auditWrite(c, c.access, c.name, c.outcome, code)
+}
+
+func (s *Server) auditWrite(c *call, a access, name, outcome string, code int) {
+	s.logger.Info("audit",
+		"person", c.person.Name, "role", string(c.person.Role), "verb", a.verb,
+		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,
+		"outcome", outcome, "code", code, "dryRun", c.query.Has("dryRun"),
+		"from", remote(c.r), "client", c.r.UserAgent())
+}
+
+// remote is the address that a request came from.
+func remote(r *http.Request) string {
+	if r.Context().Value(peerKey{}) != nil {
+		return "socket"
+	}
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		return host
+	}
+	return r.RemoteAddr
+}
+
+// isClosing reports whether the server is being stopped.
+func (s *Server) isClosing() bool {
+	select {
+	case <-s.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+func kindNamed(name string) bocage.Kind {
+	for _, kind := range bocage.Kinds() {
+		if kind.Name == name {
+			return kind
+		}
+	}
+	return bocage.Kind{}
+}
+
+func isAny(err error, targets ...error) bool {
+	for _, target := range targets {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,645 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/apimachinery/pkg/util/uuid"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+	"bocage.dev/bocage/store"
+)
+
+// maxAttempts bounds how often a change is prepared again because somebody else
+// was faster.
+const maxAttempts = 20
+
+// change is one write in the making.
+type change struct {
+	access
+	name    string
+	manager string
+	dryRun  bool
+	// validation says what becomes of unknown fields and keys given twice.
+	validation string
+	warnings   []string
+	// mayNotCreate is the answer to an apply that would create what the person
+	// may only change.
+	mayNotCreate error
+
+	old      *stored // nil: nothing is there
+	object   *unstructured.Unstructured
+	value    []byte // as it will be stored
+	created  bool
+	same     bool // nothing changes
+	removed  bool // the last finalizer went
+	revision store.Revision
+}
+
+// stored is an object as it is.
+type stored struct {
+	object   *unstructured.Unstructured
+	value    []byte
+	revision store.Revision
+}
+
+func (s *Server) load(ctx context.Context, kind bocage.Kind, namespace, name string) (*stored, error) {
+	entry, err := s.config.Store.Get(ctx, kind.Key(namespace, name))
+	if err != nil {
+		return nil, err
+	}
+	object, err := decodeStored(entry.Value)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", entry.Key, err)
+	}
+	return &stored{object, entry.Value, entry.Revision}, nil
+}
+
+func decodeStored(value []byte) (*unstructured.Unstructured, error) {
+	u := &unstructured.Unstructured{}
+	return u, utiljson.Unmarshal(value, &u.Object)
+}
+
+// newChange reads what the query says of a write.
+func (s *Server) newChange(c *call) (*change, error) {
+	ch := &change{access: c.access, name: c.name, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
+	if len(ch.manager) > 128 {
+		return nil, badRequest("fieldManager is longer than 128 characters")
+	}
+	if ch.manager == "" {
+		ch.manager, _, _ = strings.Cut(c.r.UserAgent(), "/")
+		if len(ch.manager) > 128 {
+			ch.manager = ch.manager[:128]
+		}
+	}
+	switch ch.validation {
+	case "":
+		// Kubernetes would warn. A policy with a misspelled field is no policy.
+		ch.validation = metav1.FieldValidationStrict
+	case metav1.FieldValidationStrict, metav1.FieldValidationWarn, metav1.FieldValidationIgnore:
+	default:
+		return nil, badRequest("fieldValidation %q is not Strict, Warn or Ignore", ch.validation)
+	}
+	var err error
+	ch.dryRun, err = dryRun(c.query["dryRun"])
+	return ch, err
+}
+
+func dryRun(values []string) (bool, error) {
+	for _, v := range values {
+		if v != metav1.DryRunAll {
+			return false, badRequest("dryRun %q is not All", v)
+		}
+	}
+	return len(values) > 0, nil
+}
+
+// commit prepares a write and does it, again if somebody else was faster: what is
+// prepared anew sees what they wrote, and refuses if it was told not to.
+func (s *Server) commit(ctx context.Context, changes []*change, prepare func(*batch) error) error {
+	for attempt := 1; ; attempt++ {
+		b := newBatch(ctx, s)
+		if err := prepare(b); err != nil {
+			return err
+		}
+		if changes[0].dryRun || len(b.ops) == 0 {
+			return nil
+		}
+		revision, err := s.config.Store.Apply(ctx, b.ops...)
+		if err == nil {
+			for _, ch := range changes {
+				if !ch.same {
+					ch.revision = revision
+				}
+			}
+			return nil
+		}
+		if !isAny(err, store.ErrConflict, store.ErrNotFound) || attempt == maxAttempts {
+			return err
+		}
+	}
+}
+
+// create serves POST.
+func (s *Server) create(c *call) error {
+	ch, err := s.newChange(c)
+	if err != nil {
+		return err
+	}
+	declared, err := c.body()
+	if err != nil {
+		return err
+	}
+	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.create(ch, declared) })
+	c.name = ch.name
+	return c.answer(ch, err)
+}
+
+// update serves PUT.
+func (s *Server) update(c *call) error {
+	ch, err := s.newChange(c)
+	if err != nil {
+		return err
+	}
+	declared, err := c.body()
+	if err != nil {
+		return err
+	}
+	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error {
+		if err := b.load(ch); err != nil {
+			return err
+		}
+		object, faults, err := ch.read(declared)
+		if err != nil {
+			return err
+		}
+		if object.GetResourceVersion() == "" {
+			faults.Add("metadata.resourceVersion", "is missing: a replacement says what it replaces")
+		}
+		if err := ch.precondition(object); err != nil {
+			return err
+		}
+		return b.replace(ch, object, faults, func(live, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+			updated := s.fields.of(ch.access).UpdateNoErrors(live, object, ch.manager)
+			return updated.(*unstructured.Unstructured), nil
+		})
+	})
+	return c.answer(ch, err)
+}
+
+// answer writes the outcome of a change.
+func (c *call) answer(ch *change, err error) error {
+	for _, warning := range ch.warnings {
+		c.w.Header().Add("Warning", "299 - "+strconv.Quote(warning))
+	}
+	if err != nil {
+		c.outcome = "refused"
+		return err
+	}
+	code := http.StatusOK
+	c.outcome = ch.outcome()
+	if ch.created {
+		code = http.StatusCreated
+	}
+	return c.writeObject(code, withRevision(ch.value, ch.kind, ch.revision))
+}
+
+// outcome is what became of a change, for people.
+func (ch *change) outcome() string {
+	switch {
+	case ch.created:
+		return "created"
+	case ch.same:
+		return "unchanged"
+	case ch.removed:
+		return "deleted"
+	default:
+		return "configured"
+	}
+}
+
+// body reads a request's one object, without asking yet whether it is right.
+func (c *call) body() (*manifest.Tree, error) {
+	contentType, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
+	if c.r.Header.Get("Content-Type") == "" {
+		contentType = "application/json"
+	} else if err != nil {
+		return nil, badRequest("the Content-Type cannot be read: %v", err)
+	}
+	switch contentType {
+	case "application/json", "application/yaml", "application/x-yaml", "text/yaml":
+	default:
+		return nil, newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
+			"the body is %s: send application/json or application/yaml", contentType)
+	}
+	data, err := c.readBody()
+	if err != nil {
+		return nil, err
+	}
+	return c.parse(data)
+}
+
+func (c *call) readBody() ([]byte, error) {
+	if encoding := c.r.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		return nil, newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
+			"the body is encoded as %s: send it as it is", encoding)
+	}
+	return io.ReadAll(c.r.Body)
+}
+
+func (c *call) parse(data []byte) (*manifest.Tree, error) {
+	trees, faults := manifest.Parse("", data)
+	switch {
+	case len(faults) > 0:
+		return nil, malformed(c.kind, c.name, faults)
+	case len(trees) != 1:
+		return nil, badRequest("the body holds %d objects where one is needed", len(trees))
+	case trees[0].Object() == nil:
+		return nil, badRequest("the body is no object")
+	}
+	return trees[0], nil
+}
+
+// read checks a declared object against its kind and the path, and returns it
+// with every fault that no later check would find.
+func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.Faults, error) {
+	unknown, faults := tree.Check(ch.kind)
+	var unexpected bocage.Faults
+	for _, fault := range unknown {
+		switch fault.Field {
+		case "metadata.generateName", "metadata.selfLink", "metadata.deletionGracePeriodSeconds":
+			// Kubernetes' clients write these, and they mean nothing here.
+		default:
+			unexpected = append(unexpected, fault)
+		}
+	}
+	switch ch.validation {
+	case metav1.FieldValidationStrict:
+		faults = append(unexpected, faults...)
+	case metav1.FieldValidationWarn:
+		ch.warnings = nil
+		for _, fault := range unexpected[:min(len(unexpected), 20)] {
+			ch.warnings = append(ch.warnings, bocage.Fault{Field: fault.Field, Message: fault.Message}.String())
+		}
+	}
+	u := &unstructured.Unstructured{}
+	if err := utiljson.Unmarshal(tree.JSON(), &u.Object); err != nil {
+		return nil, nil, badRequest("the body cannot be read: %v", err)
+	}
+	if apiVersion := u.GetAPIVersion(); apiVersion != bocage.APIVersion {
+		faults.Add("apiVersion", "%q is not %s", apiVersion, bocage.APIVersion)
+	}
+	if kind := u.GetKind(); kind != ch.kind.Name {
+		faults.Add("kind", "%q is not %s, which the path names", kind, ch.kind.Name)
+	}
+	if namespace := u.GetNamespace(); namespace == "" && ch.kind.Namespaced {
+		u.SetNamespace(ch.namespace)
+	} else if namespace != ch.namespace && ch.kind.Namespaced {
+		faults.Add("metadata.namespace", "%q is not %q, which the path names", namespace, ch.namespace)
+	}
+	if name := u.GetName(); ch.name != "" && name == "" {
+		u.SetName(ch.name)
+	} else if ch.name != "" && name != ch.name {
+		faults.Add("metadata.name", "%q is not %q, which the path names", name, ch.name)
+	}
+	u.SetAPIVersion(bocage.APIVersion)
+	u.SetKind(ch.kind.Name)
+	return u, faults, nil
+}
+
+// precondition refuses an object that was made for another revision or for an
+// object that is gone.
+func (ch *change) precondition(object *unstructured.Unstructured) error {
+	if version := object.GetResourceVersion(); version != "" && version != formatRevision(ch.old.revision) {
+		return conflict(ch.kind, ch.name,
+			"the object has been modified; please apply your changes to the latest version and try again")
+	}
+	if uid := object.GetUID(); uid != "" && uid != ch.old.object.GetUID() {
+		return conflict(ch.kind, ch.name, fmt.Sprintf("Precondition failed: UID in precondition: %s, UID in object meta: %s",
+			uid, ch.old.object.GetUID()))
+	}
+	return nil
+}
+
+// load finds what a change starts from.
+func (b *batch) load(ch *change) error {
+	var err error
+	ch.old, err = b.server.load(b.ctx, ch.kind, ch.namespace, ch.name)
+	if errors.Is(err, store.ErrNotFound) {
+		return notFound(ch.kind, ch.name)
+	}
+	return err
+}
+
+// create prepares a new object.
+func (b *batch) create(ch *change, declared *manifest.Tree) error {
+	object, faults, err := ch.read(declared)
+	if err != nil {
+		return err
+	}
+	if base, ok := generateName(declared); ok && object.GetName() == "" {
+		object.SetName(base + string(uuid.NewUUID())[:5])
+	}
+	name := object.GetName()
+	if _, err := b.server.load(b.ctx, ch.kind, ch.namespace, name); err == nil {
+		return newProblem(http.StatusConflict, metav1.StatusReasonAlreadyExists,
+			"%s.%s %q already exists", ch.kind.Plural, Group, name).about(ch.kind, name)
+	} else if !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	if object.GetResourceVersion() != "" {
+		faults.Add("metadata.resourceVersion", "must not be set on objects to be created")
+	}
+	return b.add(ch, object, faults, func(empty, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+		updated := b.server.fields.of(ch.access).UpdateNoErrors(empty, object, ch.manager)
+		return updated.(*unstructured.Unstructured), nil
+	})
+}
+
+func generateName(declared *manifest.Tree) (string, bool) {
+	// The kinds do not have the field, so it is read from what was sent.
+	return declared.Text("metadata", "generateName")
+}
+
+// track merges or notes who owns what; the object it returns is the one to store.
+type track func(live, object *unstructured.Unstructured) (*unstructured.Unstructured, error)
+
+// add finishes a new object: what the system says of it, its owners, its faults.
+func (b *batch) add(ch *change, object *unstructured.Unstructured, faults bocage.Faults, own track) error {
+	ch.old, ch.created, ch.same = nil, true, false
+	delete(object.Object, "status")
+	metadata := metadataOf(object)
+	for _, field := range []string{"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"} {
+		delete(metadata, field)
+	}
+	empty, err := same{}.New(object.GroupVersionKind())
+	if err != nil {
+		return err
+	}
+	object, err = b.normal(ch, object, faults, func(u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+		return own(empty.(*unstructured.Unstructured), u)
+	})
+	if err != nil {
+		return err
+	}
+	object.SetUID(uuid.NewUUID())
+	object.SetGeneration(1)
+	object.SetCreationTimestamp(metav1.Time{Time: time.Now().UTC().Truncate(time.Second)})
+	ch.name = object.GetName()
+	return b.put(ch, object)
+}
+
+// replace finishes a changed object.
+func (b *batch) replace(ch *change, object *unstructured.Unstructured, faults bocage.Faults, own track) error {
+	ch.created, ch.removed, ch.same = false, false, false
+	old := ch.old.object
+	b.keep(ch, object)
+	live := old.DeepCopy()
+	live.SetResourceVersion("")
+	object, err := b.normal(ch, object, faults, func(u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+		return own(live, u)
+	})
+	if err != nil {
+		return err
+	}
+	b.keep(ch, object)
+	if !reflect.DeepEqual(object.Object["spec"], old.Object["spec"]) {
+		object.SetGeneration(old.GetGeneration() + 1)
+	}
+	return b.put(ch, object)
+}
+
+// keep restores what a write of this path does not reach: the system's part of
+// the metadata always, the status from the main path, all else from the status
+// path.
+func (b *batch) keep(ch *change, object *unstructured.Unstructured) {
+	old := ch.old.object
+	metadata, was := metadataOf(object), metadataOf(old)
+	delete(metadata, "resourceVersion")
+	restore(metadata, was, "uid", "generation", "creationTimestamp", "deletionTimestamp")
+	if ch.subresource != "status" {
+		restore(object.Object, old.Object, "status")
+		return
+	}
+	restore(object.Object, old.Object, "spec")
+	restore(metadata, was, "labels", "annotations", "finalizers", "ownerReferences")
+}
+
+func restore(to, from map[string]any, keys ...string) {
+	for _, key := range keys {
+		if value, ok := from[key]; ok {
+			to[key] = value
+		} else {
+			delete(to, key)
+		}
+	}
+}
+
+func metadataOf(u *unstructured.Unstructured) map[string]any {
+	metadata, ok := u.Object["metadata"].(map[string]any)
+	if !ok {
+		metadata = map[string]any{}
+		u.Object["metadata"] = metadata
+	}
+	return metadata
+}
+
+// normal brings an object into the form in which it is stored, with its owners,
+// and refuses it with all its faults.
+func (b *batch) normal(ch *change, object *unstructured.Unstructured, faults bocage.Faults, own func(*unstructured.Unstructured) (*unstructured.Unstructured, error)) (*unstructured.Unstructured, error) {
+	resource, err := typed(ch.kind, object)
+	if err != nil {
+		return nil, badRequest("the %s cannot be read: %v", ch.kind.Name, err)
+	}
+	for _, fault := range resource.Validate() {
+		if !slices.ContainsFunc(faults, func(f bocage.Fault) bool { return related(f.Field, fault.Field) }) {
+			faults = append(faults, fault)
+		}
+	}
+	more, err := b.admit(ch, resource)
+	if err != nil {
+		return nil, err
+	}
+	if faults = append(faults, more...); len(faults) > 0 {
+		return nil, invalid(ch.kind, object.GetName(), faults)
+	}
+	if object, err = untyped(ch.kind, resource); err != nil {
+		return nil, err
+	}
+	return own(object)
+}
+
+// related reports whether one field lies in the other, so that one fault may be
+// the cause of both.
+func related(a, b string) bool {
+	if len(a) > len(b) {
+		a, b = b, a
+	}
+	rest, ok := strings.CutPrefix(b, a)
+	return ok && (rest == "" || rest[0] == '.' || rest[0] == '[')
+}
+
+func typed(kind bocage.Kind, object *unstructured.Unstructured) (bocage.Resource, error) {
+	data, err := json.Marshal(object.Object)
+	if err != nil {
+		return nil, err
+	}
+	resource := kind.New()
+	return resource, json.Unmarshal(data, resource)
+}
+
+func untyped(kind bocage.Kind, resource bocage.Resource) (*unstructured.Unstructured, error) {
+	value, err := store.EncodeObject(kind, resource)
+	if err != nil {
+		return nil, err
+	}
+	return decodeStored(value)
+}
+
+// put adds an object's write to the batch, unless it changes nothing.
+func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
+	resource, err := typed(ch.kind, object)
+	if err != nil {
+		return fmt.Errorf("read back %s: %w", ch.name, err)
+	}
+	if ch.subresource == "" {
+		if err := b.place(ch, resource); err != nil {
+			return err
+		}
+	}
+	if ch.value, err = store.EncodeObject(ch.kind, resource); err != nil {
+		return err
+	}
+	if len(ch.value) > store.MaxValue {
+		return store.ErrTooLarge
+	}
+	op := store.Op{Key: ch.kind.Key(ch.namespace, ch.name), Value: ch.value, IfWas: store.Absent}
+	if ch.old != nil {
+		ch.object, op.IfWas, ch.revision = object, ch.old.revision, ch.old.revision
+		if unchanged(ch.old.value, ch.value) {
+			ch.same, ch.value = true, ch.old.value
+			return nil
+		}
+		if ch.removed = resource.Meta().DeletionTimestamp != nil && len(resource.Meta().Finalizers) == 0; ch.removed {
+			return b.remove(ch)
+		}
+	}
+	return b.write(op)
+}
+
+// unchanged compares two stored objects but for the times at which their fields'
+// owners last wrote.
+func unchanged(a, b []byte) bool {
+	if bytes.Equal(a, b) {
+		return true
+	}
+	x, errX := decodeStored(a)
+	y, errY := decodeStored(b)
+	if errX != nil || errY != nil {
+		return false
+	}
+	for _, u := range []*unstructured.Unstructured{x, y} {
+		owners := u.GetManagedFields()
+		for i := range owners {
+			owners[i].Time = nil
+		}
+		u.SetManagedFields(owners)
+	}
+	return reflect.DeepEqual(x.Object, y.Object)
+}
+
+func formatRevision(r store.Revision) string { return strconv.FormatInt(int64(r), 10) }
+
+// delete serves DELETE of one object.
+func (s *Server) delete(c *call) error {
+	ch, options, err := s.newDeletion(c)
+	if err != nil {
+		return err
+	}
+	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.delete(ch, options) })
+	if err != nil {
+		c.outcome = "refused"
+		return err
+	}
+	c.outcome = ch.outcome()
+	if !ch.removed {
+		return c.writeObject(http.StatusOK, withRevision(ch.value, ch.kind, ch.revision))
+	}
+	writeJSON(c.w, http.StatusOK, metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
+		Details: &metav1.StatusDetails{Name: ch.name, Group: Group, Kind: ch.kind.Plural, UID: ch.old.object.GetUID()},
+	})
+	return nil
+}
+
+// newDeletion reads the options of a deletion from the query and the body.
+func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
+	ch := &change{access: c.access, name: c.name}
+	data, err := c.readBody()
+	if err != nil {
+		return nil, nil, err
+	}
+	options := &metav1.DeleteOptions{}
+	if len(bytes.TrimSpace(data)) > 0 {
+		tree, err := c.parse(data)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := json.Unmarshal(tree.JSON(), options); err != nil {
+			return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
+		}
+	}
+	ch.dryRun, err = dryRun(append(options.DryRun, c.query["dryRun"]...))
+	return ch, options, err
+}
+
+func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
+	ch.removed, ch.same = false, false
+	if err := b.load(ch); err != nil {
+		return err
+	}
+	if p := options.Preconditions; p != nil {
+		wanted := &unstructured.Unstructured{Object: map[string]any{}}
+		if p.UID != nil {
+			wanted.SetUID(types.UID(*p.UID))
+		}
+		if p.ResourceVersion != nil {
+			wanted.SetResourceVersion(*p.ResourceVersion)
+		}
+		if err := ch.precondition(wanted); err != nil {
+			return err
+		}
+	}
+	object := ch.old.object.DeepCopy()
+	if len(object.GetFinalizers()) == 0 {
+		ch.removed = true
+		return b.remove(ch)
+	}
+	if object.GetDeletionTimestamp() == nil {
+		now := metav1.Time{Time: time.Now().UTC().Truncate(time.Second)}
+		object.SetDeletionTimestamp(&now)
+	}
+	return b.put(ch, object)
+}
+
+// deleteCollection serves DELETE of everything that a list would show.
+func (s *Server) deleteCollection(c *call) error {
+	options, deletion, err := s.newDeletion(c)
+	if err != nil {
+		return err
+	}
+	found, err := s.collect(c)
+	if err != nil {
+		return err
+	}
+	c.outcome = fmt.Sprintf("deleted %d", len(found.items))
+	for _, item := range found.items {
+		ch := *options
+		ch.namespace, ch.name = item.namespace, item.name
+		err := s.commit(c.r.Context(), []*change{&ch}, func(b *batch) error { return b.delete(&ch, deletion) })
+		var p *problem
+		if errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound {
+			continue // somebody else was faster
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return c.writeList(found)
+}
