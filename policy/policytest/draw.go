@@ -23,7 +23,8 @@ var (
 	labelKeys  = []string{"app", "env", "tier"}
 	classes    = []string{"pci", "pii"}
 	prefixes   = []netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.128/25"),
+		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.0/25"),
+		netip.MustParsePrefix("203.0.113.128/25"),
 		netip.MustParsePrefix("203.0.113.200/32"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2001:db8:1::/48"),
 		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
 	}

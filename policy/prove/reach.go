@@ -1,0 +1,219 @@
+package prove
+
+import (
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// reach reads a ruleset as the enforcement points do, but for groups and whole
+// intervals at once.
+type reach struct {
+	rs        *bocage.Ruleset
+	decisions map[bocage.DecisionID]bocage.Decision
+	profiles  map[uint16]string
+	rules     map[pair][]bocage.Rule
+	exact     []pair                // pairs of two groups with a rule of their own, in order
+	allowing  map[pair]bool         // pairs, wildcards included, with a rule that allows
+	fromAny   map[bocage.Group]bool // groups with rules from them to anyone
+	toAny     map[bocage.Group]bool // groups with rules from anyone to them
+	wildcards bool                  // some rule with a wildcard allows something
+}
+
+type pair struct{ from, to bocage.Group }
+
+// span is an interval of one protocol's ports.
+type span struct {
+	protocol bocage.Protocol
+	ports    bocage.PortRange
+}
+
+func newReach(rs *bocage.Ruleset) *reach {
+	r := &reach{
+		rs:        rs,
+		decisions: make(map[bocage.DecisionID]bocage.Decision, len(rs.Decisions)),
+		profiles:  make(map[uint16]string, len(rs.Profiles)),
+		rules:     make(map[pair][]bocage.Rule, len(rs.Rules)),
+		allowing:  map[pair]bool{},
+		fromAny:   map[bocage.Group]bool{},
+		toAny:     map[bocage.Group]bool{},
+	}
+	for _, d := range rs.Decisions {
+		r.decisions[d.ID] = d
+	}
+	for _, p := range rs.Profiles {
+		r.profiles[p.Number] = p.Name
+	}
+	for _, rule := range rs.Rules {
+		at := pair{rule.From, rule.To}
+		list, known := r.rules[at]
+		r.rules[at] = append(list, rule)
+		if r.decisions[rule.Decision].Verdict.Allowed() {
+			r.allowing[at] = true
+			r.wildcards = r.wildcards || at.from == bocage.GroupAny || at.to == bocage.GroupAny
+		}
+		switch {
+		case rule.From != bocage.GroupAny && rule.To != bocage.GroupAny:
+			if !known {
+				r.exact = append(r.exact, at)
+			}
+		case rule.From != bocage.GroupAny:
+			r.fromAny[rule.From] = true
+		case rule.To != bocage.GroupAny:
+			r.toAny[rule.To] = true
+		}
+	}
+	if r.decisions[rs.Default].Verdict.Allowed() {
+		r.allowing[pair{}], r.wildcards = true, true
+	}
+	return r
+}
+
+// levels are where a pair's rules are found, in the order of looking.
+func levels(from, to bocage.Group) [4]pair {
+	return [4]pair{{from, to}, {bocage.GroupAny, to}, {from, bocage.GroupAny}, {bocage.GroupAny, bocage.GroupAny}}
+}
+
+// mayAllow reports whether some rule that counts for the pair allows something.
+func (r *reach) mayAllow(from, to bocage.Group) bool {
+	for _, at := range levels(from, to) {
+		if r.allowing[at] {
+			return true
+		}
+	}
+	return false
+}
+
+// eachAllowedPair visits pairs of the picked groups until visit says no, so that
+// every cell that some rule allows for some picked pair is allowed for a visited
+// one too. Ends without a wildcard of their own are alike where the pair has no
+// rule of its own: one of them stands for all, but for receivers only if alike
+// says that the caller does not tell them apart either.
+func (r *reach) eachAllowedPair(groups []bocage.Group, from, to func(bocage.Group) bool, alike bool, visit func(from, to bocage.Group) bool) {
+	for _, at := range r.exact {
+		if from(at.from) && to(at.to) && r.mayAllow(at.from, at.to) && !visit(at.from, at.to) {
+			return
+		}
+	}
+	if !r.wildcards {
+		return
+	}
+	specialFrom, plainFrom := split(groups, from, r.fromAny)
+	specialTo, plainTo := split(groups, to, r.toAny)
+	if !alike {
+		specialTo, plainTo = append(specialTo, plainTo...), nil
+	}
+	// Of the plain ones, the first without a rule of its own with the other end.
+	stand := func(specials, plains []bocage.Group, exact func(bocage.Group) bool) []bocage.Group {
+		for _, g := range plains {
+			if !exact(g) {
+				return append(slices.Clone(specials), g)
+			}
+		}
+		return specials
+	}
+	froms := func(t bocage.Group) []bocage.Group {
+		return stand(specialFrom, plainFrom, func(f bocage.Group) bool { return r.rules[pair{f, t}] != nil })
+	}
+	for _, t := range specialTo {
+		for _, f := range froms(t) {
+			if r.mayAllow(f, t) && !visit(f, t) {
+				return
+			}
+		}
+	}
+	for _, f := range specialFrom {
+		for _, t := range stand(nil, plainTo, func(t bocage.Group) bool { return r.rules[pair{f, t}] != nil }) {
+			if r.mayAllow(f, t) && !visit(f, t) {
+				return
+			}
+		}
+	}
+	if !r.allowing[pair{}] {
+		return
+	}
+	for _, t := range plainTo {
+		for _, f := range plainFrom {
+			if r.rules[pair{f, t}] == nil {
+				visit(f, t)
+				return
+			}
+		}
+	}
+}
+
+// split divides the picked groups by whether they have a wildcard of their own.
+func split(groups []bocage.Group, picked func(bocage.Group) bool, special map[bocage.Group]bool) (specials, plains []bocage.Group) {
+	for _, g := range groups {
+		switch {
+		case !picked(g):
+		case special[g]:
+			specials = append(specials, g)
+		default:
+			plains = append(plains, g)
+		}
+	}
+	return specials, plains
+}
+
+// eachCell visits the intervals of a pair until visit says no. No rule and none
+// of the given spans begins or ends within an interval. One protocol that
+// nothing names stands for all of those.
+func (r *reach) eachCell(from, to bocage.Group, spans []span, visit func(bocage.Protocol, bocage.PortRange, bocage.DecisionID) bool) {
+	places := levels(from, to)
+	cuts := map[bocage.Protocol][]uint32{}
+	cut := func(protocol bocage.Protocol, ports bocage.PortRange) {
+		cuts[protocol] = append(cuts[protocol], uint32(ports.First), uint32(ports.Last)+1)
+	}
+	for _, at := range places {
+		for _, rule := range r.rules[at] {
+			if rule.Protocol != bocage.ProtocolAny {
+				cut(rule.Protocol, rule.Ports)
+			}
+		}
+	}
+	for _, s := range spans {
+		cut(s.protocol, s.ports)
+	}
+	other := bocage.Protocol(255)
+	for cuts[other] != nil {
+		other--
+	}
+	cuts[other] = nil
+	protocols := make([]bocage.Protocol, 0, len(cuts))
+	for p := range cuts {
+		protocols = append(protocols, p)
+	}
+	slices.Sort(protocols)
+	for _, p := range protocols {
+		edges := append(cuts[p], 0)
+		slices.Sort(edges)
+		edges = slices.Compact(edges)
+		for i, first := range edges {
+			if first > 65535 {
+				break
+			}
+			last := uint32(65535)
+			if i+1 < len(edges) {
+				last = edges[i+1] - 1
+			}
+			if !visit(p, bocage.PortRange{First: uint16(first), Last: uint16(last)}, r.lookUp(places, p, uint16(first))) {
+				return
+			}
+		}
+	}
+}
+
+// lookUp finds the decision of a cell in the order that rulesets promise.
+func (r *reach) lookUp(places [4]pair, protocol bocage.Protocol, port uint16) bocage.DecisionID {
+	for _, at := range places {
+		for _, p := range [2]bocage.Protocol{protocol, bocage.ProtocolAny} {
+			for _, rule := range r.rules[at] {
+				if rule.Protocol == p && rule.Ports.Contains(port) {
+					return rule.Decision
+				}
+			}
+		}
+	}
+	return r.rs.Default
+}

@@ -1,0 +1,294 @@
+package prove
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
+)
+
+// Statements that concern the whole are by the policy room itself.
+func whole(field string) bocage.Ref {
+	return bocage.Ref{Kind: "Generation", Name: "policy", Field: field}
+}
+
+// totality proves that nobody can meet a gap: every address has a group that is
+// described, every number that a rule names exists, no two rules of a pair overlap.
+func (p *prover) totality() bocage.Proof {
+	return proof("every workload and every flow of it has a decision", whole("totality"), p.gap())
+}
+
+func (p *prover) gap() string {
+	rs := p.rs
+	described := map[bocage.Group]bool{bocage.GroupAny: true, bocage.GroupWorld: true}
+	for _, g := range rs.Groups {
+		described[g.Group] = true
+	}
+	placed := make(map[bocage.Identity]bool, len(rs.Peers))
+	for i, peer := range rs.Peers {
+		if !described[peer.Group] {
+			return fmt.Sprintf("%s is in group %d, which nothing describes", peer.Prefix, peer.Group)
+		}
+		if i > 0 && rs.Peers[i-1].Prefix == peer.Prefix {
+			return fmt.Sprintf("%s is twice there", peer.Prefix)
+		}
+		placed[peer.Identity] = true
+	}
+	decided := make(map[bocage.DecisionID]bool, len(rs.Decisions))
+	profiles := map[uint16]bool{0: true}
+	for _, x := range rs.Profiles {
+		profiles[x.Number] = true
+	}
+	for _, d := range rs.Decisions {
+		decided[d.ID] = true
+		if !profiles[d.Profile] || (d.Verdict == bocage.VerdictInspect) != (d.Profile != 0) {
+			return fmt.Sprintf("decision %s names profile %d, which does not exist", d.ID, d.Profile)
+		}
+	}
+	if !decided[rs.Default] {
+		return "the default decision does not exist"
+	}
+	for i, r := range rs.Rules {
+		if !decided[r.Decision] {
+			return fmt.Sprintf("a rule carries decision %s, which does not exist", r.Decision)
+		}
+		if !described[r.From] || !described[r.To] {
+			return fmt.Sprintf("a rule is from group %d to group %d, which nothing describes", r.From, r.To)
+		}
+		if i == 0 {
+			continue
+		}
+		q := rs.Rules[i-1]
+		if bocage.CompareRules(q, r) >= 0 || q.From == r.From && q.To == r.To && q.Protocol == r.Protocol && r.Ports.First <= q.Ports.Last {
+			return fmt.Sprintf("two rules from group %d to group %d overlap or are out of order at %s %s", r.From, r.To, r.Protocol, r.Ports)
+		}
+	}
+	for _, r := range rs.Refused {
+		if !decided[r.Decision] || !placed[r.Identity] {
+			return fmt.Sprintf("identity %d is refused without a decision or without an address", r.Identity)
+		}
+	}
+	return p.unplaced(placed)
+}
+
+// unplaced finds a workload that nobody contests and that has no peer.
+func (p *prover) unplaced(placed map[bocage.Identity]bool) string {
+	claims := map[netip.Addr]int{}
+	numbers := map[bocage.Identity]int{}
+	type place struct{ host, link string }
+	links := map[place]int{}
+	for _, w := range p.in.Workloads {
+		for _, a := range w.Spec.Addresses {
+			claims[a]++
+		}
+		numbers[w.Status.Identity]++
+		if w.Spec.Interface != "" {
+			links[place{w.Spec.Host, w.Spec.Interface}]++
+		}
+	}
+	for _, w := range p.in.Workloads {
+		contested := w.Status.Identity < bocage.IdentityFirst || numbers[w.Status.Identity] > 1 || links[place{w.Spec.Host, w.Spec.Interface}] > 1 ||
+			slices.ContainsFunc(w.Spec.Addresses, func(a netip.Addr) bool { return claims[a] > 1 || !a.IsValid() || a.Is4In6() || a.Zone() != "" })
+		if !contested && len(w.Spec.Addresses) > 0 && !placed[w.Status.Identity] {
+			return fmt.Sprintf("Workload %s has no place in the ruleset", w.NamespacedName())
+		}
+	}
+	return ""
+}
+
+// monotony proves that threat conditions and quarantines open nothing, take no
+// duty off and lift no enforcement.
+func (p *prover) monotony() bocage.Proof {
+	statement, ref := "threat conditions and quarantines open nothing and lift no duty", whole("monotony")
+	if len(p.in.ThreatConditions) == 0 && len(p.in.Quarantines) == 0 {
+		return proof(statement, ref, "")
+	}
+	calm := p.in
+	calm.ThreatConditions, calm.Quarantines = nil, nil
+	return proof(statement, ref, p.loosened(compile.Compile(calm).Ruleset))
+}
+
+func (p *prover) loosened(calm *bocage.Ruleset) string {
+	base := newReach(calm)
+	enforced, tight := enforcement(calm), enforcement(p.rs)
+	// Threat conditions divide groups and never join them, so that each group of
+	// ours lies in one of the calm ruleset.
+	calmGroup := map[bocage.Group]bocage.Group{bocage.GroupWorld: bocage.GroupWorld}
+	for _, peer := range p.rs.Peers {
+		was := calm.Lookup(peer.Prefix.Addr()).Group
+		if old, known := calmGroup[peer.Group]; known && old != was && peer.Prefix.IsSingleIP() {
+			return fmt.Sprintf("group %d joins %s with workloads that policy tells apart", peer.Group, p.who(peer.Group))
+		}
+		calmGroup[peer.Group] = was
+		if enforced[was] && !tight[peer.Group] {
+			return fmt.Sprintf("refusals of %s are enforced without threat conditions, and only observed with them", p.who(peer.Group))
+		}
+	}
+	ourGroups := map[bocage.Group][]bocage.Group{}
+	both := *p.reach // with the wildcards of either, so that nobody stands for somebody that only one of them names
+	both.fromAny, both.toAny = maps.Clone(p.reach.fromAny), maps.Clone(p.reach.toAny)
+	for _, g := range p.groups {
+		was := calmGroup[g]
+		ourGroups[was] = append(ourGroups[was], g)
+		both.fromAny[g] = both.fromAny[g] || base.fromAny[was]
+		both.toAny[g] = both.toAny[g] || base.toAny[was]
+	}
+	found := ""
+	check := func(from, to bocage.Group) bool {
+		found = p.looserPair(base, from, to, levels(calmGroup[from], calmGroup[to]))
+		return found == ""
+	}
+	everyone := func(bocage.Group) bool { return true }
+	both.eachAllowedPair(p.groups, everyone, everyone, true, check)
+	for _, at := range base.exact {
+		for _, from := range ourGroups[at.from] {
+			for _, to := range ourGroups[at.to] {
+				if found == "" && p.reach.mayAllow(from, to) {
+					check(from, to)
+				}
+			}
+		}
+	}
+	return found
+}
+
+// looserPair finds a cell of a pair that got more than without threat conditions.
+func (p *prover) looserPair(base *reach, from, to bocage.Group, calmPlaces [4]pair) string {
+	var spans []span
+	for _, at := range calmPlaces {
+		for _, rule := range base.rules[at] {
+			if rule.Protocol != bocage.ProtocolAny {
+				spans = append(spans, span{rule.Protocol, rule.Ports})
+			}
+		}
+	}
+	found := ""
+	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
+		is, was := p.reach.decisions[id], base.decisions[base.lookUp(calmPlaces, protocol, ports.First)]
+		if !is.Verdict.Allowed() {
+			return true
+		}
+		lost := slices.ContainsFunc(compile.ProfileNames(base.profiles[was.Profile]), func(name string) bool {
+			return !slices.Contains(compile.ProfileNames(p.reach.profiles[is.Profile]), name)
+		})
+		if !was.Verdict.Allowed() || lost || was.Log && !is.Log {
+			found = fmt.Sprintf("%s gets %s, without threat conditions %s", p.flow(from, to, protocol, ports.First), is.Verdict, was.Verdict)
+		}
+		return found == ""
+	})
+	return found
+}
+
+func enforcement(rs *bocage.Ruleset) map[bocage.Group]bool {
+	out := make(map[bocage.Group]bool, len(rs.Groups))
+	for _, g := range rs.Groups {
+		out[g.Group] = g.Enforce
+	}
+	return out
+}
+
+// mostRuleChecks bounds the work on hosts' parts: past it, every n-th host is
+// looked at.
+const mostRuleChecks = 5_000_000
+
+// cuts proves that every host's part holds what the whole says of its workloads.
+func (p *prover) cuts() bocage.Proof {
+	cutter := compile.NewCutter(p.rs, p.in)
+	hosts := cutter.Hosts()
+	step := 1 + len(hosts)*len(p.rs.Rules)/mostRuleChecks
+	statement := "each host's part says the same as the whole"
+	if step > 1 {
+		statement = fmt.Sprintf("%s (every %d. of %d hosts was looked at)", statement, step, len(hosts))
+	}
+	for i := 0; i < len(hosts); i += step {
+		if counter := p.disagreement(cutter.Cut(hosts[i])); counter != "" {
+			return proof(statement, whole("hosts"), fmt.Sprintf("on %s: %s", hosts[i], counter))
+		}
+	}
+	return proof(statement, whole("hosts"), "")
+}
+
+func (p *prover) disagreement(cut *bocage.Ruleset) string {
+	local := map[bocage.Group]bool{bocage.GroupAny: true}
+	for _, port := range cut.Ports {
+		local[port.Group] = true
+	}
+	i := 0
+	for _, r := range p.rs.Rules {
+		if !local[r.From] && !local[r.To] {
+			continue
+		}
+		if i >= len(cut.Rules) || cut.Rules[i] != r {
+			return fmt.Sprintf("the rule from %s to %s %s %s is missing", p.who(r.From), p.who(r.To), r.Protocol, r.Ports)
+		}
+		i++
+	}
+	if i != len(cut.Rules) {
+		return "it has rules that the whole has not"
+	}
+	if cut.Default != p.rs.Default || !slices.Equal(cut.Peers, p.rs.Peers) || !slices.Equal(cut.Groups, p.rs.Groups) || !slices.Equal(cut.Refused, p.rs.Refused) {
+		return "its peers, groups, refusals or default are not those of the whole"
+	}
+	known := map[bocage.DecisionID]bool{}
+	for _, d := range cut.Decisions {
+		known[d.ID] = true
+	}
+	for _, r := range cut.Rules {
+		if !known[r.Decision] {
+			return fmt.Sprintf("decision %s is missing", r.Decision)
+		}
+	}
+	return ""
+}
+
+// mostOpinions bounds the second opinion, in flows times objects.
+const mostOpinions = 400_000
+
+// secondOpinion asks the judge about flows at the edges of the rules.
+func (p *prover) secondOpinion() bocage.Proof {
+	objects := 1 + len(p.in.Applications) + len(p.in.Guardrails) + len(p.in.Scopes) + len(p.in.ThreatConditions)
+	step := 1 + 4*len(p.rs.Rules)*objects/mostOpinions
+	statement := "the declarations, read one flow at a time, say the same at every edge of a rule"
+	if step > 1 {
+		statement = fmt.Sprintf("the declarations, read one flow at a time, say the same at the edges of every %d. rule", step)
+	}
+	judge := explain.NewJudge(p.in)
+	for i := 0; i < len(p.rs.Rules); i += step {
+		if counter := p.opinion(judge, p.rs.Rules[i]); counter != "" {
+			return proof(statement, whole("opinion"), counter)
+		}
+	}
+	return proof(statement, whole("opinion"), "")
+}
+
+func (p *prover) opinion(judge *explain.Judge, r bocage.Rule) string {
+	f := bocage.Flow{Source: p.address(r.From), Destination: p.address(r.To), Protocol: r.Protocol, At: p.in.Now}
+	if !f.Source.IsValid() || !f.Destination.IsValid() || f.Source.Is4() != f.Destination.Is4() {
+		return ""
+	}
+	if f.Protocol == bocage.ProtocolAny {
+		f.Protocol = bocage.ProtocolTCP
+	}
+	for _, port := range []uint16{r.Ports.First, r.Ports.Last, r.Ports.First - 1, r.Ports.Last + 1} {
+		f.DestinationPort = port
+		verdict, reason := p.rs.Decide(f)
+		if g := judge.Judge(f); g.Verdict != verdict || g.Code != reason.Code || g.Would != reason.Would {
+			return fmt.Sprintf("%s: compiled to %s (%s), declared as %s (%s)", f, reason.Would, reason.Code, g.Would, g.Code)
+		}
+	}
+	return ""
+}
+
+func (p *prover) address(g bocage.Group) netip.Addr {
+	if g == bocage.GroupAny {
+		g = bocage.GroupWorld
+	}
+	if m := p.members[g]; m != nil {
+		return m.address
+	}
+	return netip.Addr{}
+}
