@@ -102,7 +102,9 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 }
 
 func (f *fold) flow(e *bocage.FlowEvent, arrived time.Time, record evidence.Record, emit func(evidence.Item)) {
-	f.scan.Flow(e, arrived, record, emit)
+	if e.Reason != bocage.ReasonDarkAddress || !f.ledger.formerly(e.Remote) {
+		f.scan.Flow(e, arrived, record, emit)
+	}
 	if item, ok := spoof.Flow(e, record); ok {
 		emit(item)
 	}

@@ -29,8 +29,9 @@ type ledger struct {
 	mu         sync.RWMutex // guards all below
 	workloads  map[string]workloadBrief
 	named      map[bocage.Identity]string
-	former     map[bocage.Identity]string
+	former     map[bocage.Identity]formerWorkload
 	formerAge  []bocage.Identity
+	vacant     map[netip.Addr]bocage.Identity // addresses of former workloads
 	addresses  map[netip.Addr]bocage.Identity
 	members    map[string]int // workloads by namespace
 	incidents  map[string]incidentBrief
@@ -41,6 +42,11 @@ type ledger struct {
 
 type workloadBrief struct {
 	identity  bocage.Identity
+	addresses []netip.Addr
+}
+
+type formerWorkload struct {
+	name      string
 	addresses []netip.Addr
 }
 
@@ -63,8 +69,9 @@ func newLedger(s store.Store, logger *slog.Logger) *ledger {
 	return &ledger{
 		store: s, logger: logger,
 		workloads: map[string]workloadBrief{}, named: map[bocage.Identity]string{},
-		former: map[bocage.Identity]string{}, addresses: map[netip.Addr]bocage.Identity{},
-		members: map[string]int{}, incidents: map[string]incidentBrief{}, attackers: map[string][]string{},
+		former: map[bocage.Identity]formerWorkload{}, vacant: map[netip.Addr]bocage.Identity{},
+		addresses: map[netip.Addr]bocage.Identity{},
+		members:   map[string]int{}, incidents: map[string]incidentBrief{}, attackers: map[string][]string{},
 		conditions: map[string]conditionBrief{}, hosts: map[string]time.Time{},
 	}
 }
@@ -219,14 +226,38 @@ func (l *ledger) dropWorkload(name string) {
 	if l.members[space]--; l.members[space] == 0 {
 		delete(l.members, space)
 	}
+	l.retire(name, brief)
+}
+
+// retire keeps the name and the addresses of a workload that is gone, of the
+// latest so many.
+func (l *ledger) retire(name string, brief workloadBrief) {
 	if _, known := l.former[brief.identity]; !known {
 		l.formerAge = append(l.formerAge, brief.identity)
 		if len(l.formerAge) > maxFormer {
-			delete(l.former, l.formerAge[0])
+			oldest := l.formerAge[0]
+			for _, a := range l.former[oldest].addresses {
+				if l.vacant[a.Unmap()] == oldest {
+					delete(l.vacant, a.Unmap())
+				}
+			}
+			delete(l.former, oldest)
 			l.formerAge = slices.Delete(l.formerAge, 0, 1)
 		}
 	}
-	l.former[brief.identity] = name
+	l.former[brief.identity] = formerWorkload{name, brief.addresses}
+	for _, a := range brief.addresses {
+		l.vacant[a.Unmap()] = brief.identity
+	}
+}
+
+// formerly reports whether a workload that is gone, or has moved, had an address:
+// its clients may not know yet.
+func (l *ledger) formerly(address netip.Addr) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	_, ok := l.vacant[address.Unmap()]
+	return ok
 }
 
 func (l *ledger) putIncident(name string, object bocage.Resource) {
@@ -270,8 +301,8 @@ func (l *ledger) name(identity bocage.Identity) (string, bool) {
 	if name, ok := l.named[identity]; ok {
 		return name, true
 	}
-	name, ok := l.former[identity]
-	return name, ok
+	former, ok := l.former[identity]
+	return former.name, ok
 }
 
 // present returns the name of a workload that exists now.

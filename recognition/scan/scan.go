@@ -22,8 +22,9 @@
 // 0.5 (0.1 for ephemeral ports, where passive FTP and RPC live); live addresses
 // beyond four weigh 0.06 (a monitor that scrapes 50 workloads before its policy is
 // there is no scanner); unassigned private addresses beyond four 0.15; addresses
-// known to be dark 0.5 each; the public Internet next to nothing on the ports where
-// its clients go. The sum is a function of sets, so the order of events does not
+// on its own network where nobody answers, beyond two, 0.35 (whoever keeps a stale
+// list knows few; those that a workload had lately are for the caller to leave
+// out); the public Internet next to nothing on the ports where its clients go. The sum is a function of sets, so the order of events does not
 // matter. Weights are set by reasoning from the shares of the project's
 // measurements (99.4 % of attack flows touch what was never offered, 1 % of
 // benign ones), not calibrated on a site; the threshold of 3 is a likelihood
@@ -63,13 +64,14 @@ const (
 	weightEphemeral  = 0.1
 	weightLive       = 0.06
 	weightUnassigned = 0.15
-	weightDark       = 0.5
+	weightDark       = 0.35
 	weightPublic     = 0.02
 	weightPublicUse  = 0.002
 	weightVariety    = 0.1 // each different port beyond eight, over all targets, but for ephemeral ones
 
 	freePorts      = 2
 	freeAddresses  = 4
+	freeDark       = 2
 	freeVariety    = 8
 	ephemeral      = 32768 // Linux' first, net.ipv4.ip_local_port_range
 	pairPorts      = 18    // beyond them a pair says nothing new
@@ -207,7 +209,9 @@ func contact(e *bocage.FlowEvent) (class int, ok bool) {
 	switch e.Kind {
 	case bocage.EventRefused:
 		switch e.Reason {
-		case bocage.ReasonDefaultDeny, bocage.ReasonGuardrail, bocage.ReasonDarkAddress:
+		case bocage.ReasonDarkAddress: // nobody answered, whether policy asks or not
+			return refused, true
+		case bocage.ReasonDefaultDeny, bocage.ReasonGuardrail:
 		default: // quarantine above all: its refusals say nothing about the source
 			return 0, false
 		}
@@ -253,6 +257,9 @@ func (d *Detector) count(s *source, sum *sums, class int, e *bocage.FlowEvent, t
 	p, fresh := d.pairs.Touch(d.key, now)
 	if fresh {
 		sum.address(e, to)
+	}
+	if e.Reason == bocage.ReasonDarkAddress {
+		return // a question for an address is no contact with a port
 	}
 	p.add(sum, e.DestinationPort, e.Protocol)
 	if sum.port(portOf(e.Protocol, e.DestinationPort), d.details < maxDetails) {
@@ -368,7 +375,7 @@ func (s *sums) weight() float64 {
 	return s.pairs +
 		weightLive*float64(max(0, s.live-freeAddresses)) +
 		weightUnassigned*float64(max(0, s.unassigned-freeAddresses)) +
-		weightDark*float64(s.dark) + s.public +
+		weightDark*float64(max(0, s.dark-freeDark)) + s.public +
 		weightVariety*float64(max(0, s.ports-s.high-freeVariety))
 }
 
@@ -469,6 +476,8 @@ func (s *source) facts(holes bool) Facts {
 func (f Facts) String() string {
 	var text string
 	switch {
+	case f.Ports == 0:
+		text = fmt.Sprintf("looked for %s around {victims}", plural(f.Addresses, "address"))
 	case f.Addresses <= 1:
 		text = fmt.Sprintf("scanned %s of {victims}", plural(f.Ports, "port"))
 	case f.Ports == 1 && f.Protocol.HasPorts():

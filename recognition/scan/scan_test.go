@@ -73,9 +73,10 @@ func TestScan(t *testing.T) {
 		"dark addresses": {func(c *contacts) {
 			for n := range 254 {
 				c.address(host(n+1), 22)
-				c.events[len(c.events)-1].Reason = bocage.ReasonDarkAddress
+				e := &c.events[len(c.events)-1]
+				e.Reason, e.Verdict, e.Would, e.Protocol = bocage.ReasonDarkAddress, bocage.VerdictAllow, bocage.VerdictAllow, 0
 			}
-		}, "asked 254 addresses of {victims} for port TCP/22 (254 unused)", 7},
+		}, "looked for 254 addresses around {victims} (254 unused)", 11},
 		"many addresses and ports": {func(c *contacts) {
 			for n := range 254 {
 				for port := range uint16(100) {
@@ -134,6 +135,13 @@ func TestScan(t *testing.T) {
 		"a client of hundreds of public web servers": {func(c *contacts) {
 			for n := range 500 {
 				c.address(netip.AddrFrom4([4]byte{93, 184, byte(n >> 8), byte(n)}), 443)
+			}
+		}, "", 0},
+		"a stale list of ten addresses": {func(c *contacts) {
+			for n := range 10 {
+				c.address(host(n+1), 0)
+				e := &c.events[len(c.events)-1]
+				e.Reason, e.Verdict, e.Would, e.Protocol = bocage.ReasonDarkAddress, bocage.VerdictAllow, bocage.VerdictAllow, 0
 			}
 		}, "", 0},
 		"passive FTP": {func(c *contacts) {
