@@ -118,9 +118,13 @@ func (p *prover) loosened(calm *bocage.Ruleset) string {
 	// Threat conditions divide groups and never join them, so that each group of
 	// ours lies in one of the calm ruleset.
 	calmGroup := map[bocage.Group]bocage.Group{bocage.GroupWorld: bocage.GroupWorld}
+	calmPeer := make(map[netip.Prefix]bocage.Group, len(calm.Peers))
+	for _, peer := range calm.Peers {
+		calmPeer[peer.Prefix] = peer.Group
+	}
 	for _, peer := range p.rs.Peers {
-		was := calm.Lookup(peer.Prefix.Addr()).Group
-		if old, known := calmGroup[peer.Group]; known && old != was && peer.Prefix.IsSingleIP() {
+		was := calmPeer[peer.Prefix]
+		if old, known := calmGroup[peer.Group]; known && old != was {
 			return fmt.Sprintf("group %d joins %s with workloads that policy tells apart", peer.Group, p.who(peer.Group))
 		}
 		calmGroup[peer.Group] = was
@@ -287,8 +291,17 @@ func (p *prover) address(g bocage.Group) netip.Addr {
 	if g == bocage.GroupAny {
 		g = bocage.GroupWorld
 	}
-	if m := p.members[g]; m != nil {
-		return m.address
+	m := p.members[g]
+	if m == nil {
+		return netip.Addr{}
 	}
-	return netip.Addr{}
+	// The first address of a prefix may be somebody else's.
+	address := m.address
+	for range 16 {
+		if p.rs.Lookup(address).Group == g {
+			break
+		}
+		address = address.Next()
+	}
+	return address
 }
