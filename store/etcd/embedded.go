@@ -89,7 +89,7 @@ type engine struct {
 
 // Open starts a server on the data in a directory and returns once it takes
 // writes. Only one process may use a directory at a time.
-func Open(ctx context.Context, config Config) (*Store, error) {
+func Open(config Config) (*Store, error) {
 	if err := config.Validate(); err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
@@ -106,13 +106,13 @@ func Open(ctx context.Context, config Config) (*Store, error) {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	e := &engine{config: config, logger: config.Logger, failed: make(chan struct{}), ask: make(chan struct{}, 1)}
-	if err := e.start(ctx); err != nil {
+	if err := e.start(); err != nil {
 		return nil, fmt.Errorf("open store in %s: %w", config.Dir, err)
 	}
 	return newStore(e.client, DefaultPrefix, e, e.close), nil
 }
 
-func (e *engine) start(ctx context.Context) (err error) {
+func (e *engine) start() (err error) {
 	if err := os.MkdirAll(e.config.Dir, 0o700); err != nil {
 		return err
 	}
@@ -130,16 +130,16 @@ func (e *engine) start(ctx context.Context) (err error) {
 	if e.server, err = e.launch(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
-	defer cancel()
+	late := time.NewTimer(startPatience)
+	defer late.Stop()
 	select {
 	case <-e.server.Server.ReadyNotify():
 	case <-e.failed:
 		return e.failure()
 	case err := <-e.server.Err():
 		return err
-	case <-ctx.Done():
-		return fmt.Errorf("the server is not ready: %w", ctx.Err())
+	case <-late.C:
+		return fmt.Errorf("the server is not ready after %s", startPatience)
 	}
 	e.client = v3client.New(e.server.Server)
 	var background context.Context

@@ -18,7 +18,7 @@ func open(t testing.TB, config etcd.Config) *etcd.Store {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo}))
 	}
-	s, err := etcd.Open(t.Context(), config)
+	s, err := etcd.Open(config)
 	if err != nil {
 		t.Fatal(err)
 	}

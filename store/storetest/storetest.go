@@ -8,7 +8,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -18,9 +17,6 @@ import (
 
 	"bocage.dev/bocage/store"
 )
-
-// patience bounds every wait: what takes longer has failed.
-const patience = 30 * time.Second
 
 // Run tests the engine. open returns a store that is empty under the prefixes
 // that the suite uses; it is closed by the suite, and may be opened many times.
@@ -73,8 +69,8 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 func Reopen(t *testing.T, open func(t *testing.T) store.Store) {
 	ctx := t.Context()
 	s := open(t)
-	must(store.Put(ctx, s, "a", []byte("1"), store.Absent))
-	last := must(store.Put(ctx, s, "b", []byte("2"), store.Absent))
+	must(t)(store.Put(ctx, s, "a", []byte("1"), store.Absent))
+	last := must(t)(store.Put(ctx, s, "b", []byte("2"), store.Absent))
 	check(t, s.Close())
 
 	s = open(t)
@@ -88,7 +84,7 @@ func Reopen(t *testing.T, open func(t *testing.T) store.Store) {
 	}
 	w := watch(t, s, "", last-1)
 	expect(t, w, put("b", "2"))
-	if next := must(store.Put(ctx, s, "b", []byte("3"), last)); next <= last {
+	if next := must(t)(store.Put(ctx, s, "b", []byte("3"), last)); next <= last {
 		t.Errorf("revision went from %d to %d", last, next)
 	}
 	expect(t, w, put("b", "3"))
@@ -104,16 +100,16 @@ func emptyStore(t *testing.T, s store.Store) {
 	if len(entries) != 0 || at <= 0 {
 		t.Errorf("List = %v at %d, want nothing at a revision above 0", entries, at)
 	}
-	must(store.Put(t.Context(), s, "a", []byte("1"), store.Absent))
+	must(t)(store.Put(t.Context(), s, "a", []byte("1"), store.Absent))
 	expect(t, watch(t, s, "", at), put("a", "1"))
 }
 
 func preconditions(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	first := must(store.Put(ctx, s, "there", []byte("1"), store.AnyRevision))
-	second := must(store.Put(ctx, s, "there", []byte("2"), first))
-	gone := must(store.Put(ctx, s, "gone", []byte("1"), store.Absent))
-	must(store.Delete(ctx, s, "gone", gone))
+	first := must(t)(store.Put(ctx, s, "there", []byte("1"), store.AnyRevision))
+	second := must(t)(store.Put(ctx, s, "there", []byte("2"), first))
+	gone := must(t)(store.Put(ctx, s, "gone", []byte("1"), store.Absent))
+	must(t)(store.Delete(ctx, s, "gone", gone))
 	tests := []struct {
 		name string
 		op   store.Op
@@ -176,7 +172,7 @@ func malformed(t *testing.T, s store.Store) {
 
 func allOrNothing(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	a := must(store.Put(ctx, s, "a", []byte("1"), store.Absent))
+	a := must(t)(store.Put(ctx, s, "a", []byte("1"), store.Absent))
 	w := watch(t, s, "", 0)
 	_, err := s.Apply(ctx,
 		store.Op{Key: "a", Value: []byte("2"), IfWas: a},
@@ -194,13 +190,13 @@ func allOrNothing(t *testing.T, s store.Store) {
 	if entries, _, err := s.List(ctx, "", "", 0, 0); err != nil || len(entries) != 1 || string(entries[0].Value) != "1" {
 		t.Errorf("List = %v, %v: want a as it was", entries, err)
 	}
-	must(store.Put(ctx, s, "z", []byte("1"), store.AnyRevision))
+	must(t)(store.Put(ctx, s, "z", []byte("1"), store.AnyRevision))
 	expect(t, w, put("z", "1")) // nobody sees what was refused
 }
 
 func oneRevision(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	must(store.Put(ctx, s, "b", []byte("1"), store.AnyRevision))
+	must(t)(store.Put(ctx, s, "b", []byte("1"), store.AnyRevision))
 	w := watch(t, s, "", 0)
 	// Not in the order of keys: events follow the order of the writes.
 	revision, err := s.Apply(ctx,
@@ -244,11 +240,11 @@ func binary(t *testing.T, s store.Store) {
 	for i := range value {
 		value[i] = byte(i)
 	}
-	start := must(store.Put(ctx, s, "start", nil, store.Absent))
+	start := must(t)(store.Put(ctx, s, "start", nil, store.Absent))
 	for _, key := range keys {
-		must(store.Put(ctx, s, key, append(value, key...), store.Absent))
+		must(t)(store.Put(ctx, s, key, append(value, key...), store.Absent))
 	}
-	check2(t)(store.Delete(ctx, s, "start", start))
+	must(t)(store.Delete(ctx, s, "start", start))
 	for _, prefix := range []string{"", "\x00", "a", "a\x00", "a\xff", "\xff", "\xff\xff", "\xff\xff\xff"} {
 		var want []string
 		for _, key := range keys {
@@ -281,9 +277,9 @@ func binary(t *testing.T, s store.Store) {
 func emptyValue(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	w := watch(t, s, "", 0)
-	must(store.Put(ctx, s, "a", nil, store.Absent))
-	must(store.Put(ctx, s, "a", []byte{}, store.AnyRevision))
-	check2(t)(store.Delete(ctx, s, "a", store.AnyRevision))
+	must(t)(store.Put(ctx, s, "a", nil, store.Absent))
+	must(t)(store.Put(ctx, s, "a", []byte{}, store.AnyRevision))
+	must(t)(store.Delete(ctx, s, "a", store.AnyRevision))
 	for i, deleted := range []bool{false, false, true} {
 		e := next(t, w)
 		if e.Deleted() != deleted || len(e.Value) != 0 {
@@ -293,7 +289,7 @@ func emptyValue(t *testing.T, s store.Store) {
 			t.Errorf("event %d: previous %v, created %t", i, e.Previous, created)
 		}
 	}
-	must(store.Put(ctx, s, "b", nil, store.Absent))
+	must(t)(store.Put(ctx, s, "b", nil, store.Absent))
 	entry, err := s.Get(ctx, "b")
 	check(t, err)
 	if entry.Value == nil {
@@ -318,15 +314,15 @@ func limits(t *testing.T, s store.Store) {
 			t.Errorf("%s over its limit: %v, want ErrTooLarge", name, err)
 		}
 	}
-	must(store.Put(ctx, s, strings.Repeat("k", store.MaxKey), large[1:], store.Absent))
+	must(t)(store.Put(ctx, s, strings.Repeat("k", store.MaxKey), large[1:], store.Absent))
 	entry, err := s.Get(ctx, strings.Repeat("k", store.MaxKey))
 	check(t, err)
 	if len(entry.Value) != store.MaxValue {
 		t.Errorf("Get of the largest value has %d bytes", len(entry.Value))
 	}
-	check2(t)(s.Apply(ctx, many[1:]...))
+	must(t)(s.Apply(ctx, many[1:]...))
 	half := large[:store.MaxApply/2-1]
-	check2(t)(s.Apply(ctx, store.Op{Key: "a", Value: half, IfWas: store.Absent}, store.Op{Key: "b", Value: half, IfWas: store.Absent}))
+	must(t)(s.Apply(ctx, store.Op{Key: "a", Value: half, IfWas: store.Absent}, store.Op{Key: "b", Value: half, IfWas: store.Absent}))
 	entries, _, err := s.List(ctx, "", "", 0, 0)
 	check(t, err)
 	if len(entries) != store.MaxOps+3 {
@@ -338,7 +334,7 @@ func list(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	keys := []string{"p/a", "p/b", "p/b/c", "p/d", "p0", "q/a", "p"}
 	for _, key := range keys {
-		must(store.Put(ctx, s, key, []byte(key), store.Absent))
+		must(t)(store.Put(ctx, s, key, []byte(key), store.Absent))
 	}
 	tests := []struct {
 		prefix, after string
@@ -375,11 +371,11 @@ func list(t *testing.T, s store.Store) {
 
 func listOlder(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	must(store.Put(ctx, s, "a", []byte("1"), store.Absent))
-	then := must(store.Put(ctx, s, "b", []byte("1"), store.Absent))
-	must(store.Put(ctx, s, "a", []byte("2"), store.AnyRevision))
-	check2(t)(store.Delete(ctx, s, "b", store.AnyRevision))
-	must(store.Put(ctx, s, "c", []byte("2"), store.Absent))
+	must(t)(store.Put(ctx, s, "a", []byte("1"), store.Absent))
+	then := must(t)(store.Put(ctx, s, "b", []byte("1"), store.Absent))
+	must(t)(store.Put(ctx, s, "a", []byte("2"), store.AnyRevision))
+	must(t)(store.Delete(ctx, s, "b", store.AnyRevision))
+	must(t)(store.Put(ctx, s, "c", []byte("2"), store.Absent))
 	entries, at, err := s.List(ctx, "", "", 0, then)
 	check(t, err)
 	if at != then || len(entries) != 2 || string(entries[0].Value) != "1" || entries[1].Key != "b" {
@@ -393,7 +389,7 @@ func listOlder(t *testing.T, s store.Store) {
 func pagesOfOneRevision(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	for i := range 20 {
-		must(store.Put(ctx, s, fmt.Sprintf("k%02d", i), []byte("old"), store.Absent))
+		must(t)(store.Put(ctx, s, fmt.Sprintf("k%02d", i), []byte("old"), store.Absent))
 	}
 	var at store.Revision
 	var after string
@@ -409,9 +405,9 @@ func pagesOfOneRevision(t *testing.T, s store.Store) {
 				t.Errorf("page %d holds %s=%s, want %s=old", page, e.Key, e.Value, want)
 			}
 			after = e.Key
-			must(store.Put(ctx, s, e.Key+"x", []byte("new"), store.AnyRevision))
+			must(t)(store.Put(ctx, s, e.Key+"x", []byte("new"), store.AnyRevision))
 		}
-		must(store.Put(ctx, s, fmt.Sprintf("k%02d", 19-page), []byte("new"), store.AnyRevision))
+		must(t)(store.Put(ctx, s, fmt.Sprintf("k%02d", 19-page), []byte("new"), store.AnyRevision))
 	}
 }
 
@@ -422,10 +418,10 @@ type compacter interface {
 
 func compaction(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	first := must(store.Put(ctx, s, "a", []byte("1"), store.Absent))
-	must(store.Put(ctx, s, "b", []byte("1"), store.Absent))
-	kept := must(store.Put(ctx, s, "a", []byte("2"), store.AnyRevision))
-	last := must(store.Put(ctx, s, "a", []byte("3"), store.AnyRevision))
+	first := must(t)(store.Put(ctx, s, "a", []byte("1"), store.Absent))
+	must(t)(store.Put(ctx, s, "b", []byte("1"), store.Absent))
+	kept := must(t)(store.Put(ctx, s, "a", []byte("2"), store.AnyRevision))
+	last := must(t)(store.Put(ctx, s, "a", []byte("3"), store.AnyRevision))
 	running := watch(t, s, "", first)
 	check(t, s.(compacter).Compact(ctx, kept))
 
@@ -461,220 +457,6 @@ func compaction(t *testing.T, s store.Store) {
 	check(t, s.(compacter).Compact(ctx, kept)) // again is no fault
 }
 
-func watchNow(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	must(store.Put(ctx, s, "a", []byte("before"), store.Absent))
-	w := watch(t, s, "", 0)
-	must(store.Put(ctx, s, "a", []byte("after"), store.AnyRevision))
-	expect(t, w, put("a", "after"))
-}
-
-func watchAfter(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	var revisions []store.Revision
-	for i := range 5 {
-		revisions = append(revisions, must(store.Put(ctx, s, "a", fmt.Append(nil, i), store.AnyRevision)))
-	}
-	for i, revision := range revisions {
-		w := watch(t, s, "", revision)
-		for j := i + 1; j < len(revisions); j++ {
-			if e := expect(t, w, put("a", fmt.Sprint(j)))[0]; e.Revision != revisions[j] {
-				t.Errorf("event %d carries revision %d, want %d", j, e.Revision, revisions[j])
-			}
-		}
-	}
-}
-
-func watchPrevious(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	w := watch(t, s, "", 0)
-	must(store.Put(ctx, s, "a", []byte("1"), store.Absent))
-	must(store.Put(ctx, s, "a", []byte("2"), store.AnyRevision))
-	check2(t)(store.Delete(ctx, s, "a", store.AnyRevision))
-	must(store.Put(ctx, s, "a", []byte("3"), store.Absent))
-	for i, want := range []struct{ previous, value string }{{"", "1"}, {"1", "2"}, {"2", ""}, {"", "3"}} {
-		e := next(t, w)
-		if string(e.Previous) != want.previous || string(e.Value) != want.value ||
-			(e.Previous == nil) != (want.previous == "") || e.Deleted() != (want.value == "") {
-			t.Errorf("event %d: %q to %q, want %q to %q", i, e.Previous, e.Value, want.previous, want.value)
-		}
-	}
-}
-
-func watchOrder(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	w := watch(t, s, "", 0)
-	const writes = 200
-	go func() {
-		for i := range writes {
-			if _, err := store.Put(ctx, s, fmt.Sprintf("k%d", i%7), fmt.Append(nil, i), store.AnyRevision); err != nil {
-				t.Errorf("put: %v", err)
-				return
-			}
-		}
-	}()
-	var last store.Revision
-	for i := range writes {
-		e := next(t, w)
-		if string(e.Value) != fmt.Sprint(i) || e.Revision <= last {
-			t.Fatalf("event %d is %s=%s at %d after %d", i, e.Key, e.Value, e.Revision, last)
-		}
-		last = e.Revision
-	}
-}
-
-func watchConcurrent(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	const writers, writes = 8, 40
-	watches := []store.Watch{watch(t, s, "", 0)}
-	var group sync.WaitGroup
-	for writer := range writers {
-		group.Go(func() {
-			for i := range writes {
-				if _, err := s.Apply(ctx,
-					store.Op{Key: fmt.Sprintf("w/%d", writer), Value: fmt.Append(nil, i), IfWas: store.AnyRevision},
-					store.Op{Key: "w/all", Value: fmt.Appendf(nil, "%d/%d", writer, i), IfWas: store.AnyRevision}); err != nil {
-					t.Errorf("apply: %v", err)
-					return
-				}
-			}
-		})
-	}
-	// Watches that begin in the middle of it, after what they listed.
-	var listed []map[string]string
-	listed = append(listed, map[string]string{})
-	for range 4 {
-		entries, at, err := s.List(ctx, "w/", "", 0, 0)
-		check(t, err)
-		state := make(map[string]string)
-		for _, e := range entries {
-			state[e.Key] = string(e.Value)
-		}
-		listed, watches = append(listed, state), append(watches, watch(t, s, "w/", at))
-	}
-	group.Wait()
-	entries, end, err := s.List(ctx, "w/", "", 0, 0)
-	check(t, err)
-	want := make(map[string]string)
-	for _, e := range entries {
-		want[e.Key] = string(e.Value)
-	}
-	for i, w := range watches {
-		state, seen := listed[i], map[string]int{}
-		for last := store.Revision(0); last < end; {
-			e := next(t, w)
-			if e.Revision < last {
-				t.Fatalf("watch %d goes back from %d to %d", i, last, e.Revision)
-			}
-			if e.Key != "w/all" && state[e.Key] != string(e.Previous) {
-				t.Fatalf("watch %d missed a change of %s: it was %q, now it has been %q", i, e.Key, state[e.Key], e.Previous)
-			}
-			last = e.Revision
-			state[e.Key] = string(e.Value)
-			if seen[e.Key]++; last == end && e.Key != "w/all" { // the pair's second follows
-				e = next(t, w)
-				state[e.Key] = string(e.Value)
-			}
-		}
-		if !maps.Equal(state, want) {
-			t.Errorf("watch %d ends with %v, want %v", i, state, want)
-		}
-		if i == 0 && seen["w/0"] != writes {
-			t.Errorf("watch %d saw %d changes of w/0, want %d", i, seen["w/0"], writes)
-		}
-	}
-}
-
-func watchPrefix(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	w := watch(t, s, "p/", 0)
-	revision, err := s.Apply(ctx,
-		store.Op{Key: "p", Value: []byte("1"), IfWas: store.Absent},
-		store.Op{Key: "p/", Value: []byte("1"), IfWas: store.Absent},
-		store.Op{Key: "p0", Value: []byte("1"), IfWas: store.Absent},
-		store.Op{Key: "p/b", Value: []byte("1"), IfWas: store.Absent})
-	check(t, err)
-	must(store.Put(ctx, s, "q", []byte("1"), store.Absent))
-	must(store.Put(ctx, s, "p/c", []byte("1"), store.Absent))
-	events := expect(t, w, put("p/", "1"), put("p/b", "1"), put("p/c", "1"))
-	if events[0].Revision != revision || events[2].Revision <= revision+1 {
-		t.Errorf("revisions %d %d %d after %d", events[0].Revision, events[1].Revision, events[2].Revision, revision)
-	}
-}
-
-func watchResume(t *testing.T, s store.Store) {
-	ctx, stop := context.WithCancel(t.Context())
-	w, err := s.Watch(ctx, "", 0)
-	check(t, err)
-	const writes = 30
-	for i := range writes {
-		must(store.Put(t.Context(), s, "a", fmt.Append(nil, i), store.AnyRevision))
-	}
-	var last store.Revision
-	seen := 0
-	for range writes / 2 {
-		e := next(t, w)
-		last = e.Revision
-		seen++
-	}
-	stop()
-	for e := range w.Events() { // what was on its way; ends because ctx has
-		if !e.Progress {
-			last = e.Revision
-			seen++
-		}
-	}
-	if err := w.Err(); err != nil {
-		t.Errorf("Err after the context ended = %v, want nil", err)
-	}
-	w = watch(t, s, "", last)
-	for ; seen < writes; seen++ {
-		if e := next(t, w); string(e.Value) != fmt.Sprint(seen) {
-			t.Fatalf("resumed watch yields %s, want %d", e.Value, seen)
-		}
-	}
-}
-
-func watchSlow(t *testing.T, s store.Store) {
-	ctx := t.Context()
-	slow := watch(t, s, "s/", 0)
-	other := watch(t, s, "end", 0)
-	// Twice what an engine keeps for a reader, and then some: it may hold some
-	// more on the way.
-	ops := make([]store.Op, store.MaxOps)
-	rounds := 2*store.MaxBacklog/store.MaxOps + 2
-	for round := range rounds {
-		for i := range ops {
-			ops[i] = store.Op{Key: fmt.Sprintf("s/%05d", i), Value: fmt.Append(nil, round), IfWas: store.AnyRevision}
-		}
-		check2(t)(s.Apply(ctx, ops...))
-	}
-	must(store.Put(ctx, s, "end", []byte("1"), store.Absent))
-	expect(t, other, put("end", "1")) // a slow reader holds nobody up
-
-	perRevision := make(map[store.Revision]int)
-	events := 0
-	for {
-		e, ok := receive(t, slow)
-		if !ok {
-			break
-		}
-		perRevision[e.Revision]++
-		events++
-	}
-	if !errors.Is(slow.Err(), store.ErrCompacted) {
-		t.Errorf("Err = %v, want ErrCompacted", slow.Err())
-	}
-	if events >= rounds*len(ops) {
-		t.Errorf("all %d events were kept for a reader who did not read", events)
-	}
-	for revision, n := range perRevision {
-		if n != len(ops) {
-			t.Errorf("of revision %d came %d changes, want all %d", revision, n, len(ops))
-		}
-	}
-}
-
 func contexts(t *testing.T, s store.Store) {
 	ended, stop := context.WithCancel(t.Context())
 	w, err := s.Watch(ended, "", 0)
@@ -705,7 +487,7 @@ func contexts(t *testing.T, s store.Store) {
 
 func compareAndSet(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	must(store.Put(ctx, s, "counter", []byte("0"), store.Absent))
+	must(t)(store.Put(ctx, s, "counter", []byte("0"), store.Absent))
 	const writers, increments = 6, 20
 	var group sync.WaitGroup
 	for range writers {
@@ -742,7 +524,7 @@ func monotonicReads(t *testing.T, s store.Store) {
 	defer stop()
 	var group sync.WaitGroup
 	acked := make(chan store.Revision, 1)
-	acked <- must(store.Put(ctx, s, "a", nil, store.Absent))
+	acked <- must(t)(store.Put(ctx, s, "a", nil, store.Absent))
 	group.Go(func() {
 		defer stop()
 		for range 200 {
@@ -861,100 +643,5 @@ func closed(t *testing.T, s store.Store) {
 	}
 	if _, err := s.Watch(ctx, "", 0); err == nil {
 		t.Error("Watch after Close succeeded")
-	}
-}
-
-// The rest is how the tests speak.
-
-type change struct{ key, value string }
-
-func put(key, value string) change { return change{key, value} }
-func gone(key string) change       { return change{key, "\x00deleted"} }
-
-func expect(t *testing.T, w store.Watch, want ...change) []store.Event {
-	t.Helper()
-	var events []store.Event
-	for i, c := range want {
-		e := next(t, w)
-		got := change{e.Key, string(e.Value)}
-		if e.Deleted() {
-			got = gone(e.Key)
-		}
-		if got != c {
-			t.Fatalf("event %d is %q, want %q", i, got, c)
-		}
-		events = append(events, e)
-	}
-	return events
-}
-
-func expectEnd(t *testing.T, w store.Watch, want error) {
-	t.Helper()
-	if e, ok := receive(t, w); ok {
-		t.Errorf("the watch yields %+v, want its end", e)
-	}
-	if err := w.Err(); !errors.Is(err, want) || want == nil && err != nil {
-		t.Errorf("Err = %v, want %v", err, want)
-	}
-}
-
-func watch(t *testing.T, s store.Store, prefix string, after store.Revision) store.Watch {
-	t.Helper()
-	w, err := s.Watch(t.Context(), prefix, after)
-	check(t, err)
-	return w
-}
-
-func next(t *testing.T, w store.Watch) store.Event {
-	t.Helper()
-	e, ok := receive(t, w)
-	if !ok {
-		t.Fatalf("the watch ended: %v", w.Err())
-	}
-	return e
-}
-
-// receive returns the next change, or false at the watch's end.
-func receive(t *testing.T, w store.Watch) (store.Event, bool) {
-	t.Helper()
-	late := time.After(patience)
-	for {
-		select {
-		case e, ok := <-w.Events():
-			if ok && e.Progress {
-				continue
-			}
-			return e, ok
-		case <-late:
-			t.Fatalf("nothing came in %s", patience)
-		}
-	}
-}
-
-func equalEntries(a, b []store.Entry) bool {
-	return slices.EqualFunc(a, b, func(x, y store.Entry) bool {
-		return x.Key == y.Key && x.Revision == y.Revision && bytes.Equal(x.Value, y.Value)
-	})
-}
-
-// must is for writes that only prepare a test: the test's panic names the line.
-func must(revision store.Revision, err error) store.Revision {
-	if err != nil {
-		panic(err)
-	}
-	return revision
-}
-
-func check(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-func check2(t *testing.T) func(store.Revision, error) {
-	return func(_ store.Revision, err error) {
-		t.Helper()
-		check(t, err)
 	}
 }
