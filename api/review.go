@@ -78,6 +78,9 @@ func (s *Server) serveReview(c *call) error {
 	if err != nil {
 		return err
 	}
+	if data, err = protobufAsJSON(c.r.URL.Path, data); err != nil {
+		return badRequest("the review cannot be read: %v", err)
+	}
 	read := func(into any) error {
 		if err := json.Unmarshal(data, into); err != nil {
 			return badRequest("the review cannot be read: %v", err)
@@ -90,6 +93,7 @@ func (s *Server) serveReview(c *call) error {
 		if err := read(&review); err != nil {
 			return err
 		}
+		review.TypeMeta = metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectAccessReview"}
 		s.reviewAccess(c.person, &review)
 		writeJSON(c.w, http.StatusCreated, review)
 	case "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews":
@@ -97,6 +101,7 @@ func (s *Server) serveReview(c *call) error {
 		if err := read(&review); err != nil {
 			return err
 		}
+		review.TypeMeta = metav1.TypeMeta{APIVersion: "authorization.k8s.io/v1", Kind: "SelfSubjectRulesReview"}
 		reviewRules(c.person, &review)
 		writeJSON(c.w, http.StatusCreated, review)
 	case "/apis/authentication.k8s.io/v1/selfsubjectreviews":
@@ -104,6 +109,7 @@ func (s *Server) serveReview(c *call) error {
 		if err := read(&review); err != nil {
 			return err
 		}
+		review.TypeMeta = metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "SelfSubjectReview"}
 		review.Status.UserInfo.Username = c.person.Name
 		review.Status.UserInfo.Groups = []string{"bocage:" + string(c.person.Role)}
 		writeJSON(c.w, http.StatusCreated, review)
