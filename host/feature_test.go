@@ -68,3 +68,19 @@ func TestRootFirewallTables(t *testing.T) {
 		t.Errorf("tables %q, %v; want %q", tables, err, want)
 	}
 }
+
+// The probe for TCX loads a program by bpf(2), so one can be seen come and go.
+func TestRootBPFObjects(t *testing.T) {
+	hosttest.Root(t)
+	objects, err := host.BPFObjects()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{}
+	for _, o := range objects {
+		if o.ID == 0 || seen[o.String()] {
+			t.Errorf("%s is listed twice, or has no number", o)
+		}
+		seen[o.String()] = true
+	}
+}

@@ -1,0 +1,84 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// BPFObject is something that the kernel holds for bpf(2): a program, a map or
+// a link. Numbers are not used again before they wrap.
+type BPFObject struct {
+	Kind string // "program", "map" or "link"
+	ID   uint32
+	Name string // at most 15 characters; links have none
+}
+
+func (o BPFObject) String() string {
+	if o.Name == "" {
+		return fmt.Sprintf("BPF %s %d", o.Kind, o.ID)
+	}
+	return fmt.Sprintf("BPF %s %d %s", o.Kind, o.ID, o.Name)
+}
+
+// BPFObjects lists what the kernel holds for bpf(2), whoever made it.
+func BPFObjects() ([]BPFObject, error) {
+	// The commands of linux/bpf.h for each kind, and where its info has the name.
+	kinds := []struct {
+		name               string
+		next, open, nameAt int
+	}{
+		{"program", 11, 13, 64}, // BPF_PROG_GET_NEXT_ID, BPF_PROG_GET_FD_BY_ID
+		{"map", 12, 14, 24},     // BPF_MAP_GET_NEXT_ID, BPF_MAP_GET_FD_BY_ID
+		{"link", 31, 30, 0},     // BPF_LINK_GET_NEXT_ID, BPF_LINK_GET_FD_BY_ID
+	}
+	var objects []BPFObject
+	for _, kind := range kinds {
+		for id := uint32(0); ; {
+			attributes := struct{ id, next, flags uint32 }{id: id}
+			_, err := bpf(kind.next, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+			if errors.Is(err, unix.ENOENT) {
+				break
+			}
+			if err != nil {
+				return nil, fmt.Errorf("list BPF %ss: %w", kind.name, err)
+			}
+			id = attributes.next
+			object := BPFObject{Kind: kind.name, ID: id}
+			if kind.nameAt > 0 {
+				name, err := bpfName(kind.open, id, kind.nameAt)
+				if errors.Is(err, unix.ENOENT) {
+					continue // gone meanwhile
+				}
+				if err != nil {
+					return nil, fmt.Errorf("read BPF %s %d: %w", kind.name, id, err)
+				}
+				object.Name = name
+			}
+			objects = append(objects, object)
+		}
+	}
+	return objects, nil
+}
+
+// bpfName reads an object's name out of its info.
+func bpfName(open int, id uint32, at int) (string, error) {
+	byID := struct{ id, next, flags uint32 }{id: id}
+	fd, err := bpf(open, unsafe.Pointer(&byID), unsafe.Sizeof(byID))
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	const infoByFD = 15 // BPF_OBJ_GET_INFO_BY_FD
+	var info [96]byte
+	attributes := struct {
+		fd, size uint32
+		info     uint64
+	}{uint32(fd), uint32(len(info)), uint64(uintptr(unsafe.Pointer(&info)))}
+	if _, err := bpf(infoByFD, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes)); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(info[at : at+16]), nil
+}
