@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -337,5 +336,48 @@ func TestRootChildComesBack(t *testing.T) {
 	}
 }
 
-func actAsAgent() error   { return io.EOF }
-func actAsProwler() error { return io.EOF }
+// Two decoys may share a port and stand in for different addresses; taking one
+// away ends its sessions and leaves the other's alone.
+func TestRootDecoysShareAPort(t *testing.T) {
+	anybody := sshDecoy
+	special := bocage.DecoyPlacement{Name: "special", Protocol: "ssh", Port: 22, Banner: "SSH-2.0-OpenSSH_8.4p1 Debian-5+deb11u3",
+		For: []netip.Prefix{netip.PrefixFrom(victim4, 32)}}
+	s := newStage(t, anybody, special)
+	toSpecial, toAnybody := s.dial(client4, victim4, 22), s.dial(client4, netip.MustParseAddr("10.77.3.5"), 22)
+	if got := readLine(t, toSpecial); got != special.Banner+"\r\n" {
+		t.Errorf("the special decoy says %q", got)
+	}
+	if got := readLine(t, toAnybody); got != anybody.Banner+"\r\n" {
+		t.Errorf("the other decoy says %q", got)
+	}
+	if err := s.decoys.Place([]bocage.DecoyPlacement{anybody}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := toSpecial.Read(make([]byte, 1)); err == nil {
+		t.Error("a decoy that is not placed goes on talking")
+	}
+	if _, err := toAnybody.Write([]byte("nonsense\r\n")); err != nil {
+		t.Error(err)
+	}
+	if got := readLine(t, toAnybody); !strings.HasPrefix(got, "Invalid SSH identification string.") {
+		t.Errorf("the decoy that stays says %q", got)
+	}
+}
+
+// What cannot be served is told, and the rest is served.
+func TestRootPlaceTellsFaults(t *testing.T) {
+	s := newStage(t)
+	err := s.decoys.Place([]bocage.DecoyPlacement{
+		{Name: "telnet", Protocol: "telnet", Port: 23}, {Name: "portless", Protocol: "ssh"},
+		{Name: "loud", Protocol: "ssh", Port: 22, Banner: "SSH-2.0-\x07"}, {Protocol: "ssh", Port: 22},
+		sshDecoy, sshDecoy,
+	})
+	for _, want := range []string{`protocol "telnet"`, "portless: it has no port", "not printable", "it has no name", "front: it is there twice"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %q does not tell %q", err, want)
+		}
+	}
+	if got := readLine(t, s.dial(client4, victim4, 22)); got != sshDecoy.Banner+"\r\n" {
+		t.Errorf("the decoy that is right says %q", got)
+	}
+}

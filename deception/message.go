@@ -102,7 +102,9 @@ func notHex(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) }
 // the backslash, is escaped as in a Go string. The result has at most limit
 // bytes; "…" at the end says that more came.
 func printable(text string, limit int) string {
+	const more = "…"
 	var b strings.Builder
+	whole := 0 // bytes of b after which more would still fit
 	for len(text) > 0 {
 		r, size := utf8.DecodeRuneInString(text)
 		piece := text[:size]
@@ -112,10 +114,13 @@ func printable(text string, limit int) string {
 		case r == '\\' || !unicode.IsPrint(r):
 			piece = strings.Trim(strconv.QuoteRune(r), "'")
 		}
-		if b.Len()+len(piece)+len("…") > limit && b.Len()+len(piece)+len(text)-size > limit {
-			return b.String() + "…"
+		if b.Len()+len(piece) > limit {
+			return b.String()[:whole] + more
 		}
 		b.WriteString(piece)
+		if b.Len()+len(more) <= limit {
+			whole = b.Len()
+		}
 		text = text[size:]
 	}
 	return b.String()
