@@ -155,7 +155,7 @@ func Start(ctx context.Context, cfg Config) (*Engine, error) {
 }
 
 // open takes the directory and makes everything but the process.
-func open(cfg Config) (e *Engine, err error) {
+func open(cfg Config) (_ *Engine, err error) {
 	if cfg.MaxLog == 0 {
 		cfg.MaxLog = defaultMaxLog
 	}
@@ -172,7 +172,7 @@ func open(cfg Config) (e *Engine, err error) {
 	if program, err = filepath.Abs(program); err != nil {
 		return nil, err
 	}
-	e = &Engine{cfg: cfg, layout: layout{filepath.Clean(cfg.Dir)}, log: cfg.Logger, program: program}
+	e := &Engine{cfg: cfg, layout: layout{filepath.Clean(cfg.Dir)}, log: cfg.Logger, program: program}
 	defer func() {
 		if err != nil {
 			e.Close()
@@ -193,7 +193,8 @@ func open(cfg Config) (e *Engine, err error) {
 	if e.ledger, err = readLedger(e.layout.ledger()); err != nil {
 		return nil, err
 	}
-	e.tail, err = openTail(e.layout.eve(), e.layout.eveBefore(), e.layout.position(), cfg.MaxLog, e.reopenLog, e.log)
+	e.tail, err = openTail(&tail{path: e.layout.eve(), before: e.layout.eveBefore(), limit: cfg.MaxLog, reopen: e.reopenLog,
+		skipped: func(n int) { e.counters.malformed.Add(uint64(n)) }, log: e.log}, e.layout.position())
 	return e, err
 }
 
@@ -201,7 +202,7 @@ func open(cfg Config) (e *Engine, err error) {
 func (e *Engine) begin(ctx context.Context) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
-	if err := e.writeConfiguration(); err != nil {
+	if err := e.writeConfiguration(e.snapshot().Wanted); err != nil {
 		return err
 	}
 	found, err := e.adopt(ctx)
@@ -403,7 +404,8 @@ func (e *Engine) passes(ctx context.Context) bool {
 func (e *Engine) launch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
-	if err := e.writeConfiguration(); err != nil {
+	wanted := e.snapshot().Wanted
+	if err := e.writeConfiguration(wanted); err != nil {
 		return err
 	}
 	if e.engineLogSize() > e.cfg.MaxLog {
@@ -411,9 +413,8 @@ func (e *Engine) launch(ctx context.Context) error {
 	}
 	os.Remove(e.layout.socket())
 	said := e.engineLogSize()
-	wanted := e.snapshot().Wanted
-	argv := confine(e.uid, ",+net_raw", e.program, "-c", e.layout.configuration(), "--af-packet", "-l", e.layout.log())
-	id, err := launch(e.cfg.Namespace, argv, e.layout.output(), engineLimits(e.cfg.MaxLog))
+	argv := confine(e.uid, ",+net_raw", fullLogs*e.cfg.MaxLog, e.program, "-c", e.layout.configuration(), "--af-packet", "-l", e.layout.log())
+	id, err := launch(e.cfg.Namespace, argv, e.layout.output())
 	if err != nil {
 		return err
 	}
@@ -471,9 +472,8 @@ func (e *Engine) lastWords(since int64) string {
 }
 
 // writeConfiguration writes what the engine reads at its start.
-func (e *Engine) writeConfiguration() error {
-	s := settings{layout: e.layout, Tenants: e.snapshot().Wanted}
-	engine, err := s.render()
+func (e *Engine) writeConfiguration(wanted []profile) error {
+	engine, err := settings{layout: e.layout, Tenants: wanted}.render()
 	if err != nil {
 		return err
 	}

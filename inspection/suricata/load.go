@@ -92,7 +92,7 @@ func (e *Engine) tryOut(p profile) (int, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkPatience)
 	defer cancel()
 	rules := e.layout.profile(p.Number, p.Digest, kindRules)
-	argv := confine(e.uid, "", e.program, "-T", "-c", e.layout.check(), "-S", rules, "-l", e.layout.log())
+	argv := confine(e.uid, "", fullLogs*e.cfg.MaxLog, e.program, "-T", "-c", e.layout.check(), "-S", rules, "-l", e.layout.log())
 	said := &bounded{limit: maxEngineLog}
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = "/", engineEnvironment(), said, said
@@ -148,8 +148,12 @@ func (e *Engine) change(wanted []profile) error {
 	return fmt.Errorf("load inspection profiles: %w", err)
 }
 
-// want records what should be loaded.
+// want records what should be loaded, first for the engine's next start: that
+// then needs no room on disk.
 func (e *Engine) want(wanted []profile) error {
+	if err := e.writeConfiguration(wanted); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	next := e.ledger

@@ -163,21 +163,17 @@ func runs(pid int, configuration string) bool {
 	return err == nil && bytes.Contains(data, []byte("\x00"+configuration+"\x00"))
 }
 
-// engineLimits keep an engine that nobody watches from filling the disk, and a
-// crash from leaving its memory (and other people's packets) in a file. A write
-// past the limit fails and the engine goes on.
-func engineLimits(maxLog int64) map[int]uint64 {
-	return map[int]uint64{unix.RLIMIT_FSIZE: uint64(4 * maxLog), unix.RLIMIT_CORE: 0}
-}
-
 // confine is the command line that runs a program as a user of its own, without
-// privileges but the ones named, and with none to be had.
-func confine(uid int, capabilities string, program string, arguments ...string) []string {
+// privileges but the ones named and with none to be had, and with files of at
+// most so many bytes: an engine that nobody watches must not fill the disk. Nor
+// may its death leave other people's packets in a file.
+func confine(uid int, capabilities string, maxFile int64, program string, arguments ...string) []string {
 	id := strconv.Itoa(uid)
 	confined := []string{
+		"prlimit", "--core=0", "--fsize=" + strconv.FormatInt(maxFile, 10),
 		"setpriv", "--reuid=" + id, "--regid=" + id, "--clear-groups", "--no-new-privs",
 		"--inh-caps=-all" + capabilities, "--ambient-caps=-all" + capabilities, "--bounding-set=-all" + capabilities,
-		// A log at its limit is an error to the engine, not its end.
+		// A write past the limit is an error to the engine, not its end.
 		"env", "--ignore-signal=XFSZ",
 		program,
 	}
@@ -186,7 +182,7 @@ func confine(uid int, capabilities string, program string, arguments ...string) 
 
 // launch starts the engine, in a session of its own so that it outlives the
 // agent, with what it says before its log is open in the file output.
-func launch(namespace string, argv []string, output string, limits map[int]uint64) (processID, error) {
+func launch(namespace string, argv []string, output string) (processID, error) {
 	path, err := exec.LookPath(argv[0])
 	if err != nil {
 		return processID{}, fmt.Errorf("start engine: %w: install the Debian package util-linux", err)
@@ -203,11 +199,6 @@ func launch(namespace string, argv []string, output string, limits map[int]uint6
 	}
 	id := processID{Pid: cmd.Process.Pid}
 	stat, err := readStat(id.Pid) // a child that ended is still there until it is reaped
-	for resource, limit := range limits {
-		if err == nil {
-			err = unix.Prlimit(id.Pid, resource, &unix.Rlimit{Cur: limit, Max: limit}, nil)
-		}
-	}
 	if err != nil {
 		cmd.Process.Kill()
 		cmd.Wait()

@@ -15,7 +15,7 @@ import (
 // How the engine's life is judged.
 const (
 	probeInterval  = 20 * time.Millisecond
-	hangPatience   = 80 * time.Millisecond // of silence, while it waits for nothing that it lacks
+	hangPatience   = 70 * time.Millisecond // of silence, while it waits for nothing that it lacks
 	starvePatience = time.Second           // of silence, while it is short of CPU
 	firstPatience  = time.Second           // until a first word about it is due
 	steadyAnswers  = 3                     // probes in a row, each direction, make it up

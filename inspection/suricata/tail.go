@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	maxLine      = 1 << 20 // of EVE; the engine's longest are 64 kB
+	maxLine      = 1 << 20 // bytes of EVE; the engine's longest are 64 kB
+	fullLogs     = 4       // limits that the log may grow to while nobody puts it aside
 	positionSize = 64
 	tailRetry    = time.Second // looks again even if nothing was told
 )
@@ -27,9 +28,10 @@ const (
 // later, and none is read twice, unless the agent dies between handling a line
 // and remembering it.
 type tail struct {
-	path, before string // the log, and its name once it is put aside
-	limit        int64  // bytes at which the log is put aside
-	reopen       func() error
+	path, before string       // the log, and its name once it is put aside
+	limit        int64        // bytes at which the log is put aside
+	reopen       func() error // has the engine open a new log
+	skipped      func(n int)  // hears of lines too long or cut short
 	log          *slog.Logger
 
 	remembered *os.File
@@ -37,8 +39,7 @@ type tail struct {
 	file       *os.File // being read; nil until there is one
 	pending    []byte   // read, not yet a whole line
 	skipping   bool     // inside a line that is too long
-	aside      bool     // the log was put aside and the engine must still be told
-	skipped    uint64   // lines too long, or cut short
+	told       bool     // the engine knows that the file was put aside
 }
 
 // position is how far which file was read.
@@ -48,18 +49,18 @@ type position struct {
 }
 
 // openTail finds the place where the last reader stopped.
-func openTail(path, before, positionPath string, limit int64, reopen func() error, log *slog.Logger) (*tail, error) {
+func openTail(t *tail, positionPath string) (*tail, error) {
 	remembered, err := os.OpenFile(positionPath, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open event position: %w", err)
 	}
-	t := &tail{path: path, before: before, limit: limit, reopen: reopen, log: log, remembered: remembered}
 	data := make([]byte, positionSize)
 	n, err := remembered.ReadAt(data, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		remembered.Close()
 		return nil, fmt.Errorf("read event position: %w", err)
 	}
+	t.remembered = remembered
 	if _, err := fmt.Sscanf(string(data[:n]), "%d %d %d", &t.position.Device, &t.position.Inode, &t.position.Offset); err != nil {
 		t.position = position{} // never read: from the start
 	}
@@ -152,7 +153,7 @@ func (t *tail) open() (found bool, err error) {
 		if t.position.Device != device || t.position.Inode != inode || info.Size() < t.position.Offset {
 			t.position = position{Device: device, Inode: inode}
 		}
-		t.file, t.pending, t.skipping = f, nil, false
+		t.file, t.pending, t.skipping, t.told = f, nil, false, false
 		return true, nil
 	}
 	return false, nil
@@ -200,7 +201,7 @@ func (t *tail) lines(ctx context.Context, each func(line []byte)) error {
 		switch {
 		case t.skipping:
 			t.skipping = false
-			t.skipped++
+			t.skipped(1)
 		case len(line) > 0:
 			each(line)
 		}
@@ -237,7 +238,7 @@ func (t *tail) isCurrent() (bool, error) {
 		return false, nil
 	}
 	if info.Size() < t.position.Offset { // somebody emptied it
-		t.position.Offset, t.pending = 0, nil
+		t.position.Offset, t.pending, t.skipping = 0, nil, false
 	}
 	return true, nil
 }
@@ -248,29 +249,33 @@ func (t *tail) rotate() error {
 	if t.position.Offset < t.limit {
 		return nil
 	}
+	if t.position.Offset > (fullLogs-1)*t.limit {
+		t.log.Error("inspection event log was full, later events may be lost", slog.Int64("bytes", t.position.Offset))
+	}
 	if err := os.Rename(t.path, t.before); err != nil {
 		return fmt.Errorf("put the event log aside: %w", err)
 	}
-	t.aside = true
 	return t.tellEngine()
 }
 
-// tellEngine has the engine open a new log; it does so with its next event.
+// tellEngine has the engine open a new log; it does so with its next event. An
+// agent may die between putting the log aside and telling, so the next one tells
+// wherever the log is missing.
 func (t *tail) tellEngine() error {
-	if !t.aside {
+	if t.told {
 		return nil
 	}
 	if err := t.reopen(); err != nil {
 		return fmt.Errorf("have the engine open a new event log: %w", err)
 	}
-	t.aside = false
+	t.told = true
 	return nil
 }
 
 // finish leaves a file that is complete.
 func (t *tail) finish() error {
 	if len(t.pending) > 0 {
-		t.skipped++ // cut short, and nothing will follow
+		t.skipped(1) // cut short, and nothing will follow
 	}
 	err := errors.Join(t.file.Close(), os.Remove(t.before))
 	t.file, t.pending = nil, nil

@@ -1,0 +1,870 @@
+package suricata
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/host"
+)
+
+const evil = `drop http any any -> any any (msg:"evil asked for"; http.uri; content:"evil"; classtype:web-application-attack; sid:100; metadata:mitre_technique_id T1190, note any;)
+alert http any any -> any any (msg:"odd asked for"; http.uri; content:"odd"; sid:101;)
+alert http any any -> any any (msg:"answered"; flow:to_client; http.stat_code; content:"200"; sid:102;)
+`
+
+func web(signatures string) bocage.Profile {
+	return bocage.Profile{Number: 7, Name: "web", Signatures: signatures}
+}
+
+func TestRootExploitIsBlockedAndReported(t *testing.T) {
+	b := newBed(t, 7)
+	h := b.run(web(evil))
+	site := b.serve()
+
+	if status := b.get("http://10.0.7.2/fine", patience); status != 200 {
+		t.Fatalf("benign request: status %d", status)
+	}
+	answered := h.awaitEvent(t, 102)
+	if answered.Flow.Source != netip.MustParseAddr("10.0.7.1") || answered.Flow.DestinationPort != 80 || answered.Blocked {
+		t.Errorf("event of an answer: %+v: want the client as source", answered)
+	}
+	asked, status := time.Now(), make(chan int, 1)
+	go func() { status <- b.get("http://10.0.7.2/evil", refusal) }()
+	event := h.awaitEvent(t, 100)
+	if waited := time.Since(asked); waited > time.Second {
+		t.Errorf("event reported %s after the request", waited)
+	}
+	if status := <-status; status != 0 {
+		t.Errorf("exploit request: status %d", status)
+	}
+	want := bocage.InspectionEvent{Time: event.Time, Profile: "web", Signature: 100, Title: "evil asked for",
+		Category: "Attack on a web application", Severity: 1, Blocked: true, Technique: "T1190",
+		Flow: bocage.Flow{Source: netip.MustParseAddr("10.0.7.1"), Destination: netip.MustParseAddr("10.0.7.2"),
+			SourcePort: event.Flow.SourcePort, DestinationPort: 80, Protocol: bocage.ProtocolTCP}}
+	if event != want {
+		t.Errorf("event\n %+v\nwant\n %+v", event, want)
+	}
+	if late := event.Time.Sub(asked); late < -time.Second || late > time.Second {
+		t.Errorf("event of %s, %s after the request", event.Time, late)
+	}
+	if site.reached("/evil") {
+		t.Error("the exploit reached the server")
+	}
+	if status := b.get("http://[fd00:7::2]/fine", patience); status != 200 {
+		t.Errorf("benign request over IPv6: status %d", status)
+	}
+	if status := b.get("http://[fd00:7::2]/evil6", refusal); status != 0 || site.reached("/evil6") {
+		t.Errorf("exploit over IPv6: status %d", status)
+	}
+	if event := h.awaitEvent(t, 100); event.Flow.Destination != netip.MustParseAddr("fd00:7::2") {
+		t.Errorf("event over IPv6: %+v", event)
+	}
+	if strings.Contains(b.logged.String(), "level=ERROR") {
+		t.Errorf("errors were logged:\n%s", b.logged)
+	}
+}
+
+// keepAlive asks again and again over one connection.
+type keepAlive struct {
+	t      *testing.T
+	conn   net.Conn
+	answer *bufio.Reader
+}
+
+func (b *bed) keepAlive(address string) *keepAlive {
+	b.t.Helper()
+	conn := b.connect("tcp", address)
+	return &keepAlive{b.t, conn, bufio.NewReader(conn)}
+}
+
+// ask sends one request and fails the test if no answer comes.
+func (k *keepAlive) ask(path string) {
+	k.t.Helper()
+	if err := k.try(path, "", patience); err != nil {
+		k.t.Fatalf("GET %s over an established connection: %v", path, err)
+	}
+}
+
+func (k *keepAlive) try(path, body string, patience time.Duration) error {
+	k.conn.SetDeadline(time.Now().Add(patience))
+	method := "GET"
+	if body != "" {
+		method = "POST"
+	}
+	_, err := fmt.Fprintf(k.conn, "%s %s HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", method, path, len(body), body)
+	if err != nil {
+		return err
+	}
+	answer, err := http.ReadResponse(k.answer, nil)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, answer.Body)
+	return errors.Join(err, answer.Body.Close())
+}
+
+func TestRootProfilesOfDifferentVLANsAreSeparate(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7, 8)
+	b.serve()
+	h := b.run(
+		web(`drop http any any -> any any (msg:"seven"; http.uri; content:"seven"; sid:1;)`),
+		bocage.Profile{Number: 8, Name: "db", Signatures: `reject http any any -> any any (msg:"eight"; http.uri; content:"eight"; sid:1;)`})
+	for _, c := range []struct {
+		url     string
+		passes  bool
+		profile string
+	}{
+		{"http://10.0.7.2/seven", false, "web"}, {"http://10.0.7.2/eight", true, ""},
+		{"http://10.0.8.2/seven", true, ""}, {"http://10.0.8.2/eight", false, "db"},
+	} {
+		wait := refusal
+		if c.passes {
+			wait = patience
+		}
+		if passed := b.get(c.url, wait) == 200; passed != c.passes {
+			t.Errorf("%s passed: %t, want %t", c.url, passed, c.passes)
+		}
+		if c.passes {
+			continue
+		}
+		if e := h.awaitEvent(t, 1); e.Profile != c.profile || !e.Blocked || e.Flow.Destination.String() != strings.Split(c.url, "/")[2] {
+			t.Errorf("%s: event %+v, want profile %s", c.url, e, c.profile)
+		}
+	}
+}
+
+func TestRootProfilesChangeWhileFlowsLive(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7, 8)
+	b.serve()
+	h := b.run(web(evil))
+	lives, other := b.keepAlive("10.0.7.2:80"), b.keepAlive("10.0.8.2:80")
+	lives.ask("/tomorrow")
+	other.ask("/tomorrow")
+
+	changed := web(evil + `drop http any any -> any any (msg:"tomorrow"; http.uri; content:"tomorrow"; sid:103;)` + "\n")
+	db := bocage.Profile{Number: 8, Name: "db", Signatures: `drop http any any -> any any (msg:"eight"; http.uri; content:"eight"; sid:1;)`}
+	pid := h.running().id
+	b.must(h.Load([]bocage.Profile{db, changed}))
+	b.must(h.Load([]bocage.Profile{changed, db})) // again: nothing to do
+	if n := strings.Count(b.logged.String(), "inspection profile changed"); n != 3 {
+		t.Errorf("%d changes of profiles, want 3: add web, change web, add db", n)
+	}
+	lives.ask("/fine") // the same connection
+	other.ask("/fine")
+	if b.keepAlive("10.0.7.2:80").try("/tomorrow", "", refusal) == nil {
+		t.Error("the new signature of a live profile does not block")
+	}
+	if b.keepAlive("10.0.8.2:80").try("/eight", "", refusal) == nil {
+		t.Error("a profile that was added does not block")
+	}
+	if lives.try("/evil", "", refusal) == nil {
+		t.Error("the old signature does not block on an old connection")
+	}
+
+	b.must(h.Load([]bocage.Profile{db}))
+	b.keepAlive("10.0.7.2:80").ask("/evil") // nobody's any more
+	other.ask("/fine")
+	b.must(h.Load([]bocage.Profile{db, web(evil)}))
+	if b.keepAlive("10.0.7.2:80").try("/evil", "", refusal) == nil {
+		t.Error("a profile that came back does not block")
+	}
+	if h.running().id != pid {
+		t.Error("the engine was restarted for a change of profiles")
+	}
+	entries, err := os.ReadDir(h.layout.etc())
+	b.must(err)
+	profiles := 0
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "profile-") {
+			profiles++
+		}
+	}
+	if profiles != 4 {
+		t.Errorf("%d files of 2 profiles", profiles)
+	}
+}
+
+func TestRootBadProfilesAreRefusedAndTheRunningOnesStay(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.serve()
+	h := b.run(web(evil))
+	good := `alert tcp any any -> any any (msg:"x"; content:"x"; sid:5;)`
+	for _, c := range []struct {
+		name, signatures string
+		number           uint16
+		want             []string
+	}{
+		{"unknown keyword", "# one\n" + good + "\nalert tcp any any -> any any (msg:\"y\"; kontent:\"y\"; sid:6;)\n", 8,
+			[]string{`"bad"`, "line 3", "kontent", "sid:6"}},
+		{"rubbish", "this is no signature\n", 8, []string{`"bad"`, "line 1", "this is no signature"}},
+		{"two faults", "drop nothing\n\nalert tcp any any -> any any (sid:1\n", 8, []string{"line 1", "line 3"}},
+		{"the same id twice", good + "\n" + good, 8, []string{"line 2", "uplicate"}},
+		{"only comments", "# nothing\n\n", 8, []string{`"bad"`, "no signature"}},
+		{"empty", "", 8, []string{"no signature"}},
+		{"programs", `alert tcp any any -> any any (msg:"l"; lua:x.lua; sid:1;)`, 8, []string{"line 1", "ua"}},
+		{"files", `alert http any any -> any any (msg:"d"; http.uri; dataset:set,d,type string,save /etc/passwd; sid:1;)`, 8, []string{"line 1", "disabled"}},
+		{"files, relative", `alert http any any -> any any (msg:"d"; http.uri; dataset:set,d,type string,save d.txt; sid:1;)`, 8, []string{"line 1"}},
+		{"NUL", good + "\n\x00", 8, []string{"line 2", "NUL"}},
+		{"number", good, 4095, []string{"4095"}},
+		{"number taken", good, 7, []string{"web", "bad", "7"}},
+	} {
+		err := h.Load([]bocage.Profile{web(evil), {Number: c.number, Name: "bad", Signatures: c.signatures}})
+		if err == nil {
+			t.Errorf("%s: was loaded", c.name)
+			continue
+		}
+		for _, want := range c.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: error does not say %q:\n%v", c.name, want, err)
+			}
+		}
+	}
+	if b.get("http://10.0.7.2/evil", refusal) != 0 {
+		t.Error("the running profile does not block any more")
+	}
+	if b.get("http://10.0.7.2/fine", patience) != 200 {
+		t.Error("the running profile does not pass any more")
+	}
+	if p := h.snapshot().Wanted; len(p) != 1 || p[0].Name != "web" {
+		t.Errorf("profiles %+v, want web", p)
+	}
+}
+
+func TestRootCrashIsToldAtOnceAndRepaired(t *testing.T) {
+	b := newBed(t, 7)
+	site := b.serve()
+	h := b.run(web(evil))
+	lives := b.keepAlive("10.0.7.2:80")
+	lives.ask("/fine")
+	for range 2 {
+		killed := time.Now()
+		b.must(unix.Kill(h.running().id.Pid, unix.SIGKILL))
+		h.awaitState(t, false)
+		if waited := time.Since(killed); waited > 100*time.Millisecond {
+			t.Errorf("the crash was told after %s", waited)
+		}
+		h.awaitState(t, true)
+		t.Logf("up %s after kill -9", time.Since(killed))
+		if b.get("http://10.0.7.2/evil", refusal) != 0 || site.reached("/evil") {
+			t.Error("an exploit passed the engine that was restarted")
+		}
+		lives.ask("/fine") // a connection from before
+	}
+	if c := h.Counters(); c.Crashes != 2 || c.Restarts != 2 || c.Hangs != 0 {
+		t.Errorf("counters %+v, want 2 crashes and 2 restarts", c)
+	}
+}
+
+func TestRootHangIsToldAndPasses(t *testing.T) {
+	b := newBed(t, 7)
+	b.serve()
+	h := b.run(web(evil))
+	pid := h.running().id.Pid
+	stopped := time.Now()
+	b.must(unix.Kill(pid, unix.SIGSTOP))
+	h.awaitState(t, false)
+	if waited := time.Since(stopped); waited > 300*time.Millisecond {
+		t.Errorf("the hang was told after %s", waited)
+	} else {
+		t.Logf("hang told after %s", waited)
+	}
+	b.must(unix.Kill(pid, unix.SIGCONT))
+	h.awaitState(t, true)
+	if h.running().id.Pid != pid {
+		t.Error("an engine that came back was replaced")
+	}
+	b.must(unix.Kill(pid, unix.SIGSTOP))
+	h.awaitState(t, false)
+	h.awaitState(t, true) // another one
+	if h.running().id.Pid == pid {
+		t.Error("an engine that hangs for good was not replaced")
+	}
+	if b.get("http://10.0.7.2/evil", refusal) != 0 {
+		t.Error("the engine that replaced it does not block")
+	}
+}
+
+func TestRootAgentsComeAndGoWhileFlowsLive(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.serve()
+	h := b.run(web(evil))
+	lives := b.keepAlive("10.0.7.2:80")
+	lives.ask("/odd-1")
+	if e := h.awaitEvent(t, 101); e.Profile != "web" {
+		t.Errorf("event %+v", e)
+	}
+	pid := h.running().id
+	if _, err := Start(t.Context(), b.cfg); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("a second agent on the same directory: %v", err)
+	}
+	h.stop()
+	for i := range 20 {
+		lives.ask(fmt.Sprintf("/odd-between-%d", i))
+	}
+	next := b.begin() // without Load
+	next.awaitState(t, true)
+	if next.running().id != pid {
+		t.Fatalf("engine %v, was %v: it was not taken over", next.running().id, pid)
+	}
+	for range 20 {
+		if e := next.awaitEvent(t, 101); e.Profile != "web" {
+			t.Errorf("event written between agents: %+v", e)
+		}
+	}
+	b.must(next.Load([]bocage.Profile{web(evil)}))
+	lives.ask("/odd-2")
+	next.awaitEvent(t, 101)
+	select {
+	case e := <-next.events:
+		if e.Signature == 101 {
+			t.Errorf("event told twice: %+v", e)
+		}
+	default:
+	}
+	if strings.Count(b.logged.String(), "inspection profile changed") != 1 {
+		t.Error("the profile was loaded again for an agent that came back")
+	}
+	if lives.try("/evil", "", refusal) == nil {
+		t.Error("nothing blocks after the agent came back")
+	}
+
+	// An engine that does not answer is not taken over.
+	next.stop()
+	b.must(unix.Kill(pid.Pid, unix.SIGSTOP))
+	last := b.begin()
+	last.awaitState(t, true)
+	if last.running().id == pid {
+		t.Error("an engine that hangs was taken over")
+	}
+	if _, err := readStat(pid.Pid); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the engine that hung is still there: %v", err)
+	}
+}
+
+func TestRootStrangerIsNotTakenForTheEngine(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	h := b.begin()
+	h.awaitState(t, true)
+	h.stop()
+	pid := h.running().id.Pid
+	// The number of the engine's process, with another's start.
+	b.must(writeProcessRecord(h.layout, processRecord{processID{pid, 1}, h.settingsDigest()}))
+	next := b.begin()
+	next.awaitState(t, true)
+	if next.running().id.Pid == pid {
+		t.Error("an engine that the record does not name was taken over")
+	}
+	next.stop()
+	// This very process, which must survive what follows.
+	stat, err := readStat(os.Getpid())
+	b.must(err)
+	b.must(writeProcessRecord(h.layout, processRecord{processID{os.Getpid(), stat.start}, h.settingsDigest()}))
+	last := b.begin()
+	last.awaitState(t, true)
+}
+
+func TestRootFlowsFromBeforeSteeringLiveAndAreInspected(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	l := b.listen(":9000")
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go io.Copy(conn, conn)
+		}
+	}()
+	h := b.run(web(`alert tcp any any -> any any (msg:"marker"; content:"marker-in-the-middle"; sid:1;)` + "\n" +
+		`drop tcp any any -> any any (msg:"end"; content:"marker-of-the-end"; sid:2;)`))
+	b.wire.steering.Store(false)
+	conn := b.connect("tcp", "10.0.7.2:9000")
+	echo := func(s string) error {
+		conn.SetDeadline(time.Now().Add(patience))
+		if _, err := io.WriteString(conn, s); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(conn, make([]byte, len(s)))
+		return err
+	}
+	b.must(echo("before"))
+	b.wire.steering.Store(true)
+	for i := range 50 {
+		b.must(echo(fmt.Sprintf("steered %d", i)))
+	}
+	b.must(echo("marker-in-the-middle"))
+	e := h.awaitEvent(t, 1)
+	if e.Flow.Source.String() != "10.0.7.1" || e.Flow.DestinationPort != 9000 {
+		t.Errorf("event %+v: want the client as source", e)
+	}
+	b.wire.steering.Store(false)
+	b.must(echo("not steered"))
+	b.wire.steering.Store(true)
+	b.must(echo("steered again"))
+	conn.SetDeadline(time.Now().Add(refusal))
+	io.WriteString(conn, "marker-of-the-end")
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err == nil {
+		t.Error("the marker passed")
+	}
+}
+
+func TestRootFragmentsSurviveAndAreInspected(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	h := b.run(web(`alert udp any any -> any 9000 (msg:"across"; content:"begins here"; content:"ends here"; distance:1400; sid:1;)` + "\n" +
+		`drop udp any any -> any 9000 (msg:"bad"; content:"never"; offset:3000; sid:2;)`))
+	for _, address := range []string{"10.0.7.2:9000", "[fd00:7::2]:9000"} {
+		var server net.PacketConn
+		b.must(host.In(b.server, func() (err error) {
+			server, err = net.ListenPacket("udp", address)
+			return err
+		}))
+		defer server.Close()
+		client := b.connect("udp", address)
+		datagram := bytes.Repeat([]byte("."), 4000)
+		copy(datagram[1400:], "begins here")
+		copy(datagram[3990:], "ends here")
+		if _, err := client.Write(datagram); err != nil {
+			t.Fatal(err)
+		}
+		server.SetDeadline(time.Now().Add(patience))
+		got := make([]byte, 5000)
+		n, _, err := server.ReadFrom(got)
+		if err != nil || !bytes.Equal(got[:n], datagram) {
+			t.Fatalf("%s: datagram of 4000 bytes arrived as %d bytes: %v", address, n, err)
+		}
+		if e := h.awaitEvent(t, 1); e.Flow.Protocol != bocage.ProtocolUDP || e.Flow.DestinationPort != 9000 {
+			t.Errorf("%s: event %+v", address, e)
+		}
+		copy(datagram[3500:], "never")
+		client.Write(datagram)
+		h.awaitEvent(t, 2)
+		server.SetDeadline(time.Now().Add(refusal))
+		if n, _, err := server.ReadFrom(got); err == nil {
+			t.Errorf("%s: a forbidden datagram of %d bytes in fragments arrived", address, n)
+		}
+	}
+}
+
+func TestRootExploitInOddFramingsIsBlocked(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	site := b.serve()
+	h := b.run(web(evil + `drop http any any -> any any (msg:"body"; http.request_body; content:"evil-body"; sid:104;)` + "\n"))
+	filler := strings.Repeat("x", 64<<10)
+	for _, c := range []struct {
+		name string
+		send func(io.Writer) // one request or more, the last of them evil
+	}{
+		{"byte by byte", func(w io.Writer) {
+			for _, b := range []byte("GET /evil1 HTTP/1.1\r\nHost: h\r\n\r\n") {
+				w.Write([]byte{b})
+			}
+		}},
+		{"percent-encoded", func(w io.Writer) { io.WriteString(w, "GET /%65%76%69%6C HTTP/1.1\r\nHost: h\r\n\r\n") }},
+		{"lower case method and folded header", func(w io.Writer) {
+			io.WriteString(w, "GET   /evil2 HTTP/1.1\r\nX: a\r\n b\r\nHost: h\r\n\r\n")
+		}},
+		{"behind two megabytes on one connection", func(w io.Writer) {
+			for range 32 {
+				fmt.Fprintf(w, "POST /fine HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%s", len(filler), filler)
+			}
+			io.WriteString(w, "GET /evil3 HTTP/1.1\r\nHost: h\r\n\r\n")
+		}},
+		{"at the end of a body of a megabyte", func(w io.Writer) {
+			body := strings.Repeat(filler, 16) + "evil-body"
+			fmt.Fprintf(w, "POST /long HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n", len(body))
+			io.WriteString(w, body)
+		}},
+		{"chunked", func(w io.Writer) {
+			io.WriteString(w, "POST /in-chunks HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nevi\r\n6\r\nl-body\r\n0\r\n\r\n")
+		}},
+	} {
+		conn := b.connect("tcp", "10.0.7.2:80")
+		conn.(*net.TCPConn).SetNoDelay(true)
+		go io.Copy(io.Discard, conn)
+		conn.SetWriteDeadline(time.Now().Add(patience))
+		sent := make(chan struct{})
+		go func() { defer close(sent); c.send(conn) }()
+		select {
+		case e := <-h.blocked():
+			t.Logf("%s: blocked by %q", c.name, e.Title)
+		case <-time.After(patience):
+			t.Errorf("%s: was not blocked", c.name)
+		}
+		conn.Close()
+		<-sent
+		for _, bad := range []string{"evil", "%65", "/long", "/in-chunks"} {
+			if reached := site.seen(bad); len(reached) != 0 {
+				t.Errorf("%s: reached the server: %q", c.name, reached)
+			}
+		}
+	}
+}
+
+// blocked passes on the next event of a block.
+func (h *held) blocked() <-chan bocage.InspectionEvent {
+	found := make(chan bocage.InspectionEvent, 1)
+	go func() {
+		for e := range h.events {
+			if e.Blocked {
+				found <- e
+				return
+			}
+		}
+	}()
+	return found
+}
+
+func (s *site) seen(part string) []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []string
+	for _, p := range s.paths {
+		if strings.Contains(p, part) {
+			found = append(found, p)
+		}
+	}
+	return found
+}
+
+func TestRootBulkSurvivesCrashesOfTheEngine(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	const size = 24 << 20
+	data := make([]byte, size)
+	rand.NewChaCha8([32]byte{1}).Read(data)
+	l := b.listen(":9000")
+	sum := make(chan [32]byte, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		got, _ := io.ReadAll(io.TeeReader(conn, conn)) // both ways
+		sum <- sha256.Sum256(got)
+	}()
+	h := b.run(web(evil))
+	conn := b.connect("tcp", "10.0.7.2:9000").(*net.TCPConn)
+	conn.SetDeadline(time.Now().Add(3 * patience))
+	back := make(chan error, 1)
+	go func() {
+		got, err := io.ReadAll(conn)
+		if err == nil && !bytes.Equal(got, data) {
+			err = fmt.Errorf("%d bytes came back, other than were sent", len(got))
+		}
+		back <- err
+	}()
+	for i := range 4 {
+		if _, err := conn.Write(data[i*size/4 : (i+1)*size/4]); err != nil {
+			t.Fatal(err)
+		}
+		if i < 2 {
+			b.must(unix.Kill(h.running().id.Pid, unix.SIGKILL))
+			h.awaitState(t, false)
+			h.awaitState(t, true)
+		}
+	}
+	conn.CloseWrite()
+	b.must(<-back)
+	if <-sum != sha256.Sum256(data) {
+		t.Error("the server got other bytes than were sent")
+	}
+	for len(h.events) > 0 {
+		if e := <-h.events; e.Blocked {
+			t.Errorf("blocked: %+v", e)
+		}
+	}
+}
+
+func TestRootEventLogIsPutAsideWithoutLoss(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.cfg.MaxLog = 32 << 10 // about 40 events
+	b.serve()
+	h := b.run(web(`alert http any any -> any any (msg:"each"; flow:to_server; http.uri; content:"/"; sid:1;)`))
+	lives := b.keepAlive("10.0.7.2:80")
+	const count = 1000
+	for i := range count {
+		lives.ask(fmt.Sprintf("/%d", i))
+		if i == count/2 {
+			h.stop()
+			h = b.resume(h)
+		}
+	}
+	for i := range count {
+		select {
+		case <-h.events:
+		case <-time.After(patience):
+			t.Fatalf("%d events of %d", i, count)
+		}
+	}
+	lives.ask("/last")
+	h.awaitEvent(t, 1)
+	if n := len(h.events); n != 0 {
+		t.Errorf("%d events too many", n)
+	}
+	for _, path := range []string{h.layout.eve(), h.layout.eveBefore()} {
+		if info, err := os.Stat(path); err == nil && info.Size() > 2*b.cfg.MaxLog {
+			t.Errorf("%s has %d bytes, limit %d", path, info.Size(), b.cfg.MaxLog)
+		}
+	}
+	if c := h.Counters(); c.Malformed != 0 {
+		t.Errorf("counters %+v", c)
+	}
+}
+
+// resume starts the next agent, whose events join those of the one before.
+func (b *bed) resume(h *held) *held {
+	b.t.Helper()
+	next := b.begin()
+	next.awaitState(b.t, true)
+	go func() {
+		for {
+			select {
+			case e := <-h.events:
+				next.events <- e
+			case <-b.t.Context().Done():
+				return
+			}
+		}
+	}()
+	return next
+}
+
+func TestRootFullDiskStopsNothing(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.must(os.Mkdir(b.cfg.Dir, 0o755))
+	b.must(unix.Mount("tmpfs", b.cfg.Dir, "tmpfs", 0, "size=1m,mode=0755"))
+	t.Cleanup(func() { unix.Unmount(b.cfg.Dir, unix.MNT_DETACH) })
+	b.serve()
+	h := b.run(web(evil))
+	lives := b.keepAlive("10.0.7.2:80")
+	lives.ask("/fine")
+	fill, err := os.Create(b.cfg.Dir + "/fill")
+	b.must(err)
+	defer fill.Close()
+	for err == nil {
+		_, err = fill.Write(make([]byte, 4096))
+	}
+	for i := range 100 {
+		lives.ask(fmt.Sprintf("/odd-%d", i)) // each one an event, or none
+	}
+	if b.get("http://10.0.7.2/evil", refusal) != 0 {
+		t.Error("an exploit passed while the disk was full")
+	}
+	if err := h.Load([]bocage.Profile{web(evil + "# changed\n")}); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("Load on a full disk: %v", err)
+	}
+	// Even a crash is repaired: what is needed is there.
+	b.must(unix.Kill(h.running().id.Pid, unix.SIGKILL))
+	h.awaitState(t, false)
+	h.awaitState(t, true)
+	lives.ask("/fine")
+	if b.get("http://10.0.7.2/evil", refusal) != 0 {
+		t.Error("an exploit passed after a restart on a full disk")
+	}
+	b.must(os.Remove(fill.Name()))
+	fill.Close()
+	b.must(h.Load([]bocage.Profile{web(evil + "# changed\n")}))
+	lives.ask("/odd-after")
+	h.awaitEvent(t, 101)
+}
+
+func TestRootEngineHasNoMoreThanItNeeds(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	h := b.run(web(evil))
+	pid := h.running().id.Pid
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	b.must(err)
+	const rawSockets = "0000000000002000" // CAP_NET_RAW
+	for _, want := range []string{"CapEff:\t" + rawSockets, "CapPrm:\t" + rawSockets, "CapBnd:\t" + rawSockets, "NoNewPrivs:\t1"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("the engine's status lacks %q", want)
+		}
+	}
+	if strings.Contains(string(status), "Uid:\t0") {
+		t.Error("the engine runs as root")
+	}
+	addresses := 0
+	b.must(host.In(b.cfg.Namespace, func() error {
+		links, err := net.Interfaces()
+		for _, l := range links {
+			if all, _ := l.Addrs(); l.Flags&net.FlagLoopback == 0 {
+				addresses += len(all)
+			}
+		}
+		return err
+	}))
+	if addresses != 0 {
+		t.Errorf("%d addresses in the engine's namespace", addresses)
+	}
+}
+
+func TestRootRemoveLeavesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	h := b.run()
+	pid := h.running().id.Pid
+	if err := b.inAgent(func() error { return Remove(b.cfg) }); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("Remove under a running agent: %v", err)
+	}
+	h.stop()
+	for range 2 { // the second time there is nothing to do
+		b.must(b.inAgent(func() error { return Remove(b.cfg) }))
+	}
+	if _, err := readStat(pid); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the engine is still there: %v", err)
+	}
+	if host.NamespaceExists(b.cfg.Namespace) {
+		t.Error("its namespace is still there")
+	}
+	if _, err := os.Stat(b.cfg.Dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("its directory is still there: %v", err)
+	}
+	outside, inside := linkNames(b.cfg.Host)
+	for _, name := range []string{outside, inside} {
+		if _, err := host.LinkNamed(b.agent, name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("link %s is still there: %v", name, err)
+		}
+	}
+}
+
+func TestRootMissingProgramSaysWhatToDo(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.cfg.Program = "/nonexistent/suricata"
+	if _, err := Start(t.Context(), b.cfg); err == nil || !strings.Contains(err.Error(), "install the package suricata") {
+		t.Errorf("error %v", err)
+	}
+	b.cfg.Program = "/bin/false" // starts and ends
+	err := b.inAgent(func() error {
+		_, err := Start(t.Context(), b.cfg)
+		return err
+	})
+	if err == nil || !strings.Contains(err.Error(), "it ended") {
+		t.Errorf("error of an engine that ends at once: %v", err)
+	}
+}
+
+func TestRootEventLogOfAnAbsentAgentIsBounded(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.cfg.MaxLog = 16 << 10
+	b.serve()
+	each := web(`alert http any any -> any any (msg:"each"; flow:to_server; http.uri; content:"/"; sid:1;)`)
+	h := b.run(each)
+	lives := b.keepAlive("10.0.7.2:80")
+	h.stop()
+	for i := range 300 { // about 250 kB of events
+		lives.ask(fmt.Sprintf("/%d", i))
+	}
+	if info, err := os.Stat(h.layout.eve()); err != nil || info.Size() > fullLogs*b.cfg.MaxLog {
+		t.Errorf("the event log nobody reads: %v bytes, %v", info.Size(), err)
+	}
+	next := b.begin()
+	next.awaitState(t, true)
+	lives.ask("/a")
+	lives.ask("/b")
+	deadline := time.After(patience)
+	last := time.Now()
+	for told := 0; told < 20 || next.Counters().Malformed > 1; told++ {
+		select {
+		case e := <-next.events:
+			last = e.Time
+		case <-deadline:
+			t.Fatalf("%d events, the last of %s, counters %+v", told, last, next.Counters())
+		}
+	}
+	if next.running().id != h.running().id {
+		t.Error("a full event log ended the engine")
+	}
+}
+
+func TestRootProfilesLoadedWhileTheEngineIsDown(t *testing.T) {
+	t.Parallel()
+	b := newBed(t, 7)
+	b.serve()
+	h := b.begin(web(evil))
+	h.awaitState(t, true)
+	b.must(unix.Kill(h.running().id.Pid, unix.SIGKILL))
+	changed := web(evil + `drop http any any -> any any (msg:"tomorrow"; http.uri; content:"tomorrow"; sid:103;)`)
+	b.must(h.Load([]bocage.Profile{changed}))
+	h.awaitState(t, false)
+	h.awaitState(t, true)
+	if b.get("http://10.0.7.2/tomorrow", refusal) != 0 {
+		t.Error("the engine started without the profile that was loaded while it was down")
+	}
+
+	// An agent that starts without its engine has the profiles of the last Load.
+	h.stop()
+	b.must(unix.Kill(h.running().id.Pid, unix.SIGKILL))
+	next := b.begin()
+	next.awaitState(t, true)
+	if b.get("http://10.0.7.2/tomorrow", refusal) != 0 {
+		t.Error("the next agent's engine started without the profiles of the last Load")
+	}
+	if e := next.awaitEvent(t, 103); e.Profile != "web" {
+		t.Errorf("event %+v", e)
+	}
+}
+
+func TestRootSteeringLinksAreMadeAnew(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	h := b.begin()
+	h.awaitState(t, true)
+	outside, inside := h.Ports()
+	for _, name := range []string{"bocout-", "bocin-"} {
+		found := false
+		links, err := host.Links(b.agent)
+		b.must(err)
+		for _, l := range links {
+			found = found || strings.HasPrefix(l.Name, name) && (l.Index == outside || l.Index == inside) && len(l.Name) <= 15
+		}
+		if !found {
+			t.Errorf("no link %s… among the ports", name)
+		}
+	}
+	outsideName, _ := linkNames(b.cfg.Host)
+	b.must(host.DeleteLink(b.agent, outsideName))
+	h.awaitState(t, false)
+	select {
+	case err := <-h.ended:
+		if !errors.Is(err, ErrSteering) {
+			t.Errorf("Run: %v, want ErrSteering", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("Run goes on without its links")
+	}
+	next := b.begin()
+	next.awaitState(t, true)
+	if again, _ := next.Ports(); again == outside {
+		t.Error("a link that was deleted is still a port")
+	}
+}
