@@ -1,0 +1,262 @@
+// Package agent keeps a host's enforcement points as its ruleset wants them.
+//
+// Its core is a pure fold: a ruleset and the links that exist give the
+// attachments that there should be. Its loop applies rulesets in the order of
+// their generations, attaches and detaches as links come and go, and hands on
+// events. What fails is logged, told in Status, and tried again.
+//
+// It never takes enforcement off because it does not know better: without a
+// ruleset, what an earlier process attached stays as it is.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/host"
+)
+
+// Dataplane is what the agent steers.
+type Dataplane interface {
+	Generation() uint64
+	Apply(*bocage.Ruleset) error
+	Attach(dataplane.Attachment) error
+	Detach(ifindex uint32) error
+	Attached() []dataplane.Attachment
+	Run(ctx context.Context, each func([]bocage.FlowEvent)) error
+}
+
+// Rulesets gives verified rulesets for this host, newest first come.
+type Rulesets interface {
+	// Next blocks until there is a ruleset of a generation higher than have.
+	Next(ctx context.Context, have uint64) (*bocage.Ruleset, error)
+}
+
+// Config is what an agent needs. Logger may be nil, the rest of the first block
+// may not.
+type Config struct {
+	Host      string
+	Dataplane Dataplane
+	Rulesets  Rulesets
+	// Links calls each with all links at the start and after every change, as
+	// host.FollowLinks does.
+	Links func(ctx context.Context, each func([]host.Link) error) error
+	// Publish hands events on. While it blocks, events wait in the kernel.
+	Publish func(ctx context.Context, events []bocage.FlowEvent)
+
+	// Watch names bridges. An interface that joins one becomes an enforcement
+	// point even if no ruleset names it: nothing vouches for it. Uplinks are
+	// interfaces that never become one in this way.
+	Watch, Uplinks []string
+
+	Logger *slog.Logger
+}
+
+// Agent is one host's loop.
+type Agent struct {
+	cfg Config
+	log *slog.Logger
+	// changed wakes the loop; one waiting notice stands for any number.
+	changed chan struct{}
+
+	// mu guards what follows.
+	mu      sync.Mutex
+	ruleset *bocage.Ruleset // applied by this process
+	links   []host.Link
+	known   bool // links have been listed
+	status  Status
+}
+
+// Status is what an agent can say of its enforcement.
+type Status struct {
+	// Generation in force in the kernel.
+	Generation uint64
+	// Attached enforcement points, and Missing ports whose interface does not exist.
+	Attached []dataplane.Attachment
+	Missing  []bocage.Port
+	// Faults that stand: what could not be applied or attached, and why.
+	Faults []string
+}
+
+// New returns an agent that does nothing until it runs.
+func New(cfg Config) (*Agent, error) {
+	var faults []error
+	for name, absent := range map[string]bool{"Dataplane": cfg.Dataplane == nil, "Rulesets": cfg.Rulesets == nil,
+		"Links": cfg.Links == nil, "Publish": cfg.Publish == nil} {
+		if absent {
+			faults = append(faults, fmt.Errorf("%s is missing", name))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return nil, fmt.Errorf("new agent: %w", err)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Agent{cfg: cfg, log: cfg.Logger.With("host", cfg.Host), changed: make(chan struct{}, 1)}, nil
+}
+
+// Run keeps the host as it should be until the context ends. Enforcement stays.
+func (a *Agent) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return a.cfg.Dataplane.Run(ctx, func(events []bocage.FlowEvent) { a.cfg.Publish(ctx, events) })
+	})
+	group.Go(func() error { return a.cfg.Links(ctx, a.sawLinks) })
+	group.Go(func() error { return a.follow(ctx) })
+	group.Go(func() error { return a.reconcile(ctx) })
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("agent: %w", err)
+	}
+	return ctx.Err()
+}
+
+// Status says how things stand.
+func (a *Agent) Status() Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.status
+	s.Generation = a.cfg.Dataplane.Generation()
+	s.Attached = a.cfg.Dataplane.Attached()
+	s.Missing, s.Faults = slices.Clone(s.Missing), slices.Clone(s.Faults)
+	return s
+}
+
+// Waits before trying again, doubling from the first to the last.
+const (
+	retryFirst = time.Second
+	retryLast  = 30 * time.Second
+)
+
+// follow applies rulesets as they come. One that cannot be applied is left; the
+// one in force stays, and the next is awaited.
+func (a *Agent) follow(ctx context.Context) error {
+	var have uint64
+	for wait := retryFirst; ; {
+		rs, err := a.cfg.Rulesets.Next(ctx, have)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			a.log.Warn("no ruleset", "error", err, "retry", wait)
+			if err := sleep(ctx, wait); err != nil {
+				return err
+			}
+			wait = min(2*wait, retryLast)
+			continue
+		}
+		wait = retryFirst
+		have = max(have, rs.Generation)
+		err = a.cfg.Dataplane.Apply(rs)
+		a.mu.Lock()
+		if err == nil {
+			a.ruleset = rs
+		}
+		a.status.Faults = replaceFault(a.status.Faults, faultApply, err)
+		a.mu.Unlock()
+		if err != nil {
+			a.log.Error("ruleset not applied", "generation", rs.Generation, "error", err)
+			continue
+		}
+		a.wake()
+	}
+}
+
+func (a *Agent) sawLinks(links []host.Link) error {
+	a.mu.Lock()
+	a.links, a.known = slices.Clone(links), true
+	a.mu.Unlock()
+	a.wake()
+	return nil
+}
+
+func (a *Agent) wake() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
+}
+
+// reconcile attaches and detaches on every change, and again while something
+// fails.
+func (a *Agent) reconcile(ctx context.Context) error {
+	retry := time.NewTimer(retryFirst)
+	defer retry.Stop()
+	for wait := retryFirst; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.changed:
+			wait = retryFirst
+		case <-retry.C:
+			wait = min(2*wait, retryLast)
+		}
+		if a.reconcileOnce() {
+			retry.Stop()
+		} else {
+			retry.Reset(wait)
+		}
+	}
+}
+
+// reconcileOnce reports whether everything is as it should be.
+func (a *Agent) reconcileOnce() bool {
+	a.mu.Lock()
+	ruleset, links, known := a.ruleset, a.links, a.known
+	a.mu.Unlock()
+	if !known {
+		return true
+	}
+	want := Fold(ruleset, links, Watch{Bridges: a.cfg.Watch, Uplinks: a.cfg.Uplinks})
+	attach, detach := difference(want.Attachments, a.cfg.Dataplane.Attached(), links, ruleset != nil)
+	var faults []error
+	for _, ifindex := range detach {
+		faults = append(faults, a.cfg.Dataplane.Detach(ifindex))
+	}
+	for _, attachment := range attach {
+		faults = append(faults, a.cfg.Dataplane.Attach(attachment))
+	}
+	err := errors.Join(faults...)
+	if err != nil {
+		a.log.Error("enforcement points not as they should be", "error", err)
+	}
+	a.mu.Lock()
+	a.status.Missing = want.Missing
+	a.status.Faults = replaceFault(a.status.Faults, faultAttach, err)
+	a.mu.Unlock()
+	return err == nil
+}
+
+// What a fault begins with, by which it is replaced when it is over.
+const (
+	faultApply  = "apply: "
+	faultAttach = "attach: "
+)
+
+func replaceFault(faults []string, kind string, err error) []string {
+	faults = slices.DeleteFunc(slices.Clone(faults), func(f string) bool { return f[:min(len(kind), len(f))] == kind })
+	if err != nil {
+		faults = append(faults, kind+err.Error())
+	}
+	return faults
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The contract between the programs in the kernel and the Go around them: what
+// lies in maps and in the ring buffer. bpf2go makes the Go twins. Widths are
+// fixed, padding is written out, sizes are asserted, numbers are never reused.
+// The text of this file is hashed into the folder that maps are pinned in, so a
+// process never takes over maps whose layout it does not know.
+#pragma once
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef int __s32;
+typedef unsigned long long __u64;
+typedef long long __s64;
+
+// Words of the root package (verdict.go, event.go, identity.go).
+#define VERDICT_ALLOW 1
+#define VERDICT_INSPECT 2
+#define VERDICT_DROP 3
+#define VERDICT_DECOY 4
+
+#define REASON_NONE 0
+#define REASON_RULE 1
+#define REASON_DEFAULT_DENY 2
+#define REASON_QUARANTINE 4
+#define REASON_NO_RULESET 5
+#define REASON_SPOOFED 16
+#define REASON_MALFORMED 17
+#define REASON_FRAGMENT 18
+#define REASON_IDENTITY_UNKNOWN 19
+#define REASON_INVALID_STATE 20
+#define REASON_TABLE_FULL 21
+#define REASON_INSPECTION_DOWN 22
+#define REASON_DARK_ADDRESS 23
+#define REASON_CONTROL 24
+#define REASON_RELATED 25
+#define REASONS 64 // room for reasons to come
+
+#define EVENT_START 1
+#define EVENT_END 2
+#define EVENT_REFUSED 3
+#define EVENT_UPDATE 4
+#define EVENT_TO 0x10
+#define EVENT_REPLIED 0x20
+#define EVENT_CLOSED 0x40
+
+#define IDENTITY_UNKNOWN 0
+#define IDENTITY_WORLD 1
+#define GROUP_WORLD 1
+
+// An address in network byte order; IPv4 in its IPv6-mapped form.
+struct address {
+	__u64 high;
+	__u64 low;
+};
+
+// The one word that says which ruleset is in force. Bits 0 and 1 index
+// `rulesets`, the rest is an epoch that grows with every change. Zero: none yet.
+struct active {
+	__u64 word;
+};
+#define ACTIVE_INDEX 3
+#define ACTIVE_EPOCH_SHIFT 2
+
+struct peer_key {
+	__u64 slot;
+	struct address address;
+};
+_Static_assert(sizeof(struct peer_key) == 24, "peer_key");
+
+// The part that must match whole comes before the address: slot and family.
+struct prefix_key {
+	__u32 length; // in bits, slot and family included
+	__u32 slot;
+	__u32 family; // 4 or 6
+	__u32 address[4];
+};
+_Static_assert(sizeof(struct prefix_key) == 28, "prefix_key");
+#define PREFIX_FIXED_BITS 64
+
+struct peer {
+	__u32 identity;
+	__u32 group;
+	__u8 enforce;  // the group enforces
+	__u8 enrolled; // an enforcement point stands in front of it
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct peer) == 12, "peer");
+
+// Present for groups that enforce.
+struct group_key {
+	__u32 slot;
+	__u32 group;
+};
+
+struct refused_key {
+	__u32 slot; // of the refused set, which changes without the rest
+	__u32 identity;
+};
+
+struct refused {
+	__u64 until; // CLOCK_MONOTONIC in ns; 0: until lifted
+	__u32 decision;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct refused) == 16, "refused");
+
+struct rule_key {
+	__u32 slot;
+	__u32 from;
+	__u32 to;
+	__u16 port; // the first `bits` bits, the rest zero; host order
+	__u8 bits;
+	__u8 protocol;
+};
+_Static_assert(sizeof(struct rule_key) == 16, "rule_key");
+
+struct decision {
+	__u32 id;
+	__u16 profile;
+	__u8 verdict;
+	__u8 reason;
+	__u8 fail_open; // of the profile
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct decision) == 12, "decision");
+
+// A form of rule that the ruleset really uses, most specific first, so that
+// nothing is probed in vain.
+struct shape {
+	__u32 from; // masks: all ones, or zero for any
+	__u32 to;
+	__u16 port;
+	__u8 protocol;
+	__u8 bits; // of the port's mask
+};
+_Static_assert(sizeof(struct shape) == 12, "shape");
+#define SHAPES 136 // 4 kinds of pair x 2 of protocol x 17 lengths of port prefix
+
+struct ruleset {
+	__u64 generation;
+	__u64 digest; // first 8 bytes of a hash of the ruleset
+	struct decision fallback;
+	__u32 slot;         // of peers, groups and rules
+	__u32 refused_slot; // of the refused set
+	__u32 refused;      // how many identities are refused
+	__u32 prefixes4;    // whether there are prefixes other than hosts'
+	__u32 prefixes6;
+	__u32 world_enforces;
+	__u32 shape_count;
+	struct shape shapes[SHAPES];
+};
+_Static_assert(sizeof(struct ruleset) == 1688, "ruleset");
+
+// One enforcement point, by the index of the host's side of the interface.
+struct port {
+	__u64 attached; // coarse monotonic ns
+	__u64 leased;   // when it last asked for an address by DHCP
+	struct address address4;
+	struct address address6;
+	__u32 identity; // 0: nobody vouches for it
+	__u32 group;
+	__u8 mac[6];      // the workload's
+	__u8 host_mac[6]; // of the host's side
+	__u8 flags;       // PORT_*
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct port) == 72, "port");
+#define PORT_MAC_DECLARED 1
+#define PORT_MAC_LEARNED 2
+#define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
+
+struct port_address {
+	__u32 ifindex;
+	__u32 pad;
+	struct address address;
+};
+_Static_assert(sizeof(struct port_address) == 24, "port_address");
+
+// Both directions of a flow have the same key: the lower end comes first.
+struct flow_key {
+	struct address address[2];
+	__u16 port[2]; // host order; an ICMP query's identifier is the port of who asks
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+
+struct flow {
+	__u64 packets; // both directions, counted by the owner only
+	__u64 bytes;
+	__u64 seen;     // coarse monotonic ns of the last packet
+	__u64 reported; // of the last event
+	__u32 flags;    // FLOW_*
+	__u32 epoch;    // in which it was judged
+	__u32 source;   // identities; source opened it
+	__u32 destination;
+	__u32 decision;
+	__u32 generation;
+	__u32 owner;   // index of the interface that counts and reports
+	__u16 service; // destination port; type*256+code of ICMP
+	__u16 profile;
+	__u8 verdict;
+	__u8 would;
+	__u8 reason;
+	__u8 pad;
+	__u8 peer_mac[6]; // of the other end of the owner's link, for decoys
+	__u8 pad2[6];
+};
+_Static_assert(sizeof(struct flow) == 80, "flow");
+#define FLOW_SECOND 0x1 // the source is the second end of the key
+#define FLOW_TO 0x2     // the owner stands before the destination
+#define FLOW_REPLIED 0x4
+#define FLOW_FIN_SOURCE 0x8
+#define FLOW_FIN_DESTINATION 0x10
+#define FLOW_RESET 0x20
+#define FLOW_JUDGED_SOURCE 0x40 // by the point before the source
+#define FLOW_JUDGED_DESTINATION 0x80
+#define FLOW_UNKNOWN 0x100   // touches an interface that nobody vouches for
+#define FLOW_ENROLLED 0x200  // the destination's point inspects, else the source's
+#define FLOW_FAIL_OPEN 0x400 // passes while the engine is down
+#define FLOW_UNINSPECTED 0x800
+#define FLOW_ICMP_REPLY 0x1000
+
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	__u32 id;
+	__u32 protocol; // as the fragment says it: the next header
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+
+struct fragment {
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 type;
+	__u8 code;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct fragment) == 8, "fragment");
+
+// Refusals that look the same are counted together and reported at most once a
+// second.
+struct refusal_key {
+	struct address source;
+	struct address destination;
+	__u32 ifindex;
+	__u16 service;
+	__u8 protocol;
+	__u8 reason;
+	__u8 verdict;
+	__u8 would;
+	__u8 to; // seen on the way to the workload
+	__u8 pad[5];
+};
+_Static_assert(sizeof(struct refusal_key) == 48, "refusal_key");
+
+struct refusal {
+	__u64 reported;
+	__u64 packets; // not reported yet
+	__u64 bytes;
+	__u32 source; // identities
+	__u32 destination;
+	__u32 decision;
+	__u32 generation;
+	__u16 source_port; // of the first
+	__u16 pad[3];
+};
+_Static_assert(sizeof(struct refusal) == 48, "refusal");
+
+// What somebody asked for by ARP or neighbour discovery that no peer has. It is
+// dark once nobody has answered for a moment.
+struct question {
+	struct address source;
+	struct address target;
+	__u32 ifindex;
+	__u32 protocol; // 0: ARP, 58: neighbour discovery
+};
+_Static_assert(sizeof(struct question) == 40, "question");
+
+struct asked {
+	__u64 since;
+	__u64 reported;
+	__u32 count; // not reported yet
+	__u32 answered;
+	__u32 source; // identity
+	__u32 pad;
+};
+_Static_assert(sizeof(struct asked) == 32, "asked");
+
+// Where steered and diverted packets go. Zero indexes: nowhere.
+struct steering {
+	__u32 outside;
+	__u32 inside;
+	__u32 up;
+	__u32 decoy;
+	__u8 decoy_mac[6];
+	__u8 pad[2];
+};
+_Static_assert(sizeof(struct steering) == 24, "steering");
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct tally {
+	__u64 offered; // events that were due
+	__u64 lost;    // of these, without room in the ring buffer
+	__u64 opened;  // flows
+	__u64 ended;
+	__u64 folded; // refusals that found no row of their own and were counted by port and reason only
+};
+
+// The FlowEvent of the root package, but for the clock: monotonic ns.
+struct event {
+	__u64 time;
+	__u32 source;
+	__u32 destination;
+	__u16 source_port;
+	__u16 destination_port;
+	__u8 protocol;
+	__u8 kind;
+	__u8 verdict;
+	__u8 reason;
+	__u32 decision;
+	__u32 generation;
+	__u32 ifindex;
+	__u32 packets;
+	__u64 bytes;
+	struct address remote;
+};
+_Static_assert(sizeof(struct event) == 64, "event");
+
+// What a sweep is asked to do, and what it found.
+struct sweep_order {
+	__u32 tables; // SWEEP_*
+	__u32 ifindex; // flows of this owner end now; 0: only those that are over
+	__u64 live;
+	__u64 ended;
+};
+_Static_assert(sizeof(struct sweep_order) == 24, "sweep_order");
+#define SWEEP_FLOWS 1
+#define SWEEP_REPORTS 2

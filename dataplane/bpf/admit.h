@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// May this workload send this at all? Source MAC and address must be the port's;
+// ARP and neighbour discovery may speak for the port only. What links need to
+// work passes as control. Questions for addresses that nobody has are noted.
+#pragma once
+
+#include "identify.h"
+
+#define LEASE_PERIOD (60 * SECOND) // in which an answer by DHCP is let in
+
+// What admission says, when it is neither "go on" nor a refusal.
+#define ADMIT_ON 0
+#define ADMIT_CONTROL 1
+#define ADMIT_SPOOFED 2
+#define ADMIT_ASIDE 3 // not addressed to this workload
+
+static __always_inline bool owns(const struct passage *at, const struct port *port, const struct address *address)
+{
+	if (same(&port->address4, address) || same(&port->address6, address))
+		return true;
+	if (!(port->flags & PORT_MORE_ADDRESSES))
+		return false;
+	struct port_address key = {.ifindex = at->ifindex, .address = *address};
+	return bpf_map_lookup_elem(&port_addresses, &key) != NULL;
+}
+
+static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
+{
+	return !(port->flags & PORT_MAC_DECLARED) || same_mac(port->mac, mac);
+}
+
+// Steering needs to know the workload's MAC, also where none was declared.
+static __always_inline void learn_mac(struct port *port, const __u8 *mac)
+{
+	if ((port->flags & PORT_MAC_DECLARED) || same_mac(port->mac, mac))
+		return;
+	memcpy(port->mac, mac, 6);
+	port->flags |= PORT_MAC_LEARNED;
+}
+
+static __always_inline void mark_answered(const struct passage *at, const struct address *asker,
+					  const struct address *answerer, __u32 protocol)
+{
+	struct question key = {.source = *asker, .target = *answerer, .ifindex = at->ifindex, .protocol = protocol};
+	struct asked *asked = bpf_map_lookup_elem(&questions, &key);
+	if (asked)
+		asked->answered = 1;
+}
+
+// Notes a question for an address that no peer has. A sweep tells of those that
+// nobody answered: gateways and hosts have addresses without being peers.
+static __always_inline void note_question(const struct passage *at, __u32 protocol)
+{
+	const struct packet *p = &at->packet;
+	struct peer peer = {};
+	const struct ruleset *rules = rules_of(at);
+	if (!rules || identify(rules, &p->target, &peer))
+		return;
+	struct question key = {.source = p->source, .target = p->target, .ifindex = at->ifindex, .protocol = protocol};
+	struct asked *asked = bpf_map_lookup_elem(&questions, &key);
+	if (asked) {
+		if (!asked->count && !asked->answered)
+			asked->since = at->now;
+		__sync_fetch_and_add(&asked->count, 1);
+		return;
+	}
+	struct asked fresh = {
+		.since = at->now,
+		.count = 1,
+		.source = at->identity,
+	};
+	bpf_map_update_elem(&questions, &key, &fresh, BPF_ANY);
+}
+
+static __always_inline __u32 admit_arp(const struct passage *at, struct port *port)
+{
+	const struct packet *p = &at->packet;
+	if (!at->from) {
+		mark_answered(at, &p->target, &p->source, 0);
+		return ADMIT_CONTROL;
+	}
+	if (port && port->identity) {
+		if (!is_mac_of(port, p->source_mac) || !is_mac_of(port, p->said_mac))
+			return ADMIT_SPOOFED;
+		if (!is_unspecified(&p->source) && !owns(at, port, &p->source))
+			return ADMIT_SPOOFED;
+	}
+	if (p->type == 1 && !same(&p->source, &p->target))
+		note_question(at, 0);
+	return ADMIT_CONTROL;
+}
+
+static __always_inline __u32 admit_neighbour(const struct passage *at, struct port *port)
+{
+	const struct packet *p = &at->packet;
+	if (!at->from) {
+		if (p->type == 136)
+			mark_answered(at, &p->destination, &p->target, PROTOCOL_ICMPV6);
+		return ADMIT_CONTROL;
+	}
+	if (port && port->identity) {
+		if (p->type == 134 || p->type == 137)
+			return ADMIT_SPOOFED; // a workload is no router
+		if (p->has_mac && !is_mac_of(port, p->said_mac))
+			return ADMIT_SPOOFED;
+		if (p->type == 136 && !is_link_local6(&p->target) && !owns(at, port, &p->target))
+			return ADMIT_SPOOFED;
+	}
+	if (p->type == 135 && !is_unspecified(&p->source) && !is_link_local6(&p->target))
+		note_question(at, PROTOCOL_ICMPV6);
+	return ADMIT_CONTROL;
+}
+
+static __always_inline bool is_lease_request(const struct packet *p)
+{
+	if (p->protocol != PROTOCOL_UDP || (p->marks & PACKET_LATER))
+		return false;
+	if (p->ethertype == ETHERNET_IPV4)
+		return p->source_port == 68 && p->destination_port == 67 &&
+		       (is_unspecified(&p->source) || p->destination.low >> 32 == 0xffffffff);
+	return p->source_port == 546 && p->destination_port == 547 && is_link_local6(&p->source);
+}
+
+static __always_inline bool is_lease_answer(const struct passage *at, const struct port *port)
+{
+	const struct packet *p = &at->packet;
+	if (p->protocol != PROTOCOL_UDP || !port || (p->marks & PACKET_LATER))
+		return false;
+	if (!(p->source_port == 67 && p->destination_port == 68) &&
+	    !(p->source_port == 547 && p->destination_port == 546))
+		return false;
+	return port->leased && at->now - port->leased < LEASE_PERIOD;
+}
+
+static __always_inline __u32 admit_sent(const struct passage *at, struct port *port)
+{
+	const struct packet *p = &at->packet;
+	if (port && port->identity && !is_mac_of(port, p->source_mac))
+		return ADMIT_SPOOFED;
+	if (is_lease_request(p) && port) {
+		if (is_unspecified(&p->source) || is_link_local6(&p->source) || owns(at, port, &p->source)) {
+			port->leased = at->now;
+			return ADMIT_CONTROL;
+		}
+	}
+	if (port && port->identity) {
+		bool nobody = is_unspecified(&p->source) && p->ethertype == ETHERNET_IPV6 &&
+			      (p->marks & PACKET_NEIGHBOUR); // looking for duplicates of an address
+		if (!nobody && !owns(at, port, &p->source) &&
+		    !(p->ethertype == ETHERNET_IPV6 && is_link_local6(&p->source)))
+			return ADMIT_SPOOFED;
+		learn_mac(port, p->source_mac);
+	}
+	if (p->marks & PACKET_NEIGHBOUR)
+		return admit_neighbour(at, port);
+	return ADMIT_ON;
+}
+
+static __always_inline __u32 admit_received(const struct passage *at, struct port *port)
+{
+	const struct packet *p = &at->packet;
+	if (port && port->identity && !(p->marks & PACKET_GROUP)) {
+		if (!is_mac_of(port, p->destination_mac))
+			return ADMIT_ASIDE;
+		if (!(port->flags & PORT_MAC_LEARNED))
+			learn_mac(port, p->destination_mac);
+	}
+	if (is_lease_answer(at, port))
+		return ADMIT_CONTROL;
+	if (p->marks & PACKET_NEIGHBOUR)
+		return admit_neighbour(at, port);
+	return ADMIT_ON;
+}
+
+static __always_inline struct port *find_port(struct passage *at)
+{
+	__u32 ifindex = at->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (port) {
+		at->identity = port->identity;
+		at->group = port->group;
+		at->attached = port->attached;
+	}
+	return port;
+}
+
+// Also finds the port. Before there is a ruleset, nothing is refused.
+STAGE int admit(struct passage *at)
+{
+	if (!at)
+		return ADMIT_SPOOFED;
+	struct port *port = find_port(at);
+	__u32 admitted;
+	if (at->packet.ethertype == ETHERNET_ARP)
+		admitted = admit_arp(at, port);
+	else if (at->packet.ethertype != ETHERNET_IPV4 && at->packet.ethertype != ETHERNET_IPV6)
+		return ADMIT_ON;
+	else if (at->from)
+		admitted = admit_sent(at, port);
+	else
+		admitted = admit_received(at, port);
+	if (!at->ruled && (admitted == ADMIT_SPOOFED || admitted == ADMIT_ASIDE))
+		return at->packet.ethertype == ETHERNET_ARP ? ADMIT_CONTROL : ADMIT_ON;
+	return admitted;
+}

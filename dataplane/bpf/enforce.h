@@ -1,0 +1,355 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// What an enforcement point does with a packet, in order: read, admit, piece
+// together, track, decide; and one exit that counts and acts.
+#pragma once
+
+#include "admit.h"
+#include "fragment.h"
+#include "steer.h"
+
+static __always_inline struct frame frame_of(struct __sk_buff *skb)
+{
+	return (struct frame){
+		.data = (void *)(long)skb->data,
+		.end = (void *)(long)skb->data_end,
+		.length = skb->len,
+		.super = skb->gso_size != 0,
+	};
+}
+
+// Linearises what headers may reach into; false if the frame is malformed.
+STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
+{
+	if (!p)
+		return false;
+	__u32 reach = skb->len < DEPTH ? skb->len : DEPTH;
+	if ((long)skb->data_end - (long)skb->data < reach)
+		bpf_skb_pull_data(skb, reach);
+	struct frame f = frame_of(skb);
+	if (!parse(&f, p))
+		return false;
+	if (skb->vlan_present)
+		p->ethertype = ETHERNET_VLAN; // what is inside belongs to another link
+	return true;
+}
+
+static __always_inline void begin(struct __sk_buff *skb, struct passage *at, bool from)
+{
+	__u32 zero = 0;
+	at->from = from;
+	at->ifindex = skb->ifindex;
+	at->now = bpf_ktime_get_coarse_ns();
+	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	struct active *word = bpf_map_lookup_elem(&active, &zero);
+	if (word) {
+		__u64 now = *(volatile __u64 *)&word->word;
+		at->ruled = now != 0;
+		at->index = now & ACTIVE_INDEX;
+		at->epoch = now >> ACTIVE_EPOCH_SHIFT;
+	}
+}
+
+// The point decides by itself, without a rule: refused where somebody enforces,
+// else passed and told.
+STAGE int decide_alone(const struct passage *at, __u32 reason, struct outcome *out)
+{
+	if (!at || !out)
+		return 0;
+	*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_NO_RULESET};
+	const struct ruleset *rules = rules_of(at);
+	if (!rules)
+		return 0;
+	struct peer peer = {};
+	identify(rules, &at->packet.source, &peer);
+	out->source = at->from ? at->identity : peer.identity;
+	identify(rules, &at->packet.destination, &peer);
+	out->destination = at->from ? peer.identity : at->identity;
+	out->reason = reason;
+	out->would = VERDICT_DROP;
+	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	return 0;
+}
+
+// Neither IP nor ARP: nothing can declare it, so it gets the default decision.
+static __always_inline void decide_frame(struct passage *at, struct outcome *out)
+{
+	struct packet *p = &at->packet;
+	p->source = p->destination = (struct address){};
+	p->protocol = p->tcp_flags = p->marks = 0;
+	p->source_port = 0;
+	p->destination_port = p->ethertype;
+	decide_alone(at, REASON_IDENTITY_UNKNOWN, out);
+	const struct ruleset *rules = rules_of(at);
+	if (!rules || !at->identity)
+		return;
+	bool refuses = !is_allowed(rules->fallback.verdict);
+	out->reason = rules->fallback.reason;
+	out->decision = rules->fallback.id;
+	out->would = refuses ? VERDICT_DROP : VERDICT_ALLOW;
+	out->verdict = refuses ? out->verdict : VERDICT_ALLOW;
+}
+
+// Judges a packet that belongs to no flow. One that cannot open a flow may
+// still belong to one that was there before the port was attached; then it may
+// well be the answering side that speaks first. Returns whether it is.
+STAGE int judge_first(const struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return false;
+	const struct packet *p = &at->packet;
+	bool opener = p->marks & PACKET_OPENER;
+	__u64 age = at->now - at->attached;
+	bool pickup = p->protocol == PROTOCOL_TCP ? !opener && age < pickup_period :
+						    p->protocol == PROTOCOL_UDP && age < PICKUP_DATAGRAM;
+	if (!opener && !pickup) {
+		decide_alone(at, REASON_INVALID_STATE, out);
+		return false;
+	}
+	judge(at, true, out);
+	if (!pickup)
+		return false;
+	bool answers = p->tcp_flags & TCP_SYN; // and ACK
+	if (!at->ruled && p->protocol == PROTOCOL_TCP)
+		answers |= p->source_port < p->destination_port;
+	if (answers || !is_allowed(out->would)) {
+		struct outcome reversed = {};
+		judge(at, false, &reversed);
+		answers |= is_allowed(reversed.would);
+		if (answers)
+			*out = reversed;
+	}
+	if (out->verdict == VERDICT_DECOY && !opener)
+		out->verdict = VERDICT_DROP; // a decoy cannot take over in the middle
+	return answers;
+}
+
+// Writes a row for a new flow; 0 if there was none and there is one now, as
+// bpf_map_update_elem says otherwise.
+STAGE int open_flow(const struct passage *at, const struct flow_key *key, const struct outcome *out, __u32 original)
+{
+	if (!at || !key || !out)
+		return -1;
+	const struct packet *p = &at->packet;
+	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
+	struct flow flow = {
+		.seen = at->now,
+		.reported = at->now,
+		.flags = (second == !!original ? FLOW_SECOND : 0) | (!at->from == !original ? 0 : FLOW_TO),
+		.owner = at->ifindex,
+		.service = original ? service_of(p) : p->source_port,
+	};
+	memcpy(flow.peer_mac, at->from ? p->destination_mac : p->source_mac, 6);
+	settle(at, &flow, out, original);
+	int failed = bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
+	struct tally *t = tally();
+	if (!failed && t)
+		t->opened++;
+	return failed;
+}
+
+static __always_inline void end_flow(const struct flow_key *key, struct flow *flow)
+{
+	report_flow(key, flow, EVENT_END);
+	struct tally *t = tally();
+	if (!bpf_map_delete_elem(&flows, key) && t)
+		t->ended++;
+}
+
+// Tells of a flow that passes without the inspection that it should have had.
+STAGE int report_uninspected(const struct flow_key *key, const struct flow *flow, __u32 kind)
+{
+	if (!key || !flow)
+		return 0;
+	struct flow copy = *flow;
+	copy.verdict = VERDICT_ALLOW;
+	copy.would = VERDICT_INSPECT;
+	copy.reason = REASON_INSPECTION_DOWN;
+	return report_flow(key, &copy, kind);
+}
+
+// What to do with a packet that is not refused.
+#define ACT_PASS 0
+#define ACT_STEER 1
+#define ACT_DIVERT 2
+
+// What a flow's packet meets beyond allow and drop: the engine, or a decoy.
+static __always_inline int dispatch(const struct passage *at, const struct flow_key *key, struct flow *flow,
+				    struct outcome *out, bool original, bool fresh)
+{
+	const struct packet *p = &at->packet;
+	const struct steering *s = steering_now();
+	bool here = out->verdict == VERDICT_INSPECT && inspects(at, flow->flags & FLOW_ENROLLED, original);
+	bool down = here && !(s && s->up);
+	if (down && !(flow->flags & FLOW_FAIL_OPEN)) {
+		out->verdict = VERDICT_DROP;
+		out->reason = REASON_INSPECTION_DOWN;
+		account(at, out, !original);
+		return ACT_PASS;
+	}
+	advance(at, flow, original);
+	if (fresh && !is_allowed(out->would))
+		account(at, out, !original);
+	else if (fresh && !down)
+		report_flow(key, flow, EVENT_START);
+	__u64 last = flow->reported;
+	if (flow->owner == at->ifindex && at->now - last > UPDATE_PERIOD &&
+	    __sync_val_compare_and_swap(&flow->reported, last, at->now) == last)
+		report_flow(key, flow, EVENT_UPDATE);
+
+	if (out->verdict == VERDICT_DECOY) {
+		if (s && s->decoy && original && flow->owner == at->ifindex &&
+		    !(p->marks & (PACKET_FIRST | PACKET_LATER)))
+			return ACT_DIVERT;
+		out->verdict = VERDICT_DROP;
+		return ACT_PASS;
+	}
+	if (down) {
+		out->reason = REASON_INSPECTION_DOWN;
+		if (!(flow->flags & FLOW_UNINSPECTED))
+			report_uninspected(key, flow, fresh ? EVENT_START : EVENT_UPDATE);
+		raise(flow, FLOW_UNINSPECTED);
+		return ACT_PASS;
+	}
+	if (!here)
+		return ACT_PASS;
+	lower(flow, FLOW_UNINSPECTED);
+	return ACT_STEER;
+}
+
+// Finds or opens the packet's flow, judges it where needed, and says what to do.
+STAGE int track(const struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return ACT_PASS;
+	const struct packet *p = &at->packet;
+	struct flow_key key = {};
+	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
+	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+	bool original = true, fresh = false;
+
+	if (flow) {
+		original = second == !!(flow->flags & FLOW_SECOND);
+		bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
+		if (opener && FLOW_CLOSED(flow->flags)) {
+			end_flow(&key, flow); // its ports are used again
+			flow = NULL;
+			original = true;
+		} else if (opener && !original) {
+			decide_alone(at, REASON_INVALID_STATE, out); // against the grain of a flow that lives
+			account(at, out, false);
+			return ACT_PASS;
+		}
+	}
+	if (flow && holds(at, flow, original)) {
+		outcome_of(flow, out);
+	} else if (flow) {
+		judge_again(at, flow, original, out);
+	} else {
+		original = !judge_first(at, out);
+		struct steering *s = steering_now();
+		if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
+			out->verdict = VERDICT_DROP;
+		if (out->verdict != VERDICT_DROP && out->reason != REASON_INVALID_STATE) {
+			fresh = !open_flow(at, &key, out, original);
+			flow = bpf_map_lookup_elem(&flows, &key);
+			if (!flow)
+				decide_alone(at, REASON_TABLE_FULL, out);
+		}
+	}
+	if (!flow || out->verdict == VERDICT_DROP) {
+		if (at->ruled)
+			account(at, out, !original);
+		return ACT_PASS;
+	}
+	return dispatch(at, &key, flow, out, original, fresh);
+}
+
+// Whether an ICMP error quotes a packet of a flow that is allowed.
+STAGE int is_related(struct __sk_buff *skb, const struct passage *at)
+{
+	if (!at)
+		return false;
+	struct frame f = frame_of(skb);
+	struct flow_key key = {};
+	struct flow *flow = quoted_flow(&f, &at->packet, &key);
+	return flow && flow->verdict != VERDICT_DROP && flow->epoch == at->epoch;
+}
+
+// Whom the packet belongs to and what becomes of it.
+static __always_inline int decide(struct __sk_buff *skb, struct passage *at, struct outcome *out)
+{
+	struct packet *p = &at->packet;
+	__u32 refusal = REASON_NONE;
+	*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_CONTROL};
+
+	switch (admit(at)) {
+	case ADMIT_CONTROL:
+		return ACT_PASS;
+	case ADMIT_ASIDE:
+		out->reason = REASON_SPOOFED;
+		out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+		return ACT_PASS;
+	case ADMIT_SPOOFED:
+		refusal = REASON_SPOOFED;
+		break;
+	default:
+		if ((p->marks & PACKET_LATER) && !recall(p)) {
+			refusal = REASON_FRAGMENT;
+		} else if (p->marks & PACKET_ERROR) {
+			out->reason = REASON_RELATED;
+			if (is_related(skb, at))
+				return ACT_PASS;
+			refusal = REASON_INVALID_STATE;
+		}
+	}
+	if (refusal) {
+		decide_alone(at, refusal, out);
+	} else if (p->ethertype != ETHERNET_IPV4 && p->ethertype != ETHERNET_IPV6) {
+		decide_frame(at, out);
+	} else if ((p->marks & PACKET_GROUP) && !at->from) {
+		judge(at, true, out); // each receiver by itself
+		if (out->verdict == VERDICT_DECOY)
+			out->verdict = VERDICT_DROP;
+	} else {
+		return track(at, out);
+	}
+	if (!is_allowed(out->would))
+		account(at, out, false);
+	return ACT_PASS;
+}
+
+static __always_inline int enforce(struct __sk_buff *skb, bool from)
+{
+	if (skb->mark == MARK_RESUMED) {
+		skb->mark = 0;
+		return TCX_NEXT;
+	}
+	struct passage at = {};
+	struct outcome out = {};
+	int act = ACT_PASS;
+	begin(skb, &at, from);
+	if (read_packet(skb, &at.packet)) {
+		at.length = at.packet.bytes;
+		act = decide(skb, &at, &out);
+	} else {
+		at.length = skb->len;
+		find_port(&at);
+		decide_alone(&at, REASON_MALFORMED, &out);
+		out.reason = REASON_MALFORMED;
+		out.verdict = out.would = VERDICT_DROP; // always: nobody can use it
+		account(&at, &out, false);
+	}
+
+	bool refused = !is_allowed(out.verdict);
+	count(out.reason, refused, at.segments, at.length);
+	if (act == ACT_DIVERT)
+		return divert(skb);
+	if (refused)
+		return TCX_DROP;
+	if (at.packet.marks & PACKET_FIRST)
+		remember(&at.packet);
+	if (act == ACT_STEER)
+		return steer(skb, &at, out.profile);
+	return TCX_NEXT;
+}

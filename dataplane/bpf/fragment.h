@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// Pieces of packets. The first has the header behind IP and is judged like any
+// packet; what its header said is remembered, so later pieces are judged as the
+// same flow. A piece whose first was not seen, or was refused, belongs to nothing.
+// And packets quoted by ICMP errors, which are pieces of another kind.
+#pragma once
+
+#include "track.h"
+
+static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
+{
+	key->source = p->source;
+	key->destination = p->destination;
+	key->id = p->fragment;
+	key->protocol = p->fragment_protocol;
+}
+
+STAGE int remember(const struct packet *p)
+{
+	if (!p)
+		return 0;
+	struct fragment_key key;
+	fragment_key_of(p, &key);
+	struct fragment first = {
+		.source_port = p->source_port,
+		.destination_port = p->destination_port,
+		.protocol = p->protocol,
+		.type = p->type,
+		.code = p->code,
+	};
+	return bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
+}
+
+STAGE int recall(struct packet *p)
+{
+	if (!p)
+		return false;
+	struct fragment_key key;
+	fragment_key_of(p, &key);
+	struct fragment *first = bpf_map_lookup_elem(&fragments, &key);
+	if (!first)
+		return false;
+	p->source_port = first->source_port;
+	p->destination_port = first->destination_port;
+	p->protocol = first->protocol;
+	p->type = first->type;
+	p->code = first->code;
+	return true;
+}
+
+// Finds the flow of the packet that an ICMP error quotes. The error must go to
+// the quoted packet's source, and its kind must be one that hosts need: a
+// redirect is not.
+static __always_inline struct flow *quoted_flow(struct frame *f, const struct packet *p, struct flow_key *key)
+{
+	struct address source, destination;
+	__u8 protocol;
+	__u32 l4 = p->l4 + sizeof(struct icmp);
+	if (p->protocol == PROTOCOL_ICMP) {
+		struct ipv4 *ip = header_at(f, l4, sizeof(*ip));
+		if (p->type == 5 || !ip || ip->version_length >> 4 != 4 || (ip->fragment & bswap16(0x1fff)))
+			return NULL;
+		source = address4(ip->source);
+		destination = address4(ip->destination);
+		protocol = ip->protocol;
+		l4 += (ip->version_length & 0xf) * 4;
+	} else {
+		struct ipv6 *ip = header_at(f, l4, sizeof(*ip));
+		if (!ip || (ip->version_class_label & 0xf0) != 0x60)
+			return NULL;
+		source = address6(ip->source);
+		destination = address6(ip->destination);
+		protocol = ip->next;
+		l4 += sizeof(*ip);
+	}
+	if (!same(&source, &p->destination))
+		return NULL;
+	__u16 source_port = 0, destination_port = 0;
+	if (has_ports(protocol)) {
+		struct udp *ports = header_at(f, l4, sizeof(*ports));
+		if (!ports)
+			return NULL;
+		source_port = bswap16(ports->source);
+		destination_port = bswap16(ports->destination);
+	} else if (protocol == PROTOCOL_ICMP || protocol == PROTOCOL_ICMPV6) {
+		struct icmp *icmp = header_at(f, l4, sizeof(*icmp));
+		if (!icmp)
+			return NULL;
+		bool query = icmp->type == 8 || icmp->type == 13 || icmp->type == 15 || icmp->type == 17 ||
+			     icmp->type == 128;
+		source_port = query ? bswap16(icmp->id) : 0;
+		destination_port = query ? 0 : bswap16(icmp->id);
+	}
+	flow_key_of(&source, &destination, source_port, destination_port, protocol, key);
+	return bpf_map_lookup_elem(&flows, key);
+}

@@ -1,0 +1,19 @@
+// Package bpf is the eBPF side of the dataplane: C sources, one file per hook
+// and one header per concern, and the object that clang made of them.
+//
+// Read enforce.h first: it is the path of a packet. abi.h is the contract with
+// the Go side. The object and its Go twins are committed, so building needs no
+// clang; `go generate` makes them again, byte for byte, with clang 14.
+//
+// The programs never block, never allocate without bound, and never pass a
+// packet that they could not read.
+package bpf
+
+import _ "embed"
+
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel -output-stem kernel -type address -type shape -type sweep_order Kernel kernel.c -- -mcpu=v3 -Wall -Werror -nostdinc
+
+// Contract is the text of abi.h, which names the layout of maps.
+//
+//go:embed abi.h
+var Contract string

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// From bytes to a packet. Bounds are checked where a pointer is made (header_at);
+// whatever cannot be what it claims is malformed. Pure: no maps, no helpers, so
+// that the same code runs under XDP, where truncated frames can be tested.
+#pragma once
+
+#include "kernel.h"
+
+struct packet {
+	struct address source;
+	struct address destination;
+	struct address target; // asked for, or answered for, by ARP and neighbour discovery
+	__u32 bytes;           // from the IP header on
+	__u32 fragment;        // id, of a piece
+	__u16 source_port;     // host order; an ICMP query's identifier is its source's port
+	__u16 destination_port;
+	__u16 ethertype; // host order
+	__u16 l4;        // offset of what follows the IP headers
+	__u8 protocol;
+	__u8 fragment_protocol; // as the piece says it
+	__u8 tcp_flags;
+	__u8 type; // of ICMP; the operation of ARP
+	__u8 code;
+	__u8 hops;
+	__u8 marks;  // PACKET_*
+	__u8 has_mac; // a neighbour's option, or ARP's sender
+	__u8 source_mac[6] __attribute__((aligned(2)));
+	__u8 destination_mac[6] __attribute__((aligned(2)));
+	__u8 said_mac[6] __attribute__((aligned(2))); // in ARP and neighbour discovery
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct packet) == 96, "packet");
+#define PACKET_FIRST 0x01 // piece of a fragmented packet: the first
+#define PACKET_LATER 0x02
+#define PACKET_GROUP 0x04   // to a multicast or broadcast MAC
+#define PACKET_ERROR 0x08   // an ICMP error: quotes another packet
+#define PACKET_OPENER 0x10  // may open a flow
+#define PACKET_NEIGHBOUR 0x20 // neighbour discovery or a listener's report
+
+// Memory that holds a frame: linear, from data to end. The limit is what a
+// header may reach into; deeper is malformed.
+struct frame {
+	void *data;
+	void *end;
+	__u32 length; // on the wire, Ethernet header included
+	__u32 super;  // a super-frame: length fields may say less or nothing
+};
+#define DEPTH 256
+#define EXTENSIONS 6
+
+static __always_inline void *header_at(struct frame *f, __u32 offset, __u32 size)
+{
+	if (offset > DEPTH)
+		return NULL;
+	void *p = f->data + offset;
+	if (p + size > f->end)
+		return NULL;
+	return p;
+}
+
+static __always_inline struct address address4(__u32 raw)
+{
+	struct address a = {.high = 0, .low = ((__u64)raw << 32) | 0xffff0000ULL};
+	return a;
+}
+
+static __always_inline struct address address6(const __u32 raw[4])
+{
+	struct address a = {
+		.high = ((__u64)raw[1] << 32) | raw[0],
+		.low = ((__u64)raw[3] << 32) | raw[2],
+	};
+	return a;
+}
+
+static __always_inline bool same(const struct address *a, const struct address *b)
+{
+	return a->high == b->high && a->low == b->low;
+}
+
+static __always_inline bool is4(const struct address *a)
+{
+	return a->high == 0 && (__u32)a->low == 0xffff0000U;
+}
+
+static __always_inline bool is_multicast(const struct address *a)
+{
+	if (is4(a))
+		return ((a->low >> 32) & 0xf0) == 0xe0 || (a->low >> 32) == 0xffffffff;
+	return (a->high & 0xff) == 0xff;
+}
+
+static __always_inline bool is_unspecified(const struct address *a)
+{
+	return a->high == 0 && (a->low == 0 || a->low == 0xffff0000U);
+}
+
+static __always_inline bool is_link_local6(const struct address *a)
+{
+	return (a->high & 0xc0ff) == 0x80fe;
+}
+
+static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
+{
+	const __u16 *x = (const __u16 *)a, *y = (const __u16 *)b;
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+static __always_inline bool parse_icmp(struct frame *f, struct packet *p, __u32 payload)
+{
+	struct icmp *icmp = header_at(f, p->l4, sizeof(*icmp));
+	if (!icmp || payload < sizeof(*icmp))
+		return false;
+	p->type = icmp->type;
+	p->code = icmp->code;
+	if (p->protocol == PROTOCOL_ICMP) {
+		switch (icmp->type) {
+		case 3: case 4: case 5: case 11: case 12:
+			p->marks |= PACKET_ERROR;
+			return true;
+		case 8: case 13: case 15: case 17:
+			p->marks |= PACKET_OPENER;
+			p->source_port = bswap16(icmp->id);
+			return true;
+		case 0: case 14: case 16: case 18:
+			p->destination_port = bswap16(icmp->id);
+			return true;
+		}
+		p->marks |= PACKET_OPENER;
+		return true;
+	}
+	if (icmp->type < 128) {
+		p->marks |= PACKET_ERROR;
+		return true;
+	}
+	if (icmp->type == 129) {
+		p->destination_port = bswap16(icmp->id);
+		return true;
+	}
+	p->marks |= PACKET_OPENER;
+	if (icmp->type == 128)
+		p->source_port = bswap16(icmp->id);
+	if (icmp->type >= 133 && icmp->type <= 137) {
+		if (p->hops != 255 || icmp->code != 0)
+			return false; // came from afar, which it never may
+		p->marks |= PACKET_NEIGHBOUR;
+	}
+	if (icmp->type == 130 || icmp->type == 131 || icmp->type == 132 || icmp->type == 143) {
+		if (p->hops == 1)
+			p->marks |= PACKET_NEIGHBOUR;
+	}
+	if (icmp->type == 135 || icmp->type == 136) {
+		struct neighbour *n = header_at(f, p->l4, sizeof(*n));
+		if (!n || payload < sizeof(*n))
+			return false;
+		p->target = address6(n->target);
+		struct neighbour_option *option = header_at(f, p->l4 + sizeof(*n), sizeof(*option));
+		if (payload >= sizeof(*n) + sizeof(*option) && option && option->length == 1 &&
+		    (option->type == 1 || option->type == 2)) {
+			p->has_mac = 1;
+			memcpy(p->said_mac, option->mac, 6);
+		}
+	}
+	return true;
+}
+
+// The header behind IP. Of a fragmented packet the first piece must hold it whole.
+static __always_inline bool parse_transport(struct frame *f, struct packet *p, __u32 payload)
+{
+	if (p->marks & PACKET_LATER)
+		return true;
+	if (p->protocol == PROTOCOL_TCP) {
+		struct tcp *tcp = header_at(f, p->l4, sizeof(*tcp));
+		if (!tcp || payload < sizeof(*tcp))
+			return false;
+		__u32 header = (tcp->offset >> 4) * 4;
+		if (header < sizeof(*tcp) || header > payload)
+			return false;
+		__u8 flags = tcp->flags;
+		if ((flags & TCP_SYN) && (flags & (TCP_FIN | TCP_RST)))
+			return false;
+		if (!(flags & (TCP_SYN | TCP_RST | TCP_ACK)))
+			return false; // RFC 9293: every other segment acknowledges
+		p->source_port = bswap16(tcp->source);
+		p->destination_port = bswap16(tcp->destination);
+		p->tcp_flags = flags;
+		if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			p->marks |= PACKET_OPENER;
+		return true;
+	}
+	if (p->protocol == PROTOCOL_UDP) {
+		struct udp *udp = header_at(f, p->l4, sizeof(*udp));
+		if (!udp || payload < sizeof(*udp))
+			return false;
+		__u32 length = bswap16(udp->length);
+		if (!f->super && (length < sizeof(*udp) || (length > payload && !(p->marks & PACKET_FIRST))))
+			return false;
+		p->source_port = bswap16(udp->source);
+		p->destination_port = bswap16(udp->destination);
+		p->marks |= PACKET_OPENER;
+		return true;
+	}
+	if (p->protocol == PROTOCOL_ICMP || p->protocol == PROTOCOL_ICMPV6)
+		return parse_icmp(f, p, payload);
+	if (p->protocol == PROTOCOL_SCTP) {
+		struct udp *ports = header_at(f, p->l4, sizeof(*ports)); // the same first four bytes
+		if (!ports || payload < 12)
+			return false;
+		p->source_port = bswap16(ports->source);
+		p->destination_port = bswap16(ports->destination);
+	}
+	p->marks |= PACKET_OPENER;
+	return true;
+}
+
+static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
+{
+	struct ipv4 *ip = header_at(f, sizeof(struct ethernet), sizeof(*ip));
+	if (!ip)
+		return false;
+	__u32 header = (ip->version_length & 0xf) * 4;
+	__u32 length = bswap16(ip->length);
+	__u32 wire = f->length - sizeof(struct ethernet);
+	if (length == 0 && f->super)
+		length = wire; // beyond 64 kB
+	if (ip->version_length >> 4 != 4 || header < sizeof(*ip) || length < header || length > wire)
+		return false;
+	p->source = address4(ip->source);
+	p->destination = address4(ip->destination);
+	p->bytes = length;
+	p->protocol = p->fragment_protocol = ip->protocol;
+	p->hops = ip->ttl;
+	p->l4 = sizeof(struct ethernet) + header;
+	__u32 payload = length - header;
+	__u32 pieces = bswap16(ip->fragment);
+	__u32 offset = (pieces & 0x1fff) * 8;
+	bool more = pieces & 0x2000;
+	if (offset || more) {
+		p->fragment = ip->id;
+		p->marks |= offset ? PACKET_LATER : PACKET_FIRST;
+		if (payload == 0 || (more && payload % 8) || offset + length > 0xffff)
+			return false;
+		if (offset == 8 && ip->protocol == PROTOCOL_TCP)
+			return false; // would rewrite the ports and flags just judged (RFC 3128)
+	}
+	if (ip->protocol == PROTOCOL_ICMPV6)
+		return false;
+	return parse_transport(f, p, payload);
+}
+
+static __always_inline bool parse_ipv6(struct frame *f, struct packet *p)
+{
+	struct ipv6 *ip = header_at(f, sizeof(struct ethernet), sizeof(*ip));
+	if (!ip)
+		return false;
+	__u32 wire = f->length - sizeof(struct ethernet) - sizeof(*ip);
+	__u32 payload = bswap16(ip->length);
+	if (payload == 0 && f->super)
+		payload = wire;
+	if ((ip->version_class_label & 0xf0) != 0x60 || payload > wire)
+		return false;
+	p->source = address6(ip->source);
+	p->destination = address6(ip->destination);
+	if (is4(&p->source) || is4(&p->destination))
+		return false; // an IPv4-mapped address never travels (RFC 6890)
+	p->bytes = payload + sizeof(*ip);
+	p->hops = ip->hops;
+	__u8 next = ip->next;
+	__u32 offset = sizeof(struct ethernet) + sizeof(*ip);
+	for (int i = 0; i < EXTENSIONS; i++) {
+		if (next != 0 && next != 43 && next != 44 && next != 60)
+			break;
+		struct ipv6_extension *ext = header_at(f, offset, sizeof(struct ipv6_fragment));
+		if (!ext || payload < sizeof(struct ipv6_fragment))
+			return false;
+		__u32 size = 8 + ext->length * 8;
+		if (next == 43 && (ext->left || ext->type == 0))
+			return false; // would go on to where nobody judged (RFC 5095)
+		if (next == 44) {
+			struct ipv6_fragment *fragment = (void *)ext;
+			__u32 pieces = bswap16(fragment->offset);
+			size = sizeof(*fragment);
+			if (p->marks & (PACKET_FIRST | PACKET_LATER))
+				return false;
+			if (pieces & 0xfff9) {
+				p->fragment = fragment->id;
+				p->fragment_protocol = fragment->next;
+				p->marks |= (pieces & 0xfff8) ? PACKET_LATER : PACKET_FIRST;
+				__u32 rest = payload - size;
+				if (rest == 0 || ((pieces & 1) && rest % 8) || (pieces & 0xfff8) + rest > 0xffff)
+					return false;
+			}
+		}
+		if (size > payload)
+			return false;
+		next = ext->next;
+		payload -= size;
+		offset += size;
+		if (p->marks & PACKET_LATER)
+			break;
+	}
+	p->protocol = next;
+	if (!(p->marks & PACKET_LATER) && (next == 0 || next == 43 || next == 44 || next == 60))
+		return false; // a chain that does not end
+	if (next == PROTOCOL_ICMP)
+		return false;
+	if (offset > DEPTH)
+		return false;
+	p->l4 = offset;
+	return parse_transport(f, p, payload);
+}
+
+static __always_inline bool parse_arp(struct frame *f, struct packet *p)
+{
+	struct arp *arp = header_at(f, sizeof(struct ethernet), sizeof(*arp));
+	if (!arp || arp->hardware != bswap16(1) || arp->protocol != bswap16(ETHERNET_IPV4) ||
+	    arp->hardware_length != 6 || arp->protocol_length != 4)
+		return false;
+	p->type = bswap16(arp->operation);
+	p->source = address4(arp->sender);
+	p->target = p->destination = address4(arp->target);
+	p->bytes = sizeof(*arp);
+	p->has_mac = 1;
+	memcpy(p->said_mac, arp->sender_mac, 6);
+	return arp->operation == bswap16(1) || arp->operation == bswap16(2);
+}
+
+// Reads a frame; false says that it is malformed. A frame that is neither IP nor
+// ARP is not: nobody can say what it claims.
+static __always_inline bool parse(struct frame *f, struct packet *p)
+{
+	struct ethernet *eth = header_at(f, 0, sizeof(*eth));
+	if (!eth)
+		return false;
+	memcpy(p->destination_mac, eth->destination, 6);
+	memcpy(p->source_mac, eth->source, 6);
+	p->ethertype = bswap16(eth->type);
+	p->bytes = f->length - sizeof(*eth);
+	if (eth->destination[0] & 1)
+		p->marks |= PACKET_GROUP;
+	if (eth->source[0] & 1)
+		return false;
+	bool whole;
+	switch (p->ethertype) {
+	case ETHERNET_IPV4:
+		whole = parse_ipv4(f, p);
+		break;
+	case ETHERNET_IPV6:
+		whole = parse_ipv6(f, p);
+		break;
+	case ETHERNET_ARP:
+		return parse_arp(f, p);
+	default:
+		return true;
+	}
+	if (!whole)
+		return false;
+	if (is_multicast(&p->source) || same(&p->source, &p->destination))
+		return false;
+	return true;
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// What is told: counters of every packet by reason, events of flows, refusals
+// counted together. Nothing is lost in silence: what finds no room is counted.
+#pragma once
+
+#include "maps.h"
+#include "parse.h"
+
+#define REPORT_PERIOD SECOND       // of a refusal that goes on
+#define UPDATE_PERIOD (30 * SECOND) // of a flow that goes on
+
+// What is known of the packet in hand. Stages cannot hand pointers into maps to
+// each other, so they hand what leads there.
+struct passage {
+	struct packet packet;
+	__u64 now;      // coarse
+	__u64 attached; // since when the port is
+	__u32 ifindex;
+	__u32 identity; // of the port; 0: nobody vouches for it
+	__u32 group;
+	__u32 ruled; // there is a ruleset
+	__u32 index; // of the ruleset
+	__u32 epoch;
+	__u32 length;   // of the IP packet, in bytes
+	__u32 segments; // packets in it
+	__u8 from;      // the workload sent it
+	__u8 pad[7];
+};
+
+// What becomes of it, and why.
+struct outcome {
+	__u32 source; // identities
+	__u32 destination;
+	__u32 decision;
+	__u16 profile;
+	__u8 verdict;
+	__u8 would;
+	__u8 reason;
+	__u8 fail_open;
+	__u8 enrolled; // the destination has an enforcement point
+	__u8 partial;  // one end is known to this point only: the other must judge too
+};
+
+static __always_inline struct ruleset *rules_of(const struct passage *at)
+{
+	__u32 index = at->index & ACTIVE_INDEX;
+	return at->ruled ? bpf_map_lookup_elem(&rulesets, &index) : NULL;
+}
+
+static __always_inline __u32 generation_of(const struct passage *at)
+{
+	struct ruleset *rules = rules_of(at);
+	return rules ? rules->generation : 0;
+}
+
+// An interface that nobody vouches for, where that means something.
+static __always_inline bool is_unknown(const struct passage *at)
+{
+	return at->ruled && !at->identity;
+}
+
+static __always_inline void count(__u32 reason, bool refused, __u32 packets, __u32 bytes)
+{
+	__u32 index = (reason & (REASONS - 1)) + (refused ? REASONS : 0);
+	struct counter *counter = bpf_map_lookup_elem(&counters, &index);
+	if (counter) {
+		counter->packets += packets;
+		counter->bytes += bytes;
+	}
+}
+
+static __always_inline struct tally *tally(void)
+{
+	__u32 zero = 0;
+	return bpf_map_lookup_elem(&tallies, &zero);
+}
+
+static __always_inline struct event *event_begin(void)
+{
+	struct tally *t = tally();
+	if (!t)
+		return NULL;
+	t->offered++;
+	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	if (!event)
+		t->lost++;
+	else
+		event->time = bpf_ktime_get_ns();
+	return event;
+}
+
+static __always_inline struct address remote_of(const struct flow_key *key, const struct flow *flow)
+{
+	// The source's side is the remote one if the owner stands before the destination.
+	bool second = !!(flow->flags & FLOW_SECOND) == !!(flow->flags & FLOW_TO);
+	return key->address[second];
+}
+
+// Tells a moment of a flow; false if it found no room.
+STAGE int report_flow(const struct flow_key *key, const struct flow *flow, __u32 kind)
+{
+	if (!key || !flow)
+		return false;
+	struct event *event = event_begin();
+	if (!event)
+		return false;
+	__u32 flags = flow->flags;
+	bool second = flags & FLOW_SECOND;
+	bool closed = (flags & FLOW_RESET) || (flags & (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION)) ==
+						      (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION);
+	event->source = flow->source;
+	event->destination = flow->destination;
+	event->source_port = key->port[second];
+	event->destination_port = flow->service;
+	event->protocol = key->protocol;
+	event->kind = kind | (flags & FLOW_TO ? EVENT_TO : 0) | (flags & FLOW_REPLIED ? EVENT_REPLIED : 0) |
+		      (closed ? EVENT_CLOSED : 0);
+	event->verdict = flow->verdict | flow->would << 4;
+	event->reason = flow->reason;
+	event->decision = flow->decision;
+	event->generation = flow->generation;
+	event->ifindex = flow->owner;
+	event->packets = flow->packets > 0xffffffff ? 0xffffffff : flow->packets;
+	event->bytes = flow->bytes;
+	event->remote = remote_of(key, flow);
+	bpf_ringbuf_submit(event, 0);
+	return true;
+}
+
+// Tells a refusal and how often it happened since it was told last.
+STAGE int report_refusal(const struct refusal_key *key, struct refusal *refusal)
+{
+	if (!key || !refusal)
+		return false;
+	struct event *event = event_begin();
+	if (!event)
+		return false;
+	__u64 packets = __sync_lock_test_and_set(&refusal->packets, 0);
+	event->source = refusal->source;
+	event->destination = refusal->destination;
+	event->source_port = refusal->source_port;
+	event->destination_port = key->service;
+	event->protocol = key->protocol;
+	event->kind = EVENT_REFUSED | (key->to ? EVENT_TO : 0);
+	event->verdict = key->verdict | key->would << 4;
+	event->reason = key->reason;
+	event->decision = refusal->decision;
+	event->generation = refusal->generation;
+	event->ifindex = key->ifindex;
+	event->packets = packets > 0xffffffff ? 0xffffffff : packets;
+	event->bytes = __sync_lock_test_and_set(&refusal->bytes, 0);
+	event->remote = key->to ? key->source : key->destination;
+	bpf_ringbuf_submit(event, 0);
+	return true;
+}
+
+static __always_inline __u16 service_of(const struct packet *p)
+{
+	if (p->protocol == PROTOCOL_ICMP || p->protocol == PROTOCOL_ICMPV6)
+		return p->type << 8 | p->code;
+	return p->destination_port;
+}
+
+// Counts a refusal with those that look the same; reports the first at once, and
+// then at most one a second. Sweeps report what is left over. Where the table is
+// full, refusals of a port that share a reason are counted in one row.
+STAGE int account(const struct passage *at, const struct outcome *out, __u32 reversed)
+{
+	if (!at || !out)
+		return 0;
+	const struct packet *p = &at->packet;
+	struct refusal_key key = {
+		.source = reversed ? p->destination : p->source,
+		.destination = reversed ? p->source : p->destination,
+		.ifindex = at->ifindex,
+		.service = reversed ? p->source_port : service_of(p),
+		.protocol = p->protocol,
+		.reason = out->reason,
+		.verdict = out->verdict,
+		.would = out->would,
+		.to = !at->from != !!reversed,
+	};
+	struct refusal *row = bpf_map_lookup_elem(&refusals, &key);
+	if (!row) {
+		struct refusal fresh = {
+			.source = out->source,
+			.destination = out->destination,
+			.source_port = reversed ? p->destination_port : p->source_port,
+		};
+		if (bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST)) {
+			struct tally *t = tally();
+			if (t)
+				t->folded++;
+			memset(&key.source, 0, sizeof(key.source));
+			memset(&key.destination, 0, sizeof(key.destination));
+			key.service = 0;
+			key.protocol = 0;
+			fresh.source = fresh.destination = fresh.source_port = 0;
+			bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
+		}
+		row = bpf_map_lookup_elem(&refusals, &key);
+		if (!row)
+			return 0; // the counters have it
+	}
+	row->decision = out->decision;
+	row->generation = generation_of(at);
+	__sync_fetch_and_add(&row->packets, at->segments);
+	__sync_fetch_and_add(&row->bytes, at->length);
+	__u64 last = row->reported;
+	if (last && at->now - last < REPORT_PERIOD)
+		return 0;
+	if (__sync_val_compare_and_swap(&row->reported, last, at->now) != last)
+		return 0; // another processor reports it
+	if (!report_refusal(&key, row))
+		row->reported = last; // no room: the count waits
+	return 0;
+}

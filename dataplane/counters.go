@@ -1,0 +1,65 @@
+package dataplane
+
+import (
+	"fmt"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// Count is a number of packets and their bytes, IP headers included.
+type Count struct{ Packets, Bytes uint64 }
+
+// Counters say what became of every packet at the enforcement points since the
+// state was first made. A packet that passes two points counts at both.
+type Counters struct {
+	Passed  map[bocage.ReasonCode]Count
+	Refused map[bocage.ReasonCode]Count
+	// Offered events were due; of these, Lost found no room in the ring buffer.
+	Offered, Lost uint64
+	// Flows opened and ended since the start, and live at the last sweep. What
+	// the three do not explain was forgotten to make room.
+	FlowsOpened, FlowsEnded, FlowsLive uint64
+	// Folded refusals found no row of their own in the table of refusals and
+	// were reported by port and reason only.
+	Folded uint64
+}
+
+// Counters reads the counters.
+func (d *Dataplane) Counters() (Counters, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	c := Counters{Passed: make(map[bocage.ReasonCode]Count), Refused: make(map[bocage.ReasonCode]Count), FlowsLive: d.live}
+	const reasons = 64
+	var perCPU []bpf.KernelCounter
+	for i := range uint32(2 * reasons) {
+		if err := d.objects.Counters.Lookup(i, &perCPU); err != nil {
+			return c, fmt.Errorf("read counters: %w", err)
+		}
+		var sum Count
+		for _, row := range perCPU {
+			sum.Packets += row.Packets
+			sum.Bytes += row.Bytes
+		}
+		if sum.Packets == 0 {
+			continue
+		}
+		if i < reasons {
+			c.Passed[bocage.ReasonCode(i)] = sum
+		} else {
+			c.Refused[bocage.ReasonCode(i-reasons)] = sum
+		}
+	}
+	var tallies []bpf.KernelTally
+	if err := d.objects.Tallies.Lookup(uint32(0), &tallies); err != nil {
+		return c, fmt.Errorf("read counters: %w", err)
+	}
+	for _, t := range tallies {
+		c.Offered += t.Offered
+		c.Lost += t.Lost
+		c.FlowsOpened += t.Opened
+		c.FlowsEnded += t.Ended
+		c.Folded += t.Folded
+	}
+	return c, nil
+}

@@ -1,0 +1,284 @@
+// Package dataplane turns rulesets into kernel state and what the kernel does
+// into events. It is the only place that speaks eBPF.
+//
+// An enforcement point is the host's side of a workload's interface, with one
+// program in each direction (see the bpf package for what they do with a
+// packet). Programs, links and maps are pinned in a folder of a bpffs, so
+// enforcement does not depend on any process: a process that ends, or is killed,
+// leaves everything as it is, and the next one takes it over without losing a
+// packet or a connection.
+//
+// It promises: a packet is judged by one generation, never by halves of two;
+// once Apply has returned, no packet is judged by an earlier one; a generation
+// that does not fit changes nothing; what is not known yet is observed, never
+// refused, until a ruleset says otherwise; nothing is lost without being counted.
+//
+// It never goes back to an earlier generation, never touches an interface that
+// it was not told to attach to, and never writes packets of its own.
+//
+// A Dataplane may be used by several goroutines. Its methods act on the network
+// namespace of the calling thread.
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// DefaultPinDir is where state is pinned if Config does not say.
+const DefaultPinDir = "/sys/fs/bpf/bocage"
+
+// Config says where state lies and how much of it there may be. Sizes are fixed
+// when state is first made; a process with other sizes makes new state beside
+// and moves the enforcement points over once it has a ruleset.
+type Config struct {
+	// Host is this host's name, for log lines.
+	Host string
+	// PinDir is a folder in a bpffs, of this agent alone. Where no bpffs is
+	// mounted, Open mounts one. Default: DefaultPinDir.
+	PinDir string
+	// FlowEntries bounds the flows remembered at a time, 200 bytes each. When
+	// there are more, the least recently used are forgotten. Default 131,072.
+	FlowEntries int
+	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
+	// prefixes, RuleEntries its rules after port ranges are split into blocks,
+	// RefusedEntries its refused identities. Rows cost memory when used.
+	// Defaults 131,072, 32,768, 262,144 and 16,384.
+	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries int
+	// EventBytes sizes the ring buffer between kernel and Run; a power of two.
+	// An event takes 72 bytes. Default 4 MiB.
+	EventBytes int
+	// Pickup is how long after its attachment an enforcement point takes TCP
+	// packets that open no flow for packets of older connections and judges them
+	// as such. Default 2 h 15 min: a connection with TCP keep-alive at its
+	// default of 2 h has shown itself by then.
+	Pickup time.Duration
+	Logger *slog.Logger
+}
+
+// Validate names all faults at once.
+func (c Config) Validate() error {
+	var faults []error
+	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "PeerEntries": c.PeerEntries,
+		"PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries} {
+		if n < 0 || n > 1<<26 {
+			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
+		}
+	}
+	if c.EventBytes != 0 && (c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0) {
+		faults = append(faults, fmt.Errorf("EventBytes %d is not a power of two of at least 4096", c.EventBytes))
+	}
+	if c.Pickup < 0 {
+		faults = append(faults, fmt.Errorf("Pickup %s is negative", c.Pickup))
+	}
+	slices.SortFunc(faults, func(a, b error) int { return compareText(a.Error(), b.Error()) })
+	return errors.Join(faults...)
+}
+
+func (c Config) withDefaults() Config {
+	orElse := func(n *int, fallback int) {
+		if *n == 0 {
+			*n = fallback
+		}
+	}
+	orElse(&c.FlowEntries, 1<<17)
+	orElse(&c.PeerEntries, 1<<17)
+	orElse(&c.PrefixEntries, 1<<15)
+	orElse(&c.RuleEntries, 1<<18)
+	orElse(&c.RefusedEntries, 1<<14)
+	orElse(&c.EventBytes, 1<<22)
+	if c.PinDir == "" {
+		c.PinDir = DefaultPinDir
+	}
+	if c.Pickup == 0 {
+		c.Pickup = 2*time.Hour + 15*time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Dataplane is the kernel side of one agent.
+type Dataplane struct {
+	cfg   Config
+	log   *slog.Logger
+	pins  *pins
+	lock  *dirLock
+	mount string // the bpffs that Open had to mount on PinDir itself; else ""
+
+	objects *bpf.KernelObjects
+	barrier *barrier
+
+	// mu guards what follows, and the order of changes to maps.
+	mu       sync.Mutex
+	rows     [2]*tables            // what lies in each slot; nil: another process knows
+	ports    map[uint32]Attachment // attached, by ifindex
+	steering bpf.KernelSteering
+	live     uint64 // flows at the last sweep
+	moves    []move // links of an older layout, to be moved once there is a ruleset
+	closed   bool
+}
+
+// Attachment is an enforcement point: a port of the ruleset on a real interface.
+// A Port without Identity is attached as unknown: nothing vouches for it.
+type Attachment struct {
+	Ifindex uint32
+	Port    bocage.Port
+}
+
+// Inspection is where the inspection engine's two links end on the host. Packets
+// to a workload enter at Outside and leave at Inside, packets from it the other
+// way round. While not Up, the profile of a flow decides what becomes of it.
+type Inspection struct {
+	Outside, Inside uint32
+	Up              bool
+}
+
+// DecoyPort is where the decoys' link ends on the host, and the decoys' own MAC.
+// The zero DecoyPort is none: what would meet a decoy is dropped.
+type DecoyPort struct {
+	Ifindex uint32
+	MAC     net.HardwareAddr
+}
+
+// Open loads the programs, or takes over what an earlier process left, losing no
+// packet. Only one process at a time may have a PinDir open.
+func Open(cfg Config) (*Dataplane, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("open dataplane: %w", err)
+	}
+	d := &Dataplane{cfg: cfg.withDefaults(), ports: make(map[uint32]Attachment)}
+	d.log = d.cfg.Logger.With("host", d.cfg.Host)
+	if err := d.open(); err != nil {
+		d.release()
+		return nil, fmt.Errorf("open dataplane in %s: %w", d.cfg.PinDir, err)
+	}
+	return d, nil
+}
+
+func (d *Dataplane) open() error {
+	mounted, err := ensureBPFFS(d.cfg.PinDir)
+	if err != nil {
+		return err
+	}
+	if mounted {
+		d.log.Info("mounted bpffs", "dir", d.cfg.PinDir)
+	}
+	if d.lock, err = lockDir(d.cfg.PinDir); err != nil {
+		return err
+	}
+	spec, err := loadSpec(d.cfg)
+	if err != nil {
+		return err
+	}
+	if d.pins, err = openPins(d.cfg.PinDir, spec); err != nil {
+		return err
+	}
+	if d.objects, err = d.pins.load(spec); err != nil {
+		return err
+	}
+	if d.barrier, err = newBarrier(); err != nil {
+		return err
+	}
+	if !d.pins.found {
+		d.rows = [2]*tables{{}, {}}
+	}
+	if err := d.pins.swapPrograms(d.objects); err != nil {
+		return err
+	}
+	if err := d.recall(); err != nil {
+		return err
+	}
+	if d.moves, err = d.pins.foreign(); err != nil {
+		return err
+	}
+	if len(d.moves) == 0 {
+		return d.pins.removeForeign()
+	}
+	d.log.Info("state of another layout is in force until a ruleset is applied", "links", len(d.moves))
+	return nil
+}
+
+// recall reads back what an earlier process set.
+func (d *Dataplane) recall() error {
+	if err := d.objects.Steering.Lookup(uint32(0), &d.steering); err != nil {
+		return fmt.Errorf("read steering: %w", err)
+	}
+	attached, err := d.pins.links()
+	if err != nil {
+		return err
+	}
+	for _, l := range attached {
+		if l.program != programTo && l.program != programFrom {
+			continue
+		}
+		port, err := d.readPort(l.ifindex)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		d.ports[l.ifindex] = Attachment{Ifindex: l.ifindex, Port: port}
+	}
+	return nil
+}
+
+// Attached lists the enforcement points by interface, those of an earlier
+// process included. Of these only what the kernel knows is filled in.
+func (d *Dataplane) Attached() []Attachment {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]Attachment, 0, len(d.ports))
+	for _, a := range d.ports {
+		all = append(all, a)
+	}
+	slices.SortFunc(all, func(a, b Attachment) int { return int(a.Ifindex) - int(b.Ifindex) })
+	return all
+}
+
+// Close ends this process's part; enforcement stays.
+func (d *Dataplane) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	d.closed = true
+	return d.release()
+}
+
+func (d *Dataplane) release() error {
+	var errs []error
+	if d.barrier != nil {
+		errs = append(errs, d.barrier.Close())
+	}
+	if d.objects != nil {
+		errs = append(errs, d.objects.Close())
+	}
+	if d.lock != nil {
+		errs = append(errs, d.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func compareText(a, b string) int {
+	switch {
+	case a < b:
+		return -1
+	case a > b:
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,126 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sync/errgroup"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// What sweeps go through (see sweep.c), and how often.
+const (
+	sweepFlows   = 1
+	sweepReports = 2
+
+	reportsPeriod = 250 * time.Millisecond
+	flowsPeriod   = time.Second
+)
+
+// batchEvents bounds what is handed on at a time.
+const batchEvents = 1024
+
+// Run hands on what the kernel reports, in batches, until the context ends, and
+// lets time do its work on the kernel's tables. The slice is reused. While each
+// runs, events wait in the ring buffer; what finds no room there is counted as
+// lost. Run may be called once at a time.
+func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent)) error {
+	reader, err := ringbuf.NewReader(d.objects.Events)
+	if err != nil {
+		return fmt.Errorf("run dataplane: read events: %w", err)
+	}
+	defer reader.Close()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return d.drain(ctx, reader, each) })
+	group.Go(func() error { return d.sweepOften(ctx) })
+	group.Go(func() error {
+		<-ctx.Done()
+		reader.SetDeadline(time.Unix(1, 0)) // wakes the reader
+		return nil
+	})
+	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		return fmt.Errorf("run dataplane: %w", err)
+	}
+	return ctx.Err()
+}
+
+func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func([]bocage.FlowEvent)) error {
+	var record ringbuf.Record
+	batch := make([]bocage.FlowEvent, 0, batchEvents)
+	for ctx.Err() == nil {
+		err := reader.ReadInto(&record)
+		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrClosed) {
+			return ctx.Err()
+		}
+		if err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		var event bocage.FlowEvent
+		if err := event.UnmarshalBinary(record.RawSample); err != nil {
+			return fmt.Errorf("read events: %w", err)
+		}
+		batch = append(batch, event)
+		if record.Remaining > 0 && len(batch) < batchEvents {
+			continue
+		}
+		inWallTime(batch, readClock())
+		each(batch)
+		batch = batch[:0]
+	}
+	return ctx.Err()
+}
+
+// inWallTime turns the monotonic time that the kernel stamps, which decoding
+// takes for a time since 1970, into wall time.
+func inWallTime(events []bocage.FlowEvent, now clock) {
+	for i := range events {
+		events[i].Time = now.time(uint64(events[i].Time.UnixNano()))
+	}
+}
+
+func (d *Dataplane) sweepOften(ctx context.Context) error {
+	ticker := time.NewTicker(reportsPeriod)
+	defer ticker.Stop()
+	var lastFlows time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case now := <-ticker.C:
+			what := uint32(sweepReports)
+			if now.Sub(lastFlows) >= flowsPeriod {
+				what, lastFlows = what|sweepFlows, now
+			}
+			d.mu.Lock()
+			_, err := d.sweep(what, 0)
+			d.mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// sweep runs the kernel's own walk through its tables. With an ifindex, flows
+// that this interface owns end now.
+func (d *Dataplane) sweep(tables, ifindex uint32) (bpf.KernelSweepOrder, error) {
+	order := bpf.KernelSweepOrder{Tables: tables, Ifindex: ifindex}
+	if d.closed {
+		return order, nil
+	}
+	_, err := d.objects.Sweep.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
+	if err != nil {
+		return order, fmt.Errorf("sweep tables: %w", err)
+	}
+	if tables&sweepFlows != 0 {
+		d.live = order.Live
+	}
+	return order, nil
+}

@@ -1,0 +1,492 @@
+package dataplane
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
+)
+
+// What lies in a PinDir: one folder for each layout of maps, named by its hash,
+// normally only one. In it, map/NAME and link/IFINDEX-PROGRAM. A folder is made
+// beside, under a name with a dot, and published by a rename, so that what is
+// there is whole.
+
+// Names of programs that links are pinned by.
+const (
+	programFrom    = "from_workload"
+	programTo      = "to_workload"
+	programOutside = "from_engine_outside"
+	programInside  = "from_engine_inside"
+	programDecoy   = "from_decoy"
+	programParse   = "parse_frame" // for tests
+)
+
+// sizeOf says how many rows a map has, in terms of the configuration. Rows of a
+// ruleset lie there twice while generations change.
+func sizeOf(cfg Config, name string) (uint32, bool) {
+	switch name {
+	case "flows":
+		return uint32(cfg.FlowEntries), true
+	case "peers":
+		return uint32(2 * cfg.PeerEntries), true
+	case "groups":
+		return uint32(2 * cfg.PeerEntries), true
+	case "prefixes":
+		return uint32(2 * cfg.PrefixEntries), true
+	case "cells":
+		return uint32(2 * cfg.RuleEntries), true
+	case "refused_identities":
+		return uint32(2 * cfg.RefusedEntries), true
+	case "events":
+		return uint32(cfg.EventBytes), true
+	}
+	return 0, false
+}
+
+// loadSpec reads the object and configures it.
+func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadKernel()
+	if err != nil {
+		return nil, fmt.Errorf("read eBPF object: %w", err)
+	}
+	for name, m := range spec.Maps {
+		if size, ok := sizeOf(cfg, name); ok {
+			m.MaxEntries = size
+		}
+	}
+	if err := spec.Variables["pickup_period"].Set(uint64(cfg.Pickup.Nanoseconds())); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	}
+	return spec, nil
+}
+
+// layoutOf names the layout of the maps: what must be equal for a process to
+// take maps over.
+func layoutOf(spec *ebpf.CollectionSpec) string {
+	h := sha256.New()
+	fmt.Fprintln(h, bpf.Contract)
+	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
+		if m := spec.Maps[name]; isShared(name) {
+			fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))[:16]
+}
+
+// isShared says whether a map outlives the process: all but the sections of
+// constants that each load of the programs has of its own.
+func isShared(name string) bool { return !strings.HasPrefix(name, ".") }
+
+// pins is the folder of one layout.
+type pins struct {
+	root   string // PinDir
+	layout string
+	found  bool // an earlier process made it
+}
+
+func (p *pins) dir() string      { return filepath.Join(p.root, p.layout) }
+func (p *pins) mapsDir() string  { return filepath.Join(p.dir(), "map") }
+func (p *pins) linksDir() string { return filepath.Join(p.dir(), "link") }
+
+func openPins(root string, spec *ebpf.CollectionSpec) (*pins, error) {
+	p := &pins{root: root, layout: layoutOf(spec)}
+	_, err := os.Stat(p.mapsDir())
+	p.found = err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return p, nil
+}
+
+// load loads the programs over the pinned maps, or over new ones which it pins.
+func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
+	options := &ebpf.CollectionOptions{}
+	if p.found {
+		options.MapReplacements = make(map[string]*ebpf.Map)
+		defer func() {
+			for _, m := range options.MapReplacements {
+				m.Close()
+			}
+		}()
+		for name := range spec.Maps {
+			if !isShared(name) {
+				continue
+			}
+			m, err := ebpf.LoadPinnedMap(filepath.Join(p.mapsDir(), name), nil)
+			if err != nil {
+				return nil, fmt.Errorf("take over map %s: %w", name, err)
+			}
+			options.MapReplacements[name] = m
+		}
+	}
+	objects := &bpf.KernelObjects{}
+	if err := spec.LoadAndAssign(objects, options); err != nil {
+		return nil, fmt.Errorf("load eBPF programs (Linux 6.6 or newer is needed): %w", err)
+	}
+	if p.found {
+		return objects, nil
+	}
+	if err := p.publish(objects); err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	return objects, nil
+}
+
+func (p *pins) publish(objects *bpf.KernelObjects) error {
+	draft := filepath.Join(p.root, "draft-"+p.layout)
+	if err := os.RemoveAll(draft); err != nil {
+		return err
+	}
+	for _, dir := range []string{"map", "link"} {
+		if err := os.MkdirAll(filepath.Join(draft, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	for name, m := range mapsOf(objects) {
+		if err := m.Pin(filepath.Join(draft, "map", name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return os.Rename(draft, p.dir())
+}
+
+func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{
+		"active": o.Active, "rulesets": o.Rulesets, "peers": o.Peers, "prefixes": o.Prefixes, "groups": o.Groups,
+		"cells": o.Cells, "refused_identities": o.RefusedIdentities, "ports": o.Ports,
+		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
+		"refusals": o.Refusals, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
+		"tallies": o.Tallies,
+	}
+}
+
+func programOf(o *bpf.KernelObjects, name string) (*ebpf.Program, ebpf.AttachType, bool) {
+	switch name {
+	case programFrom:
+		return o.FromWorkload, ebpf.AttachTCXIngress, true
+	case programTo:
+		return o.ToWorkload, ebpf.AttachTCXEgress, true
+	case programOutside:
+		return o.FromEngineOutside, ebpf.AttachTCXIngress, true
+	case programInside:
+		return o.FromEngineInside, ebpf.AttachTCXIngress, true
+	case programDecoy:
+		return o.FromDecoy, ebpf.AttachTCXIngress, true
+	}
+	return nil, 0, false
+}
+
+// pinnedLink is a program's place at an interface.
+type pinnedLink struct {
+	ifindex uint32
+	program string
+	path    string
+}
+
+func linkName(ifindex uint32, program string) string { return fmt.Sprintf("%d-%s", ifindex, program) }
+
+// links lists the pinned links of this layout.
+func (p *pins) links() ([]pinnedLink, error) { return linksIn(p.linksDir()) }
+
+func linksIn(dir string) ([]pinnedLink, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var all []pinnedLink
+	for _, entry := range entries {
+		number, program, ok := strings.Cut(entry.Name(), "-")
+		ifindex, err := strconv.ParseUint(number, 10, 32)
+		if !ok || err != nil {
+			continue
+		}
+		all = append(all, pinnedLink{uint32(ifindex), program, filepath.Join(dir, entry.Name())})
+	}
+	slices.SortFunc(all, func(a, b pinnedLink) int {
+		return cmp.Or(cmp.Compare(a.ifindex, b.ifindex), cmp.Compare(a.program, b.program))
+	})
+	return all, nil
+}
+
+// swapPrograms puts this process's programs in the place of an earlier one's.
+// A link whose interface is gone is forgotten.
+func (p *pins) swapPrograms(objects *bpf.KernelObjects) error {
+	all, err := p.links()
+	if err != nil {
+		return err
+	}
+	for _, l := range all {
+		program, _, ok := programOf(objects, l.program)
+		if !ok {
+			return fmt.Errorf("%s: no such program; remove the file", l.path)
+		}
+		if _, err := swapLink(l.path, program); err != nil {
+			return fmt.Errorf("swap program of %s: %w", l.path, err)
+		}
+	}
+	return nil
+}
+
+// swapLink puts a program in place at a pinned link. It reports false, and
+// unpins the link, if its interface is gone.
+func swapLink(path string, program *ebpf.Program) (bool, error) {
+	l, err := link.LoadPinnedLink(path, nil)
+	if err != nil {
+		return false, err
+	}
+	defer l.Close()
+	if gone, err := isGone(l); err != nil {
+		return false, err
+	} else if gone {
+		return false, l.Unpin()
+	}
+	err = l.Update(program)
+	if errors.Is(err, unix.ENOLINK) {
+		return false, l.Unpin()
+	}
+	return err == nil, err
+}
+
+func isGone(l link.Link) (bool, error) {
+	info, err := l.Info()
+	if err != nil {
+		return false, err
+	}
+	tcx := info.TCX()
+	return tcx == nil || tcx.Ifindex == 0, nil
+}
+
+// attach puts a program on an interface, ahead of others, and pins the link. It
+// takes over a link that is already there.
+func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) error {
+	program, where, _ := programOf(objects, name)
+	path := filepath.Join(p.linksDir(), linkName(ifindex, name))
+	if _, err := os.Stat(path); err == nil {
+		alive, err := swapLink(path, program)
+		if err != nil {
+			return fmt.Errorf("swap program of %s: %w", path, err)
+		}
+		if alive {
+			return nil
+		}
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: int(ifindex), Program: program, Attach: where, Anchor: link.Head()})
+	if err != nil {
+		return fmt.Errorf("attach %s to interface %d: %w", name, ifindex, err)
+	}
+	defer l.Close()
+	if err := l.Pin(path); err != nil {
+		return fmt.Errorf("pin link of interface %d: %w", ifindex, err)
+	}
+	return nil
+}
+
+// detach takes a program off an interface; nil if it is not there.
+func (p *pins) detach(ifindex uint32, name string) error {
+	return cutLink(filepath.Join(p.linksDir(), linkName(ifindex, name)))
+}
+
+func cutLink(path string) error {
+	l, err := link.LoadPinnedLink(path, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("detach %s: %w", path, err)
+	}
+	defer l.Close()
+	// Detached by name, in case another process holds the link open; what is
+	// detached already, or has lost its interface, is well.
+	if err := l.Detach(); err != nil && !errors.Is(err, unix.ENOLINK) && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("detach %s: %w", path, err)
+	}
+	return l.Unpin()
+}
+
+// move is a link of another layout that waits for this layout's ruleset.
+type move struct{ pinnedLink }
+
+// foreign lists links of other layouts.
+func (p *pins) foreign() ([]move, error) {
+	dirs, err := p.foreignDirs()
+	if err != nil {
+		return nil, err
+	}
+	var all []move
+	for _, dir := range dirs {
+		links, err := linksIn(filepath.Join(dir, "link"))
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range links {
+			all = append(all, move{l})
+		}
+	}
+	return all, nil
+}
+
+func (p *pins) foreignDirs() ([]string, error) {
+	entries, err := os.ReadDir(p.root)
+	if err != nil {
+		return nil, err
+	}
+	var dirs []string
+	for _, entry := range entries {
+		if entry.IsDir() && entry.Name() != p.layout {
+			dirs = append(dirs, filepath.Join(p.root, entry.Name()))
+		}
+	}
+	return dirs, nil
+}
+
+// adopt puts this layout's program in place at a link of another one.
+func (p *pins) adopt(objects *bpf.KernelObjects, m move) error {
+	program, _, ok := programOf(objects, m.program)
+	if !ok {
+		return cutLink(m.path)
+	}
+	alive, err := swapLink(m.path, program)
+	if err != nil || !alive {
+		return err
+	}
+	return os.Rename(m.path, filepath.Join(p.linksDir(), filepath.Base(m.path)))
+}
+
+// removeForeign removes other layouts, with whatever links they still have.
+func (p *pins) removeForeign() error {
+	dirs, err := p.foreignDirs()
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		if err := removeLayout(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func removeLayout(dir string) error {
+	links, err := linksIn(filepath.Join(dir, "link"))
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err := cutLink(l.path); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(dir)
+}
+
+// Remove takes all enforcement off and forgets all state under a PinDir. It
+// needs no Dataplane, and refuses while a process has the folder open. Nothing
+// is left: nil also if there was nothing.
+func Remove(pinDir string) error {
+	if pinDir == "" {
+		pinDir = DefaultPinDir
+	}
+	if err := remove(pinDir); err != nil {
+		return fmt.Errorf("remove dataplane in %s: %w", pinDir, err)
+	}
+	return nil
+}
+
+func remove(pinDir string) error {
+	if _, err := os.Stat(pinDir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if !host.IsBPFFS(pinDir) {
+		return errors.New("not in a bpffs")
+	}
+	lock, err := lockDir(pinDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	entries, err := os.ReadDir(pinDir)
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue // the file system's own
+		}
+		if err := removeLayout(filepath.Join(pinDir, entry.Name())); err != nil {
+			return err
+		}
+	}
+	if isMountPoint(pinDir) && pinDir != host.BPFFS {
+		if err := unix.Unmount(pinDir, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount: %w", err)
+		}
+	}
+	err = os.Remove(pinDir)
+	if pinDir == host.BPFFS {
+		return nil
+	}
+	return err
+}
+
+// ensureBPFFS makes sure that a folder exists in a bpffs: the system's where the
+// folder belongs there, else one of its own.
+func ensureBPFFS(dir string) (mounted bool, err error) {
+	if !filepath.IsAbs(dir) {
+		return false, fmt.Errorf("%q is not an absolute path", dir)
+	}
+	mountpoint := dir
+	if rel, err := filepath.Rel(host.BPFFS, dir); err == nil && !strings.HasPrefix(rel, "..") {
+		mountpoint = host.BPFFS
+	} else if host.IsBPFFS(filepath.Dir(dir)) {
+		mountpoint = filepath.Dir(dir)
+	}
+	if mounted, err = host.MountBPFFS(mountpoint); err != nil {
+		return false, err
+	}
+	return mounted, os.MkdirAll(dir, 0o700)
+}
+
+func isMountPoint(dir string) bool {
+	var here, above unix.Stat_t
+	return unix.Stat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+}
+
+// dirLock holds a folder for this process; the kernel lets go when it ends.
+type dirLock struct{ dir *os.File }
+
+func lockDir(path string) (*dirLock, error) {
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		dir.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, errors.New("another process has it open: stop that agent first")
+		}
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	return &dirLock{dir}, nil
+}
+
+func (l *dirLock) Close() error { return l.dir.Close() }
