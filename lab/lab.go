@@ -143,6 +143,9 @@ func (l *Lab) buildHosts() error {
 		if err := host.CreateNamespace(m.namespace); err != nil {
 			return err
 		}
+		if err := quieten(m.namespace); err != nil {
+			return err
+		}
 		if err := host.CreateBridge(m.namespace, Bridge); err != nil {
 			return err
 		}
@@ -150,6 +153,22 @@ func (l *Lab) buildHosts() error {
 	return l.joinHosts()
 }
 
+// quieten keeps a host out of its workloads' network: it only forwards frames,
+// has no address of its own among them, and shows them to no packet filter.
+func quieten(namespace string) error {
+	if err := host.Sysctl(namespace, "net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+		return err
+	}
+	for _, key := range []string{"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.bridge.bridge-nf-call-arptables"} {
+		// Absent unless somebody loaded the module for it.
+		if err := host.Sysctl(namespace, key, "0"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// joinHosts makes the wire and the link for management.
 func (l *Lab) joinHosts() error {
 	a, b := l.machines[0], l.machines[1]
 	for _, link := range []string{Uplink, Management} {

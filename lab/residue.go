@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"bocage.dev/bocage/host"
 )
@@ -19,8 +20,8 @@ import (
 // Snapshot is what the machine looked like before: everything that Bocage and a
 // lab make kinds of, and therefore could leave behind.
 type Snapshot struct {
-	// places are files and folders that were not there, and must not be
-	// afterwards; processes that name them on their command line are ours.
+	// places are files and folders that must not be there afterwards; processes
+	// that name them on their command line are ours.
 	places     []string
 	namespaces map[string]bool
 	links      map[string]bool
@@ -41,11 +42,12 @@ type process struct {
 // they come and go while ours is looked for.
 const testPrefix = "bct"
 
-// TakeSnapshot looks at the machine. Places are the files and folders that are
-// going to be made apart from a lab's own.
+// TakeSnapshot looks at the machine. Places are files and folders, apart from a
+// lab's own, that are made and have to be gone when it is asked for residue.
 func TakeSnapshot(places ...string) (Snapshot, error) {
-	s := Snapshot{processes: map[process]bool{}, objects: map[host.BPFObject]bool{}}
-	for _, place := range places {
+	s := Snapshot{places: places, processes: map[process]bool{}, objects: map[host.BPFObject]bool{}}
+	// Where Bocage keeps things by default, unless it does already.
+	for _, place := range []string{"/run/bocage", "/var/lib/bocage", "/etc/bocage", host.BPFFS + "/bocage"} {
 		if _, err := os.Lstat(place); errors.Is(err, fs.ErrNotExist) {
 			s.places = append(s.places, place)
 		}
@@ -131,7 +133,7 @@ func (s Snapshot) Residue(prefix string) ([]string, error) {
 			left = append(left, fmt.Sprintf("process %d: %s", p.pid, command))
 		}
 	}
-	for _, place := range append(s.places, Dir(prefix)) {
+	for _, place := range slices.Concat(s.places, []string{Dir(prefix)}) {
 		if _, err := os.Lstat(place); err == nil {
 			left = append(left, "file "+place)
 		}
@@ -152,10 +154,23 @@ func (s Snapshot) BPFObjects() ([]host.BPFObject, error) {
 
 // names says whether a text (a path, a command line) names something of ours.
 func (s Snapshot) names(prefix, text string) bool {
-	if strings.Contains(text, host.NamespaceDir+"/"+prefix+"-") || strings.Contains(text, Dir(prefix)) || strings.Contains(text, "/bocage/") {
-		return true
+	return strings.Contains(text, host.NamespaceDir+"/"+prefix+"-") || mentions(text, Dir(prefix)) ||
+		slices.ContainsFunc(s.places, func(place string) bool { return mentions(text, place) })
+}
+
+// mentions says whether a text holds a path, and not only the beginning of a
+// longer name.
+func mentions(text, path string) bool {
+	for {
+		i := strings.Index(text, path)
+		if i < 0 {
+			return false
+		}
+		text = text[i+len(path):]
+		if text == "" || !strings.ContainsRune("-_.", rune(text[0])) && !unicode.IsLetter(rune(text[0])) && !unicode.IsDigit(rune(text[0])) {
+			return true
+		}
 	}
-	return slices.ContainsFunc(s.places, func(place string) bool { return strings.Contains(text, place) })
 }
 
 func set(names []string, err error) (map[string]bool, error) {

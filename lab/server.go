@@ -34,9 +34,9 @@ type server struct {
 	done chan struct{} // closed when the process has ended and was waited for
 }
 
-// Start makes the workloads and starts their servers, each as soon as what it
-// needs can be found, and the client's load when a request has gone all the way
-// from the client through every server and back.
+// Start makes the workloads and starts their servers, and the client's load when
+// a request has gone all the way from the client through every server and back.
+// If it cannot, what was started stays for a look: take it down with [Lab.Down].
 func (l *Lab) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startDeadline, fmt.Errorf("the servers were not ready within %s", startDeadline))
 	defer cancel()

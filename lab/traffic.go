@@ -236,7 +236,7 @@ func (h *Held) Close() error {
 	return h.conn.Close()
 }
 
-// Interrupted says whether an error is a connection being reset or cut.
+// interrupted says whether an error is a connection being reset or cut.
 func interrupted(err error) bool {
 	return errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, io.EOF)
 }
