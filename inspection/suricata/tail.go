@@ -64,6 +64,10 @@ func openTail(t *tail, positionPath string) (*tail, error) {
 	if _, err := fmt.Sscanf(string(data[:n]), "%d %d %d", &t.position.Device, &t.position.Inode, &t.position.Offset); err != nil {
 		t.position = position{} // never read: from the start
 	}
+	if err := t.remember(); err != nil { // while there is room for it
+		remembered.Close()
+		return nil, err
+	}
 	return t, nil
 }
 
@@ -216,6 +220,10 @@ func (t *tail) lines(ctx context.Context, each func(line []byte)) error {
 func (t *tail) advance(bytes int) error {
 	t.pending = t.pending[bytes:]
 	t.position.Offset += int64(bytes)
+	return t.remember()
+}
+
+func (t *tail) remember() error {
 	record := fmt.Sprintf("%d %d %d", t.position.Device, t.position.Inode, t.position.Offset)
 	if err := fixedRecord(t.remembered, positionSize, []byte(record)); err != nil {
 		return fmt.Errorf("remember event position: %w", err)
