@@ -61,12 +61,12 @@ var topology = []struct {
 	number            byte // last part of both addresses and of the MAC
 	labels            map[string]string
 }{
-	{"web", "shop", "h1", 10, map[string]string{"app": "shop", "tier": "web", "env": "prod"}},
+	{"web", "shop", "h1", 10, map[string]string{"app": "web", "part-of": "shop", "env": "prod"}},
 	{"client", "users", "h1", 100, map[string]string{"app": "client", "env": "prod"}},
 	{"red", "dev", "h1", 200, map[string]string{"app": "red", "env": "dev"}},
-	{"api", "shop", "h2", 20, map[string]string{"app": "shop", "tier": "api", "env": "prod"}},
-	{"db", "shop", "h2", 30, map[string]string{"app": "shop", "tier": "db", "env": "prod"}},
-	{"cache", "shop", "h2", 40, map[string]string{"app": "shop", "tier": "cache", "env": "prod"}},
+	{"api", "shop", "h2", 20, map[string]string{"app": "api", "part-of": "shop", "env": "prod"}},
+	{"db", "shop", "h2", 30, map[string]string{"app": "db", "part-of": "shop", "env": "prod"}},
+	{"cache", "shop", "h2", 40, map[string]string{"app": "cache", "part-of": "shop", "env": "prod"}},
 }
 
 // machines derives the lab's hosts from its name.
