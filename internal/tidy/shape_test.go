@@ -86,7 +86,7 @@ func TestRootTestsAskForRoot(t *testing.T) {
 				case rooted && name != "TestRoot" && !asks[name] && !isWordRoot(name):
 					all.broken(t, fn.Pos(), name+" calls hosttest.Root, itself or through what it calls", why)
 				case isTest && !rooted && asks[name]:
-					all.broken(t, fn.Pos(), name+" calls hosttest.Root, so its name begins with TestRoot or BenchmarkRoot", why)
+					all.broken(t, fn.Pos(), name+" calls hosttest.Root, so its name begins with TestRoot, BenchmarkRoot or FuzzRoot", why)
 				}
 			}
 		}
