@@ -33,6 +33,8 @@ const (
 	MaxBytes = 10 << 20
 	// maxDepth is the deepest nesting of maps and lists.
 	maxDepth = 64
+	// maxDocuments bounds the documents of one file.
+	maxDocuments = 10_000
 	// maxValues bounds the values of one file, and so the memory that reading takes.
 	maxValues = 1 << 20
 	// maxAliased bounds the values that aliases add to one document.
@@ -114,16 +116,18 @@ func (r Reader) ReadPath(path string) ([]Document, bocage.Faults) {
 func (r Reader) read(name string, data []byte) ([]Document, bocage.Faults) {
 	trees, faults := Parse(name, data)
 	var documents []Document
+	found := 0
 	for _, tree := range trees {
 		for _, item := range tree.items(&faults) {
+			found++
 			document, wrong := r.document(item)
 			if faults = append(faults, wrong...); len(wrong) == 0 {
 				documents = append(documents, document)
 			}
 		}
 	}
-	if len(trees) == 0 && len(faults) == 0 {
-		faults = append(faults, bocage.Fault{Source: name, Message: "holds no object: every document is empty"})
+	if found == 0 && len(faults) == 0 {
+		faults = append(faults, bocage.Fault{Source: name, Message: "holds no object"})
 	}
 	return documents, faults
 }

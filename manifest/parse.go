@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/big"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -73,7 +74,11 @@ func Parse(name string, data []byte) ([]*Tree, bocage.Faults) {
 	}
 	var nodes []*node
 	var faults bocage.Faults
-	for _, part := range splitYAML(data) {
+	parts := splitYAML(data)
+	if len(parts) > maxDocuments {
+		return nil, bocage.Faults{fault(name, tooManyDocuments(parts[maxDocuments].line+1))}
+	}
+	for _, part := range parts {
 		n, err := parseYAML(part.text, part.line)
 		if err != nil {
 			faults = append(faults, fault(name, err))
@@ -99,6 +104,10 @@ type lineError struct {
 }
 
 func (e *lineError) Error() string { return e.message }
+
+func tooManyDocuments(line int) error {
+	return &lineError{line, fmt.Sprintf("is one document more than the %d that a file may hold: split it", maxDocuments)}
+}
 
 func fault(name string, err error) bocage.Fault {
 	var at *lineError
@@ -175,7 +184,9 @@ func parseJSON(data []byte) ([]*node, error) {
 		if err != nil {
 			return nil, p.failed(err)
 		}
-		nodes = append(nodes, n)
+		if nodes = append(nodes, n); len(nodes) > maxDocuments {
+			return nil, tooManyDocuments(p.line)
+		}
 	}
 }
 
@@ -344,6 +355,9 @@ func explainYAML(err error, text []byte, line int) error {
 		message = m[2]
 		if n, err := strconv.Atoi(m[1]); err == nil {
 			at = n
+			if strings.HasPrefix(message, "did not find expected") {
+				at++ // the parser, unlike its scanner, counts from zero
+			}
 		}
 	}
 	for i, l := range bytes.Split(text, []byte("\n")) {
@@ -352,14 +366,16 @@ func explainYAML(err error, text []byte, line int) error {
 			return &lineError{line + i + 1, "is indented with a tab: YAML wants spaces"}
 		}
 	}
-	return &lineError{line + at, "is not YAML: " + message}
+	lines := bytes.Count(bytes.TrimRight(text, "\n"), []byte("\n")) + 1
+	return &lineError{line + min(at, lines), "is not YAML: " + message}
 }
 
 // opener copies a parsed document, replacing aliases and merge keys.
 type opener struct {
-	line    int
-	inAlias int
-	aliased int
+	line      int
+	opening   []*yaml.Node // what the aliases around the present value name
+	aliasLine int          // of the outermost of them
+	aliased   int          // values that aliases have added
 }
 
 func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
@@ -367,16 +383,21 @@ func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
 	if depth > maxDepth {
 		return nil, &lineError{at, fmt.Sprintf("is nested deeper than %d levels", maxDepth)}
 	}
-	if o.inAlias > 0 {
+	if len(o.opening) > 0 {
 		if o.aliased++; o.aliased > maxAliased {
-			return nil, &lineError{at, fmt.Sprintf("has aliases that expand to more than %d values", maxAliased)}
+			return nil, &lineError{o.aliasLine, fmt.Sprintf("has aliases that expand to more than %d values", maxAliased)}
 		}
 	}
 	switch y.Kind {
 	case yaml.AliasNode:
-		o.inAlias++
-		defer func() { o.inAlias-- }()
-		// An alias within what it names is cut off by the depth.
+		if slices.Contains(o.opening, y.Alias) {
+			return nil, &lineError{at, fmt.Sprintf("has the alias *%s within what it names", y.Value)}
+		}
+		if len(o.opening) == 0 {
+			o.aliasLine = at
+		}
+		o.opening = append(o.opening, y.Alias)
+		defer func() { o.opening = o.opening[:len(o.opening)-1] }()
 		return o.open(y.Alias, depth+1)
 	case yaml.MappingNode:
 		n := &node{Kind: mapping, Tag: "!!map", Line: at}
