@@ -9,6 +9,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/manifest"
+	"bocage.dev/bocage/store"
 )
 
 // applyAll is a server-side apply of many objects: all are valid and written at
@@ -51,7 +52,7 @@ func (s *Server) applyAll(c *call) error {
 		}
 		trees[i] = parsed[0]
 	}
-	if len(faults) > 0 {
+	if len(faults) > 0 || len(changes) == 0 {
 		writeJSON(c.w, http.StatusUnprocessableEntity, bocage.ApplyResult{DryRun: dry, Faults: faults})
 		return nil
 	}
@@ -72,6 +73,9 @@ func (s *Server) applyAll(c *call) error {
 	case len(faults) > 0:
 		writeJSON(c.w, http.StatusUnprocessableEntity, bocage.ApplyResult{DryRun: dry, Faults: faults})
 		return nil
+	case errors.Is(err, store.ErrTooLarge):
+		return newProblem(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge,
+			"%d objects are more than are written at once: apply them in several parts", len(changes))
 	case err != nil:
 		return err
 	}

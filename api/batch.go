@@ -70,9 +70,6 @@ func (b *batch) remove(ch *change) error {
 func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, error) {
 	switch object := resource.(type) {
 	case *bocage.Workload:
-		if ch.subresource == "status" {
-			return b.identityKept(ch, object)
-		}
 		return b.claimsFree(object)
 	case *bocage.Incident:
 		return b.phaseOnly(ch, object)
@@ -278,19 +275,6 @@ func (b *batch) release(old, next *bocage.Workload) error {
 		}
 	}
 	return nil
-}
-
-// identityKept refuses a status that gives a workload another identity.
-func (b *batch) identityKept(ch *change, w *bocage.Workload) (bocage.Faults, error) {
-	old, err := typed(ch.kind, ch.old.object)
-	if err != nil {
-		return nil, err
-	}
-	var faults bocage.Faults
-	if was := old.(*bocage.Workload).Status; was.Identity != w.Status.Identity || was.SPIFFEID != w.Status.SPIFFEID {
-		faults.Add("status.identity", "is given once and stays")
-	}
-	return faults, nil
 }
 
 // phaseOnly refuses to let people change what an incident says, other than how

@@ -238,17 +238,29 @@ func (s *Server) flows(c *call) error {
 	defer s.limits.leave()
 	ctx, cancel := context.WithCancel(c.r.Context())
 	defer cancel()
-	stopped := context.AfterFunc(ctx, func() {})
-	defer stopped()
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		select {
 		case <-s.closing:
 			cancel()
 		case <-ctx.Done():
 		}
 	}()
+	defer func() { cancel(); <-ended }()
 	lines := newLineWriter(c.w)
-	began := false
+	if err := endless(lines.answer); err != nil {
+		return err
+	}
+	if q.Follow {
+		// The client learns at once that it is connected.
+		c.w.Header().Set("Content-Type", "application/jsonl")
+		c.w.WriteHeader(http.StatusOK)
+		if err := flush(lines.answer); err != nil {
+			return nil
+		}
+	}
+	began := q.Follow
 	sent := 0
 	err = s.config.Functions.Flows(ctx, q, func(record bocage.FlowRecord) error {
 		if !c.person.mayRead(namespaceOf(record.SourceWorkload)) && !c.person.mayRead(namespaceOf(record.DestinationWorkload)) {
@@ -284,8 +296,8 @@ var errEnough = errors.New("enough")
 
 // lineWriter writes JSON lines to a client that must keep up.
 type lineWriter struct {
-	w       io.Writer
-	control *http.ResponseController
+	w      io.Writer
+	answer *http.ResponseController
 }
 
 func newLineWriter(w http.ResponseWriter) *lineWriter {
@@ -297,13 +309,13 @@ func (l *lineWriter) write(value any) error {
 	if err != nil {
 		return err
 	}
-	if err := l.control.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+	if err := l.answer.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
 	if _, err := l.w.Write(append(data, '\n')); err != nil {
 		return err
 	}
-	return l.control.Flush()
+	return flush(l.answer)
 }
 
 // hunt asks the flow history.
@@ -340,8 +352,8 @@ func (s *Server) suggest(c *call) error {
 	var faults bocage.Faults
 	since := time.Hour
 	readParameter(&faults, c.query, "since", &since, time.ParseDuration)
-	if since <= 0 {
-		faults.Add("since", "must be a time such as 30m")
+	if since < 0 {
+		faults.Add("since", "must be a time such as 30m, or 0 for everything that is kept")
 	}
 	if err := queryFaults(faults); err != nil {
 		return err
@@ -516,9 +528,6 @@ func (s *Server) isLogin(r *http.Request) (string, bool) {
 
 func (s *Server) serveLogin(c *call, token string) error {
 	c.verb, c.outcome = "login", "refused"
-	if !s.limits.allow("login:" + remote(c.r)) {
-		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests, "too many attempts to log in").retryAfter(1)
-	}
 	session, err := s.login(c.r.Context(), token)
 	if err != nil {
 		return err

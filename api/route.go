@@ -61,6 +61,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// unhurried refuses a client that asks faster than its limit.
+func (s *Server) unhurried(client string) error {
+	if s.limits.allow(client) {
+		return nil
+	}
+	s.metrics.refused.WithLabelValues("rate").Inc()
+	return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
+		"%s makes too many requests", client).retryAfter(1)
+}
+
 // recorder remembers the code of an answer.
 type recorder struct {
 	http.ResponseWriter
@@ -87,19 +97,23 @@ func (s *Server) serve(c *call) error {
 	if s.serveHealth(c) {
 		return nil
 	}
+	// Whoever guesses tokens is slowed down before anybody looks them up.
+	from := remote(c.r)
+	if err := s.unhurried("from " + from); err != nil {
+		return err
+	}
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxBody)
 	var err error
 	if c.person, err = s.authenticate(c.r); err != nil {
 		if login, ok := s.isLogin(c.r); ok {
 			return s.serveLogin(c, login)
 		}
+		s.logger.Warn("refused a stranger", "from", from, "path", c.r.URL.Path, "error", err)
 		return err
 	}
-	if !s.limits.allow(c.person.Name) {
-		s.metrics.refused.WithLabelValues("rate").Inc()
-		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
-			"%s makes too many requests", c.person.Name).retryAfter(1)
+	if err := s.unhurried(c.person.Name); err != nil {
+		return err
 	}
-	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxBody)
 	if !strings.HasPrefix(c.r.URL.Path, resourcesPath+"/") {
 		return s.serveOther(c)
 	}

@@ -169,6 +169,8 @@ func (s *Server) Run(ctx context.Context) error {
 	server := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: readHeaderLimit, ReadTimeout: readLimit, IdleTimeout: idleLimit,
+		// Watches and followed flows set deadlines of their own.
+		WriteTimeout:   requestLimit + writeLimit,
 		MaxHeaderBytes: maxHeaderBytes, ConnContext: withPeer,
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}

@@ -110,7 +110,7 @@ func asProblem(err error) *problem {
 			"the body is larger than %d MiB: split it", tooLarge.Limit>>20)
 	case errors.Is(err, store.ErrTooLarge):
 		return newProblem(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge,
-			"the object is larger than %d MiB", store.MaxValue>>20)
+			"the object is larger than the %d MiB that one may have: %v", store.MaxValue>>20, err)
 	case errors.Is(err, store.ErrCompacted):
 		return expired()
 	case errors.Is(err, store.ErrFull):

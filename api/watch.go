@@ -50,6 +50,9 @@ func (s *Server) watch(c *call) error {
 	}
 	w := newWatcher(s, c, selected)
 	w.revision = from
+	if err := endless(w.answer); err != nil {
+		return err
+	}
 	c.w.Header().Set("Content-Type", "application/json;stream=watch")
 	c.w.WriteHeader(http.StatusOK)
 	if err := w.begin(initial); err != nil {
@@ -288,9 +291,21 @@ func (w *watcher) send(event string, object []byte) error {
 	return err
 }
 
-func (w *watcher) flush() error {
-	if err := w.answer.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
+func (w *watcher) flush() error { return flush(w.answer) }
+
+// endless lifts the server's deadlines from an answer that has no end by itself.
+func endless(answer *http.ResponseController) error {
+	return errors.Join(answer.SetReadDeadline(time.Time{}), answer.SetWriteDeadline(time.Time{}))
+}
+
+// flush sends what was written to a client that must take it within the write
+// limit; until the next event it may be idle.
+func flush(answer *http.ResponseController) error {
+	if err := answer.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
 		return err
 	}
-	return w.answer.Flush()
+	if err := answer.Flush(); err != nil {
+		return err
+	}
+	return answer.SetWriteDeadline(time.Time{})
 }

@@ -458,6 +458,11 @@ func (c *Client) ApplyObject(ctx context.Context, kind bocage.Kind, object bocag
 	if err != nil {
 		return nil, err
 	}
+	// Who owns what is the server's to say.
+	meta := object.Meta()
+	owners := meta.ManagedFields
+	meta.ManagedFields = nil
+	defer func() { meta.ManagedFields = owners }()
 	return c.send(ctx, kind, object, request{
 		method: http.MethodPatch, path: path, query: options.query(), contentType: "application/apply-patch+yaml",
 	})
