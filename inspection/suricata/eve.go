@@ -88,8 +88,9 @@ func (r *record) event(name func(number uint16) string) (bocage.InspectionEvent,
 		event.Blocked = r.Alert.Action == "blocked"
 		event.Technique = technique(r.Alert.Metadata)
 	case r.Type == "drop" && r.Drop != nil && !fromSignature(r.Drop.Reason):
-		// The engine refused packets of its own accord: memory or stream state.
-		event.Title, event.Severity, event.Blocked = "engine dropped packets: "+r.Drop.Reason, 3, true
+		// The engine refused packets of its own accord, for memory or stream
+		// state: not an attack by itself.
+		event.Title, event.Severity, event.Blocked = "engine dropped packets: "+r.Drop.Reason, 4, true
 	default:
 		return bocage.InspectionEvent{}, false, nil
 	}

@@ -41,7 +41,7 @@ func TestRecordsBecomeEvents(t *testing.T) {
 				Flow: bocage.Flow{Source: address("10.0.0.1"), Destination: address("10.0.0.2"), Protocol: 47}}},
 		{"the engine's own drop",
 			`{"timestamp":"2026-11-21T22:48:58.301186+0000","event_type":"drop","vlan":[8],"src_ip":"10.0.0.1","src_port":1,"dest_ip":"10.0.0.2","dest_port":2,"proto":"TCP","direction":"to_server","drop":{"len":60,"reason":"stream memcap"}}`,
-			bocage.InspectionEvent{Time: when, Profile: "p8", Title: "engine dropped packets: stream memcap", Severity: 3, Blocked: true,
+			bocage.InspectionEvent{Time: when, Profile: "p8", Title: "engine dropped packets: stream memcap", Severity: 4, Blocked: true,
 				Flow: bocage.Flow{Source: address("10.0.0.1"), Destination: address("10.0.0.2"), SourcePort: 1, DestinationPort: 2, Protocol: bocage.ProtocolTCP}}},
 		{"a line behind one that was cut short",
 			`{"timestamp":"2026-11-21T22:00:00.000000+0000","event_type":"al{"timestamp":"2026-11-21T22:48:58.301186+0000","event_type":"alert","vlan":[8],"src_ip":"10.0.0.1","dest_ip":"10.0.0.2","proto":"SCTP","alert":{"signature_id":9,"signature":"says {\"timestamp\":\"x","severity":3}}`,

@@ -52,7 +52,7 @@ func TestRootExploitIsBlockedAndReported(t *testing.T) {
 		t.Errorf("exploit request: status %d", status)
 	}
 	want := bocage.InspectionEvent{Time: event.Time, Profile: "web", Signature: 100, Title: "evil asked for",
-		Category: "Attack on a web application", Severity: 1, Blocked: true, Technique: "T1190",
+		Category: "Web Application Attack", Severity: 1, Blocked: true, Technique: "T1190",
 		Flow: bocage.Flow{Source: netip.MustParseAddr("10.0.7.1"), Destination: netip.MustParseAddr("10.0.7.2"),
 			SourcePort: event.Flow.SourcePort, DestinationPort: 80, Protocol: bocage.ProtocolTCP}}
 	if event != want {
