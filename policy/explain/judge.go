@@ -62,7 +62,7 @@ func (j *Judge) place(workloads []*bocage.Workload) {
 	var placed []*bocage.Workload
 	interfaces, numbers := map[string]bool{}, map[bocage.Identity]bool{}
 	for _, w := range byAge {
-		if w.Status.Identity < bocage.IdentityFirst || len(w.Validate()) > 0 || numbers[w.Status.Identity] {
+		if w.Status.Identity < bocage.IdentityFirst || len(w.Spec.Addresses) == 0 || numbers[w.Status.Identity] {
 			continue
 		}
 		at := w.Spec.Host + " " + w.Spec.Interface
@@ -117,7 +117,7 @@ func (p party) within(prefixes []netip.Prefix) bool {
 	})
 }
 
-// half is one author's half of a contract, or a whole grant.
+// contract is a provide with who consumes it, if anybody does.
 type contract struct {
 	provider, consumer *bocage.Application
 	provide, consume   int
@@ -389,16 +389,18 @@ func (g *Judgement) cut(by bocage.Ref, until, at time.Time) {
 }
 
 func (j *Judge) disposition(g *Judgement, f bocage.Flow) {
-	faces := map[uint16]*bocage.Decoy{}
+	if f.Protocol != bocage.ProtocolTCP || g.Destination.workload == nil {
+		return
+	}
+	var worn *bocage.Decoy // the first by name gives the port its face
 	for _, d := range j.in.Decoys {
-		first := faces[d.Spec.Port]
-		if first == nil {
-			faces[d.Spec.Port] = d
-		} else if first.Spec.Protocol != d.Spec.Protocol || first.Spec.Banner != d.Spec.Banner {
+		if d.Spec.Port != f.DestinationPort || !j.side(d.Spec.For, g.Destination, f) {
 			continue
 		}
-		if f.Protocol == bocage.ProtocolTCP && f.DestinationPort == d.Spec.Port &&
-			g.Destination.workload != nil && j.side(d.Spec.For, g.Destination, f) && j.side(d.Spec.From, g.Source, f) {
+		if worn == nil {
+			worn = d
+		}
+		if d.Spec.Protocol == worn.Spec.Protocol && d.Spec.Banner == worn.Spec.Banner && j.side(d.Spec.From, g.Source, f) {
 			g.Decoys = append(g.Decoys, compile.Ref("Decoy", d, "spec"))
 		}
 	}

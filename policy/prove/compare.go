@@ -1,0 +1,191 @@
+package prove
+
+import (
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+)
+
+// Everyone names, in a comparison, whoever is not named in a line of its own.
+const Everyone = "everyone else"
+
+// Compare lists the cells whose verdict, before scopes, or whose inspection
+// differs between two rulesets, in the order of names.
+func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
+	c := newComparison(before, after)
+	for _, f := range c.classes {
+		c.pair(f, everyone)
+		c.pair(everyone, f)
+	}
+	c.pair(everyone, everyone)
+	seen := map[[2]class]bool{}
+	named := func(r *reach, classesOf func(bocage.Group) []class) {
+		for _, at := range r.exact {
+			for _, f := range classesOf(at.from) {
+				for _, t := range classesOf(at.to) {
+					if !seen[[2]class{f, t}] {
+						seen[[2]class{f, t}] = true
+						c.pair(f, t)
+					}
+				}
+			}
+		}
+	}
+	named(c.before, func(g bocage.Group) []class { return c.byBefore[g] })
+	named(c.after, func(g bocage.Group) []class { return c.byAfter[g] })
+	slices.SortStableFunc(c.changes, func(a, b bocage.ReachChange) int { return compareChanges(a, b) })
+	return c.changes
+}
+
+func compareChanges(a, b bocage.ReachChange) int {
+	for _, pair := range [][2]string{{a.From, b.From}, {a.To, b.To}} {
+		if pair[0] != pair[1] {
+			if pair[0] < pair[1] {
+				return -1
+			}
+			return 1
+		}
+	}
+	if a.Protocol != b.Protocol {
+		return int(a.Protocol) - int(b.Protocol)
+	}
+	return int(a.Ports.First) - int(b.Ports.First)
+}
+
+// class is who is in one group before and in one after.
+type class struct{ before, after bocage.Group }
+
+var everyone = class{bocage.GroupAny, bocage.GroupAny}
+
+type comparison struct {
+	before, after     *reach
+	classes           []class
+	byBefore, byAfter map[bocage.Group][]class
+	names             map[class]string
+	changes           []bocage.ReachChange
+}
+
+func newComparison(before, after *bocage.Ruleset) *comparison {
+	c := &comparison{before: newReach(before), after: newReach(after),
+		byBefore: map[bocage.Group][]class{}, byAfter: map[bocage.Group][]class{}, names: map[class]string{everyone: Everyone}}
+	was, is := newWhereabouts(before), newWhereabouts(after)
+	add := func(prefix netip.Prefix) {
+		at := class{was.group(prefix), is.group(prefix)}
+		if _, known := c.names[at]; known {
+			return
+		}
+		name := is.names[at.after]
+		if at.after == bocage.GroupWorld {
+			name = was.names[at.before]
+		}
+		c.names[at] = name
+		c.classes = append(c.classes, at)
+		c.byBefore[at.before] = append(c.byBefore[at.before], at)
+		c.byAfter[at.after] = append(c.byAfter[at.after], at)
+	}
+	add(netip.Prefix{}) // the world
+	for _, peers := range [][]bocage.Peer{before.Peers, after.Peers} {
+		for _, peer := range peers {
+			add(peer.Prefix)
+		}
+	}
+	return c
+}
+
+// whereabouts tells the group of a prefix.
+type whereabouts struct {
+	exact map[netip.Prefix]bocage.Group
+	wide  []bocage.Peer // prefixes of more than one address, longest first
+	names map[bocage.Group]string
+}
+
+func newWhereabouts(rs *bocage.Ruleset) *whereabouts {
+	w := &whereabouts{exact: make(map[netip.Prefix]bocage.Group, len(rs.Peers)), names: map[bocage.Group]string{bocage.GroupWorld: "the world"}}
+	for _, p := range rs.Peers {
+		w.exact[p.Prefix] = p.Group
+		if !p.Prefix.IsSingleIP() {
+			w.wide = append(w.wide, p)
+		}
+	}
+	slices.SortStableFunc(w.wide, func(a, b bocage.Peer) int { return b.Prefix.Bits() - a.Prefix.Bits() })
+	for _, g := range rs.Groups {
+		w.names[g.Group] = g.Name
+	}
+	return w
+}
+
+func (w *whereabouts) group(prefix netip.Prefix) bocage.Group {
+	if g, ok := w.exact[prefix]; ok {
+		return g
+	}
+	for _, p := range w.wide {
+		if p.Prefix.Bits() <= prefix.Bits() && p.Prefix.Contains(prefix.Addr()) {
+			return p.Group
+		}
+	}
+	return bocage.GroupWorld
+}
+
+// pair notes the intervals in which two classes get something else than before.
+func (c *comparison) pair(from, to class) {
+	places := levels(from.before, to.before)
+	var spans []span
+	for _, at := range places {
+		for _, rule := range c.before.rules[at] {
+			if rule.Protocol != bocage.ProtocolAny {
+				spans = append(spans, span{rule.Protocol, rule.Ports})
+			}
+		}
+	}
+	unnamed := c.unnamed(from, to, spans)
+	c.after.eachCell(from.after, to.after, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
+		was, is := c.before.decisions[c.before.lookUp(places, protocol, ports.First)], c.after.decisions[id]
+		if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) {
+			return true
+		}
+		if protocol == unnamed {
+			protocol = bocage.ProtocolAny
+		}
+		change := bocage.ReachChange{From: c.names[from], To: c.names[to], Protocol: protocol, Ports: ports,
+			Before: was.Verdict, After: is.Verdict, By: bocage.Ref{Kind: "Default", Name: "deny"}}
+		if len(is.By) > 0 && is.Code != bocage.ReasonDefaultDeny {
+			change.By = is.By[0]
+		}
+		if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
+			c.changes[n-1].Ports.Last = ports.Last
+			return true
+		}
+		c.changes = append(c.changes, change)
+		return true
+	})
+}
+
+// unnamed is the protocol that stands, in eachCell, for all that nothing names.
+func (c *comparison) unnamed(from, to class, spans []span) bocage.Protocol {
+	named := map[bocage.Protocol]bool{}
+	for _, s := range spans {
+		named[s.protocol] = true
+	}
+	for _, at := range levels(from.after, to.after) {
+		for _, rule := range c.after.rules[at] {
+			named[rule.Protocol] = rule.Protocol != bocage.ProtocolAny || named[rule.Protocol]
+		}
+	}
+	other := bocage.Protocol(255)
+	for named[other] {
+		other--
+	}
+	return other
+}
+
+func adjacent(a, b bocage.ReachChange) bool {
+	joined := a.Ports.Last != 65535 && a.Ports.Last+1 == b.Ports.First
+	a.Ports, b.Ports = bocage.PortRange{}, bocage.PortRange{}
+	return joined && a == b
+}
+
+func sameProfiles(a, b string) bool {
+	return slices.Equal(compile.ProfileNames(a), compile.ProfileNames(b))
+}
