@@ -12,6 +12,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +66,66 @@ func TestRootNamespaceAfterCrash(t *testing.T) {
 	}
 	if err := host.CreateNamespace(name); err != nil {
 		t.Errorf("create over the remains: %v", err)
+	}
+}
+
+// In a mount namespace of its own, where nobody else has names.
+func TestRootNamespaceDirIsRemovedWhenEmpty(t *testing.T) {
+	hosttest.Root(t)
+	const alone = "BOCAGE_TEST_ALONE"
+	if os.Getenv(alone) == "" {
+		cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
+		cmd.Env = append(os.Environ(), alone+"=1")
+		cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%v:\n%s", err, out)
+		}
+		return
+	}
+	if err := syscall.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts := func() int {
+		text, err := os.ReadFile("/proc/self/mountinfo")
+		must(err)
+		return bytes.Count(text, []byte("\n"))
+	}
+	before := mounts()
+	must(host.RemoveNamespaceDir()) // absent
+	if host.NamespaceDirExists() {
+		t.Fatal("there is a directory of names before any was made")
+	}
+	must(host.CreateNamespace("bct-a"))
+	must(host.RemoveNamespaceDir())
+	if !host.NamespaceExists("bct-a") {
+		t.Fatal("a directory with a name in it was removed")
+	}
+	must(host.DeleteNamespace("bct-a"))
+	// Creations and removals at the same time: no creation fails.
+	var racing sync.WaitGroup
+	for i := range 4 {
+		racing.Go(func() {
+			name := "bct-race" + string(rune('a'+i))
+			for range 20 {
+				if err := errors.Join(host.CreateNamespace(name), host.DeleteNamespace(name), host.RemoveNamespaceDir()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	racing.Wait()
+	must(host.RemoveNamespaceDir())
+	if host.NamespaceDirExists() {
+		t.Error("the empty directory is still there")
+	}
+	if now := mounts(); now != before {
+		t.Errorf("%d mounts, %d before", now, before)
 	}
 }
 

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -71,16 +72,9 @@ func nameNewNamespace(name string) error {
 // that a name made or removed in one mount namespace is made or removed in all.
 // Until unlock is called nobody else who asks for the lock changes it.
 func prepareNamespaceDir() (unlock func(), err error) {
-	if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
-		return nil, err
-	}
-	dir, err := os.Open(NamespaceDir)
+	dir, err := lockNamespaceDir(true)
 	if err != nil {
 		return nil, err
-	}
-	if err := ignoringEINTR(func() error { return unix.Flock(int(dir.Fd()), unix.LOCK_EX) }); err != nil {
-		dir.Close()
-		return nil, fmt.Errorf("lock %s: %w", NamespaceDir, err)
 	}
 	err = unix.Mount("", NamespaceDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 	if errors.Is(err, unix.EINVAL) { // not a mount point yet
@@ -93,6 +87,68 @@ func prepareNamespaceDir() (unlock func(), err error) {
 		return nil, fmt.Errorf("share %s: %w", NamespaceDir, err)
 	}
 	return func() { dir.Close() }, nil
+}
+
+// lockNamespaceDir locks the directory until it is closed, making it first if
+// told to. Whoever held the lock before may have removed what was locked.
+func lockNamespaceDir(create bool) (*os.File, error) {
+	for {
+		if create {
+			if err := os.MkdirAll(NamespaceDir, 0o755); err != nil {
+				return nil, err
+			}
+		}
+		dir, err := os.Open(NamespaceDir)
+		if create && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := ignoringEINTR(func() error { return unix.Flock(int(dir.Fd()), unix.LOCK_EX) }); err != nil {
+			dir.Close()
+			return nil, fmt.Errorf("lock %s: %w", NamespaceDir, err)
+		}
+		locked, err := dir.Stat()
+		if err != nil {
+			dir.Close()
+			return nil, err
+		}
+		if there, err := os.Stat(NamespaceDir); err == nil && os.SameFile(locked, there) {
+			return dir, nil
+		}
+		dir.Close()
+	}
+}
+
+// NamespaceDirExists says whether anybody has made a named namespace since the
+// machine started: the directory of names stays, even if it is empty.
+func NamespaceDirExists() bool {
+	_, err := os.Stat(NamespaceDir)
+	return err == nil
+}
+
+// RemoveNamespaceDir removes the directory of names and its mount, if no name
+// is left. It is for whoever found none and wants to leave none.
+func RemoveNamespaceDir() error {
+	dir, err := lockNamespaceDir(false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", NamespaceDir, err)
+	}
+	defer dir.Close()
+	if names, err := dir.Readdirnames(1); len(names) > 0 || !errors.Is(err, io.EOF) {
+		return err
+	}
+	if err := unix.Unmount(NamespaceDir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("remove %s: unmount: %w", NamespaceDir, err)
+	}
+	if err := os.Remove(NamespaceDir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove %s: %w", NamespaceDir, err)
+	}
+	return nil
 }
 
 // DeleteNamespace removes a name; nil if it is absent. The namespace itself

@@ -22,6 +22,10 @@ import (
 // ends with the machine's uptime, as its namespaces do.
 const stateDir = "/run/bocage-lab"
 
+// firstNames is a file in a lab's folder: there were no named namespaces on the
+// machine before the lab, not even a directory for their names.
+const firstNames = "first-names"
+
 // Config says what lab to build. Its zero value is a lab named "lab".
 type Config struct {
 	// Prefix names the lab: every namespace's name begins with it and a dash.
@@ -136,8 +140,15 @@ func namespacesOf(prefix string) ([]string, error) {
 
 // buildHosts makes the lab's folder, its hosts, and the two links between them.
 func (l *Lab) buildHosts() error {
+	first := !host.NamespaceDirExists()
 	if err := os.MkdirAll(Dir(l.config.Prefix), 0o755); err != nil {
 		return err
+	}
+	if first {
+		// So that Down, maybe in another process, leaves the machine without one.
+		if err := os.WriteFile(filepath.Join(Dir(l.config.Prefix), firstNames), nil, 0o644); err != nil {
+			return err
+		}
 	}
 	for _, m := range l.machines {
 		if err := host.CreateNamespace(m.namespace); err != nil {
@@ -249,6 +260,9 @@ func Down(prefix string) error {
 	killed.Wait()
 	for _, name := range namespaces {
 		errs = append(errs, host.DeleteNamespace(name))
+	}
+	if _, err := os.Stat(filepath.Join(Dir(prefix), firstNames)); err == nil {
+		errs = append(errs, host.RemoveNamespaceDir())
 	}
 	errs = append(errs, os.RemoveAll(Dir(prefix)))
 	if err := os.Remove(stateDir); err != nil && !errors.Is(err, fs.ErrNotExist) && !others(stateDir) {
