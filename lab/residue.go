@@ -46,12 +46,6 @@ const testPrefix = "bct"
 // lab's own, that are made and have to be gone when it is asked for residue.
 func TakeSnapshot(places ...string) (Snapshot, error) {
 	s := Snapshot{places: places, processes: map[process]bool{}, objects: map[host.BPFObject]bool{}}
-	// Where Bocage keeps things by default, unless it does already.
-	for _, place := range []string{"/run/bocage", "/var/lib/bocage", "/etc/bocage", host.BPFFS + "/bocage"} {
-		if _, err := os.Lstat(place); errors.Is(err, fs.ErrNotExist) {
-			s.places = append(s.places, place)
-		}
-	}
 	var err error
 	if s.namespaces, err = set(host.Namespaces()); err != nil {
 		return s, err
@@ -80,6 +74,16 @@ func TakeSnapshot(places ...string) (Snapshot, error) {
 		s.objects[o] = true
 	}
 	return s, err
+}
+
+// DefaultPlaces lists where Bocage keeps things unless it is told otherwise, as
+// far as they are not there now: places for [TakeSnapshot] where nobody else
+// runs it meanwhile.
+func DefaultPlaces() []string {
+	return slices.DeleteFunc([]string{"/run/bocage", "/var/lib/bocage", "/etc/bocage", host.BPFFS + "/bocage"}, func(place string) bool {
+		_, err := os.Lstat(place)
+		return err == nil
+	})
 }
 
 // Residue lists what is there now, was not there before, and can be told to be
