@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/recognition/account"
 	"bocage.dev/bocage/recognition/engagement"
 	"bocage.dev/bocage/recognition/evidence"
 	"bocage.dev/bocage/recognition/exploit"
@@ -51,10 +52,10 @@ func (f *fold) message(o opened) {
 	}
 	b := o.batch
 	switch f.silence.Batch(b, arrived, emit) {
-	case silence.Duplicate:
+	case account.Duplicate:
 		f.counts.duplicates.Add(1)
 		return
-	case silence.Stale:
+	case account.Stale:
 		f.counts.stale.Add(1)
 		return
 	}
@@ -64,19 +65,19 @@ func (f *fold) message(o opened) {
 // batch folds the records of a batch that is new. Its own account: every record
 // is processed, or the batch's damage makes it shed; lost is what the sender says.
 func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item)) {
-	account := f.counts.source(silence.Host(b.Source))
+	book := f.counts.source(silence.Host(b.Source))
 	for cause, n := range b.Lost {
-		account.lose(cause, n)
+		book.lose(cause, n)
 	}
 	flows := len(b.Flows) / bocage.FlowEventSize
 	if damaged := len(b.Flows) % bocage.FlowEventSize; damaged != 0 {
-		account.shed.Add(1) // the record that it ends in
+		book.shed.Add(1) // the record that it ends in
 	}
 	record := evidence.Record{Source: b.Source, Boot: b.Boot, Sequence: b.Sequence}
 	var e bocage.FlowEvent
 	for i := range flows {
 		if e.UnmarshalBinary(b.Flows[i*bocage.FlowEventSize:(i+1)*bocage.FlowEventSize]) != nil {
-			account.shed.Add(1)
+			book.shed.Add(1)
 			continue
 		}
 		record.Index = i
@@ -98,7 +99,7 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 			emit(item)
 		}
 	}
-	account.processed.Add(uint64(flows + len(b.Inspections) + len(b.Engagements)))
+	book.processed.Add(uint64(flows + len(b.Inspections) + len(b.Engagements)))
 }
 
 func (f *fold) flow(e *bocage.FlowEvent, arrived time.Time, record evidence.Record, emit func(evidence.Item)) {

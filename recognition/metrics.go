@@ -24,13 +24,13 @@ type counts struct {
 	incidents  atomic.Uint64
 
 	mu        sync.Mutex // guards the maps
-	sources   map[string]*account
+	sources   map[string]*books
 	kinds     map[string]uint64
 	evictions map[string]uint64
 }
 
-// account is one source's.
-type account struct {
+// books are one source's.
+type books struct {
 	processed, shed atomic.Uint64
 
 	mu   sync.Mutex // guards lost
@@ -38,10 +38,10 @@ type account struct {
 }
 
 func newCounts() counts {
-	return counts{sources: map[string]*account{}, kinds: map[string]uint64{}, evictions: map[string]uint64{}}
+	return counts{sources: map[string]*books{}, kinds: map[string]uint64{}, evictions: map[string]uint64{}}
 }
 
-func (c *counts) source(host string) *account {
+func (c *counts) source(host string) *books {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if a := c.sources[host]; a != nil {
@@ -52,13 +52,13 @@ func (c *counts) source(host string) *account {
 	}
 	a := c.sources[host]
 	if a == nil {
-		a = &account{lost: map[string]uint64{}}
+		a = &books{lost: map[string]uint64{}}
 		c.sources[host] = a
 	}
 	return a
 }
 
-func (a *account) lose(cause string, n uint64) {
+func (a *books) lose(cause string, n uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if _, known := a.lost[cause]; !known && len(a.lost) >= 16 {

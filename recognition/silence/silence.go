@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/recognition/account"
 	"bocage.dev/bocage/recognition/evidence"
 )
 
@@ -41,23 +42,12 @@ const (
 const (
 	maxSources = 4096
 	maxBoots   = 4
-	window     = 4096 // sequences behind the highest whose arrival is remembered
-	links      = 32   // batches whose hashes are remembered
+	links      = 32 // batches whose hashes are remembered
 	patience   = 30 * time.Second
 	halfLife   = time.Hour
 	// SilentAfter is how much longer than its last batch an agent must go on
 	// reporting before its silence is evidence.
 	SilentAfter = 15 * time.Minute
-)
-
-// Outcome is what a batch is to the accounts.
-type Outcome int
-
-// Outcomes.
-const (
-	Fresh     Outcome = iota
-	Duplicate         // it was folded before
-	Stale             // too old to tell: treated as a duplicate
 )
 
 // Detector keeps the accounts of every agent. It is not safe for concurrent use.
@@ -80,12 +70,10 @@ type source struct {
 }
 
 type boot struct {
-	name    string
-	highest uint64
-	lowest  uint64
-	seen    [window / 64]uint64
-	links   [links]link
-	gaps    []gap
+	name   string
+	window account.Window
+	links  [links]link
+	gaps   []gap
 }
 
 type link struct {
@@ -112,18 +100,18 @@ func Host(spiffeID string) string {
 }
 
 // Batch accounts for one verified batch; arrived is when the log took it.
-func (d *Detector) Batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item)) Outcome {
+func (d *Detector) Batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item)) account.Outcome {
 	s := d.source(b.Source, arrived)
-	k := s.boot(b.Boot, b.Sequence)
+	k := s.boot(b.Boot)
 	outcome := k.account(b.Sequence, arrived)
-	if outcome == Fresh {
+	if outcome == account.Fresh {
 		s.arrived = later(s.arrived, arrived)
 		s.silent = false
 	}
-	if outcome != Stale {
+	if outcome != account.Stale {
 		d.link(s, k, b, outcome, arrived, emit)
 	}
-	if outcome == Fresh && len(b.Lost) > 0 {
+	if outcome == account.Fresh && len(b.Lost) > 0 {
 		s.blind(b, arrived, emit)
 	}
 	return outcome
@@ -147,57 +135,34 @@ func (d *Detector) source(id string, arrived time.Time) *source {
 	return s
 }
 
-func (s *source) boot(name string, first uint64) *boot {
+func (s *source) boot(name string) *boot {
 	if i := slices.IndexFunc(s.boots, func(k *boot) bool { return k.name == name }); i >= 0 {
 		return s.boots[i]
 	}
 	if len(s.boots) == maxBoots {
 		s.boots = slices.Delete(s.boots, 0, 1)
 	}
-	// What came before the first batch that is seen here is not known to be missing.
-	k := &boot{name: name, highest: first - 1, lowest: first}
+	k := &boot{name: name}
 	s.boots = append(s.boots, k)
 	return k
 }
 
-// account marks a sequence as come.
-func (k *boot) account(n uint64, arrived time.Time) Outcome {
+// account marks a sequence as come, and opens or fills a gap. What came before
+// the first batch that is seen here is not known to be missing.
+func (k *boot) account(n uint64, arrived time.Time) account.Outcome {
+	before := k.window.Highest()
+	outcome := k.window.Add(n)
 	switch {
-	case n > k.highest:
-		if n > k.highest+1 {
-			k.gaps = append(k.gaps, gap{first: k.highest + 1, last: n - 1, since: arrived})
-			if len(k.gaps) > links {
-				k.gaps = slices.Delete(k.gaps, 0, 1)
-			}
+	case outcome != account.Fresh || before == 0:
+	case n > before+1:
+		k.gaps = append(k.gaps, gap{first: before + 1, last: n - 1, since: arrived})
+		if len(k.gaps) > links {
+			k.gaps = slices.Delete(k.gaps, 0, 1)
 		}
-		for clear := k.highest + 1; clear <= n && clear <= k.highest+window; clear++ {
-			k.set(clear, false)
-		}
-		k.highest = n
-	case k.highest-n >= window:
-		return Stale
-	case n < k.lowest: // before the first that was seen: late, and new
-		for clear := n; clear < k.lowest; clear++ {
-			k.set(clear, false)
-		}
-		k.lowest = n
-	case k.has(n):
-		return Duplicate
-	default:
+	case n < before:
 		k.fill(n)
 	}
-	k.set(n, true)
-	return Fresh
-}
-
-func (k *boot) has(n uint64) bool { return k.seen[n%window/64]&(1<<(n%64)) != 0 }
-
-func (k *boot) set(n uint64, seen bool) {
-	if seen {
-		k.seen[n%window/64] |= 1 << (n % 64)
-	} else {
-		k.seen[n%window/64] &^= 1 << (n % 64)
-	}
+	return outcome
 }
 
 // fill takes a late batch out of its gap.
@@ -219,12 +184,12 @@ func (k *boot) fill(n uint64) {
 
 // link checks the hash chain: between the batch and its neighbours, and against
 // another batch under the same number.
-func (d *Detector) link(s *source, k *boot, b *bocage.Batch, outcome Outcome, arrived time.Time, emit func(evidence.Item)) {
+func (d *Detector) link(s *source, k *boot, b *bocage.Batch, outcome account.Outcome, arrived time.Time, emit func(evidence.Item)) {
 	this := link{sequence: b.Sequence}
 	this.digest, this.known = digest(b)
 	copy(this.previous[:], b.Previous)
 	place := &k.links[b.Sequence%links]
-	if outcome == Duplicate {
+	if outcome == account.Duplicate {
 		if place.sequence == b.Sequence && place.known && this.known && place.digest != this.digest {
 			s.fork(k, b.Sequence, arrived, emit)
 		}
