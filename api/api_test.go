@@ -3,14 +3,17 @@ package api
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/store"
 )
 
 func unixTransport(socket string) *http.Transport {
@@ -83,48 +86,203 @@ func TestLifeOfAnObject(t *testing.T) {
 	}
 }
 
-// TestNoLostUpdate lets many writers count up the same object: what they count
-// must be what they were told was written.
+// TestNoLostUpdate: whatever many writers are told was written is there in the
+// end, whether they replace the whole object or patch a part of it.
 func TestNoLostUpdate(t *testing.T) {
 	b := start(t, nil)
 	ctx := t.Context()
 	scopes := kind("Scope")
-	if _, err := b.client.Create(ctx, scopes, scope("count", "observe"), client.WriteOptions{}); err != nil {
+	if _, err := b.client.Create(ctx, scopes, scope("shared", "observe"), client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	const writers, rounds = 8, 10
+	const writers, rounds = 6, 8
+	append := func(token string) error {
+		object, err := b.client.Get(ctx, scopes, "", "shared")
+		if err != nil {
+			return err
+		}
+		if object.Meta().Annotations == nil {
+			object.Meta().Annotations = map[string]string{}
+		}
+		object.Meta().Annotations["tokens"] += token + ","
+		_, err = b.client.Update(ctx, scopes, object, client.WriteOptions{})
+		return err
+	}
+	add := func(token string) error {
+		_, err := b.client.Patch(ctx, scopes, "", "shared", "", map[string]any{
+			"metadata": map[string]any{"annotations": map[string]any{token: "x"}},
+		}, client.WriteOptions{})
+		return err
+	}
 	var group sync.WaitGroup
-	for range writers {
+	for w := range writers {
 		group.Go(func() {
-			for written := 0; written < rounds; {
-				object, err := b.client.Get(ctx, scopes, "", "count")
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				if object.Meta().Labels == nil {
-					object.Meta().Labels = map[string]string{}
-				}
-				object.Meta().Labels["n"] += "x"
-				switch _, err := b.client.Update(ctx, scopes, object, client.WriteOptions{}); {
-				case err == nil:
-					written++
-				case !client.HasReason(err, client.ReasonConflict):
-					t.Error(err)
-					return
-				}
-				if len(object.Meta().Labels["n"]) > 60 {
-					return
+			for round := range rounds {
+				token := fmt.Sprintf("w%dr%d", w, round)
+				for {
+					write := append
+					if w%2 == 0 {
+						write = add
+					}
+					err := write(token)
+					if err == nil {
+						break
+					}
+					if !client.HasReason(err, client.ReasonConflict) {
+						t.Errorf("%s: %v", token, err)
+						return
+					}
 				}
 			}
 		})
 	}
 	group.Wait()
-	object, err := b.client.Get(ctx, scopes, "", "count")
+	object, err := b.client.Get(ctx, scopes, "", "shared")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = object
+	annotations := object.Meta().Annotations
+	for w := range writers {
+		for round := range rounds {
+			token := fmt.Sprintf("w%dr%d", w, round)
+			if times := strings.Count(annotations["tokens"], token+","); w%2 == 1 && times != 1 {
+				t.Errorf("%s was appended %d times", token, times)
+			}
+			if w%2 == 0 && annotations[token] != "x" {
+				t.Errorf("%s was lost", token)
+			}
+		}
+	}
+}
+
+// TestIdentitiesAreGivenOnce: workloads that are made and removed all at once get
+// numbers that nobody else ever had, and never an address that is taken.
+func TestIdentitiesAreGivenOnce(t *testing.T) {
+	b := start(t, nil)
+	ctx := t.Context()
+	workloads := kind("Workload")
+	var mu sync.Mutex
+	given := map[bocage.Identity]string{}
+	var group sync.WaitGroup
+	const makers, rounds = 6, 6
+	for m := range makers {
+		group.Go(func() {
+			for round := range rounds {
+				name := fmt.Sprintf("w%d-%d", m, round)
+				made, err := b.client.Create(ctx, workloads, &bocage.Workload{
+					ObjectMeta: bocage.ObjectMeta{Name: name, Namespace: "shop"},
+					// Half of the makers fight for the same address.
+					Spec: bocage.WorkloadSpec{Host: "h1", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(m / 2), byte(round)})}},
+				}, client.WriteOptions{})
+				if client.HasReason(err, client.ReasonInvalid) {
+					continue
+				}
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+					return
+				}
+				w := made.(*bocage.Workload)
+				mu.Lock()
+				if other, twice := given[w.Status.Identity]; twice || w.Status.Identity < bocage.IdentityFirst {
+					t.Errorf("%s has identity %d, as has %q", name, w.Status.Identity, other)
+				}
+				given[w.Status.Identity] = name
+				mu.Unlock()
+				if want := "spiffe://test.local/workload/shop/" + name; w.Status.SPIFFEID != want {
+					t.Errorf("%s is %s", name, w.Status.SPIFFEID)
+				}
+				if round%2 == 0 {
+					if err := b.client.Delete(ctx, workloads, "shop", name, client.WriteOptions{}); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+	left, _, err := b.client.List(ctx, workloads, client.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	holders := map[netip.Addr]string{}
+	for _, object := range left {
+		w := object.(*bocage.Workload)
+		for _, address := range w.Spec.Addresses {
+			if other, twice := holders[address]; twice {
+				t.Errorf("%s and %s both have %s", w.Name, other, address)
+			}
+			holders[address] = w.Name
+		}
+	}
+	claims, _, err := b.store.List(ctx, addressClaims, "", 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(claims) != len(holders) {
+		t.Errorf("%d claims for %d addresses", len(claims), len(holders))
+	}
+}
+
+func TestWorkloadsKeepTheirIdentityAndGiveUpAddresses(t *testing.T) {
+	b := start(t, nil)
+	ctx := t.Context()
+	workloads := kind("Workload")
+	apply := func(text string) error {
+		_, err := b.client.Apply(ctx, documents(t, text), client.WriteOptions{})
+		return err
+	}
+	identityOf := func(name string) bocage.Identity {
+		t.Helper()
+		object, err := b.client.Get(ctx, workloads, "shop", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return object.(*bocage.Workload).Status.Identity
+	}
+	if err := apply(workload("shop", "web", "h1", "v1", "10.0.0.1") + "---\n" + workload("shop", "api", "h1", "v2", "10.0.0.2")); err != nil {
+		t.Fatal(err)
+	}
+	web, api := identityOf("web"), identityOf("api")
+	if web == api {
+		t.Fatalf("both have %d", web)
+	}
+	// One goes elsewhere and the other takes its place, at once.
+	if err := apply(workload("shop", "web", "h2", "v1", "10.0.0.9") + "---\n" + workload("shop", "api", "h1", "v1", "10.0.0.1")); err != nil {
+		t.Fatal(err)
+	}
+	if identityOf("web") != web || identityOf("api") != api {
+		t.Error("an identity changed with an address")
+	}
+	if err := apply(workload("shop", "db", "h1", "v2", "10.0.0.2")); err != nil {
+		t.Errorf("an address that was given up is refused: %v", err)
+	}
+	// A workload that was removed behind our back holds nothing.
+	if _, err := store.Delete(ctx, b.store, workloads.Key("shop", "db"), store.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	if err := apply(workload("shop", "cache", "h1", "v2", "10.0.0.2")); err != nil {
+		t.Errorf("the address of a workload that is gone is refused: %v", err)
+	}
+	// Nor does a counter that was lost give numbers again.
+	if _, err := store.Delete(ctx, b.store, identityCounter, store.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	highest := max(web, api, identityOf("cache"))
+	if err := apply(workload("shop", "late", "h3", "v2", "10.0.3.3")); err != nil {
+		t.Fatal(err)
+	}
+	if got := identityOf("late"); got <= highest {
+		t.Errorf("identity %d was given again: %d was the highest", got, highest)
+	}
+	// The status is not for people to write.
+	_, err := b.client.Patch(ctx, workloads, "shop", "web", "", map[string]any{"status": map[string]any{"identity": 7}}, client.WriteOptions{})
+	if err != nil || identityOf("web") != web {
+		t.Errorf("identity %d after a patch of the status: %v", identityOf("web"), err)
+	}
+	_, err = b.client.Patch(ctx, workloads, "shop", "web", "status", map[string]any{"status": map[string]any{"identity": 7}}, client.WriteOptions{})
+	if !client.HasReason(err, client.ReasonForbidden) {
+		t.Errorf("the status was patched: %v", err)
+	}
 }
 
 func TestFaultsComeBackWithTheirSource(t *testing.T) {

@@ -1,0 +1,206 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+)
+
+// answers are functions that say what they were asked.
+func answers() Functions {
+	return Functions{
+		Explain: func(_ context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
+			if q.From == "nobody/x" {
+				return bocage.Explanation{}, bocage.Faults{{Field: "from", Message: "there is no workload nobody/x"}}
+			}
+			return bocage.Explanation{Generation: 7, Missing: fmt.Sprintf("%s>%s:%d/%s", q.From, q.To, q.Port, q.Protocol)}, nil
+		},
+		Flows: func(ctx context.Context, q bocage.FlowsQuery, each func(bocage.FlowRecord) error) error {
+			for _, ends := range [][2]string{{"shop/web", "bank/api"}, {"bank/a", "bank/b"}, {"bank/x", "shop/api"}} {
+				record := bocage.FlowRecord{Host: "h1", SourceWorkload: ends[0], DestinationWorkload: ends[1]}
+				record.Kind, record.Verdict, record.Would, record.DestinationPort = bocage.EventStart, bocage.VerdictAllow, bocage.VerdictDrop, q.Port
+				if err := each(record); err != nil {
+					return err
+				}
+			}
+			if q.From == "broken" {
+				return errors.New("the log is gone")
+			}
+			if q.Follow {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		},
+		Hunt: func(_ context.Context, sql string, limit int) (bocage.HuntResult, error) {
+			return bocage.HuntResult{Columns: []string{"sql", "limit"}, Rows: [][]any{{sql, limit}}}, nil
+		},
+		Suggest: func(_ context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error) {
+			app := &bocage.Application{ObjectMeta: bocage.ObjectMeta{Name: "web", Namespace: strings.Join(namespaces, "+")}}
+			return bocage.SuggestResult{Applications: []*bocage.Application{app}, Review: []bocage.Edge{{Source: since.String()}}}, nil
+		},
+		Plan: func(_ context.Context, objects []bocage.Resource) (bocage.PlanResult, error) {
+			var result bocage.PlanResult
+			for _, object := range objects {
+				if object.Meta().Name == "bad" {
+					result.Faults.Add("spec.mode", "is bad")
+				}
+				result.Proofs = append(result.Proofs, bocage.Proof{Statement: object.Meta().Annotations[bocage.SourceAnnotation], Holds: true})
+			}
+			return result, nil
+		},
+		JoinToken: func(_ context.Context, path string, ttl time.Duration) (string, error) {
+			return path + " " + ttl.String(), nil
+		},
+	}
+}
+
+func TestFunctions(t *testing.T) {
+	b := start(t, func(c *Config) { c.Functions = answers() })
+	ctx := t.Context()
+	admin := b.as(t, RoleAdmin)
+
+	explanation, err := admin.Explain(ctx, bocage.ExplainQuery{From: "shop/web", To: "10.0.0.1", Port: 80, Protocol: bocage.ProtocolUDP})
+	if err != nil || explanation.Missing != "shop/web>10.0.0.1:80/UDP" {
+		t.Error(explanation.Missing, err)
+	}
+	_, err = admin.Explain(ctx, bocage.ExplainQuery{From: "nobody/x", To: "a/b"})
+	var e *client.Error
+	if !errors.As(err, &e) || len(e.Faults) != 1 || e.Faults[0].Field != "from" {
+		t.Errorf("the room's faults: %v", err)
+	}
+	if _, err = admin.Explain(ctx, bocage.ExplainQuery{}); !errors.As(err, &e) || len(e.Faults) != 2 {
+		t.Errorf("an empty question: %v", err)
+	}
+
+	result, err := admin.Hunt(ctx, "select 1", 7)
+	if err != nil || fmt.Sprint(result.Rows) != "[[select 1 7]]" {
+		t.Error(result, err)
+	}
+	if _, err := admin.Hunt(ctx, " ", 0); err == nil {
+		t.Error("an empty question was put")
+	}
+	suggested, err := admin.Suggest(ctx, 5*time.Minute, []string{"a", "b"})
+	if err != nil || suggested.Applications[0].Namespace != "a+b" || suggested.Review[0].Source != "5m0s" {
+		t.Error(suggested, err)
+	}
+	token, expires, err := admin.JoinToken(ctx, "h1", time.Minute)
+	if err != nil || token != "/agent/h1 1m0s" || time.Until(expires) > time.Minute {
+		t.Error(token, expires, err)
+	}
+	if _, _, err := admin.JoinToken(ctx, "../admin/x", 0); err == nil {
+		t.Error("a token for a path of fancy")
+	}
+	if !strings.Contains(b.log.String(), `"verb":"joinTokens"`) || strings.Contains(b.log.String(), token) {
+		t.Error("the join token is not in the audit log, or is there itself")
+	}
+}
+
+func TestPlan(t *testing.T) {
+	b := start(t, func(c *Config) { c.Functions = answers() })
+	ctx := t.Context()
+	text := "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: a}\nspec: {mode: observe}\n"
+	result, err := b.client.Plan(ctx, documents(t, text))
+	if err != nil || len(result.Proofs) != 1 || result.Proofs[0].Statement != "test.yaml:1" {
+		t.Errorf("%+v %v", result, err)
+	}
+	code, answer, _ := b.raw(t, "POST", functionsPath+"/plan?name=x.yaml", "application/yaml", strings.Replace(text, "observe", "watch", 1))
+	if code != 200 || !strings.Contains(answer, `"source":"x.yaml:4"`) {
+		t.Error(code, answer)
+	}
+	// It stores nothing.
+	if list, _, err := b.client.List(ctx, kind("Scope"), client.ListOptions{}); err != nil || len(list) != 0 {
+		t.Error(len(list), err)
+	}
+}
+
+func TestFlows(t *testing.T) {
+	b := start(t, func(c *Config) { c.Functions = answers() })
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	read := func(q bocage.FlowsQuery) (got []string, err error) {
+		err = b.as(t, RoleViewer).Flows(ctx, q, func(r bocage.FlowRecord) error {
+			if r.DestinationPort != q.Port || r.Would != bocage.VerdictDrop || r.Host != "h1" {
+				t.Errorf("%+v", r)
+			}
+			got = append(got, r.SourceWorkload)
+			return nil
+		})
+		return got, err
+	}
+	if got, err := read(bocage.FlowsQuery{Port: 80}); err != nil || len(got) != 3 {
+		t.Error(got, err)
+	}
+	if got, err := read(bocage.FlowsQuery{Limit: 2, Verdict: bocage.VerdictAllow, Since: time.Unix(5, 0)}); err != nil || len(got) != 2 {
+		t.Error(got, err)
+	}
+	if got, err := read(bocage.FlowsQuery{From: "broken"}); len(got) != 3 || err == nil || err.Error() != "the log is gone" {
+		t.Error(got, err)
+	}
+	seen := 0
+	enough := errors.New("enough")
+	err := b.client.Flows(ctx, bocage.FlowsQuery{Follow: true}, func(bocage.FlowRecord) error {
+		if seen++; seen == 3 {
+			return enough
+		}
+		return nil
+	})
+	if !errors.Is(err, enough) {
+		t.Error(err)
+	}
+	for query, want := range map[string]string{
+		"port=x": "is not a port", "verdict=maybe": "verdict", "since=yesterday": "is not a time", "limit=-1": "is not a number", "protocol=x": "protocol",
+	} {
+		if code, text, _ := b.raw(t, "GET", functionsPath+"/flows?"+query, "", ""); code != 400 || !strings.Contains(text, want) {
+			t.Errorf("%s: %d %s", query, code, text)
+		}
+	}
+}
+
+func TestFunctionsThatAreNotThere(t *testing.T) {
+	b := start(t, nil)
+	for _, test := range [][3]string{
+		{"GET", "explain?from=a/b&to=c/d", ""}, {"GET", "flows", ""}, {"POST", "hunt", "select 1"}, {"GET", "suggest", ""},
+		{"POST", "plan", scopeJSON("a", "observe", "")}, {"POST", "joinTokens", `{"path":"/agent/h1"}`},
+	} {
+		code, text, _ := b.raw(t, test[0], functionsPath+"/"+test[1], "", test[2])
+		if code != http.StatusNotImplemented || !strings.Contains(text, "this controller does not") {
+			t.Errorf("%s: %d %s", test[1], code, text)
+		}
+	}
+	if code, _, _ := b.raw(t, "GET", functionsPath+"/fortune", "", ""); code != 404 {
+		t.Error(code)
+	}
+	if code, _, _ := b.raw(t, "GET", functionsPath+"/hunt", "", ""); code != 405 {
+		t.Error(code)
+	}
+}
+
+// TestReady: what does not work is named.
+func TestReady(t *testing.T) {
+	broken := errors.New("is not there")
+	b := start(t, func(c *Config) {
+		c.Ready = map[string]func(context.Context) error{
+			"engine": func(context.Context) error { return broken }, "other": func(context.Context) error { return nil },
+		}
+	})
+	code, text, _ := b.raw(t, "GET", "/readyz", "", "")
+	if diff := cmp.Diff("[-]engine failed: is not there\n[+]other ok\n[+]running ok\n[+]store ok\nreadyz check failed\n", text); diff != "" || code != 503 {
+		t.Errorf("%d %s", code, diff)
+	}
+	if err := b.client.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "engine failed") {
+		t.Error(err)
+	}
+	if code, _, _ := b.raw(t, "GET", "/livez", "", ""); code != 200 {
+		t.Error(code)
+	}
+}
