@@ -42,8 +42,7 @@ func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent)) erro
 	group.Go(func() error { return d.sweepOften(ctx) })
 	group.Go(func() error {
 		<-ctx.Done()
-		reader.SetDeadline(time.Unix(1, 0)) // wakes the reader
-		return nil
+		return reader.Close() // a deadline would not wake a read that waits
 	})
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Errorf("run dataplane: %w", err)

@@ -34,7 +34,6 @@ const (
 	programOutside = "from_engine_outside"
 	programInside  = "from_engine_inside"
 	programDecoy   = "from_decoy"
-	programParse   = "parse_frame" // for tests
 )
 
 // sizeOf says how many rows a map has, in terms of the configuration. Rows of a

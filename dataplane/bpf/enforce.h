@@ -99,9 +99,7 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 		return false;
 	const struct packet *p = &at->packet;
 	bool opener = p->marks & PACKET_OPENER;
-	__u64 age = at->now - at->attached;
-	bool pickup = p->protocol == PROTOCOL_TCP ? !opener && age < pickup_period :
-						    p->protocol == PROTOCOL_UDP && age < PICKUP_DATAGRAM;
+	bool pickup = !opener && p->protocol == PROTOCOL_TCP && at->now - at->attached < pickup_period;
 	if (!opener && !pickup) {
 		decide_alone(at, REASON_INVALID_STATE, out);
 		return false;
@@ -110,16 +108,16 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 	if (!pickup)
 		return false;
 	bool answers = p->tcp_flags & TCP_SYN; // and ACK
-	if (!at->ruled && p->protocol == PROTOCOL_TCP)
-		answers |= p->source_port < p->destination_port;
-	if (answers || !is_allowed(out->would)) {
+	if (answers || !at->ruled || !is_allowed(out->would)) {
 		struct outcome reversed = {};
 		judge(at, false, &reversed);
-		answers |= is_allowed(reversed.would);
+		bool forth = is_allowed(out->would), back = is_allowed(reversed.would);
+		if (!answers) // where policy knows neither way, services have the lower ports
+			answers = forth == back ? p->source_port < p->destination_port : back;
 		if (answers)
 			*out = reversed;
 	}
-	if (out->verdict == VERDICT_DECOY && !opener)
+	if (out->verdict == VERDICT_DECOY)
 		out->verdict = VERDICT_DROP; // a decoy cannot take over in the middle
 	return answers;
 }

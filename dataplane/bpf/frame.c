@@ -18,3 +18,5 @@ int parse_frame(struct xdp_md *xdp)
 	};
 	return parse(&f, &p) ? XDP_PASS : XDP_DROP;
 }
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -9,6 +9,5 @@
 #include "engine.c"
 #include "decoy.c"
 #include "sweep.c"
-#include "frame.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

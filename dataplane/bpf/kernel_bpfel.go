@@ -283,7 +283,6 @@ const (
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
 	KernelProgFromWorkload      = "from_workload"
-	KernelProgParseFrame        = "parse_frame"
 	KernelProgSweep             = "sweep"
 	KernelProgToWorkload        = "to_workload"
 	KernelVarPickupPeriod       = "pickup_period"
@@ -335,7 +334,6 @@ type KernelProgramSpecs struct {
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.ProgramSpec `ebpf:"from_workload"`
-	ParseFrame        *ebpf.ProgramSpec `ebpf:"parse_frame"`
 	Sweep             *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToWorkload        *ebpf.ProgramSpec `ebpf:"to_workload"`
 }
@@ -446,7 +444,6 @@ type KernelPrograms struct {
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.Program `ebpf:"from_workload"`
-	ParseFrame        *ebpf.Program `ebpf:"parse_frame"`
 	Sweep             *ebpf.Program `ebpf:"sweep"`
 	ToWorkload        *ebpf.Program `ebpf:"to_workload"`
 }
@@ -457,7 +454,6 @@ func (p *KernelPrograms) Close() error {
 		p.FromEngineInside,
 		p.FromEngineOutside,
 		p.FromWorkload,
-		p.ParseFrame,
 		p.Sweep,
 		p.ToWorkload,
 	)

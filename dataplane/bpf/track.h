@@ -9,12 +9,10 @@
 
 #include "policy.h"
 
-// A packet that cannot open a flow opens one all the same for a while after its
-// port was attached: it belongs to one that was there before. The configured
-// period is a little more than two hours by default, the time after which an
-// idle TCP connection with keep-alive shows itself.
+// A TCP packet that cannot open a flow opens one all the same for a while after
+// its port was attached: it belongs to one that was there before. Other protocols
+// have no such packets. Open configures the period.
 const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
-#define PICKUP_DATAGRAM (180 * SECOND)
 
 #define FLOW_CLOSED(flags) \
 	(((flags) & FLOW_RESET) || \

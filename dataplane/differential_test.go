@@ -1,0 +1,395 @@
+package dataplane
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
+)
+
+// skb is struct __sk_buff as far as BPF_PROG_RUN takes it.
+type skb struct {
+	Len, PktType, Mark, QueueMapping, Protocol, VlanPresent, VlanTci, VlanProto uint32
+	Priority, IngressIfindex, Ifindex, TcIndex                                  uint32
+	Cb                                                                          [5]uint32
+	Hash, TcClassid, Data, DataEnd, NapiID, Family, RemoteIP4, LocalIP4         uint32
+	RemoteIP6, LocalIP6                                                         [4]uint32
+	RemotePort, LocalPort, DataMeta                                             uint32
+	FlowKeys                                                                    uint64
+	Tstamp                                                                      uint64
+	WireLen, GsoSegs                                                            uint32
+	Sk                                                                          uint64
+	GsoSize, TstampType                                                         uint32
+	Hwtstamp                                                                    uint64
+}
+
+// What programs return.
+const (
+	next     = ^uint32(0) // on to the next program, or to the stack
+	dropped  = 2
+	redirect = 7
+)
+
+// judged runs a program over a frame as if it passed an interface.
+func (p *plane) judged(from bool, ifindex uint32, b []byte) uint32 {
+	p.t.Helper()
+	program := p.objects.ToWorkload
+	if from {
+		program = p.objects.FromWorkload
+	}
+	verdict, err := program.Run(&ebpf.RunOptions{Data: b, Context: skb{Ifindex: ifindex}})
+	must(p.t, err)
+	return verdict
+}
+
+// forget empties what is remembered of packets.
+func (p *plane) forget() {
+	p.t.Helper()
+	must(p.t, clearRows(p.objects.Flows, func(bpf.KernelFlowKey) bool { return true }))
+	must(p.t, clearRows(p.objects.Refusals, func(bpf.KernelRefusalKey) bool { return true }))
+	must(p.t, clearRows(p.objects.Fragments, func(bpf.KernelFragmentKey) bool { return true }))
+	must(p.t, clearRows(p.objects.Questions, func(bpf.KernelQuestion) bool { return true }))
+}
+
+// universe is what random rulesets and packets are made of.
+type universe struct {
+	random    *rand.Rand
+	addresses []netip.Addr
+	groups    []bocage.Group
+	protocols []bocage.Protocol
+	edges     []uint16 // port numbers at the edges of ranges
+}
+
+func (u *universe) one4(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 0, byte(n >> 4), byte(n&15) + 1})
+}
+func (u *universe) one6(n int) netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfd, 0, 7: byte(n >> 4), 15: byte(n&15) + 1})
+}
+
+func pick[T any](r *rand.Rand, all []T) T { return all[r.IntN(len(all))] }
+
+// ruleset makes a random, valid ruleset.
+func (u *universe) ruleset(generation uint64) *bocage.Ruleset {
+	r := u.random
+	rs := &bocage.Ruleset{Generation: generation}
+	u.groups = []bocage.Group{bocage.GroupWorld}
+	for i := range 2 + r.IntN(8) {
+		u.groups = append(u.groups, bocage.GroupFirst+bocage.Group(i)*7919)
+	}
+	for _, g := range u.groups {
+		if r.IntN(4) > 0 {
+			rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: g, Enforce: r.IntN(3) > 0})
+		}
+	}
+	u.decisions(rs)
+	u.peers(rs)
+	u.rules(rs)
+	for range r.IntN(4) {
+		refusal := bocage.Refusal{Identity: bocage.IdentityFirst + bocage.Identity(r.IntN(40)), Decision: pick(r, rs.Decisions).ID}
+		if r.IntN(12) == 0 {
+			refusal.Identity = bocage.IdentityWorld
+		}
+		switch r.IntN(3) {
+		case 0:
+			refusal.Until = time.Now().Add(time.Hour)
+		case 1:
+			refusal.Until = time.Now().Add(-time.Hour)
+		}
+		if !slices.ContainsFunc(rs.Refused, func(o bocage.Refusal) bool { return o.Identity == refusal.Identity }) {
+			rs.Refused = append(rs.Refused, refusal)
+		}
+	}
+	return rs
+}
+
+func (u *universe) decisions(rs *bocage.Ruleset) {
+	r := u.random
+	for i := range 2 + r.IntN(6) {
+		d := bocage.Decision{ID: bocage.DecisionID(r.Uint32()), Code: bocage.ReasonRule,
+			Verdict: bocage.Verdict(1 + r.IntN(4))}
+		if i == 0 {
+			d.Verdict = []bocage.Verdict{bocage.VerdictDrop, bocage.VerdictDrop, bocage.VerdictDecoy, bocage.VerdictAllow}[r.IntN(4)]
+		}
+		if !d.Verdict.Allowed() {
+			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail})
+		}
+		if d.Verdict == bocage.VerdictInspect {
+			d.Profile = 1 + uint16(r.IntN(4094))
+		}
+		rs.Decisions = append(rs.Decisions, d)
+	}
+	rs.Default = rs.Decisions[0].ID
+}
+
+func (u *universe) peers(rs *bocage.Ruleset) {
+	r := u.random
+	u.addresses = nil
+	identity := bocage.IdentityFirst
+	add := func(p netip.Prefix) {
+		identity++
+		peer := bocage.Peer{Prefix: p, Identity: identity, Group: pick(r, u.groups)}
+		if r.IntN(2) == 0 {
+			peer.Host = "h1"
+		}
+		if r.IntN(10) == 0 {
+			peer.Identity = bocage.IdentityWorld
+		}
+		rs.Peers = append(rs.Peers, peer)
+	}
+	for n := range 40 {
+		for _, a := range []netip.Addr{u.one4(n), u.one6(n)} {
+			u.addresses = append(u.addresses, a)
+			if r.IntN(3) > 0 {
+				add(netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
+	}
+	for range r.IntN(6) {
+		a := pick(r, u.addresses)
+		p, _ := a.Prefix(pick(r, []int{0, 1, 7, 8, 9, 16, 23, 24, 27, 28, 30, 31}) * a.BitLen() / 32)
+		if p.Bits() != a.BitLen() {
+			add(p)
+		}
+	}
+}
+
+func (u *universe) rules(rs *bocage.Ruleset) {
+	r := u.random
+	u.edges = []uint16{0, 1, 65534, 65535}
+	u.protocols = []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP, bocage.ProtocolICMP, 47, 132, 255}
+	type place struct {
+		from, to bocage.Group
+		protocol bocage.Protocol
+	}
+	taken := map[place]bool{}
+	for range r.IntN(60) {
+		at := place{pick(r, u.groups), pick(r, u.groups), pick(r, append(u.protocols, bocage.ProtocolAny, bocage.ProtocolICMPv6))}
+		if r.IntN(4) == 0 {
+			at.from = bocage.GroupAny
+		}
+		if r.IntN(4) == 0 {
+			at.to = bocage.GroupAny
+		}
+		if taken[at] {
+			continue
+		}
+		taken[at] = true
+		if r.IntN(3) == 0 {
+			rs.Rules = append(rs.Rules, bocage.Rule{From: at.from, To: at.to, Protocol: at.protocol, Ports: bocage.AllPorts, Decision: pick(r, rs.Decisions).ID})
+			continue
+		}
+		low := 0
+		for range 1 + r.IntN(3) {
+			first := low + r.IntN(1+(65535-low)/2)
+			last := min(65535, first+[]int{0, 1, 2, 100, 1023, r.IntN(20000)}[r.IntN(6)])
+			rs.Rules = append(rs.Rules, bocage.Rule{From: at.from, To: at.to, Protocol: at.protocol,
+				Ports: bocage.PortRange{First: uint16(first), Last: uint16(last)}, Decision: pick(r, rs.Decisions).ID})
+			for _, edge := range []int{first - 1, first, last, last + 1} {
+				if edge >= 0 && edge <= 65535 {
+					u.edges = append(u.edges, uint16(edge))
+				}
+			}
+			if low = last + 1; low > 65000 {
+				break
+			}
+		}
+	}
+	slices.SortFunc(rs.Rules, bocage.CompareRules)
+}
+
+// expectation is what the model says of a packet at a point.
+type expectation struct {
+	returned            uint32
+	kind                bocage.EventKind
+	verdict, would      bocage.Verdict
+	reason              bocage.ReasonCode
+	decision            bocage.DecisionID
+	source, destination bocage.Identity
+	direction           bocage.Direction
+}
+
+// expect asks the model. Only what lies around Decide is written out here: the
+// kind of event, where inspection happens, and that only TCP meets decoys.
+func expect(rs *bocage.Ruleset, f bocage.Flow, from bool) expectation {
+	verdict, reason := rs.Decide(f)
+	source, destination := rs.Lookup(f.Source), rs.Lookup(f.Destination)
+	e := expectation{returned: next, kind: bocage.EventStart, verdict: verdict, would: reason.Would, reason: reason.Code,
+		decision: reason.Decision, source: source.Identity, destination: destination.Identity}
+	if !from {
+		e.direction = bocage.DirectionTo
+	}
+	if !reason.Would.Allowed() {
+		e.kind = bocage.EventRefused
+	}
+	switch verdict {
+	case bocage.VerdictDrop:
+		e.returned = dropped
+	case bocage.VerdictDecoy:
+		e.returned = redirect
+		if f.Protocol != bocage.ProtocolTCP {
+			e.verdict, e.returned = bocage.VerdictDrop, dropped
+		}
+	case bocage.VerdictInspect:
+		if (destination.Host != "") == !from {
+			e.returned = redirect
+		}
+	}
+	return e
+}
+
+// The kernel agrees with Ruleset.Decide on every packet.
+func TestRootDifferential(t *testing.T) {
+	p := newPlane(t)
+	u := &universe{random: newRandom(t)}
+	w := p.workload(200, 1000, 1000)
+	exits := p.exits()
+	p.in(func() error { return p.SetInspection(Inspection{Outside: exits[0], Inside: exits[1], Up: true}) })
+	p.in(func() error { return p.SetDecoy(DecoyPort{Ifindex: exits[2], MAC: net.HardwareAddr{2, 9, 9, 9, 9, 9}}) })
+	reader, err := ringbuf.NewReader(p.objects.Events)
+	must(t, err)
+	defer reader.Close()
+
+	packets, seen := 0, map[string]int{}
+	const want, each = 120_000, 700
+	for generation := uint64(1); packets < want; generation++ {
+		rs := u.ruleset(generation)
+		must(t, p.Apply(rs))
+		p.forget()
+		local := u.local(rs)
+		w.port.Addresses = local
+		p.attach(w)
+		p.in(func() error {
+			sent := map[bocage.Flow]bool{}
+			for range each {
+				f, from, ok := u.packet(rs, local)
+				// Refusals that differ in their source port only are reported as
+				// one, and a flow's answers do not open another.
+				once, back := f, f
+				once.SourcePort, back.SourcePort = 0, 0
+				back.Source, back.Destination = f.Destination, f.Source
+				if !ok || sent[once] || sent[back] && !f.Protocol.HasPorts() {
+					continue
+				}
+				sent[once] = true
+				packets++
+				raw, model := u.frame(f, w, from)
+				want := expect(rs, model, from)
+				returned := p.judged(from, w.ifindex, raw)
+				var record ringbuf.Record
+				reader.SetDeadline(time.Now().Add(10 * time.Second))
+				if err := reader.ReadInto(&record); err != nil {
+					return fmt.Errorf("no event of %s (from %v, returned %d): %w", model, from, returned, err)
+				}
+				var event bocage.FlowEvent
+				must(t, event.UnmarshalBinary(record.RawSample))
+				got := expectation{returned, event.Kind, event.Verdict, event.Would, event.Reason, event.Decision,
+					event.Source, event.Destination, event.Direction}
+				if got != want {
+					t.Fatalf("generation %d: %s (from the workload: %v)\nkernel %+v\nmodel  %+v\nsource %+v\ndestination %+v",
+						generation, model, from, got, want, rs.Lookup(model.Source), rs.Lookup(model.Destination))
+				}
+				seen[fmt.Sprint(want.verdict, " would ", want.would, " ", want.reason)]++
+			}
+			return nil
+		})
+	}
+	t.Logf("%d packets: %v", packets, seen)
+}
+
+// local chooses addresses for the workload that the model knows by themselves.
+func (u *universe) local(rs *bocage.Ruleset) []netip.Addr {
+	var all []netip.Addr
+	for _, a := range u.addresses {
+		if rs.Lookup(a).Identity >= bocage.IdentityFirst || u.random.IntN(2) == 0 && rs.Lookup(a).Group != bocage.GroupWorld {
+			all = append(all, a)
+		}
+	}
+	u.random.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	var four, six []netip.Addr
+	for _, a := range all {
+		if a.Is4() && len(four) < 4 {
+			four = append(four, a)
+		}
+		if a.Is6() && len(six) < 4 {
+			six = append(six, a)
+		}
+	}
+	return append(four, six...)
+}
+
+// packet chooses a flow to or from the workload.
+func (u *universe) packet(rs *bocage.Ruleset, local []netip.Addr) (f bocage.Flow, from, ok bool) {
+	r := u.random
+	if len(local) == 0 {
+		return f, false, false
+	}
+	from = r.IntN(2) == 0
+	here, there := pick(r, local), pick(r, u.addresses)
+	if r.IntN(12) == 0 {
+		there = netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(256))})
+	}
+	if here.Is4() != there.Is4() || here == there {
+		return f, false, false
+	}
+	f = bocage.Flow{Source: here, Destination: there, Protocol: pick(r, u.protocols), At: time.Time{}}
+	if !from {
+		f.Source, f.Destination = there, here
+	}
+	if f.Protocol == bocage.ProtocolICMP && here.Is6() {
+		f.Protocol = bocage.ProtocolICMPv6
+	}
+	if f.Protocol.HasPorts() {
+		f.SourcePort, f.DestinationPort = uint16(r.Uint32()), pick(r, u.edges)
+		if r.IntN(4) == 0 {
+			f.DestinationPort = uint16(r.Uint32())
+		}
+	} else if f.Protocol == bocage.ProtocolICMP || f.Protocol == bocage.ProtocolICMPv6 {
+		f.SourcePort = uint16(r.Uint32())
+	}
+	return f, from, true
+}
+
+// frame builds a packet that opens the flow, and the flow as the model reads it.
+func (u *universe) frame(f bocage.Flow, w *workload, from bool) ([]byte, bocage.Flow) {
+	b := frame{source: f.Source, dst: f.Destination, protocol: f.Protocol, sport: f.SourcePort, dport: f.DestinationPort,
+		tcpFlags: syn, payload: u.random.IntN(64), from: [6]byte{2, 1, 1, 1, 1, 1}, to: [6]byte(w.mac)}
+	if from {
+		b.from, b.to = b.to, b.from
+	}
+	switch f.Protocol {
+	case bocage.ProtocolICMP:
+		b.icmpType = 8
+	case bocage.ProtocolICMPv6:
+		b.icmpType = 128
+	}
+	if f.Source.Is6() && u.random.IntN(4) == 0 {
+		b.extensions = []extension{{60, make([]byte, 7)}}
+	}
+	if !f.Protocol.HasPorts() {
+		f.SourcePort = 0
+	}
+	f.At = time.Now()
+	return b.bytes(), f
+}
+
+// exits makes three links that stand for the engine's and the decoys'.
+func (p *plane) exits() (indexes [3]uint32) {
+	for i, name := range []string{"outside", "inside", "decoy"} {
+		must(p.t, host.CreateVeth(host.Veth{Name: name, Namespace: p.namespace, Peer: name + "x", PeerNamespace: p.namespace}))
+		l, err := host.LinkNamed(p.namespace, name)
+		must(p.t, err)
+		indexes[i] = l.Index
+	}
+	return indexes
+}
