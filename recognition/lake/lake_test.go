@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -330,6 +331,53 @@ func TestMergeCutOff(t *testing.T) {
 	}
 }
 
+// A crash after a flush was committed, with some of its files in place: the rest
+// follows. A crash before that leaves nothing.
+func TestLandingCutOff(t *testing.T) {
+	l := newLake(t, nil)
+	gathered := newRows()
+	for n := range uint64(4) {
+		b, err := openPlain(batch(n+1, morning.Add(-time.Duration(n)*time.Hour), 10))
+		if err != nil {
+			t.Fatal(err)
+		}
+		gathered.add(b, "h1", time.Now(), nameOf)
+	}
+	landing := filepath.Join(l.cfg.Dir, landingDir, "00000000000000000001-00000000000000000004")
+	if err := l.commit(gathered, filepath.Base(landing), landing); err != nil {
+		t.Fatal(err)
+	}
+	done := gathered.partitions()[2]
+	if err := l.makePartition(done); err != nil {
+		t.Fatal(err)
+	}
+	place := segment{partition: done, first: 1, last: 4}.path(l.cfg.Dir)
+	if err := os.Rename(filepath.Join(landing, fileOf(done)), place); err != nil {
+		t.Fatal(err)
+	}
+	half := filepath.Join(l.cfg.Dir, tempDir, "00000000000000000005-00000000000000000006")
+	if err := os.Mkdir(half, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(half, fileOf(done)), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Open(l.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if got := fmt.Sprint(query(t, l, "SELECT count(*), count(DISTINCT record) FROM flows").Rows); got != "[[40 40]]" || l.Landed() != 4 {
+		t.Errorf("%s, landed %d", got, l.Landed())
+	}
+	if left, _ := filepath.Glob(filepath.Join(l.cfg.Dir, "*", "0*")); len(left) > 0 {
+		t.Errorf("left over: %v", left)
+	}
+}
+
 func TestOldAndTooMuchGoes(t *testing.T) {
 	l, log := newLake(t, func(c *Config) { c.MaxAge = 24 * time.Hour }), streammem.NewLog(1<<30)
 	stop := land(t, l, log)
@@ -516,9 +564,9 @@ func (f fileLog) Bounds(context.Context) (first, last uint64, err error) {
 
 // landForEver is the child that gets killed.
 func landForEver(dir, log string) {
-	l, err := Open(Config{Dir: dir, FlushEvery: 3 * time.Millisecond, MinFree: 1, Name: nameOf, Logger: quiet, tidyEvery: 7 * time.Millisecond})
+	l, err := Open(Config{Dir: dir, FlushEvery: 15 * time.Millisecond, MinFree: 1, Name: nameOf, Logger: quiet, tidyEvery: 7 * time.Millisecond})
 	for err != nil { // the one before may not be quite dead
-		l, err = Open(Config{Dir: dir, FlushEvery: 3 * time.Millisecond, MinFree: 1, Name: nameOf, Logger: quiet, tidyEvery: 7 * time.Millisecond})
+		l, err = Open(Config{Dir: dir, FlushEvery: 15 * time.Millisecond, MinFree: 1, Name: nameOf, Logger: quiet, tidyEvery: 7 * time.Millisecond})
 	}
 	fmt.Println("landing")
 	err = l.Land(context.Background(), fileLog{log}, openPlain)
@@ -529,39 +577,40 @@ func landForEver(dir, log string) {
 // The lander is killed again and again while batches arrive, also while it merges.
 // In the end every record is there once.
 func TestKilledLanderLandsExactlyOnce(t *testing.T) {
-	const kills, perKill, flows = 25, 12, 40
+	const kills, flows = 30, 40
 	dir, path := filepath.Join(t.TempDir(), "lake"), filepath.Join(t.TempDir(), "log")
 	log := fileLog{path}
-	sent := uint64(0)
-	send := func(n int) {
-		for range n {
-			sent++
-			at := morning.Add(time.Duration(sent%3) * -7 * time.Hour)
-			appendTo(t, log, "", batch(sent, at, flows))
-			if sent%10 == 0 {
-				appendTo(t, log, "", batch(sent, at, flows)) // sent twice
-			}
+	var sent uint64
+	send := func() {
+		sent++
+		at := morning.Add(time.Duration(sent%3) * -7 * time.Hour)
+		appendTo(t, log, "", batch(sent, at, flows))
+		if sent%10 == 0 {
+			appendTo(t, log, "", batch(sent, at, flows)) // sent twice
 		}
 	}
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kill := range kills {
-		send(perKill / 2)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range kills {
 		cmd := exec.Command(program, "lake-land", dir, path)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
 		}
+		send()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 			t.Fatal(err)
 		}
-		send(perKill / 2)
-		_ = pause(t.Context(), time.Duration(kill*kill%67)*time.Millisecond)
+		for until := time.Now().Add(time.Duration(10+random.IntN(150)) * time.Millisecond); time.Now().Before(until); {
+			send()
+			_ = pause(t.Context(), 2*time.Millisecond)
+		}
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}
