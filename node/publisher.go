@@ -60,7 +60,8 @@ type sealed struct {
 	records int
 }
 
-func newPublisher(log stream.Log, host, source, dir string, sign func(string, []byte) ([]byte, error), logger *slog.Logger) (*publisher, error) {
+// newPublisher takes events from now on; they wait until it is attached and run.
+func newPublisher(host, dir string, logger *slog.Logger) (*publisher, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the spool of events: %w", err)
 	}
@@ -69,11 +70,16 @@ func newPublisher(log stream.Log, host, source, dir string, sign func(string, []
 		return nil, err
 	}
 	return &publisher{
-		log: log, subject: "events." + host, source: source, sign: sign, logger: logger,
+		subject: "events." + host, logger: logger,
 		spool: spool{dir: dir, limit: spoolBytes},
 		lost:  map[string]uint64{}, boot: hex.EncodeToString(boot),
 		wake: make(chan struct{}, 1), full: make(chan struct{}, 1),
 	}, nil
+}
+
+// attach says where batches go and who signs them; before Run.
+func (p *publisher) attach(log stream.Log, source string, sign func(kind string, payload []byte) ([]byte, error)) {
+	p.log, p.source, p.sign = log, source, sign
 }
 
 // Flows takes flow events; it never blocks.

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+)
+
+// listCommand is the ls that several nouns have.
+func (e *env) listCommand(kind, short string) *cobra.Command {
+	cmd := &cobra.Command{Use: "ls", Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.list(cmd.Context(), kind) }}
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func noun(use, short string, children ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.AddCommand(children...)
+	return cmd
+}
+
+func (e *env) incidentCommand() *cobra.Command {
+	show := &cobra.Command{Use: "show NAME", Short: "Show one incident with its evidence and what was done", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, _ := bocage.KindNamed("Incident")
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			object, err := c.Get(cmd.Context(), kind, "", args[0])
+			if err != nil {
+				return err
+			}
+			if e.output != "" && e.output != "table" && e.output != "wide" {
+				return e.printObject(kind, object)
+			}
+			incident, ok := object.(*bocage.Incident)
+			if !ok {
+				return fmt.Errorf("the server answered with a %T", object)
+			}
+			return e.printIncident(incident)
+		}}
+	e.outputFlag(show)
+	return noun("incident", "Incidents that recognition raised", e.listCommand("Incident", "List incidents"), show)
+}
+
+func (e *env) printIncident(incident *bocage.Incident) error {
+	s := incident.Status
+	fmt.Fprintf(e.out, "%s  %s, %s: %s\n", incident.Name, s.Severity, s.Phase, s.Title)
+	fmt.Fprintf(e.out, "  %s to %s, score %.1f, %s\n", s.First.Local().Format(time.DateTime), s.Last.Local().Format(time.TimeOnly), s.Score, strings.Join(s.Techniques, " "))
+	for _, entity := range s.Entities {
+		fmt.Fprintf(e.out, "  %-9s %s %s\n", entity.Role, entity.Type, entity.Name)
+	}
+	for _, evidence := range s.Evidence {
+		decisive := ""
+		if evidence.Decisive {
+			decisive = ", decisive"
+		}
+		fmt.Fprintf(e.out, "  %s  %-12s %s (weight %.1f%s, seen %d times)\n", evidence.Time.Local().Format(time.TimeOnly), evidence.Kind, evidence.Text, evidence.Weight, decisive, evidence.Count)
+		if e.output == "wide" {
+			for _, record := range evidence.Records {
+				fmt.Fprintf(e.out, "              %s\n", record)
+			}
+		}
+	}
+	for _, name := range s.ThreatConditions {
+		fmt.Fprintf(e.out, "  followed by ThreatCondition %s\n", name)
+	}
+	return nil
+}
+
+func (e *env) quarantineCommand() *cobra.Command {
+	var reason string
+	var duration time.Duration
+	add := &cobra.Command{Use: "add NAMESPACE/NAME", Short: "Cut a workload off, established connections included", Args: cobra.ExactArgs(1),
+		Example: "  bocage quarantine add shop/web --for 15m --reason 'odd outbound traffic'",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, _ := bocage.KindNamed("Quarantine")
+			quarantine := &bocage.Quarantine{
+				TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name},
+				ObjectMeta: bocage.ObjectMeta{Name: strings.ReplaceAll(args[0], "/", ".")},
+				Spec:       bocage.QuarantineSpec{Workload: args[0], Reason: reason},
+			}
+			if duration > 0 {
+				quarantine.Spec.Until = time.Now().Add(duration).UTC().Truncate(time.Second)
+			}
+			if err := quarantine.Validate().Err(); err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			if _, err := c.ApplyObject(cmd.Context(), kind, quarantine, client.WriteOptions{Force: true}); err != nil {
+				return err
+			}
+			until := "until it is released"
+			if duration > 0 {
+				until = "until " + quarantine.Spec.Until.Local().Format(time.DateTime)
+			}
+			fmt.Fprintf(e.out, "■ %s is quarantined %s\n  lift it: bocage quarantine release %s\n", args[0], until, args[0])
+			return nil
+		}}
+	add.Flags().StringVar(&reason, "reason", "", "why, for those who find it")
+	add.Flags().DurationVar(&duration, "for", 0, "end it by itself, such as 15m (default: until released)")
+	release := &cobra.Command{Use: "release NAMESPACE/NAME", Short: "Lift a quarantine, a person's or recognition's", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return e.release(cmd, args[0]) }}
+	return noun("quarantine", "Workloads that are cut off", e.listCommand("Quarantine", "List quarantines that people declared"), add, release)
+}
+
+// release deletes whatever holds the workload: quarantines and threat conditions.
+func (e *env) release(cmd *cobra.Command, workload string) error {
+	c, err := e.client()
+	if err != nil {
+		return err
+	}
+	released := 0
+	for _, name := range []string{"Quarantine", "ThreatCondition"} {
+		kind, _ := bocage.KindNamed(name)
+		objects, _, err := c.List(cmd.Context(), kind, client.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, object := range objects {
+			if !holds(object, workload) {
+				continue
+			}
+			if err := e.delete(cmd.Context(), c, kind, "", object.Meta().Name); err != nil {
+				return err
+			}
+			released++
+		}
+	}
+	if released == 0 {
+		return fmt.Errorf("nothing holds %s: `bocage quarantine ls` and `bocage get threatconditions` list what holds whom", workload)
+	}
+	return nil
+}
+
+func holds(object bocage.Resource, workload string) bool {
+	switch o := object.(type) {
+	case *bocage.Quarantine:
+		return o.Spec.Workload == workload
+	case *bocage.ThreatCondition:
+		return o.Spec.Workload == workload && o.Spec.Level.Includes(bocage.LevelRestrict)
+	default:
+		return false
+	}
+}
+
+func (e *env) decoyCommand() *cobra.Command {
+	var protocol, banner string
+	var port uint16
+	var namespaces []string
+	add := &cobra.Command{Use: "add NAME", Short: "Let refused connections to a port meet a decoy at the target's own address", Args: cobra.ExactArgs(1),
+		Example: "  bocage decoy add ssh --port 22 --namespace shop",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, _ := bocage.KindNamed("Decoy")
+			decoy := &bocage.Decoy{
+				TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name},
+				ObjectMeta: bocage.ObjectMeta{Name: args[0]},
+				Spec:       bocage.DecoySpec{Protocol: protocol, Port: port, Banner: banner, For: bocage.Side{Namespaces: namespaces}},
+			}
+			if err := decoy.Validate().Err(); err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			if _, err := c.ApplyObject(cmd.Context(), kind, decoy, client.WriteOptions{Force: true}); err != nil {
+				return err
+			}
+			fmt.Fprintf(e.out, "Decoy %s declared: refused connections to port %d meet it\n", args[0], port)
+			return nil
+		}}
+	add.Flags().StringVar(&protocol, "protocol", "ssh", "what it speaks")
+	add.Flags().Uint16Var(&port, "port", 22, "port that it answers on")
+	add.Flags().StringVar(&banner, "banner", "", "identification that it wears (default: a current Debian's)")
+	add.Flags().StringSliceVarP(&namespaces, "namespace", "n", nil, "namespaces whose workloads it stands for (default: all)")
+	rm := &cobra.Command{Use: "rm NAME", Short: "Remove a decoy", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, _ := bocage.KindNamed("Decoy")
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			return e.delete(cmd.Context(), c, kind, "", args[0])
+		}}
+	return noun("decoy", "False targets", e.listCommand("Decoy", "List decoys"), add, rm)
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"sigs.k8s.io/yaml"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+)
+
+var outputs = []string{"table", "wide", "json", "yaml", "jsonl", "name"}
+
+// outputFlag adds -o. Unset it is a table for a terminal and for a pipe alike,
+// but for streams of records, which are JSON lines when piped.
+func (e *env) outputFlag(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&e.output, "output", "o", "", strings.Join(outputs, "|"))
+	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
+	check := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if e.output != "" && !slices.Contains(outputs, e.output) {
+			return usage("-o %q is not one of %s", e.output, strings.Join(outputs, ", "))
+		}
+		if check != nil {
+			return check(cmd, args)
+		}
+		return nil
+	}
+}
+
+// printObjects writes objects of one kind.
+func (e *env) printObjects(kind bocage.Kind, objects []bocage.Resource) error {
+	switch e.output {
+	case "json":
+		return e.printValue(list{bocage.APIVersion, kind.Name + "List", objects})
+	case "yaml":
+		return manifest.Write(e.out, objects...)
+	}
+	printer := e.newPrinter(kind)
+	for _, object := range objects {
+		if err := printer.object(object); err != nil {
+			return err
+		}
+	}
+	if len(objects) == 0 && (e.output == "" || e.output == "table" || e.output == "wide") {
+		fmt.Fprintf(e.err, "no %s\n", kind.Plural)
+	}
+	return printer.flush()
+}
+
+// printObject writes one object: by itself as JSON and YAML.
+func (e *env) printObject(kind bocage.Kind, object bocage.Resource) error {
+	if e.output == "json" {
+		return e.printValue(object)
+	}
+	return e.printObjects(kind, []bocage.Resource{object})
+}
+
+type list struct {
+	APIVersion string            `json:"apiVersion"`
+	Kind       string            `json:"kind"`
+	Items      []bocage.Resource `json:"items"`
+}
+
+// printer writes objects one after another, as a table or as lines.
+type printer struct {
+	env   *env
+	kind  bocage.Kind
+	table *tabwriter.Writer
+	begun bool
+}
+
+func (e *env) newPrinter(kind bocage.Kind) *printer {
+	return &printer{env: e, kind: kind, table: tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)}
+}
+
+func (p *printer) object(object bocage.Resource) error {
+	switch p.env.output {
+	case "jsonl", "json":
+		return json.NewEncoder(p.env.out).Encode(object)
+	case "yaml":
+		return manifest.Write(p.env.out, object)
+	case "name":
+		_, err := fmt.Fprintf(p.env.out, "%s/%s\n", p.kind.Plural, object.Meta().NamespacedName())
+		return err
+	}
+	return p.row("", object)
+}
+
+func (p *printer) row(event string, object bocage.Resource) error {
+	fields, err := bocage.Fields(object)
+	if err != nil {
+		return err
+	}
+	header, row := []string{"NAME"}, []string{object.Meta().NamespacedName()}
+	if event != "" {
+		header, row = append([]string{"EVENT"}, header...), append([]string{event}, row...)
+	}
+	for _, column := range p.kind.Columns {
+		if column.Wide && p.env.output != "wide" {
+			continue
+		}
+		value := column.Value(fields)
+		if value == "" {
+			value = "-"
+		}
+		header, row = append(header, column.Name), append(row, value)
+	}
+	if !p.begun {
+		fmt.Fprintln(p.table, strings.Join(header, "\t"))
+		p.begun = true
+	}
+	_, err = fmt.Fprintln(p.table, strings.Join(row, "\t"))
+	return err
+}
+
+// event writes one change of a watch.
+func (p *printer) event(event string, object bocage.Resource) error {
+	switch p.env.output {
+	case "", "table", "wide":
+		if err := p.row(event, object); err != nil {
+			return err
+		}
+		return p.flush()
+	case "json", "jsonl":
+		return json.NewEncoder(p.env.out).Encode(struct {
+			Type   string          `json:"type"`
+			Object bocage.Resource `json:"object"`
+		}{event, object})
+	default:
+		return p.object(object)
+	}
+}
+
+func (p *printer) flush() error { return p.table.Flush() }
+
+// printValue writes anything as JSON or YAML.
+func (e *env) printValue(value any) error {
+	switch e.output {
+	case "yaml":
+		data, err := yaml.Marshal(value)
+		if err != nil {
+			return err
+		}
+		_, err = e.out.Write(data)
+		return err
+	case "jsonl":
+		return json.NewEncoder(e.out).Encode(value)
+	default:
+		encoder := json.NewEncoder(e.out)
+		encoder.SetIndent("", "  ")
+		return encoder.Encode(value)
+	}
+}
+
+// printRows writes the answer of a hunt.
+func (e *env) printRows(result bocage.HuntResult) error {
+	switch e.output {
+	case "json", "yaml":
+		return e.printValue(result)
+	case "jsonl":
+		for _, row := range result.Rows {
+			record := make(map[string]any, len(row))
+			for i, column := range result.Columns {
+				record[column] = row[i]
+			}
+			if err := e.printValue(record); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	table := tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(table, strings.ToUpper(strings.Join(result.Columns, "\t")))
+	for _, row := range result.Rows {
+		cells := make([]string, len(row))
+		for i, cell := range row {
+			cells[i] = cellText(cell)
+		}
+		fmt.Fprintln(table, strings.Join(cells, "\t"))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if result.Truncated {
+		fmt.Fprintf(e.err, "only the first %d rows: raise --limit or narrow the question\n", len(result.Rows))
+	}
+	return nil
+}
+
+func cellText(cell any) string {
+	switch v := cell.(type) {
+	case nil:
+		return "-"
+	case float64:
+		if v == float64(int64(v)) {
+			return fmt.Sprintf("%d", int64(v))
+		}
+		return fmt.Sprintf("%g", v)
+	default:
+		return fmt.Sprint(v)
+	}
+}

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage/deception"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/lab"
+	"bocage.dev/bocage/node"
+	"bocage.dev/bocage/recognition/lake"
+)
+
+// nodeFlags adds the flags that say where a process keeps its things.
+func (e *env) nodeFlags(cmd *cobra.Command, cfg *node.Config) {
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.Host, "host", "", "name of this host (default: the machine's)")
+	flags.StringVar(&cfg.StateDir, "state-dir", node.DefaultStateDir, "folder for what must survive: keys, state, events, history")
+}
+
+func controllerFlags(cmd *cobra.Command, cfg *node.Config) {
+	flags := cmd.Flags()
+	flags.StringVar(&cfg.APIListen, "api-listen", node.DefaultAPIListen, "address of the HTTPS API; empty for the local socket only")
+	flags.StringVar(&cfg.TransportListen, "transport-listen", node.DefaultTransportListen, "address that agents connect to")
+	flags.DurationVar(&cfg.QuarantineFor, "quarantine-for", 15*time.Minute, "how long a quarantine by recognition lasts")
+}
+
+func agentFlags(cmd *cobra.Command, cfg *node.Config) {
+	flags := cmd.Flags()
+	flags.BoolVar(&cfg.NoInspection, "no-inspection", false, "do without the inspection engine on this host")
+	flags.BoolVar(&cfg.NoDeception, "no-deception", false, "do without decoys on this host")
+}
+
+func (e *env) serve(cmd *cobra.Command, cfg node.Config) error {
+	cfg.RunDir, cfg.TrustDomain, cfg.Version = e.runDir, e.trustDomain, version
+	cfg.Logger = e.logger(slog.LevelInfo)
+	if os.Geteuid() != 0 && cfg.Agent {
+		return &exitError{exitNotReady, "an agent attaches to interfaces and needs root (CAP_BPF and CAP_NET_ADMIN): run it with sudo"}
+	}
+	if cfg.Agent {
+		for _, probe := range host.ProbeFeatures() {
+			if probe.Needed && !probe.OK {
+				return &exitError{exitNotReady, fmt.Sprintf("%s: %s: %s (`bocage doctor` shows all)", probe.Name, probe.Detail, probe.Cure)}
+			}
+		}
+	}
+	return node.Run(cmd.Context(), cfg, func() { e.greet(cfg) })
+}
+
+// greet says what runs now and what to do next.
+func (e *env) greet(cfg node.Config) {
+	if !cfg.Controller {
+		fmt.Fprintf(e.err, "✓ agent enforces what it has; controllers: %s\n", strings.Join(cfg.Controllers, ", "))
+		return
+	}
+	fmt.Fprintf(e.err, "✓ API on %s", filepath.Join(cfg.RunDir, "api.sock"))
+	if cfg.APIListen != "" {
+		fmt.Fprintf(e.err, " and https://%s", cfg.APIListen)
+	}
+	fmt.Fprintf(e.err, "\n✓ agents connect to %s\n", cfg.TransportListen)
+	fmt.Fprintln(e.err, "✓ monitor mode: nothing is refused until a Scope enforces")
+	fmt.Fprintln(e.err, "  next: bocage observe -f")
+}
+
+func (e *env) upCommand() *cobra.Command {
+	cfg := node.Config{Controller: true, Agent: true}
+	cmd := &cobra.Command{Use: "up", Short: "Run controller and agent in one process, everything embedded, in monitor mode",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd, cfg) }}
+	e.nodeFlags(cmd, &cfg)
+	controllerFlags(cmd, &cfg)
+	agentFlags(cmd, &cfg)
+	return cmd
+}
+
+func (e *env) controllerCommand() *cobra.Command {
+	cfg := node.Config{Controller: true}
+	cmd := &cobra.Command{Use: "controller", Short: "Run a controller", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd, cfg) }}
+	e.nodeFlags(cmd, &cfg)
+	controllerFlags(cmd, &cfg)
+	return cmd
+}
+
+func (e *env) agentCommand() *cobra.Command {
+	cfg := node.Config{Agent: true}
+	var tokenFile string
+	cmd := &cobra.Command{Use: "agent", Short: "Run the agent of this host",
+		Example: "  bocage agent token h2 > h2.token                      # on a controller\n  bocage agent --host h2 --controllers 10.0.0.1:4222 --join h2.token   # on h2",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if tokenFile != "" {
+				token, err := os.ReadFile(tokenFile)
+				if err != nil {
+					return fmt.Errorf("read the join token: %w", err)
+				}
+				cfg.JoinToken = string(token)
+			}
+			return e.serve(cmd, cfg)
+		}}
+	e.nodeFlags(cmd, &cfg)
+	agentFlags(cmd, &cfg)
+	cmd.Flags().StringSliceVar(&cfg.Controllers, "controllers", nil, "transport addresses of controllers")
+	cmd.Flags().StringVar(&tokenFile, "join", "", "file with a join token; needed once")
+	cmd.AddCommand(&cobra.Command{Use: "token HOST", Short: "Make a token that admits the agent of a host once, within an hour",
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			token, _, err := c.JoinToken(cmd.Context(), args[0], 0)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(e.out, token)
+			return nil
+		}})
+	return cmd
+}
+
+func (e *env) offCommand() *cobra.Command {
+	cfg := node.Config{Agent: true, Controller: true}
+	var purge bool
+	cmd := &cobra.Command{Use: "off", Short: "Take everything down: process, kernel hooks, engine, decoys; works without a controller",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.RunDir, cfg.TrustDomain, cfg.Logger = e.runDir, e.trustDomain, e.logger(slog.LevelWarn)
+			return node.Off(cmd.Context(), cfg, purge, func(format string, args ...any) {
+				fmt.Fprintf(e.out, format+"\n", args...)
+			})
+		}}
+	e.nodeFlags(cmd, &cfg)
+	cmd.Flags().BoolVar(&purge, "purge", false, "remove the state folder too: keys, policy, events, history")
+	return cmd
+}
+
+func (e *env) doctorCommand() *cobra.Command {
+	return &cobra.Command{Use: "doctor", Short: "Check what this machine can do, with a cure for what it cannot",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			missing := 0
+			for _, probe := range host.ProbeFeatures() {
+				mark := "✓"
+				switch {
+				case !probe.OK && probe.Needed:
+					mark = "✗"
+					missing++
+				case !probe.OK:
+					mark = "!"
+				}
+				fmt.Fprintf(e.out, "%s %-22s %s\n", mark, probe.Name, probe.Detail)
+				if !probe.OK && probe.Cure != "" {
+					fmt.Fprintf(e.out, "  cure: %s\n", probe.Cure)
+				}
+			}
+			if missing > 0 {
+				return &exitError{exitNotReady, fmt.Sprintf("%d %s missing that an agent needs", missing, plural(missing, "thing"))}
+			}
+			return nil
+		}}
+}
+
+// helperCommands are the children that the process starts of itself.
+func helperCommands() []*cobra.Command {
+	hidden := func(use, short string, run func(cmd *cobra.Command, args []string) error) *cobra.Command {
+		return &cobra.Command{Use: use, Short: short, Hidden: true, DisableFlagParsing: true, RunE: run}
+	}
+	return []*cobra.Command{
+		hidden("decoy-serve", "Serve decoys; started by an agent", func(cmd *cobra.Command, _ []string) error {
+			return deception.Serve(cmd.Context(), os.Stdin, os.Stdout)
+		}),
+		hidden("lake-query", "Answer one question to the history; started by a controller", func(*cobra.Command, []string) error {
+			return lake.ServeQuery(os.Stdin, os.Stdout)
+		}),
+		hidden("lab-api", "The lab's api workload", func(cmd *cobra.Command, args []string) error {
+			return lab.ServeAPI(cmd.Context(), args)
+		}),
+		hidden("lab-load", "The lab's client workload", func(cmd *cobra.Command, args []string) error {
+			return lab.ServeLoad(cmd.Context(), args)
+		}),
+	}
+}

@@ -1,0 +1,273 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/identity"
+	"bocage.dev/bocage/manifest"
+)
+
+// client reaches a controller: the local socket unless --server names another.
+func (e *env) client() (*client.Client, error) {
+	if e.server == "" {
+		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock")})
+	}
+	config := client.Config{Address: e.server}
+	if e.ca == "" {
+		return nil, usage("--server needs --ca: the trust bundle is the file authority/bundle.pem in the controller's state folder")
+	}
+	pem, err := os.ReadFile(e.ca)
+	if err != nil {
+		return nil, fmt.Errorf("read the trust bundle: %w", err)
+	}
+	bundle, err := identity.ParseBundle(e.trustDomain, pem)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", e.ca, err)
+	}
+	config.TLS = identity.ClientTLS(func() *identity.SVID { return nil }, bundle, "/controller/")
+	if e.token != "" {
+		token, err := os.ReadFile(e.token)
+		if err != nil {
+			return nil, fmt.Errorf("read the bearer token: %w", err)
+		}
+		config.Token = strings.TrimSpace(string(token))
+	}
+	return client.New(config)
+}
+
+// kindArgument reads a kind's name as people type it.
+func kindArgument(name string) (bocage.Kind, error) {
+	kind, ok := bocage.KindNamed(name)
+	if !ok {
+		known := ""
+		for _, k := range bocage.Kinds() {
+			known += " " + k.Plural
+		}
+		return kind, usage("there is no kind %q; there are:%s", name, known)
+	}
+	return kind, nil
+}
+
+func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+	var names []string
+	for _, kind := range bocage.Kinds() {
+		names = append(names, kind.Plural)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// scopeFlags pick which objects of a kind are meant.
+type scopeFlags struct {
+	namespace string
+	selector  string
+}
+
+func (s *scopeFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&s.namespace, "namespace", "n", "", "namespace (default: all)")
+	cmd.Flags().StringVarP(&s.selector, "selector", "l", "", "label selector, such as app=shop,env!=dev")
+}
+
+func (s *scopeFlags) options() client.ListOptions {
+	return client.ListOptions{Namespace: s.namespace, LabelSelector: s.selector}
+}
+
+func (e *env) getCommand() *cobra.Command {
+	var scope scopeFlags
+	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show objects", Args: cobra.RangeArgs(1, 2),
+		ValidArgsFunction: completeKinds,
+		Example:           "  bocage get workloads\n  bocage get application shop/api -o yaml",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := kindArgument(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			if len(args) == 2 {
+				namespace, name, err := objectName(kind, scope.namespace, args[1])
+				if err != nil {
+					return err
+				}
+				object, err := c.Get(cmd.Context(), kind, namespace, name)
+				if err != nil {
+					return err
+				}
+				return e.printObject(kind, object)
+			}
+			objects, _, err := c.List(cmd.Context(), kind, scope.options())
+			if err != nil {
+				return err
+			}
+			return e.printObjects(kind, objects)
+		}}
+	scope.add(cmd)
+	e.outputFlag(cmd)
+	return cmd
+}
+
+// objectName reads "namespace/name", or a name together with -n.
+func objectName(kind bocage.Kind, namespace, name string) (string, string, error) {
+	if !kind.Namespaced {
+		return "", name, nil
+	}
+	if dir, base := filepath.Split(name); dir != "" {
+		return filepath.Clean(dir), base, nil
+	}
+	if namespace == "" {
+		return "", "", usage("%s %q needs its namespace: NAMESPACE/%s, or -n", kind.Name, name, name)
+	}
+	return namespace, name, nil
+}
+
+func (e *env) watchCommand() *cobra.Command {
+	var scope scopeFlags
+	cmd := &cobra.Command{Use: "watch KIND", Short: "Show objects, then every change of them", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: completeKinds,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			kind, err := kindArgument(args[0])
+			if err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			printer := e.newPrinter(kind)
+			return c.Watch(cmd.Context(), kind, scope.options(), func(event client.Event) error {
+				return printer.event(strings.ToLower(string(event.Type)), event.Object)
+			})
+		}}
+	scope.add(cmd)
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func (e *env) applyCommand() *cobra.Command {
+	var files []string
+	var dryRun, force bool
+	cmd := &cobra.Command{Use: "apply -f FILE...", Short: "Declare objects: all of them, or none if any has a fault",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			documents, err := e.read(files)
+			if err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			return e.apply(cmd.Context(), c, documents, client.WriteOptions{DryRun: dryRun, Force: force})
+		}}
+	fileFlag(cmd, &files)
+	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "let the server check everything and change nothing")
+	cmd.Flags().BoolVar(&force, "force", false, "take over fields that another manager set")
+	return cmd
+}
+
+func fileFlag(cmd *cobra.Command, files *[]string) {
+	cmd.Flags().StringSliceVarP(files, "file", "f", nil, "file, folder, or - for standard input; may be repeated")
+	_ = cmd.MarkFlagRequired("file")
+}
+
+// read reads every file and returns every fault of all of them.
+func (e *env) read(files []string) ([]manifest.Document, error) {
+	var documents []manifest.Document
+	var faults bocage.Faults
+	for _, file := range files {
+		read, found := e.readOne(file)
+		documents, faults = append(documents, read...), append(faults, found...)
+	}
+	return documents, faults.Err()
+}
+
+func (e *env) readOne(file string) ([]manifest.Document, bocage.Faults) {
+	if file != "-" {
+		return manifest.ReadPath(file)
+	}
+	data, err := io.ReadAll(io.LimitReader(e.in, manifest.MaxBytes+1))
+	if err != nil {
+		return nil, bocage.Faults{{Source: "standard input", Message: err.Error()}}
+	}
+	return manifest.Read("standard input", data)
+}
+
+// apply declares all documents together or none.
+func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.Document, options client.WriteOptions) error {
+	result, err := c.Apply(ctx, documents, options)
+	if err != nil {
+		return err
+	}
+	suffix := ""
+	if result.DryRun {
+		suffix = " (dry run)"
+	}
+	for _, object := range result.Objects {
+		fmt.Fprintf(e.out, "%s %s %s%s\n", object.Kind, kindName(object.Namespace, object.Name), object.Outcome, suffix)
+	}
+	return nil
+}
+
+func (e *env) deleteCommand() *cobra.Command {
+	var namespace string
+	var files []string
+	cmd := &cobra.Command{Use: "delete KIND NAME | delete -f FILE", Short: "Delete objects", Args: cobra.RangeArgs(0, 2),
+		ValidArgsFunction: completeKinds,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			if len(files) > 0 {
+				documents, err := e.read(files)
+				if err != nil {
+					return err
+				}
+				for _, document := range documents {
+					kind, _ := bocage.KindNamed(document.Resource.Type().Kind)
+					meta := document.Resource.Meta()
+					if err := e.delete(cmd.Context(), c, kind, meta.Namespace, meta.Name); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			if len(args) != 2 {
+				return usage("delete needs a kind and a name, or -f")
+			}
+			kind, err := kindArgument(args[0])
+			if err != nil {
+				return err
+			}
+			space, name, err := objectName(kind, namespace, args[1])
+			if err != nil {
+				return err
+			}
+			return e.delete(cmd.Context(), c, kind, space, name)
+		}}
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace")
+	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete the objects that these files declare")
+	return cmd
+}
+
+func (e *env) delete(ctx context.Context, c *client.Client, kind bocage.Kind, namespace, name string) error {
+	if err := c.Delete(ctx, kind, namespace, name, client.WriteOptions{}); err != nil {
+		return err
+	}
+	fmt.Fprintf(e.out, "%s %s deleted\n", kind.Name, kindName(namespace, name))
+	return nil
+}
+
+func kindName(namespace, name string) string {
+	return (&bocage.ObjectMeta{Namespace: namespace, Name: name}).NamespacedName()
+}

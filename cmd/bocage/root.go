@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/node"
+)
+
+// Exit codes: what a script can rely on.
+const (
+	exitOK         = 0
+	exitFailed     = 1
+	exitUsage      = 2
+	exitDifference = 3 // plan: something would change
+	exitDenied     = 4 // explain: the flow is refused
+	exitNotReady   = 5 // doctor: something that is needed is missing
+	exitRisky      = 6 // refused because it might cut you off
+)
+
+// exitError carries an exit code; its text may be empty when all is said.
+type exitError struct {
+	code int
+	text string
+}
+
+func (e *exitError) Error() string { return e.text }
+
+func usage(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Sprintf(format, args...)}
+}
+
+// env is everything a command touches besides the network, so that tests can
+// replace it.
+type env struct {
+	in       io.Reader
+	out, err io.Writer
+	terminal bool
+
+	// Persistent flags.
+	runDir      string
+	server      string
+	ca          string
+	trustDomain string
+	token       string
+	output      string
+	debug       bool
+}
+
+func environment() *env {
+	info, err := os.Stdout.Stat()
+	return &env{in: os.Stdin, out: os.Stdout, err: os.Stderr,
+		terminal: err == nil && info.Mode()&os.ModeCharDevice != 0}
+}
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, e *env, args []string) int {
+	root := e.rootCommand()
+	root.SetArgs(args)
+	root.SetIn(e.in)
+	root.SetOut(e.out)
+	root.SetErr(e.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	var faults bocage.Faults
+	var exit *exitError
+	switch {
+	case errors.As(err, &exit):
+		if exit.text != "" {
+			fmt.Fprintln(e.err, "bocage: "+exit.text)
+		}
+		return exit.code
+	case errors.As(err, &faults):
+		fmt.Fprintf(e.err, "bocage: %d %s; nothing was changed:\n", len(faults), plural(len(faults), "fault"))
+		for _, fault := range faults {
+			fmt.Fprintln(e.err, "  "+fault.String())
+		}
+		return exitFailed
+	case ctx.Err() != nil:
+		return exitOK // the person ended it
+	default:
+		fmt.Fprintln(e.err, "bocage: "+err.Error())
+		return exitFailed
+	}
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return word
+	}
+	return word + "s"
+}
+
+func (e *env) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "bocage",
+		Short: "A hedge around every workload of a data center",
+		Long: `Bocage filters, inspects, deceives, recognises and decides between any two
+workloads, outside all of them. Start with "bocage up" (monitor mode: nothing is
+refused), look with "bocage observe -f", and let "bocage policy suggest" write
+the first policy.
+
+Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
+6 refused as risky.`,
+		SilenceUsage: true, SilenceErrors: true,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&e.runDir, "run-dir", node.DefaultRunDir, "folder with the local controller's socket")
+	flags.StringVar(&e.server, "server", os.Getenv("BOCAGE_SERVER"), "URL of a controller's API (default: the local socket; env BOCAGE_SERVER)")
+	flags.StringVar(&e.ca, "ca", os.Getenv("BOCAGE_CA"), "file with the trust bundle of --server (env BOCAGE_CA)")
+	flags.StringVar(&e.token, "token-file", os.Getenv("BOCAGE_TOKEN_FILE"), "file with a bearer token for --server (env BOCAGE_TOKEN_FILE)")
+	flags.StringVar(&e.trustDomain, "trust-domain", node.DefaultTrustDomain, "SPIFFE trust domain")
+	flags.BoolVar(&e.debug, "debug", false, "log what happens in detail, on standard error")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usage("%v: see `%s --help`", err, cmd.CommandPath())
+	})
+	root.AddGroup(
+		&cobra.Group{ID: "run", Title: "Run"},
+		&cobra.Group{ID: "see", Title: "See"},
+		&cobra.Group{ID: "decide", Title: "Decide"},
+		&cobra.Group{ID: "defend", Title: "Defend"},
+	)
+	group := func(id string, commands ...*cobra.Command) {
+		for _, command := range commands {
+			command.GroupID = id
+			root.AddCommand(command)
+		}
+	}
+	group("run", e.upCommand(), e.agentCommand(), e.controllerCommand(), e.demoCommand(), e.labCommand(), e.offCommand(), e.doctorCommand())
+	group("see", e.observeCommand(), e.getCommand(), e.watchCommand(), e.huntCommand(), e.graphCommand())
+	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand())
+	group("defend", e.incidentCommand(), e.quarantineCommand(), e.decoyCommand())
+	root.AddCommand(e.versionCommand())
+	root.AddCommand(helperCommands()...)
+	usageErrors(root)
+	return root
+}
+
+// usageErrors makes wrong arguments exit with exitUsage.
+func usageErrors(command *cobra.Command) {
+	if check := command.Args; check != nil {
+		command.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usage("%v: see `%s --help`", err, cmd.CommandPath())
+			}
+			return nil
+		}
+	}
+	for _, child := range command.Commands() {
+		usageErrors(child)
+	}
+}
+
+// logger writes to standard error; quiet unless --debug for one-shot commands.
+func (e *env) logger(level slog.Level) *slog.Logger {
+	if e.debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(e.err, &slog.HandlerOptions{Level: level}))
+}
+
+func (e *env) versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(e.out, version) }}
+}
+
+func (e *env) graphCommand() *cobra.Command {
+	return &cobra.Command{Use: "graph", Short: "Print which function writes and reads which word", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return node.WriteGraph(e.out) }}
+}

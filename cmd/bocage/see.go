@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+)
+
+// marks tell verdicts apart by shape and word, never by colour alone.
+var marks = map[bocage.Verdict]string{
+	bocage.VerdictNone: "·", bocage.VerdictAllow: "✓", bocage.VerdictInspect: "◎", bocage.VerdictDrop: "✗", bocage.VerdictDecoy: "◆",
+}
+
+func (e *env) observeCommand() *cobra.Command {
+	var query bocage.FlowsQuery
+	var since time.Duration
+	var verdict, protocol string
+	cmd := &cobra.Command{Use: "observe", Short: "Show flows with identities, verdict and reason, and what would be refused",
+		Args:    cobra.NoArgs,
+		Example: "  bocage observe -f\n  bocage observe --verdict drop --to shop/db --since 10m\n  bocage observe --would-refuse",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if verdict != "" {
+				if err := query.Verdict.UnmarshalText([]byte(verdict)); err != nil {
+					return usage("--verdict: %v", err)
+				}
+			}
+			if protocol != "" {
+				if err := query.Protocol.UnmarshalText([]byte(protocol)); err != nil {
+					return usage("--protocol: %v", err)
+				}
+			}
+			if since > 0 {
+				query.Since = time.Now().Add(-since)
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			return c.Flows(cmd.Context(), query, e.printFlow)
+		}}
+	flags := cmd.Flags()
+	flags.BoolVarP(&query.Follow, "follow", "f", false, "go on showing flows as they happen")
+	flags.StringVar(&query.From, "from", "", "source: namespace/name, namespace/, address or prefix")
+	flags.StringVar(&query.To, "to", "", "destination, likewise")
+	flags.Uint16Var(&query.Port, "port", 0, "destination port")
+	flags.StringVar(&protocol, "protocol", "", "TCP, UDP, ICMP, ...")
+	flags.StringVar(&verdict, "verdict", "", "allow, inspect, drop or decoy")
+	flags.BoolVar(&query.WouldRefuse, "would-refuse", false, "only what passes because its scope merely observes")
+	flags.DurationVar(&since, "since", 0, "how far back, such as 10m")
+	flags.IntVar(&query.Limit, "limit", 0, "stop after so many flows")
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func (e *env) printFlow(record bocage.FlowRecord) error {
+	if e.output == "json" || e.output == "jsonl" || e.output == "" && !e.terminal {
+		return json.NewEncoder(e.out).Encode(record)
+	}
+	_, err := fmt.Fprintln(e.out, flowLine(record, e.output == "wide"))
+	return err
+}
+
+// flowLine is one flow for people.
+func flowLine(r bocage.FlowRecord, wide bool) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s → %s %s", r.Time.Local().Format("15:04:05.000"),
+		end(r.SourceWorkload, r.SourceAddress), end(r.DestinationWorkload, r.DestinationAddress), r.Protocol)
+	if r.Protocol.HasPorts() {
+		fmt.Fprintf(&b, "/%d", r.DestinationPort)
+	}
+	fmt.Fprintf(&b, "  %s %s", marks[r.Verdict], r.Verdict)
+	if r.Would != r.Verdict && r.Would != bocage.VerdictNone {
+		fmt.Fprintf(&b, ", would %s %s", marks[r.Would], r.Would)
+	}
+	fmt.Fprintf(&b, "  %s", r.Reason)
+	if r.Decision != 0 {
+		fmt.Fprintf(&b, " g%d %s", r.Generation, r.Decision)
+	}
+	if r.Decider != "" {
+		fmt.Fprintf(&b, " by %s", r.Decider)
+	}
+	if r.Kind != bocage.EventStart || wide {
+		fmt.Fprintf(&b, "  [%s", r.Kind)
+		if r.Packets > 0 {
+			fmt.Fprintf(&b, " %d packets %d B", r.Packets, r.Bytes)
+		}
+		b.WriteString("]")
+	}
+	if wide {
+		fmt.Fprintf(&b, "  host %s, %s → %s:%d", r.Host, r.SourceAddress, r.DestinationAddress, r.DestinationPort)
+	}
+	return b.String()
+}
+
+func end(workload, address string) string {
+	if workload != "" {
+		return workload
+	}
+	if address == "" {
+		return "unknown"
+	}
+	return address
+}
+
+func (e *env) explainCommand() *cobra.Command {
+	var protocol string
+	cmd := &cobra.Command{Use: "explain FROM TO [PORT]", Short: "Say why a flow gets its verdict: the object and the field, and what would change it",
+		Long: `Say why a flow gets its verdict. FROM and TO are namespace/name of a workload or
+an address. The exit code is 0 if the flow is allowed and 4 if it is refused.`,
+		Example: "  bocage explain shop/web shop/api 8080\n  bocage explain dev/red shop/db 5432",
+		Args:    cobra.RangeArgs(2, 3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			query := bocage.ExplainQuery{From: args[0], To: args[1]}
+			if err := query.Protocol.UnmarshalText([]byte(protocol)); err != nil {
+				return usage("--protocol: %v", err)
+			}
+			if len(args) == 3 {
+				if _, err := fmt.Sscanf(args[2], "%d", &query.Port); err != nil || fmt.Sprint(query.Port) != args[2] {
+					return usage("port %q is not a number from 0 to 65535", args[2])
+				}
+			} else if query.Protocol.HasPorts() {
+				return usage("%s needs a destination port", query.Protocol)
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			explanation, err := c.Explain(cmd.Context(), query)
+			if err != nil {
+				return err
+			}
+			if err := e.printExplanation(explanation); err != nil {
+				return err
+			}
+			if !explanation.Verdict.Allowed() {
+				return &exitError{code: exitDenied}
+			}
+			return nil
+		}}
+	cmd.Flags().StringVar(&protocol, "protocol", "TCP", "TCP, UDP, ICMP, ...")
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func (e *env) printExplanation(x bocage.Explanation) error {
+	switch e.output {
+	case "json", "jsonl", "yaml":
+		return e.printValue(x)
+	}
+	fmt.Fprintf(e.out, "%s %s: %s → %s %s", marks[x.Verdict], x.Verdict,
+		end(x.Source.Workload, x.Flow.Source.String()), end(x.Destination.Workload, x.Flow.Destination.String()), x.Flow.Protocol)
+	if x.Flow.Protocol.HasPorts() {
+		fmt.Fprintf(e.out, "/%d", x.Flow.DestinationPort)
+	}
+	fmt.Fprintf(e.out, "\n  because  %s: %s\n", x.Reason.Code, x.Decider)
+	fmt.Fprintf(e.out, "  decision %s of generation %d\n", x.Reason.Decision, x.Generation)
+	if x.Reason.Would != x.Verdict && x.Reason.Would != bocage.VerdictNone {
+		fmt.Fprintf(e.out, "  would    %s, if a scope enforced\n", x.Reason.Would)
+	}
+	for _, layer := range x.Layers {
+		fmt.Fprintf(e.out, "  %-12s %s\n", layer.Name, layer.Result)
+		for _, by := range layer.By {
+			fmt.Fprintf(e.out, "  %-12s   %s\n", "", by)
+		}
+	}
+	for _, duty := range x.Duties {
+		fmt.Fprintf(e.out, "  duty         %s, owed to %s\n", duty.Duty, duty.By)
+	}
+	if x.Missing != "" {
+		fmt.Fprintf(e.out, "  to change it: %s\n", strings.ReplaceAll(strings.TrimRight(x.Missing, "\n"), "\n", "\n    "))
+	}
+	return nil
+}
+
+func (e *env) huntCommand() *cobra.Command {
+	var limit int
+	cmd := &cobra.Command{Use: "hunt SQL", Short: "Ask the flow history a question in SQL",
+		Long: `Ask the flow history a question in SQL. The tables are flows, detections and
+engagements; DESCRIBE flows shows the columns. The query runs in a process of its
+own, read-only, with limited memory and time.`,
+		Example: `  bocage hunt "SELECT source, destination, destination_port, count(*) n FROM flows GROUP BY ALL ORDER BY n DESC LIMIT 10"`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			result, err := c.Hunt(cmd.Context(), args[0], limit)
+			if err != nil {
+				return err
+			}
+			return e.printRows(result)
+		}}
+	cmd.Flags().IntVar(&limit, "limit", 1000, "largest number of rows")
+	e.outputFlag(cmd)
+	return cmd
+}
+
+// list shows all objects of a kind for a person's command.
+func (e *env) list(ctx context.Context, kindName string) error {
+	kind, err := kindArgument(kindName)
+	if err != nil {
+		return err
+	}
+	c, err := e.client()
+	if err != nil {
+		return err
+	}
+	objects, _, err := c.List(ctx, kind, client.ListOptions{})
+	if err != nil {
+		return err
+	}
+	return e.printObjects(kind, objects)
+}

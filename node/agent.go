@@ -1,0 +1,298 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/dataplane/agent"
+	"bocage.dev/bocage/deception"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/identity"
+	"bocage.dev/bocage/inspection/suricata"
+	"bocage.dev/bocage/stream"
+	"bocage.dev/bocage/stream/jetstream"
+)
+
+// eventsLog is the log that agents append to and recognition reads.
+const eventsLog = "EVENTS"
+
+// pollEvery bounds how long an agent can miss a new ruleset whose notice was lost.
+const pollEvery = 2 * time.Second
+
+// statusEvery bounds the age of a Host's status.
+const statusEvery = 5 * time.Second
+
+// agentProcess wires the privileged functions of one host.
+type agentProcess struct {
+	cfg    Config
+	logger *slog.Logger
+	kernel string
+	// registry collects the metrics of the whole process.
+	registry *prometheus.Registry
+
+	dataplane  *dataplane.Dataplane
+	inspection *suricata.Engine  // nil without inspection
+	decoys     *deception.Decoys // nil without deception
+	events     *publisher
+	exchange   stream.Exchange // set once joined
+	ruleset    atomic.Pointer[bocage.Ruleset]
+	faults     faultBoard
+}
+
+// runAgent keeps enforcement going first of all: kernel state is taken over and
+// the last ruleset applied before anything is asked of the network.
+func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
+	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry}
+	var err error
+	if a.kernel, err = host.Kernel(); err != nil {
+		return err
+	}
+	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
+		return err
+	}
+	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(), Logger: a.logger}); err != nil {
+		return fmt.Errorf("open the dataplane: %w", err)
+	}
+	defer a.dataplane.Close()
+	registry.MustRegister(&agentCollector{a})
+	if err := a.startDecoys(ctx); err != nil {
+		return err
+	}
+	if err := a.startInspection(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	joined := make(chan struct{})
+	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
+	loop, err := agent.New(agent.Config{
+		Host: cfg.Host, Dataplane: a.dataplane, Rulesets: rulesets, Links: host.FollowLinks,
+		Publish: a.publishFlows, Logger: a.logger,
+	})
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return loop.Run(ctx) })
+	if a.decoys != nil {
+		group.Go(func() error { return a.decoys.Run(ctx, a.publishEngagement) })
+	}
+	if a.inspection != nil {
+		group.Go(func() error { return a.inspection.Run(ctx, a.publishInspection, a.inspectionState) })
+	}
+	group.Go(func() error { return a.connect(ctx, group, rulesets, joined) })
+	group.Go(func() error { return a.serveHealth(ctx) })
+	if err := group.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+func (a *agentProcess) startDecoys(ctx context.Context) error {
+	if a.cfg.NoDeception {
+		return nil
+	}
+	program, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	a.decoys, err = deception.Start(ctx, deception.Config{
+		Host: a.cfg.Host, Namespace: a.cfg.decoyNamespace(), Dir: a.cfg.agentDir("decoys"),
+		Program: []string{program, "decoy-serve"}, Logger: a.logger,
+	})
+	if err != nil {
+		return fmt.Errorf("start the decoys: %w (--no-deception leaves them out)", err)
+	}
+	ifindex, mac := a.decoys.Port()
+	return a.dataplane.SetDecoy(dataplane.DecoyPort{Ifindex: ifindex, MAC: mac})
+}
+
+func (a *agentProcess) startInspection(ctx context.Context) error {
+	if a.cfg.NoInspection {
+		return nil
+	}
+	engine, err := suricata.Start(ctx, a.cfg.inspectionConfig())
+	if err != nil {
+		return fmt.Errorf("start the inspection engine: %w (--no-inspection leaves it out)", err)
+	}
+	a.inspection = engine
+	return nil
+}
+
+func (c Config) inspectionConfig() suricata.Config {
+	return suricata.Config{
+		Host: c.Host, Namespace: c.inspectionNamespace(),
+		Dir: filepath.Join(c.RunDir, "inspection"), Logger: c.Logger,
+	}
+}
+
+// inspectionState tells the dataplane whether steered flows have somewhere to go.
+func (a *agentProcess) inspectionState(up bool) {
+	outside, inside := a.inspection.Ports()
+	if err := a.dataplane.SetInspection(dataplane.Inspection{Outside: outside, Inside: inside, Up: up}); err != nil {
+		a.logger.Error("switch steering", "up", up, "err", err)
+	}
+	if up {
+		a.faults.clear("inspection")
+		a.logger.Info("inspection is up")
+		return
+	}
+	a.faults.set("inspection", "the inspection engine is down: its flows follow their profile's failMode")
+	a.logger.Warn("inspection is down")
+}
+
+func (a *agentProcess) publishFlows(_ context.Context, events []bocage.FlowEvent) {
+	a.events.Flows(events)
+}
+
+func (a *agentProcess) publishInspection(e bocage.InspectionEvent) {
+	e.Source, e.Destination = a.identities(e.Flow)
+	a.events.Inspection(e)
+}
+
+func (a *agentProcess) publishEngagement(e bocage.EngagementEvent) {
+	e.Source, e.Destination = a.identities(e.Flow)
+	a.events.Engagement(e)
+}
+
+// identities names both ends of a flow by the ruleset in force.
+func (a *agentProcess) identities(f bocage.Flow) (source, destination bocage.Identity) {
+	ruleset := a.ruleset.Load()
+	if ruleset == nil {
+		return bocage.IdentityUnknown, bocage.IdentityUnknown
+	}
+	return ruleset.Lookup(f.Source).Identity, ruleset.Lookup(f.Destination).Identity
+}
+
+// connect joins, opens the one connection to the controllers, and starts what
+// needs it. Until then, and whenever the connection is away, enforcement goes on.
+func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rulesets *rulesetSource, joined chan struct{}) error {
+	have, err := obtainCredentials(ctx, a.cfg)
+	if err != nil {
+		return err
+	}
+	svid := identity.NewKeeper(have.svid, func(ctx context.Context, csr []byte) ([]byte, error) {
+		return a.exchange.Ask(ctx, fmt.Sprintf(subjectRenew, a.cfg.Host), csr)
+	}, func(renewed *identity.SVID) error { return renewed.Save(have.dir) }, a.logger)
+	conn, err := jetstream.Connect(ctx, jetstream.ConnConfig{
+		Addresses: a.cfg.Controllers, Bundle: have.bundle, SVID: svid.SVID, Logger: a.logger,
+	})
+	if err != nil {
+		return fmt.Errorf("connect to the controllers: %w", err)
+	}
+	defer conn.Close()
+	a.exchange = conn.Exchange()
+	rulesets.bundle = have.bundle
+	sign := func(kind string, payload []byte) ([]byte, error) { return svid.SVID().Sign(kind, payload) }
+	a.events.attach(conn.Log(eventsLog), have.svid.ID(), sign)
+	close(joined)
+	group.Go(func() error { return svid.Run(ctx) })
+	group.Go(func() error {
+		return a.exchange.Listen(ctx, subjectRevision, func(string, []byte) { signal(rulesets.notice) })
+	})
+	group.Go(func() error { return a.reportStatus(ctx) })
+	return a.events.Run(ctx)
+}
+
+// hostReport is what an agent tells the controllers of itself.
+type hostReport struct {
+	Status bocage.HostStatus `json:"status"`
+}
+
+// reportStatus tells the controllers what is in force, at once when the
+// generation changes and every statusEvery otherwise.
+func (a *agentProcess) reportStatus(ctx context.Context) error {
+	const look = 20 * time.Millisecond
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	var sent time.Time
+	var told uint64
+	var toldFaults string
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		generation, faults := a.dataplane.Generation(), a.faults.String()
+		if generation == told && faults == toldFaults && time.Since(sent) < statusEvery {
+			continue
+		}
+		report, err := json.Marshal(hostReport{a.status(generation, faults)})
+		if err != nil {
+			return err
+		}
+		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+		_, err = a.exchange.Ask(attempt, fmt.Sprintf(subjectStatus, a.cfg.Host), report)
+		cancel()
+		if err != nil {
+			a.logger.Debug("report status", "err", err)
+			sent = time.Now().Add(time.Second - statusEvery) // again in a second
+			continue
+		}
+		sent, told, toldFaults = time.Now(), generation, faults
+	}
+}
+
+func (a *agentProcess) status(generation uint64, faults string) bocage.HostStatus {
+	status := bocage.HostStatus{
+		Version: a.cfg.Version, Kernel: a.kernel, Generation: generation,
+		LastSeen: time.Now().UTC(),
+	}
+	if ruleset := a.ruleset.Load(); ruleset != nil {
+		status.Ports = len(ruleset.Ports)
+	}
+	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "Enforcing", Message: "generation " + strconv.FormatUint(generation, 10) + " is in force", LastTransitionTime: time.Now().UTC()}
+	if faults != "" {
+		ready.Status, ready.Reason, ready.Message = "False", "Degraded", faults
+	}
+	status.Conditions = []bocage.Condition{ready}
+	return status
+}
+
+// faultBoard collects what is wrong right now, by topic.
+type faultBoard struct {
+	mu     sync.Mutex // guards topics
+	topics map[string]string
+}
+
+func (b *faultBoard) set(topic, text string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.topics == nil {
+		b.topics = map[string]string{}
+	}
+	b.topics[topic] = text
+}
+
+func (b *faultBoard) clear(topic string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.topics, topic)
+}
+
+// String lists the topics and what is wrong with each, sorted; empty if all is well.
+func (b *faultBoard) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var lines []string
+	for _, topic := range slices.Sorted(maps.Keys(b.topics)) {
+		lines = append(lines, b.topics[topic])
+	}
+	return strings.Join(lines, "; ")
+}

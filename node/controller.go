@@ -1,0 +1,315 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api"
+	"bocage.dev/bocage/identity"
+	"bocage.dev/bocage/policy"
+	"bocage.dev/bocage/policy/suggest"
+	"bocage.dev/bocage/recognition"
+	"bocage.dev/bocage/recognition/lake"
+	"bocage.dev/bocage/store"
+	"bocage.dev/bocage/store/etcd"
+	"bocage.dev/bocage/stream"
+	"bocage.dev/bocage/stream/jetstream"
+)
+
+// eventsBytes bounds the log of events; the lake keeps what has left it.
+const eventsBytes = 2 << 30
+
+// controllerProcess wires api, policy, recognition and the engines.
+type controllerProcess struct {
+	cfg       Config
+	logger    *slog.Logger
+	authority *identity.Authority
+	svid      atomic.Pointer[identity.SVID] // in force
+	store     store.Store
+	transport *jetstream.Server
+	exchange  stream.Exchange
+	log       stream.Log
+	tokens    *identity.Tokens
+	names     *names
+	policy    *policy.Policy
+	lake      *lake.Lake
+	flows     *flowReader
+	registry  *prometheus.Registry
+}
+
+// openController constructs everything in the order of need; close undoes it.
+func openController(ctx context.Context, cfg Config, registry *prometheus.Registry) (_ *controllerProcess, err error) {
+	c := &controllerProcess{cfg: cfg, logger: cfg.Logger, registry: registry}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.authority, err = identity.OpenAuthority(cfg.controllerDir("authority"), cfg.TrustDomain); err != nil {
+		return nil, fmt.Errorf("open the certificate authority: %w", err)
+	}
+	if err := c.issue(); err != nil {
+		return nil, err
+	}
+	if c.store, err = etcd.Open(etcd.Config{Dir: cfg.controllerDir("state"), Logger: c.logger}); err != nil {
+		return nil, fmt.Errorf("open the store: %w", err)
+	}
+	c.transport, err = jetstream.StartServer(jetstream.ServerConfig{
+		Dir: cfg.controllerDir("events"), Listen: cfg.TransportListen,
+		SVID: c.svid.Load, Bundle: c.authority.Bundle(), MaxBytes: eventsBytes, Logger: c.logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start the transport: %w", err)
+	}
+	c.exchange = c.transport.Exchange()
+	if c.log, err = c.transport.Log(eventsLog, "events.*"); err != nil {
+		return nil, fmt.Errorf("open the log of events: %w", err)
+	}
+	c.tokens = &identity.Tokens{Store: c.store, Bundle: c.authority.Bundle()}
+	c.names = newNames(c.store, c.logger)
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	c.lake, err = lake.Open(lake.Config{
+		Dir: cfg.controllerDir("lake"), QueryProgram: []string{program, "lake-query"}, Name: c.names.Name, Logger: c.logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open the history: %w", err)
+	}
+	c.policy, err = policy.New(policy.Config{
+		Store: c.store, Logger: c.logger,
+		Sign: func(kind string, payload []byte) ([]byte, error) {
+			return c.svid.Load().Sign(kind, payload)
+		},
+		Notify: func(generation uint64) {
+			number := strconv.AppendUint(nil, generation, 10)
+			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {
+				c.logger.Debug("notify agents", "generation", generation, "err", err)
+			}
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.flows = &flowReader{log: c.log, open: openBatch(c.authority.Bundle()), names: c.names, decider: c.decider}
+	return c, nil
+}
+
+func (c *controllerProcess) issue() error {
+	svid, err := c.authority.IssueSVID("/controller/"+c.cfg.Host, controllerLife, identity.IssueOptions{
+		DNSNames: []string{"localhost", c.cfg.Host}, Addresses: listenAddresses(c.cfg),
+	})
+	if err != nil {
+		return fmt.Errorf("issue the controller's certificate: %w", err)
+	}
+	c.svid.Store(svid)
+	return nil
+}
+
+func listenAddresses(cfg Config) []netip.Addr {
+	addresses := []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()}
+	for _, listen := range []string{cfg.APIListen, cfg.TransportListen} {
+		if at, err := netip.ParseAddrPort(listen); err == nil && !at.Addr().IsUnspecified() {
+			addresses = append(addresses, at.Addr())
+		}
+	}
+	return addresses
+}
+
+// run serves until ctx ends or a part fails for good. ready is closed when the
+// API answers.
+func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) error {
+	open := openBatch(c.authority.Bundle())
+	recognizer, err := recognition.New(recognition.Config{
+		Store: c.store, Log: c.log, Bundle: open, Node: c.cfg.Host,
+		QuarantineTTL: c.cfg.QuarantineFor, Logger: c.logger,
+	})
+	if err != nil {
+		return err
+	}
+	c.registry.MustRegister(recognizer.Collector())
+	server, err := c.newAPI()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.names.Run(ctx) })
+	group.Go(func() error { return c.policy.Run(ctx) })
+	group.Go(func() error { return recognizer.Run(ctx) })
+	group.Go(func() error { return c.lake.Land(ctx, c.log, open) })
+	group.Go(func() error { return serveJoin(ctx, c.exchange, c.authority, c.tokens, c.logger) })
+	group.Go(func() error { return c.serveRenewals(ctx) })
+	group.Go(func() error { return c.serveRulesets(ctx) })
+	group.Go(func() error { return c.serveStatus(ctx) })
+	group.Go(func() error { return c.keepCertificate(ctx) })
+	group.Go(func() error { return c.trimLog(ctx) })
+	group.Go(func() error { return server.Run(ctx) })
+	close(ready)
+	return group.Wait()
+}
+
+// keepCertificate renews the controller's own certificate at half of its life.
+func (c *controllerProcess) keepCertificate(ctx context.Context) error {
+	tick := time.NewTicker(controllerLife / 2)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if err := c.issue(); err != nil {
+				c.logger.Error("renew the controller's certificate", "err", err)
+			}
+		}
+	}
+}
+
+// senderHost returns the host of an agent that asked on its own subject.
+func senderHost(request stream.Request) (string, error) {
+	_, host, ok := strings.Cut(request.Sender, "/agent/")
+	if !ok || !strings.HasPrefix(request.Subject, "agent."+host+".") {
+		return "", fmt.Errorf("%s may not ask on %s", request.Sender, request.Subject)
+	}
+	return host, nil
+}
+
+func (c *controllerProcess) serveRulesets(ctx context.Context) error {
+	return c.exchange.Serve(ctx, fmt.Sprintf(subjectRuleset, "*"), func(ctx context.Context, request stream.Request) ([]byte, error) {
+		host, err := senderHost(request)
+		if err != nil {
+			return nil, err
+		}
+		var question rulesetQuestion
+		if err := json.Unmarshal(request.Data, &question); err != nil {
+			return nil, errors.New("the request is no question for a ruleset")
+		}
+		generation, envelope, err := c.policy.Signed(ctx, host)
+		if err != nil || generation <= question.Have {
+			return nil, err
+		}
+		return envelope, nil
+	})
+}
+
+func (c *controllerProcess) serveRenewals(ctx context.Context) error {
+	return c.exchange.Serve(ctx, fmt.Sprintf(subjectRenew, "*"), func(_ context.Context, request stream.Request) ([]byte, error) {
+		host, err := senderHost(request)
+		if err != nil {
+			return nil, err
+		}
+		return c.authority.Issue("/agent/"+host, request.Data, agentLife)
+	})
+}
+
+// serveStatus writes what agents report into their Host objects.
+func (c *controllerProcess) serveStatus(ctx context.Context) error {
+	kind, _ := bocage.KindNamed("Host")
+	return c.exchange.Serve(ctx, fmt.Sprintf(subjectStatus, "*"), func(ctx context.Context, request stream.Request) ([]byte, error) {
+		name, err := senderHost(request)
+		if err != nil {
+			return nil, err
+		}
+		var report hostReport
+		if err := json.Unmarshal(request.Data, &report); err != nil {
+			return nil, errors.New("the report of the agent is damaged")
+		}
+		err = store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {
+			for _, condition := range report.Status.Conditions {
+				h.Status.Conditions = bocage.SetCondition(h.Status.Conditions, condition)
+			}
+			report.Status.Conditions = h.Status.Conditions
+			h.Status = report.Status
+			return true, nil
+		})
+		if errors.Is(err, store.ErrNotFound) {
+			err = c.createHost(ctx, kind, name, report.Status)
+		}
+		return nil, err
+	})
+}
+
+func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {
+	now := time.Now().UTC().Truncate(time.Second)
+	host := &bocage.Host{ObjectMeta: bocage.ObjectMeta{Name: name, UID: newUID(), Generation: 1, CreationTimestamp: &now}, Status: status}
+	_, err := store.PutObject(ctx, c.store, kind, host, store.Absent)
+	if errors.Is(err, store.ErrConflict) {
+		return nil // another report was faster; the next one updates
+	}
+	return err
+}
+
+func (c *controllerProcess) newAPI() (*api.Server, error) {
+	return api.New(api.Config{
+		Store: c.store, Listen: c.cfg.APIListen, Socket: c.cfg.Socket(), TrustDomain: c.cfg.TrustDomain,
+		SVID: c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
+		Functions: api.Functions{
+			Explain:   c.policy.Explain,
+			Plan:      c.policy.Plan,
+			Flows:     c.flows.Flows,
+			Hunt:      c.hunt,
+			Suggest:   c.suggest,
+			JoinToken: c.tokens.Create,
+		},
+	})
+}
+
+func (c *controllerProcess) hunt(ctx context.Context, sql string, limit int) (bocage.HuntResult, error) {
+	return c.lake.Query(ctx, sql, limit)
+}
+
+// suggest draws policy from what was seen since some time ago.
+func (c *controllerProcess) suggest(ctx context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error) {
+	if err := c.lake.Flush(ctx); err != nil {
+		return bocage.SuggestResult{}, fmt.Errorf("bring the history up to date: %w", err)
+	}
+	from := time.Time{}
+	if since > 0 {
+		from = time.Now().Add(-since)
+	}
+	edges, err := c.lake.Edges(ctx, from)
+	if err != nil {
+		return bocage.SuggestResult{}, err
+	}
+	return suggest.Suggest(edges, c.names.All(), namespaces), nil
+}
+
+// decider names the object behind a decision.
+func (c *controllerProcess) decider(generation uint32, id bocage.DecisionID) string {
+	decision, ok := c.policy.Decision(generation, id)
+	if !ok || len(decision.By) == 0 {
+		return ""
+	}
+	return decision.By[0].String()
+}
+
+func (c *controllerProcess) close() {
+	if c.lake != nil {
+		if err := c.lake.Close(); err != nil {
+			c.logger.Warn("close the history", "err", err)
+		}
+	}
+	if c.transport != nil {
+		if err := c.transport.Close(); err != nil {
+			c.logger.Warn("close the transport", "err", err)
+		}
+	}
+	if c.store != nil {
+		if err := c.store.Close(); err != nil {
+			c.logger.Warn("close the store", "err", err)
+		}
+	}
+}

@@ -1,0 +1,106 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/deception"
+	"bocage.dev/bocage/inspection/suricata"
+)
+
+// stopPatience is how long a process may take to end by itself.
+const stopPatience = 10 * time.Second
+
+// Off takes an installation down: the process that runs it, every hook and map
+// in the kernel, the inspection engine, the decoys, the run folder, and with
+// purge the state too. It works without any controller and after a crash, and
+// goes on past what fails.
+func Off(ctx context.Context, cfg Config, purge bool, say func(format string, args ...any)) error {
+	cfg, err := cfg.Complete()
+	if err != nil {
+		return err
+	}
+	var faults []error
+	step := func(what string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", what, err))
+			say("✗ %s: %v", what, err)
+			return
+		}
+		say("✓ %s", what)
+	}
+	if pid := running(cfg.RunDir); pid != 0 {
+		step(fmt.Sprintf("process %d stopped", pid), stop(ctx, pid))
+	}
+	step("kernel hooks and maps removed: nothing is filtered", removeHooks(ctx, cfg.PinDir()))
+	step("inspection engine removed", suricata.Remove(cfg.inspectionConfig()))
+	step("decoys removed", deception.Remove(deception.Config{
+		Host: cfg.Host, Namespace: cfg.decoyNamespace(), Dir: cfg.agentDir("decoys"), Logger: cfg.Logger,
+	}))
+	step(cfg.RunDir+" removed", os.RemoveAll(cfg.RunDir))
+	if purge {
+		step(cfg.StateDir+" removed", os.RemoveAll(cfg.StateDir))
+	}
+	// Parents that this installation made go too when nothing else is in them.
+	for _, dir := range []string{filepath.Dir(cfg.PinDir())} {
+		_ = os.Remove(dir)
+	}
+	return errors.Join(faults...)
+}
+
+func stop(ctx context.Context, pid int) error {
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		if errors.Is(err, syscall.ESRCH) {
+			return nil
+		}
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for alive(pid) {
+		select {
+		case <-ctx.Done():
+			return syscall.Kill(pid, syscall.SIGKILL)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// alive reports whether a process still runs; one that has ended and waits for
+// its parent to notice does not.
+func alive(pid int) bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, rest, found := strings.Cut(string(stat), ") ") // the name before may hold anything
+	return !found || !strings.HasPrefix(rest, "Z")
+}
+
+// removeHooks tries for a moment: the kernel lets go of an ended process's files
+// a little after the process is gone.
+func removeHooks(ctx context.Context, dir string) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	for {
+		err := dataplane.Remove(dir)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/identity"
+	"bocage.dev/bocage/policy"
+)
+
+// rulesetSource brings verified rulesets to the agent's loop: first the one that
+// the last process kept, then whatever a controller signs that is newer.
+type rulesetSource struct {
+	agent  *agentProcess
+	bundle *identity.Bundle // set before joined is closed
+	joined <-chan struct{}
+	notice chan struct{}
+	cached bool
+}
+
+type rulesetQuestion struct {
+	Have uint64 `json:"have"`
+}
+
+// Next implements agent.Rulesets: it blocks until a newer ruleset is there, whose
+// inspection profiles and decoys stand ready before it is handed on.
+func (s *rulesetSource) Next(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
+	if !s.cached {
+		s.cached = true
+		switch ruleset, err := s.kept(); {
+		case err == nil && ruleset.Generation >= have:
+			return s.prepare(ruleset)
+		case err != nil && !errors.Is(err, fs.ErrNotExist):
+			s.agent.logger.Warn("the kept ruleset is of no use: waiting for a controller", "err", err)
+		}
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.joined:
+	}
+	poll := time.NewTicker(pollEvery)
+	defer poll.Stop()
+	for {
+		ruleset, err := s.ask(ctx, have)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err != nil:
+			s.agent.logger.Debug("ask for a ruleset", "err", err)
+			s.agent.faults.set("controller", "no controller answers: the last ruleset stays in force")
+		default:
+			s.agent.faults.clear("controller")
+		}
+		if ruleset != nil {
+			return s.prepare(ruleset)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-s.notice:
+		case <-poll.C:
+		}
+	}
+}
+
+// ask returns nil if nothing is newer than what the agent has.
+func (s *rulesetSource) ask(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	question, err := json.Marshal(rulesetQuestion{have})
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := s.agent.exchange.Ask(ctx, fmt.Sprintf(subjectRuleset, s.agent.cfg.Host), question)
+	if err != nil || len(envelope) == 0 {
+		return nil, err
+	}
+	ruleset, err := openRuleset(s.bundle, envelope, s.agent.cfg.Host, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	if ruleset.Generation <= have {
+		return nil, fmt.Errorf("a controller offers generation %d and %d is in force: refused", ruleset.Generation, have)
+	}
+	if err := writeFile(s.keptPath(), envelope, 0o600); err != nil {
+		s.agent.logger.Warn("keep the ruleset for the next start", "err", err)
+	}
+	return ruleset, nil
+}
+
+// prepare makes the functions that the ruleset refers to ready: a verdict that
+// says inspect must not be in force before the profile is.
+func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error) {
+	if engine := s.agent.inspection; engine != nil {
+		if err := engine.Load(ruleset.Profiles); err != nil {
+			s.agent.logger.Error("load inspection profiles", "generation", ruleset.Generation, "err", err)
+			s.agent.faults.set("profiles", err.Error())
+		} else {
+			s.agent.faults.clear("profiles")
+		}
+	}
+	if decoys := s.agent.decoys; decoys != nil {
+		if err := decoys.Place(ruleset.Decoys); err != nil {
+			s.agent.logger.Error("place decoys", "generation", ruleset.Generation, "err", err)
+			s.agent.faults.set("decoys", err.Error())
+		} else {
+			s.agent.faults.clear("decoys")
+		}
+	}
+	s.agent.ruleset.Store(ruleset)
+	return ruleset, nil
+}
+
+func (s *rulesetSource) keptPath() string {
+	return filepath.Join(s.agent.cfg.agentDir("identity"), "ruleset.signed")
+}
+
+// kept reads the ruleset that the last process kept. It is verified like one
+// from the network: the disk is no authority.
+func (s *rulesetSource) kept() (*bocage.Ruleset, error) {
+	credentials, err := loadCredentials(s.agent.cfg.agentDir("identity"), s.agent.cfg.TrustDomain)
+	if err != nil {
+		return nil, err
+	}
+	envelope, err := os.ReadFile(s.keptPath())
+	if err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(s.keptPath())
+	if err != nil {
+		return nil, err
+	}
+	// The signer's certificate is short-lived and may be over by now: what
+	// counts is that it was good when the ruleset was taken.
+	return openRuleset(credentials.bundle, envelope, s.agent.cfg.Host, info.ModTime())
+}
+
+// openRuleset verifies that a controller signed the ruleset and that it was cut
+// for this host.
+func openRuleset(bundle *identity.Bundle, envelope []byte, host string, now time.Time) (*bocage.Ruleset, error) {
+	payload, id, err := bundle.Open(envelope, bocage.SignedRuleset, now)
+	if err != nil {
+		return nil, fmt.Errorf("ruleset: %w", err)
+	}
+	if !strings.Contains(id, "/controller/") {
+		return nil, fmt.Errorf("ruleset signed by %s, which is no controller", id)
+	}
+	ruleset, err := policy.DecodeRuleset(payload)
+	if err != nil {
+		return nil, fmt.Errorf("ruleset: %w", err)
+	}
+	if ruleset.Host != host {
+		return nil, fmt.Errorf("ruleset is cut for host %q and this is %q", ruleset.Host, host)
+	}
+	return ruleset, nil
+}

@@ -1,0 +1,48 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"bocage.dev/bocage/stream"
+)
+
+// keepEvents is how long landed events stay in the log for `bocage observe`.
+const keepEvents = 6 * time.Hour
+
+// trimLog lets events leave the log once they are in the history and old
+// enough. Until they have landed they stay, however old: the log is what a full
+// disk of the history is made good from.
+func (c *controllerProcess) trimLog(ctx context.Context) error {
+	trimmer, ok := c.log.(stream.Trimmer)
+	if !ok {
+		return nil
+	}
+	type mark struct {
+		at     time.Time
+		landed uint64
+	}
+	var marks []mark
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		marks = append(marks, mark{time.Now(), c.lake.Landed()})
+		old := 0
+		for old < len(marks) && time.Since(marks[old].at) > keepEvents {
+			old++
+		}
+		if old == 0 {
+			continue
+		}
+		before := marks[old-1].landed + 1
+		marks = marks[old:]
+		if err := trimmer.Trim(ctx, before); err != nil {
+			c.logger.Warn("trim the log of events", "before", before, "err", err)
+		}
+	}
+}
