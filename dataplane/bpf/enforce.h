@@ -185,11 +185,16 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 		account(at, out, !original);
 		return ACT_PASS;
 	}
+	bool first_answer = !original && !(flow->flags & FLOW_REPLIED);
 	advance(at, flow, original);
 	if (fresh && !is_allowed(out->would))
 		account(at, out, !original);
 	else if (fresh && !down)
 		report_flow(key, flow, EVENT_START);
+	// A flow that is merely observed is told of at once when it is answered:
+	// what answers is what policy is suggested from.
+	if (first_answer && flow->owner == at->ifindex && !is_allowed(out->would))
+		report_flow(key, flow, EVENT_UPDATE);
 	__u64 last = flow->reported;
 	if (flow->owner == at->ifindex && at->now - last > UPDATE_PERIOD &&
 	    __sync_val_compare_and_swap(&flow->reported, last, at->now) == last)
