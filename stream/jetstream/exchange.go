@@ -18,10 +18,13 @@ import (
 const (
 	// askPatience is how long Ask waits if its context has no deadline.
 	askPatience = 10 * time.Second
-	// answering is how many questions of one Serve are answered at a time.
-	answering = 64
-	// Questions and notices that wait; past it they are lost, and counted.
-	waitingMessages, waitingBytes = 8192, 128 << 20
+	// answering is how many questions of one Serve are answered at a time; the
+	// others wait, of one sender so many and in all so many, and the rest are
+	// refused. So one who asks too much keeps nobody else waiting.
+	answering, waitingEach, waitingAll = 64, 32, 4096
+	// What the connection holds for a Serve or Listen that is behind; past it
+	// messages are lost, and counted.
+	behindMessages, behindBytes = 8192, 128 << 20
 
 	queueGroup = "serve"
 	// headerError marks an answer that is an error; the value is its kind.
@@ -36,24 +39,56 @@ const (
 type exchange struct {
 	conn   *nats.Conn
 	logger *slog.Logger
-	// sender says whose question a message is; nil where nobody serves others.
-	sender func(subject, reply string) (string, error)
+	// sender says whose question a message is, and whether it is this end's own;
+	// nil where nobody else's can come.
+	sender func(*nats.Msg) (id string, own bool, err error)
 	// changed, if set, hears of the connection's coming and going.
 	changed func(connected bool)
-	lost    atomic.Uint64
+	counts  counts
 
-	mu      sync.Mutex // guards pending
-	pending map[*question]struct{}
+	mu    sync.Mutex // guards waits
+	waits map[*wait]struct{}
 }
 
-// question is one Ask that waits, for the connection's troubles to end it early.
-type question struct {
+type counts struct{ asked, answered, refused, shed, lost atomic.Uint64 }
+
+// wait is an Ask, a Serve or a Listen that the connection's troubles end early.
+type wait struct {
+	verb    string // publish or subscription, as the server's errors have it
 	subject string
 	fail    context.CancelCauseFunc
 }
 
-func newExchange(logger *slog.Logger, sender func(subject, reply string) (string, error)) *exchange {
-	return &exchange{logger: logger, sender: sender, pending: make(map[*question]struct{})}
+// begin returns a context that ends with ctx, with done, or with such troubles.
+func (x *exchange) begin(ctx context.Context, verb, subject string) (waiting context.Context, done func()) {
+	waiting, fail := context.WithCancelCause(ctx)
+	w := &wait{verb, subject, fail}
+	x.mu.Lock()
+	x.waits[w] = struct{}{}
+	x.mu.Unlock()
+	return waiting, func() {
+		fail(nil)
+		x.mu.Lock()
+		defer x.mu.Unlock()
+		delete(x.waits, w)
+	}
+}
+
+// fail ends those that wait on a verb and subject; an empty subject stands for all.
+func (x *exchange) fail(verb, subject string, cause error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for w := range x.waits {
+		if w.verb == verb && (subject == "" || w.subject == subject) {
+			w.fail(cause)
+		}
+	}
+}
+
+const publishing, subscribing = "publish", "subscription"
+
+func newExchange(logger *slog.Logger, sender func(*nats.Msg) (string, bool, error)) *exchange {
+	return &exchange{logger: logger, sender: sender, waits: make(map[*wait]struct{})}
 }
 
 // options let the exchange hear of its connection's troubles.
@@ -62,7 +97,7 @@ func (x *exchange) options() []nats.Option {
 		nats.ReconnectBufSize(-1), // a question is not kept for later: its asker decides
 		nats.PermissionErrOnSubscribe(true),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
-			x.failPending("", fmt.Errorf("%w: the connection broke", stream.ErrUnavailable))
+			x.fail(publishing, "", fmt.Errorf("%w: the connection broke", stream.ErrUnavailable))
 			x.tell(false)
 		}),
 		nats.ConnectHandler(func(*nats.Conn) { x.tell(true) }),
@@ -70,15 +105,23 @@ func (x *exchange) options() []nats.Option {
 		nats.ErrorHandler(func(_ *nats.Conn, s *nats.Subscription, err error) {
 			switch {
 			case errors.Is(err, nats.ErrPermissionViolation):
-				if subject, ok := refusedSubject(err); ok {
-					x.failPending(subject, stream.ErrDenied)
+				for _, verb := range []string{publishing, subscribing} {
+					if subject, ok := refusedSubject(err, verb); ok {
+						x.fail(verb, subject, stream.ErrDenied)
+					}
 				}
 			case errors.Is(err, nats.ErrSlowConsumer) && s != nil:
-				x.logger.Warn("messages lost: too many wait", "subject", s.Subject, "lost", x.lost.Add(1))
+				if n := x.counts.lost.Add(1); rarely(n) {
+					x.logger.Warn("messages lost", "subject", s.Subject, "lost", n)
+				}
 			}
 		}),
 	}
 }
+
+// rarely is true of the first, second, fourth and so on, so that whoever causes a
+// message cannot fill a disk with it.
+func rarely(n uint64) bool { return n&(n-1) == 0 }
 
 func (x *exchange) tell(connected bool) {
 	if x.changed != nil {
@@ -87,26 +130,15 @@ func (x *exchange) tell(connected bool) {
 }
 
 // refusedSubject finds the subject in the server's `Permissions Violation for
-// Publish to "SUBJECT"`.
-func refusedSubject(err error) (string, bool) {
+// Publish to "SUBJECT"`, or of Subscription to.
+func refusedSubject(err error, verb string) (string, bool) {
 	text := err.Error()
-	_, rest, ok := strings.Cut(strings.ToLower(text), `publish to "`)
+	_, rest, ok := strings.Cut(strings.ToLower(text), verb+` to "`)
 	if !ok {
 		return "", false
 	}
 	subject, _, ok := strings.Cut(text[len(text)-len(rest):], `"`) // in its own case
 	return subject, ok
-}
-
-// failPending ends the waiting questions on a subject, or all.
-func (x *exchange) failPending(subject string, cause error) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	for q := range x.pending {
-		if subject == "" || q.subject == subject {
-			q.fail(cause)
-		}
-	}
 }
 
 // Ask implements stream.Exchange.
@@ -128,17 +160,8 @@ func (x *exchange) ask(ctx context.Context, message *nats.Msg, data []byte) (*na
 		ctx, cancel = context.WithTimeout(ctx, askPatience)
 		defer cancel()
 	}
-	asking, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	q := &question{message.Subject, fail}
-	x.mu.Lock()
-	x.pending[q] = struct{}{}
-	x.mu.Unlock()
-	defer func() {
-		x.mu.Lock()
-		defer x.mu.Unlock()
-		delete(x.pending, q)
-	}()
+	asking, done := x.begin(ctx, publishing, message.Subject)
+	defer done()
 	reply, err := x.conn.RequestMsgWithContext(asking, message)
 	if err != nil {
 		return nil, explain(ctx, asking, err)
@@ -183,45 +206,96 @@ func (x *exchange) Serve(ctx context.Context, subject string, answer func(contex
 }
 
 func (x *exchange) serve(ctx context.Context, subscription *nats.Subscription, answer func(context.Context, *nats.Msg, string) (*nats.Msg, error)) error {
+	defer x.unsubscribe(subscription)
 	var answers sync.WaitGroup
 	defer answers.Wait()
-	defer x.unsubscribe(subscription)
 	room := make(chan struct{}, answering)
+	turns := &turns{each: make(map[string]int)}
+	waiting, done := x.begin(ctx, subscribing, subscription.Subject)
+	defer done()
 	for {
-		message, err := subscription.NextMsgWithContext(ctx)
-		if done, err := x.over(ctx, err); done {
+		message, err := subscription.NextMsgWithContext(waiting)
+		if over, err := x.over(ctx, waiting, err); over {
 			return wrap("serve "+subscription.Subject, err)
 		} else if message == nil {
 			continue
 		}
-		sender, err := x.whose(message)
+		x.counts.asked.Add(1)
+		sender, own, err := x.whose(message)
 		if err != nil {
-			x.logger.Warn("question refused", "subject", message.Subject, "err", err, "lost", x.lost.Add(1))
+			if n := x.counts.refused.Add(1); rarely(n) {
+				x.logger.Warn("question refused", "subject", message.Subject, "refused", n, "err", err)
+			}
+			continue // and no answer: it would go to somebody else
+		}
+		if !turns.take(sender, own) {
+			x.counts.shed.Add(1)
+			x.respond(message, nil, fmt.Errorf("%w: too many questions wait already", stream.ErrUnavailable))
 			continue
 		}
-		room <- struct{}{}
 		answers.Go(func() {
-			defer func() { <-room }()
-			reply, err := answer(ctx, message, sender)
-			if err != nil {
-				reply = &nats.Msg{Data: []byte(err.Error()), Header: nats.Header{headerError: {errorKind(err)}}}
-			}
-			if message.Reply == "" {
+			defer turns.leave(sender)
+			select {
+			case room <- struct{}{}:
+				defer func() { <-room }()
+			case <-ctx.Done():
+				x.counts.shed.Add(1)
+				x.respond(message, nil, fmt.Errorf("%w: it is not served any more", stream.ErrUnavailable))
 				return
 			}
-			// An asker who has gone asks again.
-			if err := message.RespondMsg(reply); err != nil {
-				x.logger.Debug("answer not sent", "subject", message.Subject, "err", err)
-			}
+			reply, err := answer(ctx, message, sender)
+			x.counts.answered.Add(1)
+			x.respond(message, reply, err)
 		})
 	}
 }
 
-func (x *exchange) whose(message *nats.Msg) (string, error) {
-	if x.sender == nil {
-		return "", nil
+func (x *exchange) respond(message, reply *nats.Msg, err error) {
+	if message.Reply == "" {
+		return
 	}
-	return x.sender(message.Subject, message.Reply)
+	if err != nil {
+		reply = &nats.Msg{Data: []byte(err.Error()), Header: nats.Header{headerError: {errorKind(err)}}}
+	}
+	// An asker who has gone asks again.
+	if err := message.RespondMsg(reply); err != nil {
+		x.logger.Debug("answer not sent", "subject", message.Subject, "err", err)
+	}
+}
+
+// whose returns the sender of a question and whether that is this end's own side.
+func (x *exchange) whose(message *nats.Msg) (sender string, own bool, err error) {
+	if x.sender == nil {
+		return "", true, nil
+	}
+	return x.sender(message)
+}
+
+// turns counts the questions that wait or are being answered.
+type turns struct {
+	mu   sync.Mutex // guards the fields below
+	all  int
+	each map[string]int
+}
+
+func (t *turns) take(sender string, own bool) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.all >= waitingAll || !own && t.each[sender] >= waitingEach {
+		return false
+	}
+	t.all++
+	t.each[sender]++
+	return true
+}
+
+func (t *turns) leave(sender string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.all--
+	if t.each[sender]--; t.each[sender] == 0 {
+		delete(t.each, sender)
+	}
 }
 
 // Notify implements stream.Exchange.
@@ -242,9 +316,11 @@ func (x *exchange) Listen(ctx context.Context, subject string, each func(subject
 		return fmt.Errorf("listen to %s: %w", subject, err)
 	}
 	defer x.unsubscribe(subscription)
+	waiting, done := x.begin(ctx, subscribing, subject)
+	defer done()
 	for {
-		message, err := subscription.NextMsgWithContext(ctx)
-		if done, err := x.over(ctx, err); done {
+		message, err := subscription.NextMsgWithContext(waiting)
+		if over, err := x.over(ctx, waiting, err); over {
 			return wrap("listen to "+subject, err)
 		} else if message != nil {
 			each(message.Subject, message.Data)
@@ -269,7 +345,16 @@ func (x *exchange) subscribe(ctx context.Context, subject, queue string) (*nats.
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", stream.ErrUnavailable, err)
 	}
-	return subscription, subscription.SetPendingLimits(waitingMessages, waitingBytes)
+	if err := subscription.SetPendingLimits(behindMessages, behindBytes); err != nil {
+		return nil, err
+	}
+	// Once the server has answered, the subscription is in force, or refused.
+	flushing, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	if err := x.conn.FlushWithContext(flushing); err != nil && ctx.Err() == nil {
+		x.logger.Debug("subscription waits for the connection", "subject", subject, "err", err)
+	}
+	return subscription, nil
 }
 
 func (x *exchange) unsubscribe(s *nats.Subscription) {
@@ -279,10 +364,12 @@ func (x *exchange) unsubscribe(s *nats.Subscription) {
 }
 
 // over says whether a subscription has ended, and why.
-func (x *exchange) over(ctx context.Context, err error) (bool, error) {
+func (x *exchange) over(ctx, waiting context.Context, err error) (bool, error) {
 	switch {
 	case ctx.Err() != nil:
 		return true, nil
+	case waiting.Err() != nil:
+		return true, context.Cause(waiting)
 	case err == nil, errors.Is(err, nats.ErrSlowConsumer): // counted by the error handler
 		return false, nil
 	case errors.Is(err, nats.ErrPermissionViolation):

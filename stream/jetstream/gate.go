@@ -8,9 +8,11 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
 
 	"bocage.dev/bocage/identity"
 )
@@ -75,6 +77,7 @@ type gate struct {
 	permissions func(string) (Permissions, error)
 	logger      *slog.Logger
 	joins       *limiter
+	refused     atomic.Uint64
 
 	mu          sync.Mutex // guards connections
 	connections map[string]map[uint64]struct{}
@@ -93,7 +96,9 @@ func newGate(config ServerConfig, svid *identity.SVID) *gate {
 func (g *gate) Check(c server.ClientAuthentication) bool {
 	who, err := g.admit(c)
 	if err != nil {
-		g.logger.Warn("connection refused", "peer", who, "address", addressOf(c), "err", err)
+		if n := g.refused.Add(1); rarely(n) {
+			g.logger.Warn("connection refused", "peer", who, "address", addressOf(c), "refused", n, "err", err)
+		}
 		return false
 	}
 	g.logger.Debug("connection admitted", "peer", who, "address", addressOf(c))
@@ -209,18 +214,25 @@ func (g *gate) owner(subject string) (id, inbox string, err error) {
 	return g.controller, inbox, err
 }
 
-// sender returns whose question it is, or an error if its answer would go to
-// somebody else: permissions say nothing about where an answer is sent, so an
-// agent could have the controller publish to any subject.
-func (g *gate) sender(subject, reply, own string) (string, error) {
-	id, inbox, err := g.owner(subject)
+// maxJoin is the most that somebody without a name may send, in bytes.
+const maxJoin = 64 << 10
+
+// sender returns whose question it is, and whether that is the controller's own,
+// or an error if its answer would go to somebody else: permissions say nothing
+// about where an answer is sent, so an agent could have the controller publish to
+// any subject.
+func (g *gate) sender(message *nats.Msg) (id string, own bool, err error) {
+	id, inbox, err := g.owner(message.Subject)
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	if !strings.HasPrefix(reply, inbox+".") || strings.ContainsAny(reply, "*> \t\r\n") {
-		return "", fmt.Errorf("a question on %s wants its answer on %s", subject, reply)
+	if !strings.HasPrefix(message.Reply, inbox+".") || strings.ContainsAny(message.Reply, "*> \t\r\n") {
+		return "", false, fmt.Errorf("it wants its answer on %q, which is not its sender's", message.Reply)
 	}
-	return id, nil
+	if id == "" && len(message.Data) > maxJoin {
+		return "", false, fmt.Errorf("it has %d bytes: want at most %d to join", len(message.Data), maxJoin)
+	}
+	return id, id == g.controller, nil
 }
 
 // note remembers a connection for disconnect, and forgets those that are over.

@@ -1,9 +1,9 @@
 package jetstream_test
 
 import (
+	"context"
 	"log/slog"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +15,7 @@ import (
 
 // site is a trust domain with a controller.
 type site struct {
+	dir       string
 	authority *identity.Authority
 	server    *jetstream.Server
 }
@@ -47,7 +48,7 @@ func newSite(t testing.TB, change func(*jetstream.ServerConfig)) *site {
 			t.Errorf("close: %v", err)
 		}
 	})
-	return &site{authority, server}
+	return &site{dir, authority, server}
 }
 
 func logger(t testing.TB) *slog.Logger {
@@ -57,24 +58,34 @@ func logger(t testing.TB) *slog.Logger {
 // agent connects an agent with a fresh identity.
 func (s *site) agent(t testing.TB, name string) *jetstream.Conn {
 	t.Helper()
-	svid, err := s.authority.IssueSVID("/agent/"+name, time.Hour)
+	conn, err := s.connect(t, name, time.Hour, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var current atomic.Pointer[identity.SVID]
-	current.Store(svid)
-	conn, err := jetstream.Connect(t.Context(), jetstream.ConnConfig{
-		Addresses: []string{s.server.Address()}, SVID: current.Load, Bundle: s.authority.Bundle(), Logger: logger(t),
-	})
+	return conn
+}
+
+func (s *site) connect(t testing.TB, name string, life time.Duration, changed func(bool)) (*jetstream.Conn, error) {
+	t.Helper()
+	svid, err := s.authority.IssueSVID("/agent/"+name, life)
 	if err != nil {
 		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := jetstream.Connect(ctx, jetstream.ConnConfig{
+		Addresses: []string{s.server.Address()}, SVID: func() *identity.SVID { return svid }, Bundle: s.authority.Bundle(),
+		Changed: changed, Logger: logger(t),
+	})
+	if err != nil {
+		return nil, err
 	}
 	t.Cleanup(func() {
 		if err := conn.Close(); err != nil {
 			t.Errorf("close: %v", err)
 		}
 	})
-	return conn
+	return conn, nil
 }
 
 func TestLogConformance(t *testing.T) {

@@ -73,9 +73,6 @@ func (s *Server) Log(name string, subjects ...string) (stream.Log, error) {
 			}
 		})
 	}
-	if err := s.own.FlushWithContext(ctx); err != nil { // now the server knows the subscriptions
-		return nil, fmt.Errorf("open log %s: %w", name, err)
-	}
 	return l, nil
 }
 

@@ -169,7 +169,7 @@ func (s *Server) start() error {
 		return err
 	}
 	s.gate.server = s.nats
-	log := &natsLogger{logger: s.logger, fatal: make(chan string, 1)}
+	log := &natsLogger{logger: s.logger, fatal: make(chan string, 1), kinds: make(map[string]uint64)}
 	s.nats.SetLoggerV2(log, false, false, false)
 	s.nats.Start()
 	if !s.nats.ReadyForConnections(startPatience) {
@@ -232,9 +232,7 @@ func (s *Server) connectOwn(svid *identity.SVID) error {
 	if err != nil {
 		return err
 	}
-	s.peer = newExchange(s.logger, func(subject, reply string) (string, error) {
-		return s.gate.sender(subject, reply, inbox)
-	})
+	s.peer = newExchange(s.logger, s.gate.sender)
 	s.own, err = nats.Connect("", append(s.peer.options(),
 		nats.InProcessServer(s.nats), nats.Token(s.gate.secret), nats.CustomInboxPrefix(inbox),
 		nats.Name(svid.Path()), nats.MaxReconnects(-1), nats.ReconnectWait(10*time.Millisecond))...)
@@ -255,6 +253,27 @@ func (s *Server) Exchange() stream.Exchange { return s.peer }
 // Disconnect cuts every connection of an identity at once and returns how many.
 // To keep it out, let Permissions refuse it first.
 func (s *Server) Disconnect(spiffeID string) int { return s.gate.disconnect(spiffeID) }
+
+// Counters are of the questions that have come since the start, messages for logs
+// among them: asked = answered + refused + shed + what is being answered now.
+type Counters struct {
+	Asked    uint64 `json:"asked"`
+	Answered uint64 `json:"answered"`
+	Refused  uint64 `json:"refused"` // the answer would have gone to somebody else
+	Shed     uint64 `json:"shed"`    // too many waited
+	Lost     uint64 `json:"lost"`    // not even that could be told
+	// Connections is how many have been refused.
+	Connections uint64 `json:"refusedConnections"`
+}
+
+// Counters returns what has been counted since the start.
+func (s *Server) Counters() Counters {
+	c := &s.peer.counts
+	return Counters{
+		Asked: c.asked.Load(), Answered: c.answered.Load(), Refused: c.refused.Load(), Shed: c.shed.Load(),
+		Lost: c.lost.Load(), Connections: s.gate.refused.Load(),
+	}
+}
 
 // Close ends the controller's connection, then the server.
 func (s *Server) Close() error {
@@ -277,21 +296,35 @@ func (s *Server) Close() error {
 func newSecret() string { return rand.Text() }
 
 // natsLogger writes the server's log to ours, a level lower: what it calls a
-// notice is detail to us.
+// notice is detail to us. Of each kind of fault it writes ever fewer, so that an
+// agent that causes them cannot fill a disk.
 type natsLogger struct {
 	logger *slog.Logger
 	fatal  chan string // holds the first
+
+	mu    sync.Mutex        // guards kinds
+	kinds map[string]uint64 // by format
 }
 
-func (l *natsLogger) Noticef(format string, v ...any) {
-	l.logger.Debug("nats", "event", fmt.Sprintf(format, v...))
+func (l *natsLogger) write(level slog.Level, format string, v []any) {
+	if !l.logger.Enabled(context.Background(), level) {
+		return
+	}
+	l.mu.Lock()
+	l.kinds[format]++
+	n := l.kinds[format]
+	l.mu.Unlock()
+	if rarely(n) {
+		l.logger.Log(context.Background(), level, "nats", "event", fmt.Sprintf(format, v...), "occurrence", n)
+	}
 }
-func (l *natsLogger) Warnf(format string, v ...any) {
-	l.logger.Info("nats", "event", fmt.Sprintf(format, v...))
-}
-func (l *natsLogger) Errorf(format string, v ...any) {
-	l.logger.Warn("nats", "event", fmt.Sprintf(format, v...))
-}
+
+func (l *natsLogger) Noticef(format string, v ...any) { l.write(slog.LevelDebug, format, v) }
+func (l *natsLogger) Warnf(format string, v ...any)   { l.write(slog.LevelInfo, format, v) }
+func (l *natsLogger) Errorf(format string, v ...any)  { l.write(slog.LevelWarn, format, v) }
+func (l *natsLogger) Debugf(string, ...any)           {}
+func (l *natsLogger) Tracef(string, ...any)           {}
+
 func (l *natsLogger) Fatalf(format string, v ...any) {
 	message := fmt.Sprintf(format, v...)
 	l.logger.Error("nats", "event", message)
@@ -300,5 +333,3 @@ func (l *natsLogger) Fatalf(format string, v ...any) {
 	default:
 	}
 }
-func (l *natsLogger) Debugf(string, ...any) {}
-func (l *natsLogger) Tracef(string, ...any) {}
