@@ -44,7 +44,8 @@ type Ruleset struct {
 }
 
 // RulesetKey is the store's key of the ruleset of a host: a signed envelope of
-// kind SignedRuleset around the JSON of the Ruleset.
+// kind SignedRuleset around the JSON of the Ruleset, compressed by gzip if it is
+// large; the policy room reads both.
 func RulesetKey(host string) string { return "rulesets/" + host }
 
 // Kinds of signed envelope (see the identity package).

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -152,10 +153,11 @@ func (m *mirror) put(key string, value []byte, revision store.Revision, logger *
 	}
 }
 
-// replace takes over a whole list.
+// replace takes over a whole list, unless the watch has brought the mirror past
+// it already.
 func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.Logger) {
 	m.mu.Lock()
-	before := m.objects
+	before := maps.Clone(m.objects)
 	m.mu.Unlock()
 	objects := make(map[string]*object, len(entries))
 	for _, e := range entries {
@@ -176,15 +178,17 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for key, old := range m.objects {
-		if old.revision > at {
-			objects[key] = old // changed since the list was read
-		}
-	}
-	m.objects = objects
-	m.revision = max(m.revision, at)
 	m.hurry = true
 	wake(m.changed)
+	if at <= m.revision {
+		return
+	}
+	for key, old := range m.objects {
+		if old.revision > at {
+			objects[key] = old // our own write, which the watch will bring
+		}
+	}
+	m.objects, m.revision = objects, at
 }
 
 // reached notes that everything up to a revision is in.
