@@ -59,6 +59,12 @@ func (f frame) bytes() []byte {
 		b = append(b, hops, byte(f.protocol), 0, 0)
 		b = append(b, f.source.AsSlice()...)
 		b = append(b, f.dst.AsSlice()...)
+		var sum uint32
+		for i := 14; i < 34; i += 2 {
+			sum += uint32(be.Uint16(b[i:]))
+		}
+		sum = sum&0xffff + sum>>16
+		be.PutUint16(b[24:], ^uint16(sum&0xffff+sum>>16))
 		return append(b, l4...)
 	}
 	var chain []byte

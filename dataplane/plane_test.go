@@ -24,10 +24,13 @@ type plane struct {
 }
 
 // newPlane opens a dataplane in a fresh namespace.
-func newPlane(t testing.TB) *plane {
+func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	t.Helper()
 	p := &plane{t: t, namespace: hosttest.Namespace(t), events: make(chan bocage.FlowEvent, 1<<16)}
 	p.cfg = Config{Host: "h1", PinDir: pinDir(t), FlowEntries: 1 << 14, EventBytes: 1 << 20}
+	for _, option := range options {
+		option(&p.cfg)
+	}
 	p.open()
 	t.Cleanup(func() {
 		p.Close()
