@@ -193,15 +193,22 @@ spec: {namespaces: [shop], mode: enforce}
 
 // enforce goes the way of a user: suggest, complete, plan, apply.
 func (d *demo) enforce(ctx context.Context) error {
-	suggested, err := d.cli.must(ctx, 0, "", "policy", "suggest", "-n", "shop,users")
-	if err != nil {
+	var documents []manifest.Document
+	took, err := within(ctx, 45*time.Second, "every service of the shop is suggested", func() (bool, error) {
+		suggested, err := d.cli.run(ctx, "", "policy", "suggest", "-n", "shop,users")
+		if err != nil || suggested.code != 0 {
+			return false, err
+		}
+		var faults bocage.Faults
+		if documents, faults = manifest.Read("suggested", []byte(suggested.out)); len(faults) > 0 {
+			return true, fmt.Errorf("what was suggested does not read: %w", faults)
+		}
+		return len(documents) == 5, fmt.Errorf("suggested so far:\n%s%s", suggested.out, suggested.err)
+	})
+	if err != nil && took == 0 {
 		return err
 	}
-	documents, faults := manifest.Read("suggested", []byte(suggested.out))
-	if err := faults.Err(); err != nil {
-		return fmt.Errorf("what was suggested does not read: %w", err)
-	}
-	d.held("bocage policy suggest wrote %d Applications from what was seen", len(documents))
+	d.held("bocage policy suggest wrote %d Applications from what was seen (after %.1f s)", len(documents), took.Seconds())
 	// What passes at an interface only its owner knows: db holds card data.
 	var resources []bocage.Resource
 	classified := false
@@ -215,7 +222,7 @@ func (d *demo) enforce(ctx context.Context) error {
 		resources = append(resources, document.Resource)
 	}
 	if !classified {
-		return fmt.Errorf("no Application for db was suggested:\n%s", suggested.out)
+		return errors.New("no Application for db was suggested")
 	}
 	resources = append(resources, &bocage.InspectionProfile{
 		TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "InspectionProfile"},
@@ -241,7 +248,7 @@ func (d *demo) enforce(ctx context.Context) error {
 	if _, err := d.cli.must(ctx, 0, "", "apply", "-f", shop, "-f", rails); err != nil {
 		return err
 	}
-	took, err := d.inForce(ctx, 0)
+	took, err = d.inForce(ctx, 0)
 	if err != nil {
 		return err
 	}
