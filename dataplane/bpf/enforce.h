@@ -193,7 +193,7 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 		report_flow(key, flow, EVENT_START);
 	// A flow that is merely observed is told of at once when it is answered:
 	// what answers is what policy is suggested from.
-	if (first_answer && flow->owner == at->ifindex && !is_allowed(out->would))
+	if (first_answer && !is_allowed(out->would))
 		report_flow(key, flow, EVENT_UPDATE);
 	__u64 last = flow->reported;
 	if (flow->owner == at->ifindex && at->now - last > UPDATE_PERIOD &&
