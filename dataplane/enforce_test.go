@@ -503,13 +503,13 @@ func TestRootDarkAddress(t *testing.T) {
 	say("10.77.0.2:9")
 	say("10.77.0.99:9")
 	say("[fd77::99]:9")
-	for _, want := range []string{"10.77.0.99", "fd77::99"} {
-		e := p.await("a dark address", func(e bocage.FlowEvent) bool {
-			if e.Reason == bocage.ReasonDarkAddress && (e.Remote == b.v4 || e.Remote == gateway.Addr()) {
-				t.Errorf("%s answers and is told to be dark", e.Remote)
-			}
-			return e.Reason == bocage.ReasonDarkAddress && e.Remote.String() == want
-		})
+	dark := map[string]bool{"10.77.0.99": true, "fd77::99": true}
+	for len(dark) > 0 {
+		e := p.await("a dark address", func(e bocage.FlowEvent) bool { return e.Reason == bocage.ReasonDarkAddress })
+		if !dark[e.Remote.String()] {
+			t.Errorf("%s is told to be dark", e.Remote)
+		}
+		delete(dark, e.Remote.String())
 		if e.Kind != bocage.EventRefused || e.Verdict != bocage.VerdictAllow || e.Source != 101 || e.Packets == 0 || e.Interface != a.ifindex {
 			t.Errorf("event %+v", e)
 		}
