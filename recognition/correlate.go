@@ -19,7 +19,7 @@ const (
 	maxSlots   = 256 // different pieces of evidence by one attacker
 	maxLinked  = 64  // attackers in one incident
 	hubDegree  = 3   // more attackers than this have attacked it: it joins none of them
-	minWeight  = 2.5 // decayed weight that two stages need together: a likelihood ratio of 300
+	minWeight  = 2.2 // decayed weight that two stages need together: a likelihood ratio of 160
 	clockSlack = 2 * time.Second
 )
 
