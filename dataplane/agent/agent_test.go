@@ -1,0 +1,282 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"reflect"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/host"
+)
+
+func port(name string, identity bocage.Identity) bocage.Port {
+	return bocage.Port{Interface: name, Identity: identity, Group: 20, Workload: "shop/" + name,
+		MAC: "02:00:00:00:00:01", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")}}
+}
+
+func TestFold(t *testing.T) {
+	links := []host.Link{{Index: 1, Name: "lo"}, {Index: 2, Name: "br0"}, {Index: 3, Name: "eth0", Master: 2},
+		{Index: 4, Name: "web", Master: 2}, {Index: 5, Name: "stray", Master: 2}, {Index: 6, Name: "apart"}}
+	web, gone := port("web", 101), port("gone", 102)
+	tests := []struct {
+		name    string
+		ruleset *bocage.Ruleset
+		watch   Watch
+		want    Wanted
+	}{
+		{"no ruleset, nothing watched", nil, Watch{}, Wanted{}},
+		{"a port of the ruleset", &bocage.Ruleset{Ports: []bocage.Port{web}}, Watch{},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}}}},
+		{"a port without an interface", &bocage.Ruleset{Ports: []bocage.Port{gone, web}}, Watch{},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}}, Missing: []bocage.Port{gone}}},
+		{"who joins a watched bridge", &bocage.Ruleset{Ports: []bocage.Port{web}}, Watch{Bridges: []string{"br0"}, Uplinks: []string{"eth0"}},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}, {Ifindex: 5, Port: bocage.Port{Interface: "stray"}}}}},
+		{"a watched bridge without a ruleset", nil, Watch{Bridges: []string{"br0"}, Uplinks: []string{"eth0"}},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: bocage.Port{Interface: "web"}}, {Ifindex: 5, Port: bocage.Port{Interface: "stray"}}}}},
+		{"two ports on one interface", &bocage.Ruleset{Ports: []bocage.Port{web, port("web", 103)}}, Watch{},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}}}},
+	}
+	for _, test := range tests {
+		if got := Fold(test.ruleset, links, test.watch); !reflect.DeepEqual(got, test.want) {
+			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
+		}
+	}
+}
+
+func TestDifference(t *testing.T) {
+	links := []host.Link{{Index: 4, Name: "web"}, {Index: 5, Name: "api"}}
+	web, api := dataplane.Attachment{Ifindex: 4, Port: port("web", 101)}, dataplane.Attachment{Ifindex: 5, Port: port("api", 102)}
+	moved := web
+	moved.Port.Identity = 103
+	turned := web
+	turned.Port.Addresses = []netip.Addr{web.Port.Addresses[1], web.Port.Addresses[0]}
+	lost := dataplane.Attachment{Ifindex: 9, Port: port("gone", 104)}
+	unknown := dataplane.Attachment{Ifindex: 4, Port: bocage.Port{Interface: "web"}}
+	tests := []struct {
+		name       string
+		want, have []dataplane.Attachment
+		ruled      bool
+		attach     []dataplane.Attachment
+		detach     []uint32
+	}{
+		{"nothing yet", []dataplane.Attachment{web, api}, nil, true, []dataplane.Attachment{web, api}, nil},
+		{"all there", []dataplane.Attachment{web}, []dataplane.Attachment{web}, true, nil, nil},
+		{"order of addresses", []dataplane.Attachment{turned}, []dataplane.Attachment{web}, true, nil, nil},
+		{"another identity", []dataplane.Attachment{moved}, []dataplane.Attachment{web}, true, []dataplane.Attachment{moved}, nil},
+		{"no longer wanted", []dataplane.Attachment{web}, []dataplane.Attachment{web, api}, true, nil, []uint32{5}},
+		{"interface gone", nil, []dataplane.Attachment{lost}, false, nil, []uint32{9}},
+		{"no ruleset yet", nil, []dataplane.Attachment{web}, false, nil, nil},
+		{"watched, no ruleset yet", []dataplane.Attachment{unknown}, []dataplane.Attachment{web}, false, nil, nil},
+	}
+	for _, test := range tests {
+		attach, detach := difference(test.want, test.have, links, test.ruled)
+		if !reflect.DeepEqual(attach, test.attach) || !slices.Equal(detach, test.detach) {
+			t.Errorf("%s: attach %+v, detach %v", test.name, attach, detach)
+		}
+	}
+}
+
+// fake is a dataplane that remembers.
+type fake struct {
+	mu         sync.Mutex
+	generation uint64
+	attached   map[uint32]dataplane.Attachment
+	refuse     error // of Attach
+	events     []bocage.FlowEvent
+}
+
+func (f *fake) Generation() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.generation
+}
+
+func (f *fake) Apply(rs *bocage.Ruleset) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if rs.Default == 99 {
+		return errors.New("cannot be applied")
+	}
+	f.generation = rs.Generation
+	return nil
+}
+
+func (f *fake) Attach(a dataplane.Attachment) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse != nil {
+		return f.refuse
+	}
+	f.attached[a.Ifindex] = a
+	return nil
+}
+
+func (f *fake) Detach(ifindex uint32) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.attached, ifindex)
+	return nil
+}
+
+func (f *fake) Attached() []dataplane.Attachment {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var all []dataplane.Attachment
+	for _, a := range f.attached {
+		all = append(all, a)
+	}
+	slices.SortFunc(all, func(a, b dataplane.Attachment) int { return int(a.Ifindex) - int(b.Ifindex) })
+	return all
+}
+
+func (f *fake) Run(ctx context.Context, each func([]bocage.FlowEvent)) error {
+	each(f.events)
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// inbox gives rulesets as a test puts them in.
+type inbox struct {
+	ch   chan *bocage.Ruleset
+	errs chan error
+	have []uint64
+}
+
+func (i *inbox) Next(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
+	i.have = append(i.have, have)
+	select {
+	case rs := <-i.ch:
+		return rs, nil
+	case err := <-i.errs:
+		return nil, err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func TestAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{attached: map[uint32]dataplane.Attachment{}, events: []bocage.FlowEvent{{Source: 7}}}
+		in := &inbox{ch: make(chan *bocage.Ruleset), errs: make(chan error)}
+		links := make(chan []host.Link)
+		published := 0
+		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in,
+			Links: func(ctx context.Context, each func([]host.Link) error) error {
+				for {
+					select {
+					case l := <-links:
+						if err := each(l); err != nil {
+							return err
+						}
+					case <-ctx.Done():
+						return ctx.Err()
+					}
+				}
+			},
+			Publish: func(_ context.Context, events []bocage.FlowEvent) { published += len(events) }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- a.Run(ctx) }()
+		attached := func(want ...uint32) {
+			t.Helper()
+			synctest.Wait()
+			var got []uint32
+			for _, a := range f.Attached() {
+				got = append(got, a.Ifindex)
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("attached %v, want %v", got, want)
+			}
+		}
+
+		web, api := port("web", 101), port("api", 102)
+		in.ch <- &bocage.Ruleset{Generation: 1, Ports: []bocage.Port{web, api}}
+		attached() // no links listed yet
+		links <- []host.Link{{Index: 4, Name: "web"}}
+		attached(4)
+		if s := a.Status(); s.Generation != 1 || len(s.Missing) != 1 || s.Missing[0].Interface != "api" || len(s.Faults) != 0 {
+			t.Errorf("status %+v", s)
+		}
+		links <- []host.Link{{Index: 4, Name: "web"}, {Index: 5, Name: "api"}}
+		attached(4, 5)
+		links <- []host.Link{{Index: 5, Name: "api"}, {Index: 6, Name: "web"}}
+		attached(5, 6)
+
+		// A ruleset that cannot be applied changes nothing, and the next is awaited.
+		in.ch <- &bocage.Ruleset{Generation: 2, Default: 99}
+		attached(5, 6)
+		if s := a.Status(); s.Generation != 1 || len(s.Faults) != 1 {
+			t.Errorf("status %+v", s)
+		}
+		in.ch <- &bocage.Ruleset{Generation: 3, Ports: []bocage.Port{api}}
+		attached(5)
+		if s := a.Status(); s.Generation != 3 || len(s.Faults) != 0 {
+			t.Errorf("status %+v", s)
+		}
+		if !slices.Equal(in.have, []uint64{0, 1, 2, 3}) {
+			t.Errorf("asked with %v", in.have)
+		}
+
+		// What fails is tried again.
+		f.mu.Lock()
+		f.refuse = errors.New("busy")
+		f.mu.Unlock()
+		in.ch <- &bocage.Ruleset{Generation: 4, Ports: []bocage.Port{web, api}}
+		attached(5)
+		if s := a.Status(); len(s.Faults) != 1 {
+			t.Errorf("status %+v", s)
+		}
+		f.mu.Lock()
+		f.refuse = nil
+		f.mu.Unlock()
+		time.Sleep(10 * time.Second) // of the bubble: the retry
+		attached(5, 6)
+
+		in.errs <- errors.New("no controller")
+		time.Sleep(2 * time.Second)
+		in.ch <- &bocage.Ruleset{Generation: 5, Ports: []bocage.Port{web}}
+		attached(6)
+		if published != 1 {
+			t.Errorf("%d events published, want 1", published)
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run ended with %v", err)
+		}
+	})
+}
+
+func TestNewNamesAllFaults(t *testing.T) {
+	_, err := New(Config{})
+	if err == nil {
+		t.Fatal("an agent of nothing")
+	}
+	for _, name := range []string{"Dataplane", "Rulesets", "Links", "Publish"} {
+		if !slices.Contains(splitLines(err.Error()), name) {
+			t.Errorf("%q does not name %s", err, name)
+		}
+	}
+}
+
+func splitLines(s string) (words []string) {
+	word := ""
+	for _, r := range s + " " {
+		if r == ' ' || r == '\n' || r == ':' {
+			words = append(words, word)
+			word = ""
+			continue
+		}
+		word += string(r)
+	}
+	return words
+}
