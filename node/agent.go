@@ -54,6 +54,7 @@ type agentProcess struct {
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
+	hidden     atomic.Pointer[[]string] // uplinks that are left alone
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
@@ -82,7 +83,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	joined := make(chan struct{})
 	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
 	loop, err := agent.New(agent.Config{
-		Host: cfg.Host, Dataplane: a.dataplane, Rulesets: rulesets, Links: host.FollowLinks,
+		Host: cfg.Host, Dataplane: a.dataplane, Rulesets: rulesets, Links: a.followLinks,
 		Publish: a.publishFlows, Logger: a.logger,
 	})
 	if err != nil {

@@ -38,9 +38,11 @@ type Config struct {
 	Controllers []string
 	// JoinToken admits a new agent once; not needed beside a controller.
 	JoinToken string
-	// CAFile holds the trust bundle with which a joining agent checks its
-	// controller. Without it the first answer is trusted, as its token says.
-	CAFile string
+	// Uplinks names interfaces by which the host itself reaches others and that
+	// may be enforced on all the same; without a name they are left alone.
+	Uplinks []string
+	// AcceptRisk allows to name the uplink that carries the administrator's session.
+	AcceptRisk bool
 	// NoInspection and NoDeception leave the engine or the decoys out of this agent.
 	NoInspection, NoDeception bool
 	// QuarantineFor is how long recognition's own quarantine lasts.

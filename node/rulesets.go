@@ -117,6 +117,9 @@ func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error
 		}
 	}
 	s.agent.ruleset.Store(ruleset)
+	if hidden := s.agent.hidden.Load(); hidden != nil {
+		s.agent.noteHidden(*hidden)
+	}
 	return ruleset, nil
 }
 

@@ -22,6 +22,9 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err != nil {
 		return err
 	}
+	if err := cfg.checkUplinks(); err != nil {
+		return err
+	}
 	// The engine and the decoys run as users of their own, below the run folder.
 	if err := os.MkdirAll(cfg.RunDir, 0o755); err != nil {
 		return fmt.Errorf("make the run folder: %w", err)

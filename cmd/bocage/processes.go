@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -34,6 +35,8 @@ func controllerFlags(cmd *cobra.Command, cfg *node.Config) {
 func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags := cmd.Flags()
 	flags.BoolVar(&cfg.NoInspection, "no-inspection", false, "do without the inspection engine on this host")
+	flags.StringSliceVar(&cfg.Uplinks, "uplink", nil, "interface that carries the host's own traffic and may be enforced on all the same")
+	flags.BoolVar(&cfg.AcceptRisk, "accept-risk", false, "allow --uplink to name the interface that carries your session")
 	flags.BoolVar(&cfg.NoDeception, "no-deception", false, "do without decoys on this host")
 }
 
@@ -50,7 +53,11 @@ func (e *env) serve(cmd *cobra.Command, cfg node.Config) error {
 			}
 		}
 	}
-	return node.Run(cmd.Context(), cfg, func() { e.greet(cfg) })
+	err := node.Run(cmd.Context(), cfg, func() { e.greet(cfg) })
+	if errors.Is(err, node.ErrRisky) {
+		return &exitError{exitRisky, err.Error()}
+	}
+	return err
 }
 
 // greet says what runs now and what to do next.
