@@ -127,6 +127,9 @@ func (e *engine) start() (err error) {
 	if err := e.checkSocket(); err != nil {
 		return err
 	}
+	if err := e.checkData(); err != nil {
+		return err
+	}
 	if e.server, err = e.launch(); err != nil {
 		return err
 	}
@@ -139,7 +142,7 @@ func (e *engine) start() (err error) {
 	case err := <-e.server.Err():
 		return err
 	case <-late.C:
-		return fmt.Errorf("the server is not ready after %s", startPatience)
+		return fmt.Errorf("etcd is not ready after %s: %s", startPatience, repair)
 	}
 	e.client = v3client.New(e.server.Server)
 	var background context.Context
@@ -180,8 +183,24 @@ func (e *engine) checkSocket() error {
 	return nil
 }
 
+const repair = "if the data is damaged, restore it from a backup, or move the directory away to begin with an empty store"
+
+// checkData finds a database whose log is missing, with which etcd would wait for
+// ever.
+func (e *engine) checkData() error {
+	member := filepath.Join(e.config.Dir, "etcd", "member")
+	logs, err := filepath.Glob(filepath.Join(member, "wal", "*.wal"))
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(member, "snap", "db")); err == nil && len(logs) == 0 {
+		return fmt.Errorf("%s holds a database without its log: %s", member, repair)
+	}
+	return nil
+}
+
 // launch starts the server in a goroutine of its own, because etcd answers a
-// damaged file by ending the goroutine or by a panic.
+// damaged file by ending the goroutine, a panic, or waiting for one that ended.
 func (e *engine) launch() (*embed.Etcd, error) {
 	type outcome struct {
 		server *embed.Etcd
@@ -189,23 +208,27 @@ func (e *engine) launch() (*embed.Etcd, error) {
 	}
 	result := make(chan outcome, 1)
 	go func() {
-		o := outcome{err: errors.New("the server ended while starting")}
+		o := outcome{err: errors.New("etcd ended while starting")}
 		defer func() {
 			if r := recover(); r != nil {
-				o = outcome{err: fmt.Errorf("%v", r)}
-			}
-			if why := e.fatal.Load(); why != nil {
-				o.err = errors.New(*why)
-			}
-			if o.err != nil {
-				o.err = fmt.Errorf("%w: if the data is damaged, restore it from a backup, or move the directory away to begin with an empty store", o.err)
+				o = outcome{err: fmt.Errorf("etcd: %v", r)}
 			}
 			result <- o
 		}()
 		o.server, o.err = embed.StartEtcd(e.etcdConfig())
 	}()
-	o := <-result
-	return o.server, o.err
+	var o outcome
+	select {
+	case o = <-result:
+	case <-e.failed:
+	}
+	if why := e.fatal.Load(); why != nil {
+		o.err = fmt.Errorf("etcd: %s", *why)
+	}
+	if o.err != nil {
+		return nil, fmt.Errorf("%w: %s", o.err, repair)
+	}
+	return o.server, nil
 }
 
 func (e *engine) etcdConfig() *embed.Config {
@@ -239,8 +262,9 @@ func (e *engine) etcdConfig() *embed.Config {
 	return c
 }
 
-// onFatal is called where etcd would end the process: on a disk that fails. What
-// was acknowledged is safe; from here on everything is refused.
+// onFatal is called where etcd would end the process: on a disk that fails, or
+// data that makes no sense. What was acknowledged is safe; from here on
+// everything is refused.
 func (e *engine) onFatal(message string) {
 	if e.fatal.CompareAndSwap(nil, &message) {
 		close(e.failed)
@@ -256,7 +280,7 @@ func (e *engine) failure() error {
 	return fmt.Errorf("etcd ended: %s: see to the disk of %s and restart; what was acknowledged is safe", *why, e.config.Dir)
 }
 
-// Failed is closed when the embedded server had to end itself, on a disk that
+// Failed is closed when the embedded server had to end itself, say on a disk that
 // fails: the process should end and be restarted. It is nil for an etcd elsewhere.
 func (s *Store) Failed() <-chan struct{} {
 	if s.engine == nil {
@@ -390,7 +414,7 @@ func (e *engine) relieve(ctx context.Context) error {
 		}
 	}
 	if backend.SizeInUse() < backend.Size()-backend.Size()/8 {
-		if _, err := e.client.Defragment(ctx, ""); err != nil {
+		if err := backend.Defrag(); err != nil {
 			return fmt.Errorf("defragment: %w", err)
 		}
 	}

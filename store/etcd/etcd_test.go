@@ -1,9 +1,12 @@
 package etcd_test
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/etcd"
@@ -32,4 +35,13 @@ func TestConformance(t *testing.T) {
 func TestReopen(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	storetest.Reopen(t, func(t *testing.T) store.Store { return open(t, etcd.Config{Dir: dir}) })
+}
+
+func isTooLarge(err error) bool { return errors.Is(err, store.ErrTooLarge) }
+
+// shortly is a context for what is expected to fail.
+func shortly(t *testing.T) context.Context {
+	ctx, stop := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	t.Cleanup(stop)
+	return ctx
 }

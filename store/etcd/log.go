@@ -13,7 +13,7 @@ import (
 // etcd calls information is detail to us. onFatal is called instead of ending the
 // process.
 func newZap(logger *slog.Logger, onFatal func(message string)) *zap.Logger {
-	return zap.New(&core{logger: logger}, zap.WithFatalHook(fatalHook(onFatal)))
+	return zap.New(&core{logger: logger}, zap.WithFatalHook(endHook(onFatal)), zap.WithPanicHook(endHook(onFatal)))
 }
 
 type core struct {
@@ -29,6 +29,12 @@ func level(l zapcore.Level) slog.Level {
 		return slog.LevelWarn
 	}
 	return slog.LevelDebug
+}
+
+// harmless says which of etcd's errors are none: at the first start of a member,
+// and at the end of every server.
+func harmless(message string) bool {
+	return message == "failed to update storage version" || message == "setting up serving from embedded etcd failed."
 }
 
 // Enabled implements zapcore.LevelEnabler.
@@ -63,18 +69,22 @@ func (c *core) Write(entry zapcore.Entry, fields []zapcore.Field) error {
 	for key, value := range values.Fields {
 		attributes = append(attributes, slog.Any(key, value))
 	}
-	c.logger.LogAttrs(context.Background(), level(entry.Level), "etcd", attributes...)
+	at := level(entry.Level)
+	if harmless(entry.Message) {
+		at = slog.LevelDebug
+	}
+	c.logger.LogAttrs(context.Background(), at, "etcd", attributes...)
 	return nil
 }
 
 // Sync implements zapcore.Core.
 func (c *core) Sync() error { return nil }
 
-// fatalHook ends only the goroutine that cannot go on.
-type fatalHook func(message string)
+// endHook ends only the goroutine that cannot go on.
+type endHook func(message string)
 
 // OnWrite implements zapcore.CheckWriteHook.
-func (h fatalHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
+func (h endHook) OnWrite(entry *zapcore.CheckedEntry, fields []zapcore.Field) {
 	values := zapcore.NewMapObjectEncoder()
 	for _, f := range fields {
 		f.AddTo(values)

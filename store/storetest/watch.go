@@ -55,14 +55,16 @@ func watchOrder(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	w := watch(t, s, "", 0)
 	const writes = 200
-	go func() {
+	var writer sync.WaitGroup
+	defer writer.Wait() // the last event may be faster than its acknowledgement
+	writer.Go(func() {
 		for i := range writes {
 			if _, err := store.Put(ctx, s, fmt.Sprintf("k%d", i%7), fmt.Append(nil, i), store.AnyRevision); err != nil {
 				t.Errorf("put: %v", err)
 				return
 			}
 		}
-	}()
+	})
 	var last store.Revision
 	for i := range writes {
 		e := next(t, w)
