@@ -1,0 +1,265 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage/host"
+)
+
+// Ports of the server.
+const (
+	portTCP         = 7001
+	portConnections = 7002
+	portUDP         = 7003
+)
+
+// test measures one rate. Client and server are threads with blocking sockets;
+// where the path's cost is wanted without wake-ups between CPUs, they share one.
+type test struct {
+	name string
+	run  func(p *path, d time.Duration) (float64, error)
+}
+
+var tests = []test{
+	{"TCP Gbit/s", throughput},
+	{"requests/s", requests},
+	{"connections/s", connections},
+	{"UDP 60 B packets/s", datagrams},
+}
+
+// socket makes a blocking socket in a namespace that gives up after a while.
+func socket(namespace string, kind int) (fd int, err error) {
+	err = host.In(namespace, func() error {
+		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return -1, err
+	}
+	wait := unix.NsecToTimeval(int64(200 * time.Millisecond))
+	return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
+		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
+}
+
+func listen(p *path, port int) (int, error) {
+	fd, err := socket(p.server.namespace, unix.SOCK_STREAM)
+	if err != nil {
+		return -1, err
+	}
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Port: port}), unix.Listen(fd, 1024)); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func connect(p *path, port int) (int, error) {
+	fd, err := socket(p.client.namespace, unix.SOCK_STREAM)
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: p.server.address.As4()}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("connect: %w", err)
+	}
+	return fd, unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+}
+
+// onCPU runs fn on a thread of its own that keeps to one CPU.
+func onCPU(cpu int, fn func()) (wait func()) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		keepTo(cpu)
+		fn()
+	}()
+	return func() { <-done }
+}
+
+// keepTo binds the calling thread to a CPU.
+func keepTo(cpu int) {
+	var set unix.CPUSet
+	set.Set(cpu % runtime.NumCPU())
+	_ = unix.SchedSetaffinity(0, &set)
+}
+
+// stream connects and hands both ends over.
+func stream(p *path, port int) (client, server int, err error) {
+	l, err := listen(p, port)
+	if err != nil {
+		return -1, -1, err
+	}
+	defer unix.Close(l)
+	if client, err = connect(p, port); err != nil {
+		return -1, -1, err
+	}
+	if server, _, err = unix.Accept(l); err != nil {
+		unix.Close(client)
+		return -1, -1, err
+	}
+	wait := unix.NsecToTimeval(int64(200 * time.Millisecond))
+	return client, server, errors.Join(unix.SetsockoptInt(server, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		unix.SetsockoptTimeval(server, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
+}
+
+func throughput(p *path, d time.Duration) (float64, error) {
+	client, server, err := stream(p, portTCP)
+	if err != nil {
+		return 0, err
+	}
+	total := 0
+	received := onCPU(1, func() {
+		b := make([]byte, 256<<10)
+		for {
+			n, err := unix.Read(server, b)
+			if err == unix.EINTR || err == unix.EAGAIN {
+				continue
+			}
+			if n <= 0 {
+				return
+			}
+			total += n
+		}
+	})
+	start := time.Now()
+	onCPU(0, func() {
+		b := make([]byte, 256<<10)
+		for time.Since(start) < d {
+			if _, err := unix.Write(client, b); err != nil && err != unix.EINTR && err != unix.EAGAIN {
+				return
+			}
+		}
+	})()
+	unix.Close(client)
+	received()
+	took := time.Since(start)
+	unix.Close(server)
+	return float64(total) * 8 / took.Seconds() / 1e9, nil
+}
+
+func requests(p *path, d time.Duration) (float64, error) {
+	client, server, err := stream(p, portTCP)
+	if err != nil {
+		return 0, err
+	}
+	answered := onCPU(0, func() {
+		var b [1]byte
+		for {
+			n, err := unix.Read(server, b[:])
+			if err == unix.EINTR || err == unix.EAGAIN {
+				continue
+			}
+			if n <= 0 {
+				return
+			}
+			unix.Write(server, b[:])
+		}
+	})
+	n := 0
+	start := time.Now()
+	onCPU(0, func() {
+		var b [1]byte
+		for time.Since(start) < d {
+			if _, err := unix.Write(client, b[:]); err != nil {
+				return
+			}
+			if _, err := unix.Read(client, b[:]); err != nil {
+				return
+			}
+			n++
+		}
+	})()
+	took := time.Since(start)
+	unix.Close(client)
+	answered()
+	unix.Close(server)
+	return float64(n) / took.Seconds(), nil
+}
+
+func connections(p *path, d time.Duration) (float64, error) {
+	l, err := listen(p, portConnections)
+	if err != nil {
+		return 0, err
+	}
+	start := time.Now()
+	accepted := onCPU(0, func() {
+		for time.Since(start) < d+300*time.Millisecond {
+			c, _, err := unix.Accept(l)
+			if err != nil {
+				continue
+			}
+			unix.Close(c)
+		}
+	})
+	n := 0
+	var failed error
+	onCPU(0, func() {
+		linger := unix.Linger{Onoff: 1}
+		var address = unix.SockaddrInet4{Port: portConnections, Addr: p.server.address.As4()}
+		failed = host.In(p.client.namespace, func() error {
+			keepTo(0) // In has threads of its own
+			for time.Since(start) < d {
+				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				if err != nil {
+					return err
+				}
+				err = unix.Connect(c, &address)
+				unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger)
+				unix.Close(c)
+				if err != nil {
+					return fmt.Errorf("connect: %w", err)
+				}
+				n++
+			}
+			return nil
+		})
+	})()
+	took := time.Since(start)
+	accepted()
+	unix.Close(l)
+	return float64(n) / took.Seconds(), failed
+}
+
+func datagrams(p *path, d time.Duration) (float64, error) {
+	server, err := socket(p.server.namespace, unix.SOCK_DGRAM)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(server)
+	client, err := socket(p.client.namespace, unix.SOCK_DGRAM)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(client)
+	err = errors.Join(unix.SetsockoptInt(server, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20),
+		unix.Bind(server, &unix.SockaddrInet4{Port: portUDP}),
+		unix.Connect(client, &unix.SockaddrInet4{Port: portUDP, Addr: p.server.address.As4()}))
+	if err != nil {
+		return 0, err
+	}
+	received := 0
+	start := time.Now()
+	drained := onCPU(1, func() {
+		var b [256]byte
+		for time.Since(start) < d+500*time.Millisecond {
+			if n, err := unix.Read(server, b[:]); n > 0 && err == nil && time.Since(start) < d {
+				received++
+			}
+		}
+	})
+	onCPU(0, func() {
+		b := make([]byte, 60-28)
+		for time.Since(start) < d {
+			unix.Write(client, b)
+		}
+	})()
+	drained()
+	return float64(received) / d.Seconds(), nil
+}
