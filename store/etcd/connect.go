@@ -47,7 +47,6 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 		Endpoints: c.Endpoints, TLS: c.TLS, Username: c.Username, Password: c.Password,
 		DialTimeout: dialPatience, DialKeepAliveTime: keepAlive, DialKeepAliveTimeout: dialPatience,
 		MaxCallSendMsgSize: maxRequest, // the cluster has its own limit
-		RejectOldCluster:   true,
 		Logger:             newZap(c.Logger, func(string) {}),
 		DialOptions:        []grpc.DialOption{grpc.WithDisableServiceConfig()},
 	})

@@ -172,18 +172,29 @@ func (s *Server) start() error {
 	log := &natsLogger{logger: s.logger, fatal: make(chan string, 1), kinds: make(map[string]uint64)}
 	s.nats.SetLoggerV2(log, false, false, false)
 	s.nats.Start()
-	if !s.nats.ReadyForConnections(startPatience) {
+	if err := s.ready(log); err != nil {
+		return err
+	}
+	return s.connectOwn(svid)
+}
+
+// ready waits until the server takes connections and has its data.
+func (s *Server) ready(log *natsLogger) error {
+	const repair = "if the data is damaged, restore it from a backup, or move the directory away to begin with empty logs"
+	for began := time.Now(); !s.nats.ReadyForConnections(100 * time.Millisecond); {
 		select {
 		case message := <-log.fatal:
-			return errors.New(message)
+			return fmt.Errorf("%s: %s", message, repair)
 		default:
-			return fmt.Errorf("the server is not ready after %s", startPatience)
+		}
+		if time.Since(began) > startPatience {
+			return fmt.Errorf("the server is not ready after %s: %s", startPatience, repair)
 		}
 	}
 	if !s.nats.JetStreamEnabled() {
-		return errors.New("the server could not use its data: restore it from a backup, or move the directory away to begin with empty logs")
+		return errors.New("the server refuses its data: " + repair)
 	}
-	return s.connectOwn(svid)
+	return nil
 }
 
 // lockDir keeps a second process out: two servers on one directory destroy it.
