@@ -126,7 +126,7 @@ func TestReplicasAgree(t *testing.T) {
 		s.run(func(c *Config) { c.Node = "c2" })
 		for n := range 20 {
 			s.send("h1", bocage.Batch{Flows: s.scanOf("dev/red", "shop/web", 1+n*50, 50)})
-			s.send("h2", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
+			s.send("h2", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/db")})
 			time.Sleep(300 * time.Millisecond)
 		}
 		time.Sleep(2 * time.Second)
@@ -270,6 +270,21 @@ func TestForkGapAndForgery(t *testing.T) {
 		}
 		if len(s.conditions()) != 0 {
 			t.Error("a host was held")
+		}
+	})
+}
+
+// A stolen host speaks for its own guests only: it cannot have others' cut off.
+func TestForeignEventsAreRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop(t)
+		r, _ := s.run(nil)
+		s.send("h2", bocage.Batch{Flows: s.scanOf("shop/web", "shop/api", 1, 200), Inspections: s.exploitOf("shop/web", "shop/api"),
+			Engagements: s.engagementOf("shop/web", "shop/api", bocage.DepthCommand, nil)})
+		s.send("h3", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/db")})
+		s.caughtUp(r)
+		if len(s.incidents()) != 0 || len(s.conditions()) != 0 || r.Stats().Evidence[silence.KindForeign] != 203 {
+			t.Errorf("%d incidents, conditions %v, %+v", len(s.incidents()), s.conditions(), r.Stats())
 		}
 	})
 }

@@ -65,7 +65,8 @@ func (f *fold) message(o opened) {
 // batch folds the records of a batch that is new. Its own account: every record
 // is processed, or the batch's damage makes it shed; lost is what the sender says.
 func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item)) {
-	book := f.counts.source(silence.Host(b.Source))
+	host := silence.Host(b.Source)
+	book := f.counts.source(host)
 	for cause, n := range b.Lost {
 		book.lose(cause, n)
 	}
@@ -81,12 +82,23 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 			continue
 		}
 		record.Index = i
-		f.flow(&e, arrived, record, emit)
+		if e.Kind == bocage.EventStart || e.Kind == bocage.EventUpdate {
+			continue // no detector weighs them
+		}
+		if from, to := evidence.Ends(&e); f.ledger.mayReport(host, from, to) {
+			f.flow(&e, arrived, record, emit)
+		} else {
+			f.foreign(b, from, to, arrived, emit)
+		}
 	}
 	for i := range b.Inspections {
 		e := &b.Inspections[i]
 		record.Index = flows + i
 		from, to := f.ledger.who(e.Source, e.Flow.Source), f.ledger.who(e.Destination, e.Flow.Destination)
+		if !f.ledger.mayReport(host, from, to) {
+			f.foreign(b, from, to, arrived, emit)
+			continue
+		}
 		if item, ok := exploit.Inspection(e, from, to, record); ok {
 			emit(item)
 		}
@@ -95,11 +107,22 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 		e := &b.Engagements[i]
 		record.Index = flows + len(b.Inspections) + i
 		from, to := f.ledger.who(e.Source, e.Flow.Source), f.ledger.who(e.Destination, e.Flow.Destination)
+		if !f.ledger.mayReport(host, from, to) {
+			f.foreign(b, from, to, arrived, emit)
+			continue
+		}
 		if item, ok := engagement.Engagement(e, from, to, record); ok {
 			emit(item)
 		}
 	}
 	book.processed.Add(uint64(flows + len(b.Inspections) + len(b.Engagements)))
+}
+
+// foreign refuses what a host says of a flow between workloads that are both
+// elsewhere: a stolen host speaks for its own guests only.
+func (f *fold) foreign(b *bocage.Batch, from, to evidence.Party, arrived time.Time, emit func(evidence.Item)) {
+	f.counts.foreign.Add(1)
+	f.silence.Foreign(b, []evidence.Party{from, to}, arrived, emit)
 }
 
 func (f *fold) flow(e *bocage.FlowEvent, arrived time.Time, record evidence.Record, emit func(evidence.Item)) {

@@ -33,7 +33,8 @@ type ledger struct {
 	formerAge  []bocage.Identity
 	vacant     map[netip.Addr]bocage.Identity // addresses of former workloads
 	addresses  map[netip.Addr]bocage.Identity
-	members    map[string]int // workloads by namespace
+	placed     map[bocage.Identity]string // host
+	members    map[string]int             // workloads by namespace
 	incidents  map[string]incidentBrief
 	attackers  map[string][]string // incidents by attacker's name
 	conditions map[string]conditionBrief
@@ -71,7 +72,7 @@ func newLedger(s store.Store, logger *slog.Logger) *ledger {
 		workloads: map[string]workloadBrief{}, named: map[bocage.Identity]string{},
 		former: map[bocage.Identity]formerWorkload{}, vacant: map[netip.Addr]bocage.Identity{},
 		addresses: map[netip.Addr]bocage.Identity{},
-		members:   map[string]int{}, incidents: map[string]incidentBrief{}, attackers: map[string][]string{},
+		placed:    map[bocage.Identity]string{}, members: map[string]int{}, incidents: map[string]incidentBrief{}, attackers: map[string][]string{},
 		conditions: map[string]conditionBrief{}, hosts: map[string]time.Time{},
 	}
 }
@@ -202,6 +203,7 @@ func (l *ledger) putWorkload(name string, object bocage.Resource) {
 	brief := workloadBrief{w.Status.Identity, w.Spec.Addresses}
 	l.workloads[name] = brief
 	l.named[brief.identity] = name
+	l.placed[brief.identity] = w.Spec.Host
 	for _, a := range brief.addresses {
 		l.addresses[a.Unmap()] = brief.identity
 	}
@@ -217,6 +219,7 @@ func (l *ledger) dropWorkload(name string) {
 	}
 	delete(l.workloads, name)
 	delete(l.named, brief.identity)
+	delete(l.placed, brief.identity)
 	for _, a := range brief.addresses {
 		if l.addresses[a.Unmap()] == brief.identity {
 			delete(l.addresses, a.Unmap())
@@ -321,6 +324,25 @@ func (l *ledger) who(identity bocage.Identity, address netip.Addr) evidence.Part
 		l.mu.RUnlock()
 	}
 	return evidence.Who(identity, address)
+}
+
+// mayReport tells whether a host can have seen a flow: one of its ends is placed
+// there, or is a workload of which nothing is known yet.
+func (l *ledger) mayReport(host string, from, to evidence.Party) bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	elsewhere := false
+	for _, p := range [2]evidence.Party{from, to} {
+		if !p.Member() {
+			continue
+		}
+		at, known := l.placed[p.Identity]
+		if !known || at == host {
+			return true
+		}
+		elsewhere = true
+	}
+	return !elsewhere
 }
 
 // adopt finds an incident that already tells of an attacker at a moment, or

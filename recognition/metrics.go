@@ -20,6 +20,7 @@ type counts struct {
 	gone       atomic.Uint64 // messages that left the log unread
 	missing    atomic.Uint64 // batches that are known to exist and have not come
 	unchained  atomic.Uint64
+	foreign    atomic.Uint64 // records about workloads of other hosts
 	cases      atomic.Int64
 	incidents  atomic.Uint64
 
@@ -128,6 +129,7 @@ var (
 	descLost      = desc("records_lost_total", "Records that the source says it lost, by cause.", "source", "cause")
 	descBatches   = desc("batches_total", "Batches that were not folded, by why.", "why")
 	descMissing   = desc("batches_missing", "Batches that are known to exist and have not come.")
+	descForeign   = desc("records_foreign_total", "Records, of those processed, that were refused because neither end is on the source's host.")
 	descEvidence  = desc("evidence_total", "Pieces of evidence, by kind.", "kind")
 	descEvicted   = desc("evictions_total", "Entries that bounded tables had to forget, by table.", "table")
 	descCases     = desc("cases", "Attackers with evidence against them, incident or not.")
@@ -144,7 +146,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements prometheus.Collector.
 func (c collector) Describe(out chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descOffered, descProcessed, descShed, descLost, descBatches, descMissing,
+	for _, d := range []*prometheus.Desc{descOffered, descProcessed, descShed, descLost, descBatches, descMissing, descForeign,
 		descEvidence, descEvicted, descCases, descIncidents, descSequence, descBehind, descWaiting, descWrites} {
 		out <- d
 	}
@@ -165,6 +167,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	counter(descBatches, n.gone.Load(), "gone")
 	counter(descBatches, n.unchained.Load(), "unchained")
 	gauge(descMissing, float64(n.missing.Load()))
+	counter(descForeign, n.foreign.Load())
 	gauge(descCases, float64(n.cases.Load()))
 	counter(descIncidents, n.incidents.Load())
 	gauge(descSequence, float64(c.r.sequence.Load()))

@@ -46,8 +46,12 @@ func newShop(t testing.TB, workloads ...string) *shop {
 func (s *shop) workload(name string, id bocage.Identity) {
 	namespace, short, _ := strings.Cut(name, "/")
 	kind, _ := bocage.KindNamed("Workload")
+	host := "h1"
+	if name == "shop/db" {
+		host = "h2"
+	}
 	w := &bocage.Workload{ObjectMeta: bocage.ObjectMeta{Namespace: namespace, Name: short},
-		Spec:   bocage.WorkloadSpec{Host: "h1", Addresses: []netip.Addr{s.address(id)}},
+		Spec:   bocage.WorkloadSpec{Host: host, Addresses: []netip.Addr{s.address(id)}},
 		Status: bocage.WorkloadStatus{Identity: id}}
 	if _, err := store.PutObject(s.t.Context(), s.store, kind, w, store.AnyRevision); err != nil {
 		s.t.Fatal(err)
@@ -246,7 +250,7 @@ func TestExploitQuarantinesTheAttackerAndHeals(t *testing.T) {
 		s.run(func(c *Config) {
 			c.QuarantineTTL, c.Linger, c.Idle = 1500*time.Millisecond, time.Millisecond, 2*time.Second
 		})
-		s.send("h2", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
+		s.send("h1", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
 		s.until("the quarantine of web", func() bool {
 			c := s.conditions()["shop/web"]
 			return c != nil && c.Spec.Level == bocage.LevelQuarantine

@@ -4,9 +4,10 @@
 //	evidence    "scan"; by a workload it is decisive, by an outside address it is not
 //	ATT&CK      T1046 Network Service Discovery, T1018 Remote System Discovery (one port, many addresses)
 //	roles       attacker: the source; victims: the targets, the first 32 in order of their numbers
-//	state       about 330 bytes for each source with refused contacts, 56 for each
-//	            pair of source and target (see Config for how many), and 8 kB for
-//	            each of at most 1,024 sources that touched more than 16 ports
+//	state       about 660 bytes for each source with refused contacts, 56 for each
+//	            pair of source and target (see Config for how many: 18 MB by
+//	            default), and 8 kB for each of at most 1,024 sources that touched
+//	            more than 16 ports; victims and records of a source are bounded
 //
 // It is a sequential test (Wald; Jung et al., "Fast portscan detection using
 // sequential hypothesis testing", 2004): a sum of log-likelihood ratios over

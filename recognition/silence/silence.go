@@ -4,14 +4,15 @@
 //	evidence    "fork" (decisive): one agent signed two histories; "gap": batches that
 //	            never came; "unsigned": batches that nobody vouches for; "blind":
 //	            records that the agent itself says it lost; "silent": an agent that
-//	            still reports to its controller, but sent no batch for long
+//	            still reports to its controller, but sent no batch for long; "foreign":
+//	            events of workloads that are not on the agent's host
 //	ATT&CK      T1562 Impair Defenses
 //	roles       attacker: the host whose agent it is
 //	state       about 5 kB for each of at most 4,096 agents, times at most four boots
 //
 // It also keeps the accounts: every batch is new or a duplicate, by source, boot
 // and sequence, whichever way the log was read. A gap is evidence only after half
-// a minute, since a late batch fills it. Weights: fork 3, unsigned 1, gap and
+// a minute, since a late batch fills it. Weights: fork 3, unsigned and foreign 1, gap and
 // silent 0.5, blind 0.2: all but the fork have innocent causes (a full disk, an
 // expired certificate, a quiet host).
 package silence
@@ -37,6 +38,7 @@ const (
 	KindUnsigned = "unsigned"
 	KindBlind    = "blind"
 	KindSilent   = "silent"
+	KindForeign  = "foreign"
 )
 
 const (
@@ -258,6 +260,14 @@ func (d *Detector) Unsigned(subject string, arrived time.Time, emit func(evidenc
 	_, host, _ := strings.Cut(subject, ".")
 	s := source{host: host}
 	emit(s.item(KindUnsigned, 1, arrived, "sent events that its key did not sign"))
+}
+
+// Foreign accounts for an event between workloads that are both on other hosts.
+func (d *Detector) Foreign(b *bocage.Batch, about []evidence.Party, arrived time.Time, emit func(evidence.Item)) {
+	s := source{host: Host(b.Source)}
+	item := s.item(KindForeign, 1, arrived, "told of flows of {victims}, which are not on it")
+	item.Victims = about
+	emit(item)
 }
 
 // Tick looks for gaps that nothing filled.
