@@ -1,13 +1,17 @@
 package api
 
 import (
+	"bufio"
+	"context"
 	"encoding/base64"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -18,7 +22,10 @@ func TestKubectl(t *testing.T) {
 	if testing.Short() {
 		t.Skip("kubectl may have to be built, which takes minutes")
 	}
-	kubectl := kubectlPath(t)
+	kubectl := os.Getenv("BOCAGE_KUBECTL")
+	if kubectl == "" {
+		kubectl = tool(t, "kubectl")
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/kubectl", RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -34,13 +41,11 @@ func TestKubectl(t *testing.T) {
 	})
 }
 
-// kubectlPath finds kubectl, or builds it once for all who test at the same time.
-func kubectlPath(t *testing.T) string {
+// tool returns the path of a program of the tools module, which make builds; who
+// runs go test alone builds it once, however many do so at the same time.
+func tool(t *testing.T, name string) string {
 	t.Helper()
-	if path := os.Getenv("BOCAGE_KUBECTL"); path != "" {
-		return path
-	}
-	path, err := filepath.Abs("../.bin/kubectl")
+	path, err := filepath.Abs("../.bin/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,11 +63,12 @@ func kubectlPath(t *testing.T) string {
 	if _, err := os.Stat(path); err == nil {
 		return path
 	}
-	t.Log("building kubectl, once")
-	build := exec.Command("nice", "go", "build", "-o", path, "./cmd/kubectl")
+	t.Logf("building %s, once", name)
+	// The flags are those of the Makefile, so that the two share a cache.
+	build := exec.Command("nice", "go", "build", "-trimpath", "-buildvcs=false", "-o", path, "./cmd/"+name)
 	build.Dir = "../tools"
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build kubectl: %v\n%s", err, out)
+		t.Fatalf("build %s: %v\n%s", name, err, out)
 	}
 	return path
 }
@@ -93,5 +99,58 @@ contexts:
 `, b.address, base64.StdEncoding.EncodeToString(b.authority.Bundle().MarshalPEM()), session.Token)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestInformer lets client-go's informer, by which controllers live, follow a
+// kind: it lists, watches with bookmarks, and resumes where it was.
+func TestInformer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the informer may have to be built, which takes minutes")
+	}
+	b := start(t, nil)
+	b.mustScope(t, "POST", "a", "")
+	config := filepath.Join(t.TempDir(), "kubeconfig")
+	b.kubeconfig(t, config, RoleViewer)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	informer := exec.CommandContext(ctx, tool(t, "informer"), config, "scopes")
+	stdin, err := informer.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := informer.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	informer.Stderr = os.Stderr
+	if err := informer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	// What is there is told while the cache fills: in which order is not said.
+	want := func(all ...string) {
+		t.Helper()
+		for range all {
+			if !lines.Scan() {
+				t.Fatalf("the informer ended: %v", lines.Err())
+			}
+			if !slices.Contains(all, lines.Text()) {
+				t.Fatalf("the informer says %q, want one of %q", lines.Text(), all)
+			}
+		}
+	}
+	want("added /a", "synced 1")
+	b.mustScope(t, "POST", "b", "")
+	want("added /b")
+	b.mustScope(t, "PATCH", "b", `{"spec":{"mode":"enforce"}}`)
+	want("updated /b")
+	b.mustScope(t, "DELETE", "a", "")
+	want("deleted /a")
+	if err := stdin.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := informer.Wait(); err != nil {
+		t.Error(err)
 	}
 }

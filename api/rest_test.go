@@ -299,22 +299,6 @@ func TestForms(t *testing.T) {
 	}
 }
 
-func TestCells(t *testing.T) {
-	object := map[string]any{
-		"spec": map[string]any{"list": []any{map[string]any{"name": "a"}, map[string]any{"name": "b"}, "x"}, "n": json.Number("7"), "yes": true},
-		"status": map[string]any{"conditions": []any{
-			map[string]any{"type": "Ready", "status": "True"}, map[string]any{"type": "Other", "status": "False"}}},
-	}
-	for path, want := range map[string]string{
-		"spec.list[*].name": "a,b", "spec.n": "7", "spec.yes": "true", "status.conditions[Ready]": "True",
-		"status.conditions[None]": "", "spec.none.deeper": "", "spec.list": "", "spec.n[*]": "", "": "",
-	} {
-		if got := cell(object, path); got != want {
-			t.Errorf("%s: %q, want %q", path, got, want)
-		}
-	}
-}
-
 // TestUnchanged: what changes nothing is not written.
 func TestUnchanged(t *testing.T) {
 	b := start(t, nil)

@@ -35,30 +35,33 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := &recorder{ResponseWriter: w, code: http.StatusOK}
 	c := &call{w: answer, r: r, query: r.URL.Query(), form: formOf(r.Header.Get("Accept"))}
-	verb, resource := strings.ToLower(r.Method), "other"
-	defer func() {
-		if fault := recover(); fault != nil {
-			if fault == http.ErrAbortHandler {
-				panic(fault)
-			}
-			s.logger.Error("panic", "path", r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
-			if !answer.began {
-				writeProblem(answer, newProblem(http.StatusInternalServerError, metav1.StatusReasonInternalError,
-					"the request could not be served: see the controller's log"))
-			}
-		}
-		if c.kind.Plural != "" {
-			verb, resource = c.verb, c.kind.Plural
-		}
-		s.metrics.answered(verb, resource, answer.code, time.Since(began))
-		s.audit(c, answer.code)
-	}()
-	if err := s.serve(c); err != nil {
-		if answer.began {
-			panic(http.ErrAbortHandler)
-		}
+	err := s.serveSafely(c)
+	broken := err != nil && answer.began
+	if err != nil && !broken {
 		writeProblem(answer, err)
 	}
+	verb, resource := "other", "other"
+	if c.kind.Plural != "" {
+		verb, resource = c.verb, c.kind.Plural
+	}
+	s.metrics.answered(verb, resource, answer.code, time.Since(began))
+	s.audit(c, answer.code)
+	if broken {
+		// Half an answer must not look like a whole one.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// serveSafely keeps one request's fault from ending the server.
+func (s *Server) serveSafely(c *call) (err error) {
+	defer func() {
+		if fault := recover(); fault != nil {
+			s.logger.Error("panic", "path", c.r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
+			err = newProblem(http.StatusInternalServerError, metav1.StatusReasonInternalError,
+				"the request could not be served: see the controller's log")
+		}
+	}()
+	return s.serve(c)
 }
 
 // unhurried refuses a client that asks faster than its limit.
@@ -236,7 +239,12 @@ func (s *Server) audit(c *call, code int) {
 	s.auditWrite(c, c.access, c.name, c.outcome, code)
 }
 
+// auditWrite logs one change. Without an outcome it was refused before anything
+// was prepared.
 func (s *Server) auditWrite(c *call, a access, name, outcome string, code int) {
+	if outcome == "" {
+		outcome = "refused"
+	}
 	s.logger.Info("audit",
 		"person", c.person.Name, "role", string(c.person.Role), "verb", a.verb,
 		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,

@@ -16,8 +16,9 @@ import (
 )
 
 // descriptions maps "Type" and "Type.Field" to their doc comments in the root
-// package. TestDescriptions writes it.
+// package.
 //
+//go:generate go test -run ^TestDescriptions$ -update
 //go:embed descriptions.json
 var descriptions []byte
 

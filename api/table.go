@@ -3,8 +3,6 @@ package api
 import (
 	"encoding/json"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,12 +50,12 @@ func newTable(kind bocage.Kind, include string) (*table, error) {
 // add appends the row of one object, with its resourceVersion.
 func (t *table) add(value []byte) error {
 	var object map[string]any
-	if err := decodeNumbers(value, &object); err != nil {
+	if err := json.Unmarshal(value, &object); err != nil {
 		return fmt.Errorf("print a %s: %w", t.kind.Name, err)
 	}
-	row := metav1.TableRow{Cells: []any{cell(object, "metadata.name")}}
+	row := metav1.TableRow{Cells: []any{bocage.Column{Path: "metadata.name"}.Value(object)}}
 	for _, column := range t.kind.Columns {
-		row.Cells = append(row.Cells, cell(object, column.Path))
+		row.Cells = append(row.Cells, column.Value(object))
 	}
 	row.Cells = append(row.Cells, t.age(object))
 	switch t.include {
@@ -79,63 +77,9 @@ func (t *table) add(value []byte) error {
 }
 
 func (t *table) age(object map[string]any) string {
-	created, err := time.Parse(time.RFC3339, cell(object, "metadata.creationTimestamp"))
+	created, err := time.Parse(time.RFC3339, bocage.Column{Path: "metadata.creationTimestamp"}.Value(object))
 	if err != nil {
 		return "<unknown>"
 	}
 	return duration.HumanDuration(t.now.Sub(created))
-}
-
-// cell finds a column's value: a dotted path in which [*] is every item of a
-// list, and conditions[Type] that condition's status. Several values are joined
-// by commas.
-func cell(object map[string]any, path string) string {
-	values := []any{object}
-	for path != "" {
-		var step string
-		step, path, _ = strings.Cut(path, ".")
-		name, index, indexed := strings.Cut(strings.TrimSuffix(step, "]"), "[")
-		var next []any
-		for _, v := range values {
-			m, ok := v.(map[string]any)
-			if !ok || m[name] == nil {
-				continue
-			}
-			if !indexed {
-				next = append(next, m[name])
-				continue
-			}
-			list, _ := m[name].([]any)
-			if index == "*" {
-				next = append(next, list...)
-				continue
-			}
-			for _, item := range list {
-				if condition, ok := item.(map[string]any); ok && condition["type"] == index {
-					next = append(next, condition["status"])
-				}
-			}
-		}
-		values = next
-	}
-	texts := make([]string, 0, len(values))
-	for _, v := range values {
-		if text := plainText(v); text != "" {
-			texts = append(texts, text)
-		}
-	}
-	return strings.Join(texts, ",")
-}
-
-func plainText(v any) string {
-	switch v := v.(type) {
-	case string:
-		return v
-	case json.Number:
-		return v.String()
-	case bool:
-		return strconv.FormatBool(v)
-	default:
-		return ""
-	}
 }

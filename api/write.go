@@ -640,6 +640,7 @@ func (s *Server) deleteCollection(c *call) error {
 		if err != nil {
 			return err
 		}
+		s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK)
 	}
 	return c.writeList(found)
 }
