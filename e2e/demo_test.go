@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -9,9 +10,13 @@ import (
 	"bocage.dev/bocage/host/hosttest"
 )
 
-// binary builds the program that users run.
-func binary(t *testing.T) string {
+// binary is the program that users run: the one that make test has built, or one
+// built now.
+func binary(t testing.TB) string {
 	t.Helper()
+	if built := os.Getenv("BOCAGE_PROGRAM"); built != "" {
+		return built
+	}
 	path := filepath.Join(t.TempDir(), "bocage")
 	build := exec.Command("go", "build", "-trimpath", "-o", path, "../cmd/bocage")
 	if out, err := build.CombinedOutput(); err != nil {

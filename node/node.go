@@ -8,6 +8,8 @@
 package node
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -118,8 +120,18 @@ func (c Config) Complete() (Config, error) {
 // Socket is the local face of the API.
 func (c Config) Socket() string { return filepath.Join(c.RunDir, "api.sock") }
 
+// installation names this installation's things in the kernel: the host, and for
+// a run folder of its own a word for that, so that several can be on one machine.
+func (c Config) installation() string {
+	if c.RunDir == DefaultRunDir {
+		return c.Host
+	}
+	sum := sha256.Sum256([]byte(c.RunDir))
+	return c.Host + "-" + hex.EncodeToString(sum[:3])
+}
+
 // PinDir is where the agent's links and maps are pinned.
-func (c Config) PinDir() string { return filepath.Join("/sys/fs/bpf/bocage", c.Host) }
+func (c Config) PinDir() string { return filepath.Join("/sys/fs/bpf/bocage", c.installation()) }
 
 func (c Config) controllerDir(name string) string {
 	return filepath.Join(c.StateDir, "controller", name)
@@ -127,6 +139,6 @@ func (c Config) controllerDir(name string) string {
 
 func (c Config) agentDir(name string) string { return filepath.Join(c.StateDir, "agent", name) }
 
-// Namespaces of the inspection engine and the decoys, named after the host.
-func (c Config) inspectionNamespace() string { return "bocage-" + c.Host + "-inspect" }
-func (c Config) decoyNamespace() string      { return "bocage-" + c.Host + "-decoys" }
+// Namespaces of the inspection engine and the decoys.
+func (c Config) inspectionNamespace() string { return "bocage-" + c.installation() + "-inspect" }
+func (c Config) decoyNamespace() string      { return "bocage-" + c.installation() + "-decoys" }
