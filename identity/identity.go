@@ -109,12 +109,18 @@ func ParseID(id string) (trustDomain, path string, err error) {
 }
 
 // AgentName returns the host of an agent's SPIFFE id, or false if it is none.
-func AgentName(id string) (string, bool) {
+func AgentName(id string) (string, bool) { return nameAfter(id, "/agent/") }
+
+// ControllerName returns the name in a controller's SPIFFE id, or false if it is
+// none.
+func ControllerName(id string) (string, bool) { return nameAfter(id, "/controller/") }
+
+func nameAfter(id, role string) (string, bool) {
 	_, path, err := ParseID(id)
-	if err != nil {
+	if err != nil || !strings.HasPrefix(path, role) {
 		return "", false
 	}
-	return strings.CutPrefix(path, "/agent/")
+	return path[len(role):], true
 }
 
 func checkTrustDomain(trustDomain string) error {

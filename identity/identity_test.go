@@ -85,4 +85,10 @@ func TestParseID(t *testing.T) {
 	if name, ok := identity.AgentName("spiffe://bocage.local/controller/c1"); ok {
 		t.Errorf("AgentName of a controller = %q", name)
 	}
+	if name, ok := identity.ControllerName("spiffe://bocage.local/controller/c1"); !ok || name != "c1" {
+		t.Errorf("ControllerName = %q, %t", name, ok)
+	}
+	if name, ok := identity.ControllerName("spiffe://bocage.local/agent/h1"); ok || name != "" {
+		t.Errorf("ControllerName of an agent = %q", name)
+	}
 }
