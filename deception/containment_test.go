@@ -374,6 +374,7 @@ func TestRootSlowClientsAreCut(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes as long as a silent client is given")
 	}
+	t.Parallel()
 	s := newStage(t, sshDecoy)
 	silent := s.dial(client4, victim4, 22)
 	start := time.Now()

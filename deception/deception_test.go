@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	xssh "golang.org/x/crypto/ssh"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/host/hosttest"
@@ -379,5 +381,45 @@ func TestRootPlaceTellsFaults(t *testing.T) {
 	}
 	if got := readLine(t, s.dial(client4, victim4, 22)); got != sshDecoy.Banner+"\r\n" {
 		t.Errorf("the decoy that is right says %q", got)
+	}
+}
+
+// A source that guesses long enough meets the shell, which needs nothing that
+// the confined child does not have.
+func TestRootShellOfTheConfinedChild(t *testing.T) {
+	t.Parallel() // it waits for the refusals
+	s := newStage(t, sshDecoy)
+	var client *xssh.Client
+	for range 20 {
+		conn, channels, requests, err := xssh.NewClientConn(s.dial(client4, victim4, 22), "", &xssh.ClientConfig{
+			User: "root", HostKeyCallback: xssh.InsecureIgnoreHostKey(),
+			Auth: []xssh.AuthMethod{xssh.RetryableAuthMethod(xssh.Password("hunter2"), 5)},
+		})
+		if err == nil {
+			client = xssh.NewClient(conn, channels, requests)
+			break
+		}
+		if !strings.Contains(err.Error(), "unable to authenticate") {
+			t.Fatal(err)
+		}
+	}
+	if client == nil {
+		t.Fatal("never let in")
+	}
+	defer client.Close()
+	session, err := client.NewSession()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := session.CombinedOutput("date +%Y; cat /etc/passwd | head -1; ls ~nobody 2>&1; (sleep 0.01; uname -n) | cat")
+	if want := "\nroot:x:0:0:root:/root:/bin/bash\nls: cannot access '~nobody': No such file or directory\nip-10-77-3-4\n"; err != nil || !strings.HasSuffix(string(out), want) {
+		t.Errorf("the shell says %q (%v)", out, err)
+	}
+	e := s.await("command", depth(bocage.DepthCommand))
+	if e.Detail["command"] != "date +%Y; cat /etc/passwd | head -1; ls ~nobody 2>&1; (sleep 0.01; uname -n) | cat" || e.Detail["user"] != "root" {
+		t.Errorf("told was %v", e.Detail)
+	}
+	if c := s.decoys.Counters(); c.Panics != 0 {
+		t.Errorf("counters are %+v", c)
 	}
 }

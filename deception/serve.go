@@ -16,6 +16,7 @@ import (
 	"reflect"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -366,9 +367,9 @@ func (s *servant) session(d *decoy, conn *net.TCPConn, flow bocage.Flow) {
 	var random [8]byte
 	rand.Read(random[:])
 	id := hex.EncodeToString(random[:])
-	var made int
+	var made atomic.Int64
 	tell := func(depth bocage.Depth, detail map[string]string) {
-		if made++; made > maxEngagements {
+		if made.Add(1) > maxEngagements {
 			s.gate.engaged(false)
 			return
 		}

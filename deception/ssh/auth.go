@@ -29,47 +29,52 @@ const (
 )
 
 // authenticate serves RFC 4252 as sshd does: the service first, then requests,
-// each recorded and refused, until there were too many.
-func (c *session) authenticate(ctx context.Context) error {
+// each recorded, and refused until there were too many or the doorman nods. It
+// gives the user who is in.
+func (c *session) authenticate(ctx context.Context) (user string, err error) {
 	if err := c.acceptService(); err != nil {
-		return err
+		return "", err
 	}
 	var first *loginRequest
 	for failures, attempt := 0, 1; ; attempt++ {
 		message, sequence, err := c.wire.read()
 		if err != nil {
-			return err
+			return "", err
 		}
 		if message[0] != msgUserauthReq {
 			if err := c.wire.unimplemented(sequence); err != nil {
-				return err
+				return "", err
 			}
 			continue
 		}
 		request, err := parseLogin(message)
 		if err != nil {
-			return err
+			return "", err
 		}
 		if first == nil {
 			first = request
 		}
 		if request.service != "ssh-connection" || request.service != first.service || request.user != first.user {
-			return disconnect{fmt.Sprintf("Change of username or service not allowed: (%s,%s) -> (%s,%s)",
+			return "", disconnect{fmt.Sprintf("Change of username or service not allowed: (%s,%s) -> (%s,%s)",
 				first.user, first.service, request.user, request.service)}
 		}
-		c.reportLogin(request)
+		if request.method == "password" && c.mayEnter() && c.server.doorman.admits(c.source, request.user, request.password) {
+			c.reportLogin(request, "accepted")
+			return request.user, c.wire.write([]byte{msgUserauthSuccess})
+		}
+		c.reportLogin(request, "refused")
 		if err := pause(ctx, c.refusalTime(request, attempt)); err != nil {
-			return err
+			return "", err
 		}
 		// The first "none" only asks what there is.
 		if request.method != "none" || attempt > 1 {
 			failures++
 		}
 		if failures >= maxAuthTries {
-			return disconnect{"Too many authentication failures"}
+			return "", disconnect{"Too many authentication failures"}
 		}
 		if err := c.refuse(); err != nil {
-			return err
+			return "", err
 		}
 	}
 }
@@ -150,9 +155,13 @@ func parseLogin(message []byte) (*loginRequest, error) {
 	return r, nil
 }
 
+// mayEnter says whether we could serve the client if it got in: compression
+// would begin then, and we have none.
+func (c *session) mayEnter() bool { return c.suite.squeeze == [2]string{"none", "none"} }
+
 // reportLogin tells an attempt. The question what methods there are is none.
-func (c *session) reportLogin(r *loginRequest) {
-	detail := map[string]string{"user": r.user, "method": r.method, "outcome": "refused"}
+func (c *session) reportLogin(r *loginRequest, outcome string) {
+	detail := map[string]string{"user": r.user, "method": r.method, "outcome": outcome}
 	switch r.method {
 	case "none":
 		return
@@ -178,7 +187,8 @@ func (c *session) refusalTime(r *loginRequest, attempt int) time.Duration {
 	fmt.Fprintf(mac, "delay %s %s %s %d", c.victim, r.user, r.method, attempt)
 	random := binary.BigEndian.Uint32(mac.Sum(nil))
 	if r.method == "password" {
-		return passwordDelay*3/4 + passwordDelay/2*time.Duration(random>>16)/(1<<16)
+		d := c.server.delay
+		return d*3/4 + d/2*time.Duration(random>>16)/(1<<16)
 	}
 	return refusalDelay + refusalDelay*time.Duration(random>>16)/(1<<16)
 }

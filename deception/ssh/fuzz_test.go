@@ -59,7 +59,7 @@ func FuzzLogin(f *testing.F) {
 		r, err := parseLogin(message)
 		if err == nil {
 			c := &session{report: func(bocage.Depth, map[string]string) {}}
-			c.reportLogin(r)
+			c.reportLogin(r, "refused")
 		}
 	})
 }
@@ -90,5 +90,38 @@ func FuzzSession(f *testing.F) {
 		if told > 1 {
 			t.Errorf("%d events without a login", told)
 		}
+	})
+}
+
+// Whatever one who got in sends, the session ends with it.
+func FuzzChannels(f *testing.F) {
+	open := "\x5a\x00\x00\x00\x07session\x00\x00\x00\x05\x00\x00\x10\x00\x00\x00\x10\x00"
+	request := func(kind, rest string) string {
+		return "\x62\x00\x00\x00\x00" + string(encodeString([]byte(kind))) + "\x01" + rest
+	}
+	join := func(messages ...string) []byte {
+		var out []byte
+		for _, m := range messages {
+			out = append(out, padded([]byte(m))...)
+		}
+		return out
+	}
+	f.Add(join(open, request("exec", string(encodeString([]byte("id; cat"))))))
+	f.Add(join(open, request("pty-req", ""), request("shell", ""), "\x5e\x00\x00\x00\x00"+string(encodeString([]byte("id\r\x1b[A\r\x04")))))
+	f.Add(join(open, request("subsystem", string(encodeString([]byte("sftp")))), "\x60\x00\x00\x00\x00", "\x61\x00\x00\x00\x00"))
+	f.Add(join("\x5a\x00\x00\x00\x0cdirect-tcpip\x00\x00\x00\x05\x00\x00\x10\x00\x00\x00\x10\x00" + string(encodeString([]byte("h"))) + "\x00\x00\x00\x19"))
+	f.Add(join("\x50\x00\x00\x00\x1dhostkeys-prove-00@openssh.com\x01" + string(encodeString([]byte("k")))))
+	f.Add(join(open, "\x5d\x00\x00\x00\x00\xff\xff\xff\xff", "\x14"))
+	server, err := New(Config{Secret: []byte("fuzz")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		conn := script{bytes.NewReader(in)}
+		c := &session{server: server, conn: conn, wire: newWire(conn, func() {}), report: func(bocage.Depth, map[string]string) {},
+			victim: addressOf(conn.LocalAddr()), source: addressOf(conn.RemoteAddr())}
+		c.serveChannels(ctx, "root")
 	})
 }

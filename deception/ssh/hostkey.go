@@ -70,7 +70,7 @@ func (k *keyring) forAddress(ctx context.Context, s *Server, address netip.Addr,
 	name := kind + " " + address.String()
 	signer := k.lookup(name)
 	if signer == nil {
-		err := s.compute(ctx, func() (err error) {
+		err := inTurn(ctx, s.derive, func() (err error) {
 			if signer = k.lookup(name); signer != nil {
 				return nil // made while we waited for our turn
 			}
@@ -182,20 +182,22 @@ func deriveRSA(seed []byte) (*rsa.PrivateKey, error) {
 // random place on.
 func nextPrime(stream *chacha20.Cipher, bits int) *big.Int {
 	const span = 1 << 14 // candidates of one place; a gap that wide is not met
+	small := smallPrimes(1 << 13)
+	rests := make([]uint32, len(small))
+	one, two := big.NewInt(1), big.NewInt(2)
 	for {
 		b := make([]byte, bits/8)
 		stream.XORKeyStream(b, b)
 		b[0] |= 0xc0
 		b[len(b)-1] |= 1
 		p := new(big.Int).SetBytes(b)
-		var rests [len(smallPrimes)]uint32
 		word := new(big.Int)
-		for i, s := range smallPrimes {
+		for i, s := range small {
 			rests[i] = uint32(word.Mod(p, big.NewInt(int64(s))).Uint64())
 		}
 		for step := uint32(0); step < span; step += 2 {
 			divisible := false
-			for i, s := range smallPrimes {
+			for i, s := range small {
 				if (rests[i]+step)%s == 0 {
 					divisible = true
 					break
@@ -205,6 +207,10 @@ func nextPrime(stream *chacha20.Cipher, bits int) *big.Int {
 				continue
 			}
 			candidate := new(big.Int).Add(p, big.NewInt(int64(step)))
+			// Fermat's test is the cheapest that leaves hardly any.
+			if new(big.Int).Exp(two, new(big.Int).Sub(candidate, one), candidate).Cmp(one) != 0 {
+				continue
+			}
 			if candidate.ProbablyPrime(2) && candidate.BitLen() == bits {
 				return candidate
 			}
@@ -212,8 +218,18 @@ func nextPrime(stream *chacha20.Cipher, bits int) *big.Int {
 	}
 }
 
-var smallPrimes = [...]uint32{3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97,
-	101, 103, 107, 109, 113, 127, 131, 137, 139, 149, 151, 157, 163, 167, 173, 179, 181, 191, 193, 197, 199,
-	211, 223, 227, 229, 233, 239, 241, 251, 257, 263, 269, 271, 277, 281, 283, 293, 307, 311, 313, 317, 331, 337,
-	347, 349, 353, 359, 367, 373, 379, 383, 389, 397, 401, 409, 419, 421, 431, 433, 439, 443, 449, 457, 461, 463,
-	467, 479, 487, 491, 499, 503, 509, 521, 523, 541}
+// smallPrimes are the odd primes below limit.
+func smallPrimes(limit uint32) []uint32 {
+	composite := make([]bool, limit)
+	var out []uint32
+	for n := uint32(3); n < limit; n += 2 {
+		if composite[n] {
+			continue
+		}
+		out = append(out, n)
+		for m := n * n; m < limit; m += 2 * n {
+			composite[m] = true
+		}
+	}
+	return out
+}

@@ -27,37 +27,43 @@ type kexInit struct {
 type suite struct {
 	kex, hostKey string
 	cipher, mac  [2]string // client to server, server to client
+	squeeze      [2]string
 }
 
 var errNoMatch = errors.New("no algorithm in common")
 
-// exchangeKeys is the key exchange that begins a connection:
+// exchangeKeys is a key exchange: the one that begins a connection or, given the
+// client's proposal, one that it asks for later.
 //
 //  1. both proposals, from which follow the suite and the client's fingerprint;
 //  2. the method, which gives a shared secret and, signed by the host key, proof;
 //  3. new keys, ours and theirs;
 //  4. the extensions that a client asked for.
-func (c *session) exchangeKeys(ctx context.Context) error {
+func (c *session) exchangeKeys(ctx context.Context, theirs []byte) error {
+	first := theirs == nil
 	ours := c.server.profile.proposal()
 	if err := c.wire.write(ours); err != nil {
 		return err
 	}
-	theirs, err := c.await(msgKexInit)
-	if err != nil {
-		return err
+	if first {
+		var err error
+		if theirs, err = c.await(msgKexInit); err != nil {
+			return err
+		}
 	}
 	client, err := parseKexInit(theirs)
 	if err != nil {
 		return err
 	}
-	c.hassh = client.fingerprint()
-	c.reportProbe()
-
-	strict := slices.Contains(client.kex, strictClient) && slices.Contains(c.server.profile.kex, strictServer)
-	if strict && c.wire.in.sequence != 1 {
-		return disconnect{"strict KEX violation: KEXINIT was not the first packet"}
+	if first {
+		c.hassh = client.fingerprint()
+		c.reportProbe()
+		c.strict = slices.Contains(client.kex, strictClient) && slices.Contains(c.server.profile.kex, strictServer)
+		if c.strict && c.wire.in.sequence != 1 {
+			return disconnect{"strict KEX violation: KEXINIT was not the first packet"}
+		}
+		c.wire.strict = c.strict
 	}
-	c.wire.strict = strict
 	agreed, err := c.server.profile.agree(client)
 	if err != nil {
 		return err
@@ -77,7 +83,11 @@ func (c *session) exchangeKeys(ctx context.Context) error {
 	if err := method.run(ctx, x); err != nil {
 		return fmt.Errorf("%s: %w", agreed.kex, err)
 	}
-	return c.takeKeys(x, agreed, strict, slices.Contains(client.kex, extInfo))
+	if first {
+		c.id = x.id
+	}
+	c.suite = agreed
+	return c.takeKeys(x, first && slices.Contains(client.kex, extInfo))
 }
 
 // await reads until a message of the key exchange comes. Others of the transport
@@ -102,12 +112,12 @@ func (c *session) await(number byte) ([]byte, error) {
 }
 
 // takeKeys switches both directions to the keys of an exchange.
-func (c *session) takeKeys(x *exchange, agreed suite, strict, wantsExtensions bool) error {
+func (c *session) takeKeys(x *exchange, wantsExtensions bool) error {
 	if err := c.wire.write([]byte{msgNewKeys}); err != nil {
 		return err
 	}
-	c.wire.out.cipher = x.cipher('B', 'D', 'F', agreed.cipher[1], agreed.mac[1])
-	if strict {
+	c.wire.out.cipher = x.cipher('B', 'D', 'F', c.suite.cipher[1], c.suite.mac[1])
+	if c.strict {
 		c.wire.out.sequence = 0
 	}
 	if wantsExtensions {
@@ -122,8 +132,8 @@ func (c *session) takeKeys(x *exchange, agreed suite, strict, wantsExtensions bo
 	if len(message) != 1 {
 		return errCorrupt
 	}
-	c.wire.in.cipher = x.cipher('A', 'C', 'E', agreed.cipher[0], agreed.mac[0])
-	if strict {
+	c.wire.in.cipher = x.cipher('A', 'C', 'E', c.suite.cipher[0], c.suite.mac[0])
+	if c.strict {
 		c.wire.in.sequence = 0
 		c.wire.strict = false
 	}
@@ -221,7 +231,8 @@ func (p profile) agree(client *kexInit) (suite, error) {
 		if cipherModes[s.cipher[i]].aead == nil {
 			s.mac[i], faults[4+i] = pick(client.macs[i], p.macs)
 		}
-		if _, err := pick(client.squeeze[i], p.compressions); err != nil {
+		var err error
+		if s.squeeze[i], err = pick(client.squeeze[i], p.compressions); err != nil {
 			faults[6] = err
 		}
 	}
@@ -242,7 +253,7 @@ type exchange struct {
 
 	head   []byte // the start of what is hashed: identifications, proposals and host key
 	secret []byte // K, encoded as it is hashed
-	id     []byte // H, which is the session's id too
+	id     []byte // H
 }
 
 // kexMethod is one key exchange method.
@@ -343,7 +354,7 @@ func (x *exchange) derive(purpose byte, n int) []byte {
 	h.Write(x.secret)
 	h.Write(x.id)
 	h.Write([]byte{purpose})
-	h.Write(x.id) // the session's id: there is no second exchange before a login
+	h.Write(x.session.id)
 	out := h.Sum(nil)
 	for len(out) < n {
 		h.Reset()
@@ -368,11 +379,16 @@ func (x *exchange) cipher(iv, key, mac byte, cipherName, macName string) packetC
 // compute waits for its turn: a flood of handshakes has no more than its share
 // of the processor.
 func (s *Server) compute(ctx context.Context, work func() error) error {
+	return inTurn(ctx, s.work, work)
+}
+
+// inTurn does work while it holds one of a few tokens.
+func inTurn(ctx context.Context, tokens chan struct{}, work func() error) error {
 	select {
-	case s.work <- struct{}{}:
+	case tokens <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	defer func() { <-s.work }()
+	defer func() { <-tokens }()
 	return work()
 }

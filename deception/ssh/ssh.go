@@ -11,13 +11,16 @@
 // It promises that a session is bounded in time, memory and packets whatever
 // the client sends, that it tells every step of the client, and that host keys
 // depend on nothing but the decoy's secret and the address: the same address
-// shows the same keys, on every connection and after a restart. It never dials,
-// never opens a file, never executes anything, and never lets anybody in: a
-// login is recorded and refused.
+// shows the same keys, on every connection and after a restart. A login is
+// recorded and refused, until a source has guessed often enough (see doorman);
+// who is let in meets the shell of deception/shell. It never dials, never opens
+// a file and never executes anything.
 package ssh
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -35,13 +38,14 @@ const DefaultBanner = "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u10"
 // Refusal is what sshd says to a connection that it has no room for.
 const Refusal = "Exceeded MaxStartups\r\n"
 
-// Bounds of one connection before a login, which is all there is.
+// Bounds of one connection.
 const (
 	firstByteTime = 10 * time.Second // until the client says anything
 	graceTime     = 30 * time.Second // LoginGraceTime: until it is done
 	maxAuthTries  = 6                // MaxAuthTries of sshd_config
 	maxPacket     = 64 << 10         // bytes; OpenSSH takes 256 kB
 	maxPackets    = 4096             // from one client, of any kind
+	maxSessionful = 1 << 17          // packets of one who got in
 	maxWorkers    = 2                // handshakes that compute at a time
 )
 
@@ -63,7 +67,11 @@ type Server struct {
 	banner  string
 	profile profile
 	keys    *keyring
+	doorman *doorman
+	boot    time.Time     // of the machine that we pretend to be
 	work    chan struct{} // a token for each handshake that computes
+	derive  chan struct{} // one for the host key that is derived: an RSA key takes half a second
+	delay   time.Duration // of a wrong password, about
 }
 
 // New makes a decoy, or tells what is wrong with its banner.
@@ -85,7 +93,8 @@ func New(cfg Config) (*Server, error) {
 	}
 	return &Server{
 		banner: banner, profile: profileOf(banner),
-		keys: newKeyring(cfg.Secret), work: make(chan struct{}, maxWorkers),
+		keys: newKeyring(cfg.Secret), doorman: newDoorman(cfg.Secret), boot: bootOf(cfg.Secret, time.Now()),
+		work: make(chan struct{}, maxWorkers), derive: make(chan struct{}, 1), delay: passwordDelay,
 	}, nil
 }
 
@@ -96,17 +105,22 @@ type session struct {
 	wire   *wire
 	report func(bocage.Depth, map[string]string)
 	victim netip.Addr // whose address we wear
+	source netip.Addr // who is there
 
 	clientID string
 	hassh    string
 	probed   bool
+
+	id     []byte // H of the first key exchange
+	strict bool
+	suite  suite
 }
 
 // Serve talks with one client until it is gone, refused or out of time, and
-// reports what it does. It returns soon after ctx ends if the caller then closes
+// reports what it does, from several goroutines. It returns soon after ctx ends if the caller then closes
 // the connection.
 func (s *Server) Serve(ctx context.Context, conn net.Conn, report func(bocage.Depth, map[string]string)) {
-	c := &session{server: s, conn: conn, report: report, victim: victimOf(conn)}
+	c := &session{server: s, conn: conn, report: report, victim: addressOf(conn.LocalAddr()), source: addressOf(conn.RemoteAddr())}
 	defer c.reportProbe()
 
 	start := time.Now()
@@ -119,21 +133,26 @@ func (s *Server) Serve(ctx context.Context, conn net.Conn, report func(bocage.De
 
 	err := c.converse(ctx)
 	if goodbye, ok := errors.AsType[disconnect](err); ok {
+		conn.SetWriteDeadline(time.Now().Add(time.Second))
 		c.wire.write(goodbye.message())
 		c.wire.w.Flush()
 	}
 }
 
 // converse is the protocol from its beginning: identification, key exchange,
-// and logins until the client gives up.
+// logins until the client gives up, and whatever one who got in does.
 func (c *session) converse(ctx context.Context) error {
 	if err := c.identify(); err != nil {
 		return err
 	}
-	if err := c.exchangeKeys(ctx); err != nil {
+	if err := c.exchangeKeys(ctx, nil); err != nil {
 		return err
 	}
-	return c.authenticate(ctx)
+	user, err := c.authenticate(ctx)
+	if err != nil {
+		return err
+	}
+	return c.serveChannels(ctx, user)
 }
 
 // reportProbe tells once what the client said about itself, if anything.
@@ -149,9 +168,18 @@ func (c *session) reportProbe() {
 	c.report(bocage.DepthProbe, detail)
 }
 
-func victimOf(conn net.Conn) netip.Addr {
-	if tcp, ok := conn.LocalAddr().(*net.TCPAddr); ok {
+// bootOf is when the machine was started: weeks ago, and the same moment for as
+// long as it can be.
+func bootOf(secret []byte, now time.Time) time.Time {
+	const period = 90 * 24 * time.Hour
+	sum := sha256.Sum256(append([]byte("boot"), secret...))
+	offset := time.Duration(binary.BigEndian.Uint32(sum[:])) * time.Second % period
+	return now.Add(-offset).Truncate(period).Add(offset)
+}
+
+func addressOf(a net.Addr) netip.Addr {
+	if tcp, ok := a.(*net.TCPAddr); ok {
 		return tcp.AddrPort().Addr().Unmap().WithZone("")
 	}
-	return netip.Addr{}
+	return netip.IPv4Unspecified()
 }

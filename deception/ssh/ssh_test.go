@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -31,6 +32,7 @@ func serve(t testing.TB, cfg Config) *served {
 	if err != nil {
 		t.Fatal(err)
 	}
+	server.delay = 4 * time.Millisecond
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

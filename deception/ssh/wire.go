@@ -13,18 +13,34 @@ import (
 
 // Message numbers (RFC 4250 section 4.1.2).
 const (
-	msgDisconnect     = 1
-	msgIgnore         = 2
-	msgUnimplemented  = 3
-	msgDebug          = 4
-	msgServiceRequest = 5
-	msgServiceAccept  = 6
-	msgExtInfo        = 7
-	msgKexInit        = 20
-	msgNewKeys        = 21
-	msgKexFirst       = 30 // to 49: the method's own
-	msgUserauthReq    = 50
-	msgUserauthFail   = 51
+	msgDisconnect      = 1
+	msgIgnore          = 2
+	msgUnimplemented   = 3
+	msgDebug           = 4
+	msgServiceRequest  = 5
+	msgServiceAccept   = 6
+	msgExtInfo         = 7
+	msgKexInit         = 20
+	msgNewKeys         = 21
+	msgKexFirst        = 30 // to 49: the method's own
+	msgUserauthReq     = 50
+	msgUserauthFail    = 51
+	msgUserauthSuccess = 52
+
+	msgGlobalRequest       = 80
+	msgRequestSuccess      = 81
+	msgRequestFailure      = 82
+	msgChannelOpen         = 90
+	msgChannelOpenConfirm  = 91
+	msgChannelOpenFailure  = 92
+	msgChannelWindowAdjust = 93
+	msgChannelData         = 94
+	msgChannelExtendedData = 95
+	msgChannelEOF          = 96
+	msgChannelClose        = 97
+	msgChannelRequest      = 98
+	msgChannelSuccess      = 99
+	msgChannelFailure      = 100
 )
 
 // disconnect is an error that the client is told. OpenSSH always gives the
@@ -54,7 +70,10 @@ type wire struct {
 	r       *bufio.Reader
 	w       *bufio.Writer // sent whenever we are about to wait
 	in, out direction
-	packets int
+	packets int // that may still come
+	// shared is set once others than the reader write too, who then send what
+	// they wrote themselves.
+	shared bool
 	// strict is set while messages that do not belong to the first key exchange
 	// end the connection (kex-strict of OpenSSH's PROTOCOL, section 1.10).
 	strict bool
@@ -83,7 +102,7 @@ type packetCipher interface {
 // sent anything at all.
 func newWire(conn net.Conn, first func()) *wire {
 	return &wire{
-		r: bufio.NewReaderSize(&firstByte{conn, first}, 2048), w: bufio.NewWriterSize(conn, 2048),
+		r: bufio.NewReaderSize(&firstByte{conn, first}, 2048), w: bufio.NewWriterSize(conn, 2048), packets: maxPackets,
 		in: direction{cipher: clear{}}, out: direction{cipher: clear{}},
 	}
 }
@@ -149,11 +168,13 @@ func (w *wire) read() (message []byte, sequence uint32, err error) {
 }
 
 func (w *wire) readAny() ([]byte, uint32, error) {
-	if w.packets++; w.packets > maxPackets {
+	if w.packets--; w.packets < 0 {
 		return nil, 0, errChatter
 	}
-	if err := w.w.Flush(); err != nil {
-		return nil, 0, err
+	if !w.shared {
+		if err := w.w.Flush(); err != nil {
+			return nil, 0, err
+		}
 	}
 	packet, err := w.in.cipher.open(w.in.sequence, w.r)
 	if err != nil {
