@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -381,8 +382,7 @@ func BenchmarkFold(b *testing.B) {
 		}
 		flows, _ = e.AppendBinary(flows)
 	}
-	id, envelope := s.batch("h1", bocage.Batch{Flows: flows})
-	_ = id
+	_, envelope := s.batch("h1", bocage.Batch{Flows: flows})
 	open := func() *bocage.Batch {
 		batch, err := openPlain(envelope)
 		if err != nil {
@@ -405,4 +405,33 @@ func BenchmarkFold(b *testing.B) {
 			b.ReportMetric(float64(b.N)*1000/b.Elapsed().Seconds(), "records/s")
 		})
 	}
+}
+
+// BenchmarkReaction is the time from an attack's batch in the log to the
+// attacker's threat condition in the store, both in memory.
+func BenchmarkReaction(b *testing.B) {
+	s := newShop(b)
+	for n := range b.N {
+		s.workload(fmt.Sprintf("crowd/w%d", n), bocage.Identity(10_000+n))
+	}
+	r, stop := s.run(nil)
+	s.send("h1", bocage.Batch{})
+	s.caughtUp(r)
+	w, err := s.store.Watch(b.Context(), "resources/threatconditions/", 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	took := make([]time.Duration, 0, b.N)
+	b.ResetTimer()
+	for n := range b.N {
+		id, envelope := s.batch("h1", bocage.Batch{Inspections: s.exploitOf(fmt.Sprintf("crowd/w%d", n), "shop/web")})
+		began := time.Now()
+		s.append("h1", id, envelope)
+		<-w.Events()
+		took = append(took, time.Since(began))
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+	stop()
 }

@@ -283,25 +283,27 @@ const (
 )
 
 // merge joins what the store has with what is known here, so that replicas may
-// write in any order and a replica that knows less takes nothing back.
+// write in any order and a replica that knows less takes nothing back. Whoever
+// knows more gives the title and the order.
 func merge(stored, ours bocage.IncidentStatus) bocage.IncidentStatus {
-	out := ours
-	if !stored.First.IsZero() {
-		out.First = earlier(stored.First, ours.First)
-	}
-	out.Last = later(stored.Last, ours.Last)
-	out.Score = max(stored.Score, ours.Score)
-	if rank(stored.Severity) > rank(ours.Severity) {
-		out.Severity = stored.Severity
-	}
+	more, less := ours, stored
 	if weigh(stored.Evidence) > weigh(ours.Evidence) {
-		out.Title = stored.Title
+		more, less = stored, ours
 	}
-	out.Evidence = mergeEvidence(stored.Evidence, ours.Evidence)
-	out.Entities = union(ours.Entities, stored.Entities, maxEntities)
-	out.Techniques = union(ours.Techniques, stored.Techniques, maxEvidence)
+	out := more
+	if !less.First.IsZero() {
+		out.First = earlier(less.First, more.First)
+	}
+	out.Last = later(less.Last, more.Last)
+	out.Score = max(less.Score, more.Score)
+	if rank(less.Severity) > rank(more.Severity) {
+		out.Severity = less.Severity
+	}
+	out.Evidence = mergeEvidence(more.Evidence, less.Evidence)
+	out.Entities = union(more.Entities, less.Entities, maxEntities)
+	out.Techniques = union(more.Techniques, less.Techniques, maxEvidence)
 	slices.Sort(out.Techniques)
-	out.ThreatConditions = union(stored.ThreatConditions, ours.ThreatConditions, maxConditions)
+	out.ThreatConditions = union(more.ThreatConditions, less.ThreatConditions, maxConditions)
 	slices.Sort(out.ThreatConditions)
 	out.Notes = union(stored.Notes, ours.Notes, maxNotes)
 	return out
@@ -316,27 +318,26 @@ func weigh(all []bocage.Evidence) float64 {
 	return sum
 }
 
-func mergeEvidence(stored, ours []bocage.Evidence) []bocage.Evidence {
+func mergeEvidence(more, less []bocage.Evidence) []bocage.Evidence {
 	byID := map[string]int{}
-	out := slices.Clone(ours)
+	out := slices.Clone(more)
 	for i, e := range out {
 		byID[e.ID] = i
 	}
-	for _, e := range stored {
+	for _, e := range less {
 		i, known := byID[e.ID]
-		switch {
-		case !known:
+		if !known {
 			out = append(out, e)
-		case e.Count > out[i].Count:
-			e.Time = earlier(e.Time, out[i].Time)
-			e.Weight = max(e.Weight, out[i].Weight)
-			e.Decisive = e.Decisive || out[i].Decisive
-			out[i] = e
-		default:
-			out[i].Time = earlier(e.Time, out[i].Time)
-			out[i].Weight = max(e.Weight, out[i].Weight)
-			out[i].Decisive = e.Decisive || out[i].Decisive
+			continue
 		}
+		joined := out[i]
+		if e.Count > joined.Count {
+			joined = e
+		}
+		joined.Time = earlier(e.Time, out[i].Time)
+		joined.Weight = max(e.Weight, out[i].Weight)
+		joined.Decisive = e.Decisive || out[i].Decisive
+		out[i] = joined
 	}
 	if len(out) <= maxEvidence {
 		return out

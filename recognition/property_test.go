@@ -284,3 +284,42 @@ func (s *shop) ordinary(minute int, random *rand.Rand) bocage.Batch {
 	}
 	return b
 }
+
+// Joining what is stored with anything that was known earlier changes nothing, and
+// from any earlier state the final one is reached.
+func TestMergeTakesNothingBack(t *testing.T) {
+	s := newShop(t)
+	cfg, err := Config{Store: s.store, Log: s.log, Bundle: openPlain}.complete()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := newLedger(cfg.Store, cfg.Logger)
+	for _, c := range chapters() {
+		if _, err := l.load(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	books := newCounts()
+	f := newFold(cfg, l, &books)
+	at := time.Date(2026, 3, 1, 9, 10, 0, 0, time.UTC)
+	known := map[string][]bocage.IncidentStatus{}
+	for _, m := range messages(s.attack(at), at) {
+		f.message(m)
+		for _, p := range f.posts(m.message.Time, true) {
+			if p.into == "" {
+				known[p.name] = append(known[p.name], p.status)
+			}
+		}
+	}
+	for name, states := range known {
+		final := states[len(states)-1]
+		for i, earlier := range states {
+			for direction, got := range map[string]bocage.IncidentStatus{"back": merge(final, earlier), "forth": merge(earlier, final)} {
+				got.Phase = final.Phase
+				if !equal(got, final) {
+					t.Errorf("%s, state %d of %d, %s:\n got %+v\nwant %+v", name, i, len(states), direction, got, final)
+				}
+			}
+		}
+	}
+}
