@@ -82,10 +82,12 @@ type Host struct {
 
 // HostStatus is what its agent last reported.
 type HostStatus struct {
-	Version    string    `json:"version,omitempty"`
-	Kernel     string    `json:"kernel,omitempty"`
-	Generation uint64    `json:"generation,omitempty"` // in force in the kernel
-	LastSeen   time.Time `json:"lastSeen,omitzero"`
+	Version    string `json:"version,omitempty"`
+	Kernel     string `json:"kernel,omitempty"`
+	Generation uint64 `json:"generation,omitempty"` // in force in the kernel
+	// Since is when it came into force.
+	Since    time.Time `json:"since,omitzero"`
+	LastSeen time.Time `json:"lastSeen,omitzero"`
 	// Ports counts the enforcement points that the agent keeps.
 	Ports      int         `json:"ports"`
 	Conditions []Condition `json:"conditions,omitempty"`

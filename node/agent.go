@@ -54,13 +54,15 @@ type agentProcess struct {
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
-	hidden     atomic.Pointer[[]string] // uplinks that are left alone
+	since      atomic.Pointer[time.Time] // when the generation in force came into force
+	applied    chan struct{}             // tells reportStatus that it changed
+	hidden     atomic.Pointer[[]string]  // uplinks that are left alone
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
 // the last ruleset applied before anything is asked of the network.
 func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
-	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry}
+	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1)}
 	var err error
 	if a.kernel, err = host.Kernel(); err != nil {
 		return err
@@ -83,7 +85,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	joined := make(chan struct{})
 	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
 	loop, err := agent.New(agent.Config{
-		Host: cfg.Host, Dataplane: a.dataplane, Rulesets: rulesets, Links: a.followLinks,
+		Host: cfg.Host, Dataplane: reportedDataplane{a.dataplane, a}, Rulesets: rulesets, Links: a.followLinks,
 		Publish: a.publishFlows, Logger: a.logger,
 	})
 	if err != nil {
@@ -102,6 +104,23 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 		return err
 	}
 	return nil
+}
+
+// reportedDataplane notes when a ruleset came into force, for the Host's status.
+type reportedDataplane struct {
+	*dataplane.Dataplane
+	agent *agentProcess
+}
+
+// Apply implements agent.Dataplane.
+func (d reportedDataplane) Apply(ruleset *bocage.Ruleset) error {
+	err := d.Dataplane.Apply(ruleset)
+	if err == nil {
+		now := time.Now().UTC()
+		d.agent.since.Store(&now)
+		signal(d.agent.applied)
+	}
+	return err
 }
 
 func (a *agentProcess) startDecoys(ctx context.Context) error {
@@ -218,7 +237,7 @@ type hostReport struct {
 // reportStatus tells the controllers what is in force, at once when the
 // generation changes and every statusEvery otherwise.
 func (a *agentProcess) reportStatus(ctx context.Context) error {
-	const look = 20 * time.Millisecond
+	const look = 100 * time.Millisecond // at what changes otherwise
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	var sent time.Time
@@ -229,6 +248,7 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
+		case <-a.applied:
 		}
 		generation, faults := a.dataplane.Generation(), a.faults.String()
 		if generation == told && faults == toldFaults && time.Since(sent) < statusEvery {
@@ -254,6 +274,9 @@ func (a *agentProcess) status(generation uint64, faults string) bocage.HostStatu
 	status := bocage.HostStatus{
 		Version: a.cfg.Version, Kernel: a.kernel, Generation: generation,
 		LastSeen: time.Now().UTC(),
+	}
+	if since := a.since.Load(); since != nil {
+		status.Since = *since
 	}
 	if ruleset := a.ruleset.Load(); ruleset != nil {
 		status.Ports = len(ruleset.Ports)
