@@ -19,16 +19,19 @@ const (
 	decodedMost = 1 << 30
 )
 
-// encoder writes the rulesets of one generation's hosts. Peers and groups are
-// the same in all of them and are most of their size, so they are written and
-// compressed once: gzip members may follow each other.
+// encoder writes the rulesets of one generation's hosts. Peers, groups and the
+// rules with wildcards are the same in all of them and are most of their size,
+// so they are written and compressed once: a ruleset is a shared head, the
+// host's own part, and a shared tail, and gzip members may follow each other.
 type encoder struct {
-	shared           []byte // JSON, without its last brace
-	sharedCompressed []byte
+	head, tail                     []byte // JSON: of the whole up to the host's fields, and of the last rules
+	headCompressed, tailCompressed []byte
+	wildcards                      int // rules in the tail
 }
 
-// sharedPart and hostPart are the fields of a Ruleset.
-type sharedPart struct {
+// headPart and hostPart are the fields of a Ruleset, but for the rules, which
+// come last.
+type headPart struct {
 	Generation uint64             `json:"generation"`
 	Digest     string             `json:"digest"`
 	Peers      []bocage.Peer      `json:"peers"`
@@ -38,7 +41,6 @@ type sharedPart struct {
 
 type hostPart struct {
 	Host      string                  `json:"host,omitempty"`
-	Rules     []bocage.Rule           `json:"rules"`
 	Decisions []bocage.Decision       `json:"decisions"`
 	Default   bocage.DecisionID       `json:"default"`
 	Profiles  []bocage.Profile        `json:"profiles,omitempty"`
@@ -47,33 +49,75 @@ type hostPart struct {
 }
 
 func newEncoder(whole *bocage.Ruleset) (*encoder, error) {
-	shared, err := json.Marshal(sharedPart{whole.Generation, whole.Digest, whole.Peers, whole.Groups, whole.Refused})
+	head, err := json.Marshal(headPart{whole.Generation, whole.Digest, whole.Peers, whole.Groups, whole.Refused})
 	if err != nil {
 		return nil, fmt.Errorf("encode generation %d: %w", whole.Generation, err)
 	}
-	return &encoder{shared: shared[:len(shared)-1]}, nil
+	wildcards := whole.Rules[firstWildcard(whole.Rules):]
+	tail, err := json.Marshal(wildcards)
+	if err != nil {
+		return nil, fmt.Errorf("encode generation %d: %w", whole.Generation, err)
+	}
+	tail = append(tail[1:], '}') // the host's part opens the list
+	return &encoder{head: head[:len(head)-1], tail: tail, wildcards: len(wildcards)}, nil
+}
+
+// firstWildcard finds where the rules about anyone begin: they come last.
+func firstWildcard(rules []bocage.Rule) int {
+	i := slices.IndexFunc(rules, func(r bocage.Rule) bool { return r.From == bocage.GroupAny || r.To == bocage.GroupAny })
+	if i < 0 {
+		return len(rules)
+	}
+	return i
 }
 
 // encode writes the ruleset of one host, which was cut from the encoder's whole.
 func (e *encoder) encode(cut *bocage.Ruleset) ([]byte, error) {
-	own, err := json.Marshal(hostPart{cut.Host, cut.Rules, cut.Decisions, cut.Default, cut.Profiles, cut.Ports, cut.Decoys})
+	own, err := json.Marshal(hostPart{cut.Host, cut.Decisions, cut.Default, cut.Profiles, cut.Ports, cut.Decoys})
 	if err != nil {
 		return nil, fmt.Errorf("encode the ruleset of %s: %w", cut.Host, err)
 	}
-	own[0] = ',' // where the brace was: the shared part goes before
-	if len(e.shared)+len(own) <= plainMost {
-		return slices.Concat(e.shared, own), nil
+	named := cut.Rules[:firstWildcard(cut.Rules)]
+	shared := len(cut.Rules)-len(named) == e.wildcards
+	if !shared {
+		named = cut.Rules // a host without ports has none of the wildcards either
 	}
-	if e.sharedCompressed == nil {
-		if e.sharedCompressed, err = compress(e.shared); err != nil {
+	rules, err := json.Marshal(named)
+	if err != nil {
+		return nil, fmt.Errorf("encode the rules of %s: %w", cut.Host, err)
+	}
+	own[0] = ',' // where the brace was: the head goes before
+	own = append(own[:len(own)-1], `,"rules":`...)
+	own = append(own, rules[:len(rules)-1]...)
+	tail := []byte("]}")
+	if shared {
+		tail = e.tail
+		if len(named) > 0 && e.wildcards > 0 {
+			own = append(own, ',')
+		}
+	}
+	if len(e.head)+len(own)+len(tail) <= plainMost {
+		return slices.Concat(e.head, own, tail), nil
+	}
+	if e.headCompressed == nil {
+		if e.headCompressed, err = compress(e.head); err != nil {
+			return nil, err
+		}
+		if e.tailCompressed, err = compress(e.tail); err != nil {
 			return nil, err
 		}
 	}
-	tail, err := compress(own)
+	if !shared {
+		own = append(own, tail...)
+	}
+	middle, err := compress(own)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(e.sharedCompressed, tail), nil
+	if !shared {
+		return slices.Concat(e.headCompressed, middle), nil
+	}
+	return slices.Concat(e.headCompressed, middle, e.tailCompressed), nil
 }
 
 func compress(b []byte) ([]byte, error) {

@@ -113,12 +113,20 @@ type reporter struct {
 	now      view
 	findings map[string][]compile.Finding // by "Kind namespace/name"
 	failed   []bocage.Proof
-	reported map[string]uint64 // by host
+	reported map[string]uint64      // by host
+	placedIn map[string][]placement // workloads with an interface, by namespace
+	everyone []string               // every host with such a workload
 	wait     time.Duration
 }
 
+// placement is a workload as selectors see it, and where it is.
+type placement struct {
+	name, host string
+	labels     map[string]string
+}
+
 func newReporter(o *outcome, now view) *reporter {
-	r := &reporter{o: o, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs), reported: map[string]uint64{}}
+	r := &reporter{o: o, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs), reported: map[string]uint64{}, placedIn: map[string][]placement{}}
 	for _, f := range o.output.Findings {
 		key := f.Object.Kind + " " + f.Object.Namespace + "/" + f.Object.Name
 		r.findings[key] = append(r.findings[key], f)
@@ -126,72 +134,92 @@ func newReporter(o *outcome, now view) *reporter {
 	for _, h := range now.hosts {
 		r.reported[h.Name] = h.Status.Generation
 	}
+	hosts := map[string]bool{}
+	for _, w := range o.input.Workloads {
+		if w.Spec.Interface != "" {
+			r.placedIn[w.Namespace] = append(r.placedIn[w.Namespace], placement{w.Name, w.Spec.Host, w.AllLabels()})
+			hosts[w.Spec.Host] = true
+		}
+	}
+	r.everyone = sortedNames(hosts)
 	return r
 }
 
 // status makes the write that brings an object's status up to date.
 func (r *reporter) status(key string, object *object) (store.Op, bool, error) {
+	if !r.update(key, object.kind, object.resource, false) {
+		return store.Op{}, false, nil
+	}
 	fresh, err := decode(object.kind, key, object.value, object.revision) // what the mirror holds nobody changes
 	if err != nil {
 		return store.Op{}, false, err
 	}
-	changed := false
-	set := func(conditions *[]bocage.Condition, want ...bocage.Condition) {
-		for _, c := range want {
-			changed = setCondition(conditions, c) || changed
-		}
-	}
-	meta := fresh.resource.Meta()
-	findings := r.findings[object.kind.Name+" "+meta.Namespace+"/"+meta.Name]
-	switch x := fresh.resource.(type) {
-	case *bocage.Application:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.selected([]string{x.Namespace}, &x.Spec.Workload))...)
-		if missing := missing(findings); !slices.Equal(missing, x.Status.Missing) {
-			x.Status.Missing, changed = missing, true
-		}
-	case *bocage.Guardrail:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.selected(nil, nil))...)
-	case *bocage.Scope:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.selected(x.Spec.Namespaces, &x.Spec.Workload))...)
-	case *bocage.InspectionProfile:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.selected(nil, nil))...)
-	case *bocage.Decoy:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.selected(nil, nil))...)
-	case *bocage.Quarantine:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.placed(x.Spec.Workload))...)
-	case *bocage.ThreatCondition:
-		set(&x.Status.Conditions, r.conditions(key, meta, x.Status.Conditions, findings, r.placed(x.Spec.Workload))...)
-	case *bocage.Workload:
-		rejected := slices.ContainsFunc(findings, func(f compile.Finding) bool { return f.Rejected })
-		if rejected || slices.ContainsFunc(x.Status.Conditions, func(c bocage.Condition) bool { return c.Type == bocage.ConditionAccepted }) {
-			set(&x.Status.Conditions, accepted(meta, findings))
-		}
-	case *bocage.Generation:
-		if x.Status.Active && x.Status.Number == r.o.activeNo {
-			set(&x.Status.Conditions, r.enforced(meta, nil, x.Status.Number, true, r.selected(nil, nil)))
-		}
-	}
-	if !changed {
-		return store.Op{}, false, nil
-	}
+	r.update(key, object.kind, fresh.resource, true)
 	value, err := store.EncodeObject(object.kind, fresh.resource)
 	return store.Op{Key: key, Value: value, IfWas: object.revision}, true, err
 }
 
-// setCondition reports whether anything but the time is another.
-func setCondition(conditions *[]bocage.Condition, want bocage.Condition) bool {
-	for _, old := range *conditions {
-		if old.Type == want.Type {
-			want.LastTransitionTime = old.LastTransitionTime
-			if old == want {
-				return false
+// update brings a resource's status up to date, or only reports whether it has to.
+func (r *reporter) update(key string, kind bocage.Kind, resource bocage.Resource, write bool) bool {
+	meta := resource.Meta()
+	findings := r.findings[kind.Name+" "+meta.Namespace+"/"+meta.Name]
+	set := func(conditions *[]bocage.Condition, want ...bocage.Condition) bool {
+		return setConditions(conditions, want, write)
+	}
+	four := func(conditions *[]bocage.Condition, hosts []string) bool {
+		return set(conditions, r.conditions(key, meta, *conditions, findings, hosts)...)
+	}
+	switch x := resource.(type) {
+	case *bocage.Application:
+		changed := four(&x.Status.Conditions, r.selected([]string{x.Namespace}, &x.Spec.Workload))
+		missing := missing(findings)
+		changed = changed || !slices.Equal(missing, x.Status.Missing)
+		if write {
+			x.Status.Missing = missing
+		}
+		return changed
+	case *bocage.Guardrail:
+		return four(&x.Status.Conditions, r.selected(nil, nil))
+	case *bocage.Scope:
+		return four(&x.Status.Conditions, r.selected(x.Spec.Namespaces, &x.Spec.Workload))
+	case *bocage.InspectionProfile:
+		return four(&x.Status.Conditions, r.selected(nil, nil))
+	case *bocage.Decoy:
+		return four(&x.Status.Conditions, r.selected(nil, nil))
+	case *bocage.Quarantine:
+		return four(&x.Status.Conditions, r.placed(x.Spec.Workload))
+	case *bocage.ThreatCondition:
+		return four(&x.Status.Conditions, r.placed(x.Spec.Workload))
+	case *bocage.Workload:
+		rejected := slices.ContainsFunc(findings, func(f compile.Finding) bool { return f.Rejected })
+		told := slices.ContainsFunc(x.Status.Conditions, func(c bocage.Condition) bool { return c.Type == bocage.ConditionAccepted })
+		return (rejected || told) && set(&x.Status.Conditions, accepted(meta, findings))
+	case *bocage.Generation:
+		return x.Status.Active && x.Status.Number == r.o.activeNo &&
+			set(&x.Status.Conditions, r.enforced(meta, nil, x.Status.Number, true, r.selected(nil, nil)))
+	}
+	return false
+}
+
+// setConditions reports whether anything but the time is another, and writes it
+// if asked to.
+func setConditions(conditions *[]bocage.Condition, wanted []bocage.Condition, write bool) bool {
+	changed := false
+	for _, want := range wanted {
+		i := slices.IndexFunc(*conditions, func(old bocage.Condition) bool { return old.Type == want.Type })
+		if i >= 0 {
+			want.LastTransitionTime = (*conditions)[i].LastTransitionTime
+			if (*conditions)[i] == want {
+				continue
 			}
-			want.LastTransitionTime = time.Time{}
+		}
+		changed = true
+		if write {
+			want.LastTransitionTime = time.Now().UTC().Truncate(time.Second)
+			*conditions = bocage.SetCondition(*conditions, want)
 		}
 	}
-	want.LastTransitionTime = time.Now().UTC().Truncate(time.Second)
-	*conditions = bocage.SetCondition(*conditions, want)
-	return true
+	return changed
 }
 
 // conditions are the four that every declaration carries.
@@ -339,26 +367,38 @@ func (r *reporter) enforced(meta *bocage.ObjectMeta, old []bocage.Condition, sin
 	return c
 }
 
-// selected lists the hosts of placed workloads that a selector picks.
+// selected lists the hosts of placed workloads that a selector (nil: all) picks
+// in namespaces (none: all).
 func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
+	all := s == nil || len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 0
+	if all && len(namespaces) == 0 {
+		return r.everyone
+	}
 	hosts := map[string]bool{}
-	for _, w := range r.o.input.Workloads {
-		if w.Spec.Interface == "" || len(namespaces) > 0 && !slices.Contains(namespaces, w.Namespace) {
-			continue
+	pick := func(workloads []placement) {
+		for _, w := range workloads {
+			if !hosts[w.host] && (all || s.Matches(w.labels)) {
+				hosts[w.host] = true
+			}
 		}
-		if hosts[w.Spec.Host] || s != nil && (len(s.MatchLabels) > 0 || len(s.MatchExpressions) > 0) && !s.Matches(w.AllLabels()) {
-			continue
+	}
+	for _, namespace := range namespaces {
+		pick(r.placedIn[namespace])
+	}
+	if len(namespaces) == 0 {
+		for _, workloads := range r.placedIn {
+			pick(workloads)
 		}
-		hosts[w.Spec.Host] = true
 	}
 	return sortedNames(hosts)
 }
 
 // placed lists the host of one workload.
 func (r *reporter) placed(name string) []string {
-	for _, w := range r.o.input.Workloads {
-		if w.Spec.Interface != "" && w.NamespacedName() == name {
-			return []string{w.Spec.Host}
+	namespace, short, _ := strings.Cut(name, "/")
+	for _, w := range r.placedIn[namespace] {
+		if w.name == short {
+			return []string{w.host}
 		}
 	}
 	return nil

@@ -269,20 +269,16 @@ func (j *Judge) missingProvide(g *Judgement, f bocage.Flow) string {
 
 // inApplicationOf names the Application to change, or the one to write.
 func (j *Judge) inApplicationOf(p party, change string) string {
-	for _, a := range j.in.Applications {
-		if selects(a, p) {
-			return fmt.Sprintf("in Application %s, %s", a.NamespacedName(), change)
-		}
+	if selecting := j.of(p); len(selecting) > 0 {
+		return fmt.Sprintf("in Application %s, %s", selecting[0].NamespacedName(), change)
 	}
 	return fmt.Sprintf("declare an Application %s with spec.workload %s, and %s",
 		p, compile.FormatLabels(j.namingLabels(p)), change)
 }
 
 func (j *Judge) applicationName(p party) string {
-	for _, a := range j.in.Applications {
-		if selects(a, p) {
-			return a.Name
-		}
+	if selecting := j.of(p); len(selecting) > 0 {
+		return selecting[0].Name
 	}
 	return p.workload.Name
 }
@@ -290,8 +286,8 @@ func (j *Judge) applicationName(p party) string {
 // namingLabels are what best names a workload to a selector: those of the
 // Application that selects it, or its app label.
 func (j *Judge) namingLabels(p party) map[string]string {
-	for _, a := range j.in.Applications {
-		if selects(a, p) && len(a.Spec.Workload.MatchLabels) > 0 {
+	for _, a := range j.of(p) {
+		if len(a.Spec.Workload.MatchLabels) > 0 {
 			return a.Spec.Workload.MatchLabels
 		}
 	}

@@ -15,15 +15,18 @@ import (
 // knows nothing of groups, tables or rules: it is the second opinion that the
 // compiler's work is checked against, so it shares no step with it.
 type Judge struct {
-	in        compile.Input
-	workloads map[netip.Addr]*bocage.Workload
-	profiles  map[string]bool
+	in           compile.Input
+	applications map[string][]*bocage.Application // by namespace: an application selects there only
+	workloads    map[netip.Addr]*bocage.Workload
+	profiles     map[string]bool
 }
 
 // NewJudge prepares to judge flows under the given objects.
 func NewJudge(in compile.Input) *Judge {
-	j := &Judge{in: in, workloads: map[netip.Addr]*bocage.Workload{}, profiles: map[string]bool{}}
-	j.in.Applications = valid(in.Applications)
+	j := &Judge{in: in, applications: map[string][]*bocage.Application{}, workloads: map[netip.Addr]*bocage.Workload{}, profiles: map[string]bool{}}
+	for _, a := range valid(in.Applications) {
+		j.applications[a.Namespace] = append(j.applications[a.Namespace], a)
+	}
 	j.in.Guardrails = valid(in.Guardrails)
 	j.in.Scopes = valid(in.Scopes)
 	j.in.Profiles = valid(in.Profiles)
@@ -196,9 +199,9 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) {
 			g.Allows = append(g.Allows, c.by)
 		}
 	}
-	for _, a := range j.in.Applications {
+	for _, a := range j.of(g.Destination) {
 		for i, p := range a.Spec.Provides {
-			if !selects(a, g.Destination) || !covers(f, p.Port, p.EndPort, p.Protocol) {
+			if !covers(f, p.Port, p.EndPort, p.Protocol) {
 				continue
 			}
 			for k := range p.ToExternal {
@@ -207,8 +210,10 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) {
 				}
 			}
 		}
+	}
+	for _, a := range j.of(g.Source) {
 		for i, c := range a.Spec.Consumes {
-			if c.External.IsValid() && selects(a, g.Source) && covers(f, c.Port, c.EndPort, c.Protocol) &&
+			if c.External.IsValid() && covers(f, c.Port, c.EndPort, c.Protocol) &&
 				g.Destination.within([]netip.Prefix{c.External}) {
 				g.Allows = append(g.Allows, []bocage.Ref{compile.Ref("Application", a, at("spec.consumes", i))})
 			}
@@ -228,20 +233,15 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) {
 // nothing if it consumes none of it.
 func (j *Judge) contracts(g *Judgement, f bocage.Flow) []contract {
 	var out []contract
-	for _, a := range j.in.Applications {
-		if !selects(a, g.Destination) {
-			continue
-		}
+	consumers := j.of(g.Source)
+	for _, a := range j.of(g.Destination) {
 		for i, p := range a.Spec.Provides {
 			if !covers(f, p.Port, p.EndPort, p.Protocol) {
 				continue
 			}
 			provide := compile.Ref("Application", a, at("spec.provides", i))
 			found := false
-			for _, b := range j.in.Applications {
-				if !selects(b, g.Source) {
-					continue
-				}
+			for _, b := range consumers {
 				for k, c := range b.Spec.Consumes {
 					if c.Service != "" && serviceOf(b, c) == a.NamespacedName() && (c.Interface == "" || c.Interface == p.Name) {
 						found = true
@@ -299,8 +299,18 @@ func (c contract) letsIn(source party) bool {
 	return open && p.To.Matches(source.labels)
 }
 
-func selects(a *bocage.Application, p party) bool {
-	return p.picked([]string{a.Namespace}, &a.Spec.Workload)
+// of lists the applications that select a party, by name.
+func (j *Judge) of(p party) []*bocage.Application {
+	if p.workload == nil {
+		return nil
+	}
+	var out []*bocage.Application
+	for _, a := range j.applications[p.workload.Namespace] {
+		if a.Spec.Workload.Matches(p.labels) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 func covers(f bocage.Flow, port, endPort uint16, protocol string) bool {
@@ -447,10 +457,7 @@ func (j *Judge) side(s bocage.Side, p party, f bocage.Flow) bool {
 // offers reports whether the flow's port is an interface of the party with one
 // of the data classes.
 func (j *Judge) offers(p party, classes []string, f bocage.Flow) bool {
-	for _, a := range j.in.Applications {
-		if !selects(a, p) {
-			continue
-		}
+	for _, a := range j.of(p) {
 		for _, provide := range a.Spec.Provides {
 			if covers(f, provide.Port, provide.EndPort, provide.Protocol) &&
 				slices.ContainsFunc(provide.Data, func(class string) bool { return slices.Contains(classes, class) }) {

@@ -197,7 +197,7 @@ func enforcement(rs *bocage.Ruleset) map[bocage.Group]bool {
 
 // mostRuleChecks bounds the work on hosts' parts: past it, every n-th host is
 // looked at.
-const mostRuleChecks = 5_000_000
+const mostRuleChecks = 2_000_000
 
 // cuts proves that every host's part holds what the whole says of its workloads.
 func (p *prover) cuts() bocage.Proof {

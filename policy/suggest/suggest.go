@@ -395,19 +395,29 @@ func (a *application) offers() []offer {
 	return offers
 }
 
-// split writes a provide for each way in which consumers are named.
+// split writes a provide for each way in which consumers are named. Namespaces
+// share one only if the same names are meant in each, so that nobody is let in
+// who was not seen.
 func (a *application) split(first service, last uint16, c *consumers) []offer {
-	type naming struct{ key, without string }
+	type place struct{ key, without, namespace string }
+	type naming struct{ key, without, values string }
+	byPlace := map[place][]*application{}
+	for consumer := range c.applications {
+		p := place{consumer.key, strings.Join(consumer.without, ","), consumer.namespace}
+		byPlace[p] = append(byPlace[p], consumer)
+	}
 	byNaming := map[naming][]*application{}
 	var namings []naming
-	for consumer := range c.applications {
-		n := naming{consumer.key, strings.Join(consumer.without, ",")}
+	for p, there := range byPlace {
+		n := naming{p.key, p.without, strings.Join(values(there), ",")}
 		if byNaming[n] == nil {
 			namings = append(namings, n)
 		}
-		byNaming[n] = append(byNaming[n], consumer)
+		byNaming[n] = append(byNaming[n], there...)
 	}
-	slices.SortFunc(namings, func(x, y naming) int { return cmp.Or(cmp.Compare(x.key, y.key), cmp.Compare(x.without, y.without)) })
+	slices.SortFunc(namings, func(x, y naming) int {
+		return cmp.Or(cmp.Compare(x.key, y.key), cmp.Compare(x.without, y.without), cmp.Compare(x.values, y.values))
+	})
 	base := bocage.Provide{Port: first.port, Protocol: protocolName(first.protocol)}
 	if last != first.port {
 		base.EndPort = last
@@ -415,11 +425,11 @@ func (a *application) split(first service, last uint16, c *consumers) []offer {
 	var offers []offer
 	for _, n := range namings {
 		o := offer{provide: base, first: first, last: last, by: byNaming[n]}
-		var values, namespaces []string
+		var namespaces []string
 		for _, consumer := range o.by {
-			values, namespaces = append(values, consumer.value), append(namespaces, consumer.namespace)
+			namespaces = append(namespaces, consumer.namespace)
 		}
-		o.provide.To = selector(n.key, values, o.by[0].without)
+		o.provide.To = selector(n.key, values(o.by), o.by[0].without)
 		slices.Sort(namespaces)
 		if namespaces = slices.Compact(namespaces); len(namespaces) > 1 || namespaces[0] != a.namespace {
 			o.provide.ToNamespaces = namespaces
@@ -438,6 +448,16 @@ func (a *application) split(first service, last uint16, c *consumers) []offer {
 		offers[0].provide.ToExternal = prefixes
 	}
 	return offers
+}
+
+// values lists, sorted, what names applications.
+func values(applications []*application) []string {
+	out := make([]string, len(applications))
+	for i, a := range applications {
+		out[i] = a.value
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 func (c *consumers) equal(o *consumers) bool {
@@ -488,8 +508,6 @@ func (a *application) consumes() []bocage.Consume {
 
 // selector picks workloads by one label.
 func selector(key string, values, without []string) bocage.Selector {
-	slices.Sort(values)
-	values = slices.Compact(values)
 	var s bocage.Selector
 	// A workload's name may be longer than a label's value: only an expression
 	// takes it.

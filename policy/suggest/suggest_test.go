@@ -13,6 +13,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
 )
 
 func workload(i int, namespace, name string, labels map[string]string) *bocage.Workload {
@@ -134,7 +135,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 		out := compile.Compile(compile.Input{Applications: result.Applications, Workloads: workloads})
 		for _, f := range out.Findings {
-			t.Fatalf("the suggestion is incomplete: %v", f)
+			t.Fatalf("the suggestion is incomplete: %v\n%s", f, policytest.Describe(compile.Input{Applications: result.Applications}))
 		}
 
 		// Who is whom, independently: the same best label in the same namespace.
