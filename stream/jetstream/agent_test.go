@@ -3,10 +3,13 @@ package jetstream_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/stream"
+	"bocage.dev/bocage/stream/jetstream"
 )
 
 func serve(t *testing.T, x stream.Exchange, subject string, answer func(context.Context, stream.Request) ([]byte, error)) {
@@ -74,5 +77,79 @@ func TestAgentAsksAndAppends(t *testing.T) {
 		if _, err := h1.Exchange().Ask(t.Context(), subject, nil); !errors.Is(err, stream.ErrDenied) {
 			t.Errorf("h1 asks on %s: %v, want ErrDenied", subject, err)
 		}
+	}
+}
+
+// One agent that asks too much keeps no other waiting.
+func TestOneAgentDoesNotCrowdOutOthers(t *testing.T) {
+	s := newSite(t, nil)
+	release := make(chan struct{})
+	serve(t, s.server.Exchange(), "agent.*.slow", func(_ context.Context, r stream.Request) ([]byte, error) {
+		if r.Sender == "spiffe://bocage.local/agent/h1" {
+			<-release
+		}
+		return nil, nil
+	})
+	h1, h2 := s.agent(t, "h1").Exchange(), s.agent(t, "h2").Exchange()
+	if _, err := ask(t, h2, "agent.h2.slow", ""); err != nil { // serves now
+		t.Fatal(err)
+	}
+	const questions = 100
+	answers := make(chan error, questions)
+	for range questions {
+		go func() {
+			_, err := h1.Ask(t.Context(), "agent.h1.slow", nil)
+			answers <- err
+		}()
+	}
+	shed := 0
+	for ; shed < questions-32; shed++ { // 32 of one agent wait
+		if err := <-answers; !errors.Is(err, stream.ErrUnavailable) {
+			t.Fatalf("one question too many: %v, want ErrUnavailable", err)
+		}
+	}
+	if _, err := h2.Ask(t.Context(), "agent.h2.slow", nil); err != nil {
+		t.Errorf("another agent: %v", err)
+	}
+	close(release)
+	for range questions - shed {
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	}
+	c := s.server.Counters()
+	if c.Shed != uint64(shed) || c.Asked != c.Answered+c.Refused+c.Shed {
+		t.Errorf("counted %+v, and %d were shed", c, shed)
+	}
+}
+
+// A connection made anew shows the identity that is current then.
+func TestReconnectShowsTheRenewedIdentity(t *testing.T) {
+	s := newSite(t, nil)
+	var shown atomic.Int64
+	svid, err := s.authority.IssueSVID("/agent/h1", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changes := make(chan bool, 10)
+	conn, err := jetstream.Connect(t.Context(), jetstream.ConnConfig{
+		Addresses: []string{s.server.Address()}, Bundle: s.authority.Bundle(), Logger: logger(t),
+		SVID:    func() *identity.SVID { shown.Add(1); return svid },
+		Changed: func(connected bool) { changes <- connected },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	before := shown.Load()
+	<-changes
+	if n := s.server.Disconnect(svid.ID()); n != 1 {
+		t.Errorf("%d connections were cut", n)
+	}
+	if first, second := <-changes, <-changes; first || !second {
+		t.Errorf("the connection went %t and came %t", !first, second)
+	}
+	if shown.Load() == before {
+		t.Error("the identity was not asked for again")
 	}
 }
