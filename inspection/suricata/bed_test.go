@@ -113,13 +113,19 @@ func (b *bed) begin(profiles ...bocage.Profile) *held {
 		b.must(h.Load(profiles))
 	}
 	if b.wire == nil {
-		b.lay(h.Engine)
+		b.lay()
 	}
 	ctx, cancel := context.WithCancel(b.t.Context())
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		err := h.Run(ctx, func(e bocage.InspectionEvent) { h.events <- e }, func(up bool) { h.states <- up })
+		report := func(e bocage.InspectionEvent) {
+			select {
+			case h.events <- e:
+			case <-ctx.Done(): // nobody reads any more
+			}
+		}
+		err := h.Run(ctx, report, func(up bool) { h.states <- up })
 		if ctx.Err() == nil {
 			h.ended <- err
 		} else if err != nil {
@@ -275,8 +281,8 @@ type wire struct {
 	lost     atomic.Uint64
 }
 
-// lay opens the wire, steering.
-func (b *bed) lay(e *Engine) {
+// lay opens the wire, steering, once the engine has its links.
+func (b *bed) lay() {
 	b.t.Helper()
 	w := &wire{sockets: map[string]int{}, index: map[string]uint32{}}
 	w.steering.Store(true)

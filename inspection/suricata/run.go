@@ -15,7 +15,8 @@ import (
 // How the engine's life is judged.
 const (
 	probeInterval  = 20 * time.Millisecond
-	hangPatience   = 70 * time.Millisecond // of silence, while it waits for nothing that it lacks
+	hangPatience   = 50 * time.Millisecond // of silence, while it waits for nothing that it lacks
+	hangBeats      = 2                     // in a row, on time, that find it so
 	starvePatience = time.Second           // of silence, while it is short of CPU
 	firstPatience  = time.Second           // until a first word about it is due
 	steadyAnswers  = 3                     // probes in a row, each direction, make it up
@@ -47,7 +48,8 @@ func (e *Engine) Counters() Counters {
 // when it is not, until ctx ends; then it closes the Engine and returns nil. The
 // first call of state comes within about a second: until then, what the
 // dataplane was told last may stand. Neither function is called by two at a
-// time; while report does not return, events wait in the log.
+// time; while report does not return, events wait in the log, and once ctx has
+// ended it must return.
 //
 // It returns an error only if it cannot go on: [ErrSteering] asks for a new Start.
 func (e *Engine) Run(ctx context.Context, report func(bocage.InspectionEvent), state func(up bool)) error {
@@ -139,6 +141,8 @@ type vigil struct {
 	told   bool      // state was called
 	up     bool      // as told
 	since  time.Time // when it went up or down, or was started
+	last   time.Time // beat
+	silent int       // beats in a row that found it hanging
 	delay  time.Duration
 }
 
@@ -146,8 +150,9 @@ type vigil struct {
 func (v *vigil) judge(now time.Time, p *process) {
 	e := v.engine
 	silence := e.prober.silence(now)
+	v.suspect(now, silence, p)
 	switch {
-	case v.up && silence > hangPatience && (silence > starvePatience || !p.starved()):
+	case v.up && v.silent >= hangBeats:
 		e.counters.hangs.Add(1)
 		e.log.Error("inspection engine hangs", slog.Duration("silence", silence))
 		v.down("it hangs")
@@ -170,8 +175,22 @@ func (v *vigil) judge(now time.Time, p *process) {
 	}
 }
 
+// suspect counts the beats that found the engine hanging. A beat that comes late
+// finds nothing: what kept this agent from running may have kept the engine.
+func (v *vigil) suspect(now time.Time, silence time.Duration, p *process) {
+	late := now.Sub(v.last) > 2*probeInterval
+	v.last = now
+	switch {
+	case silence <= hangPatience:
+		v.silent = 0
+	case late || silence < starvePatience && p.starved():
+	default:
+		v.silent++
+	}
+}
+
 func (v *vigil) raise(now time.Time) {
-	v.up, v.told, v.since = true, true, now
+	v.up, v.told, v.since, v.silent = true, true, now, 0
 	v.engine.log.Info("inspection engine is up")
 	v.state(true)
 }
