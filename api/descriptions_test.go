@@ -88,7 +88,7 @@ func note(found map[string]string, name string, comment *ast.CommentGroup) {
 	if comment == nil {
 		return
 	}
-	text := strings.Join(strings.Fields(doc.Synopsis(comment.Text())), " ")
+	text := strings.Join(strings.Fields(new(doc.Package).Synopsis(comment.Text())), " ")
 	if whole := strings.Join(strings.Fields(comment.Text()), " "); len(whole) < 400 {
 		text = whole
 	}

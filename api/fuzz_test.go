@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -20,7 +21,7 @@ import (
 
 // served is a server that is asked without a connection.
 func served(f testing.TB) *Server {
-	s, err := New(Config{Store: mem.New(), TrustDomain: "test.local", RequestsPerSecond: 1e9})
+	s, err := New(Config{Store: mem.New(), TrustDomain: "test.local", RequestsPerSecond: 1e9, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -189,5 +190,19 @@ func BenchmarkList(b *testing.B) {
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/count, "ns/object")
 		})
+	}
+}
+
+// BenchmarkApply is a server-side apply that changes the object, without the
+// network and the disk.
+func BenchmarkApply(b *testing.B) {
+	s := served(b)
+	n := 0
+	for b.Loop() {
+		n++
+		body := fmt.Sprintf(`{"apiVersion":"bocage.dev/v1","kind":"Application","metadata":{"name":"web"},"spec":{"workload":{"matchLabels":{"app":"web"}},"provides":[{"name":"http","port":%d}]}}`, 1+n%60000)
+		if answer := ask(s, "PATCH", appsPath+"/web?fieldManager=bench", applyType, body); answer.Code/100 != 2 {
+			b.Fatal(answer.Body)
+		}
 	}
 }

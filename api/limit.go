@@ -13,6 +13,7 @@ type limits struct {
 	maxWatch  int64
 	watches   atomic.Int64
 	inFlight  chan struct{}
+	large     chan struct{} // bodies of largeBody bytes and more
 
 	mu      sync.Mutex // guards buckets
 	buckets map[string]*rate.Limiter
@@ -23,6 +24,8 @@ const (
 	defaultWatches = 5000
 	maxInFlight    = 256
 	maxBuckets     = 10_000
+	largeBody      = 1 << 20
+	maxLarge       = 4
 )
 
 func newLimits(perSecond float64, maxWatches int) *limits {
@@ -34,7 +37,7 @@ func newLimits(perSecond float64, maxWatches int) *limits {
 	}
 	return &limits{
 		perSecond: rate.Limit(perSecond), maxWatch: int64(maxWatches),
-		inFlight: make(chan struct{}, maxInFlight), buckets: map[string]*rate.Limiter{},
+		inFlight: make(chan struct{}, maxInFlight), large: make(chan struct{}, maxLarge), buckets: map[string]*rate.Limiter{},
 	}
 }
 

@@ -116,15 +116,38 @@ func (b *batch) apply(ch *change, declared *manifest.Tree, force bool) error {
 	for _, field := range []string{"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"} {
 		delete(metadataOf(object), field)
 	}
-	merged, err := b.server.fields.of(ch.access).Apply(live, object, ch.manager, force)
+	// Where an object was declared last is nobody's own: two people who apply it
+	// from different files do not conflict about that.
+	ch.source = takeSource(object)
+	applied, err := b.server.fields.of(ch.access).Apply(live, object, ch.manager, force)
 	if err != nil {
 		return ch.applyFailed(err, faults)
 	}
+	merged := applied.(*unstructured.Unstructured)
+	if ch.source != "" {
+		annotations := merged.GetAnnotations()
+		if annotations == nil {
+			annotations = map[string]string{}
+		}
+		annotations[bocage.SourceAnnotation] = ch.source
+		merged.SetAnnotations(annotations)
+	}
 	asItIs := func(_, u *unstructured.Unstructured) (*unstructured.Unstructured, error) { return u, nil }
 	if ch.old == nil {
-		return b.add(ch, merged.(*unstructured.Unstructured), faults, asItIs)
+		return b.add(ch, merged, faults, asItIs)
 	}
-	return b.replace(ch, merged.(*unstructured.Unstructured), faults, asItIs)
+	return b.replace(ch, merged, faults, asItIs)
+}
+
+// takeSource removes the source annotation and returns it.
+func takeSource(object *unstructured.Unstructured) string {
+	annotations := object.GetAnnotations()
+	source, ok := annotations[bocage.SourceAnnotation]
+	if ok {
+		delete(annotations, bocage.SourceAnnotation)
+		object.SetAnnotations(annotations)
+	}
+	return source
 }
 
 // applyFailed keeps the conflicts' owners and fields, and prefers faults that a

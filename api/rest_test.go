@@ -70,6 +70,7 @@ func TestRequests(t *testing.T) {
 		{"a dry run that does not exist", "POST", scopesPath + "?dryRun=Some", jsonType, scopeJSON("b", "observe", ""), 400, "not All"},
 		{"created already", "POST", scopesPath, jsonType, scopeJSON("all", "observe", ""), 409, "AlreadyExists"},
 		{"another namespace than the path's", "POST", appsPath, jsonType, `{"apiVersion":"bocage.dev/v1","kind":"Application","metadata":{"name":"a","namespace":"bank"},"spec":{"workload":{}}}`, 422, `\"bank\" is not \"shop\"`},
+		{"owners of fancy", "POST", scopesPath, jsonType, strings.Replace(scopeJSON("b", "observe", ""), `"name"`, `"managedFields":[{"manager":7}],"name"`, 1), 422, "metadata.managedFields: cannot be read"},
 		{"a generated name", "POST", appsPath + "?dryRun=All", jsonType, `{"apiVersion":"bocage.dev/v1","kind":"Application","metadata":{"generateName":"a-"},"spec":{"workload":{}}}`, 201, `"name":"a-`},
 
 		{"replacing without a revision", "PUT", scopesPath + "/all", jsonType, scopeJSON("all", "enforce", ""), 422, "metadata.resourceVersion"},
@@ -362,6 +363,30 @@ func TestOwnersOfFields(t *testing.T) {
 	got := object.(*bocage.Application)
 	if len(got.Labels) != 0 || len(got.Spec.Consumes) != 1 || len(got.Spec.Provides) != 1 {
 		t.Errorf("after alice gave up her label: %+v", got)
+	}
+	if err := apply("bob", app("", "  provides: [{name: http, port: 81}]\n"), true); err != nil {
+		t.Fatal(err)
+	}
+	// Where an object comes from is no field to fight for, and is told only while
+	// it is true.
+	source := func() string {
+		t.Helper()
+		object, err := b.client.Get(ctx, kind("Application"), "shop", "web")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return object.Meta().Annotations[bocage.SourceAnnotation]
+	}
+	if source() != "test.yaml:1" {
+		t.Errorf("declared in %q", source())
+	}
+	if err := apply("carol", "# carol's\n"+app("", "  provides: [{name: http, port: 81}]\n"), false); err != nil || source() != "test.yaml:2" {
+		t.Errorf("declared in %q: %v", source(), err)
+	}
+	for _, test := range [][2]string{{`{"metadata":{"labels":{"a":"b"}}}`, "test.yaml:2"}, {`{"spec":{"provides":[]}}`, ""}} {
+		if code, text, _ := b.raw(t, "PATCH", appsPath+"/web", mergeType, test[0]); code != 200 || source() != test[1] {
+			t.Errorf("after %s declared in %q: %d %s", test[0], source(), code, text)
+		}
 	}
 	if err := apply("bob", app("", "  provides: [{name: http, port: 81}]\n"), true); err != nil {
 		t.Fatal(err)

@@ -27,6 +27,9 @@ type call struct {
 	form  form // in which the client wants the answer
 	// outcome is what the audit log says of a change.
 	outcome string
+	// large holds the places of large bodies; holdsLarge says that one is taken.
+	large      chan struct{}
+	holdsLarge bool
 }
 
 // ServeHTTP implements http.Handler: it bounds, authenticates, counts and logs
@@ -34,7 +37,7 @@ type call struct {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := &recorder{ResponseWriter: w, code: http.StatusOK}
-	c := &call{w: answer, r: r, query: r.URL.Query(), form: formOf(r.Header.Get("Accept"))}
+	c := &call{w: answer, r: r, query: r.URL.Query(), form: formOf(r.Header.Get("Accept")), large: s.limits.large}
 	err := s.serveSafely(c)
 	broken := err != nil && answer.began
 	if err != nil && !broken {
@@ -55,6 +58,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serveSafely keeps one request's fault from ending the server.
 func (s *Server) serveSafely(c *call) (err error) {
 	defer func() {
+		if c.holdsLarge {
+			<-c.large
+		}
 		if fault := recover(); fault != nil {
 			s.logger.Error("panic", "path", c.r.URL.Path, "fault", fault, "stack", string(debug.Stack()))
 			err = newProblem(http.StatusInternalServerError, metav1.StatusReasonInternalError,

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
@@ -13,7 +14,6 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/client"
-	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/mem"
 )
@@ -296,7 +296,7 @@ func TestWaitCondition(t *testing.T) {
 // TestClosing: a server that stops lets watches go at once.
 func TestClosing(t *testing.T) {
 	b := start(t, nil)
-	other, err := New(Config{Store: b.store, Socket: b.socket + "2", SVID: func() *identity.SVID { return nil }})
+	other, err := New(Config{Store: b.store, Socket: b.socket + "2", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

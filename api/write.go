@@ -39,6 +39,8 @@ type change struct {
 	// validation says what becomes of unknown fields and keys given twice.
 	validation string
 	warnings   []string
+	// source is the file and line that an apply names; see sourced.
+	source string
 	// mayNotCreate is the answer to an apply that would create what the person
 	// may only change.
 	mayNotCreate error
@@ -240,7 +242,20 @@ func (c *call) readBody() ([]byte, error) {
 		return nil, newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 			"the body is encoded as %s: send it as it is", encoding)
 	}
-	return io.ReadAll(c.r.Body)
+	small, err := io.ReadAll(io.LimitReader(c.r.Body, largeBody))
+	if err != nil || len(small) < largeBody {
+		return small, err
+	}
+	// Few large bodies are read and understood at a time: what they take in memory
+	// is a multiple of their size.
+	select {
+	case c.large <- struct{}{}:
+		c.holdsLarge = true
+	case <-c.r.Context().Done():
+		return nil, c.r.Context().Err()
+	}
+	rest, err := io.ReadAll(c.r.Body)
+	return append(small, rest...), err
 }
 
 func (c *call) parse(data []byte) (*manifest.Tree, error) {
@@ -300,7 +315,18 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	}
 	u.SetAPIVersion(bocage.APIVersion)
 	u.SetKind(ch.kind.Name)
+	if !readableOwners(u) {
+		faults.Add("metadata.managedFields", "cannot be read: leave it out")
+		delete(metadataOf(u), "managedFields")
+	}
 	return u, faults, nil
+}
+
+// readableOwners says whether what a client sends as managedFields has their form.
+func readableOwners(u *unstructured.Unstructured) bool {
+	data, err := json.Marshal(metadataOf(u)["managedFields"])
+	var owners []metav1.ManagedFieldsEntry
+	return err == nil && json.Unmarshal(data, &owners) == nil
 }
 
 // precondition refuses an object that was made for another revision or for an
@@ -401,8 +427,19 @@ func (b *batch) replace(ch *change, object *unstructured.Unstructured, faults bo
 	b.keep(ch, object)
 	if !reflect.DeepEqual(object.Object["spec"], old.Object["spec"]) {
 		object.SetGeneration(old.GetGeneration() + 1)
+		sourced(object, old, ch.source)
 	}
 	return b.put(ch, object)
+}
+
+// sourced keeps the file and line that an object says it was declared in true: a
+// change that did not come from a file leaves no source behind.
+func sourced(object, old *unstructured.Unstructured, source string) {
+	annotations := object.GetAnnotations()
+	if was, ok := old.GetAnnotations()[bocage.SourceAnnotation]; source == "" && ok && annotations[bocage.SourceAnnotation] == was {
+		delete(annotations, bocage.SourceAnnotation)
+		object.SetAnnotations(annotations)
+	}
 }
 
 // keep restores what a write of this path does not reach: the system's part of
