@@ -17,12 +17,20 @@ type Counters struct {
 	Refused map[bocage.ReasonCode]Count
 	// Offered events were due; of these, Lost found no room in the ring buffer.
 	Offered, Lost uint64
-	// Flows opened and ended since the start, and live at the last sweep. What
-	// the three do not explain was forgotten to make room.
+	// Flows opened and ended since the start, and live at the last sweep.
 	FlowsOpened, FlowsEnded, FlowsLive uint64
 	// Folded refusals found no row of their own in the table of refusals and
 	// were reported by port and reason only.
 	Folded uint64
+}
+
+// Forgotten is how many flows were pushed out to make room for others, by the
+// last sweep.
+func (c Counters) Forgotten() uint64 {
+	if kept := c.FlowsEnded + c.FlowsLive; kept < c.FlowsOpened {
+		return c.FlowsOpened - kept
+	}
+	return 0
 }
 
 // Counters reads the counters.

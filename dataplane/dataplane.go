@@ -111,11 +111,11 @@ func (c Config) withDefaults() Config {
 
 // Dataplane is the kernel side of one agent.
 type Dataplane struct {
-	cfg   Config
-	log   *slog.Logger
-	pins  *pins
-	lock  *dirLock
-	mount string // the bpffs that Open had to mount on PinDir itself; else ""
+	cfg     Config
+	log     *slog.Logger
+	mounted string // where Open had to mount a bpffs; else ""
+	lock    *dirLock
+	pins    *pins
 
 	objects *bpf.KernelObjects
 	barrier *barrier
@@ -125,8 +125,9 @@ type Dataplane struct {
 	rows     [2]*tables            // what lies in each slot; nil: another process knows
 	ports    map[uint32]Attachment // attached, by ifindex
 	steering bpf.KernelSteering
-	live     uint64 // flows at the last sweep
-	moves    []move // links of an older layout, to be moved once there is a ruleset
+	live     uint64    // flows at the last sweep
+	full     time.Time // when their table was last told to be nearly full
+	moves    []move    // links of an older layout, to be moved once there is a ruleset
 	closed   bool
 }
 
@@ -162,18 +163,21 @@ func Open(cfg Config) (*Dataplane, error) {
 	d.log = d.cfg.Logger.With("host", d.cfg.Host)
 	if err := d.open(); err != nil {
 		d.release()
+		if d.mounted == d.cfg.PinDir {
+			unmount(d.mounted)
+		}
 		return nil, fmt.Errorf("open dataplane in %s: %w", d.cfg.PinDir, err)
 	}
 	return d, nil
 }
 
 func (d *Dataplane) open() error {
-	mounted, err := ensureBPFFS(d.cfg.PinDir)
-	if err != nil {
+	var err error
+	if d.mounted, err = ensureBPFFS(d.cfg.PinDir); err != nil {
 		return err
 	}
-	if mounted {
-		d.log.Info("mounted bpffs", "dir", d.cfg.PinDir)
+	if d.mounted != "" {
+		d.log.Info("mounted bpffs", "dir", d.mounted)
 	}
 	if d.lock, err = lockDir(d.cfg.PinDir); err != nil {
 		return err
@@ -248,7 +252,7 @@ func (d *Dataplane) Attached() []Attachment {
 	return all
 }
 
-// Close ends this process's part; enforcement stays.
+// Close ends this process's part; enforcement stays. Run must have ended.
 func (d *Dataplane) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()

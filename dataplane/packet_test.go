@@ -19,6 +19,7 @@ type frame struct {
 	icmpCode    byte
 	payload     int
 	extensions  []extension // IPv6
+	options     []byte      // IPv4, a multiple of 4 bytes
 	fragment    uint16      // IPv4 flags and offset
 	id          uint16
 	hops        byte
@@ -52,15 +53,17 @@ func (f frame) bytes() []byte {
 	}
 	if f.source.Is4() {
 		b = be.AppendUint16(b, 0x0800)
-		b = append(b, 0x45, 0)
-		b = be.AppendUint16(b, uint16(20+len(l4)))
+		header := 20 + len(f.options)
+		b = append(b, 0x40|byte(header/4), 0)
+		b = be.AppendUint16(b, uint16(header+len(l4)))
 		b = be.AppendUint16(b, f.id)
 		b = be.AppendUint16(b, f.fragment)
 		b = append(b, hops, byte(f.protocol), 0, 0)
 		b = append(b, f.source.AsSlice()...)
 		b = append(b, f.dst.AsSlice()...)
+		b = append(b, f.options...)
 		var sum uint32
-		for i := 14; i < 34; i += 2 {
+		for i := 14; i < 14+header; i += 2 {
 			sum += uint32(be.Uint16(b[i:]))
 		}
 		sum = sum&0xffff + sum>>16
@@ -135,6 +138,9 @@ func wellFormed4(b []byte) bool {
 	if header < 20 || total < header || total > len(b) {
 		return false
 	}
+	if !wellFormedOptions(b[20:header]) {
+		return false
+	}
 	if b[12]&0xf0 == 0xe0 || string(b[12:16]) == "\xff\xff\xff\xff" || string(b[12:16]) == string(b[16:20]) {
 		return false
 	}
@@ -150,6 +156,25 @@ func wellFormed4(b []byte) bool {
 		return false
 	}
 	return offset > 0 || wellFormedTransport(b[9], b[8], body, more)
+}
+
+// wellFormedOptions refuses source routes and options that do not fit.
+func wellFormedOptions(b []byte) bool {
+	for len(b) > 0 {
+		switch {
+		case b[0] == 131 || b[0] == 137:
+			return false
+		case b[0] == 0:
+			return true
+		case b[0] == 1:
+			b = b[1:]
+		case len(b) < 2 || b[1] < 2 || int(b[1]) > len(b):
+			return false
+		default:
+			b = b[b[1]:]
+		}
+	}
+	return true
 }
 
 func wellFormed6(b []byte) bool {

@@ -52,6 +52,8 @@ func specimens() []frame {
 		all = append(all, f)
 		f.fragment = 0x0010
 		all = append(all, f)
+		f.fragment, f.options = 0, []byte{1, 148, 4, 0, 0, 7, 3, 4, 1, 1, 0, 0}
+		all = append(all, f)
 	}
 	chains := [][]extension{nil,
 		{{0, make([]byte, 7)}},

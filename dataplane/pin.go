@@ -170,8 +170,8 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"active": o.Active, "rulesets": o.Rulesets, "peers": o.Peers, "prefixes": o.Prefixes, "groups": o.Groups,
 		"cells": o.Cells, "refused_identities": o.RefusedIdentities, "ports": o.Ports,
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
-		"refusals": o.Refusals, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
-		"tallies": o.Tallies,
+		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
+		"tallies": o.Tallies, "pressure": o.Pressure,
 	}
 }
 
@@ -436,8 +436,8 @@ func remove(pinDir string) error {
 		}
 	}
 	if isMountPoint(pinDir) && pinDir != host.BPFFS {
-		if err := unix.Unmount(pinDir, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount: %w", err)
+		if err := unmount(pinDir); err != nil {
+			return err
 		}
 	}
 	err = os.Remove(pinDir)
@@ -448,10 +448,10 @@ func remove(pinDir string) error {
 }
 
 // ensureBPFFS makes sure that a folder exists in a bpffs: the system's where the
-// folder belongs there, else one of its own.
-func ensureBPFFS(dir string) (mounted bool, err error) {
+// folder belongs there, else one of its own. It says where it had to mount one.
+func ensureBPFFS(dir string) (mounted string, err error) {
 	if !filepath.IsAbs(dir) {
-		return false, fmt.Errorf("%q is not an absolute path", dir)
+		return "", fmt.Errorf("%q is not an absolute path", dir)
 	}
 	mountpoint := dir
 	if rel, err := filepath.Rel(host.BPFFS, dir); err == nil && !strings.HasPrefix(rel, "..") {
@@ -459,10 +459,21 @@ func ensureBPFFS(dir string) (mounted bool, err error) {
 	} else if host.IsBPFFS(filepath.Dir(dir)) {
 		mountpoint = filepath.Dir(dir)
 	}
-	if mounted, err = host.MountBPFFS(mountpoint); err != nil {
-		return false, err
+	did, err := host.MountBPFFS(mountpoint)
+	if err != nil {
+		return "", err
+	}
+	if did {
+		mounted = mountpoint
 	}
 	return mounted, os.MkdirAll(dir, 0o700)
+}
+
+func unmount(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return nil
 }
 
 func isMountPoint(dir string) bool {

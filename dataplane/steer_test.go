@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -25,6 +26,7 @@ import (
 type forwarder struct {
 	outside, inside uint32
 	frames          [2]atomic.Int64 // from outside, from inside
+	exempt          atomic.Int64    // frames of TCP port 81, which has no duty
 	vlans           sync.Map        // ids seen
 	swallow         func([]byte) bool
 }
@@ -119,6 +121,9 @@ func (f *forwarder) copy(side, in, out int) {
 			continue // the links' own chatter
 		}
 		f.frames[side].Add(1)
+		if ports := portsOf(buffer[4 : 4+n]); ports[0] == 81 || ports[1] == 81 {
+			f.exempt.Add(1)
+		}
 		f.vlans.Store(tci&0xfff, true)
 		frame := buffer[4 : 4+n]
 		if f.swallow != nil && f.swallow(frame) {
@@ -128,6 +133,18 @@ func (f *forwarder) copy(side, in, out int) {
 		copy(buffer[12:16], []byte{0x81, 0, byte(tci >> 8), byte(tci)})
 		unix.Send(out, buffer[:4+n], 0)
 	}
+}
+
+// portsOf reads the ports of a frame without IP options.
+func portsOf(b []byte) (ports [2]uint16) {
+	at := 14 + 20
+	if len(b) > 13 && b[12] == 0x86 {
+		at = 14 + 40
+	}
+	if len(b) >= at+4 {
+		ports[0], ports[1] = binary.BigEndian.Uint16(b[at:]), binary.BigEndian.Uint16(b[at+2:])
+	}
+	return ports
 }
 
 func inspectTCP(from, to bocage.Group, port uint16) bocage.Rule {
@@ -192,8 +209,8 @@ func TestRootSteering(t *testing.T) {
 			for _, address := range []netip.Addr{b.v4, b.v6} {
 				before := [2]int64{f.frames[0].Load(), f.frames[1].Load()}
 				must(t, transfer(mustDial(t, a, address, 81), 1<<20))
-				if after := [2]int64{f.frames[0].Load(), f.frames[1].Load()}; after != before {
-					t.Errorf("%s: a flow without the duty went through the engine", address)
+				if n := f.exempt.Load(); n != 0 {
+					t.Errorf("%s: %d frames of a flow without the duty went through the engine", address, n)
 				}
 				must(t, transfer(mustDial(t, a, address, 80), 4<<20))
 				for side := range before {

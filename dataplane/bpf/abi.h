@@ -301,6 +301,12 @@ struct steering {
 };
 _Static_assert(sizeof(struct steering) == 24, "steering");
 
+// The table of flows was nearly full lately, so it may have forgotten flows that
+// live: until then (monotonic ns) packets in their middle are picked up.
+struct pressure {
+	__u64 until;
+};
+
 struct counter {
 	__u64 packets;
 	__u64 bytes;

@@ -99,7 +99,7 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 		return false;
 	const struct packet *p = &at->packet;
 	bool opener = p->marks & PACKET_OPENER;
-	bool pickup = !opener && p->protocol == PROTOCOL_TCP && at->now - at->attached < pickup_period;
+	bool pickup = !opener && p->protocol == PROTOCOL_TCP && may_pick_up(at);
 	if (!opener && !pickup) {
 		decide_alone(at, REASON_INVALID_STATE, out);
 		return false;

@@ -149,6 +149,11 @@ type KernelPrefixKey struct {
 	Address [4]uint32
 }
 
+type KernelPressure struct {
+	_     structs.HostLayout
+	Until uint64
+}
+
 type KernelQuestion struct {
 	_        structs.HostLayout
 	Source   KernelAddress
@@ -267,12 +272,14 @@ const (
 	KernelMapCounters           = "counters"
 	KernelMapEvents             = "events"
 	KernelMapFlows              = "flows"
+	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
 	KernelMapGroups             = "groups"
 	KernelMapPeers              = "peers"
 	KernelMapPortAddresses      = "port_addresses"
 	KernelMapPorts              = "ports"
 	KernelMapPrefixes           = "prefixes"
+	KernelMapPressure           = "pressure"
 	KernelMapQuestions          = "questions"
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
@@ -347,12 +354,14 @@ type KernelMapSpecs struct {
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Events            *ebpf.MapSpec `ebpf:"events"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
+	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	PortAddresses     *ebpf.MapSpec `ebpf:"port_addresses"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes          *ebpf.MapSpec `ebpf:"prefixes"`
+	Pressure          *ebpf.MapSpec `ebpf:"pressure"`
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
@@ -393,12 +402,14 @@ type KernelMaps struct {
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Events            *ebpf.Map `ebpf:"events"`
 	Flows             *ebpf.Map `ebpf:"flows"`
+	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Groups            *ebpf.Map `ebpf:"groups"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	PortAddresses     *ebpf.Map `ebpf:"port_addresses"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Prefixes          *ebpf.Map `ebpf:"prefixes"`
+	Pressure          *ebpf.Map `ebpf:"pressure"`
 	Questions         *ebpf.Map `ebpf:"questions"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
@@ -414,12 +425,14 @@ func (m *KernelMaps) Close() error {
 		m.Counters,
 		m.Events,
 		m.Flows,
+		m.Folded,
 		m.Fragments,
 		m.Groups,
 		m.Peers,
 		m.PortAddresses,
 		m.Ports,
 		m.Prefixes,
+		m.Pressure,
 		m.Questions,
 		m.Refusals,
 		m.RefusedIdentities,

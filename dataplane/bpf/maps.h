@@ -95,6 +95,13 @@ struct {
 } flows SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pressure);
+} pressure SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 12);
 	__type(key, struct fragment_key);
@@ -107,6 +114,14 @@ struct {
 	__type(key, struct refusal_key);
 	__type(value, struct refusal);
 } refusals SEC(".maps");
+
+// Refusals without a row of their own, by port, reason and verdict.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, struct refusal_key);
+	__type(value, struct refusal);
+} folded SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -214,6 +214,44 @@ static __always_inline bool parse_transport(struct frame *f, struct packet *p, _
 	return true;
 }
 
+struct options {
+	__u8 bytes[64] __attribute__((aligned(8))); // 40 at most, the rest zero
+};
+
+// Whether IPv4 options are whole and do not route: a source route would take the
+// packet on to where nobody judged.
+STAGE int are_harmless(const struct options *options, __u32 length)
+{
+	if (!options)
+		return false;
+	__u32 at = 0;
+	for (int i = 0; i < 40; i++) {
+		if (at >= length)
+			break;
+		__u8 type = options->bytes[at & 63], size = options->bytes[(at + 1) & 63];
+		if (type == 0)
+			return true;
+		if (type == 131 || type == 137 || (type != 1 && size < 2))
+			return false;
+		at += type == 1 ? 1 : size;
+	}
+	return at == length;
+}
+
+static __always_inline bool parse_options(struct frame *f, __u32 length)
+{
+	struct options options = {};
+	for (int i = 0; i < 10; i++) {
+		if (i * 4 >= length)
+			break;
+		__u32 *word = header_at(f, sizeof(struct ethernet) + sizeof(struct ipv4) + i * 4, 4);
+		if (!word)
+			return false;
+		*(__u32 *)&options.bytes[i * 4] = *word;
+	}
+	return are_harmless(&options, length);
+}
+
 static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 {
 	struct ipv4 *ip = header_at(f, sizeof(struct ethernet), sizeof(*ip));
@@ -225,6 +263,8 @@ static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 	if (length == 0 && f->super)
 		length = wire; // beyond 64 kB
 	if (ip->version_length >> 4 != 4 || header < sizeof(*ip) || length < header || length > wire)
+		return false;
+	if (header > sizeof(*ip) && !parse_options(f, header - sizeof(*ip)))
 		return false;
 	p->source = address4(ip->source);
 	p->destination = address4(ip->destination);

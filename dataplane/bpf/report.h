@@ -188,7 +188,9 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 			.destination = out->destination,
 			.source_port = reversed ? p->destination_port : p->source_port,
 		};
-		if (bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST)) {
+		bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
+		row = bpf_map_lookup_elem(&refusals, &key);
+		if (!row) {
 			struct tally *t = tally();
 			if (t)
 				t->folded++;
@@ -196,10 +198,11 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 			memset(&key.destination, 0, sizeof(key.destination));
 			key.service = 0;
 			key.protocol = 0;
-			fresh.source = fresh.destination = fresh.source_port = 0;
-			bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
+			fresh.source_port = 0;
+			*(key.to ? &fresh.source : &fresh.destination) = IDENTITY_UNKNOWN; // the remote one
+			bpf_map_update_elem(&folded, &key, &fresh, BPF_NOEXIST);
+			row = bpf_map_lookup_elem(&folded, &key);
 		}
-		row = bpf_map_lookup_elem(&refusals, &key);
 		if (!row)
 			return 0; // the counters have it
 	}

@@ -75,7 +75,7 @@ static long sweep_refusal(void *map, const struct refusal_key *key, struct refus
 		    !report_refusal(&copy, refusal))
 			refusal->reported = last;
 	} else if (round->now - last > REFUSAL_PERIOD) {
-		bpf_map_delete_elem(&refusals, key);
+		bpf_map_delete_elem(map, key);
 	}
 	return 0;
 }
@@ -123,6 +123,7 @@ int sweep(struct sweep_order *order)
 		bpf_for_each_map_elem(&flows, sweep_flow, &round, 0);
 	if (order->tables & SWEEP_REPORTS) {
 		bpf_for_each_map_elem(&refusals, sweep_refusal, &round, 0);
+		bpf_for_each_map_elem(&folded, sweep_refusal, &round, 0);
 		bpf_for_each_map_elem(&questions, sweep_question, &round, 0);
 	}
 	order->live = round.live;

@@ -10,9 +10,17 @@
 #include "policy.h"
 
 // A TCP packet that cannot open a flow opens one all the same for a while after
-// its port was attached: it belongs to one that was there before. Other protocols
-// have no such packets. Open configures the period.
+// its port was attached, or after the table was nearly full: it belongs to one
+// that was there before. Other protocols have no such packets. Open configures
+// the period.
 const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
+
+static __always_inline bool may_pick_up(const struct passage *at)
+{
+	__u32 zero = 0;
+	struct pressure *pressed = bpf_map_lookup_elem(&pressure, &zero);
+	return at->now - at->attached < pickup_period || (pressed && at->now < pressed->until);
+}
 
 #define FLOW_CLOSED(flags) \
 	(((flags) & FLOW_RESET) || \

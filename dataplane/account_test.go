@@ -1,0 +1,218 @@
+package dataplane
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf/ringbuf"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// age makes every flow look as if it had been idle, and unreported, for long.
+func (p *plane) age(idle time.Duration) {
+	p.t.Helper()
+	then := uint64(readClock().ns - idle.Nanoseconds())
+	for key, err := range keysIn[bpf.KernelFlowKey](p.objects.Flows) {
+		must(p.t, err)
+		var flow bpf.KernelFlow
+		must(p.t, p.objects.Flows.Lookup(key, &flow))
+		flow.Seen, flow.Reported = then, then
+		must(p.t, p.objects.Flows.Put(key, flow))
+	}
+}
+
+// A flow is told of when it starts, while it goes on, and when nothing comes any
+// more; its packets are counted once, though they pass two points.
+func TestRootFlowEvents(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	p.run()
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b)))
+	out := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 5000, dport: 53, payload: 100}
+	arriving := out
+	arriving.from, arriving.to = gatewayMAC(b), [6]byte(b.mac)
+	pass := func(from bool, ifindex uint32, f frame) {
+		t.Helper()
+		if got := p.judgedHere(from, ifindex, f.bytes()); got != next {
+			t.Fatalf("program returned %d", int32(got))
+		}
+	}
+	pass(true, a.ifindex, out)
+	pass(false, b.ifindex, arriving)
+	start := p.await("a start", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventStart })
+	if start.Interface != a.ifindex || start.Packets != 1 || start.Bytes != 128 || start.Replied {
+		t.Errorf("start %+v", start)
+	}
+	p.age(31 * time.Second)
+	pass(true, a.ifindex, out)
+	pass(false, b.ifindex, arriving)
+	update := p.await("an update", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventUpdate })
+	if update.Packets != 2 || update.Bytes != 256 {
+		t.Errorf("update %+v", update)
+	}
+	p.age(3 * time.Minute)
+	end := p.await("an end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd })
+	if end.Packets != 2 || end.Bytes != 256 || end.Closed || end.Source != 101 || end.Destination != 102 || end.SourcePort != 5000 {
+		t.Errorf("end %+v", end)
+	}
+	c, err := p.Counters()
+	must(t, err)
+	if c.FlowsOpened != 1 || c.FlowsEnded != 1 || c.Lost != 0 || c.Passed[bocage.ReasonRule].Packets != 4 {
+		t.Errorf("counters %+v", c)
+	}
+}
+
+// What finds no room in the ring buffer is counted, and refusals keep their count.
+func TestRootLostEventsAreCounted(t *testing.T) {
+	p := newPlane(t, func(c *Config) { c.EventBytes = 4096 })
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 1, dport: 80, tcpFlags: syn}
+	const flows = 500
+	p.in(func() error {
+		for range flows {
+			f.sport++
+			p.judged(true, a.ifindex, f.bytes())
+		}
+		f.dport = 81
+		for range flows {
+			f.dport++
+			p.judged(true, a.ifindex, f.bytes())
+		}
+		return nil
+	})
+	c, err := p.Counters()
+	must(t, err)
+	reader, err := ringbuf.NewReader(p.objects.Events)
+	must(t, err)
+	waiting := uint64(reader.AvailableBytes() / (bocage.FlowEventSize + 8))
+	reader.Close()
+	if c.Offered != 2*flows || c.Lost == 0 || c.Offered != c.Lost+waiting {
+		t.Errorf("%d offered, %d lost, %d waiting", c.Offered, c.Lost, waiting)
+	}
+	p.run()
+	told := uint32(0)
+	for told < flows {
+		told += p.await("refusals whose count waited", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventRefused }).Packets
+	}
+	if told != flows {
+		t.Errorf("%d refusals told, want %d", told, flows)
+	}
+}
+
+// More kinds of refusal than there are rows for are still counted, every one.
+func TestRootRefusalsFold(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, nil, a, b)))
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, protocol: bocage.ProtocolTCP, sport: 1, tcpFlags: syn}
+	rows := int(p.objects.Refusals.MaxEntries())
+	flood := rows + 5000
+	p.in(func() error {
+		for i := range flood {
+			f.dst = netip.AddrFrom4([4]byte{10, 200, byte(i >> 8), byte(i)})
+			p.judged(true, a.ifindex, f.bytes())
+		}
+		return nil
+	})
+	c, err := p.Counters()
+	must(t, err)
+	if c.Folded < 4000 || c.Refused[bocage.ReasonDefaultDeny].Packets != uint64(flood) {
+		t.Errorf("counters %+v", c)
+	}
+	p.run()
+	told := 0
+	for told < flood {
+		told += int(p.await("the flood", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventRefused }).Packets)
+	}
+	if told != flood {
+		t.Errorf("%d refusals told, want %d", told, flood)
+	}
+}
+
+// A full table of flows forgets, and says how many; what it forgot goes on.
+func TestRootFullTableCutsNobody(t *testing.T) {
+	p := newPlane(t, func(c *Config) { c.FlowEntries, c.Pickup = 1024, time.Minute })
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)))
+	// As if the ports had been attached long ago.
+	for _, w := range []*workload{a, b} {
+		var row bpf.KernelPort
+		must(t, p.objects.Ports.Lookup(w.ifindex, &row))
+		row.Attached -= uint64(time.Hour)
+		must(t, p.objects.Ports.Put(w.ifindex, row))
+	}
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, tcpFlags: ack}
+	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != dropped {
+		t.Fatalf("middle of nothing: program returned %d", int32(got))
+	}
+	flood := f
+	flood.protocol = bocage.ProtocolUDP
+	p.in(func() error {
+		for range 20_000 {
+			flood.sport++
+			p.judged(true, a.ifindex, flood.bytes())
+		}
+		return nil
+	})
+	p.run()
+	eventually(t, "a sweep", func() bool { c, err := p.Counters(); must(t, err); return c.FlowsLive > 0 })
+	c, err := p.Counters()
+	must(t, err)
+	if c.FlowsLive > 1024 || c.FlowsOpened != 20_000 || c.Forgotten() < 18_000 {
+		t.Errorf("counters %+v, %d forgotten", c, c.Forgotten())
+	}
+	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != next {
+		t.Errorf("middle of what may have been forgotten: program returned %d", int32(got))
+	}
+}
+
+// Addresses that no peer has do not lead around the policy of who is behind a port.
+func TestRootLinkLocalIsJudgedAtBothEnds(t *testing.T) {
+	p := newPlane(t)
+	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21)
+	p.attach(a, b, c)
+	rs := ruleset(1, nil, a, b)
+	rs.Groups = []bocage.GroupInfo{{Group: 22, Enforce: true}}
+	must(t, p.Apply(rs))
+	f := frame{from: [6]byte(a.mac), to: [6]byte(b.mac), source: netip.MustParseAddr("fe80::a"), dst: netip.MustParseAddr("fe80::b"),
+		protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, tcpFlags: syn}
+	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != next {
+		t.Errorf("at the end that observes: program returned %d", int32(got))
+	}
+	if got := p.judgedHere(false, b.ifindex, f.bytes()); got != dropped {
+		t.Errorf("at the end that enforces: program returned %d", int32(got))
+	}
+	// Multicast is judged for each receiver by itself.
+	m := f
+	m.protocol, m.source, m.dst, m.to = bocage.ProtocolUDP, a.v6, netip.MustParseAddr("ff02::1"), [6]byte{0x33, 0x33, 0, 0, 0, 1}
+	for _, test := range []struct {
+		w    *workload
+		want uint32
+	}{{c, next}, {b, dropped}, {c, next}, {b, dropped}} {
+		if got := p.judgedHere(false, test.w.ifindex, m.bytes()); got != test.want {
+			t.Errorf("multicast to %s: program returned %d, want %d", test.w.port.Workload, int32(got), int32(test.want))
+		}
+	}
+	// A frame for another's MAC, flooded by a bridge, is not for an enforced workload.
+	stray := frame{from: [6]byte(a.mac), to: [6]byte(c.mac), source: a.v4, dst: c.v4, protocol: bocage.ProtocolUDP, sport: 1, dport: 2}
+	if got := p.judgedHere(false, b.ifindex, stray.bytes()); got != dropped {
+		t.Errorf("a stray frame: program returned %d", int32(got))
+	}
+	// What is neither IP nor ARP gets the default decision.
+	odd := append(append(append([]byte{}, b.mac...), a.mac...), 0x88, 0xcc)
+	odd = append(odd, make([]byte, 60)...)
+	if got := p.judgedHere(false, b.ifindex, odd); got != dropped {
+		t.Errorf("an odd frame to an enforced workload: program returned %d", int32(got))
+	}
+	if got := p.judgedHere(true, a.ifindex, odd); got != next {
+		t.Errorf("an odd frame from an observed workload: program returned %d", int32(got))
+	}
+}
