@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Fields decodes an object into the generic form that Column.Value reads.
@@ -32,6 +33,12 @@ func collect(value any, path []string, out *[]string) {
 		case nil:
 		case float64:
 			*out = append(*out, fmt.Sprintf("%.0f", v))
+		case string:
+			// A moment to the second is enough in a table.
+			if at, err := time.Parse(time.RFC3339Nano, v); err == nil {
+				v = at.Format(time.RFC3339)
+			}
+			*out = append(*out, v)
 		default:
 			*out = append(*out, fmt.Sprint(v))
 		}

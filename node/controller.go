@@ -287,10 +287,17 @@ func (c *controllerProcess) suggest(ctx context.Context, since time.Duration, na
 	return suggest.Suggest(edges, c.names.All(), namespaces), nil
 }
 
-// decider names the object behind a decision.
+// decider names the object behind a decision: the decoy that a refused source
+// meets, else the first of the authors. Nobody stands behind default deny.
 func (c *controllerProcess) decider(generation uint32, id bocage.DecisionID) string {
 	decision, ok := c.policy.Decision(generation, id)
 	if !ok || len(decision.By) == 0 {
+		return ""
+	}
+	if decision.Verdict == bocage.VerdictDecoy {
+		return decision.By[len(decision.By)-1].String()
+	}
+	if decision.Code == bocage.ReasonDefaultDeny {
 		return ""
 	}
 	return decision.By[0].String()

@@ -98,6 +98,13 @@ func (e *env) quarantineCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			workload, _ := bocage.KindNamed("Workload")
+			namespace, name, _ := strings.Cut(args[0], "/")
+			if _, err := c.Get(cmd.Context(), workload, namespace, name); client.HasReason(err, client.ReasonNotFound) {
+				return fmt.Errorf("there is no workload %s: `bocage get workloads` lists them", args[0])
+			} else if err != nil {
+				return err
+			}
 			if _, err := c.ApplyObject(cmd.Context(), kind, quarantine, client.WriteOptions{Force: true}); err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -42,6 +43,7 @@ func (e *env) printObjects(kind bocage.Kind, objects []bocage.Resource) error {
 		return manifest.Write(e.out, objects...)
 	}
 	printer := e.newPrinter(kind)
+	slices.SortStableFunc(objects, func(a, b bocage.Resource) int { return compareNames(a.Meta(), b.Meta()) })
 	for _, object := range objects {
 		if err := printer.object(object); err != nil {
 			return err
@@ -51,6 +53,16 @@ func (e *env) printObjects(kind bocage.Kind, objects []bocage.Resource) error {
 		fmt.Fprintf(e.err, "no %s\n", kind.Plural)
 	}
 	return printer.flush()
+}
+
+// compareNames orders as people count: g2 before g10.
+func compareNames(a, b *bocage.ObjectMeta) int {
+	digits := func(name string) int { return len(name) - len(strings.TrimRight(name, "0123456789")) }
+	x, y := a.NamespacedName(), b.NamespacedName()
+	if dx, dy := digits(x), digits(y); x[:len(x)-dx] == y[:len(y)-dy] && dx != dy {
+		return cmp.Compare(dx, dy)
+	}
+	return cmp.Compare(x, y)
 }
 
 // printObject writes one object: by itself as JSON and YAML.
