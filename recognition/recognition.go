@@ -172,11 +172,13 @@ func (r *Recognizer) resume(ctx context.Context) (checkpoint, error) {
 	for backoff := 100 * time.Millisecond; ; backoff = min(backoff*2, 5*time.Second) {
 		at, err := loadCheckpoint(ctx, r.cfg.Store, r.cfg.Node)
 		if err == nil && at.Sequence > 0 {
-			var last uint64
-			if _, last, err = r.cfg.Log.Bounds(ctx); err == nil && last < at.Sequence {
+			var first, last uint64
+			first, last, err = r.cfg.Log.Bounds(ctx)
+			if err == nil && last < at.Sequence {
 				r.cfg.Logger.Warn("log is shorter than what was read of it: reading it whole", "last", last, "read", at.Sequence)
-				at = checkpoint{}
+				at, first = checkpoint{}, 0
 			}
+			at.From = max(at.From, first) // the log may have let go of what was read long ago
 		}
 		if err == nil {
 			return at, nil

@@ -26,6 +26,7 @@ const (
 	finalPatience = 2 * time.Second
 	minBackoff    = 50 * time.Millisecond
 	saveEvery     = 5 * time.Second
+	maxIncidents  = 10_000 // closed ones beyond it go, the oldest first
 	upkeepEvery   = time.Second
 	maxPending    = maxCases
 )
@@ -400,6 +401,9 @@ func (l *ledger) due(now time.Time, ttl TTLs, retain time.Duration) (expired []s
 			old = append(old, name)
 		}
 	}
+	if excess := len(l.incidents) - len(old) - maxIncidents; excess > 0 {
+		old = append(old, l.oldestClosed(excess, old)...)
+	}
 	l.mu.RUnlock()
 	phases = map[string]string{}
 	for name, i := range open {
@@ -408,6 +412,18 @@ func (l *ledger) due(now time.Time, ttl TTLs, retain time.Duration) (expired []s
 		}
 	}
 	return expired, phases, old
+}
+
+// oldestClosed names closed incidents besides some; mu is held.
+func (l *ledger) oldestClosed(n int, besides []string) []string {
+	var closed []string
+	for name, i := range l.incidents {
+		if i.phase == phaseClosed && !slices.Contains(besides, name) {
+			closed = append(closed, name)
+		}
+	}
+	slices.SortFunc(closed, func(a, b string) int { return l.incidents[a].last.Compare(l.incidents[b].last) })
+	return closed[:min(n, len(closed))]
 }
 
 func (w *writer) rephase(ctx context.Context, name, phase string) {

@@ -90,7 +90,7 @@ func wall(lake string) error {
 	if err != nil {
 		return err
 	}
-	for _, path := range append(program, lake, "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/proc/self", "/proc/meminfo", "/proc/cpuinfo",
+	for _, path := range append(program, "/proc/self/exe", lake, "/etc/ld.so.cache", "/dev/null", "/dev/urandom", "/proc/self", "/proc/meminfo", "/proc/cpuinfo",
 		"/proc/stat", "/sys/devices/system", "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage", "/usr/share/zoneinfo") {
 		if err := letRead(int(set), path); err != nil {
 			return fmt.Errorf("%s: %w", path, err)
