@@ -26,6 +26,7 @@ const (
 	// patience is how long the child may take to read an order, or to end when
 	// it is told to.
 	patience = 5 * time.Second
+	maxSaid  = 200 // lines of one child's standard error that are logged
 )
 
 // nobody is the user and group that the child runs as: one who owns nothing.
@@ -74,8 +75,11 @@ func (d *Decoys) runChild(ctx context.Context) error {
 	cmd.WaitDelay = patience
 	cmd.Stdin = theirs
 	cmd.Stdout = &lines{limit: maxReport, each: d.take}
+	said := 0
 	cmd.Stderr = &lines{limit: 1 << 10, each: func(line []byte) {
-		d.log.Warn("the child that serves decoys said something", slog.String("text", printable(string(line), 1<<10)))
+		if said++; said <= maxSaid { // a trace of a panic, and no more
+			d.log.Warn("the child that serves decoys said something", slog.String("text", printable(string(line), 1<<10)))
+		}
 	}}
 	cmd.Dir = "/"
 	cmd.Env = []string{"GOMAXPROCS=2", "GOTRACEBACK=single"}

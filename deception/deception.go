@@ -21,7 +21,7 @@
 // attacker sent, and never passes on a control character from one.
 //
 // Locks: Decoys.mu is the only one on the agent's side; in the child gate.mu
-// and roster.mu are never held together.
+// and servant.mu are never held together.
 package deception
 
 import (

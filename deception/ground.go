@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -71,7 +72,12 @@ func layGround(namespace string) (ifindex uint32, err error) {
 	if err := host.CreateNamespace(namespace); err != nil {
 		return 0, err
 	}
+	_, err = os.Stat("/proc/sys/net/ipv6")
+	ipv6 := err == nil // a kernel without it has no victims there either
 	for _, s := range groundSysctls {
+		if !ipv6 && strings.HasPrefix(s.key, "net.ipv6.") {
+			continue
+		}
 		if err := host.Sysctl(namespace, s.key, s.value); err != nil {
 			return 0, err
 		}
@@ -87,8 +93,10 @@ func layGround(namespace string) (ifindex uint32, err error) {
 	}
 	// The host has no business with the wire either: without IPv6 there is no
 	// link-local address of the host that a decoy could see.
-	if err := host.Sysctl("", "net.ipv6.conf."+name+".disable_ipv6", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return 0, err
+	if ipv6 {
+		if err := host.Sysctl("", "net.ipv6.conf."+name+".disable_ipv6", "1"); err != nil {
+			return 0, err
+		}
 	}
 	link, err := host.LinkNamed("", name)
 	if err != nil {
@@ -102,6 +110,9 @@ func layGround(namespace string) (ifindex uint32, err error) {
 		{netip.MustParsePrefix("0.0.0.0/0"), gateway4},
 		{netip.MustParsePrefix("::/0"), gateway6},
 	} {
+		if family.any.Addr().Is6() && !ipv6 {
+			continue
+		}
 		steps := []error{
 			host.AddRule(namespace, host.Rule{IncomingLink: decoyLink, Table: victimTable, Priority: victimRule, IPv6: family.any.Addr().Is6()}),
 			host.AddRoute(namespace, host.Route{Destination: family.any, Link: "lo", Table: victimTable, Local: true}),
@@ -146,7 +157,7 @@ func listen(namespace string, port uint16) (*listener, error) {
 		} {
 			socket, err := listenOn(address)
 			if errors.Is(err, unix.EAFNOSUPPORT) {
-				continue // a kernel without IPv6 has no victims there either
+				continue // without IPv6
 			}
 			if err != nil {
 				return err

@@ -35,6 +35,10 @@ const (
 	acceptPause    = 10 * time.Millisecond
 )
 
+// kernelKeepAlive is what Linux does for a server that asks for it and says no
+// more (tcp_keepalive_time and its like).
+var kernelKeepAlive = net.KeepAliveConfig{Enable: true, Idle: 2 * time.Hour, Interval: 75 * time.Second, Count: 9}
+
 // handler speaks one protocol.
 type handler struct {
 	serve func(ctx context.Context, conn net.Conn, report func(bocage.Depth, map[string]string))
@@ -325,6 +329,8 @@ func (s *servant) admit(conn *net.TCPConn) {
 		conn.Close()
 		return
 	}
+	// Go asks every 15 seconds whether the client is there, which no sshd does.
+	conn.SetKeepAliveConfig(kernelKeepAlive)
 	s.sessions.Go(func() {
 		defer s.gate.leave(flow.Source, name)
 		s.session(d, conn, flow)

@@ -235,7 +235,7 @@ func apt(c *call) int {
 	}
 	if rest[0] == "update" {
 		c.limits.pause(3 * time.Second)
-		fmt.Fprintln(c.std.Out, "Ign:1 http://deb.debian.org/debian "+c.cfg.Release.Codename+" InRelease\nErr:1 http://deb.debian.org/debian "+c.cfg.Release.Codename+" InRelease\n  Temporary failure resolving 'deb.debian.org'\nReading package lists... Done\nBuilding dependency tree... Done\nReading state information... Done\nAll packages are up to date.")
+		fmt.Fprintln(c.std.Out, "Ign:1 http://mirror.internal/debian "+c.cfg.Release.Codename+" InRelease\nErr:1 http://mirror.internal/debian "+c.cfg.Release.Codename+" InRelease\n  Temporary failure resolving 'mirror.internal'\nReading package lists... Done\nBuilding dependency tree... Done\nReading state information... Done\nAll packages are up to date.")
 		return 0
 	}
 	fmt.Fprintln(c.std.Out, "Reading package lists... Done\nBuilding dependency tree... Done\nReading state information... Done")

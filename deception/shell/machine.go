@@ -77,7 +77,7 @@ func newFiles(cfg Config, programs map[string]command) *files {
 	b.file("/etc/crontab", "SHELL=/bin/sh\nPATH=/usr/local/sbin:/usr/local/bin:/sbin:/bin:/usr/sbin:/usr/bin\n\n17 *\t* * *\troot\tcd / && run-parts --report /etc/cron.hourly\n25 6\t* * *\troot\ttest -x /usr/sbin/anacron || { cd / && run-parts --report /etc/cron.daily; }\n", "root")
 	b.file("/etc/fstab", "# <file system> <mount point>   <type>  <options>       <dump>  <pass>\nUUID=5f1c9f7e-0d0b-4b6c-9a53-1a1f5a0f2c11 /               ext4    errors=remount-ro 0       1\n", "root")
 	b.file("/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n\nPermitRootLogin yes\nKbdInteractiveAuthentication no\nUsePAM yes\nX11Forwarding yes\nPrintMotd no\nAcceptEnv LANG LC_*\nSubsystem\tsftp\t/usr/lib/openssh/sftp-server\n", "root")
-	b.file("/etc/apt/sources.list", fmt.Sprintf("deb http://deb.debian.org/debian %s main\ndeb http://security.debian.org/debian-security %s-security main\n", r.Codename, r.Codename), "root")
+	b.file("/etc/apt/sources.list", fmt.Sprintf("deb http://mirror.internal/debian %s main\ndeb http://mirror.internal/debian-security %s-security main\n", r.Codename, r.Codename), "root")
 	b.file("/var/log/auth.log", "", "root").private = true
 	b.file("/var/log/syslog", "", "root").private = true
 	b.file("/proc/version", fmt.Sprintf("Linux version %s (debian-kernel@lists.debian.org) (gcc-12 (Debian 12.2.0-14+deb12u1) 12.2.0, GNU ld (GNU Binutils for Debian) 2.40) %s\n", r.Kernel, r.Build), "root")

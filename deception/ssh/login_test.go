@@ -308,3 +308,25 @@ func TestTooManyFailures(t *testing.T) {
 		t.Errorf("after %d tries: %v", tries, err)
 	}
 }
+
+func BenchmarkHandshake(b *testing.B) {
+	for _, kex := range []string{"curve25519-sha256", "ecdh-sha2-nistp256", "diffie-hellman-group14-sha256", "mlkem768x25519-sha256"} {
+		b.Run(kex, func(b *testing.B) {
+			s := serve(b, Config{Banner: "SSH-2.0-OpenSSH_9.9"})
+			for b.Loop() {
+				config := &xssh.ClientConfig{HostKeyCallback: xssh.InsecureIgnoreHostKey(), HostKeyAlgorithms: []string{xssh.KeyAlgoED25519}}
+				config.KeyExchanges = []string{kex}
+				if _, err := xssh.Dial("tcp", s.address.String(), config); !strings.Contains(err.Error(), "unable to authenticate") {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkSntrup(b *testing.B) {
+	public := make([]byte, sntrupPublicSize)
+	for b.Loop() {
+		sntrupEncapsulate(public)
+	}
+}
