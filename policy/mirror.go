@@ -36,7 +36,8 @@ type object struct {
 
 // mirror is the controller's copy of the store's resources.
 type mirror struct {
-	changed chan struct{} // holds a token when an input of policy changed
+	changed chan struct{}          // holds a token when an input of policy changed
+	kinds   map[string]bocage.Kind // that policy reads, by plural
 
 	mu       sync.Mutex // guards the fields below
 	objects  map[string]*object
@@ -46,7 +47,13 @@ type mirror struct {
 }
 
 func newMirror() *mirror {
-	return &mirror{changed: make(chan struct{}, 1), objects: map[string]*object{}}
+	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, objects: map[string]*object{}}
+	for _, kind := range bocage.Kinds() {
+		if kind.Name != "Incident" {
+			m.kinds[kind.Plural] = kind
+		}
+	}
+	return m
 }
 
 // urgent reports, once, whether a change since the last call tightens.
@@ -59,19 +66,10 @@ func (m *mirror) urgent() bool {
 }
 
 // kindOf finds the kind of a key.
-func kindOf(key string) (bocage.Kind, bool) {
+func (m *mirror) kindOf(key string) (bocage.Kind, bool) {
 	plural, _, _ := strings.Cut(strings.TrimPrefix(key, resources), "/")
-	for _, kind := range mirrored() {
-		if kind.Plural == plural {
-			return kind, true
-		}
-	}
-	return bocage.Kind{}, false
-}
-
-// mirrored are the kinds that policy reads.
-func mirrored() []bocage.Kind {
-	return slices.DeleteFunc(bocage.Kinds(), func(k bocage.Kind) bool { return k.Name == "Incident" })
+	kind, known := m.kinds[plural]
+	return kind, known
 }
 
 func decode(kind bocage.Kind, key string, value []byte, revision store.Revision) (*object, error) {
@@ -119,7 +117,7 @@ func input(kind bocage.Kind) bool { return kind.Name != "Generation" }
 
 // put takes over one change unless something newer is known.
 func (m *mirror) put(key string, value []byte, revision store.Revision, logger *slog.Logger) {
-	kind, known := kindOf(key)
+	kind, known := m.kindOf(key)
 	if !known {
 		return
 	}
@@ -161,7 +159,7 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 	m.mu.Unlock()
 	objects := make(map[string]*object, len(entries))
 	for _, e := range entries {
-		kind, known := kindOf(e.Key)
+		kind, known := m.kindOf(e.Key)
 		if !known {
 			continue
 		}

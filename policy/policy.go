@@ -219,20 +219,12 @@ func (p *Policy) compileOnce(ctx context.Context) (time.Time, error) {
 		// In force already: only hosts that came since lack their part.
 		output.Ruleset.Generation, o.number = record.Active, record.Active
 		err = p.publishMissing(ctx, o, record, recordRevision)
-	case digest == record.Blocked:
-		o.number, o.blocked = record.Number, true
-		o.proofs = p.prove(input, output.Ruleset)
 	default:
 		o.proofs = p.prove(input, output.Ruleset)
-		duration := time.Since(started)
 		if failed := prove.Failed(o.proofs); len(failed) > 0 {
-			o.blocked = true
-			p.counters.blocked.Add(1)
-			p.logger.ErrorContext(ctx, "generation blocked by a failed proof", slog.Uint64("generation", o.number),
-				slog.String("statement", failed[0].Statement), slog.String("counterexample", failed[0].Counterexample))
-			err = p.recordBlocked(ctx, o, record, recordRevision, duration)
+			err = p.hold(ctx, o, record, recordRevision, failed[0])
 		} else {
-			err = p.publish(ctx, o, record, recordRevision, duration)
+			err = p.publish(ctx, o, record, recordRevision, time.Since(started))
 		}
 	}
 	if err != nil {
@@ -240,6 +232,24 @@ func (p *Policy) compileOnce(ctx context.Context) (time.Time, error) {
 	}
 	p.settleOutcome(o)
 	return output.Expires, nil
+}
+
+// hold keeps back an outcome whose proofs fail. What cuts workloads off reaches
+// the generation in force all the same.
+func (p *Policy) hold(ctx context.Context, o *outcome, last record, was store.Revision, failed bocage.Proof) error {
+	o.blocked = true
+	if o.output.Ruleset.Digest == last.Blocked {
+		o.number = last.Number
+	} else {
+		p.counters.blocked.Add(1)
+		p.logger.ErrorContext(ctx, "generation blocked by a failed proof", slog.Uint64("generation", o.number),
+			slog.String("statement", failed.Statement), slog.String("counterexample", failed.Counterexample))
+		var err error
+		if last, was, err = p.recordBlocked(ctx, o, last, was); err != nil {
+			return err
+		}
+	}
+	return p.tighten(ctx, o, last, was)
 }
 
 // settleOutcome makes the outcome the one that explanations and statuses tell of.

@@ -451,13 +451,31 @@ func TestFailedProof(t *testing.T) {
 		b.condition(get[*bocage.Application](b, "shop", "bad").Status.Conditions, bocage.ConditionProved, "False", "Blocked")
 		b.condition(get[*bocage.Application](b, "shop", "web").Status.Conditions, bocage.ConditionProved, "True", "Proved")
 		b.condition(get[*bocage.Application](b, "shop", "web").Status.Conditions, bocage.ConditionEnforced, "True", "AllHosts")
-		b.remove(&bocage.Application{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "bad"}})
+
+		// A quarantine gets through all the same, and nothing else does.
+		q := &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "api"}, Spec: bocage.QuarantineSpec{Workload: "shop/api"}}
+		b.declare(q)
 		b.settle()
-		b.wantActive("g1")
+		b.wantActive("g4")
+		if v, c := b.decide(webIP, apiIP, 8080, "h1", "h2"); v != bocage.VerdictDrop || c != bocage.ReasonQuarantine {
+			t.Errorf("quarantined while blocked: %s (%s)", v, c)
+		}
+		if d, ok := b.ruleset("h1").Decision(b.ruleset("h1").Refused[0].Decision); !ok || d.By[0].Name != "api" {
+			t.Errorf("decided by %v", d)
+		}
+		if v, c := b.decide(webIP, dbIP, 5432, "h1", "h2"); v != bocage.VerdictDrop || c != bocage.ReasonGuardrail {
+			t.Errorf("the blocked change: %s (%s)", v, c)
+		}
+		b.settle()
+		b.wantActive("g4")
+		b.remove(&bocage.Application{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "bad"}})
+		b.remove(q)
+		b.settle()
+		b.wantActive("g5")
 		b.condition(get[*bocage.Guardrail](b, "", "pci").Status.Conditions, bocage.ConditionProved, "True", "Proved")
 		b.declare(&bocage.Scope{ObjectMeta: bocage.ObjectMeta{Name: "other"}, Spec: bocage.ScopeSpec{Mode: bocage.ModeObserve}})
 		b.settle()
-		b.wantActive("g3")
+		b.wantActive("g6")
 	})
 }
 

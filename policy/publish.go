@@ -3,16 +3,21 @@ package policy
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
 	"bocage.dev/bocage/store"
 )
 
@@ -32,7 +37,7 @@ type record struct {
 	Digest string `json:"digest"`
 	// Complete says that every host's ruleset of Active was written.
 	Complete bool `json:"complete"`
-	// Blocked names the content of Number, if a proof of it failed.
+	// Blocked names the content of which a proof failed last.
 	Blocked string `json:"blocked,omitempty"`
 	// Inputs is the store's revision up to which declarations went in.
 	Inputs store.Revision `json:"inputs"`
@@ -76,7 +81,7 @@ func (p *Policy) publish(ctx context.Context, o *outcome, last record, was store
 			ops = append(ops, store.Op{Key: bocage.RulesetKey(host), Delete: true, IfWas: store.AnyRevision})
 		}
 	}
-	next := record{Number: o.number, Active: o.number, Digest: o.output.Ruleset.Digest, Inputs: o.view.revision}
+	next := record{Number: o.number, Active: o.number, Digest: o.output.Ruleset.Digest, Inputs: o.view.revision, Blocked: last.Blocked}
 	final, err := p.generationOps(o, duration)
 	if err != nil {
 		return err
@@ -289,21 +294,71 @@ func (p *Policy) applied(ops []store.Op, at store.Revision) {
 
 // recordBlocked writes down a generation that a proof held back. The active one
 // stays as it is.
-func (p *Policy) recordBlocked(ctx context.Context, o *outcome, last record, was store.Revision, duration time.Duration) error {
-	ops, err := p.generationOps(o, duration)
+func (p *Policy) recordBlocked(ctx context.Context, o *outcome, last record, was store.Revision) (record, store.Revision, error) {
+	ops, err := p.generationOps(o, time.Since(o.at))
 	if err != nil {
-		return err
+		return last, was, err
 	}
 	last.Number, last.Blocked, last.Inputs = o.number, o.output.Ruleset.Digest, o.view.revision
 	op, err := last.op(was)
 	if err != nil {
-		return err
+		return last, was, err
 	}
 	at, err := p.store.Apply(ctx, append(ops, op)...)
 	if err != nil {
-		return fmt.Errorf("record blocked generation %d: %w", o.number, err)
+		return last, was, fmt.Errorf("record blocked generation %d: %w", o.number, err)
 	}
 	p.applied(ops, at)
+	return last, at, nil
+}
+
+// tighten adds the refusals of a blocked outcome to the generation in force:
+// they can only close, so they need none of the proofs that failed. A process
+// that has not compiled the generation in force itself cannot do it.
+func (p *Policy) tighten(ctx context.Context, o *outcome, last record, was store.Revision) error {
+	active := p.active.Load()
+	if active == nil || active.number != last.Active {
+		return nil
+	}
+	rs := active.output.Ruleset
+	refused := map[bocage.Identity]bocage.Refusal{}
+	for _, r := range rs.Refused {
+		refused[r.Identity] = r
+	}
+	decisions := slices.Clone(rs.Decisions)
+	digest := sha256.New()
+	digest.Write([]byte(rs.Digest))
+	more := false
+	for _, r := range o.output.Ruleset.Refused {
+		if old, is := refused[r.Identity]; is && (old.Until.IsZero() || !r.Until.IsZero() && !r.Until.After(old.Until)) {
+			continue // what is in force lasts at least as long
+		}
+		more, refused[r.Identity] = true, r
+		fmt.Fprintf(digest, " %d %d %s", r.Identity, r.Decision, r.Until)
+		if d, ok := o.output.Ruleset.Decision(r.Decision); ok && !slices.ContainsFunc(decisions, func(old bocage.Decision) bool { return old.ID == d.ID }) {
+			decisions = append(decisions, d)
+		}
+	}
+	if !more {
+		return nil
+	}
+	slices.SortFunc(decisions, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
+	tight := &outcome{input: active.input, view: p.mirror.view(), number: last.Number + 1, activeNo: last.Number + 1, proofs: active.proofs, at: o.at}
+	tight.view.revision = o.view.revision
+	tight.input.Quarantines, tight.input.ThreatConditions = o.input.Quarantines, o.input.ThreatConditions
+	tight.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(tight.input) })
+	tight.output.Ruleset = &bocage.Ruleset{
+		Generation: tight.number, Digest: hex.EncodeToString(digest.Sum(nil)), Peers: rs.Peers, Groups: rs.Groups, Rules: rs.Rules,
+		Decisions: decisions, Default: rs.Default, Profiles: rs.Profiles, Decoys: rs.Decoys,
+	}
+	for _, id := range slices.Sorted(maps.Keys(refused)) {
+		tight.output.Ruleset.Refused = append(tight.output.Ruleset.Refused, refused[id])
+	}
+	if err := p.publish(ctx, tight, last, was, time.Since(o.at)); err != nil {
+		return err
+	}
+	p.active.Store(tight)
+	o.activeNo = tight.number
 	return nil
 }
 

@@ -330,6 +330,10 @@ func held(conditions []bocage.Condition, kind string, generation int64) bool {
 // take a newer generation, unless one of them lags.
 func (r *reporter) enforced(meta *bocage.ObjectMeta, old []bocage.Condition, since uint64, in bool, hosts []string) bocage.Condition {
 	c := bocage.Condition{Type: bocage.ConditionEnforced, Status: "False", ObservedGeneration: meta.Generation}
+	if i := slices.IndexFunc(old, func(c bocage.Condition) bool { return c.Type == bocage.ConditionEnforced }); in && r.o.blocked && since == 0 &&
+		i >= 0 && old[i].ObservedGeneration == meta.Generation {
+		return old[i] // said by a process that knew the generation in force
+	}
 	if !in || r.o.blocked && since == 0 {
 		c.Reason, c.Message = "NotCompiled", "it is no part of the policy in force"
 		return c

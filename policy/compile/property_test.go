@@ -19,44 +19,49 @@ import (
 // objects themselves say the same, to the duty and the author.
 func TestAgreesWithJudge(t *testing.T) {
 	cells := 0
-	rapid.Check(t, func(t *rapid.T) {
-		in := policytest.Draw(t)
-		rs := compile.Compile(in).Ruleset
-		judge := explain.NewJudge(in)
-		names := map[uint16]string{}
-		for _, p := range rs.Profiles {
-			names[p.Number] = p.Name
-		}
-		keep := rapid.IntRange(0, 9).Draw(t, "sample")
-		n := 0
-		policytest.Flows(func(f bocage.Flow) {
-			if n++; n%10 != keep {
-				return
-			}
-			cells++
-			verdict, reason := rs.Decide(f)
-			g := judge.Judge(f)
-			if verdict != g.Verdict || reason.Would != g.Would || reason.Code != g.Code {
-				t.Fatalf("%s: compiled says %s (%s, would %s), the objects say %s (%s, would %s)\n%s", f,
-					verdict, reason.Code, reason.Would, g.Verdict, g.Code, g.Would, policytest.Describe(in))
-			}
-			d, known := rs.Decision(reason.Decision)
-			if !known {
-				t.Fatalf("%s: decision %s does not exist", f, reason.Decision)
-			}
-			if reason.Code == bocage.ReasonQuarantine {
-				return
-			}
-			if d.Verdict == bocage.VerdictInspect && !slices.Equal(compile.ProfileNames(names[d.Profile]), g.Profiles) {
-				t.Fatalf("%s: compiled inspects with %q, the objects ask for %q", f, names[d.Profile], g.Profiles)
-			}
-			if d.Verdict.Allowed() && d.Log != g.Log {
-				t.Fatalf("%s: log %v, want %v", f, d.Log, g.Log)
-			}
-			checkAuthors(t, f, d, g)
-		})
-	})
+	for cells < 1_000_000 {
+		rapid.Check(t, func(t *rapid.T) { cells += agrees(t) })
+	}
 	t.Logf("%d cells", cells)
+}
+
+func agrees(t *rapid.T) (cells int) {
+	in := policytest.Draw(t)
+	rs := compile.Compile(in).Ruleset
+	judge := explain.NewJudge(in)
+	names := map[uint16]string{}
+	for _, p := range rs.Profiles {
+		names[p.Number] = p.Name
+	}
+	keep := rapid.IntRange(0, 9).Draw(t, "sample")
+	n := 0
+	policytest.Flows(func(f bocage.Flow) {
+		if n++; n%10 != keep {
+			return
+		}
+		cells++
+		verdict, reason := rs.Decide(f)
+		g := judge.Judge(f)
+		if verdict != g.Verdict || reason.Would != g.Would || reason.Code != g.Code {
+			t.Fatalf("%s: compiled says %s (%s, would %s), the objects say %s (%s, would %s)\n%s", f,
+				verdict, reason.Code, reason.Would, g.Verdict, g.Code, g.Would, policytest.Describe(in))
+		}
+		d, known := rs.Decision(reason.Decision)
+		if !known {
+			t.Fatalf("%s: decision %s does not exist", f, reason.Decision)
+		}
+		if reason.Code == bocage.ReasonQuarantine {
+			return
+		}
+		if d.Verdict == bocage.VerdictInspect && !slices.Equal(compile.ProfileNames(names[d.Profile]), g.Profiles) {
+			t.Fatalf("%s: compiled inspects with %q, the objects ask for %q", f, names[d.Profile], g.Profiles)
+		}
+		if d.Verdict.Allowed() && d.Log != g.Log {
+			t.Fatalf("%s: log %v, want %v", f, d.Log, g.Log)
+		}
+		checkAuthors(t, f, d, g)
+	})
+	return cells
 }
 
 // checkAuthors compares who decided.
