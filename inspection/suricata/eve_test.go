@@ -103,7 +103,9 @@ func FuzzEngineLog(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		f.Add(data)
+		for line := range bytes.Lines(data) {
+			f.Add(line)
+		}
 	}
 	f.Fuzz(func(t *testing.T, log []byte) {
 		said := readEngineLog(log)
