@@ -30,6 +30,7 @@ const (
 
 	defaultQuota     = 2 << 30
 	defaultReserve   = 256 << 20
+	leastReserve     = 128 << 20
 	defaultRetention = 10 * time.Minute
 	startPatience    = time.Minute
 	stopPatience     = 15 * time.Second
@@ -45,8 +46,9 @@ type Config struct {
 	// Quota in bytes is how large the database may grow (0: 2 GiB). Past it
 	// writes are refused with store.ErrFull.
 	Quota int64
-	// Reserve in bytes is how much of the disk has to stay free (0: 256 MiB).
-	// Below it writes are refused with store.ErrFull: etcd itself would end.
+	// Reserve in bytes is how much of the disk has to stay free (0: 256 MiB; at
+	// least 128 MiB, since etcd claims 64 MiB at a time for its log). Below it
+	// writes are refused with store.ErrFull: etcd itself would end.
 	Reserve int64
 	// Retention is how long the history is kept that watches resume from and
 	// older revisions are read from (0: 10 minutes).
@@ -65,6 +67,9 @@ func (c Config) Validate() error {
 	}
 	if c.Quota < 0 || c.Reserve < 0 || c.Retention < 0 {
 		faults = append(faults, fmt.Errorf("quota %d, reserve %d and retention %s may not be negative", c.Quota, c.Reserve, c.Retention))
+	}
+	if 0 < c.Reserve && c.Reserve < leastReserve {
+		faults = append(faults, fmt.Errorf("a reserve of %d bytes is less than %d, and etcd would end on a full disk", c.Reserve, int64(leastReserve)))
 	}
 	if c.Socket != "" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > maxSocketPath) {
 		faults = append(faults, fmt.Errorf("socket %s is not an absolute path of at most %d bytes", c.Socket, maxSocketPath))

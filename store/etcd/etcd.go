@@ -295,6 +295,8 @@ func (s *Store) explain(ctx context.Context, err error) error {
 		return ctx.Err()
 	case s.ctx.Err() != nil:
 		return ErrClosed
+	case s.engine != nil && s.engine.failure() != nil:
+		return s.engine.failure()
 	case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
 		return fmt.Errorf("%w: %w", store.ErrCompacted, err)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps),
