@@ -42,6 +42,8 @@ func (s *site) hostsSince(c *client.Client, above uint64) (time.Time, uint64) {
 	var last time.Time
 	var generation uint64
 	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
 	for {
 		objects, _, err := c.List(s.t.Context(), kind, client.ListOptions{})
 		s.must(err)
@@ -61,7 +63,7 @@ func (s *site) hostsSince(c *client.Client, above uint64) (time.Time, uint64) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("no generation above %d within 20 s", above)
 		}
-		time.Sleep(2 * time.Millisecond)
+		<-tick.C
 	}
 }
 
@@ -143,7 +145,15 @@ func BenchmarkRootMemory(b *testing.B) {
 	s := newSite(b)
 	s.enforce("closed")
 	for b.Loop() {
-		time.Sleep(20 * time.Second) // let the load fill caches and tables
+		begun, err := s.lab.Load()
+		s.must(err)
+		s.await(time.Minute, "1,000 orders have filled caches and tables", func() error {
+			load, err := s.lab.Load()
+			if err == nil && load.OK < begun.OK+1000 {
+				err = fmt.Errorf("%d orders", load.OK-begun.OK)
+			}
+			return err
+		})
 		for _, name := range []string{"h1", "h2"} {
 			b.ReportMetric(mebibytes(b, s.nodes[name].Process.Pid), map[string]string{"h1": "controller+agent-MiB", "h2": "agent-MiB"}[name])
 			b.ReportMetric(mebibytes(b, s.engine(name)), name+"-suricata-MiB")

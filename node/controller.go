@@ -141,7 +141,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	if err != nil {
 		return err
 	}
-	c.registry.MustRegister(recognizer.Collector())
+	c.registry.MustRegister(recognizer.Collector(), c.lake.Collector())
 	server, err := c.newAPI()
 	if err != nil {
 		return err

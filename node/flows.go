@@ -15,12 +15,19 @@ import (
 )
 
 // openBatch returns the function that verifies a signed batch: a good signature
-// by an agent, and a batch that claims no other source than its signer.
+// by an agent, and a batch that claims no other source than its signer. Only an
+// agent whose certificate was good then could append it, so one that has expired
+// since it was signed, within a certificate's life, is good enough: batches wait
+// on an agent's disk, and are read again after a restart.
 func openBatch(bundle *identity.Bundle) func(envelope []byte) (*bocage.Batch, error) {
 	return func(envelope []byte) (*bocage.Batch, error) {
-		payload, id, err := bundle.Open(envelope, bocage.SignedBatch, time.Now())
+		now := time.Now()
+		payload, id, err := bundle.Open(envelope, bocage.SignedBatch, now)
 		if err != nil {
-			return nil, err
+			var then error
+			if payload, id, then = bundle.Open(envelope, bocage.SignedBatch, now.Add(-agentLife)); then != nil {
+				return nil, err
+			}
 		}
 		var batch bocage.Batch
 		if err := json.Unmarshal(payload, &batch); err != nil {

@@ -26,7 +26,7 @@ func Graph() []Word {
 	readers := map[string][]string{
 		"Application": {"policy"}, "Guardrail": {"policy"}, "Scope": {"policy"}, "InspectionProfile": {"policy"},
 		"Decoy": {"policy"}, "Quarantine": {"policy"}, "Workload": {"policy", "recognition"},
-		"ThreatCondition": {"policy"}, "Incident": {"people"}, "Host": {"policy", "people"}, "Generation": {"people"},
+		"ThreatCondition": {"policy"}, "Incident": {"people"}, "Host": {"policy", "recognition"}, "Generation": {"people"},
 	}
 	kinds := bocage.Kinds()
 	word := func(name, writer, carrier string, readers ...string) {

@@ -11,6 +11,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/recognition/lake"
 )
 
 // marks tell verdicts apart by shape and word, never by colour alone.
@@ -182,9 +183,7 @@ func (e *env) printExplanation(x bocage.Explanation) error {
 func (e *env) huntCommand() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{Use: "hunt SQL", Short: "Ask the flow history a question in SQL",
-		Long: `Ask the flow history a question in SQL. The tables are flows, detections and
-engagements; DESCRIBE flows shows the columns. The query runs in a process of its
-own, read-only, with limited memory and time.`,
+		Long: huntHelp(),
 		Example: `  bocage hunt "SELECT source, destination, destination_port, count(*) n FROM flows GROUP BY ALL ORDER BY n DESC LIMIT 10"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -218,4 +217,17 @@ func (e *env) list(ctx context.Context, kindName string) error {
 		return err
 	}
 	return e.printObjects(kind, objects)
+}
+
+// huntHelp describes the tables, so that a question can be written without asking.
+func huntHelp() string {
+	var b strings.Builder
+	b.WriteString("Ask the flow history a question in SQL. The query runs in a process of its own,\nread-only, with limited memory and time.\n")
+	for _, view := range lake.Views() {
+		fmt.Fprintf(&b, "\n%s: %s\n", view.Name, view.Doc)
+		for _, column := range view.Columns {
+			fmt.Fprintf(&b, "  %-18s %s\n", column.Name, column.Doc)
+		}
+	}
+	return b.String()
 }
