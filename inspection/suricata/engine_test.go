@@ -630,3 +630,41 @@ func TestRootSteeringLinksAreMadeAnew(t *testing.T) {
 		t.Error("a link that was deleted is still a port")
 	}
 }
+
+func TestRootLinksFollowTheirMTU(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	var before processID
+	for _, mtu := range []int{9000, 0} {
+		b.cfg.MTU = mtu
+		h := b.begin()
+		h.awaitState(t, true)
+		outside, _ := linkNames(b.cfg.Host)
+		link, err := host.LinkNamed(b.agent, outside)
+		b.must(err)
+		if want := b.cfg.mtu() + tagBytes; link.MTU != want {
+			t.Errorf("MTU %d, want %d", link.MTU, want)
+		}
+		if h.running().id == before {
+			t.Error("an engine on links that are gone was taken over")
+		}
+		before = h.running().id
+		h.stop()
+	}
+}
+
+func TestConfigSaysAllFaultsAtOnce(t *testing.T) {
+	err := Config{Dir: "relative", MTU: 5, MaxLog: -1}.Validate()
+	if err == nil {
+		t.Fatal("a configuration of faults is valid")
+	}
+	for _, field := range []string{"host:", "namespace:", "dir:", "mtu:", "maxLog:"} {
+		if !strings.Contains(err.Error(), field) {
+			t.Errorf("nothing is said of %s %v", field, err)
+		}
+	}
+	long := Config{Host: "h", Namespace: "n", Dir: "/" + strings.Repeat("x", 100)}
+	if err := long.Validate(); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("a socket of too long a path: %v", err)
+	}
+}

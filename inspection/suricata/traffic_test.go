@@ -121,7 +121,7 @@ func TestRootProfilesOfDifferentVLANsAreSeparate(t *testing.T) {
 	b.serve()
 	h := b.run(
 		web(`drop http any any -> any any (msg:"seven"; http.uri; content:"seven"; sid:1;)`),
-		bocage.Profile{Number: 8, Name: "db", Signatures: `reject http any any -> any any (msg:"eight"; http.uri; content:"eight"; sid:1;)`})
+		bocage.Profile{Number: 8, Name: "db", Signatures: `reject http $EXTERNAL_NET any -> $HTTP_SERVERS $HTTP_PORTS (msg:"eight"; http.uri; content:"eight"; sid:1;)`})
 	for _, c := range []struct {
 		url     string
 		passes  bool
