@@ -177,11 +177,13 @@ func (e *env) applyCommand() *cobra.Command {
 
 func fileFlag(cmd *cobra.Command, files *[]string) {
 	cmd.Flags().StringSliceVarP(files, "file", "f", nil, "file, folder, or - for standard input; may be repeated")
-	_ = cmd.MarkFlagRequired("file")
 }
 
 // read reads every file and returns every fault of all of them.
 func (e *env) read(files []string) ([]manifest.Document, error) {
+	if len(files) == 0 {
+		return nil, usage("name the files with -f, or - for standard input")
+	}
 	var documents []manifest.Document
 	var faults bocage.Faults
 	for _, file := range files {

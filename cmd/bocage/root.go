@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -89,6 +91,9 @@ func run(ctx context.Context, e *env, args []string) int {
 		return exitOK // the person ended it
 	default:
 		fmt.Fprintln(e.err, "bocage: "+err.Error())
+		if e.server == "" && (errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)) && errors.As(err, new(*net.OpError)) {
+			fmt.Fprintln(e.err, "  start one here with `bocage up`, or name another with --server or --run-dir")
+		}
 		return exitFailed
 	}
 }

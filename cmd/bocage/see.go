@@ -183,7 +183,7 @@ func (e *env) printExplanation(x bocage.Explanation) error {
 func (e *env) huntCommand() *cobra.Command {
 	var limit int
 	cmd := &cobra.Command{Use: "hunt SQL", Short: "Ask the flow history a question in SQL",
-		Long: huntHelp(),
+		Long:    huntHelp(),
 		Example: `  bocage hunt "SELECT source, destination, destination_port, count(*) n FROM flows GROUP BY ALL ORDER BY n DESC LIMIT 10"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
