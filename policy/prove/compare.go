@@ -21,6 +21,19 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	}
 	c.pair(everyone, everyone)
 	seen := map[[2]class]bool{}
+	// Where one ruleset has a wildcard of one end and the other one of the other
+	// end, no line about everyone else tells what the pair gets.
+	for _, f := range c.classes {
+		if !c.before.fromAny[f.before] && !c.after.fromAny[f.after] {
+			continue
+		}
+		for _, t := range c.classes {
+			if c.before.toAny[t.before] || c.after.toAny[t.after] {
+				seen[[2]class{f, t}] = true
+				c.pair(f, t)
+			}
+		}
+	}
 	named := func(r *reach, classesOf func(bocage.Group) []class) {
 		for _, at := range r.exact {
 			for _, f := range classesOf(at.from) {
