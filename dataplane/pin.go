@@ -171,7 +171,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"cells": o.Cells, "refused_identities": o.RefusedIdentities, "ports": o.Ports,
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
-		"tallies": o.Tallies, "pressure": o.Pressure,
+		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments,
 	}
 }
 

@@ -307,6 +307,12 @@ struct pressure {
 	__u64 until;
 };
 
+// The time of the current tick: reading it once a tick costs a packet nothing.
+struct moment {
+	__u64 tick;
+	__u64 ns; // coarse, monotonic
+};
+
 struct counter {
 	__u64 packets;
 	__u64 bytes;

@@ -34,12 +34,26 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 	return true;
 }
 
+static __always_inline __u64 coarse_now(void)
+{
+	__u32 zero = 0;
+	struct moment *moment = bpf_map_lookup_elem(&moments, &zero);
+	__u64 tick = bpf_jiffies64();
+	if (!moment)
+		return bpf_ktime_get_coarse_ns();
+	if (moment->tick != tick) {
+		moment->ns = bpf_ktime_get_coarse_ns();
+		moment->tick = tick;
+	}
+	return moment->ns;
+}
+
 static __always_inline void begin(struct __sk_buff *skb, struct passage *at, bool from)
 {
 	__u32 zero = 0;
 	at->from = from;
 	at->ifindex = skb->ifindex;
-	at->now = bpf_ktime_get_coarse_ns();
+	at->now = coarse_now();
 	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	struct active *word = bpf_map_lookup_elem(&active, &zero);
 	if (word) {

@@ -105,6 +105,12 @@ type KernelGroupKey struct {
 	Group uint32
 }
 
+type KernelMoment struct {
+	_    structs.HostLayout
+	Tick uint64
+	Ns   uint64
+}
+
 type KernelPeer struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -275,6 +281,7 @@ const (
 	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
 	KernelMapGroups             = "groups"
+	KernelMapMoments            = "moments"
 	KernelMapPeers              = "peers"
 	KernelMapPortAddresses      = "port_addresses"
 	KernelMapPorts              = "ports"
@@ -357,6 +364,7 @@ type KernelMapSpecs struct {
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
+	Moments           *ebpf.MapSpec `ebpf:"moments"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	PortAddresses     *ebpf.MapSpec `ebpf:"port_addresses"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
@@ -405,6 +413,7 @@ type KernelMaps struct {
 	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Groups            *ebpf.Map `ebpf:"groups"`
+	Moments           *ebpf.Map `ebpf:"moments"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	PortAddresses     *ebpf.Map `ebpf:"port_addresses"`
 	Ports             *ebpf.Map `ebpf:"ports"`
@@ -428,6 +437,7 @@ func (m *KernelMaps) Close() error {
 		m.Folded,
 		m.Fragments,
 		m.Groups,
+		m.Moments,
 		m.Peers,
 		m.PortAddresses,
 		m.Ports,

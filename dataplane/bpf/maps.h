@@ -130,6 +130,13 @@ struct {
 	__type(value, struct asked);
 } questions SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct moment);
+} moments SEC(".maps");
+
 // What is told.
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
