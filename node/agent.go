@@ -48,8 +48,8 @@ type agentProcess struct {
 	registry *prometheus.Registry
 
 	dataplane  *dataplane.Dataplane
-	inspection *suricata.Engine  // nil without inspection
-	decoys     *deception.Decoys // nil without deception
+	inspection atomic.Pointer[suricata.Engine]  // nil until it has started
+	decoys     atomic.Pointer[deception.Decoys] // likewise
 	events     *publisher
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
@@ -75,12 +75,6 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	}
 	defer a.dataplane.Close()
 	registry.MustRegister(&agentCollector{a})
-	if err := a.startDecoys(ctx); err != nil {
-		return err
-	}
-	if err := a.startInspection(ctx); err != nil {
-		return err
-	}
 	group, ctx := errgroup.WithContext(ctx)
 	joined := make(chan struct{})
 	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
@@ -92,11 +86,13 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 		return err
 	}
 	group.Go(func() error { return loop.Run(ctx) })
-	if a.decoys != nil {
-		group.Go(func() error { return a.decoys.Run(ctx, a.publishEngagement) })
+	if !cfg.NoDeception {
+		a.faults.set("decoys", "the decoys are starting")
+		group.Go(func() error { return a.keepUp(ctx, "decoys", a.runDecoys) })
 	}
-	if a.inspection != nil {
-		group.Go(func() error { return a.inspection.Run(ctx, a.publishInspection, a.inspectionState) })
+	if !cfg.NoInspection {
+		a.faults.set("inspection", "the inspection engine is starting")
+		group.Go(func() error { return a.keepUp(ctx, "inspection", a.runInspection) })
 	}
 	group.Go(func() error { return a.connect(ctx, group, rulesets, joined) })
 	group.Go(func() error { return a.serveHealth(ctx) })
@@ -123,35 +119,82 @@ func (d reportedDataplane) Apply(ruleset *bocage.Ruleset) error {
 	return err
 }
 
-func (a *agentProcess) startDecoys(ctx context.Context) error {
-	if a.cfg.NoDeception {
-		return nil
+// keepUp runs a function that enforcement does not depend on. If it fails it is
+// started again, and the host's status says so meanwhile.
+func (a *agentProcess) keepUp(ctx context.Context, what string, run func(context.Context) error) error {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		begun := time.Now()
+		err := run(ctx)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if time.Since(begun) > time.Minute {
+			wait = time.Second
+		}
+		a.logger.Error("function of the agent ended", "what", what, "again", wait, "err", err)
+		a.faults.set(what, fmt.Sprintf("%s does not run: %v", what, err))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
 	}
+}
+
+func (a *agentProcess) runDecoys(ctx context.Context) error {
 	program, err := os.Executable()
 	if err != nil {
 		return err
 	}
-	a.decoys, err = deception.Start(ctx, deception.Config{
+	decoys, err := deception.Start(ctx, deception.Config{
 		Host: a.cfg.Host, Namespace: a.cfg.decoyNamespace(), Dir: a.cfg.agentDir("decoys"),
 		Program: []string{program, "decoy-serve"}, Logger: a.logger,
 	})
 	if err != nil {
-		return fmt.Errorf("start the decoys: %w (--no-deception leaves them out)", err)
+		return err
 	}
-	ifindex, mac := a.decoys.Port()
-	return a.dataplane.SetDecoy(dataplane.DecoyPort{Ifindex: ifindex, MAC: mac})
+	ifindex, mac := decoys.Port()
+	if err := a.dataplane.SetDecoy(dataplane.DecoyPort{Ifindex: ifindex, MAC: mac}); err != nil {
+		return err
+	}
+	a.faults.clear("decoys")
+	a.decoys.Store(decoys)
+	if ruleset := a.ruleset.Load(); ruleset != nil {
+		a.place(decoys, ruleset)
+	}
+	return decoys.Run(ctx, a.publishEngagement)
 }
 
-func (a *agentProcess) startInspection(ctx context.Context) error {
-	if a.cfg.NoInspection {
-		return nil
+// place hands a ruleset's decoys on.
+func (a *agentProcess) place(decoys *deception.Decoys, ruleset *bocage.Ruleset) {
+	if err := decoys.Place(ruleset.Decoys); err != nil {
+		a.logger.Error("place decoys", "generation", ruleset.Generation, "err", err)
+		a.faults.set("placement", err.Error())
+		return
 	}
+	a.faults.clear("placement")
+}
+
+func (a *agentProcess) runInspection(ctx context.Context) error {
 	engine, err := suricata.Start(ctx, a.cfg.inspectionConfig())
 	if err != nil {
-		return fmt.Errorf("start the inspection engine: %w (--no-inspection leaves it out)", err)
+		return err
 	}
-	a.inspection = engine
-	return nil
+	a.inspection.Store(engine)
+	if ruleset := a.ruleset.Load(); ruleset != nil {
+		a.loadProfiles(engine, ruleset)
+	}
+	return engine.Run(ctx, a.publishInspection, func(up bool) { a.inspectionState(engine, up) })
+}
+
+// loadProfiles hands a ruleset's profiles on.
+func (a *agentProcess) loadProfiles(engine *suricata.Engine, ruleset *bocage.Ruleset) {
+	if err := engine.Load(ruleset.Profiles); err != nil {
+		a.logger.Error("load inspection profiles", "generation", ruleset.Generation, "err", err)
+		a.faults.set("profiles", err.Error())
+		return
+	}
+	a.faults.clear("profiles")
 }
 
 func (c Config) inspectionConfig() suricata.Config {
@@ -162,8 +205,8 @@ func (c Config) inspectionConfig() suricata.Config {
 }
 
 // inspectionState tells the dataplane whether steered flows have somewhere to go.
-func (a *agentProcess) inspectionState(up bool) {
-	outside, inside := a.inspection.Ports()
+func (a *agentProcess) inspectionState(engine *suricata.Engine, up bool) {
+	outside, inside := engine.Ports()
 	if err := a.dataplane.SetInspection(dataplane.Inspection{Outside: outside, Inside: inside, Up: up}); err != nil {
 		a.logger.Error("switch steering", "up", up, "err", err)
 	}

@@ -92,6 +92,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	}
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger,
+		Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) },
 		Sign: func(kind string, payload []byte) ([]byte, error) {
 			return c.svid.Load().Sign(kind, payload)
 		},
@@ -271,16 +272,21 @@ func (c *controllerProcess) hunt(ctx context.Context, sql string, limit int) (bo
 	return c.lake.Query(ctx, sql, limit)
 }
 
+// edges returns what was seen since a moment, the last seconds included.
+func (c *controllerProcess) edges(ctx context.Context, since time.Time) ([]bocage.Edge, error) {
+	if err := c.lake.Flush(ctx); err != nil {
+		return nil, fmt.Errorf("bring the history up to date: %w", err)
+	}
+	return c.lake.Edges(ctx, since)
+}
+
 // suggest draws policy from what was seen since some time ago.
 func (c *controllerProcess) suggest(ctx context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error) {
-	if err := c.lake.Flush(ctx); err != nil {
-		return bocage.SuggestResult{}, fmt.Errorf("bring the history up to date: %w", err)
-	}
 	from := time.Time{}
 	if since > 0 {
 		from = time.Now().Add(-since)
 	}
-	edges, err := c.lake.Edges(ctx, from)
+	edges, err := c.edges(ctx, from)
 	if err != nil {
 		return bocage.SuggestResult{}, err
 	}

@@ -100,23 +100,14 @@ func (s *rulesetSource) ask(ctx context.Context, have uint64) (*bocage.Ruleset, 
 // prepare makes the functions that the ruleset refers to ready: a verdict that
 // says inspect must not be in force before the profile is.
 func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error) {
-	if engine := s.agent.inspection; engine != nil {
-		if err := engine.Load(ruleset.Profiles); err != nil {
-			s.agent.logger.Error("load inspection profiles", "generation", ruleset.Generation, "err", err)
-			s.agent.faults.set("profiles", err.Error())
-		} else {
-			s.agent.faults.clear("profiles")
-		}
-	}
-	if decoys := s.agent.decoys; decoys != nil {
-		if err := decoys.Place(ruleset.Decoys); err != nil {
-			s.agent.logger.Error("place decoys", "generation", ruleset.Generation, "err", err)
-			s.agent.faults.set("decoys", err.Error())
-		} else {
-			s.agent.faults.clear("decoys")
-		}
-	}
+	// Stored first: a function that starts right now finds it there by itself.
 	s.agent.ruleset.Store(ruleset)
+	if engine := s.agent.inspection.Load(); engine != nil {
+		s.agent.loadProfiles(engine, ruleset)
+	}
+	if decoys := s.agent.decoys.Load(); decoys != nil {
+		s.agent.place(decoys, ruleset)
+	}
 	if hidden := s.agent.hidden.Load(); hidden != nil {
 		s.agent.noteHidden(*hidden)
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"text/tabwriter"
 	"time"
 
@@ -46,7 +47,7 @@ error for review. Nothing is applied.`,
 			}
 			if len(result.Review) > 0 {
 				fmt.Fprintf(e.err, "left out for your review, %d %s:\n", len(result.Review), plural(len(result.Review), "kind of flow"))
-				return e.printEdges(result.Review)
+				return e.printEdges(e.err, result.Review)
 			}
 			return nil
 		}}
@@ -55,8 +56,8 @@ error for review. Nothing is applied.`,
 	return cmd
 }
 
-func (e *env) printEdges(edges []bocage.Edge) error {
-	table := tabwriter.NewWriter(e.err, 2, 0, 2, ' ', 0)
+func (e *env) printEdges(out io.Writer, edges []bocage.Edge) error {
+	table := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
 	for _, edge := range edges {
 		fmt.Fprintf(table, "  %s\t→ %s\t%s/%d\t%d seen, %d answered\tlast %s\n", edge.Source, edge.Destination,
 			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, edge.Last.Local().Format(time.DateTime))
@@ -143,6 +144,10 @@ func (e *env) printPlan(plan bocage.PlanResult) error {
 	}
 	if len(plan.Reach) == 0 && len(plan.Faults) == 0 {
 		fmt.Fprintln(e.out, "no reach changes")
+	}
+	if plan.Replayed > 0 {
+		fmt.Fprintf(e.out, "replayed %d kinds of recorded flow: %d newly refused, %d newly allowed\n", plan.Replayed, len(plan.NewlyRefused), len(plan.NewlyAllowed))
+		return e.printEdges(e.out, plan.NewlyRefused)
 	}
 	return nil
 }
