@@ -21,7 +21,10 @@ type batch struct {
 	server *Server
 	ops    []store.Op
 	at     map[string]int // index in ops, by key
-	last   *uint64        // last identity given; nil until it is asked for
+	// claims are the claims as they were when they were looked at: what was found
+	// free is taken only if it still is.
+	claims map[string]store.Entry
+	last   *uint64 // last identity given; nil until it is asked for
 }
 
 // Keys beside the resources.
@@ -32,7 +35,7 @@ const (
 )
 
 func newBatch(ctx context.Context, s *Server) *batch {
-	return &batch{ctx: ctx, server: s, at: map[string]int{}}
+	return &batch{ctx: ctx, server: s, at: map[string]int{}, claims: map[string]store.Entry{}}
 }
 
 // write adds an operation. A key that was to be deleted may be written after all.
@@ -92,17 +95,19 @@ func (b *batch) place(ch *change, resource bocage.Resource) error {
 		workload.Status.Identity = id
 	}
 	workload.Status.SPIFFEID = "spiffe://" + b.server.config.TrustDomain + "/workload/" + workload.NamespacedName()
+	var held []string
 	if ch.old != nil {
 		old, err := typed(ch.kind, ch.old.object)
 		if err != nil {
 			return err
 		}
+		held = claimsOf(old.(*bocage.Workload))
 		if err := b.release(old.(*bocage.Workload), workload); err != nil {
 			return err
 		}
 	}
 	for _, key := range claimsOf(workload) {
-		if err := b.claim(key, workload.NamespacedName()); err != nil {
+		if err := b.claim(key, workload.NamespacedName(), slices.Contains(held, key)); err != nil {
 			return err
 		}
 	}
@@ -204,11 +209,8 @@ func (b *batch) holder(key string) (string, error) {
 		}
 		return string(b.ops[i].Value), nil
 	}
-	entry, err := b.server.config.Store.Get(b.ctx, key)
-	if errors.Is(err, store.ErrNotFound) {
-		return "", nil
-	}
-	if err != nil {
+	entry, err := b.claimed(key)
+	if err != nil || entry.Revision == store.Absent {
 		return "", err
 	}
 	name := string(entry.Value)
@@ -217,6 +219,22 @@ func (b *batch) holder(key string) (string, error) {
 		return "", err
 	}
 	return name, nil
+}
+
+// claimed reads a claim, once for the whole batch; its revision is Absent if there
+// is none.
+func (b *batch) claimed(key string) (store.Entry, error) {
+	if entry, ok := b.claims[key]; ok {
+		return entry, nil
+	}
+	entry, err := b.server.config.Store.Get(b.ctx, key)
+	if errors.Is(err, store.ErrNotFound) {
+		entry, err = store.Entry{Key: key, Revision: store.Absent}, nil
+	}
+	if err == nil {
+		b.claims[key] = entry
+	}
+	return entry, err
 }
 
 func (b *batch) holds(name, key string) (bool, error) {
@@ -235,17 +253,16 @@ func (b *batch) holds(name, key string) (bool, error) {
 	return slices.Contains(claimsOf(object.(*bocage.Workload)), key), nil
 }
 
-// claim takes what claimsFree found free.
-func (b *batch) claim(key, name string) error {
+// claim takes what claimsFree found free. A claim that bears the workload's name
+// is written again if the workload did not hold it, since others may take it for
+// free, too.
+func (b *batch) claim(key, name string, held bool) error {
 	if i, ok := b.at[key]; ok && !b.ops[i].Delete {
 		return nil
 	}
-	entry, err := b.server.config.Store.Get(b.ctx, key)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	entry, err := b.claimed(key)
+	if err != nil || held && string(entry.Value) == name {
 		return err
-	}
-	if string(entry.Value) == name {
-		return nil
 	}
 	return b.write(store.Op{Key: key, Value: []byte(name), IfWas: entry.Revision})
 }
@@ -260,10 +277,7 @@ func (b *batch) release(old, next *bocage.Workload) error {
 		if slices.Contains(kept, key) {
 			continue
 		}
-		entry, err := b.server.config.Store.Get(b.ctx, key)
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
+		entry, err := b.claimed(key)
 		if err != nil {
 			return err
 		}
