@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -113,8 +114,8 @@ func (c Config) withDefaults() Config {
 type Dataplane struct {
 	cfg     Config
 	log     *slog.Logger
-	mounted string // where Open had to mount a bpffs; else ""
-	lock    *dirLock
+	mounted string   // where Open had to mount a bpffs; else ""
+	lock    *os.File // the PinDir, held
 	pins    *pins
 
 	objects *bpf.KernelObjects

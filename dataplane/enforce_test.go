@@ -26,7 +26,7 @@ func TestRootQuarantineCutsAndExpires(t *testing.T) {
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21)
 	p.attach(a, b, c)
 	echo(t, b, b.v4, 80)
-	p.run()
+	stop := p.run()
 	rules := []bocage.Rule{allowTCP(21, 22, 80)}
 	must(t, p.Apply(ruleset(1, rules, a, b, c)))
 	cut, other := mustDial(t, a, b.v4, 80), mustDial(t, c, b.v4, 80)
@@ -51,6 +51,7 @@ func TestRootQuarantineCutsAndExpires(t *testing.T) {
 
 	// The kernel ends it with nobody alive, and the connection goes on: what it
 	// could not say is sent again.
+	stop()
 	p.Close()
 	cut.SetReadDeadline(time.Now().Add(long))
 	var answer [4]byte
@@ -58,6 +59,10 @@ func TestRootQuarantineCutsAndExpires(t *testing.T) {
 		t.Fatalf("after the quarantine: %v", err)
 	}
 	p.open()
+	p.run()
+	p.await("the cut connection go on", func(e bocage.FlowEvent) bool {
+		return e.Kind == bocage.EventStart && e.Source == 101 && e.Packets > 3
+	})
 }
 
 // A permission that a new generation takes away cuts what it had allowed.

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // childVariable makes the test binary an agent that can be killed.
@@ -342,5 +344,41 @@ func TestRootDetach(t *testing.T) {
 	p.open()
 	if n := len(p.Attached()); n != 0 {
 		t.Errorf("%d attached after the interface went, want none", n)
+	}
+}
+
+// Two agents that start at once on a machine without a bpffs share the one that
+// is mounted, and it goes with the last of them.
+func TestRootAgentsShareTheMount(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "fs")
+	dirs := []string{filepath.Join(base, "h1"), filepath.Join(base, "h2")}
+	done := make(chan error)
+	for range 2 {
+		go func() {
+			_, err := mount(base)
+			done <- err
+		}()
+	}
+	must(t, errors.Join(<-done, <-done))
+	namespace := hosttest.Namespace(t)
+	must(t, host.In(namespace, func() error {
+		for _, dir := range dirs {
+			d, err := Open(Config{PinDir: dir, FlowEntries: 1024})
+			if err != nil {
+				return err
+			}
+			if err := d.Close(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	must(t, Remove(dirs[0]))
+	if !host.IsBPFFS(base) {
+		t.Fatal("the mount went with the first agent")
+	}
+	must(t, Remove(dirs[1]))
+	if host.IsBPFFS(base) {
+		t.Error("the mount is left")
 	}
 }

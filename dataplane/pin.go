@@ -435,16 +435,22 @@ func remove(pinDir string) error {
 			return err
 		}
 	}
-	if isMountPoint(pinDir) && pinDir != host.BPFFS {
-		if err := unmount(pinDir); err != nil {
-			return err
+	// Then the folders, as far up as they are empty and in a bpffs, and the bpffs
+	// itself if Open mounted it.
+	for dir := pinDir; host.IsBPFFS(dir); dir = filepath.Dir(dir) {
+		if isOwnMount(dir) {
+			if err := unmount(dir); err != nil {
+				return err
+			}
+		}
+		if err := os.Remove(dir); err != nil {
+			if dir == pinDir && dir != host.BPFFS {
+				return err
+			}
+			return nil
 		}
 	}
-	err = os.Remove(pinDir)
-	if pinDir == host.BPFFS {
-		return nil
-	}
-	return err
+	return nil
 }
 
 // ensureBPFFS makes sure that a folder exists in a bpffs: the system's where the
@@ -459,7 +465,7 @@ func ensureBPFFS(dir string) (mounted string, err error) {
 	} else if host.IsBPFFS(filepath.Dir(dir)) {
 		mountpoint = filepath.Dir(dir)
 	}
-	did, err := host.MountBPFFS(mountpoint)
+	did, err := mount(mountpoint)
 	if err != nil {
 		return "", err
 	}
@@ -469,34 +475,89 @@ func ensureBPFFS(dir string) (mounted string, err error) {
 	return mounted, os.MkdirAll(dir, 0o700)
 }
 
+// mountSource marks the file systems that Open mounted, so that Remove can tell
+// them from those of others.
+const mountSource = "bocage"
+
+// mount mounts a bpffs where there is none. Two agents that start at once must
+// not mount over each other, so the folder above is held meanwhile.
+func mount(dir string) (bool, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return false, fmt.Errorf("mount bpffs: %w", err)
+	}
+	above, err := holdDir(filepath.Dir(dir), unix.LOCK_EX)
+	if err != nil {
+		return false, fmt.Errorf("mount bpffs: %w", err)
+	}
+	defer above.Close()
+	if host.IsBPFFS(dir) {
+		return false, nil
+	}
+	err = unix.Mount(mountSource, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=0700")
+	if err != nil {
+		return false, fmt.Errorf("mount bpffs on %s: %w", dir, err)
+	}
+	return true, nil
+}
+
+// unmount takes a file system that Open mounted away, once nobody has anything
+// in it.
 func unmount(dir string) error {
+	above, err := holdDir(filepath.Dir(dir), unix.LOCK_EX)
+	if err != nil {
+		return fmt.Errorf("unmount bpffs: %w", err)
+	}
+	defer above.Close()
+	if !isOwnMount(dir) {
+		return nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("unmount bpffs: %w", err)
+	}
+	if slices.ContainsFunc(entries, fs.DirEntry.IsDir) {
+		return nil
+	}
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return nil
 }
 
-func isMountPoint(dir string) bool {
-	var here, above unix.Stat_t
-	return unix.Stat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev
+// isOwnMount says whether the file system mounted on dir is one of Open's.
+func isOwnMount(dir string) bool {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return false
+	}
+	own := false
+	for line := range strings.Lines(string(mounts)) { // the last on a folder is the one seen
+		before, after, _ := strings.Cut(line, " - ")
+		place, what := strings.Fields(before), strings.Fields(after)
+		if len(place) >= 5 && place[4] == dir && len(what) >= 2 {
+			own = what[0] == "bpf" && what[1] == mountSource
+		}
+	}
+	return own
 }
 
-// dirLock holds a folder for this process; the kernel lets go when it ends.
-type dirLock struct{ dir *os.File }
+// lockDir holds a PinDir for this process; the kernel lets go when it ends.
+func lockDir(path string) (*os.File, error) {
+	dir, err := holdDir(path, unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.New("another process has it open: stop that agent first")
+	}
+	return dir, err
+}
 
-func lockDir(path string) (*dirLock, error) {
+func holdDir(path string, how int) (*os.File, error) {
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(dir.Fd()), how); err != nil {
 		dir.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errors.New("another process has it open: stop that agent first")
-		}
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
-	return &dirLock{dir}, nil
+	return dir, nil
 }
-
-func (l *dirLock) Close() error { return l.dir.Close() }

@@ -86,7 +86,7 @@ static __always_inline __u32 admit_arp(const struct passage *at, struct port *po
 		if (!is_unspecified(&p->source) && !owns(at, port, &p->source))
 			return ADMIT_SPOOFED;
 	}
-	if (p->type == 1 && !same(&p->source, &p->target))
+	if (p->type == 1 && !is_unspecified(&p->source) && !same(&p->source, &p->target))
 		note_question(at, 0);
 	return ADMIT_CONTROL;
 }

@@ -186,8 +186,9 @@ STAGE int report_uninspected(const struct flow_key *key, const struct flow *flow
 #define ACT_DIVERT 2
 
 // What a flow's packet meets beyond allow and drop: the engine, or a decoy.
+// News says that the flow is new, or judged otherwise than before.
 static __always_inline int dispatch(const struct passage *at, const struct flow_key *key, struct flow *flow,
-				    struct outcome *out, bool original, bool fresh)
+				    struct outcome *out, bool original, bool news)
 {
 	const struct packet *p = &at->packet;
 	const struct steering *s = steering_now();
@@ -201,9 +202,9 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 	}
 	bool first_answer = !original && !(flow->flags & FLOW_REPLIED);
 	advance(at, flow, original);
-	if (fresh && !is_allowed(out->would))
+	if (news && !is_allowed(out->would))
 		account(at, out, !original);
-	else if (fresh && !down)
+	else if (news && !down)
 		report_flow(key, flow, EVENT_START);
 	// A flow that is merely observed is told of at once when it is answered:
 	// what answers is what policy is suggested from.
@@ -224,7 +225,7 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 	if (down) {
 		out->reason = REASON_INSPECTION_DOWN;
 		if (!(flow->flags & FLOW_UNINSPECTED))
-			report_uninspected(key, flow, fresh ? EVENT_START : EVENT_UPDATE);
+			report_uninspected(key, flow, news ? EVENT_START : EVENT_UPDATE);
 		raise(flow, FLOW_UNINSPECTED);
 		return ACT_PASS;
 	}
@@ -243,7 +244,7 @@ STAGE int track(const struct passage *at, struct outcome *out)
 	struct flow_key key = {};
 	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
 	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
-	bool original = true, fresh = false;
+	bool original = true, news = false;
 
 	if (flow) {
 		original = second == !!(flow->flags & FLOW_SECOND);
@@ -261,14 +262,16 @@ STAGE int track(const struct passage *at, struct outcome *out)
 	if (flow && holds(at, flow, original)) {
 		outcome_of(flow, out);
 	} else if (flow) {
+		bool passed = flow->verdict != VERDICT_DROP, allowed = is_allowed(flow->would);
 		judge_again(at, flow, original, out);
+		news = out->verdict != VERDICT_DROP && (!passed || allowed != is_allowed(out->would));
 	} else {
 		original = !judge_first(at, out);
 		struct steering *s = steering_now();
 		if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
 			out->verdict = VERDICT_DROP;
 		if (out->verdict != VERDICT_DROP && out->reason != REASON_INVALID_STATE) {
-			fresh = !open_flow(at, &key, out, original);
+			news = !open_flow(at, &key, out, original);
 			flow = bpf_map_lookup_elem(&flows, &key);
 			if (!flow)
 				decide_alone(at, REASON_TABLE_FULL, out);
@@ -279,7 +282,7 @@ STAGE int track(const struct passage *at, struct outcome *out)
 			account(at, out, !original);
 		return ACT_PASS;
 	}
-	return dispatch(at, &key, flow, out, original, fresh);
+	return dispatch(at, &key, flow, out, original, news);
 }
 
 // Whether an ICMP error quotes a packet of a flow that is allowed.
