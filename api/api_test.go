@@ -164,7 +164,7 @@ func TestIdentitiesAreGivenOnce(t *testing.T) {
 	var mu sync.Mutex
 	given := map[bocage.Identity]string{}
 	var group sync.WaitGroup
-	const makers, rounds = 6, 6
+	const makers, rounds = 8, 12
 	for m := range makers {
 		group.Go(func() {
 			for round := range rounds {

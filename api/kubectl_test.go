@@ -14,6 +14,9 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
 )
 
 // TestKubectl tells the stories of testdata/kubectl with the real kubectl, which
@@ -34,11 +37,37 @@ func TestKubectl(t *testing.T) {
 			b.kubeconfig(t, filepath.Join(env.WorkDir, "owner"), RoleOwner, "shop")
 			env.Setenv("KUBECONFIG", filepath.Join(env.WorkDir, "kubeconfig"))
 			env.Setenv("HOME", env.WorkDir)
-			env.Setenv("SOCKET", b.socket)
+			env.Values[benchKey{}] = b
 			env.Setenv("PATH", filepath.Dir(kubectl)+string(os.PathListSeparator)+env.Getenv("PATH"))
 			return nil
 		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"room": room},
 	})
+}
+
+type benchKey struct{}
+
+// room writes what people cannot: "room enforced NAMESPACE NAME" what policy says
+// of an Application, "room incident NAME" what recognition opens.
+func room(ts *testscript.TestScript, _ bool, args []string) {
+	b := ts.Value(benchKey{}).(*bench)
+	ctx := context.Background()
+	switch {
+	case len(args) == 3 && args[0] == "enforced":
+		ts.Check(store.UpdateObject(ctx, b.store, kind("Application"), args[1], args[2], func(a *bocage.Application) (bool, error) {
+			a.Status.Conditions = bocage.SetCondition(a.Status.Conditions, bocage.Condition{
+				Type: bocage.ConditionEnforced, Status: "True", Reason: "AllAgents", Message: "1/1", ObservedGeneration: a.Generation,
+			})
+			return true, nil
+		}))
+	case len(args) == 2 && args[0] == "incident":
+		_, err := store.PutObject(ctx, b.store, kind("Incident"), &bocage.Incident{
+			ObjectMeta: bocage.ObjectMeta{Name: args[1], UID: "1"}, Status: bocage.IncidentStatus{Phase: "open", Title: "scan"},
+		}, store.Absent)
+		ts.Check(err)
+	default:
+		ts.Fatalf("usage: room enforced NAMESPACE NAME | room incident NAME")
+	}
 }
 
 // tool returns the path of a program of the tools module, which make builds; who
