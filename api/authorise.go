@@ -48,7 +48,7 @@ func statusVerbsOf(kind bocage.Kind) []string {
 	return []string{verbGet}
 }
 
-// Request says what somebody wants to do, to whatever the authoriser needs to know.
+// access is what somebody wants to do to what, as far as authorising it goes.
 type access struct {
 	verb        string
 	kind        bocage.Kind

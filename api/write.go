@@ -46,8 +46,7 @@ type change struct {
 	mayNotCreate error
 
 	old      *stored // nil: nothing is there
-	object   *unstructured.Unstructured
-	value    []byte // as it will be stored
+	value    []byte  // as it will be stored
 	created  bool
 	same     bool // nothing changes
 	removed  bool // the last finalizer went
@@ -548,7 +547,7 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 	}
 	op := store.Op{Key: ch.kind.Key(ch.namespace, ch.name), Value: ch.value, IfWas: store.Absent}
 	if ch.old != nil {
-		ch.object, op.IfWas, ch.revision = object, ch.old.revision, ch.old.revision
+		op.IfWas, ch.revision = ch.old.revision, ch.old.revision
 		if unchanged(ch.old.value, ch.value) {
 			ch.same, ch.value = true, ch.old.value
 			return nil

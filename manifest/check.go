@@ -22,7 +22,7 @@ import (
 // were empty and unknown fields were not there.
 func (t *Tree) Check(kind bocage.Kind) (unknown, wrong bocage.Faults) {
 	c := checker{tree: t}
-	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "", "")
+	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "")
 	return c.unknown, c.wrong
 }
 
@@ -49,9 +49,8 @@ var (
 	rawType         = reflect.TypeFor[json.RawMessage]()
 )
 
-// check compares one value with one type. whole is the path's parent, in which
-// a misplaced field may be at home.
-func (c *checker) check(n *node, typ reflect.Type, path, parent string) {
+// check compares one value with one type.
+func (c *checker) check(n *node, typ reflect.Type, path string) {
 	for typ.Kind() == reflect.Pointer {
 		typ = typ.Elem()
 	}
@@ -80,13 +79,13 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 		if c.is(n, mapping, path, "a map of names to values is needed") {
 			c.keysOnce(n, path)
 			for i := 0; i+1 < len(n.Content); i += 2 {
-				c.check(n.Content[i+1], typ.Elem(), path+"["+n.Content[i].Value+"]", path)
+				c.check(n.Content[i+1], typ.Elem(), path+"["+n.Content[i].Value+"]")
 			}
 		}
 	case reflect.Slice:
 		if c.is(n, sequence, path, "a list is needed") {
 			for i, item := range n.Content {
-				c.check(item, typ.Elem(), fmt.Sprintf("%s[%d]", path, i), path)
+				c.check(item, typ.Elem(), fmt.Sprintf("%s[%d]", path, i))
 			}
 		}
 	case reflect.String:
@@ -132,7 +131,7 @@ func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
 			c.fault(&c.unknown, key, at, "%s", unknownField(key.Value, path, typ, fields))
 			continue
 		}
-		c.check(value, field, at, path)
+		c.check(value, field, at)
 	}
 }
 
