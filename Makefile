@@ -32,7 +32,7 @@ build: ## bin/bocage
 .PHONY: test
 test: ## everything: laws, unit, kernel, whole system
 	@scripts/setup test
-	@$(MAKE) --no-print-directory format-check generate-check build .bin/kubectl
+	@$(MAKE) --no-print-directory format-check generate-check build .bin/kubectl .bin/informer
 	go vet ./...
 	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -p 2 -timeout 15m $(TEST_FLAGS) ./...
 
@@ -75,6 +75,11 @@ clean: ## remove what was built
 .bin/kubectl: tools/go.mod tools/go.sum $(wildcard tools/cmd/kubectl/*.go)
 	@mkdir -p .bin
 	cd tools && $(GOBUILD) -o ../.bin/kubectl ./cmd/kubectl
+
+# A controller of client-go's kind that follows our API in a test.
+.bin/informer: tools/go.mod tools/go.sum $(wildcard tools/cmd/informer/*.go)
+	@mkdir -p .bin
+	cd tools && $(GOBUILD) -o ../.bin/informer ./cmd/informer
 
 .bin/staticcheck: tools/go.mod tools/go.sum
 	@mkdir -p .bin

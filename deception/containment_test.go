@@ -2,6 +2,7 @@ package deception
 
 import (
 	"bufio"
+	"errors"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -261,7 +262,12 @@ func TestRootChildDoesNotOutliveItsAgent(t *testing.T) {
 	if err := agent.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := unix.Poll([]unix.PollFd{{Fd: int32(watch), Events: unix.POLLIN}}, int(patienceOfTests.Milliseconds())); n != 1 {
+	ended := []unix.PollFd{{Fd: int32(watch), Events: unix.POLLIN}}
+	n, err := unix.Poll(ended, int(patienceOfTests.Milliseconds()))
+	for errors.Is(err, unix.EINTR) { // by the runtime's own signals
+		n, err = unix.Poll(ended, int(patienceOfTests.Milliseconds()))
+	}
+	if n != 1 {
 		t.Errorf("child %d lives without its agent (%v)", child, err)
 	}
 	// The next agent begins anew where this one ended.

@@ -37,7 +37,8 @@ type controllerProcess struct {
 	cfg       Config
 	logger    *slog.Logger
 	authority *identity.Authority
-	svid      atomic.Pointer[identity.SVID] // in force
+	svid      atomic.Pointer[identity.SVID] // in force, for connections
+	signer    *identity.SVID                // for rulesets
 	store     store.Store
 	transport *jetstream.Server
 	exchange  stream.Exchange
@@ -63,6 +64,11 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	}
 	if err := c.issue(); err != nil {
 		return nil, err
+	}
+	// A ruleset may be taken by an agent long after it was signed. The key lives
+	// in this process only.
+	if c.signer, err = c.authority.IssueSVID("/controller/"+cfg.Host, signerLife); err != nil {
+		return nil, fmt.Errorf("issue the certificate that signs rulesets: %w", err)
 	}
 	if c.store, err = etcd.Open(etcd.Config{Dir: cfg.controllerDir("state"), Logger: c.logger}); err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)
@@ -93,9 +99,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger,
 		Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) },
-		Sign: func(kind string, payload []byte) ([]byte, error) {
-			return c.svid.Load().Sign(kind, payload)
-		},
+		Sign: c.signer.Sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
 			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {
@@ -158,9 +162,25 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return c.serveStatus(ctx) })
 	group.Go(func() error { return c.keepCertificate(ctx) })
 	group.Go(func() error { return c.trimLog(ctx) })
+	group.Go(func() error { return c.watchStore(ctx) })
 	group.Go(func() error { return server.Run(ctx) })
 	close(ready)
 	return group.Wait()
+}
+
+// watchStore ends the process when its store has ended itself, so that whoever
+// supervises it starts it again.
+func (c *controllerProcess) watchStore(ctx context.Context) error {
+	failed, ok := c.store.(interface{ Failed() <-chan struct{} })
+	if !ok {
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-failed.Failed():
+		return errors.New("the store has ended itself, as it does when its disk is full to the last byte: make room and start again; nothing acknowledged is lost")
+	}
 }
 
 // keepCertificate renews the controller's own certificate at half of its life.

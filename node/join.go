@@ -20,6 +20,7 @@ import (
 const (
 	agentLife      = 24 * time.Hour
 	controllerLife = 24 * time.Hour
+	signerLife     = 5 * 365 * 24 * time.Hour
 	tokenLife      = time.Hour
 )
 

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"bocage.dev/bocage"
@@ -145,7 +144,7 @@ func openRuleset(bundle *identity.Bundle, envelope []byte, host string, now time
 	if err != nil {
 		return nil, fmt.Errorf("ruleset: %w", err)
 	}
-	if !strings.Contains(id, "/controller/") {
+	if _, ok := identity.ControllerName(id); !ok {
 		return nil, fmt.Errorf("ruleset signed by %s, which is no controller", id)
 	}
 	ruleset, err := policy.DecodeRuleset(payload)
