@@ -224,20 +224,24 @@ func (d *Dataplane) recall() error {
 	if err != nil {
 		return err
 	}
+	directions := make(map[uint32]int)
 	for _, l := range attached {
-		if l.program != programTo && l.program != programFrom {
-			continue
+		if l.program == programTo || l.program == programFrom {
+			directions[l.ifindex]++
 		}
-		port, err := d.readPort(l.ifindex)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			continue
-		}
-		if err != nil {
+	}
+	for ifindex, n := range directions {
+		port, err := d.readPort(ifindex)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
-		d.ports[l.ifindex] = Attachment{Ifindex: l.ifindex, Port: port}
+		if err == nil && n == 2 { // else attaching was cut short, and is to be done again
+			d.ports[ifindex] = Attachment{Ifindex: ifindex, Port: port}
+		}
 	}
-	return nil
+	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 }
+	return errors.Join(clearRows(d.objects.Ports, gone),
+		clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool { return gone(k.Ifindex) }))
 }
 
 // Attached lists the enforcement points by interface, those of an earlier

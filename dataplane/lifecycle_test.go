@@ -345,6 +345,9 @@ func TestRootDetach(t *testing.T) {
 	if n := len(p.Attached()); n != 0 {
 		t.Errorf("%d attached after the interface went, want none", n)
 	}
+	for key := range keysIn[uint32](p.objects.Ports) {
+		t.Errorf("row of port %d is left", key)
+	}
 }
 
 // Two agents that start at once on a machine without a bpffs share the one that

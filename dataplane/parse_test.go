@@ -148,8 +148,8 @@ func mutate(random *rand.Rand, b []byte) []byte {
 	return b
 }
 
-// FuzzParser looks for frames on which the kernel's parser and the model differ.
-func FuzzParser(f *testing.F) {
+// FuzzRootParser looks for frames on which the kernel's parser and the model differ.
+func FuzzRootParser(f *testing.F) {
 	for _, s := range specimens() {
 		f.Add(s.bytes())
 	}

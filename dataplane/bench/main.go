@@ -18,6 +18,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math"
 	mathrand "math/rand/v2"
 	"net"
@@ -40,22 +41,34 @@ func main() {
 	repeats := flag.Int("repeats", 5, "how often each test of each variant runs")
 	duration := flag.Duration("duration", time.Second, "of one test")
 	rules := flag.Int("rules", 1000, "further rules in the policy, which no packet matches")
+	realtime := flag.Bool("realtime", false, "put the generators ahead of whatever else the machine does")
 	flag.Parse()
-	if err := run(*repeats, *duration, *rules); err != nil {
+	r, err := measure(*repeats, *duration, *rules, *realtime)
+	if err == nil {
+		err = r.print(os.Stdout)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(repeats int, duration time.Duration, rules int) (err error) {
+// results are rates by variant and test, one per repeat.
+type results struct {
+	variants []string // the first is the one that the others are compared to
+	rates    map[string]map[string][]float64
+}
+
+func measure(repeats int, duration time.Duration, rules int, realtime bool) (r results, err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("needs root, to make network namespaces: run it with sudo")
+		return r, errors.New("needs root, to make network namespaces: run it with sudo")
 	}
 	p, err := newPath()
 	if err != nil {
-		return errors.Join(err, p.remove())
+		return r, errors.Join(err, p.remove())
 	}
 	defer func() { err = errors.Join(err, p.remove()) }()
+	p.realtime = realtime
 	variants := []variant{unfiltered{}}
 	if nft, err := exec.LookPath("nft"); err == nil {
 		variants = append(variants, nftables{nft, p, rules})
@@ -64,51 +77,57 @@ func run(repeats int, duration time.Duration, rules int) (err error) {
 	}
 	variants = append(variants, &enforced{path: p, rules: rules})
 
-	results := make(map[string]map[string][]float64) // by variant and test
+	r.rates = make(map[string]map[string][]float64)
 	for _, v := range variants {
-		results[v.name()] = make(map[string][]float64)
+		r.variants = append(r.variants, v.name())
+		r.rates[v.name()] = make(map[string][]float64)
 	}
 	for range repeats {
 		order := slices.Clone(variants)
 		mathrand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
 		for _, v := range order {
 			if err := v.start(); err != nil {
-				return errors.Join(fmt.Errorf("%s: %w", v.name(), err), v.stop())
+				return r, errors.Join(fmt.Errorf("%s: %w", v.name(), err), v.stop())
 			}
 			for _, t := range tests {
 				rate, err := t.run(p, duration)
 				if err != nil {
-					return errors.Join(fmt.Errorf("%s, %s: %w", v.name(), t.name, err), v.stop())
+					return r, errors.Join(fmt.Errorf("%s, %s: %w", v.name(), t.name, err), v.stop())
 				}
-				results[v.name()][t.name] = append(results[v.name()][t.name], rate)
+				r.rates[v.name()][t.name] = append(r.rates[v.name()][t.name], rate)
 			}
 			if err := v.stop(); err != nil {
-				return fmt.Errorf("%s: %w", v.name(), err)
+				return r, fmt.Errorf("%s: %w", v.name(), err)
 			}
 		}
 	}
-	return report(variants, results, repeats)
+	return r, nil
 }
 
-func report(variants []variant, results map[string]map[string][]float64, repeats int) error {
-	fmt.Printf("%d repeats, %d CPUs; ratio to unfiltered: median (lowest to highest)\n", repeats, runtime.NumCPU())
-	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+// ratios are those of a variant to the first, sorted.
+func (r results) ratios(variant, test string) []float64 {
+	all, base := r.rates[variant][test], r.rates[r.variants[0]][test]
+	ratios := make([]float64, len(all))
+	for i := range all {
+		ratios[i] = all[i] / base[i]
+	}
+	slices.Sort(ratios)
+	return ratios
+}
+
+func (r results) print(to io.Writer) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "%d CPUs; ratio to %s: median (lowest to highest)\n", runtime.NumCPU(), r.variants[0])
 	header := "path"
 	for _, t := range tests {
 		header += "\t" + t.name + "\tratio"
 	}
 	fmt.Fprintln(w, header)
-	base := results[variants[0].name()]
-	for _, v := range variants {
-		line := v.name()
+	for _, v := range r.variants {
+		line := v
 		for _, t := range tests {
-			all := results[v.name()][t.name]
-			ratios := make([]float64, len(all))
-			for i := range all {
-				ratios[i] = all[i] / base[t.name][i]
-			}
-			slices.Sort(ratios)
-			line += fmt.Sprintf("\t%.4g\t%.2f (%.2f to %.2f)", median(all), median(ratios), ratios[0], ratios[len(ratios)-1])
+			ratios := r.ratios(v, t.name)
+			line += fmt.Sprintf("\t%.4g\t%.2f (%.2f to %.2f)", median(r.rates[v][t.name]), median(ratios), ratios[0], ratios[len(ratios)-1])
 		}
 		fmt.Fprintln(w, line)
 	}
@@ -126,11 +145,12 @@ func median(all []float64) float64 {
 
 // path is what packets go along.
 type path struct {
-	prefix  string
-	host    string
-	client  end
-	server  end
-	created []string
+	prefix   string
+	host     string
+	client   end
+	server   end
+	created  []string
+	realtime bool
 }
 
 type end struct {
