@@ -2,10 +2,10 @@ package deception
 
 import (
 	"bufio"
-	"errors"
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"

@@ -99,7 +99,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger,
 		Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) },
-		Sign: c.signer.Sign,
+		Sign:  c.signer.Sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
 			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {

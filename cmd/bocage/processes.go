@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"bocage.dev/bocage/api/client"
 	"bocage.dev/bocage/deception"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/lab"
@@ -92,6 +93,34 @@ func (e *env) controllerCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd, cfg) }}
 	e.nodeFlags(cmd, &cfg)
 	controllerFlags(cmd, &cfg)
+	cmd.AddCommand(e.sessionCommand())
+	return cmd
+}
+
+// sessionCommand makes a bearer token for people and tools that come by HTTPS.
+func (e *env) sessionCommand() *cobra.Command {
+	person := client.Person{}
+	var life time.Duration
+	cmd := &cobra.Command{Use: "token PERSON", Short: "Make a bearer token for the HTTPS API, with a role and an end",
+		Example: "  bocage controller token alice --role viewer > alice.token\n  kubectl --server https://127.0.0.1:8443 --token \"$(cat alice.token)\" ...",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			person.Name = args[0]
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			session, err := c.CreateSession(cmd.Context(), person, life)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(e.out, session.Token)
+			fmt.Fprintf(e.err, "%s is %s until %s\n", session.Person.Name, session.Person.Role, session.Expires.Local().Format(time.DateTime))
+			return nil
+		}}
+	cmd.Flags().StringVar(&person.Role, "role", "viewer", "admin, responder, owner or viewer")
+	cmd.Flags().StringSliceVarP(&person.Namespaces, "namespace", "n", nil, "namespaces of an owner or viewer (a viewer's default: all)")
+	cmd.Flags().DurationVar(&life, "for", 12*time.Hour, "how long it is good for")
 	return cmd
 }
 
