@@ -38,7 +38,16 @@ var tests = []test{
 	{"UDP 60 B packets/s", datagrams},
 }
 
-// socket makes a blocking socket in a namespace that gives up after a while.
+// limit sets after how long a blocked call lets its thread look at the clock.
+func limit(fd, option int) error {
+	wait := unix.NsecToTimeval(int64(200 * time.Millisecond))
+	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &wait)
+}
+
+// again says whether a call was only interrupted, or waited long enough.
+func again(err error) bool { return err == unix.EINTR || err == unix.EAGAIN }
+
+// socket makes a blocking socket in a namespace whose reads give up after a while.
 func socket(namespace string, kind int) (fd int, err error) {
 	err = host.In(namespace, func() error {
 		fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
@@ -47,10 +56,8 @@ func socket(namespace string, kind int) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	wait := unix.NsecToTimeval(int64(200 * time.Millisecond))
 	return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &wait))
+		limit(fd, unix.SO_RCVTIMEO))
 }
 
 func listen(p *path, port int) (int, error) {
@@ -74,7 +81,9 @@ func connect(p *path, port int) (int, error) {
 		unix.Close(fd)
 		return -1, fmt.Errorf("connect: %w", err)
 	}
-	return fd, unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	// Only now: with a limit, a signal would end connect instead of pausing it.
+	return fd, errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
+		limit(fd, unix.SO_SNDTIMEO))
 }
 
 // onCPU runs fn on a thread of its own that keeps to one CPU.
@@ -110,13 +119,15 @@ func stream(p *path, port int) (client, server int, err error) {
 	if client, err = connect(p, port); err != nil {
 		return -1, -1, err
 	}
-	if server, _, err = unix.Accept(l); err != nil {
-		unix.Close(client)
-		return -1, -1, err
+	for err = unix.EINTR; err == unix.EINTR; { // the connection is there
+		server, _, err = unix.Accept(l)
 	}
-	wait := unix.NsecToTimeval(int64(200 * time.Millisecond))
+	if err != nil {
+		unix.Close(client)
+		return -1, -1, fmt.Errorf("accept: %w", err)
+	}
 	return client, server, errors.Join(unix.SetsockoptInt(server, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-		unix.SetsockoptTimeval(server, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait))
+		limit(server, unix.SO_RCVTIMEO))
 }
 
 func throughput(p *path, d time.Duration) (float64, error) {
@@ -129,7 +140,7 @@ func throughput(p *path, d time.Duration) (float64, error) {
 		b := make([]byte, 256<<10)
 		for {
 			n, err := unix.Read(server, b)
-			if err == unix.EINTR || err == unix.EAGAIN {
+			if again(err) {
 				continue
 			}
 			if n <= 0 {
@@ -142,7 +153,7 @@ func throughput(p *path, d time.Duration) (float64, error) {
 	p.onCPU(0, ofClient, func() {
 		b := make([]byte, 256<<10)
 		for time.Since(start) < d {
-			if _, err := unix.Write(client, b); err != nil && err != unix.EINTR && err != unix.EAGAIN {
+			if _, err := unix.Write(client, b); err != nil && !again(err) {
 				return
 			}
 		}
@@ -163,7 +174,7 @@ func requests(p *path, d time.Duration) (float64, error) {
 		var b [1]byte
 		for {
 			n, err := unix.Read(server, b[:])
-			if err == unix.EINTR || err == unix.EAGAIN {
+			if again(err) {
 				continue
 			}
 			if n <= 0 {
@@ -180,7 +191,11 @@ func requests(p *path, d time.Duration) (float64, error) {
 			if _, err := unix.Write(client, b[:]); err != nil {
 				return
 			}
-			if _, err := unix.Read(client, b[:]); err != nil {
+			_, err := unix.Read(client, b[:])
+			for again(err) && time.Since(start) < d {
+				_, err = unix.Read(client, b[:])
+			}
+			if err != nil {
 				return
 			}
 			n++
