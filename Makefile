@@ -12,7 +12,7 @@ GOBUILD = go build -trimpath -buildvcs=false
 # Where tests may use the kernel, one that skips is one that fails.
 REQUIRE_ROOT = $(shell [ "$$(id -u)" = 0 ] && echo 1)
 TEST_FLAGS ?=
-BENCH ?= .
+BENCH ?=
 
 .PHONY: help
 help: ## say what there is
@@ -36,11 +36,19 @@ test: ## everything: laws, unit, kernel, whole system
 	go vet ./...
 	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -p 2 -timeout 15m $(TEST_FLAGS) ./...
 
+# Every run compares with an unfiltered path and a peer in the same run; see
+# docs/benchmarks. BENCH picks others of the repository's benchmarks.
 .PHONY: bench
-bench: ## the figures that the documents name
-	@scripts/setup demo
+bench: ## the figures that the documents name; BENCH=regexp for others
+	@scripts/setup bench
 	@$(MAKE) --no-print-directory build
-	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 1 -timeout 30m -run '^$$' -bench '$(BENCH)' -benchmem ./...
+ifeq ($(BENCH),)
+	go run ./dataplane/bench -repeats 7
+	BOCAGE_REQUIRE_ROOT=1 go test -p 1 -timeout 30m -run '^$$' -bench Root ./dataplane
+	BOCAGE_REQUIRE_ROOT=1 BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -timeout 30m -run '^$$' -bench Root ./e2e
+else
+	BOCAGE_REQUIRE_ROOT=1 BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -p 1 -timeout 60m -run '^$$' -bench '$(BENCH)' -benchmem ./...
+endif
 
 .PHONY: generate
 generate: ## re-make the eBPF objects and their Go twins
