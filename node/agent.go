@@ -252,11 +252,9 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	svid := identity.NewKeeper(have.svid, func(ctx context.Context, csr []byte) ([]byte, error) {
 		return a.exchange.Ask(ctx, fmt.Sprintf(subjectRenew, a.cfg.Host), csr)
 	}, func(renewed *identity.SVID) error { return renewed.Save(have.dir) }, a.logger)
-	conn, err := jetstream.Connect(ctx, jetstream.ConnConfig{
-		Addresses: a.cfg.Controllers, Bundle: have.bundle, SVID: svid.SVID, Logger: a.logger,
-	})
+	conn, err := a.dial(ctx, svid, have.bundle)
 	if err != nil {
-		return fmt.Errorf("connect to the controllers: %w", err)
+		return err
 	}
 	defer conn.Close()
 	a.exchange = conn.Exchange()
@@ -270,6 +268,33 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	})
 	group.Go(func() error { return a.reportStatus(ctx) })
 	return a.events.Run(ctx)
+}
+
+// dial connects, for as long as it takes: a controller that is away, or that
+// refuses this agent, is no reason to stop enforcing.
+func (a *agentProcess) dial(ctx context.Context, svid *identity.Keeper, bundle *identity.Bundle) (*jetstream.Conn, error) {
+	for wait := time.Second; ; wait = min(2*wait, time.Minute) {
+		conn, err := jetstream.Connect(ctx, jetstream.ConnConfig{
+			Addresses: a.cfg.Controllers, Bundle: bundle, SVID: svid.SVID, Logger: a.logger,
+		})
+		if err == nil {
+			a.faults.clear("controller")
+			return conn, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if time.Now().After(svid.SVID().Expires()) {
+			err = fmt.Errorf("the agent's certificate expired on %s: start it once with a new token, made by `bocage agent token %s`: %w", svid.SVID().Expires().Format(time.DateTime), a.cfg.Host, err)
+		}
+		a.logger.Error("no controller takes this agent: the last ruleset stays in force", "again", wait, "err", err)
+		a.faults.set("controller", err.Error())
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(wait):
+		}
+	}
 }
 
 // hostReport is what an agent tells the controllers of itself.

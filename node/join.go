@@ -62,18 +62,18 @@ func loadCredentials(dir, trustDomain string) (*credentials, error) {
 	return &credentials{dir: dir, svid: svid, bundle: bundle}, nil
 }
 
-// obtainCredentials loads what the agent has, or joins with its token, trying
-// until ctx ends.
+// obtainCredentials loads what the agent has, or joins with its token if that is
+// nothing or has expired, trying until ctx ends.
 func obtainCredentials(ctx context.Context, cfg Config) (*credentials, error) {
 	dir := cfg.agentDir("identity")
 	have, err := loadCredentials(dir, cfg.TrustDomain)
 	switch {
-	case err == nil:
+	case err == nil && (time.Now().Before(have.svid.Expires()) || cfg.JoinToken == ""):
 		return have, nil
-	case !errors.Is(err, fs.ErrNotExist):
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return nil, err
 	case cfg.JoinToken == "":
-		return nil, fmt.Errorf("host %s has not joined yet: make a token with `bocage agent token %s` on a controller and pass it with --token", cfg.Host, cfg.Host)
+		return nil, fmt.Errorf("host %s has not joined yet: make a token with `bocage agent token %s` on a controller and pass its file with --join", cfg.Host, cfg.Host)
 	}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		joined, err := join(ctx, cfg, dir)
