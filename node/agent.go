@@ -252,6 +252,9 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	svid := identity.NewKeeper(have.svid, func(ctx context.Context, csr []byte) ([]byte, error) {
 		return a.exchange.Ask(ctx, fmt.Sprintf(subjectRenew, a.cfg.Host), csr)
 	}, func(renewed *identity.SVID) error { return renewed.Save(have.dir) }, a.logger)
+	sign := func(kind string, payload []byte) ([]byte, error) { return svid.SVID().Sign(kind, payload) }
+	a.events.identify(have.svid.ID(), sign)
+	group.Go(func() error { return a.events.Run(ctx) })
 	conn, err := a.dial(ctx, svid, have.bundle)
 	if err != nil {
 		return err
@@ -259,15 +262,13 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	defer conn.Close()
 	a.exchange = conn.Exchange()
 	rulesets.bundle = have.bundle
-	sign := func(kind string, payload []byte) ([]byte, error) { return svid.SVID().Sign(kind, payload) }
-	a.events.attach(conn.Log(eventsLog), have.svid.ID(), sign)
+	a.events.connect(conn.Log(eventsLog))
 	close(joined)
 	group.Go(func() error { return svid.Run(ctx) })
 	group.Go(func() error {
 		return a.exchange.Listen(ctx, subjectRevision, func(string, []byte) { signal(rulesets.notice) })
 	})
-	group.Go(func() error { return a.reportStatus(ctx) })
-	return a.events.Run(ctx)
+	return a.reportStatus(ctx)
 }
 
 // dial connects, for as long as it takes: a controller that is away, or that

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"bocage.dev/bocage"
@@ -28,28 +29,33 @@ const (
 	spoolBytes     = 256 << 20
 	openRecords    = 64 * batchRecords
 	appendPatience = 5 * time.Second
+	// sendTries is how often a batch is tried whose refusal nobody declared to be
+	// passing.
+	sendTries = 20
 )
 
 // publisher turns an agent's events into signed, numbered batches and appends
 // them to the log, in order, as long as it takes. offered = sent + waiting + lost.
+// Whoever offers waits for no network.
 type publisher struct {
-	log     stream.Log
 	subject string
-	source  string
-	sign    func(kind string, payload []byte) ([]byte, error)
 	spool   spool
 	logger  *slog.Logger
+	log     atomic.Pointer[stream.Log] // nil until there is a connection
 
 	mu       sync.Mutex // guards all below
-	open     bocage.Batch
-	records  int // in open
+	source   string
+	sign     func(kind string, payload []byte) ([]byte, error)
+	open     []bocage.Batch // the last takes records
+	records  int            // in the last of open
+	waits    int            // in all of open
 	offered  uint64
 	lost     map[string]uint64 // since the previous batch
 	lostAll  uint64
 	boot     string
 	sequence uint64
 	previous []byte
-	queue    []sealed
+	queue    []sealed // older than whatever is in the spool
 	wake     chan struct{}
 	full     chan struct{}
 }
@@ -58,9 +64,10 @@ type sealed struct {
 	id      string
 	data    []byte
 	records int
+	at      time.Time
 }
 
-// newPublisher takes events from now on; they wait until it is attached and run.
+// newPublisher takes events from now on; they wait until it is run.
 func newPublisher(host, dir string, logger *slog.Logger) (*publisher, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the spool of events: %w", err)
@@ -77,26 +84,36 @@ func newPublisher(host, dir string, logger *slog.Logger) (*publisher, error) {
 	}, nil
 }
 
-// attach says where batches go and who signs them; before Run.
-func (p *publisher) attach(log stream.Log, source string, sign func(kind string, payload []byte) ([]byte, error)) {
-	p.log, p.source, p.sign = log, source, sign
+// identify says who signs; before Run.
+func (p *publisher) identify(source string, sign func(kind string, payload []byte) ([]byte, error)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.source, p.sign = source, sign
 }
 
-// Flows takes flow events; it never blocks.
+// connect says where batches go from now on.
+func (p *publisher) connect(log stream.Log) {
+	p.log.Store(&log)
+	signal(p.wake)
+}
+
+// Flows takes flow events.
 func (p *publisher) Flows(events []bocage.FlowEvent) {
-	p.add(len(events), func(b *bocage.Batch) {
-		for i := range events {
-			b.Flows, _ = events[i].AppendBinary(b.Flows)
-		}
-	})
+	for chunk := range slices.Chunk(events, batchRecords) {
+		p.add(len(chunk), func(b *bocage.Batch) {
+			for i := range chunk {
+				b.Flows, _ = chunk[i].AppendBinary(b.Flows)
+			}
+		})
+	}
 }
 
-// Inspection takes one finding of the inspection engine; it never blocks.
+// Inspection takes one finding of the inspection engine.
 func (p *publisher) Inspection(e bocage.InspectionEvent) {
 	p.add(1, func(b *bocage.Batch) { b.Inspections = append(b.Inspections, e) })
 }
 
-// Engagement takes one contact with a decoy; it never blocks.
+// Engagement takes one contact with a decoy.
 func (p *publisher) Engagement(e bocage.EngagementEvent) {
 	p.add(1, func(b *bocage.Batch) { b.Engagements = append(b.Engagements, e) })
 }
@@ -105,12 +122,16 @@ func (p *publisher) add(n int, put func(*bocage.Batch)) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.offered += uint64(n)
-	if p.records+n > openRecords {
+	if p.waits+n > openRecords {
 		p.lose("publisher-full", n)
 		return
 	}
-	put(&p.open)
+	if len(p.open) == 0 || p.records+n > batchRecords {
+		p.open, p.records = append(p.open, bocage.Batch{}), 0
+	}
+	put(&p.open[len(p.open)-1])
 	p.records += n
+	p.waits += n
 	if p.records >= batchRecords {
 		signal(p.full)
 	}
@@ -143,7 +164,7 @@ func (p *publisher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			p.seal()
 			<-sending
-			return p.keep()
+			return p.toDisk()
 		case <-tick.C:
 		case <-p.full:
 		}
@@ -151,51 +172,65 @@ func (p *publisher) Run(ctx context.Context) error {
 	}
 }
 
-// seal closes the open batch: numbers it, chains it to the one before, signs it.
+// seal closes the open batches: numbers, chains and signs them. Losses are told
+// with the next batch that has records.
 func (p *publisher) seal() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.records == 0 && len(p.lost) == 0 {
-		return
+	open := p.open
+	p.open, p.records, p.waits = nil, 0, 0
+	for i := range open {
+		p.sealOne(&open[i])
 	}
-	batch, records := p.open, p.records
-	p.open, p.records = bocage.Batch{}, 0
+	if len(open) > 0 {
+		signal(p.wake)
+	}
+}
+
+func (p *publisher) sealOne(batch *bocage.Batch) {
+	records := len(batch.Flows)/bocage.FlowEventSize + len(batch.Inspections) + len(batch.Engagements)
 	p.sequence++
 	batch.Source, batch.Boot, batch.Sequence, batch.Previous = p.source, p.boot, p.sequence, p.previous
 	batch.Sent = time.Now().UTC()
 	if len(p.lost) > 0 {
 		batch.Lost, p.lost = p.lost, map[string]uint64{}
 	}
-	payload, err := json.Marshal(&batch)
+	giveUp := func(doing, cause string, err error) {
+		p.logger.Error(doing, "sequence", batch.Sequence, "err", err)
+		for cause, n := range batch.Lost {
+			p.lost[cause] += n
+		}
+		p.lose(cause, records)
+	}
+	payload, err := json.Marshal(batch)
 	if err == nil {
 		sum := sha256.Sum256(payload)
 		p.previous = sum[:]
 		payload, err = p.sign(bocage.SignedBatch, payload)
 	}
 	if err != nil {
-		p.logger.Error("seal batch of events", "sequence", batch.Sequence, "err", err)
-		p.lose("sealing", records)
+		giveUp("seal batch of events", "sealing", err)
 		return
 	}
-	next := sealed{id: fmt.Sprintf("%s-%d", p.boot, batch.Sequence), data: payload, records: records}
+	next := sealed{id: fmt.Sprintf("%s-%d", p.boot, batch.Sequence), data: payload, records: records, at: batch.Sent}
 	if len(p.queue) < queueBatches && p.spool.empty() {
 		p.queue = append(p.queue, next)
 	} else if err := p.spool.put(next); err != nil {
-		p.logger.Error("spool batch of events", "sequence", batch.Sequence, "err", err)
-		p.lose("spool-full", records)
+		giveUp("spool batch of events", "spool-full", err)
 	}
-	signal(p.wake)
 }
 
-// send appends batches oldest first: what is spooled from before, then the queue.
+// send appends batches oldest first: the queue, then what is spooled. After a
+// failure the queue goes to disk, where it outlives a killed process.
 func (p *publisher) send(ctx context.Context) {
-	backoff := 50 * time.Millisecond
+	backoff, tries := 50*time.Millisecond, 0
 	for ctx.Err() == nil {
+		log := p.log.Load()
 		next, ok, err := p.next()
 		if err != nil {
 			p.logger.Error("read spooled batch", "err", err)
 		}
-		if !ok {
+		if !ok || log == nil {
 			select {
 			case <-ctx.Done():
 			case <-p.wake:
@@ -203,20 +238,25 @@ func (p *publisher) send(ctx context.Context) {
 			continue
 		}
 		attempt, cancel := context.WithTimeout(ctx, appendPatience)
-		_, err = p.log.Append(attempt, p.subject, next.id, next.data)
+		_, err = (*log).Append(attempt, p.subject, next.id, next.data)
 		cancel()
 		if err == nil {
 			p.done(next)
-			backoff = 50 * time.Millisecond
+			backoff, tries = 50*time.Millisecond, 0
 			continue
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, stream.ErrDenied) {
-			p.logger.Error("events refused: the identity of this agent does not allow them", "err", err)
-		} else {
-			p.logger.Warn("events wait", "waiting", p.waiting(), "err", err)
+		if tries++; tries >= sendTries && !passing(err) {
+			p.logger.Error("batch of events given up", "batch", next.id, "bytes", len(next.data), "err", err)
+			p.drop(next)
+			tries = 0
+			continue
+		}
+		p.logger.Warn("events wait", "waiting", p.waiting(), "err", err)
+		if err := p.toDisk(); err != nil {
+			p.logger.Error("spool waiting events", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -224,6 +264,12 @@ func (p *publisher) send(ctx context.Context) {
 		}
 		backoff = min(backoff*2, 5*time.Second)
 	}
+}
+
+// passing reports whether an error says that trying again may help.
+func passing(err error) bool {
+	return errors.Is(err, stream.ErrFull) || errors.Is(err, stream.ErrUnavailable) || errors.Is(err, stream.ErrDenied) ||
+		errors.Is(err, context.DeadlineExceeded)
 }
 
 func (p *publisher) next() (sealed, bool, error) {
@@ -245,24 +291,31 @@ func (p *publisher) done(sent sealed) {
 	p.spool.drop(sent.id)
 }
 
+// drop gives a batch up. A spooled one of an earlier process counts as one record.
+func (p *publisher) drop(batch sealed) {
+	p.done(batch)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lose("unsendable", max(1, batch.records))
+}
+
 func (p *publisher) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.queue) + len(p.spool.names)
 }
 
-// keep writes what is queued to disk, for the next process to send.
-func (p *publisher) keep() error {
+// toDisk moves the queue into the spool, where it sorts before all that came later.
+func (p *publisher) toDisk() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var faults []error
-	for _, batch := range p.queue {
-		if err := p.spool.put(batch); err != nil {
-			faults = append(faults, err)
+	for len(p.queue) > 0 {
+		if err := p.spool.put(p.queue[0]); err != nil {
+			return err
 		}
+		p.queue = slices.Delete(p.queue, 0, 1)
 	}
-	p.queue = nil
-	return errors.Join(faults...)
+	return nil
 }
 
 // Counts returns how many records were offered and how many are lost for good.
@@ -280,7 +333,6 @@ type spool struct {
 	names  []string
 	bytes  int64
 	loaded bool
-	number uint64
 }
 
 // load finds what an earlier process left.
@@ -316,13 +368,13 @@ func (s *spool) put(batch sealed) error {
 	if s.bytes+int64(len(batch.data)) > s.limit {
 		return fmt.Errorf("%s holds its limit of %d bytes", s.dir, s.limit)
 	}
-	s.number++
-	name := fmt.Sprintf("%019d-%06d-%s.batch", time.Now().UnixNano(), s.number, batch.id)
+	name := fmt.Sprintf("%019d-%s.batch", batch.at.UnixNano(), batch.id)
 	path := filepath.Join(s.dir, name)
 	if err := writeFile(path, batch.data, 0o600); err != nil {
 		return err
 	}
-	s.names = append(s.names, name)
+	at, _ := slices.BinarySearch(s.names, name)
+	s.names = slices.Insert(s.names, at, name)
 	s.bytes += int64(len(batch.data))
 	return nil
 }
@@ -353,7 +405,7 @@ func (s *spool) drop(id string) {
 
 // spoolID reads the batch's id out of a file's name.
 func spoolID(name string) string {
-	const stamp = 19 + 1 + 6 + 1
+	const stamp = 19 + 1
 	return name[min(stamp, len(name)) : len(name)-len(".batch")]
 }
 

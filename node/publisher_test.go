@@ -74,7 +74,8 @@ func testPublisher(t *testing.T, log stream.Log, dir string) *publisher {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.attach(log, "spiffe://test/agent/h1", unsigned)
+	p.identify("spiffe://test/agent/h1", unsigned)
+	p.connect(log)
 	return p
 }
 
@@ -162,7 +163,7 @@ func TestPublisherCountsLoss(t *testing.T) {
 		log := &fakeLog{}
 		p := testPublisher(t, log, t.TempDir())
 		p.Flows(flows(openRecords))
-		p.Flows(flows(7))
+		p.Flows(flows(7)) // no room
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- p.Run(ctx) }()
