@@ -31,7 +31,7 @@ const (
 
 // ErrToken means that a token is unknown, used or expired. It does not say which:
 // whoever guesses learns nothing.
-var ErrToken = errors.New("the join token is unknown, used or expired: make a new one with bocage token create")
+var ErrToken = errors.New("the join token is unknown, used or expired: make a new one with bocage agent token HOST")
 
 // Tokens makes and redeems join tokens. A token works once, for one path, until
 // it expires, and names the trust anchors that its bearer may believe.
@@ -129,7 +129,7 @@ func (t *Tokens) sweep(ctx context.Context) error {
 
 func tokenKey(hash [sha256.Size]byte) string { return tokensPrefix + hex.EncodeToString(hash[:]) }
 
-var errTokenForm = errors.New("this is no join token: it looks like " + tokenScheme + ".SECRET.HASH and comes from bocage token create")
+var errTokenForm = errors.New("this is no join token: it looks like " + tokenScheme + ".SECRET.HASH and comes from bocage agent token HOST")
 
 func splitToken(token string) (secret []byte, pin string, err error) {
 	scheme, rest, _ := strings.Cut(token, ".")

@@ -47,6 +47,7 @@ type agentProcess struct {
 	// registry collects the metrics of the whole process.
 	registry *prometheus.Registry
 
+	loop       *agent.Agent
 	dataplane  *dataplane.Dataplane
 	inspection atomic.Pointer[suricata.Engine]  // nil until it has started
 	decoys     atomic.Pointer[deception.Decoys] // likewise
@@ -54,6 +55,8 @@ type agentProcess struct {
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
+	placing    sync.Mutex                // held while profiles and decoys are handed on; guards loaded
+	loaded     map[uint16]bool           // profiles that the engine has
 	since      atomic.Pointer[time.Time] // when the generation in force came into force
 	applied    chan struct{}             // tells reportStatus that it changed
 	hidden     atomic.Pointer[[]string]  // uplinks that are left alone
@@ -85,6 +88,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	if err != nil {
 		return err
 	}
+	a.loop = loop
 	group.Go(func() error { return loop.Run(ctx) })
 	if !cfg.NoDeception {
 		a.faults.set("decoys", "the decoys are starting")
@@ -110,13 +114,21 @@ type reportedDataplane struct {
 
 // Apply implements agent.Dataplane.
 func (d reportedDataplane) Apply(ruleset *bocage.Ruleset) error {
-	err := d.Dataplane.Apply(ruleset)
-	if err == nil {
-		now := time.Now().UTC()
-		d.agent.since.Store(&now)
-		signal(d.agent.applied)
+	a := d.agent
+	if err := d.Dataplane.Apply(ruleset); err != nil {
+		return err
 	}
-	return err
+	now := time.Now().UTC()
+	a.since.Store(&now)
+	a.ruleset.Store(ruleset)
+	signal(a.applied)
+	// What only the ruleset before needed can go now.
+	a.placing.Lock()
+	defer a.placing.Unlock()
+	if engine := a.inspection.Load(); engine != nil {
+		a.loadProfiles(engine, ruleset.Profiles)
+	}
+	return nil
 }
 
 // keepUp runs a function that enforcement does not depend on. If it fails it is
@@ -158,10 +170,13 @@ func (a *agentProcess) runDecoys(ctx context.Context) error {
 		return err
 	}
 	a.faults.clear("decoys")
+	a.placing.Lock()
 	a.decoys.Store(decoys)
 	if ruleset := a.ruleset.Load(); ruleset != nil {
 		a.place(decoys, ruleset)
 	}
+	a.placing.Unlock()
+	defer a.decoys.CompareAndSwap(decoys, nil)
 	return decoys.Run(ctx, a.publishEngagement)
 }
 
@@ -180,19 +195,27 @@ func (a *agentProcess) runInspection(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.placing.Lock()
 	a.inspection.Store(engine)
 	if ruleset := a.ruleset.Load(); ruleset != nil {
-		a.loadProfiles(engine, ruleset)
+		a.loadProfiles(engine, ruleset.Profiles)
 	}
+	a.placing.Unlock()
+	defer a.inspection.CompareAndSwap(engine, nil)
 	return engine.Run(ctx, a.publishInspection, func(up bool) { a.inspectionState(engine, up) })
 }
 
-// loadProfiles hands a ruleset's profiles on.
-func (a *agentProcess) loadProfiles(engine *suricata.Engine, ruleset *bocage.Ruleset) {
-	if err := engine.Load(ruleset.Profiles); err != nil {
-		a.logger.Error("load inspection profiles", "generation", ruleset.Generation, "err", err)
+// loadProfiles hands profiles on; placing is held. If the engine refuses them,
+// those that it had stay.
+func (a *agentProcess) loadProfiles(engine *suricata.Engine, profiles []bocage.Profile) {
+	if err := engine.Load(profiles); err != nil {
+		a.logger.Error("load inspection profiles", "err", err)
 		a.faults.set("profiles", err.Error())
 		return
+	}
+	a.loaded = map[uint16]bool{}
+	for _, p := range profiles {
+		a.loaded[p.Number] = true
 	}
 	a.faults.clear("profiles")
 }
@@ -298,6 +321,19 @@ func (a *agentProcess) dial(ctx context.Context, svid *identity.Keeper, bundle *
 	}
 }
 
+// faultText says everything that is wrong right now; empty if all is well.
+func (a *agentProcess) faultText() string {
+	var lines []string
+	if text := a.faults.String(); text != "" {
+		lines = append(lines, text)
+	}
+	status := a.loop.Status()
+	for _, port := range status.Missing {
+		lines = append(lines, fmt.Sprintf("%s of %s is not there to be enforced on", port.Interface, port.Workload))
+	}
+	return strings.Join(append(lines, status.Faults...), "; ")
+}
+
 // hostReport is what an agent tells the controllers of itself.
 type hostReport struct {
 	Status bocage.HostStatus `json:"status"`
@@ -319,7 +355,7 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 		case <-tick.C:
 		case <-a.applied:
 		}
-		generation, faults := a.dataplane.Generation(), a.faults.String()
+		generation, faults := a.dataplane.Generation(), a.faultText()
 		if generation == told && faults == toldFaults && time.Since(sent) < statusEvery {
 			continue
 		}
@@ -347,9 +383,7 @@ func (a *agentProcess) status(generation uint64, faults string) bocage.HostStatu
 	if since := a.since.Load(); since != nil {
 		status.Since = *since
 	}
-	if ruleset := a.ruleset.Load(); ruleset != nil {
-		status.Ports = len(ruleset.Ports)
-	}
+	status.Ports = len(a.loop.Status().Attached)
 	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "Enforcing", Message: "generation " + strconv.FormatUint(generation, 10) + " is in force", LastTransitionTime: time.Now().UTC()}
 	if faults != "" {
 		ready.Status, ready.Reason, ready.Message = "False", "Degraded", faults

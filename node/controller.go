@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -136,7 +137,7 @@ func listenAddresses(cfg Config) []netip.Addr {
 }
 
 // run serves until ctx ends or a part fails for good. ready is closed when the
-// API answers.
+// API listens.
 func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) error {
 	open := openBatch(c.authority.Bundle())
 	recognizer, err := recognition.New(recognition.Config{
@@ -161,10 +162,17 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return c.serveRulesets(ctx) })
 	group.Go(func() error { return c.serveStatus(ctx) })
 	group.Go(func() error { return c.keepCertificate(ctx) })
-	group.Go(func() error { return c.trimLog(ctx) })
+	group.Go(func() error { return c.trimLog(ctx, recognizer) })
 	group.Go(func() error { return c.watchStore(ctx) })
+	group.Go(func() error { return c.noticeSilence(ctx) })
 	group.Go(func() error { return server.Run(ctx) })
-	close(ready)
+	group.Go(func() error {
+		if _, err := server.Addresses(ctx); err != nil {
+			return err
+		}
+		close(ready)
+		return nil
+	})
 	return group.Wait()
 }
 
@@ -248,11 +256,11 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &report); err != nil {
 			return nil, errors.New("the report of the agent is damaged")
 		}
+		ready := readyOf(report.Status)
+		report.Status.LastSeen = time.Now().UTC() // by this clock, whatever the agent's says
+		report.Status.Conditions = []bocage.Condition{ready}
 		err = store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {
-			for _, condition := range report.Status.Conditions {
-				h.Status.Conditions = bocage.SetCondition(h.Status.Conditions, condition)
-			}
-			report.Status.Conditions = h.Status.Conditions
+			report.Status.Conditions = bocage.SetCondition(h.Status.Conditions, ready)
 			h.Status = report.Status
 			return true, nil
 		})
@@ -261,6 +269,61 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 		}
 		return nil, err
 	})
+}
+
+// readyOf takes the one condition that an agent may claim, cut to a sane size.
+func readyOf(status bocage.HostStatus) bocage.Condition {
+	const most = 1024
+	ready := bocage.Condition{Status: "Unknown", Reason: "Unreported", Message: "the agent says nothing of itself"}
+	for _, condition := range status.Conditions {
+		if condition.Type == bocage.ConditionReady && (condition.Status == "True" || condition.Status == "False") {
+			ready = condition
+		}
+	}
+	ready.Type, ready.LastTransitionTime = bocage.ConditionReady, time.Now().UTC()
+	ready.Reason = ready.Reason[:min(len(ready.Reason), 64)]
+	ready.Message = ready.Message[:min(len(ready.Message), most)]
+	return ready
+}
+
+// noticeSilence marks hosts whose agent has not reported for a while. What they
+// enforce they go on enforcing.
+func (c *controllerProcess) noticeSilence(ctx context.Context) error {
+	const silence = 3 * statusEvery
+	kind, _ := bocage.KindNamed("Host")
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		objects, _, err := store.Objects(ctx, c.store, kind)
+		if err != nil {
+			c.logger.Warn("look for silent hosts", "err", err)
+			continue
+		}
+		for _, object := range objects {
+			err := store.UpdateObject(ctx, c.store, kind, "", object.Meta().Name, func(h *bocage.Host) (bool, error) {
+				silent := time.Since(h.Status.LastSeen)
+				unknown := slices.ContainsFunc(h.Status.Conditions, func(c bocage.Condition) bool {
+					return c.Type == bocage.ConditionReady && c.Status == "Unknown"
+				})
+				if silent < silence || unknown {
+					return false, nil
+				}
+				h.Status.Conditions = bocage.SetCondition(h.Status.Conditions, bocage.Condition{
+					Type: bocage.ConditionReady, Status: "Unknown", Reason: "Silent", LastTransitionTime: time.Now().UTC(),
+					Message: "its agent has not reported since " + h.Status.LastSeen.Format(time.RFC3339) + "; what it enforced stays in force",
+				})
+				return true, nil
+			})
+			if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
+				c.logger.Warn("mark a silent host", "host", object.Meta().Name, "err", err)
+			}
+		}
+	}
 }
 
 func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {
@@ -276,7 +339,8 @@ func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, na
 func (c *controllerProcess) newAPI() (*api.Server, error) {
 	return api.New(api.Config{
 		Store: c.store, Listen: c.cfg.APIListen, Socket: c.cfg.Socket(), TrustDomain: c.cfg.TrustDomain,
-		SVID: c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
+		Ready: map[string]func(context.Context) error{"history": func(context.Context) error { return c.lake.Fault() }},
+		SVID:  c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
 		Functions: api.Functions{
 			Explain:   c.policy.Explain,
 			Plan:      c.policy.Plan,

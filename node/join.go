@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,7 +22,6 @@ const (
 	agentLife      = 24 * time.Hour
 	controllerLife = 24 * time.Hour
 	signerLife     = 5 * 365 * 24 * time.Hour
-	tokenLife      = time.Hour
 )
 
 // Subjects of the exchanges between agents and controllers; "*" is the host.
@@ -144,6 +144,10 @@ func serveJoin(ctx context.Context, exchange stream.Exchange, authority *identit
 		var question joinRequest
 		if err := json.Unmarshal(request.Data, &question); err != nil {
 			return nil, errors.New("the request is no join request")
+		}
+		// Checked first: a token is used up even if what follows fails.
+		if request, err := x509.ParseCertificateRequest(question.CSR); err != nil || request.CheckSignature() != nil {
+			return nil, errors.New("the certificate request is damaged; the token is still good")
 		}
 		path, err := tokens.Redeem(ctx, question.Token)
 		if err != nil {

@@ -90,7 +90,7 @@ func (a *agentProcess) serveHealth(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
-		if faults := a.faults.String(); faults != "" {
+		if faults := a.faultText(); faults != "" {
 			http.Error(w, faults, http.StatusServiceUnavailable)
 			return
 		}

@@ -23,6 +23,9 @@ const stopPatience = 10 * time.Second
 // purge the state too. It works without any controller and after a crash, and
 // goes on past what fails.
 func Off(ctx context.Context, cfg Config, purge bool, say func(format string, args ...any)) error {
+	if name, err := os.ReadFile(filepath.Join(cfg.RunDir, hostFile)); err == nil && cfg.Host == "" {
+		cfg.Host = string(name)
+	}
 	cfg, err := cfg.Complete()
 	if err != nil {
 		return err
@@ -44,17 +47,28 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 	step("decoys removed", deception.Remove(deception.Config{
 		Host: cfg.Host, Namespace: cfg.decoyNamespace(), Dir: cfg.agentDir("decoys"), Logger: cfg.Logger,
 	}))
-	step(cfg.RunDir+" removed", os.RemoveAll(cfg.RunDir))
+	step(cfg.RunDir+" cleared", removeOwn(cfg.RunDir, "api.sock", "agent.sock", "bocage.pid", hostFile, "inspection"))
 	if purge {
-		step(cfg.StateDir+" removed", os.RemoveAll(cfg.StateDir))
+		step(cfg.StateDir+" cleared", removeOwn(cfg.StateDir, "controller", "agent"))
 	}
-	// Parents that this installation made go too when nothing else is in them.
-	for _, dir := range []string{filepath.Dir(cfg.PinDir())} {
-		_ = os.Remove(dir)
+	_ = os.Remove(filepath.Dir(cfg.PinDir())) // unless another installation is in it
+	return errors.Join(faults...)
+}
+
+// removeOwn removes what this installation made in a folder, and the folder if
+// nothing else is in it.
+func removeOwn(dir string, names ...string) error {
+	var faults []error
+	for _, name := range names {
+		faults = append(faults, os.RemoveAll(filepath.Join(dir, name)))
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
+		faults = append(faults, err)
 	}
 	return errors.Join(faults...)
 }
 
+// stop asks the process to end, and ends it if it takes too long.
 func stop(ctx context.Context, pid int) error {
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		if errors.Is(err, syscall.ESRCH) {
@@ -62,14 +76,17 @@ func stop(ctx context.Context, pid int) error {
 		}
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, stopPatience)
-	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for alive(pid) {
+	for begun := time.Now(); alive(pid); {
+		if time.Since(begun) > stopPatience {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return err
+			}
+		}
 		select {
 		case <-ctx.Done():
-			return syscall.Kill(pid, syscall.SIGKILL)
+			return ctx.Err()
 		case <-tick.C:
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"bocage.dev/bocage"
@@ -97,20 +98,67 @@ func (s *rulesetSource) ask(ctx context.Context, have uint64) (*bocage.Ruleset, 
 }
 
 // prepare makes the functions that the ruleset refers to ready: a verdict that
-// says inspect must not be in force before the profile is.
+// says inspect must not be in force before the engine has the profile, nor the
+// engine lose one that is still in force. Where the engine refuses a profile that
+// it does not have, the flows that owe it are treated as if it were down.
 func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error) {
-	// Stored first: a function that starts right now finds it there by itself.
-	s.agent.ruleset.Store(ruleset)
-	if engine := s.agent.inspection.Load(); engine != nil {
-		s.agent.loadProfiles(engine, ruleset)
+	a := s.agent
+	a.placing.Lock()
+	defer a.placing.Unlock()
+	if engine := a.inspection.Load(); engine != nil {
+		a.loadProfiles(engine, bothProfiles(a.ruleset.Load(), ruleset))
+		ruleset = withoutInspection(ruleset, func(p bocage.Profile) bool { return !a.loaded[p.Number] })
 	}
-	if decoys := s.agent.decoys.Load(); decoys != nil {
-		s.agent.place(decoys, ruleset)
+	if decoys := a.decoys.Load(); decoys != nil {
+		a.place(decoys, ruleset)
 	}
-	if hidden := s.agent.hidden.Load(); hidden != nil {
-		s.agent.noteHidden(*hidden)
+	if hidden := a.hidden.Load(); hidden != nil {
+		a.noteHidden(*hidden, ruleset)
 	}
 	return ruleset, nil
+}
+
+// bothProfiles joins the profiles in force with the coming ones, which win.
+func bothProfiles(inForce, coming *bocage.Ruleset) []bocage.Profile {
+	profiles := slices.Clone(coming.Profiles)
+	if inForce == nil {
+		return profiles
+	}
+	for _, old := range inForce.Profiles {
+		if !slices.ContainsFunc(profiles, func(p bocage.Profile) bool { return p.Number == old.Number }) {
+			profiles = append(profiles, old)
+		}
+	}
+	return profiles
+}
+
+// withoutInspection returns the ruleset with the decisions of absent profiles
+// changed to what their fail mode says.
+func withoutInspection(ruleset *bocage.Ruleset, absent func(bocage.Profile) bool) *bocage.Ruleset {
+	modes := map[uint16]bocage.Verdict{}
+	for _, p := range ruleset.Profiles {
+		if !absent(p) {
+			continue
+		}
+		modes[p.Number] = bocage.VerdictDrop
+		if p.FailOpen {
+			modes[p.Number] = bocage.VerdictAllow
+		}
+	}
+	if len(modes) == 0 {
+		return ruleset
+	}
+	changed := &bocage.Ruleset{
+		Generation: ruleset.Generation, Digest: ruleset.Digest, Host: ruleset.Host, Peers: ruleset.Peers, Groups: ruleset.Groups,
+		Rules: ruleset.Rules, Decisions: slices.Clone(ruleset.Decisions), Default: ruleset.Default, Refused: ruleset.Refused,
+		Profiles: ruleset.Profiles, Ports: ruleset.Ports, Decoys: ruleset.Decoys,
+	}
+	for i, d := range changed.Decisions {
+		if verdict, ok := modes[d.Profile]; ok && d.Verdict == bocage.VerdictInspect {
+			changed.Decisions[i].Verdict, changed.Decisions[i].Code, changed.Decisions[i].Profile = verdict, bocage.ReasonInspectionDown, 0
+		}
+	}
+	return changed
 }
 
 func (s *rulesetSource) keptPath() string {
@@ -118,7 +166,7 @@ func (s *rulesetSource) keptPath() string {
 }
 
 // kept reads the ruleset that the last process kept. It is verified like one
-// from the network: the disk is no authority.
+// from the network.
 func (s *rulesetSource) kept() (*bocage.Ruleset, error) {
 	credentials, err := loadCredentials(s.agent.cfg.agentDir("identity"), s.agent.cfg.TrustDomain)
 	if err != nil {
@@ -132,8 +180,8 @@ func (s *rulesetSource) kept() (*bocage.Ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The signer's certificate is short-lived and may be over by now: what
-	// counts is that it was good when the ruleset was taken.
+	// The signer's certificate may be over by now: what counts is that it was good
+	// when the ruleset was taken.
 	return openRuleset(credentials.bundle, envelope, s.agent.cfg.Host, info.ModTime())
 }
 

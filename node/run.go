@@ -32,12 +32,14 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
-	release, err := claim(cfg.RunDir)
+	release, err := claim(cfg.RunDir, cfg.Host)
 	if err != nil {
 		return err
 	}
 	defer release()
 	registry := newRegistry()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	if cfg.Controller {
 		controller, err := openController(ctx, cfg, registry)
@@ -48,12 +50,17 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		started := make(chan struct{})
 		group.Go(func() error { return controller.run(ctx, started) })
 		if cfg.Agent {
-			if cfg.JoinToken, err = controller.admitOwnAgent(ctx); err != nil {
-				return err
-			}
 			cfg.Controllers = []string{controller.transport.Address()}
+			if cfg.JoinToken, err = controller.admitOwnAgent(ctx); err != nil {
+				cancel()
+				return errors.Join(err, ended(group.Wait()))
+			}
 		}
-		<-started
+		select {
+		case <-started:
+		case <-ctx.Done():
+			return ended(group.Wait())
+		}
 	}
 	if cfg.Agent {
 		group.Go(func() error { return runAgent(ctx, cfg, registry) })
@@ -61,10 +68,15 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if ready != nil {
 		ready()
 	}
-	if err := group.Wait(); !errors.Is(err, context.Canceled) {
-		return err
+	return ended(group.Wait())
+}
+
+// ended is nil for a part that ended because it was told to.
+func ended(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
 	}
-	return nil
+	return err
 }
 
 // admitOwnAgent makes a token for the agent of the same process, which then
@@ -75,7 +87,7 @@ func (c *controllerProcess) admitOwnAgent(ctx context.Context) (string, error) {
 
 // claim makes sure that one process only uses a run folder, and leaves its
 // number there for `bocage off`.
-func claim(dir string) (release func(), err error) {
+func claim(dir, host string) (release func(), err error) {
 	path := pidPath(dir)
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -86,18 +98,22 @@ func claim(dir string) (release func(), err error) {
 		file.Close()
 		return nil, fmt.Errorf("process %s uses %s already: stop it, or give this one another --run-dir and --state-dir", strings.TrimSpace(string(pid)), dir)
 	}
-	if err := file.Truncate(0); err == nil {
+	err = file.Truncate(0)
+	if err == nil {
 		_, err = file.WriteString(strconv.Itoa(os.Getpid()) + "\n")
-		if err != nil {
-			file.Close()
-			return nil, err
-		}
 	}
-	return func() {
-		_ = os.Remove(path)
+	if err == nil {
+		err = writeFile(filepath.Join(dir, hostFile), []byte(host), 0o600)
+	}
+	if err != nil {
 		file.Close()
-	}, nil
+		return nil, fmt.Errorf("claim %s: %w", dir, err)
+	}
+	return func() { file.Close() }, nil // the files stay, for bocage off
 }
+
+// hostFile keeps the host's name, by which bocage off finds its things.
+const hostFile = "host"
 
 func pidPath(dir string) string { return filepath.Join(dir, "bocage.pid") }
 

@@ -7,8 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
+	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
 )
 
@@ -17,13 +19,50 @@ import (
 var ErrRisky = errors.New("this might cut you off from this host")
 
 // sessionPeer is where the administrator sits who started this process over SSH.
+// sudo and the like clear the environment, so its ancestors' are asked too.
 func sessionPeer() (netip.Addr, bool) {
-	fields := strings.Fields(os.Getenv("SSH_CONNECTION")) // client address and port, server address and port
+	if peer, ok := sshPeer(os.Getenv("SSH_CONNECTION")); ok {
+		return peer, true
+	}
+	for pid := os.Getppid(); pid > 1; pid = parent(pid) {
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			continue
+		}
+		for variable := range strings.SplitSeq(string(environ), "\x00") {
+			if value, ok := strings.CutPrefix(variable, "SSH_CONNECTION="); ok {
+				if peer, ok := sshPeer(value); ok {
+					return peer, true
+				}
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// sshPeer reads SSH_CONNECTION: client address and port, server address and port.
+func sshPeer(value string) (netip.Addr, bool) {
+	fields := strings.Fields(value)
 	if len(fields) == 0 {
 		return netip.Addr{}, false
 	}
 	address, err := netip.ParseAddr(fields[0])
 	return address, err == nil
+}
+
+// parent returns a process's parent, or 0.
+func parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 2 {
+		return 0
+	}
+	number, _ := strconv.Atoi(fields[1])
+	return number
 }
 
 // keepers are the addresses that this host must keep reaching: the
@@ -73,6 +112,7 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 		if err != nil {
 			return err
 		}
+		uplinks = withPorts(uplinks, links)
 		var hidden []string
 		links = slices.DeleteFunc(links, func(l host.Link) bool {
 			hide := slices.Contains(uplinks, l.Index) && !slices.Contains(a.cfg.Uplinks, l.Name)
@@ -81,15 +121,28 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 			}
 			return hide
 		})
-		a.noteHidden(hidden)
+		a.hidden.Store(&hidden)
+		a.noteHidden(hidden, a.ruleset.Load())
 		return each(links)
 	})
 }
 
+// withPorts adds the ports by which a bridge or a bond that is an uplink reaches
+// the wire: all but those of workloads.
+func withPorts(uplinks []uint32, links []host.Link) []uint32 {
+	for grown := true; grown; {
+		grown = false
+		for _, l := range links {
+			if l.Kind != "veth" && l.Kind != "tuntap" && l.Master != 0 && slices.Contains(uplinks, l.Master) && !slices.Contains(uplinks, l.Index) {
+				uplinks, grown = append(uplinks, l.Index), true
+			}
+		}
+	}
+	return uplinks
+}
+
 // noteHidden says so when policy counts on an interface that is left alone.
-func (a *agentProcess) noteHidden(hidden []string) {
-	a.hidden.Store(&hidden)
-	ruleset := a.ruleset.Load()
+func (a *agentProcess) noteHidden(hidden []string, ruleset *bocage.Ruleset) {
 	if ruleset == nil {
 		return
 	}

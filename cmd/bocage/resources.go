@@ -143,6 +143,7 @@ func (e *env) watchCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			e.endless = true
 			printer := e.newPrinter(kind)
 			return c.Watch(cmd.Context(), kind, scope.options(), func(event client.Event) error {
 				return printer.event(strings.ToLower(string(event.Type)), event.Object)

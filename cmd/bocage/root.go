@@ -54,6 +54,9 @@ type env struct {
 	token       string
 	output      string
 	debug       bool
+
+	// endless says that the command goes on until somebody ends it.
+	endless bool
 }
 
 func environment() *env {
@@ -87,8 +90,11 @@ func run(ctx context.Context, e *env, args []string) int {
 			fmt.Fprintln(e.err, "  "+fault.String())
 		}
 		return exitFailed
+	case ctx.Err() != nil && e.endless:
+		return exitOK // the person ended what has no end of its own
 	case ctx.Err() != nil:
-		return exitOK // the person ended it
+		fmt.Fprintln(e.err, "bocage: interrupted: "+err.Error())
+		return exitFailed
 	default:
 		fmt.Fprintln(e.err, "bocage: "+err.Error())
 		if e.server == "" && (errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)) && errors.As(err, new(*net.OpError)) {

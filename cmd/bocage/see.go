@@ -44,6 +44,7 @@ func (e *env) observeCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			e.endless = query.Follow
 			return c.Flows(cmd.Context(), query, e.printFlow)
 		}}
 	flags := cmd.Flags()

@@ -137,8 +137,8 @@ const (
 	retryLast  = 30 * time.Second
 )
 
-// follow applies rulesets as they come. One that cannot be applied is left; the
-// one in force stays, and the next is awaited.
+// follow applies rulesets as they come. While one cannot be applied the one in
+// force stays, and it is tried again, or what has replaced it.
 func (a *Agent) follow(ctx context.Context) error {
 	var have uint64
 	for wait := retryFirst; ; {
@@ -154,8 +154,6 @@ func (a *Agent) follow(ctx context.Context) error {
 			wait = min(2*wait, retryLast)
 			continue
 		}
-		wait = retryFirst
-		have = max(have, rs.Generation)
 		err = a.cfg.Dataplane.Apply(rs)
 		a.mu.Lock()
 		if err == nil {
@@ -164,9 +162,15 @@ func (a *Agent) follow(ctx context.Context) error {
 		a.status.Faults = replaceFault(a.status.Faults, faultApply, err)
 		a.mu.Unlock()
 		if err != nil {
-			a.log.Error("ruleset not applied", "generation", rs.Generation, "error", err)
+			// Not counted as had: it is asked for again, or a newer one.
+			a.log.Error("ruleset not applied", "generation", rs.Generation, "error", err, "retry", wait)
+			if err := sleep(ctx, wait); err != nil {
+				return err
+			}
+			wait = min(2*wait, retryLast)
 			continue
 		}
+		have, wait = max(have, rs.Generation), retryFirst
 		a.wake()
 	}
 }

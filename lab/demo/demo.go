@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -98,9 +99,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 			break
 		}
 	}
-	if cfg.Keep {
+	if cfg.Keep && err == nil {
 		d.whatNext()
-		return err
+		return nil
 	}
 	if err != nil {
 		d.saveLogs()
@@ -263,6 +264,9 @@ Take it down:
 
 // Down takes down a demo that was kept.
 func Down(ctx context.Context, cfg Config, dir string) error {
+	if !strings.HasPrefix(filepath.Base(dir), "bocage-demo-") {
+		return fmt.Errorf("%s is not the folder of a kept demo, which is named bocage-demo-*", dir)
+	}
 	opened, err := lab.Open(lab.Config{Prefix: cfg.Prefix, Program: cfg.Program})
 	if err != nil {
 		return err
