@@ -137,8 +137,8 @@ func Kinds() []Kind {
 				{"ACCEPTED", "status.conditions[Accepted]", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
 		{Name: "Guardrail", Plural: "guardrails", Short: []string{"gr"}, Writer: "api",
 			New: func() Resource { return new(Guardrail) }, Columns: []Column{
-				{"PROVED", "status.conditions[Proved]", false}, {"ENFORCED", "status.conditions[Enforced]", false},
-				{"DESCRIPTION", "spec.description", false}}},
+				{"ACCEPTED", "status.conditions[Accepted]", false}, {"PROVED", "status.conditions[Proved]", false},
+				{"ENFORCED", "status.conditions[Enforced]", false}, {"DESCRIPTION", "spec.description", false}}},
 		{Name: "Scope", Plural: "scopes", Writer: "api",
 			New: func() Resource { return new(Scope) }, Columns: []Column{{"MODE", "spec.mode", false},
 				{"ENFORCED", "status.conditions[Enforced]", false}}},

@@ -75,7 +75,8 @@ func (s *Server) applyAll(c *call) error {
 		return nil
 	case errors.Is(err, store.ErrTooLarge):
 		return newProblem(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge,
-			"%d objects are more than are written at once: apply them in several parts", len(changes))
+			"too much at once: an object may have %d bytes, and one apply makes at most %d changes, of which a workload takes several; this one has %d objects: apply them in parts",
+			store.MaxValue, store.MaxOps, len(changes))
 	case err != nil:
 		return err
 	}

@@ -210,4 +210,5 @@ func (s *site) fullDisk(t *testing.T) {
 	s.kill9("h1")
 	s.must(syscall.Unmount(small, 0))
 	s.start("h1")
+	s.inForce()
 }

@@ -35,6 +35,10 @@ type site struct {
 func newSite(t testing.TB) *site {
 	t.Helper()
 	hosttest.Root(t)
+	snapshot, err := lab.TakeSnapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "bct-")
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +48,15 @@ func newSite(t testing.TB) *site {
 	}
 	s := &site{t: t, program: binary(t), dir: dir, nodes: map[string]*exec.Cmd{}}
 	t.Cleanup(func() { s.must(os.RemoveAll(dir)) })
-	if s.lab, err = lab.New(t.Context(), lab.Config{Prefix: hosttest.Name(t), Program: s.program}); err != nil {
+	name := hosttest.Name(t)
+	t.Cleanup(func() {
+		residue, err := snapshot.Residue(name)
+		s.must(err)
+		for _, left := range residue {
+			t.Errorf("left behind: %s", left)
+		}
+	})
+	if s.lab, err = lab.New(t.Context(), lab.Config{Prefix: name, Program: s.program}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.down)
@@ -181,7 +193,10 @@ func (s *site) await(limit time.Duration, what string, try func() error) time.Du
 // inForce waits until both hosts enforce the active generation.
 func (s *site) inForce() {
 	s.t.Helper()
-	s.await(20*time.Second, "the active generation is in force", func() error {
+	s.await(30*time.Second, "the active generation is in force", func() error {
+		if _, errs, code := s.bocage("", "get", "hosts"); code != 0 {
+			return errors.New(errs)
+		}
 		var active uint64
 		for _, g := range items[bocage.Generation](s, "generations") {
 			if g.Status.Active {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -69,6 +70,13 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	var err error
 	if a.kernel, err = host.Kernel(); err != nil {
 		return err
+	}
+	// Before anything is touched: an agent that has never joined has nothing to
+	// enforce, and one that cannot join should leave nothing.
+	if _, err := loadCredentials(cfg.agentDir("identity"), cfg.TrustDomain); errors.Is(err, fs.ErrNotExist) {
+		if _, err := obtainCredentials(ctx, cfg); err != nil {
+			return err
+		}
 	}
 	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
 		return err

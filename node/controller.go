@@ -142,7 +142,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	open := openBatch(c.authority.Bundle())
 	recognizer, err := recognition.New(recognition.Config{
 		Store: c.store, Log: c.log, Bundle: open, Node: c.cfg.Host,
-		QuarantineTTL: c.cfg.QuarantineFor, Logger: c.logger,
+		QuarantineTTL: c.cfg.QuarantineFor, DecoyTTL: c.cfg.QuarantineFor, Logger: c.logger,
 	})
 	if err != nil {
 		return err

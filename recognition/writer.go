@@ -53,7 +53,9 @@ type writer struct {
 	reached checkpoint
 
 	// The writer's goroutine alone uses what follows.
-	held    map[heldKey]answer // answers that still hold
+	held    map[heldKey]answer   // answers that still hold
+	made    map[string]time.Time // conditions that were written, until when
+	lifted  map[heldKey]answer   // answers whose condition a person deleted
 	saved   checkpoint
 	savedAt time.Time
 }
@@ -67,6 +69,7 @@ func newWriter(c Config, l *ledger) *writer {
 	return &writer{
 		store: c.Store, node: c.Node, ledger: l, ttl: c.TTLs(), share: c.QuarantineShare, retain: c.Retain, logger: c.Logger,
 		wake: make(chan struct{}, 1), pending: map[string]*post{}, held: map[heldKey]answer{},
+		made: map[string]time.Time{}, lifted: map[heldKey]answer{},
 	}
 }
 
@@ -204,6 +207,9 @@ func (w *writer) write(ctx context.Context, p *post, now time.Time) error {
 	}
 	for _, identity := range slices.Sorted(maps.Keys(p.answers)) {
 		key := heldKey{p.name, identity}
+		if !w.answers(key, p.answers[identity]) {
+			continue
+		}
 		w.held[key] = w.held[key].join(p.answers[identity])
 		condition, note, err := w.hold(ctx, key, now)
 		if err != nil {
@@ -218,6 +224,24 @@ func (w *writer) write(ctx context.Context, p *post, now time.Time) error {
 	}
 	return w.record(ctx, p, now)
 }
+
+// answers reports whether an answer counts: after a person has lifted a condition
+// only new evidence brings it back, and not what trickles in of the old.
+func (w *writer) answers(key heldKey, a answer) bool {
+	lifted, ok := w.lifted[key]
+	if !ok {
+		return true
+	}
+	if !a.quarantine.After(lifted.quarantine.Add(trickle)) && !a.watch.After(lifted.watch.Add(trickle)) {
+		return false
+	}
+	delete(w.lifted, key)
+	return true
+}
+
+// trickle is how long evidence of one flow may follow: TCP sends again what was
+// blocked, a few times.
+const trickle = 10 * time.Second
 
 func (h answer) join(other answer) answer {
 	h.watch = later(h.watch, other.watch)
@@ -269,8 +293,17 @@ func (w *writer) hold(ctx context.Context, key heldKey, now time.Time) (conditio
 	spec := bocage.ThreatConditionSpec{
 		Workload: workload, Level: level, Reason: held.reason, Expires: until.UTC(), Incident: key.incident,
 	}
-	return condition, note, w.tighten(ctx, condition, spec, held.ttl, now)
+	err = w.tighten(ctx, condition, spec, held.ttl, now)
+	if errors.Is(err, errLifted) {
+		w.lifted[key] = held
+		delete(w.held, key)
+		return "", workload + " was released by a person", nil
+	}
+	return condition, note, err
 }
+
+// errLifted means that somebody deleted a condition while it held.
+var errLifted = errors.New("lifted by a person")
 
 // allowed is how many workloads of a namespace automation may quarantine.
 func (w *writer) allowed(members int) int { return max(1, int(w.share*float64(members))) }
@@ -294,8 +327,15 @@ func (w *writer) tighten(ctx context.Context, name string, spec bocage.ThreatCon
 		w.ledger.note(name, spec)
 		return true, nil
 	})
+	if err == nil {
+		w.made[name] = spec.Expires
+	}
 	if !errors.Is(err, store.ErrNotFound) {
 		return wrap(err, "tighten %s", name)
+	}
+	if now.Before(w.made[name]) {
+		delete(w.made, name)
+		return errLifted
 	}
 	t := &bocage.ThreatCondition{ObjectMeta: newMeta(name, now), Spec: spec}
 	if faults := t.Validate(); faults != nil {
@@ -304,6 +344,7 @@ func (w *writer) tighten(ctx context.Context, name string, spec bocage.ThreatCon
 	if _, err := store.PutObject(ctx, w.store, kind, t, store.Absent); err != nil {
 		return fmt.Errorf("create threat condition %s: %w", name, err) // another replica was faster: the next attempt joins
 	}
+	w.made[name] = spec.Expires
 	w.ledger.note(name, spec)
 	return nil
 }
@@ -372,6 +413,10 @@ func (w *writer) upkeep(ctx context.Context, now time.Time) {
 			return
 		}
 	}
+	maps.DeleteFunc(w.lifted, func(_ heldKey, a answer) bool {
+		return now.After(later(a.watch, a.quarantine).Add(trickle))
+	})
+	maps.DeleteFunc(w.made, func(_ string, expires time.Time) bool { return now.After(expires) })
 	expired, phases, old := w.ledger.due(now, w.ttl, w.retain)
 	for _, name := range expired {
 		w.remove(ctx, "ThreatCondition", name)

@@ -82,6 +82,9 @@ func (e *env) quarantineCommand() *cobra.Command {
 	add := &cobra.Command{Use: "add NAMESPACE/NAME", Short: "Cut a workload off, established connections included", Args: cobra.ExactArgs(1),
 		Example: "  bocage quarantine add shop/web --for 15m --reason 'odd outbound traffic'",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("for") && duration <= 0 {
+				return usage("--for %s is not a time to come: leave it out to quarantine until released", duration)
+			}
 			kind, _ := bocage.KindNamed("Quarantine")
 			quarantine := &bocage.Quarantine{
 				TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name},

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
@@ -120,6 +121,9 @@ func (p *printer) row(event string, object bocage.Resource) error {
 		value := column.Value(fields)
 		if value == "" {
 			value = "-"
+		}
+		if at, err := time.Parse(time.RFC3339, value); err == nil && (column.Name == "UNTIL" || column.Name == "EXPIRES") && time.Now().After(at) {
+			value += " (over)"
 		}
 		header, row = append(header, column.Name), append(row, value)
 	}

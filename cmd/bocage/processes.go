@@ -136,7 +136,9 @@ func (e *env) agentCommand() *cobra.Command {
 				if err != nil {
 					return fmt.Errorf("read the join token: %w", err)
 				}
-				cfg.JoinToken = string(token)
+				if cfg.JoinToken = strings.TrimSpace(string(token)); cfg.JoinToken == "" {
+					return fmt.Errorf("the join token in %s is empty: make one with `bocage agent token HOST` on a controller", tokenFile)
+				}
 			}
 			return e.serve(cmd, cfg)
 		}}

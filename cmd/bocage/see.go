@@ -37,6 +37,9 @@ func (e *env) observeCommand() *cobra.Command {
 					return usage("--protocol: %v", err)
 				}
 			}
+			if since < 0 || query.Limit < 0 {
+				return usage("--since and --limit cannot be negative")
+			}
 			if since > 0 {
 				query.Since = time.Now().Add(-since)
 			}
@@ -125,7 +128,7 @@ an address. The exit code is 0 if the flow is allowed and 4 if it is refused.`,
 			}
 			if len(args) == 3 {
 				if _, err := fmt.Sscanf(args[2], "%d", &query.Port); err != nil || fmt.Sprint(query.Port) != args[2] {
-					return usage("port %q is not a number from 0 to 65535", args[2])
+					return usage("port %q is not a number from 0 to 65535 (--protocol names a protocol)", args[2])
 				}
 			} else if query.Protocol.HasPorts() {
 				return usage("%s needs a destination port", query.Protocol)
