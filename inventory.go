@@ -89,8 +89,11 @@ type HostStatus struct {
 	Since    time.Time `json:"since,omitzero"`
 	LastSeen time.Time `json:"lastSeen,omitzero"`
 	// Ports counts the enforcement points that the agent keeps.
-	Ports      int         `json:"ports"`
-	Conditions []Condition `json:"conditions,omitempty"`
+	Ports int `json:"ports"`
+	// RefusedProfiles are those that the host's inspection engine does not take,
+	// by name, with the engine's words.
+	RefusedProfiles map[string]string `json:"refusedProfiles,omitempty"`
+	Conditions      []Condition       `json:"conditions,omitempty"`
 }
 
 // Validate implements Resource.

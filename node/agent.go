@@ -56,11 +56,12 @@ type agentProcess struct {
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
-	placing    sync.Mutex                // held while profiles and decoys are handed on; guards loaded
-	loaded     map[uint16]bool           // profiles that the engine has
-	since      atomic.Pointer[time.Time] // when the generation in force came into force
-	applied    chan struct{}             // tells reportStatus that it changed
-	hidden     atomic.Pointer[[]string]  // uplinks that are left alone
+	placing    sync.Mutex                        // held while profiles and decoys are handed on; guards loaded
+	loaded     map[uint16]bool                   // profiles that the engine has
+	refused    atomic.Pointer[map[string]string] // profiles that it does not take, with its words
+	since      atomic.Pointer[time.Time]         // when the generation in force came into force
+	applied    chan struct{}                     // tells reportStatus that it changed
+	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
@@ -216,7 +217,14 @@ func (a *agentProcess) runInspection(ctx context.Context) error {
 // loadProfiles hands profiles on; placing is held. If the engine refuses them,
 // those that it had stay.
 func (a *agentProcess) loadProfiles(engine *suricata.Engine, profiles []bocage.Profile) {
-	if err := engine.Load(profiles); err != nil {
+	err := engine.Load(profiles)
+	refused := map[string]string{}
+	var signature *suricata.SignatureError
+	if errors.As(err, &signature) {
+		refused[signature.Profile] = signature.Error()
+	}
+	a.refused.Store(&refused)
+	if err != nil {
 		a.logger.Error("load inspection profiles", "err", err)
 		a.faults.set("profiles", err.Error())
 		return
@@ -392,6 +400,9 @@ func (a *agentProcess) status(generation uint64, faults string) bocage.HostStatu
 		status.Since = *since
 	}
 	status.Ports = len(a.loop.Status().Attached)
+	if refused := a.refused.Load(); refused != nil {
+		status.RefusedProfiles = *refused
+	}
 	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "Enforcing", Message: "generation " + strconv.FormatUint(generation, 10) + " is in force", LastTransitionTime: time.Now().UTC()}
 	if faults != "" {
 		ready.Status, ready.Reason, ready.Message = "False", "Degraded", faults

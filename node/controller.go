@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -259,6 +260,7 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 		ready := readyOf(report.Status)
 		report.Status.LastSeen = time.Now().UTC() // by this clock, whatever the agent's says
 		report.Status.Conditions = []bocage.Condition{ready}
+		report.Status.RefusedProfiles = cutWords(report.Status.RefusedProfiles)
 		err = store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {
 			report.Status.Conditions = bocage.SetCondition(h.Status.Conditions, ready)
 			h.Status = report.Status
@@ -284,6 +286,18 @@ func readyOf(status bocage.HostStatus) bocage.Condition {
 	ready.Reason = ready.Reason[:min(len(ready.Reason), 64)]
 	ready.Message = ready.Message[:min(len(ready.Message), most)]
 	return ready
+}
+
+// cutWords bounds what an agent says of profiles.
+func cutWords(refused map[string]string) map[string]string {
+	const profiles, most = 64, 1024
+	out := map[string]string{}
+	for _, name := range slices.Sorted(maps.Keys(refused)) {
+		if len(out) < profiles && len(name) <= 253 {
+			out[name] = refused[name][:min(len(refused[name]), most)]
+		}
+	}
+	return out
 }
 
 // noticeSilence marks hosts whose agent has not reported for a while. What they

@@ -113,9 +113,10 @@ type reporter struct {
 	now      view
 	findings map[string][]compile.Finding // by "Kind namespace/name"
 	failed   []bocage.Proof
-	reported map[string]uint64      // by host
-	placedIn map[string][]placement // workloads with an interface, by namespace
-	everyone []string               // every host with such a workload
+	reported map[string]uint64            // by host
+	refused  map[string]map[string]string // profiles with the engine's words, by host
+	placedIn map[string][]placement       // workloads with an interface, by namespace
+	everyone []string                     // every host with such a workload
 	wait     time.Duration
 }
 
@@ -126,13 +127,13 @@ type placement struct {
 }
 
 func newReporter(o *outcome, now view) *reporter {
-	r := &reporter{o: o, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs), reported: map[string]uint64{}, placedIn: map[string][]placement{}}
+	r := &reporter{o: o, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs), reported: map[string]uint64{}, refused: map[string]map[string]string{}, placedIn: map[string][]placement{}}
 	for _, f := range o.output.Findings {
 		key := f.Object.Kind + " " + f.Object.Namespace + "/" + f.Object.Name
 		r.findings[key] = append(r.findings[key], f)
 	}
 	for _, h := range now.hosts {
-		r.reported[h.Name] = h.Status.Generation
+		r.reported[h.Name], r.refused[h.Name] = h.Status.Generation, h.Status.RefusedProfiles
 	}
 	hosts := map[string]bool{}
 	for _, w := range o.input.Workloads {
@@ -183,7 +184,9 @@ func (r *reporter) update(key string, kind bocage.Kind, resource bocage.Resource
 	case *bocage.Scope:
 		return four(&x.Status.Conditions, r.selected(x.Spec.Namespaces, &x.Spec.Workload))
 	case *bocage.InspectionProfile:
-		return four(&x.Status.Conditions, r.selected(nil, nil))
+		hosts := r.selected(nil, nil)
+		want := r.conditions(key, meta, x.Status.Conditions, findings, hosts)
+		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, hosts)...)
 	case *bocage.Decoy:
 		return four(&x.Status.Conditions, r.selected(nil, nil))
 	case *bocage.Quarantine:
@@ -199,6 +202,24 @@ func (r *reporter) update(key string, kind bocage.Kind, resource bocage.Resource
 			set(&x.Status.Conditions, r.enforced(meta, nil, x.Status.Number, true, r.selected(nil, nil)))
 	}
 	return false
+}
+
+// unlessRefused denies that a profile is enforced where an engine does not take it.
+func (r *reporter) unlessRefused(conditions []bocage.Condition, profile string, hosts []string) []bocage.Condition {
+	for _, host := range hosts {
+		words, refused := r.refused[host][profile]
+		if !refused {
+			continue
+		}
+		for i := range conditions {
+			if conditions[i].Type == bocage.ConditionEnforced {
+				conditions[i].Status, conditions[i].Reason = "False", "ProfileRefused"
+				conditions[i].Message = "the inspection engine of " + host + " does not take it: " + words
+			}
+		}
+		break
+	}
+	return conditions
 }
 
 // setConditions reports whether anything but the time is another, and writes it
