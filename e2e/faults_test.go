@@ -24,6 +24,7 @@ func TestRootFaults(t *testing.T) {
 	s.enforce("closed")
 	t.Run("dead inspection engine, closed", s.deadEngineClosed)
 	t.Run("dead inspection engine, open", s.deadEngineOpen)
+	t.Run("bad signatures", s.badSignatures)
 	t.Run("dead controller", s.deadController)
 	t.Run("full disk", s.fullDisk)
 }
@@ -129,6 +130,31 @@ func (s *site) deadEngineOpen(t *testing.T) {
 		return nil
 	})
 	s.enforce("closed")
+}
+
+// badSignatures: what the engine does not take is told where people look, and
+// what it had goes on working.
+func (s *site) badSignatures(t *testing.T) {
+	s.ok(`apiVersion: bocage.dev/v1
+kind: InspectionProfile
+metadata: {name: web-attacks}
+spec: {signatures: 'drop http any any -> any any (msg:"x"; contnt:"x"; sid:1;)'}
+`, "apply", "-f", "-")
+	s.await(15*time.Second, "the profile says that it is refused", func() error {
+		for _, p := range items[bocage.InspectionProfile](s, "inspectionprofiles") {
+			for _, c := range p.Status.Conditions {
+				if c.Type == bocage.ConditionEnforced && c.Status == "False" && strings.Contains(c.Message, "contnt") {
+					return nil
+				}
+			}
+		}
+		return errors.New("not yet")
+	})
+	if err := s.get(t.Context(), 3*time.Second); err != nil {
+		t.Errorf("a harmless request: %v", err)
+	}
+	s.enforce("closed")
+	s.await(15*time.Second, "a good profile is taken", func() error { return s.get(t.Context(), time.Second) })
 }
 
 // deadController: enforcement and expiry go on; what is refused stays refused.

@@ -269,6 +269,40 @@ func TestExploitQuarantinesTheAttackerAndHeals(t *testing.T) {
 	})
 }
 
+// TestReleaseByAPersonHolds: what a person lifts stays lifted, also while
+// evidence of the same moment trickles in, until there is new evidence.
+func TestReleaseByAPersonHolds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newShop(t)
+		s.run(func(c *Config) { c.QuarantineTTL = 10 * time.Minute })
+		s.send("h1", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
+		s.until("the quarantine of web", func() bool { return s.conditions()["shop/web"] != nil })
+		kind, _ := bocage.KindNamed("ThreatCondition")
+		if _, err := store.Delete(t.Context(), s.store, kind.Key("", s.conditions()["shop/web"].Name), store.AnyRevision); err != nil {
+			t.Fatal(err)
+		}
+		held := func(during time.Duration) bool {
+			for end := time.Now().Add(during); time.Now().Before(end); {
+				<-time.After(100 * time.Millisecond)
+				if s.conditions()["shop/web"] != nil {
+					return true
+				}
+			}
+			return false
+		}
+		if held(3 * time.Second) {
+			t.Error("the condition came back by itself")
+		}
+		s.send("h1", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
+		if held(3 * time.Second) {
+			t.Error("the condition came back with what trickled in")
+		}
+		<-time.After(trickle)
+		s.send("h1", bocage.Batch{Inspections: s.exploitOf("shop/web", "shop/api")})
+		s.until("a new quarantine", func() bool { return s.conditions()["shop/web"] != nil })
+	})
+}
+
 func TestEngagementClimbsTheLadder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShop(t)
