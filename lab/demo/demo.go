@@ -26,6 +26,9 @@ type Config struct {
 	Keep bool
 	// Prefix names the namespaces; several demos can run beside each other.
 	Prefix string
+	// Beside says that others load eBPF meanwhile, so that only what carries this
+	// demo's names counts as left behind.
+	Beside bool
 }
 
 // quarantineFor is short, so that a viewer sees the workload come back.
@@ -241,10 +244,28 @@ func (d *demo) down(ctx context.Context) error {
 	for _, left := range residue {
 		faults = append(faults, fmt.Errorf("left behind: %s", left))
 	}
+	if !d.cfg.Beside {
+		if err := d.noObjects(ctx); err != nil {
+			faults = append(faults, err)
+		}
+	}
 	if len(faults) == 0 {
 		d.held("no link, map, namespace, rule, file or process is left")
 	}
 	return errors.Join(faults...)
+}
+
+// noObjects waits until the kernel has let go of every program, map and link that
+// was made since the beginning; it does so a little after the last use.
+func (d *demo) noObjects(ctx context.Context) error {
+	_, err := within(ctx, 10*time.Second, "the kernel frees all programs, maps and links", func() (bool, error) {
+		objects, err := d.snapshot.BPFObjects()
+		if err == nil && len(objects) > 0 {
+			err = fmt.Errorf("%d are left, such as %v", len(objects), objects[0])
+		}
+		return len(objects) == 0 && err == nil, err
+	})
+	return err
 }
 
 func (d *demo) whatNext() {
