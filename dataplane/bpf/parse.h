@@ -177,13 +177,14 @@ static __always_inline bool parse_transport(struct frame *f, struct packet *p, _
 		__u32 header = (tcp->offset >> 4) * 4;
 		if (header < sizeof(*tcp) || header > payload)
 			return false;
+		// Also of what is malformed: whoever scans with such flags is told by ports.
+		p->source_port = bswap16(tcp->source);
+		p->destination_port = bswap16(tcp->destination);
 		__u8 flags = tcp->flags;
 		if ((flags & TCP_SYN) && (flags & (TCP_FIN | TCP_RST)))
 			return false;
 		if (!(flags & (TCP_SYN | TCP_RST | TCP_ACK)))
 			return false; // RFC 9293: every other segment acknowledges
-		p->source_port = bswap16(tcp->source);
-		p->destination_port = bswap16(tcp->destination);
 		p->tcp_flags = flags;
 		if ((flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
 			p->marks |= PACKET_OPENER;

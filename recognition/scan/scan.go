@@ -213,6 +213,8 @@ func contact(e *bocage.FlowEvent) (class int, ok bool) {
 		case bocage.ReasonDarkAddress: // nobody answered, whether policy asks or not
 			return refused, true
 		case bocage.ReasonDefaultDeny, bocage.ReasonGuardrail:
+		case bocage.ReasonMalformed: // flags that no stack sends: the null, FIN and Xmas scans
+			return refused, e.Protocol == bocage.ProtocolTCP && e.DestinationPort != 0
 		default: // quarantine above all: its refusals say nothing about the source
 			return 0, false
 		}

@@ -65,6 +65,12 @@ func TestScan(t *testing.T) {
 				c.member(30, port+1)
 			}
 		}, "scanned 1000 ports of {victims}", 8},
+		"a scan with flags that no stack sends": {func(c *contacts) {
+			for port := range uint16(100) {
+				c.member(30, port+1)
+				c.events[len(c.events)-1].Reason = bocage.ReasonMalformed
+			}
+		}, "scanned 100 ports of {victims}", 8},
 		"every address of a network on one port": {func(c *contacts) {
 			for n := range 254 {
 				c.address(host(n+1), 22)
