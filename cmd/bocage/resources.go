@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -205,8 +206,26 @@ func (e *env) readOne(file string) ([]manifest.Document, bocage.Faults) {
 	return manifest.Read("standard input", data)
 }
 
-// apply declares all documents together or none.
+// refers reports whether objects of the kind name others that have to exist.
+func refers(kind string) bool {
+	return slices.Contains([]string{"Guardrail", "Decoy", "Quarantine", "ThreatCondition"}, kind)
+}
+
+// apply declares all documents together or none. Where they name others, what is
+// in force is asked first: a name that does not exist is a fault like any other.
 func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.Document, options client.WriteOptions) error {
+	if slices.ContainsFunc(documents, func(d manifest.Document) bool { return refers(d.Resource.Type().Kind) }) {
+		plan, err := c.Plan(ctx, documents)
+		if err != nil {
+			return err
+		}
+		if err := plan.Faults.Err(); err != nil {
+			return err
+		}
+		for _, finding := range plan.Findings {
+			fmt.Fprintf(e.err, "! %s\n", finding)
+		}
+	}
 	result, err := c.Apply(ctx, documents, options)
 	if err != nil {
 		return err
