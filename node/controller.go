@@ -341,8 +341,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 }
 
 func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {
-	now := time.Now().UTC().Truncate(time.Second)
-	host := &bocage.Host{ObjectMeta: bocage.ObjectMeta{Name: name, UID: newUID(), Generation: 1, CreationTimestamp: &now}, Status: status}
+	host := &bocage.Host{ObjectMeta: store.NewMeta(name, time.Now()), Status: status}
 	_, err := store.PutObject(ctx, c.store, kind, host, store.Absent)
 	if errors.Is(err, store.ErrConflict) {
 		return nil // another report was faster; the next one updates

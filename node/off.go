@@ -12,6 +12,7 @@ import (
 
 	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/deception"
+	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/inspection/suricata"
 )
 
@@ -80,9 +81,7 @@ func stop(ctx context.Context, pid int) error {
 	defer tick.Stop()
 	for begun := time.Now(); alive(pid); {
 		if time.Since(begun) > stopPatience {
-			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return err
-			}
+			return host.KillProcess(pid, stopPatience)
 		}
 		select {
 		case <-ctx.Done():

@@ -3,7 +3,6 @@ package recognition
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -337,7 +336,7 @@ func (w *writer) tighten(ctx context.Context, name string, spec bocage.ThreatCon
 		delete(w.made, name)
 		return errLifted
 	}
-	t := &bocage.ThreatCondition{ObjectMeta: newMeta(name, now), Spec: spec}
+	t := &bocage.ThreatCondition{ObjectMeta: store.NewMeta(name, now), Spec: spec}
 	if faults := t.Validate(); faults != nil {
 		return fmt.Errorf("threat condition %s: %w", name, faults)
 	}
@@ -377,7 +376,7 @@ func (w *writer) record(ctx context.Context, p *post, now time.Time) error {
 	if !errors.Is(err, store.ErrNotFound) {
 		return wrap(err, "update incident %s", p.name)
 	}
-	i := &bocage.Incident{ObjectMeta: newMeta(p.name, now), Status: p.status}
+	i := &bocage.Incident{ObjectMeta: store.NewMeta(p.name, now), Status: p.status}
 	i.Status.Phase = w.ledger.phase(p.name, later(p.status.Last, p.arrived), now, w.ttl.Idle)
 	_, err = store.PutObject(ctx, w.store, kind, i, store.Absent)
 	return wrap(err, "create incident %s", p.name)
@@ -509,19 +508,6 @@ func wrap(err error, format string, args ...any) error {
 		return nil
 	}
 	return fmt.Errorf(format+": %w", append(args, err)...)
-}
-
-func newMeta(name string, now time.Time) bocage.ObjectMeta {
-	created := now.UTC().Truncate(time.Second)
-	return bocage.ObjectMeta{Name: name, UID: newUID(), Generation: 1, CreationTimestamp: &created}
-}
-
-// newUID returns a random UUID (RFC 9562, version 4).
-func newUID() string {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
-	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // equal compares as written.

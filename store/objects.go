@@ -2,10 +2,12 @@ package store
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -53,6 +55,21 @@ func EncodeObject(kind bocage.Kind, object bocage.Resource) ([]byte, error) {
 	defer func() { meta.ResourceVersion = version }()
 	*object.Type() = bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name}
 	return json.Marshal(object)
+}
+
+// NewMeta is the metadata of a cluster-wide object that a room other than the api
+// makes: its first generation, created now, with a UID of its own.
+func NewMeta(name string, now time.Time) bocage.ObjectMeta {
+	created := now.UTC().Truncate(time.Second)
+	return bocage.ObjectMeta{Name: name, UID: newUID(), Generation: 1, CreationTimestamp: &created}
+}
+
+// newUID returns a random UUID (RFC 9562, version 4).
+func newUID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }
 
 // PutObject writes a resource under a precondition.
