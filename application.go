@@ -66,6 +66,8 @@ type ApplicationStatus struct {
 	// Missing lists halves of contracts that the other side has not declared,
 	// each with the change that would complete it.
 	Missing []string `json:"missing,omitempty"`
+	// Usage says how much each contract is used.
+	Usage []Usage `json:"usage,omitempty"`
 }
 
 // ServiceName is the form of Consume.Service.

@@ -19,6 +19,7 @@ type FlowEvent struct {
 	Direction       Direction  `json:"direction"`
 	Replied         bool       `json:"replied,omitempty"` // the destination answered
 	Closed          bool       `json:"closed,omitempty"`  // FIN or RST was seen
+	Differs         bool       `json:"differs,omitempty"` // the candidate in shadow decides its reach otherwise
 	Source          Identity   `json:"source"`
 	Destination     Identity   `json:"destination"`
 	SourcePort      uint16     `json:"sourcePort"`
@@ -102,6 +103,7 @@ const (
 	flagTo      = 0x10
 	flagReplied = 0x20
 	flagClosed  = 0x40
+	flagDiffers = 0x80
 )
 
 // AppendBinary appends the 64-byte record. Offsets: 0 time (ns since 1970),
@@ -125,6 +127,9 @@ func (e *FlowEvent) AppendBinary(b []byte) ([]byte, error) {
 	}
 	if e.Closed {
 		flags |= flagClosed
+	}
+	if e.Differs {
+		flags |= flagDiffers
 	}
 	b = append(b, byte(e.Protocol), flags, byte(e.Verdict)&0x0f|byte(e.Would)<<4, byte(e.Reason))
 	b = le.AppendUint32(b, uint32(e.Decision))
@@ -150,7 +155,7 @@ func (e *FlowEvent) UnmarshalBinary(b []byte) error {
 		Source: Identity(le.Uint32(b[8:])), Destination: Identity(le.Uint32(b[12:])),
 		SourcePort: le.Uint16(b[16:]), DestinationPort: le.Uint16(b[18:]),
 		Protocol: Protocol(b[20]), Kind: EventKind(b[21] & 0x0f),
-		Direction: Direction(b[21] & flagTo >> 4), Replied: b[21]&flagReplied != 0, Closed: b[21]&flagClosed != 0,
+		Direction: Direction(b[21] & flagTo >> 4), Replied: b[21]&flagReplied != 0, Closed: b[21]&flagClosed != 0, Differs: b[21]&flagDiffers != 0,
 		Verdict: Verdict(b[22] & 0x0f), Would: Verdict(b[22] >> 4), Reason: ReasonCode(b[23]),
 		Decision: DecisionID(le.Uint32(b[24:])), Generation: le.Uint32(b[28:]), Interface: le.Uint32(b[32:]),
 		Packets: le.Uint32(b[36:]), Bytes: le.Uint64(b[40:]),

@@ -27,6 +27,22 @@ type WorkloadSpec struct {
 	MAC string `json:"mac,omitempty"`
 	// Addresses are the workload's own. Packets with another source are spoofed.
 	Addresses []netip.Addr `json:"addresses"`
+	// Ports are the named ports that it listens on, for policies that say a name.
+	Ports []NamedPort `json:"ports,omitempty"`
+	// Orchestrator is "kubernetes" for a Pod: what no policy decides about it is
+	// accepted, as Kubernetes has it. Empty: what nobody declares is refused.
+	Orchestrator string `json:"orchestrator,omitempty"`
+}
+
+// OrchestratorKubernetes is the WorkloadSpec.Orchestrator of a Pod.
+const OrchestratorKubernetes = "kubernetes"
+
+// NamedPort is a port that a workload listens on.
+type NamedPort struct {
+	Name string `json:"name"`
+	Port uint16 `json:"port"`
+	// Protocol is TCP (the default), UDP or SCTP.
+	Protocol string `json:"protocol,omitempty"`
 }
 
 // WorkloadStatus is what is known of it.
@@ -34,17 +50,36 @@ type WorkloadStatus struct {
 	// Identity is its number, given once.
 	Identity Identity `json:"identity,omitempty"`
 	// SPIFFEID is its name in the trust domain.
-	SPIFFEID   string      `json:"spiffeID,omitempty"`
+	SPIFFEID string `json:"spiffeID,omitempty"`
+	// Assurance is how its identity is vouched for, L0 to L5; empty is L1, an
+	// address that is pinned to a port.
+	Assurance  string      `json:"assurance,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
-// AllLabels returns the workload's labels with those that every workload carries.
-func (w *Workload) AllLabels() map[string]string {
-	labels := make(map[string]string, len(w.Labels)+2)
+// AssuranceOfDeclared is that of a workload of which nothing else is known.
+const AssuranceOfDeclared = "L1"
+
+// AllLabels returns the workload's labels with those that every workload carries,
+// in no zone.
+func (w *Workload) AllLabels() map[string]string { return w.LabelsIn("") }
+
+// LabelsIn returns the workload's labels with those that every workload carries.
+// zone is the name of the Zone that its host stands in; empty is none.
+func (w *Workload) LabelsIn(zone string) map[string]string {
+	labels := make(map[string]string, len(w.Labels)+5)
 	for k, v := range w.Labels {
 		labels[k] = v
 	}
-	labels[LabelNamespace], labels[LabelName] = w.Namespace, w.Name
+	delete(labels, LabelZone)
+	labels[LabelNamespace], labels[LabelName], labels[LabelHost] = w.Namespace, w.Name, w.Spec.Host
+	if zone != "" {
+		labels[LabelZone] = zone
+	}
+	labels[LabelAssurance] = AssuranceOfDeclared
+	if w.Status.Assurance != "" {
+		labels[LabelAssurance] = w.Status.Assurance
+	}
 	return labels
 }
 
@@ -65,6 +100,16 @@ func (w *Workload) Validate() Faults {
 	if len(w.Spec.Addresses) == 0 {
 		faults.Add("spec.addresses", "needs at least one address")
 	}
+	if o := w.Spec.Orchestrator; o != "" && o != OrchestratorKubernetes {
+		faults.Add("spec.orchestrator", "%q is not %q", o, OrchestratorKubernetes)
+	}
+	for i, p := range w.Spec.Ports {
+		at := fmt.Sprintf("spec.ports[%d]", i)
+		if !dnsLabel.MatchString(p.Name) {
+			faults.Add(at+".name", "%q is not a lower-case DNS label", p.Name)
+		}
+		faults = append(faults, validatePorts(p.Port, 0, p.Protocol).Under(at)...)
+	}
 	for i, a := range w.Spec.Addresses {
 		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a.Zone() != "" || a.Is4In6() {
 			faults.Add(fmt.Sprintf("spec.addresses[%d]", i), "%q is not a unicast address", a)
@@ -77,7 +122,14 @@ func (w *Workload) Validate() Faults {
 type Host struct {
 	TypeMeta   `json:",inline"`
 	ObjectMeta `json:"metadata"`
+	Spec       HostSpec   `json:"spec,omitzero"`
 	Status     HostStatus `json:"status,omitzero"`
+}
+
+// HostSpec is what people say of a host.
+type HostSpec struct {
+	// Addresses are the host's own, for policies that mean the host itself.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
 }
 
 // HostStatus is what its agent last reported.
@@ -93,11 +145,26 @@ type HostStatus struct {
 	// RefusedProfiles are those that the host's inspection engine does not take,
 	// by name, with the engine's words.
 	RefusedProfiles map[string]string `json:"refusedProfiles,omitempty"`
-	Conditions      []Condition       `json:"conditions,omitempty"`
+	// Candidate is the generation that is evaluated beside the one in force, with
+	// the flows that it would have decided otherwise since it came.
+	Candidate        uint64 `json:"candidate,omitempty"`
+	CandidateDiffers int64  `json:"candidateDiffers,omitempty"`
+	// RevertedFrom is a generation that was not confirmed in time, so that the
+	// agent went back by itself.
+	RevertedFrom uint64      `json:"revertedFrom,omitempty"`
+	Conditions   []Condition `json:"conditions,omitempty"`
 }
 
 // Validate implements Resource.
-func (h *Host) Validate() Faults { return validateMeta(&h.ObjectMeta, false) }
+func (h *Host) Validate() Faults {
+	faults := validateMeta(&h.ObjectMeta, false)
+	for i, a := range h.Spec.Addresses {
+		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.Zone() != "" || a.Is4In6() {
+			faults.Add(fmt.Sprintf("spec.addresses[%d]", i), "%q is not a unicast address", a)
+		}
+	}
+	return faults
+}
 
 // Generation records one compilation: what went in, what came out, what was
 // proved. Its name is "g" and the number.
@@ -114,12 +181,19 @@ type GenerationStatus struct {
 	Active   bool      `json:"active"`
 	Compiled time.Time `json:"compiled"`
 	// Duration is the time that the compilation took, in seconds.
-	Duration   float64     `json:"durationSeconds"`
-	Objects    int         `json:"objects"`
-	Peers      int         `json:"peers"`
-	Groups     int         `json:"groups"`
-	Rules      int         `json:"rules"`
-	Proofs     []Proof     `json:"proofs,omitempty"`
+	Duration float64 `json:"durationSeconds"`
+	Objects  int     `json:"objects"`
+	Peers    int     `json:"peers"`
+	Groups   int     `json:"groups"`
+	Rules    int     `json:"rules"`
+	Proofs   []Proof `json:"proofs,omitempty"`
+	// Stage says where its rollout stands.
+	Stage string `json:"stage,omitempty"`
+	// ConfirmBy is when agents go back unless it is confirmed.
+	ConfirmBy time.Time `json:"confirmBy,omitzero"`
+	// Changed lists the objects that differ from the generation before, as
+	// "Kind namespace/name", at most 100 of them.
+	Changed    []string    `json:"changed,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 

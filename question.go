@@ -15,6 +15,8 @@ type ExplainQuery struct {
 	Protocol Protocol `json:"protocol"`
 	// At is the moment to decide for; zero is now.
 	At time.Time `json:"at,omitzero"`
+	// Generation is a kept generation to decide under; 0 is the one in force.
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // FlowsQuery asks for flows that enforcement points reported. Empty parts match
@@ -88,8 +90,146 @@ type PlanResult struct {
 	// Replayed is the number of recorded edges that the candidate was run on.
 	Replayed int `json:"replayed,omitempty"`
 	// NewlyRefused and NewlyAllowed are recorded edges whose verdict changes.
-	NewlyRefused []Edge `json:"newlyRefused,omitempty"`
-	NewlyAllowed []Edge `json:"newlyAllowed,omitempty"`
+	NewlyRefused []PlannedEdge `json:"newlyRefused,omitempty"`
+	NewlyAllowed []PlannedEdge `json:"newlyAllowed,omitempty"`
+	// DutyChanged are recorded edges that stay allowed and owe something else.
+	DutyChanged []PlannedEdge `json:"dutyChanged,omitempty"`
+	// Unused lists contracts of the planned objects that no recorded flow used.
+	Unused []Ref `json:"unused,omitempty"`
+	// Recorded is the time that the replayed flows cover.
+	Recorded Span `json:"recorded,omitzero"`
+	// Tests are the PolicyTests of the candidate that fail.
+	Tests []TestResult `json:"tests,omitempty"`
+}
+
+// PlannedEdge is a recorded edge of which a plan changes something.
+type PlannedEdge struct {
+	Edge
+	// By decides afterwards; Owner is the Application whose owner to ask.
+	By    Ref    `json:"by"`
+	Owner string `json:"owner,omitempty"`
+	// Before and After are the duties, where those change.
+	Before []string `json:"before,omitempty"`
+	After  []string `json:"after,omitempty"`
+}
+
+// Span is a time with its two ends.
+type Span struct {
+	First time.Time `json:"first"`
+	Last  time.Time `json:"last"`
+}
+
+// TestResult is what became of one case of a PolicyTest.
+type TestResult struct {
+	Test   string `json:"test"` // namespace/name
+	Case   string `json:"case"` // its name, or cases[N]
+	Passed bool   `json:"passed"`
+	// Flow is the flow that was decided; of a case about many, the one that fails.
+	Flow   string `json:"flow,omitempty"`
+	Want   string `json:"want"`
+	Got    string `json:"got"`
+	By     Ref    `json:"by,omitzero"`
+	Source string `json:"source,omitempty"`
+	// Because is the case's own reason.
+	Because string `json:"because,omitempty"`
+}
+
+// SimulateProbe asks for one decision without any data center.
+type SimulateProbe struct {
+	From string `json:"from"` // namespace/name of a workload, or an address
+	To   string `json:"to"`
+	Port uint16 `json:"port,omitempty"`
+	// Protocol is TCP unless said otherwise.
+	Protocol string    `json:"protocol,omitempty"`
+	At       time.Time `json:"at,omitzero"`
+}
+
+// SimulateAnswer is the decision on one probe.
+type SimulateAnswer struct {
+	SimulateProbe
+	Verdict string `json:"verdict"` // allow or deny
+	// Disposition is allow or inspect of what is allowed; drop, reject or decoy of
+	// what is refused.
+	Disposition string   `json:"disposition"`
+	Duties      []string `json:"duties"`
+	Reason      string   `json:"reason"`
+	// Decision is the place that decided; of default deny, empty.
+	Decision SimulateDecision `json:"decision"`
+	// Missing is the smallest change that would turn the verdict, if one exists.
+	Missing string `json:"missing,omitempty"`
+	// Enforced says that a scope enforces what is refused; otherwise an
+	// enforcement point would only report it.
+	Enforced bool `json:"enforced"`
+	// Error says why the probe could not be decided. Then nothing else is set.
+	Error string `json:"error,omitempty"`
+}
+
+// SimulateDecision is a Ref with the file and the line apart.
+type SimulateDecision struct {
+	Kind      string `json:"kind,omitempty"`
+	Namespace string `json:"namespace,omitempty"`
+	Name      string `json:"name,omitempty"`
+	Field     string `json:"field,omitempty"`
+	File      string `json:"file,omitempty"`
+	Line      int    `json:"line,omitempty"`
+}
+
+// ReachMatrix is who reaches whom.
+type ReachMatrix struct {
+	// Workloads are the rows and columns, as namespace/name, sorted.
+	Workloads []string `json:"workloads"`
+	// Cells are the allowed ones, for each pair with something allowed.
+	Cells []ReachCell `json:"cells"`
+}
+
+// ReachCell is what one workload may open to another.
+type ReachCell struct {
+	From  string     `json:"from"`
+	To    string     `json:"to"`
+	Ports []ReachSet `json:"ports"`
+}
+
+// ReachSet is an interval of ports with one decision.
+type ReachSet struct {
+	Protocol Protocol  `json:"protocol"`
+	Ports    PortRange `json:"ports"`
+	Duties   []string  `json:"duties,omitempty"`
+	By       []Ref     `json:"by,omitempty"`
+}
+
+// BlastQuery asks what can be reached from somewhere, hop by hop.
+type BlastQuery struct {
+	// From is "namespace/name" of a workload, "namespace/" for all of a namespace,
+	// or an address.
+	From string `json:"from"`
+	// Hops is how far to look; 0 is to the end.
+	Hops int `json:"hops,omitempty"`
+	// Uninspected leaves out flows that the inspection engine sees.
+	Uninspected bool `json:"uninspected,omitempty"`
+}
+
+// BlastResult is what can be reached.
+type BlastResult struct {
+	From    []string      `json:"from"`
+	Total   int           `json:"total"` // workloads there are
+	Weight  int           `json:"weight"`
+	Reached []BlastTarget `json:"reached"`
+}
+
+// BlastTarget is one workload that can be reached, with a shortest way.
+type BlastTarget struct {
+	Workload string   `json:"workload"`
+	Hops     int      `json:"hops"`
+	Path     []string `json:"path"`
+}
+
+// RolloutRequest is what a person says of the newest generation.
+type RolloutRequest struct {
+	// Action is confirm (keep what is in force, and let go of what a rollback
+	// holds), rollback (go back to Generation, or to the one before), or promote
+	// (end the present stage now).
+	Action     string `json:"action"`
+	Generation uint64 `json:"generation,omitempty"`
 }
 
 // ReachChange is a set of cells that a plan opens, closes or gives other duties.

@@ -3,10 +3,11 @@ package bocage
 import (
 	"encoding/json"
 	"path"
+	"strings"
 	"time"
 )
 
-// APIVersion is the group and version of every kind here.
+// APIVersion is the group and version of every kind of our own.
 const APIVersion = "bocage.dev/v1"
 
 // Resource is a declaration or an inventory entry in the Kubernetes dialect:
@@ -105,6 +106,8 @@ func SetCondition(conditions []Condition, c Condition) []Condition {
 
 // Kind describes one kind of resource to everything that is generic over kinds.
 type Kind struct {
+	// APIVersion is the group and version that objects of the kind carry.
+	APIVersion string
 	Name       string   // CamelCase singular
 	Plural     string   // in paths
 	Short      []string // what people type
@@ -130,7 +133,7 @@ type Column struct {
 
 // Kinds lists every kind, in the order in which people meet them.
 func Kinds() []Kind {
-	return []Kind{
+	kinds := []Kind{
 		{Name: "Application", Plural: "applications", Short: []string{"app"}, Namespaced: true, Writer: "api",
 			New: func() Resource { return new(Application) }, Columns: []Column{
 				{"PROVIDES", "spec.provides[*].name", false}, {"CONSUMES", "spec.consumes[*].service", false},
@@ -168,8 +171,59 @@ func Kinds() []Kind {
 		{Name: "Generation", Plural: "generations", Short: []string{"gen"}, Writer: "policy",
 			New: func() Resource { return new(Generation) }, Columns: []Column{{"NUMBER", "status.number", false},
 				{"ACTIVE", "status.active", false}, {"RULES", "status.rules", false},
-				{"PROVED", "status.conditions[Proved]", false}, {"COMPILED", "status.compiled", false}}},
+				{"STAGE", "status.stage", false}, {"PROVED", "status.conditions[Proved]", false}, {"COMPILED", "status.compiled", false}}},
+		{Name: "Exception", Plural: "exceptions", Short: []string{"ex"}, Writer: "api",
+			New: func() Resource { return new(Exception) }, Columns: []Column{{"GUARDRAIL", "spec.guardrail", false},
+				{"UNTIL", "spec.until", false}, {"ACCEPTED", "status.conditions[Accepted]", false}, {"TICKET", "spec.ticket", false}}},
+		{Name: "Response", Plural: "responses", Writer: "api",
+			New: func() Resource { return new(Response) }, Columns: []Column{{"LEVEL", "spec.when.level", false},
+				{"ENFORCED", "status.conditions[Enforced]", false}, {"DESCRIPTION", "spec.description", false}}},
+		{Name: "PolicyTest", Plural: "policytests", Short: []string{"pt"}, Namespaced: true, Writer: "api",
+			New: func() Resource { return new(PolicyTest) }, Columns: []Column{{"PASSED", "status.conditions[Ready]", false},
+				{"FAILED", "status.failed[*]", false}}},
+		{Name: "AddressGroup", Plural: "addressgroups", Short: []string{"ag"}, Writer: "api",
+			New: func() Resource { return new(AddressGroup) }, Columns: []Column{{"ADDRESSES", "spec.addresses[*]", false}}},
+		{Name: "Zone", Plural: "zones", Writer: "api",
+			New: func() Resource { return new(Zone) }, Columns: []Column{{"HOSTS", "spec.hosts[*]", false}}},
+		{Name: "Rollout", Plural: "rollouts", Writer: "api",
+			New: func() Resource { return new(Rollout) }, Columns: []Column{{"STAGE", "status.stage", false},
+				{"GENERATION", "status.generation", false}, {"DEADLINE", "status.deadline", false}}},
+		{APIVersion: NetworkPolicyAPIVersion, Name: "NetworkPolicy", Plural: "networkpolicies", Short: []string{"netpol"}, Namespaced: true, Writer: "api",
+			New: func() Resource { return new(NetworkPolicy) }, Columns: []Column{{"TYPES", "spec.policyTypes[*]", false},
+				{"ACCEPTED", "status.conditions[Accepted]", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
+		{APIVersion: ClusterNetworkPolicyAPIVersion, Name: "ClusterNetworkPolicy", Plural: "clusternetworkpolicies", Short: []string{"cnp"}, Writer: "api",
+			New: func() Resource { return new(ClusterNetworkPolicy) }, Columns: []Column{{"TIER", "spec.tier", false}, {"PRIORITY", "spec.priority", false},
+				{"ACCEPTED", "status.conditions[Accepted]", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
+		{APIVersion: NamespaceAPIVersion, Name: "Namespace", Plural: "namespaces", Short: []string{"ns"}, Writer: "api",
+			New: func() Resource { return new(Namespace) }, Columns: []Column{{"STATUS", "status.phase", false}}},
+		{APIVersion: ObjectEventAPIVersion, Name: "Event", Plural: "events", Short: []string{"ev"}, Namespaced: true, Writer: "policy",
+			New: func() Resource { return new(ObjectEvent) }, Columns: []Column{{"LAST-SEEN", "lastTimestamp", false}, {"TYPE", "type", false},
+				{"REASON", "reason", false}, {"OBJECT", "involvedObject.name", false}, {"MESSAGE", "message", false}}},
 	}
+	for i := range kinds {
+		if kinds[i].APIVersion == "" {
+			kinds[i].APIVersion = APIVersion
+		}
+	}
+	return kinds
+}
+
+// Group returns the API group of the kind; empty is Kubernetes' core group.
+func (k Kind) Group() string {
+	group, _, found := strings.Cut(k.APIVersion, "/")
+	if !found {
+		return ""
+	}
+	return group
+}
+
+// Version returns the version within the group.
+func (k Kind) Version() string {
+	_, version, found := strings.Cut(k.APIVersion, "/")
+	if !found {
+		return k.APIVersion
+	}
+	return version
 }
 
 // KindNamed finds a kind by name, plural, singular or short name, in any case.

@@ -38,6 +38,9 @@ type Ruleset struct {
 	Ports []Port `json:"ports,omitempty"`
 	// Decoys are those that refused flows may meet, sorted by name.
 	Decoys []DecoyPlacement `json:"decoys,omitempty"`
+	// ConfirmBy is when the agent goes back to the ruleset before, by itself,
+	// unless a controller has confirmed this one. Zero: it needs no confirmation.
+	ConfirmBy time.Time `json:"confirmBy,omitzero"`
 
 	indexOnce sync.Once
 	index     *rulesetIndex
@@ -48,11 +51,22 @@ type Ruleset struct {
 // large; the policy room reads both.
 func RulesetKey(host string) string { return "rulesets/" + host }
 
+// CandidateKey is the store's key of the ruleset that a host evaluates beside
+// the one in force, in the same form; absent if there is none.
+func CandidateKey(host string) string { return "candidates/" + host }
+
 // Kinds of signed envelope (see the identity package).
 const (
-	SignedRuleset = "ruleset"
-	SignedBatch   = "batch"
+	SignedRuleset   = "ruleset"
+	SignedCandidate = "candidate" // a Ruleset to evaluate and never to enforce
+	SignedConfirm   = "confirm"   // the JSON of a Confirmation
+	SignedBatch     = "batch"
 )
+
+// Confirmation tells agents that a generation stays.
+type Confirmation struct {
+	Generation uint64 `json:"generation"`
+}
 
 // Peer binds a prefix to an identity and its group.
 type Peer struct {
@@ -95,6 +109,13 @@ type Decision struct {
 	Profile uint16 `json:"profile,omitempty"`
 	// Log asks for every flow of the cell to be kept in full detail.
 	Log bool `json:"log,omitempty"`
+	// Duties are all that an allowed flow owes, those of Profile and Log included;
+	// nil if there is none.
+	Duties *Duties `json:"duties,omitempty"`
+	// Until ends the decision in the enforcement points themselves, with every
+	// controller dead: from then on Then decides. Zero: it has no end.
+	Until time.Time  `json:"until,omitzero"`
+	Then  DecisionID `json:"then,omitempty"`
 	// By lists the objects and fields that decided: the decider first, then
 	// those that added duties.
 	By []Ref `json:"by,omitempty"`
@@ -213,7 +234,7 @@ func (r *Ruleset) decide(source, destination Peer, f Flow) (Verdict, Reason) {
 			return VerdictDrop, Reason{Code: ReasonQuarantine, Decision: refusal.Decision, Would: VerdictDrop}
 		}
 	}
-	decision := ix.decisions[ix.cell(source.Group, destination.Group, f.Protocol, f.DestinationPort, r.Default)]
+	decision := ix.at(ix.cell(source.Group, destination.Group, f.Protocol, f.DestinationPort, r.Default), f.At)
 	reason := Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
 	if decision.Verdict.Allowed() || ix.enforce[source.Group] || ix.enforce[destination.Group] {
 		return decision.Verdict, reason
@@ -241,6 +262,21 @@ func (r *Ruleset) Lookup(address netip.Addr) Peer {
 func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 	d, ok := r.indexed().decisions[id]
 	return d, ok
+}
+
+// MostSuccessors bounds how many times a decision may give way to another.
+const MostSuccessors = 8
+
+// at follows decisions that have ended to the one that counts at a moment.
+func (ix *rulesetIndex) at(id DecisionID, moment time.Time) Decision {
+	decision := ix.decisions[id]
+	for range MostSuccessors {
+		if decision.Until.IsZero() || moment.Before(decision.Until) {
+			break
+		}
+		decision = ix.decisions[decision.Then]
+	}
+	return decision
 }
 
 type pairKey struct {

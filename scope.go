@@ -17,6 +17,9 @@ type ScopeSpec struct {
 	Namespaces []string `json:"namespaces,omitempty"` // none: every namespace
 	Workload   Selector `json:"workload,omitzero"`
 	Mode       string   `json:"mode"` // observe or enforce
+	// Disposition of what is refused to the scope's workloads because nothing
+	// declares it: drop (the default) or reject.
+	Disposition string `json:"disposition,omitempty"`
 }
 
 // Modes of a Scope.
@@ -37,6 +40,9 @@ func (s *Scope) Validate() Faults {
 	faults = append(faults, s.Spec.Workload.Validate().Under("spec.workload")...)
 	if s.Spec.Mode != ModeObserve && s.Spec.Mode != ModeEnforce {
 		faults.Add("spec.mode", "%q is neither observe nor enforce", s.Spec.Mode)
+	}
+	if d := s.Spec.Disposition; d != "" && d != DispositionDrop && d != DispositionReject {
+		faults.Add("spec.disposition", "%q is neither drop nor reject", d)
 	}
 	return faults
 }

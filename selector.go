@@ -10,6 +10,9 @@ import (
 const (
 	LabelNamespace = "bocage.dev/namespace"
 	LabelName      = "bocage.dev/name"
+	LabelHost      = "bocage.dev/host"      // where it is placed
+	LabelZone      = "bocage.dev/zone"      // of its host, where a Zone names that
+	LabelAssurance = "bocage.dev/assurance" // L0 to L5: how its identity is vouched for
 )
 
 // Selector picks workloads by label, as Kubernetes' LabelSelector does. An empty
@@ -92,7 +95,18 @@ type Side struct {
 	Data []string `json:"data,omitempty"`
 	// External names addresses outside the inventory; it excludes the other parts.
 	External []netip.Prefix `json:"external,omitempty"`
+	// AddressGroups names AddressGroups, which add to External.
+	AddressGroups []string `json:"addressGroups,omitempty"`
 }
+
+// everyone reports whether the side narrows nothing.
+func (s Side) everyone() bool {
+	return len(s.Namespaces) == 0 && (s.Workload == nil || len(s.Workload.MatchLabels) == 0 && len(s.Workload.MatchExpressions) == 0) &&
+		len(s.Data) == 0 && !s.Outside()
+}
+
+// Outside reports whether the side names addresses outside the inventory.
+func (s Side) Outside() bool { return len(s.External) > 0 || len(s.AddressGroups) > 0 }
 
 // Validate returns the side's faults, paths relative to it.
 func (s Side) Validate() Faults {
@@ -111,7 +125,12 @@ func (s Side) Validate() Faults {
 		}
 	}
 	faults = append(faults, validatePrefixes(s.External).Under("external")...)
-	if len(s.External) > 0 && (len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0) {
+	for i, name := range s.AddressGroups {
+		if !dnsSubdomain.MatchString(name) {
+			faults.Add(fmt.Sprintf("addressGroups[%d]", i), "%q is not the name of an AddressGroup", name)
+		}
+	}
+	if s.Outside() && (len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0) {
 		faults.Add("external", "addresses outside the inventory have no namespace, label or data class: use two entries")
 	}
 	return faults

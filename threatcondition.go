@@ -43,8 +43,11 @@ type ThreatCondition struct {
 }
 
 // ThreatConditionSpec says whom it concerns, how much, why and until when.
+// Exactly one of Workload, Zone and All is set.
 type ThreatConditionSpec struct {
-	Workload string    `json:"workload"` // namespace/name
+	Workload string    `json:"workload,omitempty"` // namespace/name
+	Zone     string    `json:"zone,omitempty"`     // every workload on the Zone's hosts
+	All      bool      `json:"all,omitempty"`      // every workload
 	Level    Level     `json:"level"`
 	Reason   string    `json:"reason"`
 	Expires  time.Time `json:"expires"`
@@ -65,7 +68,25 @@ var WorkloadName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0
 // Validate implements Resource.
 func (t *ThreatCondition) Validate() Faults {
 	faults := validateMeta(&t.ObjectMeta, false)
-	faults = append(faults, validateWorkloadName(t.Spec.Workload)...)
+	concerned := 0
+	for _, set := range []bool{t.Spec.Workload != "", t.Spec.Zone != "", t.Spec.All} {
+		if set {
+			concerned++
+		}
+	}
+	switch {
+	case concerned == 0:
+		faults.Add("spec.workload", "is missing: name a workload as namespace/name, a zone, or set all")
+	case concerned > 1:
+		faults.Add("spec", "workload, zone and all exclude each other: use one condition for each")
+	case t.Spec.Workload != "":
+		faults = append(faults, validateWorkloadName(t.Spec.Workload)...)
+	case t.Spec.Zone != "" && !dnsSubdomain.MatchString(t.Spec.Zone):
+		faults.Add("spec.zone", "%q is not the name of a Zone", t.Spec.Zone)
+	}
+	if t.Spec.Level == LevelQuarantine && t.Spec.Workload == "" {
+		faults.Add("spec.level", "only one workload at a time is quarantined: name it, or use restrict")
+	}
 	if t.Spec.Level.rank() < 0 {
 		faults.Add("spec.level", "%q is not one of %v", t.Spec.Level, Levels())
 	}

@@ -6,16 +6,17 @@ import "fmt"
 // The numbers are part of the contract with the eBPF programs: never reused.
 type Verdict uint8
 
-// Verdicts, weakest refusal first.
+// Verdicts. Refusals grow in strength from drop over reject to decoy.
 const (
 	VerdictNone    Verdict = 0
 	VerdictAllow   Verdict = 1 // passed on
 	VerdictInspect Verdict = 2 // allowed, and steered through the inspection engine
 	VerdictDrop    Verdict = 3 // refused in silence
 	VerdictDecoy   Verdict = 4 // refused, and the source meets a decoy at the target's address
+	VerdictReject  Verdict = 5 // refused with a TCP RST or an ICMP unreachable
 )
 
-var verdictNames = []string{"none", "allow", "inspect", "drop", "decoy"}
+var verdictNames = []string{"none", "allow", "inspect", "drop", "decoy", "reject"}
 
 func (v Verdict) String() string {
 	if int(v) < len(verdictNames) {
@@ -53,6 +54,8 @@ const (
 	ReasonDefaultDeny     ReasonCode = 2  // nothing declares this flow
 	ReasonGuardrail       ReasonCode = 3  // a guardrail refuses it
 	ReasonQuarantine      ReasonCode = 4  // one end is quarantined, by a person or by a threat condition
+	ReasonThreat          ReasonCode = 6  // a response to a threat condition refuses it
+	ReasonKubernetes      ReasonCode = 7  // a NetworkPolicy or ClusterNetworkPolicy decided
 	ReasonNoRuleset       ReasonCode = 5  // the enforcement point has no ruleset yet
 	ReasonSpoofed         ReasonCode = 16 // the source address or MAC is not the port's
 	ReasonMalformed       ReasonCode = 17 // the headers cannot be what they claim

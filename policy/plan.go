@@ -194,9 +194,9 @@ func replay(result *bocage.PlanResult, current *outcome, input compile.Input, be
 		_, now := after.Decide(is)
 		switch {
 		case then.Would.Allowed() && !now.Would.Allowed():
-			result.NewlyRefused = append(result.NewlyRefused, e)
+			result.NewlyRefused = append(result.NewlyRefused, bocage.PlannedEdge{Edge: e})
 		case !then.Would.Allowed() && now.Would.Allowed():
-			result.NewlyAllowed = append(result.NewlyAllowed, e)
+			result.NewlyAllowed = append(result.NewlyAllowed, bocage.PlannedEdge{Edge: e})
 		}
 	}
 }

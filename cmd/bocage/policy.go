@@ -147,7 +147,11 @@ func (e *env) printPlan(plan bocage.PlanResult) error {
 	}
 	if plan.Replayed > 0 {
 		fmt.Fprintf(e.out, "replayed %d kinds of recorded flow: %d newly refused, %d newly allowed\n", plan.Replayed, len(plan.NewlyRefused), len(plan.NewlyAllowed))
-		return e.printEdges(e.out, plan.NewlyRefused)
+		edges := make([]bocage.Edge, len(plan.NewlyRefused))
+		for i, refused := range plan.NewlyRefused {
+			edges[i] = refused.Edge
+		}
+		return e.printEdges(e.out, edges)
 	}
 	return nil
 }

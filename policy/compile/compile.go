@@ -27,6 +27,17 @@ type Input struct {
 	Quarantines      []*bocage.Quarantine
 	ThreatConditions []*bocage.ThreatCondition
 	Workloads        []*bocage.Workload
+	Exceptions       []*bocage.Exception
+	Responses        []*bocage.Response
+	AddressGroups    []*bocage.AddressGroup
+	Zones            []*bocage.Zone
+	// Namespaces are those that were declared; others have no labels but their name.
+	Namespaces             []*bocage.Namespace
+	NetworkPolicies        []*bocage.NetworkPolicy
+	ClusterNetworkPolicies []*bocage.ClusterNetworkPolicy
+	// Hosts are there for policies that mean a host itself: its labels and
+	// spec.addresses count, its status does not.
+	Hosts []*bocage.Host
 	// Generation is the number that the ruleset will carry. It is no part of
 	// the digest.
 	Generation uint64
