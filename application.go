@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
+	"strings"
 )
 
 // Application is its owner's contract: what its workloads offer to whom, and
@@ -34,6 +36,9 @@ type Provide struct {
 	EndPort uint16 `json:"endPort,omitempty"`
 	// Protocol is TCP (the default), UDP, SCTP, ICMP or ICMPv6.
 	Protocol string `json:"protocol,omitempty"`
+	// AppProtocol is what is spoken here, such as postgresql or tls: flows owe the
+	// duty to be verified (see Duties.Verify).
+	AppProtocol string `json:"appProtocol,omitempty"`
 	// Data names the classes of data that pass here, such as pci.
 	Data []string `json:"data,omitempty"`
 	// To selects who may consume it: workloads of the same namespace unless
@@ -88,6 +93,9 @@ func (a *Application) Validate() Faults {
 			names[p.Name] = i
 		}
 		faults = append(faults, validatePorts(p.Port, p.EndPort, p.Protocol).Under(at)...)
+		if p.AppProtocol != "" && !slices.Contains(verifiable(), p.AppProtocol) {
+			faults.Add(at+".appProtocol", "%q is not one of %s", p.AppProtocol, strings.Join(verifiable(), ", "))
+		}
 		faults = append(faults, p.To.Validate().Under(at+".to")...)
 		faults = append(faults, Side{Data: p.Data}.Validate().Under(at)...)
 		for j, ns := range p.ToNamespaces {
