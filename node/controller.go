@@ -231,7 +231,7 @@ func (c *controllerProcess) serveRulesets(ctx context.Context) error {
 		if err != nil || generation <= question.Have {
 			return nil, err
 		}
-		return envelope, nil
+		return json.Marshal(rulesetAnswer{Ruleset: envelope})
 	})
 }
 

@@ -26,9 +26,48 @@ type rulesetSource struct {
 	cached bool
 }
 
+// rulesetQuestion is what an agent asks on agent.HOST.ruleset, whenever it is told
+// that something changed, every pollEvery otherwise, and again at once after an
+// answer that brought something.
 type rulesetQuestion struct {
+	// Have is the highest generation that the agent ever took: one that it went
+	// back from counts, so that it is not offered again.
 	Have uint64 `json:"have"`
+	// Candidate is the generation that it evaluates beside the one in force; 0 is
+	// none.
+	Candidate uint64 `json:"candidate,omitempty"`
+	// Confirmed is the generation of the last Confirmation that it took.
+	Confirmed uint64 `json:"confirmed,omitempty"`
 }
+
+// rulesetAnswer is the answer, as JSON; no bytes at all say that nothing is new.
+// Each envelope is signed by a controller. They are to be taken in the order of
+// the fields.
+type rulesetAnswer struct {
+	// Confirm is an envelope bocage.SignedConfirm around a bocage.Confirmation of a
+	// generation above question.Confirmed: every ruleset up to and including it
+	// stays, whatever its ConfirmBy says. One of a generation that the agent went
+	// back from changes nothing.
+	Confirm []byte `json:"confirm,omitempty"`
+	// Ruleset is an envelope bocage.SignedRuleset around a Ruleset of a generation
+	// above question.Have, to be enforced. If it has a ConfirmBy, the agent keeps
+	// the last one that needed no confirmation, or had it, and goes back to that at
+	// ConfirmBy by itself, across restarts too, unless a Confirmation came: then it
+	// reports HostStatus.RevertedFrom. A newer ruleset always replaces it.
+	Ruleset []byte `json:"ruleset,omitempty"`
+	// Candidate is an envelope bocage.SignedCandidate around a Ruleset to be
+	// evaluated beside the one in force, in the place of the one before. Its
+	// generation is another than question.Candidate.
+	Candidate []byte `json:"candidate,omitempty"`
+	// NoCandidate ends the evaluation of question.Candidate. A Ruleset of its
+	// generation or a later one ends it, too.
+	NoCandidate bool `json:"noCandidate,omitempty"`
+}
+
+// notApplied is the Reason of a Ready condition that is False because the newest
+// ruleset could not be applied; its ObservedGeneration is that ruleset's. A
+// rollout that meets it ends.
+const notApplied = "NotApplied"
 
 // Next implements agent.Rulesets: it blocks until a newer ruleset is there, whose
 // inspection profiles and decoys stand ready before it is handed on.
@@ -76,13 +115,21 @@ func (s *rulesetSource) Next(ctx context.Context, have uint64) (*bocage.Ruleset,
 func (s *rulesetSource) ask(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	question, err := json.Marshal(rulesetQuestion{have})
+	question, err := json.Marshal(rulesetQuestion{Have: have})
 	if err != nil {
 		return nil, err
 	}
-	envelope, err := s.agent.exchange.Ask(ctx, fmt.Sprintf(subjectRuleset, s.agent.cfg.Host), question)
-	if err != nil || len(envelope) == 0 {
+	reply, err := s.agent.exchange.Ask(ctx, fmt.Sprintf(subjectRuleset, s.agent.cfg.Host), question)
+	if err != nil || len(reply) == 0 {
 		return nil, err
+	}
+	var answer rulesetAnswer
+	if err := json.Unmarshal(reply, &answer); err != nil {
+		return nil, fmt.Errorf("a controller's answer is damaged: %w", err)
+	}
+	envelope := answer.Ruleset
+	if len(envelope) == 0 {
+		return nil, nil
 	}
 	ruleset, err := openRuleset(s.bundle, envelope, s.agent.cfg.Host, time.Now())
 	if err != nil {
