@@ -16,7 +16,7 @@ import (
 
 // revision is part of every digest: raise it when the same objects compile to
 // something else than before, so that a new program publishes a new generation.
-const revision = "bocage policy 1\n"
+const revision = "bocage policy 2\n"
 
 // admitted is the input in canonical order, without what cannot take effect.
 type admitted struct {
@@ -28,6 +28,15 @@ type admitted struct {
 	quarantines      []*bocage.Quarantine
 	threatConditions []*bocage.ThreatCondition
 	workloads        []*bocage.Workload
+	exceptions       []*bocage.Exception
+	responses        []*bocage.Response
+	addressGroups    []*bocage.AddressGroup
+	zones            []*bocage.Zone
+	namespaces       []*bocage.Namespace
+	hosts            []*bocage.Host
+	// Kubernetes' own, sorted by name.
+	networkPolicies        []*bocage.NetworkPolicy
+	clusterNetworkPolicies []*bocage.ClusterNetworkPolicy
 
 	digest   string
 	expires  time.Time
@@ -40,7 +49,7 @@ func admit(in Input) *admitted {
 	digest := sha256.New()
 	digest.Write([]byte(revision))
 	a.applications = admitKind(a, digest, "Application", in.Applications, func(o *bocage.Application) any { return &o.Spec })
-	a.guardrails = admitKind(a, digest, "Guardrail", in.Guardrails, func(o *bocage.Guardrail) any { return &o.Spec })
+	a.guardrails = admitKind(a, digest, "Guardrail", in.Guardrails, func(o *bocage.Guardrail) any { return o.InForce() })
 	a.scopes = admitKind(a, digest, "Scope", in.Scopes, func(o *bocage.Scope) any { return &o.Spec })
 	a.profiles = admitKind(a, digest, "InspectionProfile", in.Profiles, func(o *bocage.InspectionProfile) any { return &o.Spec })
 	a.decoys = admitKind(a, digest, "Decoy", in.Decoys, func(o *bocage.Decoy) any { return &o.Spec })
@@ -50,6 +59,20 @@ func admit(in Input) *admitted {
 	a.threatConditions = admitKind(a, digest, "ThreatCondition",
 		unexpired(a, "ThreatCondition", in.Now, in.ThreatConditions, func(o *bocage.ThreatCondition) time.Time { return o.Spec.Expires }),
 		func(o *bocage.ThreatCondition) any { return &o.Spec })
+	a.exceptions = admitKind(a, digest, "Exception", in.Exceptions, func(o *bocage.Exception) any { return &o.Spec })
+	a.responses = admitKind(a, digest, "Response", in.Responses, func(o *bocage.Response) any { return &o.Spec })
+	a.addressGroups = admitKind(a, digest, "AddressGroup", in.AddressGroups, func(o *bocage.AddressGroup) any { return &o.Spec })
+	a.zones = admitKind(a, digest, "Zone", in.Zones, func(o *bocage.Zone) any { return &o.Spec })
+	a.namespaces = admitKind(a, digest, "Namespace", in.Namespaces, func(o *bocage.Namespace) any { return o.Labels })
+	a.networkPolicies = admitKind(a, digest, "NetworkPolicy", in.NetworkPolicies, func(o *bocage.NetworkPolicy) any { return &o.Spec })
+	a.clusterNetworkPolicies = admitKind(a, digest, "ClusterNetworkPolicy", in.ClusterNetworkPolicies,
+		func(o *bocage.ClusterNetworkPolicy) any { return &o.Spec })
+	a.hosts = admitKind(a, digest, "Host", in.Hosts, func(o *bocage.Host) any {
+		return struct {
+			Labels    map[string]string
+			Addresses []netip.Addr
+		}{o.Labels, o.Spec.Addresses}
+	})
 	a.admitWorkloads(digest, in.Workloads)
 	a.digest = hex.EncodeToString(digest.Sum(nil))
 	return a
@@ -239,6 +262,14 @@ func appendWorkload(b []byte, keys []string, w *bocage.Workload) ([]byte, []stri
 	for _, key := range keys {
 		text(key)
 		text(w.Labels[key])
+	}
+	text(w.Status.Assurance)
+	text(w.Spec.Orchestrator)
+	b = binary.AppendUvarint(b, uint64(len(w.Spec.Ports)))
+	for _, p := range w.Spec.Ports {
+		text(p.Name)
+		text(p.Protocol)
+		b = binary.LittleEndian.AppendUint16(b, p.Port)
 	}
 	return b, keys
 }
