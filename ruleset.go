@@ -264,6 +264,56 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 	return d, ok
 }
 
+// WithRefusals returns the ruleset with the refusals of another, where those last
+// longer than its own. It only tightens: an agent that goes back to an older
+// ruleset takes along who is cut off.
+func (r *Ruleset) WithRefusals(of *Ruleset) *Ruleset {
+	refused := make(map[Identity]Refusal, len(r.Refused)+len(of.Refused))
+	for _, refusal := range r.Refused {
+		refused[refusal.Identity] = refusal
+	}
+	taken := make(map[DecisionID]bool, len(r.Decisions))
+	for _, d := range r.Decisions {
+		taken[d.ID] = true
+	}
+	decisions, moved := slices.Clone(r.Decisions), map[DecisionID]DecisionID{}
+	for _, refusal := range of.Refused {
+		old, is := refused[refusal.Identity]
+		if is && (old.Until.IsZero() || !refusal.Until.IsZero() && !refusal.Until.After(old.Until)) {
+			continue
+		}
+		id, known := moved[refusal.Decision]
+		if !known {
+			d, _ := of.Decision(refusal.Decision)
+			own, _ := r.Decision(refusal.Decision)
+			id = refusal.Decision
+			if !own.sameAs(d) {
+				for taken[id] || id == 0 {
+					id++
+				}
+				d.ID = id
+				decisions, taken[id] = append(decisions, d), true
+			}
+			moved[refusal.Decision] = id
+		}
+		refusal.Decision = id
+		refused[refusal.Identity] = refusal
+	}
+	slices.SortFunc(decisions, func(a, b Decision) int { return cmp.Compare(a.ID, b.ID) })
+	out := &Ruleset{Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules,
+		Decisions: decisions, Default: r.Default, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy}
+	for _, refusal := range refused {
+		out.Refused = append(out.Refused, refusal)
+	}
+	slices.SortFunc(out.Refused, func(a, b Refusal) int { return cmp.Compare(a.Identity, b.Identity) })
+	return out
+}
+
+// sameAs reports whether two decisions about a refused identity say the same.
+func (d Decision) sameAs(other Decision) bool {
+	return d.ID == other.ID && d.Verdict == other.Verdict && d.Code == other.Code && d.Log == other.Log && slices.Equal(d.By, other.By)
+}
+
 // MostSuccessors bounds how many times a decision may give way to another.
 const MostSuccessors = 8
 

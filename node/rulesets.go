@@ -52,8 +52,9 @@ type rulesetAnswer struct {
 	// Ruleset is an envelope bocage.SignedRuleset around a Ruleset of a generation
 	// above question.Have, to be enforced. If it has a ConfirmBy, the agent keeps
 	// the last one that needed no confirmation, or had it, and goes back to that at
-	// ConfirmBy by itself, across restarts too, unless a Confirmation came: then it
-	// reports HostStatus.RevertedFrom. A newer ruleset always replaces it.
+	// ConfirmBy by itself, across restarts too, unless a Confirmation came: with the
+	// refusals of what it leaves (Ruleset.WithRefusals), and reporting
+	// HostStatus.RevertedFrom. A newer ruleset always replaces it.
 	Ruleset []byte `json:"ruleset,omitempty"`
 	// Candidate is an envelope bocage.SignedCandidate around a Ruleset to be
 	// evaluated beside the one in force, in the place of the one before. Its

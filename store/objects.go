@@ -53,7 +53,7 @@ func EncodeObject(kind bocage.Kind, object bocage.Resource) ([]byte, error) {
 	version := meta.ResourceVersion
 	meta.ResourceVersion = ""
 	defer func() { meta.ResourceVersion = version }()
-	*object.Type() = bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name}
+	*object.Type() = bocage.TypeMeta{APIVersion: kind.APIVersion, Kind: kind.Name}
 	return json.Marshal(object)
 }
 
