@@ -30,8 +30,9 @@ const (
 type ClusterNetworkPolicySpec struct {
 	// Tier is Admin or Baseline.
 	Tier string `json:"tier"`
-	// Priority orders the policies of a tier, 0 to 1000, the lowest first.
-	Priority int32                             `json:"priority"`
+	// Priority orders the policies of a tier, 0 to 1000, the lowest first. It must
+	// be given: a missing one is nil.
+	Priority *int32                            `json:"priority"`
 	Subject  ClusterNetworkPolicySubject       `json:"subject"`
 	Ingress  []ClusterNetworkPolicyIngressRule `json:"ingress,omitempty"`
 	Egress   []ClusterNetworkPolicyEgressRule  `json:"egress,omitempty"`
@@ -45,8 +46,10 @@ type ClusterNetworkPolicySubject struct {
 
 // NamespacedPod picks workloads by their namespace's labels and their own.
 type NamespacedPod struct {
+	// NamespaceSelector picks namespaces; empty is all of them.
 	NamespaceSelector Selector `json:"namespaceSelector"`
-	PodSelector       Selector `json:"podSelector"`
+	// PodSelector must be given; empty is every workload of those namespaces.
+	PodSelector *Selector `json:"podSelector"`
 }
 
 // ClusterNetworkPolicyIngressRule gives what comes from any of From an action.
@@ -100,7 +103,7 @@ type ClusterNetworkPolicyTransport struct {
 
 // ClusterNetworkPolicyPort is one port or a range.
 type ClusterNetworkPolicyPort struct {
-	Number int32                          `json:"number,omitempty"`
+	Number *int32                         `json:"number,omitempty"`
 	Range  *ClusterNetworkPolicyPortRange `json:"range,omitempty"`
 }
 

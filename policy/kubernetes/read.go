@@ -1,0 +1,202 @@
+package kubernetes
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// Pod is what policy needs to know of a Pod.
+type Pod struct {
+	// Workload is the Pod as a workload: its labels, addresses, named ports and
+	// the node that it runs on, as far as they are known.
+	*bocage.Workload
+	// HostNetwork says that the Pod has its node's addresses. No policy selects
+	// such a Pod and no peer means it by label: to policy it is its node, so it
+	// must not be entered as a workload.
+	HostNetwork bool
+	// Ended says that the Pod has succeeded or failed: nothing is there any more.
+	Ended bool
+}
+
+type podObject struct {
+	Kind     string     `json:"kind"`
+	Metadata objectMeta `json:"metadata"`
+	Spec     struct {
+		NodeName       string      `json:"nodeName"`
+		HostNetwork    bool        `json:"hostNetwork"`
+		Containers     []container `json:"containers"`
+		InitContainers []container `json:"initContainers"`
+	} `json:"spec"`
+	Status struct {
+		Phase  string `json:"phase"`
+		PodIP  string `json:"podIP"`
+		PodIPs []struct {
+			IP string `json:"ip"`
+		} `json:"podIPs"`
+	} `json:"status"`
+}
+
+type objectMeta struct {
+	Name        string            `json:"name"`
+	Namespace   string            `json:"namespace"`
+	Labels      map[string]string `json:"labels"`
+	Annotations map[string]string `json:"annotations"`
+}
+
+// of returns the part of the metadata that counts here.
+func (m objectMeta) of() bocage.ObjectMeta {
+	meta := bocage.ObjectMeta{Name: m.Name, Namespace: m.Namespace, Labels: m.Labels}
+	if source := m.Annotations[bocage.SourceAnnotation]; source != "" {
+		meta.Annotations = map[string]string{bocage.SourceAnnotation: source}
+	}
+	return meta
+}
+
+type container struct {
+	RestartPolicy string `json:"restartPolicy"`
+	Ports         []struct {
+		Name          string `json:"name"`
+		ContainerPort int64  `json:"containerPort"`
+		Protocol      string `json:"protocol"`
+	} `json:"ports"`
+}
+
+// ReadPod reads the JSON of a Pod. It asks only for what it needs: the hundreds
+// of other fields may hold anything. A Pod without a namespace is in "default"; a
+// Pod without addresses has none yet.
+func ReadPod(data []byte) (Pod, bocage.Faults) {
+	var o podObject
+	if faults := decode(data, "Pod", &o, func() (string, string) { return o.Kind, o.Metadata.Name }); len(faults) > 0 {
+		return Pod{}, faults
+	}
+	w := &bocage.Workload{
+		TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Workload"},
+		ObjectMeta: o.Metadata.of(),
+		Spec:       bocage.WorkloadSpec{Host: o.Spec.NodeName, Orchestrator: bocage.OrchestratorKubernetes},
+	}
+	if w.Namespace == "" {
+		w.Namespace = "default"
+	}
+	var faults bocage.Faults
+	addresses := []string{o.Status.PodIP}
+	for _, a := range o.Status.PodIPs {
+		addresses = append(addresses, a.IP)
+	}
+	for i, text := range addresses {
+		at := "status.podIP"
+		if i > 0 {
+			at = fmt.Sprintf("status.podIPs[%d].ip", i-1)
+		}
+		w.Spec.Addresses = addAddress(w.Spec.Addresses, &faults, at, text)
+	}
+	w.Spec.Ports = addPorts(w.Spec.Ports, &faults, "spec.containers", o.Spec.Containers, func(container) bool { return true })
+	// A sidecar is an init container that stays; the others are gone once the
+	// Pod serves.
+	w.Spec.Ports = addPorts(w.Spec.Ports, &faults, "spec.initContainers", o.Spec.InitContainers,
+		func(c container) bool { return c.RestartPolicy == "Always" })
+	return Pod{
+		Workload:    w,
+		HostNetwork: o.Spec.HostNetwork,
+		Ended:       o.Status.Phase == "Succeeded" || o.Status.Phase == "Failed",
+	}, faults
+}
+
+// addPorts appends the named ports of containers: those without a name cannot be
+// meant by it.
+func addPorts(ports []bocage.NamedPort, faults *bocage.Faults, list string, containers []container, counts func(container) bool) []bocage.NamedPort {
+	for i, c := range containers {
+		if !counts(c) {
+			continue
+		}
+		for j, p := range c.Ports {
+			if p.Name == "" {
+				continue
+			}
+			at := fmt.Sprintf("%s[%d].ports[%d]", list, i, j)
+			if p.ContainerPort < 1 || p.ContainerPort > 65535 {
+				faults.Add(at+".containerPort", "%d is not a port: 1 to 65535", p.ContainerPort)
+				continue
+			}
+			switch p.Protocol {
+			case "":
+				p.Protocol = "TCP"
+			case "TCP", "UDP", "SCTP":
+			default:
+				faults.Add(at+".protocol", "%q is not TCP, UDP or SCTP", p.Protocol)
+				continue
+			}
+			named := bocage.NamedPort{Name: p.Name, Port: uint16(p.ContainerPort), Protocol: p.Protocol}
+			if !slices.Contains(ports, named) {
+				ports = append(ports, named)
+			}
+		}
+	}
+	return ports
+}
+
+type nodeObject struct {
+	Kind     string     `json:"kind"`
+	Metadata objectMeta `json:"metadata"`
+	Status   struct {
+		Addresses []struct {
+			Type    string `json:"type"`
+			Address string `json:"address"`
+		} `json:"addresses"`
+	} `json:"status"`
+}
+
+// ReadNode reads the JSON of a Node as a host: its labels and its internal and
+// external addresses.
+func ReadNode(data []byte) (*bocage.Host, bocage.Faults) {
+	var o nodeObject
+	if faults := decode(data, "Node", &o, func() (string, string) { return o.Kind, o.Metadata.Name }); len(faults) > 0 {
+		return nil, faults
+	}
+	h := &bocage.Host{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Host"}, ObjectMeta: o.Metadata.of()}
+	h.Namespace = ""
+	var faults bocage.Faults
+	for i, a := range o.Status.Addresses {
+		if a.Type == "InternalIP" || a.Type == "ExternalIP" {
+			h.Spec.Addresses = addAddress(h.Spec.Addresses, &faults, fmt.Sprintf("status.addresses[%d].address", i), a.Address)
+		}
+	}
+	return h, faults
+}
+
+// decode reads an object of a kind; named tells the kind and the name that it read.
+func decode(data []byte, kind string, into any, named func() (string, string)) bocage.Faults {
+	var faults bocage.Faults
+	if err := json.Unmarshal(data, into); err != nil {
+		faults.Add("", "is not a %s: %v", kind, err)
+		return faults
+	}
+	is, name := named()
+	if is != "" && is != kind {
+		faults.Add("kind", "%q is not %s", is, kind)
+	}
+	if name == "" {
+		faults.Add("metadata.name", "a %s needs a name", kind)
+	}
+	return faults
+}
+
+// addAddress appends an address once. Kubernetes writes the first address twice,
+// and none as an empty text.
+func addAddress(list []netip.Addr, faults *bocage.Faults, at, text string) []netip.Addr {
+	if text == "" {
+		return list
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil || address.Zone() != "" {
+		faults.Add(at, "%q is not an IP address", text)
+		return list
+	}
+	if address = address.Unmap(); slices.Contains(list, address) {
+		return list
+	}
+	return append(list, address)
+}
