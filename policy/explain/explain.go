@@ -77,9 +77,9 @@ func (j *Judge) baseLayer(g *Judgement, f bocage.Flow) bocage.Layer {
 	layer.Result = "nothing allows it: default deny"
 	var near []string
 	for _, c := range j.contracts(g, f) {
-		layer.By = append(layer.By, c.by...)
+		layer.By = append(layer.By, c.provideRef())
 		name := c.provider.Spec.Provides[c.provide].Name
-		switch c.halves(g) {
+		switch c.halves(g.Source) {
 		case providerHalf:
 			near = append(near, fmt.Sprintf("%s lets %s in to %q, but nothing that selects %s consumes it", c.provider.NamespacedName(), g.Source, name, g.Source))
 		case consumerHalf:
@@ -216,8 +216,8 @@ func (j *Judge) missingContract(g *Judgement, f bocage.Flow) string {
 		return fmt.Sprintf("in Application %s, add to %s:\n  toExternal: [%s]", c.provider.NamespacedName(), at("spec.provides", c.provide), host(g.Source.address))
 	}
 	// Of several contracts, the one that lacks one half lacks least.
-	best := slices.MaxFunc(offered, func(a, b contract) int { return rank(a.halves(g)) - rank(b.halves(g)) })
-	switch best.halves(g) {
+	best := slices.MaxFunc(offered, func(a, b contract) int { return rank(a.halves(g.Source)) - rank(b.halves(g.Source)) })
+	switch best.halves(g.Source) {
 	case providerHalf:
 		return j.missingConsume(g, best)
 	case consumerHalf:
