@@ -106,7 +106,7 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) []contract {
 			}
 		}
 	}
-	g.Kubernetes = j.kubernetes.say(g.Source, g.Destination, f)
+	g.Kubernetes = kubernetesOf(j.kubernetes, g.Source, g.Destination, f)
 	return allowing
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/kubernetes"
 )
 
 // Judge reads declarations and says what they mean for one flow at a time. It
@@ -24,14 +25,14 @@ type Judge struct {
 	groups       map[string][]netip.Prefix
 	exceptions   map[string][]*bocage.Exception // by guardrail: those that it admits
 	spares       map[string]bool                // workloads that an automated quarantine cuts off but for protected cells
-	kubernetes   kubernetes
+	kubernetes   *kubernetes.Evaluator
 }
 
 // NewJudge prepares to judge flows under the given objects.
 func NewJudge(in compile.Input) *Judge {
 	j := &Judge{in: in}
 	j.admit()
-	j.kubernetes = newKubernetes(j.in)
+	j.kubernetes = newEvaluator(j.in)
 	return j
 }
 

@@ -3,6 +3,7 @@ package explain
 import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/kubernetes"
 )
 
 // KubernetesSay is what policies in Kubernetes' own words say of a flow.
@@ -16,10 +17,25 @@ type KubernetesSay struct {
 	// Withholds are isolations and rules of the Baseline tier: they allow nothing,
 	// and refuse nothing that somebody else allows.
 	Withholds []bocage.Ref
+	// Egress and Ingress are the results of the two ends.
+	Egress, Ingress kubernetes.Direction
 }
 
-type kubernetes struct{}
+func newEvaluator(in compile.Input) *kubernetes.Evaluator {
+	// Workloads are given with each flow: it need not know all of them.
+	return kubernetes.NewEvaluator(kubernetes.Objects{Namespaces: in.Namespaces, Hosts: in.Hosts, Zones: in.Zones,
+		NetworkPolicies: in.NetworkPolicies, ClusterNetworkPolicies: in.ClusterNetworkPolicies})
+}
 
-func newKubernetes(compile.Input) kubernetes { return kubernetes{} }
-
-func (kubernetes) say(_, _ party, _ bocage.Flow) KubernetesSay { return KubernetesSay{} }
+// kubernetesOf asks what Kubernetes' policies say of the flow.
+func kubernetesOf(e *kubernetes.Evaluator, source, destination party, f bocage.Flow) KubernetesSay {
+	r := e.Evaluate(kubernetes.Flow{Source: source.address, Destination: destination.address,
+		From: source.workload, To: destination.workload, Protocol: f.Protocol, Port: f.DestinationPort})
+	say := KubernetesSay{Allows: r.Allows, Withholds: r.Withheld, Egress: r.Egress, Ingress: r.Ingress}
+	if r.Refuses {
+		say.Denies = r.By
+	} else if r.Allows {
+		say.By = r.By
+	}
+	return say
+}
