@@ -25,9 +25,10 @@ type subject struct {
 	namespace string
 	labels    map[string]string // of the first member: all members answer selectors alike
 	members   []*bocage.Workload
-	threats   []*bocage.ThreatCondition
+	threats   []*bocage.ThreatCondition // in the order of their names
 	enforce   bool
 	offers    []offer
+	blocks    []netip.Prefix // the longest asked for that hold the members' addresses
 }
 
 // offer is one interface that a subject's workloads offer.
@@ -42,16 +43,27 @@ type population struct {
 	workloads int // index of the first group of workloads
 	byLabel   map[label][]int32
 	byPlace   map[string][]int32 // namespace -> groups of workloads
+	byBlock   map[netip.Prefix][]int32
+	byPort    map[string][]int32 // groups of workloads that have a port of the name
+	blocks    []netip.Prefix     // the keys of byBlock, sorted
 	named     map[string]int32   // "namespace/name" of a workload -> its subject
-}
 
-type label struct{ key, value string }
+	zones      map[string]string // host -> the Zone that it stands in
+	addresses  map[string]*bocage.AddressGroup
+	namespaces map[string]*bocage.Namespace // those that were declared
+}
 
 func populate(in *admitted, findings *findings) *population {
 	p := &population{
 		byLabel: map[label][]int32{},
 		byPlace: map[string][]int32{},
+		byBlock: map[netip.Prefix][]int32{},
+		byPort:  map[string][]int32{},
 		named:   make(map[string]int32, len(in.workloads)),
+
+		zones:      zonesByHost(in.zones),
+		addresses:  byName(in.addressGroups),
+		namespaces: byName(in.namespaces),
 	}
 	p.subjects = append(p.subjects, subject{key: "world", name: "world", group: bocage.GroupWorld})
 	p.addPrefixes(in, findings)
@@ -60,6 +72,29 @@ func populate(in *admitted, findings *findings) *population {
 	p.applyScopes(in.scopes)
 	p.number()
 	return p
+}
+
+// zonesByHost tells which zone each host stands in: of two that name it, the
+// first by name.
+func zonesByHost(zones []*bocage.Zone) map[string]string {
+	out := map[string]string{}
+	for _, z := range zones {
+		for _, host := range z.Spec.Hosts {
+			if _, taken := out[host]; !taken {
+				out[host] = z.Name
+			}
+		}
+	}
+	return out
+}
+
+// byName indexes cluster-wide objects.
+func byName[T bocage.Resource](list []T) map[string]T {
+	out := make(map[string]T, len(list))
+	for _, o := range list {
+		out[o.Meta().Name] = o
+	}
+	return out
 }
 
 // addPrefixes makes a subject of every prefix that somebody names, so that
@@ -81,6 +116,12 @@ func (p *population) addPrefixes(in *admitted, findings *findings) {
 		}
 		prefixes = append(prefixes, prefix)
 	})
+	in.eachKubernetesPrefix(func(prefix netip.Prefix) {
+		// Blocks of addresses stand for workloads too: see within.
+		if prefix = canonicalPrefix(prefix); prefix.IsValid() && (!prefix.IsSingleIP() || taken[prefix.Addr()] == nil) {
+			prefixes = append(prefixes, prefix)
+		}
+	})
 	slices.SortFunc(prefixes, comparePrefixes)
 	for _, prefix := range slices.Compact(prefixes) {
 		p.subjects = append(p.subjects, subject{key: "prefix " + prefix.String(), name: prefix.String(), prefix: prefix})
@@ -89,6 +130,7 @@ func (p *population) addPrefixes(in *admitted, findings *findings) {
 
 // eachPrefix visits every external prefix in the declarations.
 func eachPrefix(in *admitted, visit func(bocage.Ref, netip.Prefix)) {
+	groups := byName(in.addressGroups)
 	all := func(ref bocage.Ref, prefixes []netip.Prefix) {
 		for _, prefix := range prefixes {
 			visit(ref, prefix)
@@ -104,21 +146,53 @@ func eachPrefix(in *admitted, visit func(bocage.Ref, netip.Prefix)) {
 			}
 		}
 	}
+	side := func(ref bocage.Ref, s bocage.Side) {
+		at := ref.Field
+		ref.Field = at + ".external"
+		all(ref, s.External)
+		ref.Field = at + ".addressGroups"
+		for _, name := range s.AddressGroups {
+			if group := groups[name]; group != nil {
+				all(ref, group.Spec.Addresses)
+			}
+		}
+	}
+	match := func(kind string, o bocage.Resource, at string, m bocage.CellMatch) {
+		side(Ref(kind, o, at+".from"), m.From)
+		side(Ref(kind, o, at+".to"), m.To)
+	}
 	for _, g := range in.guardrails {
-		match := func(at string, m bocage.CellMatch) {
-			all(Ref("Guardrail", g, at+".from.external"), m.From.External)
-			all(Ref("Guardrail", g, at+".to.external"), m.To.External)
+		spec := g.InForce()
+		if spec == nil {
+			continue
 		}
-		match("spec.match", g.Spec.Match)
-		for i, m := range g.Spec.Never {
-			match(field("spec.never", i), m)
+		match("Guardrail", g, "spec.match", spec.Match)
+		for i, m := range spec.Never {
+			match("Guardrail", g, field("spec.never", i), m)
 		}
-		for i, m := range g.Spec.Grant {
-			match(field("spec.grant", i), m)
+		for i, m := range spec.Grant {
+			match("Guardrail", g, field("spec.grant", i), m)
+		}
+		for i, m := range spec.Protect {
+			match("Guardrail", g, field("spec.protect", i), m)
+		}
+		if spec.BlastRadius != nil {
+			side(Ref("Guardrail", g, "spec.blastRadius.from"), spec.BlastRadius.From)
+		}
+	}
+	for _, e := range in.exceptions {
+		match("Exception", e, "spec.match", e.Spec.Match)
+	}
+	for _, r := range in.responses {
+		for i, cell := range r.Spec.Then.RefuseFrom {
+			side(Ref("Response", r, field("spec.then.refuseFrom", i)+".peer"), cell.Peer)
+		}
+		for i, cell := range r.Spec.Then.RefuseTo {
+			side(Ref("Response", r, field("spec.then.refuseTo", i)+".peer"), cell.Peer)
 		}
 	}
 	for _, d := range in.decoys {
-		all(Ref("Decoy", d, "spec.from.external"), d.Spec.From.External)
+		side(Ref("Decoy", d, "spec.from"), d.Spec.From)
 	}
 }
 
@@ -142,13 +216,17 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 	var pairs []string
 	var key []byte
 	for _, w := range in.workloads {
-		pairs = asked.answers(pairs[:0], w)
+		zone := p.zones[w.Spec.Host]
+		pairs = asked.answers(pairs[:0], w, zone)
 		name := w.NamespacedName()
 		key = append(append(key[:0], "workloads "...), w.Namespace...)
 		for _, pair := range pairs {
 			key = append(append(key, ' '), pair...)
 		}
 		for _, t := range threats[name] {
+			if t.Spec.Workload == "" {
+				continue // it concerns all that answer alike where they stand
+			}
 			key = append(append(append(append(key, " threat "...), t.Name...), ' '), t.Spec.Level...)
 			key = append(append(key, ' '), t.Spec.Profile...)
 		}
@@ -158,7 +236,7 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 			byKey[string(key)] = i
 			p.subjects = append(p.subjects, subject{
 				key: string(key), name: groupName(w.Namespace, pairs, threats[name]),
-				namespace: w.Namespace, labels: w.AllLabels(), threats: threats[name],
+				namespace: w.Namespace, labels: w.LabelsIn(zone), threats: threats[name], blocks: asked.blocksOf(w),
 			})
 		}
 		p.subjects[i].members = append(p.subjects[i].members, w)
@@ -171,14 +249,27 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 		s := &p.subjects[i]
 		p.byPlace[s.namespace] = append(p.byPlace[s.namespace], int32(i))
 		for key, value := range s.labels {
-			if asked.values[label{key, value}] || key == bocage.LabelNamespace {
+			if asked.which[key] || asked.values[label{key, value}] || key == bocage.LabelNamespace {
 				p.byLabel[label{key, value}] = append(p.byLabel[label{key, value}], int32(i))
+			}
+		}
+		for _, block := range s.blocks {
+			p.byBlock[block] = append(p.byBlock[block], int32(i))
+		}
+		for j, port := range s.members[0].Spec.Ports {
+			again := slices.ContainsFunc(s.members[0].Spec.Ports[:j], func(q bocage.NamedPort) bool { return q.Name == port.Name })
+			if asked.ports[port.Name] && !again {
+				p.byPort[port.Name] = append(p.byPort[port.Name], int32(i))
 			}
 		}
 		for _, w := range s.members {
 			p.named[w.NamespacedName()] = int32(i)
 		}
 	}
+	for block := range p.byBlock {
+		p.blocks = append(p.blocks, block)
+	}
+	slices.SortFunc(p.blocks, comparePrefixes)
 }
 
 func groupName(namespace string, pairs []string, threats []*bocage.ThreatCondition) string {
@@ -187,86 +278,12 @@ func groupName(namespace string, pairs []string, threats []*bocage.ThreatConditi
 		name += " " + pair
 	}
 	for _, t := range threats {
+		if t.Spec.Workload == "" {
+			continue
+		}
 		name += " (" + string(t.Spec.Level) + ": " + t.Name + ")"
 	}
 	return name
-}
-
-// asked is what all selectors together ask about labels.
-type asked struct {
-	values  map[label]bool  // is this key this value?
-	exists  map[string]bool // is this key there?
-	anyName bool            // somebody asks for workloads' names
-}
-
-func questions(in *admitted) *asked {
-	q := &asked{values: map[label]bool{}, exists: map[string]bool{}}
-	for _, a := range in.applications {
-		q.selector(&a.Spec.Workload)
-		for i := range a.Spec.Provides {
-			q.selector(&a.Spec.Provides[i].To)
-		}
-	}
-	for _, g := range in.guardrails {
-		q.match(&g.Spec.Match)
-		for i := range g.Spec.Never {
-			q.match(&g.Spec.Never[i])
-		}
-		for i := range g.Spec.Grant {
-			q.match(&g.Spec.Grant[i])
-		}
-	}
-	for _, s := range in.scopes {
-		q.selector(&s.Spec.Workload)
-	}
-	for _, d := range in.decoys {
-		q.selector(d.Spec.For.Workload)
-		q.selector(d.Spec.From.Workload)
-	}
-	return q
-}
-
-func (q *asked) match(m *bocage.CellMatch) {
-	q.selector(m.From.Workload)
-	q.selector(m.To.Workload)
-}
-
-func (q *asked) selector(s *bocage.Selector) {
-	if s == nil {
-		return
-	}
-	for key, value := range s.MatchLabels {
-		q.values[label{key, value}] = true
-		q.anyName = q.anyName || key == bocage.LabelName
-	}
-	for _, r := range s.MatchExpressions {
-		for _, value := range r.Values {
-			q.values[label{r.Key, value}] = true
-		}
-		if len(r.Values) == 0 {
-			q.exists[r.Key] = true
-		}
-		q.anyName = q.anyName || r.Key == bocage.LabelName
-	}
-}
-
-// answers appends what the workload answers, sorted: equal answers make
-// workloads equal before every selector.
-func (q *asked) answers(pairs []string, w *bocage.Workload) []string {
-	for key, value := range w.Labels {
-		switch {
-		case key == bocage.LabelNamespace || key == bocage.LabelName:
-		case q.values[label{key, value}]:
-			pairs = append(pairs, key+"="+value)
-		case q.exists[key]:
-			pairs = append(pairs, key)
-		}
-	}
-	if q.anyName && q.values[label{bocage.LabelName, w.Name}] {
-		pairs = append(pairs, bocage.LabelName+"="+w.Name)
-	}
-	slices.Sort(pairs)
-	return pairs
 }
 
 // applyScopes marks the subjects whose refusals are enforced.
@@ -354,27 +371,138 @@ func (p *population) all() []int32 {
 	return out
 }
 
+// matchNamespaced returns the groups of workloads whose namespace's labels and
+// own labels the selectors (nil: all) pick, sorted.
+func (p *population) matchNamespaced(namespace, workload *bocage.Selector) []int32 {
+	if namespace == nil || emptySelector(*namespace) {
+		return p.match(nil, workload)
+	}
+	var namespaces []string
+	for name := range p.byPlace {
+		if namespace.Matches(p.labelsOf(name)) {
+			namespaces = append(namespaces, name)
+		}
+	}
+	if len(namespaces) == 0 {
+		return nil
+	}
+	slices.Sort(namespaces)
+	return p.match(namespaces, workload)
+}
+
+// labelsOf returns the labels of a namespace, declared or not.
+func (p *population) labelsOf(namespace string) map[string]string {
+	if declared := p.namespaces[namespace]; declared != nil {
+		return declared.AllLabels()
+	}
+	return map[string]string{bocage.LabelNamespaceName: namespace}
+}
+
 // under returns the named prefixes inside any of the given ones: a longer prefix
 // inherits what is said of a shorter one.
 func (p *population) under(prefixes []netip.Prefix) []int32 {
 	var out []int32
-	for i := 1; i < p.workloads; i++ {
-		inner := p.subjects[i].prefix
-		for _, outer := range prefixes {
-			if outer = canonicalPrefix(outer); outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr()) {
-				out = append(out, int32(i))
-				break
+	for _, outer := range prefixes {
+		outer = canonicalPrefix(outer)
+		first, _ := slices.BinarySearchFunc(p.subjects[1:p.workloads], outer, func(s subject, q netip.Prefix) int { return comparePrefixes(s.prefix, q) })
+		for i := first + 1; i < p.workloads && outer.Contains(p.subjects[i].prefix.Addr()); i++ {
+			out = append(out, int32(i))
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// within returns everyone in a block of addresses that somebody asks for: the
+// named prefixes inside it, and the groups of workloads with an address in it.
+func (p *population) within(block netip.Prefix) []int32 {
+	block = canonicalPrefix(block)
+	out := p.under([]netip.Prefix{block})
+	first, _ := slices.BinarySearchFunc(p.blocks, block, comparePrefixes)
+	for _, inner := range p.blocks[first:] {
+		if !block.Contains(inner.Addr()) {
+			break
+		}
+		out = append(out, p.byBlock[inner]...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// namedPort is what a name means for some of the workloads.
+type namedPort struct {
+	ports  ports
+	groups []int32
+}
+
+// portsNamed returns what a port's name means, by the groups of workloads that
+// have it, for one protocol (empty: whichever).
+func (p *population) portsNamed(name, protocol string) []namedPort {
+	var out []namedPort
+	byPorts := map[string]int{}
+	for _, i := range p.byPort[name] {
+		var found ports
+		for _, port := range p.subjects[i].members[0].Spec.Ports {
+			if port.Name == name && (protocol == "" || protocolName(port.Protocol) == protocol) {
+				found = found.join(transport(port.Port, 0, port.Protocol))
 			}
 		}
+		if found.empty() {
+			continue
+		}
+		at, known := byPorts[found.key()]
+		if !known {
+			at = len(out)
+			byPorts[found.key()] = at
+			out = append(out, namedPort{ports: found})
+		}
+		out[at].groups = append(out[at].groups, i)
 	}
 	return out
 }
 
+// pods returns the groups of workloads of Kubernetes and the groups of others.
+func (p *population) pods() (pods, others []int32) {
+	for i := p.workloads; i < len(p.subjects); i++ {
+		if p.subjects[i].members[0].Spec.Orchestrator == bocage.OrchestratorKubernetes {
+			pods = append(pods, int32(i))
+		} else {
+			others = append(others, int32(i))
+		}
+	}
+	return pods, others
+}
+
+// concerned returns the groups of workloads that a threat condition concerns.
+func (p *population) concerned(t *bocage.ThreatCondition) []int32 {
+	switch {
+	case t.Spec.All:
+		return p.all()
+	case t.Spec.Zone != "":
+		return p.match(nil, &bocage.Selector{MatchLabels: map[string]string{bocage.LabelZone: t.Spec.Zone}})
+	}
+	if i, known := p.named[t.Spec.Workload]; known {
+		return []int32{i}
+	}
+	return nil
+}
+
+// assurance is how the subject's members are vouched for; outside the inventory
+// nobody is.
+func (s *subject) assurance() string { return s.labels[bocage.LabelAssurance] }
+
 // side resolves one end of a corporate declaration, its data classes apart.
+// Unknown address groups name nobody.
 func (p *population) side(s bocage.Side) side {
 	switch {
-	case len(s.External) > 0:
-		return side{list: p.under(s.External)}
+	case len(s.External) > 0 || len(s.AddressGroups) > 0:
+		prefixes := slices.Clone(s.External)
+		for _, name := range s.AddressGroups {
+			if group := p.addresses[name]; group != nil {
+				prefixes = append(prefixes, group.Spec.Addresses...)
+			}
+		}
+		return side{list: p.under(prefixes)}
 	case len(s.Namespaces) > 0 || s.Workload != nil:
 		return side{list: p.match(s.Namespaces, s.Workload)}
 	case len(s.Data) > 0:
