@@ -2,7 +2,9 @@ package bocage
 
 import (
 	"fmt"
+	"maps"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -95,9 +97,9 @@ func validateMeta(m *ObjectMeta, namespaced bool) Faults {
 
 func validateLabels(labels map[string]string) Faults {
 	var faults Faults
-	for key, value := range labels {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		faults = append(faults, validateLabelKey(key)...)
-		if !labelValue.MatchString(value) {
+		if value := labels[key]; !labelValue.MatchString(value) {
 			faults.Add("["+key+"]", "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
 		}
 	}

@@ -4,7 +4,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 )
 
 // NetworkPolicyAPIVersion is the group and version of NetworkPolicy.
@@ -113,5 +117,196 @@ func (v *IntOrString) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
+// Policy types of a NetworkPolicy.
+const (
+	PolicyTypeIngress = "Ingress"
+	PolicyTypeEgress  = "Egress"
+)
+
 // Validate implements Resource: it refuses what Kubernetes refuses.
-func (p *NetworkPolicy) Validate() Faults { return validateMeta(&p.ObjectMeta, true) }
+func (p *NetworkPolicy) Validate() Faults {
+	faults := append(validateMeta(&p.ObjectMeta, true), validateAnnotations(p.Annotations)...)
+	faults = append(faults, validateLabelSelector(&p.Spec.PodSelector).Under("spec.podSelector")...)
+	for i, rule := range p.Spec.Ingress {
+		faults = append(faults, validateNetworkPolicyRule(rule.Ports, rule.From, "from").Under(fmt.Sprintf("spec.ingress[%d]", i))...)
+	}
+	for i, rule := range p.Spec.Egress {
+		faults = append(faults, validateNetworkPolicyRule(rule.Ports, rule.To, "to").Under(fmt.Sprintf("spec.egress[%d]", i))...)
+	}
+	if len(p.Spec.PolicyTypes) > 2 {
+		faults.Add("spec.policyTypes", "has %d entries: at most Ingress and Egress", len(p.Spec.PolicyTypes))
+		return faults
+	}
+	for i, t := range p.Spec.PolicyTypes {
+		if t != PolicyTypeIngress && t != PolicyTypeEgress {
+			faults.Add(fmt.Sprintf("spec.policyTypes[%d]", i), "%q is not Ingress or Egress", t)
+		}
+	}
+	return faults
+}
+
+func validateNetworkPolicyRule(ports []NetworkPolicyPort, peers []NetworkPolicyPeer, list string) Faults {
+	var faults Faults
+	for i, port := range ports {
+		faults = append(faults, port.validate().Under(fmt.Sprintf("ports[%d]", i))...)
+	}
+	for i, peer := range peers {
+		faults = append(faults, peer.validate().Under(fmt.Sprintf("%s[%d]", list, i))...)
+	}
+	return faults
+}
+
+func (p NetworkPolicyPort) validate() Faults {
+	var faults Faults
+	switch p.Protocol {
+	case "", "TCP", "UDP", "SCTP":
+	default:
+		faults.Add("protocol", "%q is not TCP, UDP or SCTP", p.Protocol)
+	}
+	switch {
+	case p.Port == nil:
+		if p.EndPort != nil {
+			faults.Add("endPort", "a range needs its first port: set port too")
+		}
+	case p.Port.Name != "":
+		if fault := portNameFault(p.Port.Name); fault != "" {
+			faults.Add("port", "%q is not the name of a port: it %s", p.Port.Name, fault)
+		}
+		if p.EndPort != nil {
+			faults.Add("endPort", "a range cannot begin at the named port %q: write its number", p.Port.Name)
+		}
+	default:
+		if !isPort(p.Port.Number) {
+			faults.Add("port", "%d is not a port: 1 to 65535, or a name", p.Port.Number)
+		}
+		if p.EndPort != nil && *p.EndPort < p.Port.Number {
+			faults.Add("endPort", "%d is less than port %d", *p.EndPort, p.Port.Number)
+		}
+		if p.EndPort != nil && !isPort(*p.EndPort) {
+			faults.Add("endPort", "%d is not a port: 1 to 65535", *p.EndPort)
+		}
+	}
+	return faults
+}
+
+func isPort(n int32) bool { return 1 <= n && n <= 65535 }
+
+// portNameFault says what keeps a text from being an IANA service name (RFC
+// 6335), which is what a port may be called; "" if nothing does.
+func portNameFault(name string) string {
+	letter := false
+	for _, c := range []byte(name) {
+		switch {
+		case 'a' <= c && c <= 'z':
+			letter = true
+		case '0' <= c && c <= '9' || c == '-':
+		default:
+			return "has other characters than a-z, 0-9 and '-'"
+		}
+	}
+	switch {
+	case len(name) > 15:
+		return "is longer than 15 characters"
+	case !letter:
+		return "has no letter: write a number without quotes"
+	case strings.Contains(name, "--"):
+		return "has two '-' in a row"
+	case strings.HasPrefix(name, "-") || strings.HasSuffix(name, "-"):
+		return "begins or ends with '-'"
+	}
+	return ""
+}
+
+func (p NetworkPolicyPeer) validate() Faults {
+	var faults Faults
+	if p.PodSelector != nil {
+		faults = append(faults, validateLabelSelector(p.PodSelector).Under("podSelector")...)
+	}
+	if p.NamespaceSelector != nil {
+		faults = append(faults, validateLabelSelector(p.NamespaceSelector).Under("namespaceSelector")...)
+	}
+	switch {
+	case p.IPBlock != nil:
+		faults = append(faults, p.IPBlock.validate().Under("ipBlock")...)
+		if p.PodSelector != nil || p.NamespaceSelector != nil {
+			faults.Add("", "an ipBlock stands alone: write the selectors as a peer of their own")
+		}
+	case p.PodSelector == nil && p.NamespaceSelector == nil:
+		faults.Add("", "names nobody: set podSelector, namespaceSelector, both, or ipBlock ({} selects everything)")
+	}
+	return faults
+}
+
+func (b IPBlock) validate() Faults {
+	var faults Faults
+	if b.CIDR == "" {
+		faults.Add("cidr", "is needed, such as 192.0.2.0/24 or 2001:db8::/64")
+		return faults
+	}
+	whole, fault := parseCIDR(b.CIDR)
+	if fault != "" {
+		faults.Add("cidr", "%q %s", b.CIDR, fault)
+	}
+	for i, text := range b.Except {
+		at := fmt.Sprintf("except[%d]", i)
+		part, fault := parseCIDR(text)
+		switch {
+		case fault != "":
+			faults.Add(at, "%q %s", text, fault)
+		case whole.IsValid() && (!whole.Contains(part.Addr()) || part.Bits() <= whole.Bits()):
+			faults.Add(at, "%s is not a part of %s, smaller than it", text, b.CIDR)
+		}
+	}
+	return faults
+}
+
+// parseCIDR reads a CIDR as Kubernetes does since 1.36: without leading zeros,
+// IPv4-mapped addresses or bits beyond its length, which different software reads
+// differently. It says what is wrong, or "".
+func parseCIDR(text string) (netip.Prefix, string) {
+	prefix, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, "is not a CIDR such as 192.0.2.0/24 or 2001:db8::/64"
+	case prefix.Addr().Is4In6():
+		return netip.Prefix{}, "is an IPv4 address written as IPv6: write it as IPv4"
+	case prefix != prefix.Masked():
+		return netip.Prefix{}, fmt.Sprintf("has bits set beyond its length: write %s or %s", prefix.Masked(),
+			netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen()))
+	}
+	return prefix, ""
+}
+
+// validateLabelSelector checks a selector as Kubernetes does, which has an eye on
+// the values of expressions too.
+func validateLabelSelector(s *Selector) Faults {
+	faults := s.Validate()
+	for i, r := range s.MatchExpressions {
+		for j, value := range r.Values {
+			if !labelValue.MatchString(value) {
+				faults.Add(fmt.Sprintf("matchExpressions[%d].values[%d]", i, j), "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
+			}
+		}
+	}
+	return faults
+}
+
+// mostAnnotations bounds the bytes of an object's annotations, keys and values.
+const mostAnnotations = 256 << 10
+
+// validateAnnotations checks annotations as Kubernetes does: their keys are those
+// of labels, in any case.
+func validateAnnotations(annotations map[string]string) Faults {
+	var faults Faults
+	size := 0
+	for _, key := range slices.Sorted(maps.Keys(annotations)) {
+		size += len(key) + len(annotations[key])
+		if len(validateLabelKey(strings.ToLower(key))) > 0 {
+			faults.Add("metadata.annotations["+key+"]", "%q is not an annotation's key: an optional DNS name and '/', then at most 63 letters, digits, '-', '_' or '.'", key)
+		}
+	}
+	if size > mostAnnotations {
+		faults.Add("metadata.annotations", "%d bytes are more than %d", size, mostAnnotations)
+	}
+	return faults
+}
