@@ -94,6 +94,8 @@ func (p Person) ownerAllowed(a access) (bool, string) {
 		return reading(a.verb) || a.kind.Name == "Application", "an owner writes Applications"
 	}
 	switch a.kind.Name {
+	case "Namespace": // those of others are not shown
+		return reading(a.verb), "an owner reads namespaces"
 	case "Guardrail", "Scope", "InspectionProfile", "Generation":
 		return reading(a.verb), "an owner reads guardrails and writes Applications"
 	}
@@ -119,6 +121,6 @@ func forbidden(p Person, a access, name, why string) *problem {
 		}
 	}
 	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-		"%s.%s %q is forbidden: User %q cannot %s resource %q in API group %q %s: %s",
-		a.kind.Plural, Group, name, p.Name, a.verb, what, Group, where, why).about(a.kind, name)
+		"%s %q is forbidden: User %q cannot %s resource %q in API group %q %s: %s",
+		qualified(a.kind), name, p.Name, a.verb, what, a.kind.Group(), where, why).about(a.kind, name)
 }

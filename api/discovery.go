@@ -5,6 +5,7 @@ import (
 	"mime"
 	"net/http"
 	"runtime"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -13,42 +14,9 @@ import (
 	"bocage.dev/bocage"
 )
 
-// groups lists the API groups that exist, ours first.
-func groups() []metav1.APIGroup {
-	group := func(name, groupVersion string) metav1.APIGroup {
-		_, v, _ := strings.Cut(groupVersion, "/")
-		version := metav1.GroupVersionForDiscovery{GroupVersion: groupVersion, Version: v}
-		return metav1.APIGroup{
-			TypeMeta: metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"},
-			Name:     name, Versions: []metav1.GroupVersionForDiscovery{version}, PreferredVersion: version,
-		}
-	}
-	return []metav1.APIGroup{
-		group(Group, bocage.APIVersion),
-		group("authorization.k8s.io", "authorization.k8s.io/v1"),
-		group("authentication.k8s.io", "authentication.k8s.io/v1"),
-	}
-}
-
 // resources lists what a group version holds.
 func resources(groupVersion string) ([]metav1.APIResource, bool) {
 	switch groupVersion {
-	case "v1":
-		return []metav1.APIResource{{
-			Name: "namespaces", SingularName: "namespace", Kind: "Namespace", ShortNames: []string{"ns"},
-			Verbs: metav1.Verbs{verbGet, verbList},
-		}}, true
-	case bocage.APIVersion:
-		var out []metav1.APIResource
-		for _, kind := range bocage.Kinds() {
-			out = append(out, metav1.APIResource{
-				Name: kind.Plural, SingularName: strings.ToLower(kind.Name), Kind: kind.Name, Namespaced: kind.Namespaced,
-				ShortNames: kind.Short, Verbs: verbsOf(kind), Categories: []string{"bocage"},
-			}, metav1.APIResource{
-				Name: kind.Plural + "/status", Kind: kind.Name, Namespaced: kind.Namespaced, Verbs: statusVerbsOf(kind),
-			})
-		}
-		return out, true
 	case "authorization.k8s.io/v1":
 		return []metav1.APIResource{
 			{Name: "selfsubjectaccessreviews", SingularName: "selfsubjectaccessreview", Kind: "SelfSubjectAccessReview", Verbs: metav1.Verbs{verbCreate}},
@@ -59,7 +27,27 @@ func resources(groupVersion string) ([]metav1.APIResource, bool) {
 			{Name: "selfsubjectreviews", SingularName: "selfsubjectreview", Kind: "SelfSubjectReview", Verbs: metav1.Verbs{verbCreate}},
 		}, true
 	}
-	return nil, false
+	var out []metav1.APIResource
+	for _, kind := range bocage.Kinds() {
+		if kind.APIVersion != groupVersion {
+			continue
+		}
+		resource := metav1.APIResource{
+			Name: kind.Plural, SingularName: strings.ToLower(kind.Name), Kind: kind.Name, Namespaced: kind.Namespaced,
+			ShortNames: kind.Short, Verbs: verbsOf(kind), Categories: []string{"bocage"},
+		}
+		if kind.Group() == "" {
+			// Namespaces and events are not what "everything of this system" means.
+			resource.Categories = nil
+		}
+		out = append(out, resource)
+		if hasStatus(kind) {
+			out = append(out, metav1.APIResource{
+				Name: kind.Plural + "/status", Kind: kind.Name, Namespaced: kind.Namespaced, Verbs: statusVerbsOf(kind),
+			})
+		}
+	}
+	return out, len(out) > 0
 }
 
 // serveOther serves everything that is no resource of ours.
@@ -79,8 +67,6 @@ func (s *Server) serveOther(c *call) error {
 		return s.serveMetrics(c)
 	case path == "/openapi/v3" || strings.HasPrefix(path, "/openapi/v3/"):
 		return s.serveOpenAPI(c, path)
-	case path == "/api/v1/namespaces" || strings.HasPrefix(path, "/api/v1/namespaces/"):
-		return s.bounded(c, s.serveNamespaces)
 	}
 	return s.discover(c, path)
 }
@@ -89,9 +75,12 @@ func (s *Server) discover(c *call, path string) error {
 	aggregated := wantsAggregated(c.r.Header.Get("Accept"))
 	switch path {
 	case "":
-		writeJSON(c.w, http.StatusOK, metav1.RootPaths{Paths: []string{
-			"/api", "/api/v1", "/apis", resourcesPath, functionsPath, "/healthz", "/livez", "/metrics", "/openapi/v3", "/readyz", "/version",
-		}})
+		paths := []string{"/api", "/apis", functionsPath, "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"}
+		for _, groupVersion := range groupVersions() {
+			paths = append(paths, versionPath(groupVersion))
+		}
+		slices.Sort(paths)
+		writeJSON(c.w, http.StatusOK, metav1.RootPaths{Paths: paths})
 	case "/version":
 		writeJSON(c.w, http.StatusOK, s.version())
 	case "/api":

@@ -23,9 +23,9 @@ func newFieldManagers(s *schemas) (*fieldManagers, error) {
 	if err != nil {
 		return nil, err
 	}
-	version := schema.GroupVersion{Group: Group, Version: Version}
 	f := &fieldManagers{managers: map[string]*managedfields.FieldManager{}}
 	for _, kind := range bocage.Kinds() {
+		version := schema.GroupVersion{Group: kind.Group(), Version: kind.Version()}
 		gvk := version.WithKind(kind.Name)
 		for _, subresource := range []string{"", "status"} {
 			// What a path cannot change, it cannot own.

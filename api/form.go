@@ -116,7 +116,7 @@ func (c *call) writeList(found *items) error {
 		return err
 	}
 	var out bytes.Buffer
-	out.WriteString(`{"apiVersion":"` + bocage.APIVersion + `","kind":"` + c.kind.Name + `List","metadata":`)
+	out.WriteString(`{"apiVersion":"` + c.kind.APIVersion + `","kind":"` + c.kind.Name + `List","metadata":`)
 	out.Write(header)
 	out.WriteString(`,"items":[`)
 	for i, item := range found.items {
@@ -139,7 +139,7 @@ func partialOf(value []byte) (metav1.PartialObjectMetadata, error) {
 // bookmark is an object that only says how far a watch is.
 func bookmark(kind bocage.Kind, revision string, annotations map[string]string) ([]byte, error) {
 	object := map[string]any{
-		"apiVersion": bocage.APIVersion, "kind": kind.Name,
+		"apiVersion": kind.APIVersion, "kind": kind.Name,
 		"metadata": map[string]any{"resourceVersion": revision, "annotations": annotations},
 	}
 	if annotations == nil {

@@ -17,18 +17,21 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/manifest"
 )
 
 // functionsPath is where questions are asked that are no resources. They are not
 // part of discovery: kubectl has no use for them.
 //
-//	GET  explain     ?from=&to=&port=&protocol=&at=          Explanation
+//	GET  explain     ?from=&to=&port=&protocol=&at=&generation=  Explanation
 //	GET  flows       ?from=&to=&port=&protocol=&verdict=&wouldRefuse=&since=&limit=&follow=
 //	                                                         one FlowRecord a line
 //	POST hunt        ?limit=              SQL                HuntResult
 //	GET  suggest     ?since=&namespace=                      SuggestResult
-//	POST plan        ?name=               YAML or JSON       PlanResult
+//	POST plan        ?name=&namespace=    YAML or JSON       PlanResult
+//	POST test        ?name=&namespace=    YAML or JSON       a list of TestResult
+//	GET  blast       ?from=&hops=&uninspected=               BlastResult
+//	GET  matrix      ?namespace=                             ReachMatrix
+//	POST rollout                          RolloutRequest     RolloutStatus
 //	POST apply       ?name=&dryRun=&force=&fieldManager=  YAML or JSON   ApplyResult
 //	POST joinTokens                       {"path","ttlSeconds"}  {"token"}
 //	POST login       (one-time token as bearer)              Session
@@ -44,8 +47,18 @@ type Functions struct {
 	Flows   func(ctx context.Context, q bocage.FlowsQuery, each func(bocage.FlowRecord) error) error
 	Hunt    func(ctx context.Context, sql string, limit int) (bocage.HuntResult, error)
 	Suggest func(ctx context.Context, since time.Duration, namespaces []string) (bocage.SuggestResult, error)
-	// Plan says what the objects would change if they were declared.
+	// Plan says what the objects would change if they were declared; an object
+	// with a deletionTimestamp stands for its deletion.
 	Plan func(ctx context.Context, objects []bocage.Resource) (bocage.PlanResult, error)
+	// Test runs the PolicyTests among the objects on what would be in force with
+	// the others; without any, those that are declared.
+	Test func(ctx context.Context, objects []bocage.Resource) ([]bocage.TestResult, error)
+	// Blast says what can be reached from somewhere.
+	Blast func(ctx context.Context, q bocage.BlastQuery) (bocage.BlastResult, error)
+	// Matrix says who reaches whom in some namespaces; none is all of them.
+	Matrix func(ctx context.Context, namespaces []string) (bocage.ReachMatrix, error)
+	// Rollout does what a person says of the newest generation; who is theirs.
+	Rollout func(ctx context.Context, who string, r bocage.RolloutRequest) (bocage.RolloutStatus, error)
 	// JoinToken makes a token with which an agent joins, for a path such as /agent/h1.
 	JoinToken func(ctx context.Context, path string, ttl time.Duration) (string, error)
 }
@@ -69,6 +82,10 @@ func (s *Server) serveFunction(c *call, name string) error {
 		"hunt":       {http.MethodPost, s.hunt},
 		"suggest":    {http.MethodGet, s.suggest},
 		"plan":       {http.MethodPost, s.plan},
+		"test":       {http.MethodPost, s.test},
+		"blast":      {http.MethodGet, s.blast},
+		"matrix":     {http.MethodGet, s.matrix},
+		"rollout":    {http.MethodPost, s.rollout},
 		"apply":      {http.MethodPost, s.applyAll},
 		"joinTokens": {http.MethodPost, s.joinToken},
 		"sessions":   {http.MethodPost, s.makeSession},
@@ -151,6 +168,7 @@ func readExplain(query url.Values) (bocage.ExplainQuery, error) {
 	readParameter(&faults, query, "port", &q.Port, parsePort)
 	readParameter(&faults, query, "protocol", &q.Protocol, bocage.ParseProtocol)
 	readParameter(&faults, query, "at", &q.At, parseTime)
+	readParameter(&faults, query, "generation", &q.Generation, parseGeneration)
 	return q, queryFaults(faults)
 }
 
@@ -340,81 +358,6 @@ func (s *Server) hunt(c *call) error {
 		return notWired("keep a history of flows")
 	}
 	result, err := s.config.Functions.Hunt(c.r.Context(), string(sql), min(max(limit, 1), maxHuntLimit))
-	if err != nil {
-		return functionFailed(err)
-	}
-	writeJSON(c.w, http.StatusOK, result)
-	return nil
-}
-
-// suggest draws policy from what was seen.
-func (s *Server) suggest(c *call) error {
-	var faults bocage.Faults
-	since := time.Hour
-	readParameter(&faults, c.query, "since", &since, time.ParseDuration)
-	if since < 0 {
-		faults.Add("since", "must be a time such as 30m, or 0 for everything that is kept")
-	}
-	if err := queryFaults(faults); err != nil {
-		return err
-	}
-	namespaces := c.query["namespace"]
-	if c.person.Role == RoleOwner && len(namespaces) == 0 {
-		namespaces = c.person.Namespaces
-	}
-	for _, namespace := range namespaces {
-		if !c.person.mayRead(namespace) {
-			return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-				"User %q cannot read the namespace %q", c.person.Name, namespace)
-		}
-	}
-	if s.config.Functions.Suggest == nil {
-		return notWired("suggest policy")
-	}
-	result, err := s.config.Functions.Suggest(c.r.Context(), since, namespaces)
-	if err != nil {
-		return functionFailed(err)
-	}
-	writeJSON(c.w, http.StatusOK, result)
-	return nil
-}
-
-// declared reads the documents of a body, for functions that take many.
-func (c *call) declared() ([]manifest.Document, bocage.Faults, error) {
-	data, err := c.readBody()
-	if err != nil {
-		return nil, nil, err
-	}
-	namespace := c.query.Get("namespace")
-	if namespace == "" {
-		namespace = "default"
-	}
-	documents, faults := manifest.Reader{Namespace: namespace}.Read(c.query.Get("name"), data)
-	return documents, faults, nil
-}
-
-// plan says what declarations would change.
-func (s *Server) plan(c *call) error {
-	documents, faults, err := c.declared()
-	if err != nil {
-		return err
-	}
-	objects := make([]bocage.Resource, len(documents))
-	for i, d := range documents {
-		objects[i] = d.Resource
-		a := access{verbUpdate, kindNamed(d.Resource.Type().Kind), "", d.Resource.Meta().Namespace}
-		if ok, why := c.person.allowed(a); !ok {
-			return forbidden(c.person, a, d.Resource.Meta().Name, why)
-		}
-	}
-	if len(faults) > 0 {
-		writeJSON(c.w, http.StatusOK, bocage.PlanResult{Faults: faults})
-		return nil
-	}
-	if s.config.Functions.Plan == nil {
-		return notWired("plan")
-	}
-	result, err := s.config.Functions.Plan(c.r.Context(), objects)
 	if err != nil {
 		return functionFailed(err)
 	}

@@ -51,12 +51,37 @@ func answers() Functions {
 		Plan: func(_ context.Context, objects []bocage.Resource) (bocage.PlanResult, error) {
 			var result bocage.PlanResult
 			for _, object := range objects {
+				if object.Meta().DeletionTimestamp != nil {
+					result.Findings.Add("", "without %s", object.Meta().Name)
+				}
 				if object.Meta().Name == "bad" {
 					result.Faults.Add("spec.mode", "is bad")
 				}
 				result.Proofs = append(result.Proofs, bocage.Proof{Statement: object.Meta().Annotations[bocage.SourceAnnotation], Holds: true})
 			}
 			return result, nil
+		},
+		Test: func(_ context.Context, objects []bocage.Resource) ([]bocage.TestResult, error) {
+			results := []bocage.TestResult{{Test: "bank/declared", Passed: true}}
+			for _, object := range objects {
+				results = append(results, bocage.TestResult{Test: object.Meta().NamespacedName(), Case: object.Type().Kind, Want: "allow", Got: "refuse"})
+			}
+			return results, nil
+		},
+		Blast: func(_ context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
+			if q.From == "nobody/" {
+				return bocage.BlastResult{}, bocage.Faults{{Field: "from", Message: "there is no namespace nobody"}}
+			}
+			return bocage.BlastResult{From: []string{q.From, fmt.Sprint(q.Uninspected)}, Total: q.Hops}, nil
+		},
+		Matrix: func(_ context.Context, namespaces []string) (bocage.ReachMatrix, error) {
+			return bocage.ReachMatrix{Workloads: namespaces}, nil
+		},
+		Rollout: func(_ context.Context, who string, r bocage.RolloutRequest) (bocage.RolloutStatus, error) {
+			if r.Generation == 3 {
+				return bocage.RolloutStatus{}, bocage.Faults{{Field: "generation", Message: "3 is not kept any more"}}
+			}
+			return bocage.RolloutStatus{Stage: who + " " + r.Action, Generation: r.Generation}, nil
 		},
 		JoinToken: func(_ context.Context, path string, ttl time.Duration) (string, error) {
 			return path + " " + ttl.String(), nil
@@ -105,12 +130,78 @@ func TestFunctions(t *testing.T) {
 	}
 }
 
+// TestQuestionsToPolicy: what is asked arrives, what is answered comes back, and
+// people see what they may.
+func TestQuestionsToPolicy(t *testing.T) {
+	b := start(t, func(c *Config) { c.Functions = answers() })
+	ctx := t.Context()
+	admin, owner := b.as(t, RoleAdmin), b.as(t, RoleOwner, "shop")
+	var e *client.Error
+
+	test := documents(t, "apiVersion: bocage.dev/v1\nkind: PolicyTest\nmetadata: {name: a, namespace: shop}\nspec: {cases: [{from: a/b, to: c/d, port: 1, expect: {reach: allow}}]}\n")
+	results, err := admin.Test(ctx, test)
+	if err != nil || len(results) != 2 || results[1].Test != "shop/a" || results[1].Case != "PolicyTest" {
+		t.Error(results, err)
+	}
+	if results, err = admin.Test(ctx, nil); err != nil || len(results) != 1 {
+		t.Error("the declared tests:", results, err)
+	}
+	if results, err = owner.Test(ctx, test); err != nil || len(results) != 1 || results[0].Test != "shop/a" {
+		t.Error("an owner sees", results, err)
+	}
+
+	blast, err := admin.Blast(ctx, bocage.BlastQuery{From: "shop/", Hops: 3, Uninspected: true})
+	if err != nil || blast.Total != 3 || fmt.Sprint(blast.From) != "[shop/ true]" {
+		t.Error(blast, err)
+	}
+	if _, err = admin.Blast(ctx, bocage.BlastQuery{}); !errors.As(err, &e) || len(e.Faults) != 1 {
+		t.Error("an empty question:", err)
+	}
+	if _, err = admin.Blast(ctx, bocage.BlastQuery{From: "nobody/"}); !errors.As(err, &e) || e.Faults[0].Field != "from" {
+		t.Error("the room's faults:", err)
+	}
+	if _, err = owner.Blast(ctx, bocage.BlastQuery{From: "bank/x"}); !client.HasReason(err, client.ReasonForbidden) {
+		t.Error("an owner asks about others:", err)
+	}
+
+	matrix, err := admin.Matrix(ctx, []string{"a", "b"})
+	if err != nil || fmt.Sprint(matrix.Workloads) != "[a b]" {
+		t.Error(matrix, err)
+	}
+	if matrix, err = owner.Matrix(ctx, nil); err != nil || fmt.Sprint(matrix.Workloads) != "[shop]" {
+		t.Error("an owner's own:", matrix, err)
+	}
+	if _, err = owner.Matrix(ctx, []string{"bank"}); !client.HasReason(err, client.ReasonForbidden) {
+		t.Error("an owner asks about others:", err)
+	}
+
+	status, err := admin.Rollout(ctx, bocage.RolloutRequest{Action: "rollback", Generation: 6})
+	if err != nil || status.Stage != "token:tester rollback" || status.Generation != 6 {
+		t.Error(status, err)
+	}
+	for _, r := range []bocage.RolloutRequest{{}, {Action: "undo"}, {Action: "promote", Generation: 2}, {Action: "rollback", Generation: 3}} {
+		if _, err = admin.Rollout(ctx, r); !errors.As(err, &e) || len(e.Faults) != 1 {
+			t.Errorf("%+v: %v", r, err)
+		}
+	}
+	if _, err = owner.Rollout(ctx, bocage.RolloutRequest{Action: "confirm"}); !client.HasReason(err, client.ReasonForbidden) {
+		t.Error("an owner confirms:", err)
+	}
+	if !strings.Contains(b.log.String(), `"verb":"rollout"`) {
+		t.Error("the rollback is not in the audit log")
+	}
+}
+
 func TestPlan(t *testing.T) {
 	b := start(t, func(c *Config) { c.Functions = answers() })
 	ctx := t.Context()
 	text := "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: a}\nspec: {mode: observe}\n"
 	result, err := b.client.Plan(ctx, documents(t, text))
 	if err != nil || len(result.Proofs) != 1 || result.Proofs[0].Statement != "test.yaml:1" {
+		t.Errorf("%+v %v", result, err)
+	}
+	result, err = b.client.PlanChanges(ctx, documents(t, text), documents(t, strings.Replace(text, "name: a", "name: old", 1)))
+	if err != nil || len(result.Proofs) != 2 || len(result.Findings) != 1 || result.Findings[0].Message != "without old" {
 		t.Errorf("%+v %v", result, err)
 	}
 	code, answer, _ := b.raw(t, "POST", functionsPath+"/plan?name=x.yaml", "application/yaml", strings.Replace(text, "observe", "watch", 1))

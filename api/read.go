@@ -43,6 +43,9 @@ func (s *Server) get(c *call) error {
 		return err
 	}
 	entry, err := s.config.Store.Get(c.r.Context(), c.kind.Key(c.namespace, c.name))
+	if errors.Is(err, store.ErrNotFound) && c.kind.Name == "Namespace" {
+		return s.getNamespace(c)
+	}
 	if errors.Is(err, store.ErrNotFound) {
 		return notFound(c.kind, c.name)
 	}
@@ -54,6 +57,9 @@ func (s *Server) get(c *call) error {
 
 // list serves a collection.
 func (s *Server) list(c *call) error {
+	if c.kind.Name == "Namespace" {
+		return s.listNamespaces(c)
+	}
 	found, err := s.collect(c)
 	if err != nil {
 		return err
@@ -284,7 +290,7 @@ func withRevision(value []byte, kind bocage.Kind, revision store.Revision) []byt
 		return value
 	}
 	// Every room writes through store.EncodeObject, which begins like this.
-	start := `{"apiVersion":"` + bocage.APIVersion + `","kind":"` + kind.Name + `","metadata":{`
+	start := `{"apiVersion":"` + kind.APIVersion + `","kind":"` + kind.Name + `","metadata":{`
 	if rest, ok := bytes.CutPrefix(value, []byte(start)); ok && len(rest) > 0 && rest[0] != '}' {
 		out := make([]byte, 0, len(value)+40)
 		out = append(out, start...)

@@ -121,13 +121,11 @@ func (s *Server) serveReview(c *call) error {
 
 func (s *Server) reviewAccess(p Person, review *accessReview) {
 	switch a := review.Spec.ResourceAttributes; {
-	case a != nil && a.Resource == "namespaces" && a.Group == "":
-		review.Status.Allowed = a.Verb == verbGet || a.Verb == verbList
 	case a != nil && a.Group == "*" && a.Resource == "*":
 		review.Status.Allowed = p.Role == RoleAdmin
-	case a != nil && a.Group == Group:
+	case a != nil:
 		kind, ok := s.kinds[a.Resource]
-		if !ok {
+		if !ok || a.Group != kind.Group() && a.Group != "*" || a.Version != "" && a.Version != "*" && a.Version != kind.Version() {
 			review.Status.Reason = "there is no such resource"
 			return
 		}
@@ -146,6 +144,9 @@ func reviewRules(p Person, review *rulesReview) {
 	namespace := review.Spec.Namespace
 	for _, kind := range bocage.Kinds() {
 		for _, subresource := range []string{"", "status"} {
+			if subresource != "" && !hasStatus(kind) {
+				continue
+			}
 			verbs := verbsOf(kind)
 			resource := kind.Plural
 			if subresource != "" {
@@ -157,11 +158,9 @@ func reviewRules(p Person, review *rulesReview) {
 			})
 			if len(verbs) > 0 {
 				review.Status.ResourceRules = append(review.Status.ResourceRules,
-					resourceRule{Verbs: verbs, APIGroups: []string{Group}, Resources: []string{resource}})
+					resourceRule{Verbs: verbs, APIGroups: []string{kind.Group()}, Resources: []string{resource}})
 			}
 		}
 	}
-	review.Status.ResourceRules = append(review.Status.ResourceRules,
-		resourceRule{Verbs: []string{verbGet, verbList}, APIGroups: []string{""}, Resources: []string{"namespaces"}})
 	review.Status.NonResourceRules = []nonResourceRule{{Verbs: []string{verbGet}, NonResourceURLs: []string{"*"}}}
 }

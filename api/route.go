@@ -8,7 +8,6 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
-	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -123,7 +122,7 @@ func (s *Server) serve(c *call) error {
 	if err := s.unhurried(c.person.Name); err != nil {
 		return err
 	}
-	if !strings.HasPrefix(c.r.URL.Path, resourcesPath+"/") {
+	if !isResource(c.r.URL.Path) {
 		return s.serveOther(c)
 	}
 	if err := s.understand(c); err != nil {
@@ -156,22 +155,22 @@ func (s *Server) bounded(c *call, serve func(*call) error) error {
 	return serve(c)
 }
 
-const resourcesPath = "/apis/" + Group + "/" + Version
-
 // understand reads kind, namespace, name, subresource and verb from the path:
 //
-//	/apis/bocage.dev/v1/PLURAL
-//	/apis/bocage.dev/v1/PLURAL/NAME[/status]
-//	/apis/bocage.dev/v1/namespaces/NAMESPACE/PLURAL
-//	/apis/bocage.dev/v1/namespaces/NAMESPACE/PLURAL/NAME[/status]
+//	/apis/GROUP/VERSION/PLURAL
+//	/apis/GROUP/VERSION/PLURAL/NAME[/status]
+//	/apis/GROUP/VERSION/namespaces/NAMESPACE/PLURAL
+//	/apis/GROUP/VERSION/namespaces/NAMESPACE/PLURAL/NAME[/status]
+//
+// and the same under /api/v1.
 func (s *Server) understand(c *call) error {
-	parts := strings.Split(strings.TrimPrefix(c.r.URL.Path, resourcesPath+"/"), "/")
-	inNamespace := parts[0] == "namespaces" && len(parts) >= 3
+	apiVersion, parts, _ := versionIn(c.r.URL.Path)
+	inNamespace := parts[0] == "namespaces" && len(parts) >= 3 && !(apiVersion == bocage.NamespaceAPIVersion && len(parts) == 3 && parts[2] == "status")
 	if inNamespace {
 		c.namespace, parts = parts[1], parts[2:]
 	}
-	kind, ok := s.kinds[parts[0]]
-	if !ok || len(parts) > 3 || (len(parts) == 3 && parts[2] != "status") || slices.Contains(parts, "") ||
+	kind, ok := s.kindOf(apiVersion, parts[0])
+	if !ok || len(parts) > 3 || (len(parts) == 3 && (parts[2] != "status" || !hasStatus(kind))) || slices.Contains(parts, "") ||
 		inNamespace && (!kind.Namespaced || c.namespace == "") || (kind.Namespaced && !inNamespace && len(parts) > 1) {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
 			"the server could not find the requested resource")
@@ -199,7 +198,7 @@ func (c *call) understandVerb() error {
 		c.verb = verbCreate
 		if c.kind.Namespaced && c.namespace == "" {
 			return badRequest("a %s is created in a namespace: POST to %s/namespaces/NAMESPACE/%s",
-				c.kind.Name, resourcesPath, c.kind.Plural)
+				c.kind.Name, versionPath(c.kind.APIVersion), c.kind.Plural)
 		}
 	case method == http.MethodPut && c.name != "":
 		c.verb = verbUpdate

@@ -24,9 +24,12 @@ var descriptions []byte
 
 // Names of schemas: tools know metadata by the name that Kubernetes gives it.
 const (
-	schemaPrefix     = "dev.bocage.v1."
-	metaSchemaPrefix = "io.k8s.apimachinery.pkg.apis.meta.v1."
-	refPrefix        = "#/components/schemas/"
+	schemaPrefix           = "dev.bocage.v1."
+	metaSchemaPrefix       = "io.k8s.apimachinery.pkg.apis.meta.v1."
+	networkingSchemaPrefix = "io.k8s.api.networking.v1."
+	policySchemaPrefix     = "io.k8s.networking.policy.v1alpha2."
+	coreSchemaPrefix       = "io.k8s.api.core.v1."
+	refPrefix              = "#/components/schemas/"
 )
 
 // schemas describes every kind, drawn from the Go types that read and write
@@ -49,24 +52,42 @@ func newSchemas() (*schemas, error) {
 		definition := s.definitions[schemaName(typ)]
 		definition.Required = nil // the server says what is missing, in better words
 		definition.AddExtension("x-kubernetes-group-version-kind", []any{
-			map[string]any{"group": Group, "version": Version, "kind": kind.Name},
+			map[string]any{"group": kind.Group(), "version": kind.Version(), "kind": kind.Name},
 		})
 	}
 	return s, nil
 }
 
+// schemaName is Kubernetes' own for what is Kubernetes' own.
 func schemaName(typ reflect.Type) string {
-	switch typ.Name() {
-	case "ObjectMeta", "OwnerReference", "Condition":
-		return metaSchemaPrefix + typ.Name()
+	switch name := typ.Name(); {
+	case name == "ObjectMeta", name == "OwnerReference", name == "Condition":
+		return metaSchemaPrefix + name
+	case name == "Selector":
+		return metaSchemaPrefix + "LabelSelector"
+	case name == "Requirement":
+		return metaSchemaPrefix + "LabelSelectorRequirement"
+	case name == "IntOrString":
+		return "io.k8s.apimachinery.pkg.util.intstr.IntOrString"
+	case name == "IPBlock", strings.HasPrefix(name, "NetworkPolicy"):
+		return networkingSchemaPrefix + name
+	case name == "NamespacedPod", strings.HasPrefix(name, "ClusterNetworkPolicy"):
+		return policySchemaPrefix + name
+	case name == "ObjectEvent":
+		return coreSchemaPrefix + "Event"
+	case strings.HasPrefix(name, "Namespace"), name == "ObjectReference", name == "EventSource":
+		return coreSchemaPrefix + name
+	default:
+		return schemaPrefix + name
 	}
-	return schemaPrefix + typ.Name()
 }
 
 var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 	timeType        = reflect.TypeFor[time.Time]()
 	rawType         = reflect.TypeFor[json.RawMessage]()
+	// numberOrNameType is written as either.
+	numberOrNameType = reflect.TypeFor[bocage.IntOrString]()
 )
 
 // define returns a type's schema; structs become definitions of their own.
@@ -81,6 +102,10 @@ func (s *schemas) define(typ reflect.Type) (*spec.Schema, error) {
 		entry := new(spec.Schema).Typed("object", "")
 		entry.AddExtension("x-kubernetes-preserve-unknown-fields", true)
 		return spec.ArrayProperty(entry), nil
+	case typ == numberOrNameType:
+		name := schemaName(typ)
+		s.definitions[name] = new(spec.Schema).Typed("string", "int-or-string")
+		return spec.RefProperty(refPrefix + name), nil
 	case reflect.PointerTo(typ).Implements(textUnmarshaler):
 		return spec.StringProperty(), nil
 	}
@@ -105,6 +130,8 @@ func (s *schemas) define(typ reflect.Type) (*spec.Schema, error) {
 		return spec.BoolProperty(), nil
 	case reflect.Float64:
 		return spec.Float64Property(), nil
+	case reflect.Int32:
+		return spec.Int32Property(), nil
 	case reflect.Int, reflect.Int64:
 		return spec.Int64Property(), nil
 	case reflect.Uint64:

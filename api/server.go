@@ -20,12 +20,6 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// Group is the API group of every kind, and Version its version.
-const (
-	Group   = "bocage.dev"
-	Version = "v1"
-)
-
 // Limits that hold for every server.
 const (
 	maxBody         = 10 << 20

@@ -31,7 +31,7 @@ func (p *problem) about(kind bocage.Kind, name string) *problem {
 	if p.Details == nil {
 		p.Details = &metav1.StatusDetails{}
 	}
-	p.Details.Group, p.Details.Kind, p.Details.Name = Group, kind.Plural, name
+	p.Details.Group, p.Details.Kind, p.Details.Name = kind.Group(), kind.Plural, name
 	return p
 }
 
@@ -50,12 +50,12 @@ func badRequest(format string, args ...any) *problem {
 
 func notFound(kind bocage.Kind, name string) *problem {
 	return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
-		"%s.%s %q not found", kind.Plural, Group, name).about(kind, name)
+		"%s %q not found", qualified(kind), name).about(kind, name)
 }
 
 func conflict(kind bocage.Kind, name, why string) *problem {
 	return newProblem(http.StatusConflict, metav1.StatusReasonConflict,
-		"Operation cannot be fulfilled on %s.%s %q: %s", kind.Plural, Group, name, why).about(kind, name)
+		"Operation cannot be fulfilled on %s %q: %s", qualified(kind), name, why).about(kind, name)
 }
 
 func expired() *problem {
@@ -66,7 +66,7 @@ func expired() *problem {
 // invalid carries every fault of an object as a cause of its own.
 func invalid(kind bocage.Kind, name string, faults bocage.Faults) *problem {
 	p := newProblem(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid,
-		"%s.%s %q is invalid: %s", kind.Name, Group, name, summary(faults)).about(kind, name)
+		"%s %q is invalid: %s", withGroup(kind.Name, kind), name, summary(faults)).about(kind, name)
 	p.Details.Kind = kind.Name
 	p.Details.Causes = causes(metav1.CauseTypeFieldValueInvalid, faults)
 	return p

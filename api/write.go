@@ -296,8 +296,8 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	if err := utiljson.Unmarshal(tree.JSON(), &u.Object); err != nil {
 		return nil, nil, badRequest("the body cannot be read: %v", err)
 	}
-	if apiVersion := u.GetAPIVersion(); apiVersion != bocage.APIVersion {
-		faults.Add("apiVersion", "%q is not %s", apiVersion, bocage.APIVersion)
+	if apiVersion := u.GetAPIVersion(); apiVersion != ch.kind.APIVersion {
+		faults.Add("apiVersion", "%q is not %s", apiVersion, ch.kind.APIVersion)
 	}
 	if kind := u.GetKind(); kind != ch.kind.Name {
 		faults.Add("kind", "%q is not %s, which the path names", kind, ch.kind.Name)
@@ -312,7 +312,7 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	} else if ch.name != "" && name != ch.name {
 		faults.Add("metadata.name", "%q is not %q, which the path names", name, ch.name)
 	}
-	u.SetAPIVersion(bocage.APIVersion)
+	u.SetAPIVersion(ch.kind.APIVersion)
 	u.SetKind(ch.kind.Name)
 	if !readableOwners(u) {
 		faults.Add("metadata.managedFields", "cannot be read: leave it out")
@@ -364,7 +364,7 @@ func (b *batch) create(ch *change, declared *manifest.Tree) error {
 	name := object.GetName()
 	if _, err := b.server.load(b.ctx, ch.kind, ch.namespace, name); err == nil {
 		return newProblem(http.StatusConflict, metav1.StatusReasonAlreadyExists,
-			"%s.%s %q already exists", ch.kind.Plural, Group, name).about(ch.kind, name)
+			"%s %q already exists", qualified(ch.kind), name).about(ch.kind, name)
 	} else if !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
@@ -599,7 +599,7 @@ func (s *Server) delete(c *call) error {
 	}
 	writeJSON(c.w, http.StatusOK, metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
-		Details: &metav1.StatusDetails{Name: ch.name, Group: Group, Kind: ch.kind.Plural, UID: ch.old.object.GetUID()},
+		Details: &metav1.StatusDetails{Name: ch.name, Group: ch.kind.Group(), Kind: ch.kind.Plural, UID: ch.old.object.GetUID()},
 	})
 	return nil
 }

@@ -47,6 +47,7 @@ var (
 	textUnmarshaler = reflect.TypeFor[encoding.TextUnmarshaler]()
 	timeType        = reflect.TypeFor[time.Time]()
 	rawType         = reflect.TypeFor[json.RawMessage]()
+	jsonUnmarshaler = reflect.TypeFor[json.Unmarshaler]()
 )
 
 // check compares one value with one type.
@@ -66,6 +67,8 @@ func (c *checker) check(n *node, typ reflect.Type, path string) {
 		c.checkTime(n, path)
 	case reflect.PointerTo(typ).Implements(textUnmarshaler):
 		c.checkText(n, typ, path)
+	case reflect.PointerTo(typ).Implements(jsonUnmarshaler):
+		c.checkJSON(n, typ, path)
 	default:
 		c.checkPlain(n, typ, path)
 	}
@@ -173,6 +176,17 @@ func (c *checker) checkText(n *node, typ reflect.Type, path string) {
 	}
 	if err := reflect.New(typ).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.Value)); err != nil {
 		c.fault(&c.wrong, n, path, "%s", textMessage(typ, n.Value, err))
+	}
+}
+
+// checkJSON asks a type that reads its own JSON.
+func (c *checker) checkJSON(n *node, typ reflect.Type, path string) {
+	data, err := json.Marshal(n.plain())
+	if err == nil {
+		err = json.Unmarshal(data, reflect.New(typ).Interface())
+	}
+	if err != nil {
+		c.fault(&c.wrong, n, path, "%v", err)
 	}
 }
 

@@ -209,8 +209,8 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 		return bocage.Kind{}, t.place(faults)
 	case !hasVersion:
 		faults.Add("apiVersion", "is missing: write apiVersion: %s", bocage.APIVersion)
-	case version != bocage.APIVersion:
-		faults.Add("apiVersion", "%q is not understood: this system knows %s", version, bocage.APIVersion)
+	case !slices.ContainsFunc(bocage.Kinds(), func(k bocage.Kind) bool { return k.APIVersion == version }):
+		faults.Add("apiVersion", "%q is not understood: this system knows %s", version, strings.Join(apiVersions(), ", "))
 	}
 	if !hasKind {
 		faults.Add("kind", "is missing: name one of %s", strings.Join(kindNames(), ", "))
@@ -218,10 +218,13 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	}
 	for _, kind := range bocage.Kinds() {
 		if kind.Name == name {
+			if hasVersion && len(faults) == 0 && kind.APIVersion != version {
+				faults.Add("apiVersion", "%q has no %s: write apiVersion: %s", version, name, kind.APIVersion)
+			}
 			return kind, t.place(faults)
 		}
 	}
-	if hasVersion && version != bocage.APIVersion {
+	if len(faults) > 0 && hasVersion {
 		return bocage.Kind{}, t.place(faults)
 	}
 	if near := nearest(name, kindNames()); near != "" {
@@ -236,8 +239,8 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 func (t *Tree) items(faults *bocage.Faults) []*Tree {
 	name, _ := t.Text("kind")
 	version, _ := t.Text("apiVersion")
-	list := name == "List" && (version == "v1" || version == bocage.APIVersion) ||
-		strings.HasSuffix(name, "List") && version == bocage.APIVersion
+	known := version == "v1" || slices.Contains(apiVersions(), version)
+	list := known && strings.HasSuffix(name, "List")
 	if !list {
 		return []*Tree{t}
 	}
@@ -314,6 +317,17 @@ func limited(faults bocage.Faults) bocage.Faults {
 	}
 	more := bocage.Fault{Message: fmt.Sprintf("and %d more", len(faults)-maxFaults)}
 	return append(faults[:maxFaults:maxFaults], more)
+}
+
+// apiVersions lists the group versions that are read, ours first.
+func apiVersions() []string {
+	var versions []string
+	for _, k := range bocage.Kinds() {
+		if !slices.Contains(versions, k.APIVersion) {
+			versions = append(versions, k.APIVersion)
+		}
+	}
+	return versions
 }
 
 func kindNames() []string {

@@ -26,7 +26,6 @@ import (
 )
 
 const (
-	resourcesPath = "/apis/" + bocage.APIVersion
 	functionsPath = "/apis/functions." + bocage.APIVersion
 	// maxAnswer bounds one answer, watches and flows apart.
 	maxAnswer = 1 << 30
@@ -264,10 +263,14 @@ func (c *Client) do(ctx context.Context, r request, into any) error {
 }
 
 func collectionPath(kind bocage.Kind, namespace string) string {
-	if kind.Namespaced && namespace != "" {
-		return resourcesPath + "/namespaces/" + url.PathEscape(namespace) + "/" + kind.Plural
+	path := "/apis/" + kind.APIVersion
+	if kind.Group() == "" {
+		path = "/api/" + kind.Version()
 	}
-	return resourcesPath + "/" + kind.Plural
+	if kind.Namespaced && namespace != "" {
+		path += "/namespaces/" + url.PathEscape(namespace)
+	}
+	return path + "/" + kind.Plural
 }
 
 func objectPath(kind bocage.Kind, namespace, name string) (string, error) {
@@ -470,7 +473,7 @@ func (c *Client) ApplyObject(ctx context.Context, kind bocage.Kind, object bocag
 
 // send writes an object and reads what the server made of it.
 func (c *Client) send(ctx context.Context, kind bocage.Kind, object bocage.Resource, r request) (bocage.Resource, error) {
-	*object.Type() = bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: kind.Name}
+	*object.Type() = bocage.TypeMeta{APIVersion: kind.APIVersion, Kind: kind.Name}
 	var err error
 	if r.body, err = json.Marshal(object); err != nil {
 		return nil, fmt.Errorf("write %s %s: %w", kind.Name, object.Meta().Name, err)

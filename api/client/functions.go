@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -31,7 +32,8 @@ func (c *Client) Apply(ctx context.Context, documents []manifest.Document, optio
 	return result, err
 }
 
-// Plan says what documents would change if they were applied.
+// Plan says what documents would change if they were applied. A document whose
+// object has a deletionTimestamp stands for its deletion; see [Client.PlanChanges].
 func (c *Client) Plan(ctx context.Context, documents []manifest.Document) (bocage.PlanResult, error) {
 	var result bocage.PlanResult
 	err := c.do(ctx, request{
@@ -43,6 +45,79 @@ func (c *Client) Plan(ctx context.Context, documents []manifest.Document) (bocag
 		e.Faults = placed(e.Faults, documents)
 	}
 	return result, err
+}
+
+// PlanChanges says what would change if some documents were applied and others
+// were deleted.
+func (c *Client) PlanChanges(ctx context.Context, applied, deleted []manifest.Document) (bocage.PlanResult, error) {
+	documents := slices.Clone(applied)
+	for _, d := range deleted {
+		var object map[string]any
+		if err := json.Unmarshal(d.JSON, &object); err != nil {
+			return bocage.PlanResult{}, fmt.Errorf("read back %s: %w", d.Source, err)
+		}
+		metadata, ok := object["metadata"].(map[string]any)
+		if !ok {
+			return bocage.PlanResult{}, fmt.Errorf("%s has no metadata", d.Source)
+		}
+		metadata["deletionTimestamp"] = time.Now().UTC().Format(time.RFC3339)
+		var err error
+		if d.JSON, err = json.Marshal(object); err != nil {
+			return bocage.PlanResult{}, fmt.Errorf("write %s: %w", d.Source, err)
+		}
+		documents = append(documents, d)
+	}
+	return c.Plan(ctx, documents)
+}
+
+// Test runs the PolicyTests among the documents on what would be in force if the
+// others were applied; without any, those that are declared already.
+func (c *Client) Test(ctx context.Context, documents []manifest.Document) ([]bocage.TestResult, error) {
+	var results []bocage.TestResult
+	err := c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/test", contentType: "application/json", body: linesOf(documents),
+	}, &results)
+	var e *Error
+	if errors.As(err, &e) {
+		e.Faults = placed(e.Faults, documents)
+	}
+	return results, err
+}
+
+// Blast asks what can be reached from somewhere.
+func (c *Client) Blast(ctx context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
+	query := url.Values{"from": {q.From}}
+	if q.Hops > 0 {
+		query.Set("hops", strconv.Itoa(q.Hops))
+	}
+	if q.Uninspected {
+		query.Set("uninspected", "true")
+	}
+	var result bocage.BlastResult
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/blast", query: query}, &result)
+	return result, err
+}
+
+// Matrix asks who reaches whom in some namespaces; none is all of them.
+func (c *Client) Matrix(ctx context.Context, namespaces []string) (bocage.ReachMatrix, error) {
+	var result bocage.ReachMatrix
+	err := c.do(ctx, request{
+		method: http.MethodGet, path: functionsPath + "/matrix", query: url.Values{"namespace": namespaces},
+	}, &result)
+	return result, err
+}
+
+// Rollout confirms, promotes or takes back the newest generation.
+func (c *Client) Rollout(ctx context.Context, r bocage.RolloutRequest) (bocage.RolloutStatus, error) {
+	body, err := json.Marshal(r)
+	if err != nil {
+		return bocage.RolloutStatus{}, err
+	}
+	var status bocage.RolloutStatus
+	err = c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/rollout", contentType: "application/json", body: body,
+	}, &status)
+	return status, err
 }
 
 // linesOf writes one document a line, so that the server's "line N" names the
@@ -79,6 +154,9 @@ func (c *Client) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 	}
 	if !q.At.IsZero() {
 		query.Set("at", q.At.UTC().Format(time.RFC3339))
+	}
+	if q.Generation > 0 {
+		query.Set("generation", strconv.FormatUint(q.Generation, 10))
 	}
 	var explanation bocage.Explanation
 	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/explain", query: query}, &explanation)
