@@ -99,6 +99,10 @@ type Store interface {
 	// one revision follow each other in the order of their Ops, and a channel
 	// that closes while ctx goes on has delivered whole revisions.
 	Watch(ctx context.Context, prefix string, after Revision) (Watch, error)
+	// Progress asks that each watch be told, by a Progress event, that it has
+	// delivered everything up to a revision not older than the call. A watch that
+	// is busy delivering may leave the event out: who needs it asks again.
+	Progress(ctx context.Context) error
 	// Close releases the engine.
 	Close() error
 }

@@ -214,10 +214,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 // follow feeds a pump until its context, the store or etcd ends it.
 func (s *Store) follow(ctx context.Context, prefix string, after store.Revision, p *pump.Pump) error {
 	options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(int64(after) + 1), clientv3.WithPrevKV(), clientv3.WithProgressNotify()}
-	if s.engine == nil {
-		ctx = clientv3.WithRequireLeader(ctx) // rather end than be silent behind a partition
-	}
-	for response := range s.client.Watch(ctx, s.prefix+prefix, options...) {
+	for response := range s.client.Watch(s.leading(ctx), s.prefix+prefix, options...) {
 		if err := response.Err(); err != nil {
 			return fmt.Errorf("watch %q: %w", prefix, s.explain(ctx, err))
 		}
@@ -248,6 +245,26 @@ func (s *Store) follow(ctx context.Context, prefix string, after store.Revision,
 		return fmt.Errorf("watch %q: %w", prefix, ErrClosed)
 	}
 	return fmt.Errorf("watch %q: etcd ended it", prefix) // unless ctx has, which the pump sees
+}
+
+// leading makes a watch rather end than be silent behind a partition.
+func (s *Store) leading(ctx context.Context) context.Context {
+	if s.engine == nil {
+		return clientv3.WithRequireLeader(ctx)
+	}
+	return ctx
+}
+
+// Progress implements store.Store.
+func (s *Store) Progress(ctx context.Context) error {
+	if err := s.usable(ctx); err != nil {
+		return fmt.Errorf("ask for progress: %w", err)
+	}
+	// The request goes the way of the watches, which their context decides.
+	if err := s.client.RequestProgress(s.leading(ctx)); err != nil {
+		return fmt.Errorf("ask for progress: %w", s.explain(ctx, err))
+	}
+	return nil
 }
 
 // event translates a change; ok is false if its previous value was compacted away.

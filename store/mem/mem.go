@@ -271,6 +271,24 @@ func (s *Store) compact(before store.Revision) {
 	})
 }
 
+// Progress implements store.Store.
+func (s *Store) Progress(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("ask for progress: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return fmt.Errorf("ask for progress: %w", errClosed)
+	}
+	for p := range s.watches {
+		if !p.Push(store.Event{Progress: true, Revision: s.revision}) {
+			delete(s.watches, p)
+		}
+	}
+	return nil
+}
+
 // Close implements store.Store: watches end, and everything is refused.
 func (s *Store) Close() error {
 	s.mu.Lock()

@@ -45,6 +45,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"watch misses nothing under concurrent writers", watchConcurrent},
 		{"watch only what has the prefix", watchPrefix},
 		{"watch resumes where it broke", watchResume},
+		{"watch tells how far it is", watchProgress},
 		{"a slow reader is cut off", watchSlow},
 		{"contexts that have ended", contexts},
 		{"compare and set by many", compareAndSet},

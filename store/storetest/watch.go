@@ -7,6 +7,7 @@ import (
 	"maps"
 	"sync"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage/store"
 )
@@ -183,6 +184,36 @@ func watchResume(t *testing.T, s store.Store) {
 	for ; seen < writes; seen++ {
 		if e := next(t, w); string(e.Value) != fmt.Sprint(seen) {
 			t.Fatalf("resumed watch yields %s, want %d", e.Value, seen)
+		}
+	}
+}
+
+func watchProgress(t *testing.T, s store.Store) {
+	ctx := t.Context()
+	w := watch(t, s, "p/", 0)
+	must(t)(store.Put(ctx, s, "p/a", []byte("1"), store.Absent))
+	now := must(t)(store.Put(ctx, s, "elsewhere", []byte("1"), store.Absent))
+	ask := time.NewTicker(20 * time.Millisecond)
+	defer ask.Stop()
+	limit := time.After(20 * time.Second)
+	seen := false
+	for {
+		select {
+		case e, open := <-w.Events():
+			switch {
+			case !open:
+				t.Fatalf("the watch ended: %v", w.Err())
+			case !e.Progress:
+				seen = seen || e.Key == "p/a"
+			case e.Revision >= now && !seen:
+				t.Fatalf("the watch is at %d and has not delivered what was before", e.Revision)
+			case e.Revision >= now:
+				return
+			}
+		case <-ask.C:
+			check(t, s.Progress(ctx))
+		case <-limit:
+			t.Fatalf("the watch never says that it is at %d", now)
 		}
 	}
 }
