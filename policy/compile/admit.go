@@ -49,7 +49,7 @@ func admit(in Input) *admitted {
 	digest := sha256.New()
 	digest.Write([]byte(revision))
 	a.applications = admitKind(a, digest, "Application", in.Applications, func(o *bocage.Application) any { return &o.Spec })
-	a.guardrails = admitKind(a, digest, "Guardrail", in.Guardrails, func(o *bocage.Guardrail) any { return o.InForce() })
+	a.guardrails = admitKind(a, digest, "Guardrail", a.inForce(in.Guardrails), func(o *bocage.Guardrail) any { return &o.Spec })
 	a.scopes = admitKind(a, digest, "Scope", in.Scopes, func(o *bocage.Scope) any { return &o.Spec })
 	a.profiles = admitKind(a, digest, "InspectionProfile", in.Profiles, func(o *bocage.InspectionProfile) any { return &o.Spec })
 	a.decoys = admitKind(a, digest, "Decoy", in.Decoys, func(o *bocage.Decoy) any { return &o.Spec })
@@ -59,7 +59,7 @@ func admit(in Input) *admitted {
 	a.threatConditions = admitKind(a, digest, "ThreatCondition",
 		unexpired(a, "ThreatCondition", in.Now, in.ThreatConditions, func(o *bocage.ThreatCondition) time.Time { return o.Spec.Expires }),
 		func(o *bocage.ThreatCondition) any { return &o.Spec })
-	a.exceptions = admitKind(a, digest, "Exception", in.Exceptions, func(o *bocage.Exception) any { return &o.Spec })
+	a.exceptions = admitKind(a, digest, "Exception", a.admitExceptions(in.Exceptions, in.Now), func(o *bocage.Exception) any { return &o.Spec })
 	a.responses = admitKind(a, digest, "Response", in.Responses, func(o *bocage.Response) any { return &o.Spec })
 	a.addressGroups = admitKind(a, digest, "AddressGroup", in.AddressGroups, func(o *bocage.AddressGroup) any { return &o.Spec })
 	a.zones = admitKind(a, digest, "Zone", in.Zones, func(o *bocage.Zone) any { return &o.Spec })
@@ -88,8 +88,8 @@ func unexpired[T bocage.Resource](a *admitted, kind string, now time.Time, objec
 		case !now.Before(end):
 			a.findings.note(Ref(kind, o, ""), Expired, "ended at %s", end.UTC().Format(time.RFC3339))
 			continue
-		case a.expires.IsZero() || end.Before(a.expires):
-			a.expires = end
+		default:
+			a.changesAt(end)
 		}
 		out = append(out, o)
 	}
@@ -135,14 +135,17 @@ func admitKind[T bocage.Resource](a *admitted, digest hashWriter, kind string, o
 
 func (a *admitted) refuse(kind string, o bocage.Resource, faults bocage.Faults) {
 	ref := Ref(kind, o, "")
+	slices.SortFunc(faults, compareFaults)
 	a.findings.reject(ref, Invalid, "%s", faults.Error())
 	for _, f := range faults {
 		f.Field, f.Source = kind+" "+o.Meta().NamespacedName()+" "+f.Field, ref.Source
 		a.faults = append(a.faults, f)
 	}
-	slices.SortFunc(a.faults, func(x, y bocage.Fault) int {
-		return cmp.Or(cmp.Compare(x.Field, y.Field), cmp.Compare(x.Message, y.Message), cmp.Compare(x.Source, y.Source))
-	})
+	slices.SortFunc(a.faults, compareFaults)
+}
+
+func compareFaults(x, y bocage.Fault) int {
+	return cmp.Or(cmp.Compare(x.Field, y.Field), cmp.Compare(x.Message, y.Message), cmp.Compare(x.Source, y.Source))
 }
 
 // admitWorkloads sets aside workloads that nothing can be decided about. Of two

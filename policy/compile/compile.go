@@ -72,13 +72,10 @@ type Output struct {
 //     wildcard says become rules (pairs.go, table.go, decisions.go)
 //  5. number: groups, decisions and profiles get stable numbers (number.go)
 func Compile(in Input) Output {
-	c := &compiler{in: admit(in)}
+	c := &compiler{in: admit(in), now: in.Now}
 	c.findings = c.in.findings
 	c.pop = populate(c.in, &c.findings)
-	c.stateThreats()
-	c.stateContracts()
-	c.stateGuardrails()
-	c.stateDecoys()
+	c.stateAll()
 	rules := c.tabulate()
 	ruleset := c.assemble(rules)
 	ruleset.Generation, ruleset.Digest = in.Generation, c.in.digest
@@ -93,10 +90,12 @@ func Compile(in Input) Output {
 // compiler carries one compilation from step to step.
 type compiler struct {
 	in         *admitted
+	now        time.Time
 	findings   findings
 	pop        *population
 	statements []statement
 	refusals   []refusal
+	touched    []int32 // subjects from or to which something automatic refuses, sorted
 	placements []bocage.DecoyPlacement
 	profiles   profiles
 	decisions  decisions

@@ -14,19 +14,25 @@ type application struct {
 	groups []int32
 }
 
-// stateContracts allows what both halves of a contract agree on, and tells
-// authors whose other half is missing.
-func (c *compiler) stateContracts() {
+// selectApplications finds whose the applications are and what those offer.
+func (c *compiler) selectApplications() []application {
 	apps := make([]application, len(c.in.applications))
-	byName := make(map[string]*application, len(apps))
 	for i, a := range c.in.applications {
 		apps[i] = application{a, c.pop.match([]string{a.Namespace}, &a.Spec.Workload)}
-		byName[a.NamespacedName()] = &apps[i]
-		if len(apps[i].groups) == 0 {
-			c.findings.note(Ref("Application", a, "spec.workload"), NoWorkloads, "selects no workload of namespace %s today", a.Namespace)
-		}
 	}
 	c.collectOffers(apps)
+	return apps
+}
+
+// stateContracts allows what both halves of a contract agree on, and tells
+// authors whose other half is missing.
+func (c *compiler) stateContracts(apps []application) {
+	byName := make(map[string]*application, len(apps))
+	for i := range apps {
+		a := &apps[i]
+		byName[a.NamespacedName()] = a
+		c.checkApplication(a)
+	}
 	// Who consumes which provide, to tell providers whom they let in for nothing.
 	consumers := map[provideKey][]int32{}
 	for i := range apps {
@@ -34,6 +40,24 @@ func (c *compiler) stateContracts() {
 	}
 	for i := range apps {
 		c.stateProvides(&apps[i], consumers)
+	}
+}
+
+// checkApplication tells the author what of it picks nobody, and what is only
+// written down.
+func (c *compiler) checkApplication(a *application) {
+	at := Ref("Application", a, "spec.workload")
+	c.checkSelector(at, []string{a.Namespace}, &a.Spec.Workload)
+	if len(a.groups) == 0 {
+		c.findings.note(at, NoWorkloads, "selects no workload of namespace %s today", a.Namespace)
+	}
+	spoken := false
+	for i := range a.Spec.Provides {
+		c.checkSelector(Ref("Application", a, field("spec.provides", i)+".to"), LetInNamespaces(a.Application, i), &a.Spec.Provides[i].To)
+		if a.Spec.Provides[i].AppProtocol != "" && !spoken {
+			spoken = true
+			c.noteRecorded(Ref("Application", a, field("spec.provides", i)+".appProtocol"), []string{"protocols"})
+		}
 	}
 }
 
@@ -101,9 +125,8 @@ func (c *compiler) stateContract(a *application, j int, provider *application, h
 			whole = true
 			key := provideKey{provider.NamespacedName(), i}
 			consumers[key] = append(consumers[key], from...)
-			c.state(statement{kind: allow, from: side{list: from}, to: side{list: provider.groups},
-				ports: transport(provide.Port, provide.EndPort, provide.Protocol),
-				by:    []bocage.Ref{Ref("Application", provider, field("spec.provides", i)), half}})
+			c.state(spoken(provider, i, statement{from: side{list: from}, to: side{list: provider.groups},
+				by: []bocage.Ref{Ref("Application", provider, field("spec.provides", i)), half}}))
 		}
 		if len(outside) > 0 && consume.Interface != "" {
 			c.missingProvide(a, j, provider, i)
@@ -136,9 +159,8 @@ func (c *compiler) missingProvide(consumer *application, j int, provider *applic
 func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int32) {
 	for i, provide := range a.Spec.Provides {
 		for k := range provide.ToExternal {
-			c.state(statement{kind: allow, from: side{list: c.pop.under(provide.ToExternal[k : k+1])}, to: side{list: a.groups},
-				ports: transport(provide.Port, provide.EndPort, provide.Protocol),
-				by:    []bocage.Ref{Ref("Application", a, field(field("spec.provides", i)+".toExternal", k))}})
+			c.state(spoken(a, i, statement{from: side{list: c.pop.under(provide.ToExternal[k : k+1])}, to: side{list: a.groups},
+				by: []bocage.Ref{Ref("Application", a, field(field("spec.provides", i)+".toExternal", k))}}))
 		}
 		if !specific(provide.To) {
 			continue
@@ -158,6 +180,18 @@ func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int3
 				ConsumeAdvice(idle[0], a.Application, i))
 		}
 	}
+}
+
+// spoken makes a statement an allow on the ports of the provider's i-th
+// interface, with the duty to speak what is spoken there.
+func spoken(provider *application, i int, s statement) statement {
+	provide := provider.Spec.Provides[i]
+	s.kind, s.ports = allow, transport(provide.Port, provide.EndPort, provide.Protocol)
+	if provide.AppProtocol != "" {
+		s.duty.Verify = provide.AppProtocol
+		s.dutyBy = Ref("Application", provider, field("spec.provides", i)+".appProtocol")
+	}
+	return s
 }
 
 // specific reports whether a selector names whom it picks, rather than whom it

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -122,6 +123,11 @@ func (c *Cutter) decisions(cut *bocage.Ruleset) []bocage.Decision {
 	}
 	for _, r := range cut.Refused {
 		used[r.Decision] = true
+	}
+	for id := range maps.Clone(used) {
+		for d, _ := c.whole.Decision(id); !d.Until.IsZero(); d, _ = c.whole.Decision(d.Then) {
+			used[d.Then] = true
+		}
 	}
 	out := make([]bocage.Decision, 0, len(used))
 	for _, d := range c.whole.Decisions {

@@ -1,9 +1,12 @@
 package compile
 
 import (
+	"cmp"
 	"encoding/binary"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -13,12 +16,18 @@ type decision struct {
 	verdict  bocage.Verdict
 	code     bocage.ReasonCode
 	profiles []string // sorted
+	duties   bocage.Duties
 	log      bool
 	by       []bocage.Ref
+	// until is when it gives way to the decision with the number then; zero:
+	// never.
+	until time.Time
+	then  int32
 }
 
 // decisions holds every distinct decision once, so that equal ones compare as
-// numbers.
+// numbers. A successor has a
+// lower number than what gives way to it.
 type decisions struct {
 	list      []decision
 	byContent map[string]int32
@@ -26,7 +35,7 @@ type decisions struct {
 	scratch   []byte
 }
 
-// decide combines the statements that cover one cell, given in order.
+// decide combines the statements that cover one cell.
 func (c *compiler) decide(covering []int32) int32 {
 	d := &c.decisions
 	if d.byContent == nil {
@@ -37,63 +46,267 @@ func (c *compiler) decide(covering []int32) int32 {
 		return i
 	}
 	cause := string(d.scratch)
-	i := d.intern(c.combine(covering))
+	statements := make([]*statement, len(covering))
+	for i, n := range covering {
+		statements[i] = &c.statements[n]
+	}
+	i := d.internChain(combine(statements, c.now))
 	d.byCause[cause] = i
 	return i
 }
 
-// combine is the lattice: anyone may refuse, nobody below can reopen, and duties
-// add up.
-func (c *compiler) combine(covering []int32) decision {
-	var allows, refusals, marks, duties, impossible, diverts []bocage.Ref
-	var d decision
-	var owed []string
-	marked, owesLog := false, false
-	for _, i := range covering {
-		s := &c.statements[i]
+// combine decides a cell at now and at every later moment at which one of the
+// statements that cover it ends. Each of the decisions but the last has the
+// moment at which the next one follows. There are at most
+// bocage.MostSuccessors more than the first: where there would be more, the last
+// grants no exception and lets nothing else end, so that it only tightens.
+func combine(covering []*statement, now time.Time) []decision {
+	sortStatements(covering)
+	var chain []decision
+	for _, moment := range moments(covering, now) {
+		d := decideAt(covering, moment, false)
+		n := len(chain)
+		if n > bocage.MostSuccessors {
+			break
+		}
+		if n > 0 && chain[n-1].equal(d) {
+			continue
+		}
+		if n > 0 {
+			chain[n-1].until = moment
+		}
+		if n == bocage.MostSuccessors && changesLater(covering, d, moment, now) {
+			d = decideAt(covering, moment, true)
+			if chain[n-1].equal(d) {
+				chain[n-1].until = time.Time{}
+				break
+			}
+		}
+		chain = append(chain, d)
+	}
+	return chain
+}
+
+// changesLater reports whether the cell is ever decided otherwise after a moment.
+func changesLater(covering []*statement, d decision, moment, now time.Time) bool {
+	return slices.ContainsFunc(moments(covering, now), func(later time.Time) bool {
+		if !later.After(moment) {
+			return false
+		}
+		next := decideAt(covering, later, false)
+		return !next.equal(d)
+	})
+}
+
+// moments lists now and the ends of the statements after it, in order.
+func moments(covering []*statement, now time.Time) []time.Time {
+	out := []time.Time{now}
+	for _, s := range covering {
+		if s.until.After(now) {
+			out = append(out, s.until)
+		}
+	}
+	slices.SortFunc(out, time.Time.Compare)
+	return slices.CompactFunc(out, time.Time.Equal)
+}
+
+// sortStatements puts statements into the order of their authors, which does not
+// depend on who was read first.
+func sortStatements(list []*statement) {
+	slices.SortStableFunc(list, func(a, b *statement) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), slices.CompareFunc(a.by, b.by, compareRefs))
+	})
+}
+
+// decideAt is the lattice: anyone may refuse, nobody below can reopen, and duties
+// add up. strict ignores exceptions.
+func decideAt(covering []*statement, moment time.Time, strict bool) decision {
+	var lifted []string // guardrails that are excepted from here
+	protected := false
+	alive := make([]*statement, 0, len(covering))
+	for _, s := range covering {
+		if !s.until.IsZero() && !moment.Before(s.until) {
+			continue
+		}
+		switch s.kind {
+		case except:
+			if !strict {
+				lifted = append(lifted, s.guardrail)
+			}
+		case protect:
+			protected = true
+		default:
+			alive = append(alive, s)
+		}
+	}
+
+	var allows, isolations, refusals, answers, marks, diverts []bocage.Ref
+	var kubes []*statement
+	var owed joined
+	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
+	for _, s := range alive {
 		switch s.kind {
 		case allow:
 			allows = append(allows, s.by...)
+			owed.add(s)
+		case kube:
+			kubes = append(kubes, s)
+		case isolate:
+			if !protected {
+				isolations = append(isolations, s.by...)
+			}
 		case refuse:
-			refusals = append(refusals, s.by...)
+			if !slices.Contains(lifted, s.guardrail) {
+				refusals = append(refusals, s.by...)
+				wish = stronger(wish, s.disposition)
+			}
+		case answer:
+			if !protected {
+				answers = append(answers, s.by...)
+			}
+		case owe:
+			if s.guardrail == "" || !slices.Contains(lifted, s.guardrail) {
+				owed.owe(s, protected)
+			}
 		case mark:
-			marks, marked = append(marks, s.by...), true
+			marks = append(marks, s.by...)
+		case dispose:
+			wish = stronger(wish, s.disposition)
+		case disposeSilent:
+			silentWish = stronger(silentWish, s.disposition)
 		case divert:
 			diverts = append(diverts, s.by...)
-		case owe:
-			if s.duty.impossible {
-				impossible = append(impossible, s.by...)
-				continue
-			}
-			duties = append(duties, s.by...)
-			owesLog = owesLog || s.duty.log
-			if s.duty.profile != "" {
-				owed = append(owed, s.duty.profile)
-			}
 		}
 	}
-	d.log = marked
-	switch {
-	case len(refusals) > 0:
-		d.verdict, d.code, d.by = bocage.VerdictDrop, bocage.ReasonGuardrail, refusals
-	case len(allows) == 0:
-		d.verdict, d.code = bocage.VerdictDrop, bocage.ReasonDefaultDeny
-	case len(impossible) > 0:
-		d.verdict, d.code, d.by = bocage.VerdictDrop, bocage.ReasonGuardrail, impossible
+	kubeSays, kubeBy := judgeKubernetes(kubes)
+	var kubeRefusals []bocage.Ref
+	if kubeSays == kubeRefuses {
+		kubeRefusals = kubeBy
+	}
+
+	d := decision{verdict: bocage.VerdictDrop, then: unset, log: len(marks) > 0}
+	switch refused := slices.Concat(isolations, refusals, kubeRefusals, answers); {
+	case len(refused) > 0:
+		d.by = refused
+		switch {
+		case len(isolations) > 0:
+			d.code = bocage.ReasonQuarantine
+		case len(refusals) > 0:
+			d.code = bocage.ReasonGuardrail
+		case len(kubeRefusals) > 0:
+			d.code = bocage.ReasonKubernetes
+		default:
+			d.code = bocage.ReasonThreat
+		}
+	case len(allows) == 0 && kubeSays == kubeWithholds:
+		d.code, d.by = bocage.ReasonKubernetes, kubeBy
+	case len(allows) == 0 && kubeSays != kubeAllows:
+		d.code = bocage.ReasonDefaultDeny
+	case len(owed.impossible) > 0:
+		d.code, d.by = bocage.ReasonGuardrail, owed.impossible
 	default:
-		d.verdict, d.code, d.by = bocage.VerdictAllow, bocage.ReasonRule, append(allows, duties...)
-		d.log = marked || owesLog
-		if len(owed) > 0 {
-			slices.Sort(owed)
-			d.verdict, d.profiles = bocage.VerdictInspect, slices.Compact(owed)
+		d.verdict, d.code = bocage.VerdictAllow, bocage.ReasonRule
+		if len(allows) == 0 {
+			d.code = bocage.ReasonKubernetes
+		}
+		if kubeSays == kubeAllows {
+			allows = append(allows, kubeBy...)
+		}
+		d.by = append(allows, owed.by...)
+		d.profiles, d.duties = owed.result()
+		if len(marks) > 0 {
+			d.duties.Log = logFull
+		}
+		d.log = d.duties.Log != ""
+		if len(d.profiles) > 0 {
+			d.verdict = bocage.VerdictInspect
 		}
 	}
 	d.by = append(d.by, marks...)
-	if !d.verdict.Allowed() && len(diverts) > 0 {
-		d.verdict, d.by = bocage.VerdictDecoy, append(d.by, diverts...)
+	if !d.verdict.Allowed() {
+		if d.code == bocage.ReasonDefaultDeny || d.code == bocage.ReasonKubernetes {
+			wish = stronger(wish, silentWish)
+		}
+		// Only where a decoy stands does anybody meet one.
+		if len(diverts) > 0 {
+			d.verdict, d.by = bocage.VerdictDecoy, append(d.by, diverts...)
+		} else {
+			d.verdict = wish
+		}
 	}
 	d.by = unique(d.by)
 	return d
+}
+
+// logFull is the duty to keep a flow in full detail.
+const logFull = "full"
+
+// joined collects what a cell owes.
+type joined struct {
+	profiles, protocols []string
+	duties              bocage.Duties
+	by                  []bocage.Ref // authors of what can be kept
+	impossible          []bocage.Ref // authors of what cannot
+}
+
+// add takes the duty that comes with an allow.
+func (j *joined) add(s *statement) {
+	if s.duty.Empty() {
+		return
+	}
+	j.join(s.duty.Duties)
+	j.by = append(j.by, s.dutyBy)
+}
+
+// owe takes a duty, or notes that it cannot be kept.
+func (j *joined) owe(s *statement, protected bool) {
+	switch {
+	case !s.duty.impossible:
+		j.join(s.duty.Duties)
+		j.by = append(j.by, s.by...)
+	case !s.duty.automatic || !protected:
+		j.impossible = append(j.impossible, s.by...)
+	}
+}
+
+// join takes the strictest of each duty; names add up.
+func (j *joined) join(d bocage.Duties) {
+	if d.Inspect != "" {
+		j.profiles = append(j.profiles, d.Inspect)
+	}
+	if d.Verify != "" {
+		j.protocols = append(j.protocols, d.Verify)
+	}
+	if d.Log != "" {
+		j.duties.Log = logFull
+	}
+	if have := j.duties.RatePerSecond(); d.Rate != "" && (have == 0 || d.RatePerSecond() < have) {
+		j.duties.Rate = d.Rate
+	}
+	j.duties.Witness = j.duties.Witness || d.Witness
+	j.duties.Provenance = j.duties.Provenance || d.Provenance
+	j.duties.Assurance = max(j.duties.Assurance, d.Assurance)
+}
+
+func (j *joined) result() (profiles []string, duties bocage.Duties) {
+	duties = j.duties
+	profiles = sorted(j.profiles)
+	duties.Inspect, duties.Verify = profileName(profiles), strings.Join(sorted(j.protocols), "+")
+	return profiles, duties
+}
+
+// sorted returns the names in order, once each.
+func sorted(names []string) []string {
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// stronger returns the disposition that counts of two.
+func stronger(a, b bocage.Verdict) bocage.Verdict {
+	if a == bocage.VerdictReject || b == bocage.VerdictReject {
+		return bocage.VerdictReject
+	}
+	return bocage.VerdictDrop
 }
 
 // unique drops later mentions and keeps the order.
@@ -107,8 +320,23 @@ func unique(refs []bocage.Ref) []bocage.Ref {
 	return out
 }
 
+// equal reports whether two decisions are the same, ends apart.
+func (d *decision) equal(o decision) bool {
+	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.duties == o.duties && slices.Equal(d.by, o.by)
+}
+
+// internChain gives the first of a chain of decisions its number.
+func (d *decisions) internChain(chain []decision) int32 {
+	next := int32(unset)
+	for i := len(chain) - 1; i >= 0; i-- {
+		chain[i].then = next
+		next = d.intern(chain[i])
+	}
+	return next
+}
+
 func (d *decisions) intern(x decision) int32 {
-	key := x.key()
+	key := d.key(&x)
 	if i, known := d.byContent[key]; known {
 		return i
 	}
@@ -118,27 +346,44 @@ func (d *decisions) intern(x decision) int32 {
 	return i
 }
 
-// key names the decision's content: its number is a hash of it. Where objects
-// were declared is left out, so that moving a file renumbers nothing.
-func (d *decision) key() string {
+// key names the decision's content, that of its successors included: its number
+// is a hash of it. Where objects were declared is left out, so that moving a file
+// renumbers nothing.
+func (d *decisions) key(x *decision) string {
 	var b strings.Builder
-	b.WriteString(d.verdict.String())
-	b.WriteByte(' ')
-	b.WriteString(d.code.String())
-	if d.log {
-		b.WriteString(" log")
+	for ; ; x = &d.list[x.then] {
+		b.WriteString(x.verdict.String())
+		b.WriteByte(' ')
+		b.WriteString(x.code.String())
+		if x.log {
+			b.WriteString(" log")
+		}
+		for _, duty := range x.duties.List() {
+			b.WriteString(" +")
+			b.WriteString(duty)
+		}
+		for _, r := range x.by {
+			for _, s := range [4]string{r.Kind, r.Namespace, r.Name, r.Field} {
+				b.WriteByte(0)
+				b.WriteString(s)
+			}
+		}
+		if x.until.IsZero() {
+			return b.String()
+		}
+		b.WriteByte(1)
+		b.WriteString(strconv.FormatInt(x.until.UnixNano(), 10))
+		b.WriteByte(1)
 	}
-	for _, p := range d.profiles {
-		b.WriteString(" +")
-		b.WriteString(p)
-	}
-	for _, r := range d.by {
-		for _, s := range [4]string{r.Kind, r.Namespace, r.Name, r.Field} {
-			b.WriteByte(0)
-			b.WriteString(s)
+}
+
+// follow marks the successors of the decisions in use as used.
+func (d *decisions) follow(used []bool) {
+	for i := len(d.list) - 1; i >= 0; i-- { // successors have lower numbers
+		if then := d.list[i].then; used[i] && then != unset {
+			used[then] = true
 		}
 	}
-	return b.String()
 }
 
 func appendNumbers(b []byte, numbers []int32) []byte {

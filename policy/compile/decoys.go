@@ -8,6 +8,18 @@ import (
 	"bocage.dev/bocage"
 )
 
+// stateScopes says what becomes of connections to the scopes' workloads that
+// nobody but default deny or Kubernetes refuses.
+func (c *compiler) stateScopes() {
+	for _, s := range c.in.scopes {
+		c.checkSelector(Ref("Scope", s, "spec.workload"), s.Spec.Namespaces, &s.Spec.Workload)
+		if wished(s.Spec.Disposition) == bocage.VerdictReject {
+			c.state(statement{kind: disposeSilent, from: side{any: true}, to: side{list: c.pop.match(s.Spec.Namespaces, &s.Spec.Workload)},
+				ports: everything, by: []bocage.Ref{Ref("Scope", s, "spec.disposition")}, disposition: bocage.VerdictReject})
+		}
+	}
+}
+
 // stateDecoys diverts refused connections. A port of a workload wears one face:
 // of two decoys that would give it different ones, the first by name does.
 func (c *compiler) stateDecoys() {
@@ -17,6 +29,8 @@ func (c *compiler) stateDecoys() {
 	}
 	byPort := map[uint16][]worn{}
 	for _, d := range c.in.decoys {
+		c.checkSide("Decoy", d, "spec.for", &d.Spec.For)
+		c.checkSide("Decoy", d, "spec.from", &d.Spec.From)
 		targets := c.decoyTargets(d)
 		for _, other := range byPort[d.Spec.Port] {
 			if sameFace(other.decoy, d) {

@@ -24,25 +24,35 @@ type Finding struct {
 
 // Reasons of findings.
 const (
-	Invalid            = "Invalid"            // not valid by itself
-	UnknownApplication = "UnknownApplication" // a service that nobody declares
-	UnknownInterface   = "UnknownInterface"   // a service without that interface
-	UnknownProfile     = "UnknownProfile"     // an InspectionProfile that does not exist
-	UnknownWorkload    = "UnknownWorkload"    // a workload that does not exist
-	PeerMissing        = "PeerMissing"        // half of a contract: the other side has not declared its own
-	NoWorkloads        = "NoWorkloads"        // selects nothing today
-	NothingMatches     = "NothingMatches"     // no cell can ever be meant
-	AddressTaken       = "AddressTaken"       // an address that an older workload has
-	InterfaceTaken     = "InterfaceTaken"     // an interface that an older workload has
-	NoIdentity         = "NoIdentity"         // a workload without a number of its own
-	NotPlaced          = "NotPlaced"          // a workload without an enforcement point
-	InInventory        = "InInventory"        // an external prefix that is a workload's address
-	NotEnforced        = "NotEnforced"        // an automated quarantine where scopes only observe
-	NothingToDo        = "NothingToDo"        // declares less than its level allows
-	PortTaken          = "PortTaken"          // a decoy whose port wears another face already
-	SignatureTwice     = "SignatureTwice"     // two profiles number different signatures alike
-	TooMany            = "TooMany"            // more than the numbers that exist
-	Expired            = "Expired"            // its time is over
+	Invalid             = "Invalid"             // not valid by itself
+	UnknownApplication  = "UnknownApplication"  // a service that nobody declares
+	UnknownInterface    = "UnknownInterface"    // a service without that interface
+	UnknownProfile      = "UnknownProfile"      // an InspectionProfile that does not exist
+	UnknownWorkload     = "UnknownWorkload"     // a workload that does not exist
+	UnknownZone         = "UnknownZone"         // a zone that nobody declares
+	UnknownGuardrail    = "UnknownGuardrail"    // an exception to a guardrail that is not there
+	UnknownAddressGroup = "UnknownAddressGroup" // addresses that nobody lists
+	NotAdmitted         = "NotAdmitted"         // an exception to a guardrail that admits none
+	TooLong             = "TooLong"             // an exception that would last longer than its guardrail admits
+	NotApproved         = "NotApproved"         // waits for a second person
+	NotBegun            = "NotBegun"            // an exception whose time is yet to come
+	Contradiction       = "Contradiction"       // a guardrail leaves nothing of what another says
+	DutyRecorded        = "DutyRecorded"        // a duty that enforcement points do not keep themselves
+	HostTaken           = "HostTaken"           // a host that stands in another zone
+	PeerMissing         = "PeerMissing"         // half of a contract: the other side has not declared its own
+	NoWorkloads         = "NoWorkloads"         // selects nothing today
+	NothingMatches      = "NothingMatches"      // no cell can ever be meant
+	AddressTaken        = "AddressTaken"        // an address that an older workload has
+	InterfaceTaken      = "InterfaceTaken"      // an interface that an older workload has
+	NoIdentity          = "NoIdentity"          // a workload without a number of its own
+	NotPlaced           = "NotPlaced"           // a workload without an enforcement point
+	InInventory         = "InInventory"         // an external prefix that is a workload's address
+	NotEnforced         = "NotEnforced"         // an automated quarantine where scopes only observe
+	NothingToDo         = "NothingToDo"         // declares less than its level allows
+	PortTaken           = "PortTaken"           // a decoy whose port wears another face already
+	SignatureTwice      = "SignatureTwice"      // two profiles number different signatures alike
+	TooMany             = "TooMany"             // more than the numbers that exist
+	Expired             = "Expired"             // its time is over
 )
 
 // findings collects while the compiler runs.

@@ -13,56 +13,195 @@ type block struct {
 	ports    ports
 }
 
-// stateGuardrails states what is never allowed, what allowed flows owe and what
-// is granted without contract.
+// stateGuardrails states what is never allowed, what is kept apart, what allowed
+// flows owe, what is granted without contract and what nothing automatic may cut.
 func (c *compiler) stateGuardrails() {
 	for _, g := range c.in.guardrails {
-		for i, never := range g.Spec.Never {
-			ref := Ref("Guardrail", g, field("spec.never", i))
-			if contradictory(g.Spec.Match, never) {
-				c.findings.note(ref, NothingMatches, "spec.match and this entry exclude each other: one names addresses outside, the other workloads")
-			}
-			c.noteUnknownData(ref, never.To.Data)
-			for _, b := range c.resolve(g.Spec.Match, never) {
-				c.state(statement{kind: refuse, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref}})
-			}
-		}
-		for i, grant := range g.Spec.Grant {
-			ref := Ref("Guardrail", g, field("spec.grant", i))
-			c.noteUnknownData(ref, grant.To.Data)
-			for _, b := range c.resolve(grant) {
-				c.state(statement{kind: allow, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref}})
-			}
-		}
-		c.noteUnknownData(Ref("Guardrail", g, "spec.match.to.data"), g.Spec.Match.To.Data)
-		c.stateRequire(g)
+		c.stateGuardrail(g)
 	}
 }
 
-func (c *compiler) stateRequire(g *bocage.Guardrail) {
-	require := g.Spec.Require
-	if require == nil {
+func (c *compiler) stateGuardrail(g *bocage.Guardrail) {
+	match := &g.Spec.Match
+	c.checkMatch("Guardrail", g, "spec.match", match)
+	for i := range g.Spec.Never {
+		never, at := &g.Spec.Never[i], field("spec.never", i)
+		ref := Ref("Guardrail", g, at)
+		c.checkMatch("Guardrail", g, at, never)
+		if why := apart(match, never); why != "" {
+			c.findings.note(ref, NothingMatches, "spec.match and this entry exclude each other: %s", why)
+		}
+		for _, b := range c.resolve(*match, *never) {
+			c.state(statement{kind: refuse, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref},
+				guardrail: g.Name, disposition: wished(g.Spec.Disposition)})
+		}
+	}
+	c.stateSeparate(g)
+	for i := range g.Spec.Grant {
+		at := field("spec.grant", i)
+		c.checkMatch("Guardrail", g, at, &g.Spec.Grant[i])
+		for _, b := range c.resolve(g.Spec.Grant[i]) {
+			c.state(statement{kind: allow, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{Ref("Guardrail", g, at)}})
+		}
+	}
+	c.noteDuties("Guardrail", g, "spec.require", g.Spec.Require)
+	c.stateDuties("Guardrail", g, "spec.require", g.Spec.Require, c.resolve(*match), statement{guardrail: g.Name})
+	c.stateExceptions(g)
+	c.stateProtect(g)
+	if b := g.Spec.BlastRadius; b != nil {
+		c.checkSide("Guardrail", g, "spec.blastRadius.from", &b.From)
+	}
+}
+
+// stateSeparate refuses flows between workloads with different values of a label,
+// value by value.
+func (c *compiler) stateSeparate(g *bocage.Guardrail) {
+	if g.Spec.Separate == nil {
 		return
 	}
-	blocks := c.resolve(g.Spec.Match)
-	if require.Inspect != "" {
-		ref := Ref("Guardrail", g, "spec.require.inspect")
-		impossible := !c.hasProfile(require.Inspect)
-		if impossible {
-			c.findings.reject(ref, UnknownProfile,
-				"there is no InspectionProfile %s: the flows that owe it are refused until there is", require.Inspect)
-		}
-		for _, b := range blocks {
-			c.state(statement{kind: owe, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref},
-				duty: duty{profile: require.Inspect, impossible: impossible}})
+	by := []bocage.Ref{Ref("Guardrail", g, "spec.separate")}
+	for _, b := range c.resolve(g.Spec.Match) {
+		from, to := c.byValue(b.from, g.Spec.Separate.Label()), c.workloadsOf(b.to)
+		for _, alike := range from {
+			others := slices.DeleteFunc(slices.Clone(to), func(i int32) bool { return c.labelOf(i, g.Spec.Separate.Label()) == alike.value })
+			c.state(statement{kind: refuse, from: side{list: alike.list}, to: side{list: others}, ports: b.ports, by: by,
+				guardrail: g.Name, disposition: wished(g.Spec.Disposition)})
 		}
 	}
-	if require.Log != "" {
-		ref := Ref("Guardrail", g, "spec.require.log")
-		for _, b := range blocks {
-			c.state(statement{kind: owe, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref}, duty: duty{log: true}})
+}
+
+// labelled is a label's value, or that it is not there.
+type labelled struct {
+	value   string
+	present bool
+}
+
+func (c *compiler) labelOf(i int32, key string) labelled {
+	value, present := c.pop.subjects[i].labels[key]
+	return labelled{value, present}
+}
+
+// alike are subjects with one value of a label.
+type alike struct {
+	value labelled
+	list  []int32
+}
+
+// byValue divides the workloads of a side by the value of a label.
+func (c *compiler) byValue(s side, key string) []alike {
+	var out []alike
+	at := map[labelled]int{}
+	for _, i := range c.workloadsOf(s) {
+		value := c.labelOf(i, key)
+		n, known := at[value]
+		if !known {
+			n = len(out)
+			at[value] = n
+			out = append(out, alike{value: value})
+		}
+		out[n].list = append(out[n].list, i)
+	}
+	return out
+}
+
+// workloadsOf lists the groups of workloads of a side.
+func (c *compiler) workloadsOf(s side) []int32 {
+	if s.any {
+		return c.pop.all()
+	}
+	first, _ := slices.BinarySearch(s.list, int32(c.pop.workloads))
+	return s.list[first:]
+}
+
+// stateProtect keeps open what nothing automatic may refuse, where something
+// automatic refuses today.
+func (c *compiler) stateProtect(g *bocage.Guardrail) {
+	for i := range g.Spec.Protect {
+		at := field("spec.protect", i)
+		c.checkMatch("Guardrail", g, at, &g.Spec.Protect[i])
+		if len(c.touched) == 0 {
+			continue
+		}
+		touched := side{list: c.touched}
+		for _, b := range c.resolve(g.Spec.Protect[i]) {
+			s := statement{kind: protect, ports: b.ports, by: []bocage.Ref{Ref("Guardrail", g, at)}}
+			s.from, s.to = b.from.meet(touched), b.to
+			c.state(s)
+			s.from, s.to = b.from, b.to.meet(touched)
+			c.state(s)
 		}
 	}
+}
+
+// protectedAround reports whether some protected cell begins or ends at one of
+// the subjects.
+func (c *compiler) protectedAround(subjects []int32) bool {
+	there := side{list: subjects}
+	for _, g := range c.in.guardrails {
+		for _, m := range g.Spec.Protect {
+			for _, b := range c.resolve(m) {
+				if !b.ports.empty() && (!b.from.meet(there).empty() && !b.to.empty() || !b.from.empty() && !b.to.meet(there).empty()) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// stateDuties states what allowed flows of the blocks owe. like carries what the
+// statements have in common.
+func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *bocage.Duties, blocks []block, like statement) {
+	if d == nil {
+		return
+	}
+	owed := func(name string, d bocage.Duties, impossible bool, blocks ...block) {
+		s := like
+		s.kind, s.by = owe, []bocage.Ref{Ref(kind, o, at+"."+name)}
+		s.duty.Duties, s.duty.impossible = d, impossible
+		for _, b := range blocks {
+			s.from, s.to, s.ports = b.from, b.to, b.ports
+			c.state(s)
+		}
+	}
+	if d.Inspect != "" {
+		owed("inspect", bocage.Duties{Inspect: d.Inspect}, !c.hasProfile(d.Inspect), blocks...)
+	}
+	if d.Log != "" {
+		owed("log", bocage.Duties{Log: d.Log}, false, blocks...)
+	}
+	if d.Verify != "" {
+		owed("verify", bocage.Duties{Verify: d.Verify}, false, blocks...)
+	}
+	if d.Rate != "" {
+		owed("rate", bocage.Duties{Rate: d.Rate}, false, blocks...)
+	}
+	if d.Witness {
+		owed("witness", bocage.Duties{Witness: true}, false, blocks...)
+	}
+	if d.Provenance {
+		owed("provenance", bocage.Duties{Provenance: true}, false, blocks...)
+	}
+	if d.Assurance != "" {
+		owed("assurance", bocage.Duties{Assurance: d.Assurance}, false, blocks...)
+		for _, b := range blocks {
+			owed("assurance", bocage.Duties{Assurance: d.Assurance}, true,
+				block{side{list: c.below(b.from, d.Assurance)}, b.to, b.ports}, block{b.from, side{list: c.below(b.to, d.Assurance)}, b.ports})
+		}
+	}
+}
+
+// below lists the groups of workloads of a side whose identities are not vouched
+// for as well as that.
+func (c *compiler) below(s side, least string) []int32 {
+	want, _ := bocage.AssuranceLevel(least)
+	var out []int32
+	for _, i := range c.workloadsOf(s) {
+		if have, _ := bocage.AssuranceLevel(c.pop.subjects[i].assurance()); have < want {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // resolve turns the intersection of matches into blocks. Data classes belong to
@@ -115,26 +254,6 @@ func (s *subject) offering(classes []string) ports {
 		}
 	}
 	return out
-}
-
-func (c *compiler) noteUnknownData(ref bocage.Ref, classes []string) {
-	for _, class := range classes {
-		offered := slices.ContainsFunc(c.in.applications, func(a *bocage.Application) bool {
-			return slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return slices.Contains(p.Data, class) })
-		})
-		if !offered {
-			c.findings.note(ref, NothingMatches, "no Application provides an interface with data class %q today", class)
-		}
-	}
-}
-
-// contradictory reports whether two matches can never meet, whoever joins.
-func contradictory(a, b bocage.CellMatch) bool {
-	apart := func(x, y bocage.Side) bool {
-		inside := func(s bocage.Side) bool { return len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0 }
-		return len(x.External) > 0 && inside(y) || len(y.External) > 0 && inside(x)
-	}
-	return apart(a.From, b.From) || apart(a.To, b.To)
 }
 
 func prefixList(p netip.Prefix) []netip.Prefix { return []netip.Prefix{p} }

@@ -38,7 +38,7 @@ func (p *population) byKey() []int32 {
 func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
 	refusals := make([]int32, len(c.refusals))
 	for i, r := range c.refusals {
-		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by})
+		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
 	}
 	used := make([]bool, len(c.decisions.list))
 	used[0] = true
@@ -48,6 +48,7 @@ func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
 	for _, d := range refusals {
 		used[d] = true
 	}
+	c.decisions.follow(used)
 	numbers := c.decisions.number(used)
 	profiles := c.numberProfiles(used)
 
@@ -66,8 +67,15 @@ func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
 		if !used[i] {
 			continue
 		}
-		rs.Decisions = append(rs.Decisions, bocage.Decision{ID: numbers[i], Verdict: d.verdict, Code: d.code,
-			Profile: profiles[profileName(d.profiles)], Log: d.log, By: d.by})
+		written := bocage.Decision{ID: numbers[i], Verdict: d.verdict, Code: d.code,
+			Profile: profiles[profileName(d.profiles)], Log: d.log, By: d.by}
+		if !d.duties.Empty() {
+			written.Duties = &d.duties
+		}
+		if !d.until.IsZero() {
+			written.Until, written.Then = d.until.UTC(), numbers[d.then]
+		}
+		rs.Decisions = append(rs.Decisions, written)
 	}
 	slices.SortFunc(rs.Decisions, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
 	for i, r := range c.refusals {

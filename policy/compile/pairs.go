@@ -124,7 +124,7 @@ func (c *compiler) index() *index {
 	var weak []int32
 	for i := range c.statements {
 		s, n := &c.statements[i], int32(i)
-		allows := s.kind == allow
+		allows := s.mayAllow()
 		switch {
 		case s.from.any && s.to.any:
 			ix.open = append(ix.open, n)

@@ -1,6 +1,11 @@
 package compile
 
-import "bocage.dev/bocage"
+import (
+	"slices"
+	"time"
+
+	"bocage.dev/bocage"
+)
 
 // statement is one thing that one author says about every flow from one set of
 // subjects to another over a set of ports.
@@ -10,29 +15,56 @@ type statement struct {
 	ports    ports
 	by       []bocage.Ref // a contract has two authors
 	duty     duty
+	// dutyBy is the author of the duty that comes with an allow.
+	dutyBy bocage.Ref
+	// until is when it ends by itself; zero: it does not. What has not begun yet
+	// is never stated.
+	until time.Time
+	// guardrail is whose never or separate it is, whose duty, or from which it
+	// excepts.
+	guardrail string
+	// disposition is what is wished for the cell if it is refused: of a refuse
+	// statement, if that is what refuses it.
+	disposition bocage.Verdict
+	// shy statements change nothing in a cell that nobody allows.
+	shy bool
+	// kube is what a kube statement says.
+	kube *kubeRule
 }
 
 // kind says how a statement enters the lattice.
 type kind uint8
 
 const (
-	allow  kind = iota // joins base reach: a contract with both halves, or a grant
-	refuse             // meets reach: a guardrail's never
-	owe                // joins the duties of allowed cells
-	mark               // joins the duties of every cell, refused ones included
-	divert             // raises the disposition of refused cells: a decoy
+	allow         kind = iota // joins base reach: a contract with both halves, or a grant
+	kube                      // what Kubernetes' policies say of one end (kubernetes.go)
+	isolate                   // meets reach: an automated quarantine around protected cells
+	refuse                    // meets reach: a guardrail's never or separate
+	answer                    // meets reach: a response to a threat condition
+	except                    // lifts one guardrail's refuse and owe
+	protect                   // lifts isolate and answer
+	owe                       // joins the duties of allowed cells
+	mark                      // joins the duties of every cell, refused ones included
+	dispose                   // raises the disposition of refused cells
+	disposeSilent             // raises it where nobody but default deny or Kubernetes refuses
+	divert                    // raises the disposition of refused cells: a decoy
 )
 
 // weak statements say nothing about a cell that nobody allows.
-func (s *statement) weak() bool { return s.kind == owe }
+func (s *statement) weak() bool { return s.kind == owe || s.shy }
+
+// mayAllow reports whether the statement may open a cell.
+func (s *statement) mayAllow() bool { return s.kind == allow || s.kind == kube }
 
 // duty is what a cell owes.
 type duty struct {
-	profile string // to be inspected with; empty: not
-	log     bool   // to be kept in full detail
+	bocage.Duties
 	// impossible says that the duty cannot be kept today: what owes it is
 	// refused until it can.
 	impossible bool
+	// automatic duties are those of threat conditions and responses: where they
+	// are impossible, protected cells stay open.
+	automatic bool
 }
 
 // state adds a statement that covers at least one cell.
@@ -41,4 +73,28 @@ func (c *compiler) state(s statement) {
 		return
 	}
 	c.statements = append(c.statements, s)
+}
+
+// stateAll states what every author declares.
+func (c *compiler) stateAll() {
+	apps := c.selectApplications()
+	c.checkZones()
+	c.stateThreats()
+	c.stateResponses()
+	slices.Sort(c.touched)
+	c.touched = slices.Compact(c.touched)
+	c.stateContracts(apps)
+	c.stateGuardrails()
+	c.stateKubernetes()
+	c.stateScopes()
+	c.stateDecoys()
+}
+
+// wished reads a disposition. A decoy that is wished for counts as drop: where
+// one stands, its Decoy diverts by itself.
+func wished(disposition string) bocage.Verdict {
+	if disposition == bocage.DispositionReject {
+		return bocage.VerdictReject
+	}
+	return bocage.VerdictDrop
 }

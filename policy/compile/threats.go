@@ -17,47 +17,63 @@ type refusal struct {
 
 // conditionsByWorkload sorts prevailing threat conditions by whom they concern.
 func conditionsByWorkload(in *admitted, findings *findings) map[string][]*bocage.ThreatCondition {
+	out := map[string][]*bocage.ThreatCondition{}
+	if len(in.threatConditions) == 0 {
+		return out
+	}
+	zones := zonesByHost(in.zones)
 	known := make(map[string]bool, len(in.workloads))
-	if len(in.threatConditions) > 0 {
-		for _, w := range in.workloads {
-			known[w.NamespacedName()] = true
+	everyone := make([]string, 0, len(in.workloads))
+	standing := map[string][]string{} // zone -> workloads
+	for _, w := range in.workloads {
+		name := w.NamespacedName()
+		known[name], everyone = true, append(everyone, name)
+		if zone := zones[w.Spec.Host]; zone != "" {
+			standing[zone] = append(standing[zone], name)
 		}
 	}
-	out := map[string][]*bocage.ThreatCondition{}
+	declared := byName(in.zones)
 	for _, t := range in.threatConditions {
-		if !known[t.Spec.Workload] {
+		var concerned []string
+		switch zone := t.Spec.Zone; {
+		case t.Spec.All:
+			concerned = everyone
+		case zone != "" && declared[zone] == nil:
+			findings.reject(Ref("ThreatCondition", t, "spec.zone"), UnknownZone, "there is no Zone %s: declare it with the hosts that stand in it", zone)
+		case zone != "":
+			if concerned = standing[zone]; len(concerned) == 0 {
+				findings.note(Ref("ThreatCondition", t, "spec.zone"), NoWorkloads, "no workload stands in Zone %s today", zone)
+			}
+		case !known[t.Spec.Workload]:
 			findings.reject(Ref("ThreatCondition", t, "spec.workload"), UnknownWorkload, "there is no workload %s that policy knows", t.Spec.Workload)
-			continue
+		default:
+			concerned = []string{t.Spec.Workload}
 		}
-		out[t.Spec.Workload] = append(out[t.Spec.Workload], t)
+		for _, name := range concerned {
+			out[name] = append(out[name], t)
+		}
 	}
 	return out
 }
 
-// stateThreats states what threat conditions and quarantines tighten.
+// stateThreats states what threat conditions and quarantines tighten by
+// themselves.
 func (c *compiler) stateThreats() {
-	for i := c.pop.workloads; i < len(c.pop.subjects); i++ {
-		for _, t := range c.pop.subjects[i].threats {
-			c.stateThreat(int32(i), t)
-		}
+	for _, t := range c.in.threatConditions {
+		c.stateThreat(t)
 	}
 	c.stateQuarantines()
 	c.mergeRefusals()
 }
 
-func (c *compiler) stateThreat(i int32, t *bocage.ThreatCondition) {
-	s := &c.pop.subjects[i]
-	scoped := s.enforce // by a Scope: an automated quarantine needs that
+func (c *compiler) stateThreat(t *bocage.ThreatCondition) {
 	ref := Ref("ThreatCondition", t, "spec.level")
-	who, anyone := side{list: []int32{i}}, side{any: true}
-	both := func(st statement) {
-		st.ports, st.by = everything, []bocage.Ref{ref}
-		st.from, st.to = who, anyone
-		c.state(st)
-		st.from, st.to = anyone, who
-		c.state(st)
+	concerned := c.pop.concerned(t)
+	both := func(s statement) {
+		s.ports, s.by, s.until = everything, []bocage.Ref{ref}, t.Spec.Expires
+		c.stateBoth(s, concerned)
 	}
-	both(statement{kind: mark, duty: duty{log: true}})
+	both(statement{kind: mark})
 	if t.Spec.Level.Includes(bocage.LevelDeepen) {
 		switch {
 		case t.Spec.Profile == "":
@@ -68,19 +84,37 @@ func (c *compiler) stateThreat(i int32, t *bocage.ThreatCondition) {
 			c.findings.reject(Ref("ThreatCondition", t, "spec.profile"), UnknownProfile,
 				"there is no InspectionProfile %s: its flows are not inspected", t.Spec.Profile)
 		default:
-			both(statement{kind: owe, duty: duty{profile: t.Spec.Profile}})
+			both(statement{kind: owe, duty: duty{Duties: bocage.Duties{Inspect: t.Spec.Profile}, automatic: true}})
 		}
 	}
-	if t.Spec.Level != bocage.LevelQuarantine {
+	if t.Spec.Level != bocage.LevelQuarantine || len(concerned) == 0 {
 		return
 	}
-	if !scoped {
+	if !slices.ContainsFunc(concerned, func(i int32) bool { return c.pop.subjects[i].enforce }) { // an automated quarantine needs a Scope
 		c.findings.note(ref, NotEnforced, "no Scope enforces %s: an automated quarantine does not cut it off, only a Quarantine does", t.Spec.Workload)
 		return
 	}
-	for _, w := range s.members {
-		c.refusals = append(c.refusals, refusal{w.Status.Identity, []bocage.Ref{ref}, t.Spec.Expires})
+	if c.protectedAround(concerned) {
+		both(statement{kind: isolate})
+		c.touched = append(c.touched, concerned...)
+		return
 	}
+	for _, i := range concerned {
+		for _, w := range c.pop.subjects[i].members {
+			c.refusals = append(c.refusals, refusal{w.Status.Identity, []bocage.Ref{ref}, t.Spec.Expires})
+		}
+	}
+}
+
+// stateBoth states something of all flows from and to some subjects.
+func (c *compiler) stateBoth(s statement, subjects []int32) {
+	if len(subjects) == 0 {
+		return
+	}
+	s.from, s.to = side{list: subjects}, side{any: true}
+	c.state(s)
+	s.from, s.to = side{any: true}, side{list: subjects}
+	c.state(s)
 }
 
 // restricted reports whether a threat condition enforces the subject's refusals.
@@ -117,7 +151,7 @@ func (c *compiler) mergeRefusals() {
 	for _, r := range c.refusals {
 		if n := len(merged); n > 0 && merged[n-1].identity == r.identity {
 			last := &merged[n-1]
-			last.by = append(last.by, r.by...)
+			last.by = unique(append(last.by, r.by...))
 			if last.until.IsZero() || r.until.IsZero() {
 				last.until = time.Time{}
 			} else if r.until.After(last.until) {
