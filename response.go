@@ -67,9 +67,15 @@ func (r *Response) Validate() Faults {
 	if then.Require != nil {
 		faults = append(faults, then.Require.validate().Under("spec.then.require")...)
 	}
-	for field, cells := range map[string][]ResponseCell{"refuseFrom": then.RefuseFrom, "refuseTo": then.RefuseTo} {
-		for i, cell := range cells {
-			at := fmt.Sprintf("spec.then.%s[%d]", field, i)
+	for _, list := range []struct {
+		field string
+		cells []ResponseCell
+	}{{"refuseFrom", then.RefuseFrom}, {"refuseTo", then.RefuseTo}} {
+		for i, cell := range list.cells {
+			at := fmt.Sprintf("spec.then.%s[%d]", list.field, i)
+			if list.field == "refuseTo" && len(cell.Peer.Data) > 0 {
+				faults.Add(at+".peer.data", "data classes belong to offered interfaces, and this is where flows come from")
+			}
 			faults = append(faults, cell.Peer.Validate().Under(at+".peer")...)
 			for j, p := range cell.Ports {
 				faults = append(faults, validatePorts(p.Port, p.EndPort, p.Protocol).Under(fmt.Sprintf("%s.ports[%d]", at, j))...)

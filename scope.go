@@ -123,7 +123,7 @@ func (d *Decoy) Validate() Faults {
 	faults = append(faults, d.Spec.For.Validate().Under("spec.for")...)
 	faults = append(faults, d.Spec.From.Validate().Under("spec.from")...)
 	for i, side := range []Side{d.Spec.For, d.Spec.From} {
-		if len(side.Data) > 0 || (i == 0 && len(side.External) > 0) {
+		if len(side.Data) > 0 || (i == 0 && side.Outside()) {
 			faults.Add(fmt.Sprintf("spec.%s", []string{"for", "from"}[i]), "picks workloads by namespace and label only")
 		}
 	}
