@@ -71,7 +71,7 @@ const (
 
 var reasonNames = map[ReasonCode]string{
 	ReasonNone: "none", ReasonRule: "rule", ReasonDefaultDeny: "default-deny", ReasonGuardrail: "guardrail",
-	ReasonQuarantine: "quarantine", ReasonNoRuleset: "no-ruleset", ReasonSpoofed: "spoofed",
+	ReasonQuarantine: "quarantine", ReasonThreat: "threat", ReasonKubernetes: "kubernetes", ReasonNoRuleset: "no-ruleset", ReasonSpoofed: "spoofed",
 	ReasonMalformed: "malformed", ReasonFragment: "fragment", ReasonIdentityUnknown: "identity-unknown",
 	ReasonInvalidState: "invalid-state", ReasonTableFull: "table-full", ReasonInspectionDown: "inspection-down",
 	ReasonDarkAddress: "dark-address", ReasonControl: "control", ReasonRelated: "related",

@@ -1,0 +1,163 @@
+package simulate
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// Answer decides one probe. What cannot be decided says so in Error.
+func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
+	answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
+	moment := p.At
+	if moment.IsZero() {
+		moment = s.in.Now
+	}
+	s = s.at(moment)
+	q, err := s.question(p)
+	if err != nil {
+		answer.Error = err.Error()
+		return answer
+	}
+	verdict, reason := s.Decide(q.from, q.to, q.protocol, p.Port, moment)
+	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
+	if reason.Would.Allowed() {
+		answer.Verdict = "allow"
+	}
+	answer.Reason = reason.Code.String()
+	answer.Enforced = !verdict.Allowed()
+	if decision, ok := s.rs.Decision(reason.Decision); ok {
+		if reason.Would.Allowed() {
+			answer.Duties = duties(decision)
+		}
+		if decider, ok := Decider(decision); ok {
+			file, line := s.place(decider)
+			answer.Decision = bocage.SimulateDecision{Kind: decider.Kind, Namespace: decider.Namespace, Name: decider.Name, Field: decider.Field, File: file, Line: line}
+		}
+	}
+	answer.Missing = s.missing(bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
+	return answer
+}
+
+// question is a probe whose parts are understood.
+type question struct {
+	from, to End
+	protocol bocage.Protocol
+}
+
+func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
+	protocol := bocage.ProtocolTCP
+	if p.Protocol != "" {
+		var err error
+		if protocol, err = bocage.ParseProtocol(p.Protocol); err != nil {
+			return question{}, err
+		}
+	}
+	switch {
+	case protocol == bocage.ProtocolAny:
+		return question{}, fmt.Errorf("protocol: name one protocol, such as TCP, UDP, SCTP, ICMP or a number from 1 to 255")
+	case protocol.HasPorts() && p.Port == 0:
+		return question{}, fmt.Errorf("port: %s needs a destination port from 1 to 65535", protocol)
+	case !protocol.HasPorts() && p.Port != 0:
+		return question{}, fmt.Errorf("port: %s has no ports: leave it out", protocol)
+	}
+	from, err := s.Resolve(p.From)
+	if err != nil {
+		return question{}, fmt.Errorf("from: %w", err)
+	}
+	to, err := s.Resolve(p.To)
+	if err != nil {
+		return question{}, fmt.Errorf("to: %w", err)
+	}
+	source, destination, ok := Ends(from, to)
+	if !ok {
+		return question{}, fmt.Errorf("%s and %s have no address of the same family", p.From, p.To)
+	}
+	return question{source, destination, protocol}, nil
+}
+
+// duties lists what the decision's flows owe.
+func duties(d bocage.Decision) []string {
+	if d.Duties == nil {
+		return []string{}
+	}
+	if list := d.Duties.List(); list != nil {
+		return list
+	}
+	return []string{}
+}
+
+// Decider is the place that decided; false for default deny, and for what
+// Kubernetes accepts because no policy says anything.
+func Decider(d bocage.Decision) (bocage.Ref, bool) {
+	switch {
+	case len(d.By) == 0 || d.Code == bocage.ReasonDefaultDeny:
+		return bocage.Ref{}, false
+	case d.Code == bocage.ReasonKubernetes && d.By[0].Kind != "NetworkPolicy" && d.By[0].Kind != "ClusterNetworkPolicy":
+		return bocage.Ref{}, false // the first is who added a duty
+	}
+	return d.By[0], true
+}
+
+// placeOfSource reads file:line of the source annotation.
+func placeOfSource(ref bocage.Ref) (file string, line int) {
+	file, number, found := cutLast(ref.Source, ":")
+	if line, err := strconv.Atoi(number); found && err == nil {
+		return file, line
+	}
+	return ref.Source, 0
+}
+
+func cutLast(s, separator string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, separator); i >= 0 {
+		return s[:i], s[i+len(separator):], true
+	}
+	return s, "", false
+}
+
+// advice remembers the smallest change for flows that were asked about: to find
+// it takes a thousand times as long as a verdict, and probes repeat.
+type advice struct {
+	mu   sync.Mutex // guards both maps
+	new  map[adviceKey]string
+	last map[adviceKey]string
+}
+
+type adviceKey struct {
+	source, destination netip.Addr
+	port                uint16
+	protocol            bocage.Protocol
+	at                  time.Time
+}
+
+// mostAdvice bounds each of the two maps; when one is full, the older goes.
+const mostAdvice = 1 << 15
+
+func (s *Simulator) missing(f bocage.Flow) string {
+	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}}
+	if !f.At.Equal(s.in.Now) {
+		k.at = f.At.UTC()
+	}
+	a := s.advice
+	a.mu.Lock()
+	text, known := a.new[k]
+	if !known {
+		text, known = a.last[k]
+	}
+	a.mu.Unlock()
+	if !known {
+		text = s.judge().Explain(s.rs, f).Missing
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.new) >= mostAdvice || a.new == nil {
+		a.new, a.last = make(map[adviceKey]string, 64), a.new
+	}
+	a.new[k] = text
+	return text
+}

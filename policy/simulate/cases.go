@@ -1,0 +1,344 @@
+package simulate
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+)
+
+// Test decides every case of the tests and compares it with what is expected,
+// in the order of the tests. A case about many flows holds if it does for every
+// one; one about nobody fails, for it shows nothing.
+func (s *Simulator) Test(tests []*bocage.PolicyTest) []bocage.TestResult {
+	results := []bocage.TestResult{}
+	for _, t := range tests {
+		for i, c := range t.Spec.Cases {
+			r := s.testCase(c)
+			r.Test, r.Case, r.Because = t.NamespacedName(), c.Name, c.Because
+			if r.Case == "" {
+				r.Case = fmt.Sprintf("cases[%d]", i)
+			}
+			ref := compile.Ref("PolicyTest", t, fmt.Sprintf("spec.cases[%d]", i))
+			if file, line := s.place(ref); line > 0 {
+				r.Source = fmt.Sprintf("%s:%d", file, line)
+			} else {
+				r.Source = ref.Source
+			}
+			results = append(results, r)
+		}
+	}
+	return results
+}
+
+// testCase decides one case.
+func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
+	result := bocage.TestResult{Want: wanted(c.Expect)}
+	moment := c.At
+	if moment.IsZero() {
+		moment = s.in.Now
+	}
+	s = s.at(moment)
+	protocol, ports, err := bocage.Transport(c.Port, 0, c.Protocol)
+	if err != nil {
+		result.Got = err.Error()
+		return result
+	}
+	sources, err := s.party("from", c.From, c.FromAll, protocol, ports.First)
+	if err != nil {
+		result.Got = err.Error()
+		return result
+	}
+	destinations, err := s.party("to", c.To, c.ToAll, protocol, ports.First)
+	if err != nil {
+		result.Got = err.Error()
+		return result
+	}
+	compared := false
+	for _, from := range sources {
+		for _, to := range destinations {
+			if from.end.Address.Is4() != to.end.Address.Is4() {
+				continue
+			}
+			compared = true
+			_, reason := s.Decide(from.end, to.end, protocol, c.Port, moment)
+			got, by, holds := s.compare(c.Expect, reason)
+			result.Passed, result.Got, result.By = holds, got, by
+			result.Flow = fmt.Sprintf("%s -> %s %s", from.name, to.name, protocol)
+			if protocol.HasPorts() {
+				result.Flow += fmt.Sprintf("/%d", c.Port)
+			}
+			if !holds {
+				return result
+			}
+			if c.From != "" && c.To != "" {
+				return result // one flow was asked about: the first family decides
+			}
+		}
+	}
+	switch {
+	case !compared:
+		result.Got = "no flow: the two sides have no address of the same family"
+	case len(sources)*len(destinations) > 1:
+		result.Flow = "" // all of them
+	}
+	return result
+}
+
+// wanted writes an expectation for people.
+func wanted(x bocage.PolicyExpectation) string {
+	text := x.Reach
+	if x.Disposition != "" {
+		text += " by " + x.Disposition
+	}
+	if len(x.Duties) > 0 {
+		text += " with " + strings.Join(x.Duties, ", ")
+	}
+	if x.By != "" {
+		text += ", decided by " + x.By
+	}
+	return text
+}
+
+// compare holds what was decided against what is expected.
+func (s *Simulator) compare(x bocage.PolicyExpectation, reason bocage.Reason) (got string, by bocage.Ref, holds bool) {
+	decision, _ := s.rs.Decision(reason.Decision)
+	owed := duties(decision)
+	by, decided := Decider(decision)
+	if !decided {
+		by = bocage.Ref{Kind: "Default", Name: "deny"}
+		if reason.Would.Allowed() {
+			by.Name = "accept"
+		}
+	}
+	reach := bocage.ReachRefuse
+	if reason.Would.Allowed() {
+		reach = bocage.ReachAllow
+	}
+	got, holds = reach, reach == x.Reach
+	if reach == bocage.ReachRefuse {
+		if x.Disposition != "" || !holds {
+			got += " by " + reason.Would.String()
+		}
+		holds = holds && (x.Disposition == "" || x.Disposition == reason.Would.String())
+	} else if len(x.Duties) > 0 || len(owed) > 0 {
+		got += " with " + strings.Join(owed, ", ")
+		if len(owed) == 0 {
+			got = reach + " without a duty"
+		}
+	}
+	for _, duty := range x.Duties {
+		holds = holds && reason.Would.Allowed() && slices.ContainsFunc(owed, func(have string) bool { return satisfies(have, duty) })
+	}
+	got += fmt.Sprintf(" (%s), decided by %s", reason.Code, objectName(by))
+	holds = holds && (x.By == "" || decidedBy(x.By, decision, by, reason))
+	return got, by, holds
+}
+
+// satisfies reports whether a duty that is owed is the one that is wanted: by
+// its name alone, or with a value that is the one owed or one of several.
+func satisfies(have, want string) bool {
+	name, value, _ := strings.Cut(have, "=")
+	wantName, wantValue, valued := strings.Cut(want, "=")
+	return name == wantName && (!valued || value == wantValue || slices.Contains(strings.Split(value, "+"), wantValue))
+}
+
+func objectName(r bocage.Ref) string {
+	if r.Namespace != "" {
+		return r.Kind + " " + r.Namespace + "/" + r.Name
+	}
+	return r.Kind + " " + r.Name
+}
+
+// decidedBy reports whether the object decided: the first that refuses, or any
+// that allows, for a contract has two authors and several may allow one flow.
+func decidedBy(want string, d bocage.Decision, by bocage.Ref, reason bocage.Reason) bool {
+	if objectName(by) == want {
+		return true
+	}
+	return reason.Would.Allowed() && slices.ContainsFunc(d.By, func(r bocage.Ref) bool {
+		return objectName(r) == want && !strings.HasPrefix(r.Field, "spec.require") && r.Kind != "ThreatCondition" && r.Kind != "Response"
+	})
+}
+
+// member is one end of a case, under the name that people know.
+type member struct {
+	name string
+	end  End
+}
+
+// party finds the ends that a case means. Of many that policy cannot tell apart,
+// one stands for all.
+func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.Protocol, port uint16) ([]member, error) {
+	if all == nil {
+		ends, err := s.Resolve(name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+		members := make([]member, len(ends))
+		for i, end := range ends {
+			members[i] = member{name, end}
+		}
+		return members, nil
+	}
+	members, err := s.side(*all, protocol, port)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("%sAll: %w", field, err)
+	case len(members) == 0:
+		return nil, fmt.Errorf("%sAll: picks nobody, so that the case shows nothing", field)
+	}
+	return members, nil
+}
+
+// side lists who a Side means: workloads, addresses outside, or, if it is empty,
+// both, the world included.
+func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16) ([]member, error) {
+	var members []member
+	type alike struct {
+		group   int32
+		refusal int32
+		v4      bool
+	}
+	seen := map[alike]bool{}
+	add := func(name string, end End) {
+		a := alike{end.group, end.refusal, end.Address.Is4()}
+		if !seen[a] {
+			seen[a] = true
+			members = append(members, member{name, end})
+		}
+	}
+	prefixes, err := s.external(side)
+	if err != nil {
+		return nil, err
+	}
+	everyone := len(side.Namespaces) == 0 && side.Workload == nil && len(side.Data) == 0 && !side.Outside()
+	if everyone {
+		prefixes = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	if !side.Outside() {
+		zones := s.zones()
+		for i := range s.workloads {
+			w := &s.workloads[i]
+			if (len(side.Namespaces) == 0 || slices.Contains(side.Namespaces, w.object.Namespace)) &&
+				(side.Workload == nil || side.Workload.Matches(w.object.LabelsIn(zones[w.object.Spec.Host]))) &&
+				(len(side.Data) == 0 || s.offers(w.object, zones, side.Data, protocol, port)) {
+				for _, end := range w.ends {
+					add(w.name, end)
+				}
+			}
+		}
+	}
+	for _, prefix := range prefixes {
+		for _, end := range s.outside(prefix) {
+			add(end.Address.String(), end)
+		}
+	}
+	return members, nil
+}
+
+// external lists the addresses that a side names, those of its groups included.
+func (s *Simulator) external(side bocage.Side) ([]netip.Prefix, error) {
+	prefixes := slices.Clone(side.External)
+	for _, name := range side.AddressGroups {
+		i := slices.IndexFunc(s.in.AddressGroups, func(g *bocage.AddressGroup) bool { return g.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no AddressGroup %s", name)
+		}
+		prefixes = append(prefixes, s.in.AddressGroups[i].Spec.Addresses...)
+	}
+	return prefixes, nil
+}
+
+// outside lists an address of everybody outside who is within a prefix: of each
+// prefix that policy names, and of what it does not name.
+func (s *Simulator) outside(prefix netip.Prefix) []End {
+	var ends []End
+	if end, ok := s.somebody(prefix); ok {
+		ends = append(ends, end)
+	}
+	for i, p := range s.rs.Peers {
+		if p.Workload == "" && p.Prefix.Addr().Is4() == prefix.Addr().Is4() && p.Prefix.Bits() >= prefix.Bits() && prefix.Contains(p.Prefix.Addr()) {
+			if end, ok := s.somebody(p.Prefix); ok && end.peer == int32(i) {
+				ends = append(ends, end)
+			}
+		}
+	}
+	return ends
+}
+
+// somebody finds an address in a prefix that no narrower one of a peer holds, so
+// that it stands for the prefix itself; false if narrower ones cover all of it.
+func (s *Simulator) somebody(prefix netip.Prefix) (End, bool) {
+	want := int32(none) // whoever has the prefix itself, or the narrowest around it
+	for i, p := range s.rs.Peers {
+		if p.Prefix.Addr().Is4() == prefix.Addr().Is4() && p.Prefix.Bits() <= prefix.Bits() && p.Prefix.Contains(prefix.Addr()) &&
+			(want == none || p.Prefix.Bits() >= s.rs.Peers[want].Prefix.Bits()) {
+			want = int32(i)
+		}
+	}
+	for address := prefix.Masked().Addr(); prefix.Contains(address); {
+		end := s.peers.find(address)
+		if end.peer == want {
+			return end, end.peer == none || s.rs.Peers[end.peer].Workload == ""
+		}
+		if end.peer == none {
+			return End{}, false
+		}
+		// Skip all that the narrower one holds.
+		if address = last(s.rs.Peers[end.peer].Prefix).Next(); !address.IsValid() {
+			break
+		}
+	}
+	return End{}, false
+}
+
+// last is the highest address of a prefix.
+func last(p netip.Prefix) netip.Addr {
+	raw := p.Masked().Addr().AsSlice()
+	for bit := p.Bits(); bit < len(raw)*8; bit++ {
+		raw[bit/8] |= 1 << (7 - bit%8)
+	}
+	address, _ := netip.AddrFromSlice(raw)
+	return address
+}
+
+func (s *Simulator) zones() map[string]string {
+	zones := slices.Clone(s.in.Zones)
+	slices.SortFunc(zones, func(a, b *bocage.Zone) int { return strings.Compare(a.Name, b.Name) })
+	of := map[string]string{}
+	for _, z := range zones {
+		for _, host := range z.Spec.Hosts {
+			if _, taken := of[host]; !taken {
+				of[host] = z.Name
+			}
+		}
+	}
+	return of
+}
+
+// offers reports whether a port of a workload is an interface with one of the
+// classes of data.
+func (s *Simulator) offers(w *bocage.Workload, zones map[string]string, classes []string, protocol bocage.Protocol, port uint16) bool {
+	for _, a := range s.in.Applications {
+		if a.Namespace != w.Namespace || !a.Spec.Workload.Matches(w.LabelsIn(zones[w.Spec.Host])) {
+			continue
+		}
+		for _, p := range a.Spec.Provides {
+			offered, ports, err := bocage.Transport(p.Port, p.EndPort, p.Protocol)
+			if err == nil && offered == protocol && (!protocol.HasPorts() || ports.Contains(port)) &&
+				slices.ContainsFunc(p.Data, func(class string) bool { return slices.Contains(classes, class) }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Failed leaves out the results that passed.
+func Failed(results []bocage.TestResult) []bocage.TestResult {
+	return slices.DeleteFunc(slices.Clone(results), func(r bocage.TestResult) bool { return r.Passed })
+}

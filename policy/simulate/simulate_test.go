@@ -1,0 +1,184 @@
+package simulate
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
+)
+
+// TestAgreesWithDecide holds the index against the model: every flow of random
+// policies gets the same verdict, reason and decision, at any moment.
+func TestAgreesWithDecide(t *testing.T) {
+	cells := 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		rs := compile.Compile(in).Ruleset
+		s := New(in, rs)
+		skip := rapid.IntRange(0, 4).Draw(t, "sample")
+		later := time.Duration(rapid.IntRange(-10, 100).Draw(t, "minutes")) * time.Minute
+		n := 0
+		policytest.Flows(func(f bocage.Flow) {
+			if n++; n%5 != skip {
+				return
+			}
+			cells++
+			if n%3 == 0 {
+				f.At = in.Now.Add(later)
+			}
+			verdict, reason := rs.Decide(f)
+			if got, why := s.DecideFlow(f); got != verdict || why != reason {
+				t.Fatalf("%s: the index says %s %+v, the ruleset %s %+v\n%s", f, got, why, verdict, reason, policytest.Describe(in))
+			}
+		})
+	})
+	if cells < 100_000 {
+		t.Errorf("only %d cells", cells)
+	}
+}
+
+// TestAgreesWithRandomRulesets does the same for rulesets that no compiler would
+// make: wildcards everywhere, overlapping prefixes, chains of decisions.
+func TestAgreesWithRandomRulesets(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 7))
+		rs := randomRuleset(r)
+		s := New(compile.Input{Now: policytest.Now}, rs)
+		for range 2000 {
+			f := randomFlow(r)
+			verdict, reason := rs.Decide(f)
+			if got, why := s.DecideFlow(f); got != verdict || why != reason {
+				t.Fatalf("%s: the index says %s %+v, the ruleset %s %+v", f, got, why, verdict, reason)
+			}
+		}
+	})
+}
+
+func randomRuleset(r *rand.Rand) *bocage.Ruleset {
+	rs := &bocage.Ruleset{Default: 1}
+	for i := range 8 {
+		d := bocage.Decision{ID: bocage.DecisionID(i + 1), Verdict: bocage.Verdict(1 + r.IntN(5)), Code: bocage.ReasonCode(1 + r.IntN(4))}
+		if r.IntN(3) == 0 {
+			d.Until, d.Then = policytest.Now.Add(time.Duration(r.IntN(20))*time.Minute), bocage.DecisionID(r.IntN(10))
+		}
+		rs.Decisions = append(rs.Decisions, d)
+	}
+	group := func(any bool) bocage.Group {
+		if any && r.IntN(3) == 0 {
+			return bocage.GroupAny
+		}
+		return bocage.GroupFirst + bocage.Group(r.IntN(6))
+	}
+	type at struct {
+		from, to bocage.Group
+		protocol bocage.Protocol
+	}
+	taken := map[at]bool{}
+	for range 40 {
+		from, to, protocol := group(true), group(true), []bocage.Protocol{0, 6, 17, 1}[r.IntN(4)]
+		if taken[at{from, to, protocol}] {
+			continue
+		}
+		taken[at{from, to, protocol}] = true
+		next := 0
+		for next < 65536 && r.IntN(12) > 0 {
+			first := next + r.IntN(2)*r.IntN(40)
+			last := first + r.IntN(40)
+			if first > 65535 || !protocol.HasPorts() {
+				first, last = 0, 65535
+			}
+			rs.Rules = append(rs.Rules, bocage.Rule{From: from, To: to, Protocol: protocol, Ports: bocage.PortRange{First: uint16(first), Last: uint16(min(last, 65535))}, Decision: bocage.DecisionID(r.IntN(10))})
+			if next = last + 1; !protocol.HasPorts() {
+				break
+			}
+		}
+	}
+	slices.SortFunc(rs.Rules, bocage.CompareRules)
+	for i := range 40 {
+		address := randomAddress(r)
+		prefix, _ := address.Prefix(r.IntN(address.BitLen() + 1))
+		rs.Peers = append(rs.Peers, bocage.Peer{Prefix: prefix, Identity: bocage.Identity(16 + i%12), Group: group(false)})
+	}
+	for i := range 6 {
+		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: bocage.GroupFirst + bocage.Group(i), Enforce: r.IntN(2) == 0})
+	}
+	for range r.IntN(3) {
+		refusal := bocage.Refusal{Identity: bocage.Identity(16 + r.IntN(12)), Decision: 2}
+		if r.IntN(2) == 0 {
+			refusal.Until = policytest.Now.Add(10 * time.Minute)
+		}
+		rs.Refused = append(rs.Refused, refusal)
+	}
+	return rs
+}
+
+func randomAddress(r *rand.Rand) netip.Addr {
+	if r.IntN(2) == 0 {
+		return netip.AddrFrom4([4]byte{10, byte(r.IntN(2)), byte(r.IntN(2) * 128), byte(r.IntN(4))})
+	}
+	return netip.AddrFrom16([16]byte{0xfd, 0, 0, byte(r.IntN(2)), 0, 0, 0, byte(r.IntN(2)), byte(r.IntN(2)), 15: byte(r.IntN(4))})
+}
+
+func randomFlow(r *rand.Rand) bocage.Flow {
+	f := bocage.Flow{Source: randomAddress(r), Destination: randomAddress(r), DestinationPort: uint16(r.IntN(120)), Protocol: []bocage.Protocol{0, 6, 17, 1, 132, 47}[r.IntN(6)]}
+	if r.IntN(2) == 0 {
+		f.At = policytest.Now.Add(time.Duration(r.IntN(30)) * time.Minute)
+	}
+	return f
+}
+
+func TestDecideAllocatesNothing(t *testing.T) {
+	s, _ := Compile(policytest.Site(100))
+	from, to := s.workloads[3].ends[0], s.workloads[40].ends[0]
+	if n := testing.AllocsPerRun(100, func() { s.Decide(from, to, bocage.ProtocolTCP, 8080, s.in.Now) }); n != 0 {
+		t.Errorf("%v allocations for a verdict", n)
+	}
+	flow := bocage.Flow{Source: from.Address, Destination: to.Address, DestinationPort: 8080, Protocol: bocage.ProtocolTCP, At: s.in.Now}
+	if n := testing.AllocsPerRun(100, func() { s.DecideFlow(flow) }); n != 0 {
+		t.Errorf("%v allocations for a flow", n)
+	}
+}
+
+// BenchmarkDecide asks for random pairs of a site of 100,000 workloads.
+func BenchmarkDecide(b *testing.B) {
+	s, _ := Compile(policytest.Site(100_000))
+	r := rand.New(rand.NewPCG(1, 2))
+	type probe struct {
+		from, to End
+		port     uint16
+	}
+	probes := make([]probe, 1<<20)
+	for i := range probes {
+		from := r.IntN(len(s.workloads))
+		to := r.IntN(len(s.workloads))
+		if i%2 == 0 {
+			to = min(from+r.IntN(40), len(s.workloads)-1) // a neighbour: some are allowed
+		}
+		probes[i] = probe{s.workloads[from].ends[0], s.workloads[to].ends[0], []uint16{8080, 9090, 5432, 22, 443}[i%5]}
+	}
+	b.Run("ends", func(b *testing.B) {
+		b.ReportAllocs()
+		allowed := 0
+		for i := 0; b.Loop(); i++ {
+			p := &probes[i&(len(probes)-1)]
+			if _, reason := s.Decide(p.from, p.to, bocage.ProtocolTCP, p.port, s.in.Now); reason.Would.Allowed() {
+				allowed++
+			}
+		}
+		b.ReportMetric(float64(allowed)/float64(b.N), "allowed/op")
+	})
+	b.Run("addresses", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			p := &probes[i&(len(probes)-1)]
+			s.DecideFlow(bocage.Flow{Source: p.from.Address, Destination: p.to.Address, DestinationPort: p.port, Protocol: bocage.ProtocolTCP, At: s.in.Now})
+		}
+	})
+}
