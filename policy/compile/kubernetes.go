@@ -1,14 +1,61 @@
 package compile
 
 import (
+	"cmp"
 	"net/netip"
+	"slices"
 
 	"bocage.dev/bocage"
 )
 
+// Kubernetes decides a cell twice: once for the source's egress, once for the
+// destination's ingress. Every rule becomes a statement about the cells that it
+// matches, which says what it does at which end; judgeKubernetes goes through the
+// tiers of both ends with those that cover a cell. Statements with a wide side
+// are kept wide, so that their number follows that of the rules: what an end is
+// (outside the inventory, a Pod, or another workload) is stated apart.
+
 // kubeRule is what one rule of a Kubernetes policy, or the lack of any, says of
 // one end of the cells that its statement covers.
-type kubeRule struct{}
+type kubeRule struct {
+	// ingress says that it is about the destination's ingress, not the source's egress.
+	ingress bool
+	tier    kubeTier
+	action  kubeAction
+	// rank orders the rules of a tier: the lowest decides.
+	rank int
+	// among says that it counts only where the other end is a workload.
+	among bool
+}
+
+// kubeTier says when a rule is asked.
+type kubeTier uint8
+
+const (
+	kubeEnds     kubeTier = iota // what the ends are, before any policy
+	kubeAdmin                    // ClusterNetworkPolicies of the tier Admin
+	kubeNetwork                  // NetworkPolicies
+	kubeBaseline                 // ClusterNetworkPolicies of the tier Baseline
+)
+
+// kubeAction is what a rule does.
+type kubeAction uint8
+
+const (
+	kubeDefault kubeAction = iota // there are Pods: what nobody decides is accepted
+	kubePlain                     // this end is a workload, but no Pod: it is not
+	kubeOutside                   // this end is no workload: it has no policies
+	kubeAccept
+	kubeDeny
+	kubePass
+	kubeIsolate // a NetworkPolicy selects this end
+)
+
+var kubeActions = map[string]kubeAction{
+	bocage.ActionAccept: kubeAccept,
+	bocage.ActionDeny:   kubeDeny,
+	bocage.ActionPass:   kubePass,
+}
 
 // kubeVerdict is what Kubernetes' policies together say of a cell.
 type kubeVerdict uint8
@@ -20,18 +67,561 @@ const (
 	kubeWithholds                    // isolation or a Baseline Deny keep them from allowing it
 )
 
+// kubeOutcome is the result of one end.
+type kubeOutcome uint8
+
+const (
+	endUndecided kubeOutcome = iota
+	endDefault
+	endAccepts
+	endWithholds
+	endRefuses
+)
+
 // judgeKubernetes combines the kube statements that cover one cell: what they
-// come to, and the rules that decided.
+// come to, and the rules that decided. Of two ends that withhold, the
+// destination's counts as the one that does, so that a closed destination is
+// closed by the same authors to everyone.
 func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref) {
+	outside := [2]bool{kubeIs(covering, false, kubeOutside), kubeIs(covering, true, kubeOutside)}
+	if len(covering) == 0 || outside[0] && outside[1] {
+		return kubeSilent, nil
+	}
+	egress, source := kubeEnd(covering, false, outside)
+	ingress, destination := kubeEnd(covering, true, outside)
+	switch {
+	case egress == endRefuses || ingress == endRefuses:
+		var by []bocage.Ref
+		if egress == endRefuses {
+			by = append(by, source...)
+		}
+		if ingress == endRefuses {
+			by = append(by, destination...)
+		}
+		return kubeRefuses, by
+	case ingress == endWithholds:
+		return kubeWithholds, destination
+	case egress == endWithholds:
+		return kubeWithholds, source
+	case egress == endAccepts || ingress == endAccepts || egress == endDefault && ingress == endDefault:
+		return kubeAllows, slices.Concat(source, destination)
+	}
 	return kubeSilent, nil
 }
 
+// kubeIs reports whether an end was stated to be something.
+func kubeIs(covering []*statement, ingress bool, what kubeAction) bool {
+	return slices.ContainsFunc(covering, func(s *statement) bool {
+		return s.kube.tier == kubeEnds && s.kube.ingress == ingress && s.kube.action == what
+	})
+}
+
+// kubeEnd goes through the tiers of one end.
+func kubeEnd(covering []*statement, ingress bool, outside [2]bool) (kubeOutcome, []bocage.Ref) {
+	here, there := 0, 1
+	if ingress {
+		here, there = 1, 0
+	}
+	if outside[here] {
+		return endDefault, nil
+	}
+	var isolating []*statement
+	var accepting []*statement
+	var admin, baseline *statement // the first that matches
+	pods := false
+	for _, s := range covering {
+		r := s.kube
+		if r.tier == kubeEnds {
+			pods = pods || r.action == kubeDefault
+			continue
+		}
+		if r.ingress != ingress || r.among && outside[there] {
+			continue
+		}
+		switch {
+		case r.tier == kubeAdmin && (admin == nil || r.rank < admin.kube.rank):
+			admin = s
+		case r.tier == kubeBaseline && (baseline == nil || r.rank < baseline.kube.rank):
+			baseline = s
+		case r.action == kubeIsolate:
+			isolating = append(isolating, s)
+		case r.tier == kubeNetwork:
+			accepting = append(accepting, s)
+		}
+	}
+	switch {
+	case admin != nil && admin.kube.action == kubeAccept:
+		return endAccepts, admin.by
+	case admin != nil && admin.kube.action == kubeDeny:
+		return endRefuses, admin.by
+	case len(isolating) > 0 && len(accepting) > 0:
+		return endAccepts, kubeAuthors(accepting)
+	case len(isolating) > 0:
+		return endWithholds, kubeAuthors(isolating)
+	case baseline != nil && baseline.kube.action == kubeAccept:
+		return endAccepts, baseline.by
+	case baseline != nil && baseline.kube.action == kubeDeny:
+		return endWithholds, baseline.by
+	case pods && !kubeIs(covering, ingress, kubePlain):
+		return endDefault, nil
+	}
+	return endUndecided, nil
+}
+
+// kubeAuthors lists who stated, in the order of their rank.
+func kubeAuthors(statements []*statement) []bocage.Ref {
+	slices.SortStableFunc(statements, func(a, b *statement) int { return cmp.Compare(a.kube.rank, b.kube.rank) })
+	var by []bocage.Ref
+	for _, s := range statements {
+		by = append(by, s.by...)
+	}
+	return unique(by)
+}
+
 // stateKubernetes states what Kubernetes' policies say.
-func (c *compiler) stateKubernetes() {}
+func (c *compiler) stateKubernetes() {
+	pods, others := c.pop.pods()
+	if len(pods) == 0 && len(c.in.networkPolicies) == 0 && len(c.in.clusterNetworkPolicies) == 0 {
+		return
+	}
+	c.stateEnds(pods, others)
+	isolated := c.stateNetworkPolicies()
+	c.stateOwnNodes(isolated)
+	c.stateClusterNetworkPolicies()
+}
+
+// stateEnds states what the ends of cells are.
+func (c *compiler) stateEnds(pods, others []int32) {
+	is := func(list side, what kubeAction) {
+		c.state(statement{kind: kube, from: list, to: side{any: true}, ports: everything, kube: &kubeRule{action: what}})
+		c.state(statement{kind: kube, from: side{any: true}, to: list, ports: everything, kube: &kubeRule{action: what, ingress: true}})
+	}
+	outside := make([]int32, c.pop.workloads)
+	for i := range outside {
+		outside[i] = int32(i)
+	}
+	is(side{list: outside}, kubeOutside)
+	if len(pods) > 0 {
+		c.state(statement{kind: kube, from: side{any: true}, to: side{any: true}, ports: everything, kube: &kubeRule{action: kubeDefault}})
+		is(side{list: others}, kubePlain)
+	}
+}
+
+// stateKube states a rule about flows between its subject and its peers.
+func (c *compiler) stateKube(rule kubeRule, subject, peers side, ports ports, by ...bocage.Ref) {
+	s := statement{kind: kube, from: subject, to: peers, ports: ports, by: by, kube: &rule}
+	if rule.ingress {
+		s.from, s.to = peers, subject
+	}
+	c.state(s)
+}
+
+// kubePeers is the other end of a rule.
+type kubePeers struct {
+	everyone bool    // outside the inventory too
+	list     []int32 // sorted, unless everyone
+}
+
+// stateKubeRule states a rule for its numeric and its named ports. Peers that
+// hold every workload become a wide side, those outside the inventory apart.
+func (c *compiler) stateKubeRule(rule kubeRule, subject side, peers kubePeers, numbers ports, names []kubePortName, by bocage.Ref) {
+	state := func(subject side, peers kubePeers, ports ports) {
+		if peers.everyone {
+			c.stateKube(rule, subject, side{any: true}, ports, by)
+			return
+		}
+		first, _ := slices.BinarySearch(peers.list, int32(c.pop.workloads))
+		outside, workloads := peers.list[:first], peers.list[first:]
+		if len(workloads) == len(c.pop.subjects)-c.pop.workloads {
+			wide := rule
+			wide.among = true
+			c.stateKube(wide, subject, side{any: true}, ports, by)
+			workloads = nil
+		}
+		c.stateKube(rule, subject, side{list: slices.Concat(outside, workloads)}, ports, by)
+	}
+	state(subject, peers, numbers)
+	for _, name := range names {
+		for _, meaning := range c.pop.portsNamed(name.name, name.protocol) {
+			groups := side{list: meaning.groups}
+			switch {
+			case rule.ingress:
+				state(subject.meet(groups), peers, meaning.ports)
+			case peers.everyone:
+				state(subject, kubePeers{list: meaning.groups}, meaning.ports)
+			default:
+				state(subject, kubePeers{list: intersect(peers.list, meaning.groups)}, meaning.ports)
+			}
+		}
+	}
+}
+
+// kubePortName is a port that a rule means by name.
+type kubePortName struct{ name, protocol string }
+
+// stateNetworkPolicies states isolation and what the rules allow. It returns the
+// groups of workloads that some policy isolates from what comes in.
+func (c *compiler) stateNetworkPolicies() (isolated []int32) {
+	rank := 0
+	for _, p := range c.in.networkPolicies {
+		subject := side{list: c.pop.match([]string{p.Namespace}, &p.Spec.PodSelector)}
+		if subject.empty() {
+			c.findings.note(Ref("NetworkPolicy", p, "spec.podSelector"), NoWorkloads, "no workload in %s has these labels today", p.Namespace)
+			continue
+		}
+		by := Ref("NetworkPolicy", p, "spec.podSelector")
+		if networkPolicyIs(p, bocage.PolicyTypeIngress) {
+			isolated = append(isolated, subject.list...)
+			c.stateKube(kubeRule{ingress: true, tier: kubeNetwork, action: kubeIsolate, rank: rank}, subject, side{any: true}, everything, by)
+			for i, r := range p.Spec.Ingress {
+				rank++
+				ports, names := networkPorts(r.Ports)
+				c.stateKubeRule(kubeRule{ingress: true, tier: kubeNetwork, action: kubeAccept, rank: rank},
+					subject, c.networkPeers(p, r.From), ports, names, Ref("NetworkPolicy", p, field("spec.ingress", i)))
+			}
+		}
+		if networkPolicyIs(p, bocage.PolicyTypeEgress) {
+			rank++
+			c.stateKube(kubeRule{tier: kubeNetwork, action: kubeIsolate, rank: rank}, subject, side{any: true}, everything, by)
+			for i, r := range p.Spec.Egress {
+				rank++
+				ports, names := networkPorts(r.Ports)
+				c.stateKubeRule(kubeRule{tier: kubeNetwork, action: kubeAccept, rank: rank},
+					subject, c.networkPeers(p, r.To), ports, names, Ref("NetworkPolicy", p, field("spec.egress", i)))
+			}
+		}
+		rank++
+	}
+	slices.Sort(isolated)
+	return slices.Compact(isolated)
+}
+
+// networkPolicyIs reports whether the policy is about a direction. By default it
+// is about ingress, and about egress if it has rules for it.
+func networkPolicyIs(p *bocage.NetworkPolicy, direction string) bool {
+	if len(p.Spec.PolicyTypes) == 0 {
+		return direction == bocage.PolicyTypeIngress || len(p.Spec.Egress) > 0
+	}
+	return slices.Contains(p.Spec.PolicyTypes, direction)
+}
+
+// networkPeers resolves the peers of a rule; none are everyone.
+func (c *compiler) networkPeers(p *bocage.NetworkPolicy, peers []bocage.NetworkPolicyPeer) kubePeers {
+	if len(peers) == 0 {
+		return kubePeers{everyone: true}
+	}
+	var out []int32
+	for _, peer := range peers {
+		switch {
+		case peer.IPBlock != nil:
+			out = append(out, c.inBlock(peer.IPBlock)...)
+		case peer.NamespaceSelector != nil:
+			out = append(out, c.pop.matchNamespaced(peer.NamespaceSelector, peer.PodSelector)...)
+		default:
+			out = append(out, c.pop.match([]string{p.Namespace}, peer.PodSelector)...)
+		}
+	}
+	return kubePeers{list: sortedOnce(out)}
+}
+
+func (c *compiler) inBlock(b *bocage.IPBlock) []int32 {
+	var without []int32
+	for _, except := range b.Except {
+		without = append(without, c.pop.within(blockOf(except))...)
+	}
+	slices.Sort(without)
+	return slices.DeleteFunc(c.pop.within(blockOf(b.CIDR)), func(i int32) bool {
+		_, excepted := slices.BinarySearch(without, i)
+		return excepted
+	})
+}
+
+// blockOf reads a CIDR that was validated.
+func blockOf(cidr string) netip.Prefix {
+	prefix, err := netip.ParsePrefix(cidr)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return canonicalPrefix(prefix)
+}
+
+func single(address netip.Addr) netip.Prefix { return netip.PrefixFrom(address, address.BitLen()) }
+
+func sortedOnce(list []int32) []int32 {
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// networkPorts resolves the ports of a rule, numbers and names apart; none are
+// every protocol.
+func networkPorts(list []bocage.NetworkPolicyPort) (ports, []kubePortName) {
+	if len(list) == 0 {
+		return everything, nil
+	}
+	var numbers ports
+	var names []kubePortName
+	for _, p := range list {
+		switch {
+		case p.Port == nil:
+			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(p.Protocol), bocage.AllPorts})
+		case p.Port.Name != "":
+			names = append(names, kubePortName{p.Port.Name, protocolName(p.Protocol)})
+		default:
+			first, last := p.Port.Number, p.Port.Number
+			if p.EndPort != nil {
+				last = *p.EndPort
+			}
+			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(p.Protocol), bocage.PortRange{First: uint16(first), Last: uint16(last)}})
+		}
+	}
+	return numbers.normal(), names
+}
+
+func protocolOf(name string) bocage.Protocol {
+	protocol, err := bocage.ParseProtocol(protocolName(name))
+	if err != nil {
+		return bocage.ProtocolTCP // only valid objects come here
+	}
+	return protocol
+}
+
+// stateOwnNodes lets every node reach the Pods that run on it, whatever isolates
+// them: no NetworkPolicy keeps health checks out.
+func (c *compiler) stateOwnNodes(isolated []int32) {
+	for _, host := range c.in.hosts {
+		var addresses []int32
+		for _, address := range host.Spec.Addresses {
+			addresses = append(addresses, c.pop.within(single(address))...)
+		}
+		if len(addresses) == 0 {
+			continue
+		}
+		here := c.pop.match(nil, &bocage.Selector{MatchLabels: map[string]string{bocage.LabelHost: host.Name}})
+		c.stateKube(kubeRule{ingress: true, tier: kubeNetwork, action: kubeAccept},
+			side{list: intersect(here, isolated)}, side{list: sortedOnce(addresses)}, everything)
+	}
+}
+
+// stateClusterNetworkPolicies states the rules of both tiers, in the order of
+// their priority.
+func (c *compiler) stateClusterNetworkPolicies() {
+	list := slices.Clone(c.in.clusterNetworkPolicies)
+	slices.SortFunc(list, func(a, b *bocage.ClusterNetworkPolicy) int {
+		return cmp.Or(cmp.Compare(*a.Spec.Priority, *b.Spec.Priority), cmp.Compare(a.Name, b.Name))
+	})
+	rank := 0
+	for _, p := range list {
+		c.noteDomainNames(p)
+		members := c.clusterPeer(p.Spec.Subject.Namespaces, p.Spec.Subject.Pods)
+		if len(members) == 0 {
+			c.findings.note(Ref("ClusterNetworkPolicy", p, "spec.subject"), NoWorkloads, "it is about no workload today")
+			continue
+		}
+		subject := side{list: members}
+		if len(members) == len(c.pop.subjects)-c.pop.workloads {
+			subject = side{any: true} // an end outside has no policies: see kubeEnd
+		}
+		rule := kubeRule{tier: kubeAdmin}
+		if p.Spec.Tier == bocage.TierBaseline {
+			rule.tier = kubeBaseline
+		}
+		rule.ingress = true
+		for i, r := range p.Spec.Ingress {
+			rank++
+			rule.action, rule.rank = kubeActions[r.Action], rank
+			var from []int32
+			for _, peer := range r.From {
+				from = append(from, c.clusterPeer(peer.Namespaces, peer.Pods)...)
+			}
+			ports, names := clusterPorts(r.Protocols)
+			c.stateKubeRule(rule, subject, kubePeers{list: sortedOnce(from)}, ports, names, Ref("ClusterNetworkPolicy", p, field("spec.ingress", i)))
+		}
+		rule.ingress = false
+		for i, r := range p.Spec.Egress {
+			rank++
+			rule.action, rule.rank = kubeActions[r.Action], rank
+			var to []int32
+			for j := range r.To {
+				to = append(to, c.clusterEgressPeer(&r.To[j])...)
+			}
+			ports, names := clusterPorts(r.Protocols)
+			c.stateKubeRule(rule, subject, kubePeers{list: sortedOnce(to)}, ports, names, Ref("ClusterNetworkPolicy", p, field("spec.egress", i)))
+		}
+	}
+}
+
+// UnknownDomainName says that a rule means a domain name, whose addresses policy
+// does not know.
+const UnknownDomainName = "UnknownDomainName"
+
+func (c *compiler) noteDomainNames(p *bocage.ClusterNetworkPolicy) {
+	for i, r := range p.Spec.Egress {
+		for j, peer := range r.To {
+			if len(peer.DomainNames) > 0 {
+				c.findings.reject(Ref("ClusterNetworkPolicy", p, field("spec.egress", i)+"."+field("to", j)+".domainNames"), UnknownDomainName,
+					"the addresses of %s are not known, so this peer matches nothing: name them as networks until then", quoteList(peer.DomainNames))
+			}
+		}
+	}
+}
+
+// clusterPeer resolves a subject or a peer that means workloads.
+func (c *compiler) clusterPeer(namespaces *bocage.Selector, pods *bocage.NamespacedPod) []int32 {
+	switch {
+	case namespaces != nil:
+		return c.pop.matchNamespaced(namespaces, nil)
+	case pods != nil:
+		return c.pop.matchNamespaced(&pods.NamespaceSelector, pods.PodSelector)
+	}
+	return nil
+}
+
+func (c *compiler) clusterEgressPeer(peer *bocage.ClusterNetworkPolicyEgressPeer) []int32 {
+	var out []int32
+	switch {
+	case peer.Nodes != nil:
+		for _, host := range c.in.hosts {
+			if !peer.Nodes.Matches(host.Labels) {
+				continue
+			}
+			for _, address := range host.Spec.Addresses {
+				out = append(out, c.pop.within(single(address))...)
+			}
+		}
+	case len(peer.Networks) > 0:
+		for _, cidr := range peer.Networks {
+			out = append(out, c.pop.within(blockOf(cidr))...)
+		}
+	default:
+		return c.clusterPeer(peer.Namespaces, peer.Pods)
+	}
+	return out
+}
+
+// clusterPorts resolves the protocols of a rule, numbers and names apart; none
+// are every protocol.
+func clusterPorts(list []bocage.ClusterNetworkPolicyProtocol) (ports, []kubePortName) {
+	if len(list) == 0 {
+		return everything, nil
+	}
+	var numbers ports
+	var names []kubePortName
+	add := func(protocol bocage.Protocol, t *bocage.ClusterNetworkPolicyTransport) {
+		if t == nil {
+			return
+		}
+		r := bocage.AllPorts
+		if port := t.DestinationPort; port != nil && port.Range != nil {
+			r = bocage.PortRange{First: uint16(port.Range.Start), Last: uint16(port.Range.End)}
+		} else if port != nil {
+			r = bocage.PortRange{First: uint16(*port.Number), Last: uint16(*port.Number)}
+		}
+		numbers.ranges = append(numbers.ranges, protocolRange{protocol, r})
+	}
+	for _, p := range list {
+		add(bocage.ProtocolTCP, p.TCP)
+		add(bocage.ProtocolUDP, p.UDP)
+		add(bocage.ProtocolSCTP, p.SCTP)
+		if p.DestinationNamedPort != "" {
+			names = append(names, kubePortName{name: p.DestinationNamedPort})
+		}
+	}
+	return numbers.normal(), names
+}
 
 // askKubernetes notes what the policies ask about workloads, so that those who
 // answer differently are told apart.
-func (in *admitted) askKubernetes(q *asked) {}
+func (in *admitted) askKubernetes(q *asked) {
+	for _, p := range in.networkPolicies {
+		q.selector(&p.Spec.PodSelector)
+		eachNetworkRule(p, func(ports []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
+			_, names := networkPorts(ports)
+			for _, name := range names {
+				q.port(name.name)
+			}
+			for _, peer := range peers {
+				q.selector(peer.PodSelector)
+			}
+		})
+	}
+	for _, p := range in.clusterNetworkPolicies {
+		pods := func(pods *bocage.NamespacedPod) {
+			if pods != nil {
+				q.selector(pods.PodSelector)
+			}
+		}
+		protocols := func(list []bocage.ClusterNetworkPolicyProtocol) {
+			_, names := clusterPorts(list)
+			for _, name := range names {
+				q.port(name.name)
+			}
+		}
+		pods(p.Spec.Subject.Pods)
+		for _, r := range p.Spec.Ingress {
+			protocols(r.Protocols)
+			for _, peer := range r.From {
+				pods(peer.Pods)
+			}
+		}
+		for _, r := range p.Spec.Egress {
+			protocols(r.Protocols)
+			for _, peer := range r.To {
+				pods(peer.Pods)
+			}
+		}
+	}
+	if len(in.networkPolicies) > 0 {
+		for _, host := range in.hosts {
+			if len(host.Spec.Addresses) > 0 {
+				q.values[label{bocage.LabelHost, host.Name}] = true // a node reaches its own Pods
+			}
+		}
+	}
+	in.eachKubernetesPrefix(q.block)
+}
 
-// eachKubernetesPrefix visits the blocks of addresses that the policies name.
-func (in *admitted) eachKubernetesPrefix(visit func(netip.Prefix)) {}
+func eachNetworkRule(p *bocage.NetworkPolicy, visit func([]bocage.NetworkPolicyPort, []bocage.NetworkPolicyPeer)) {
+	for _, r := range p.Spec.Ingress {
+		visit(r.Ports, r.From)
+	}
+	for _, r := range p.Spec.Egress {
+		visit(r.Ports, r.To)
+	}
+}
+
+// eachKubernetesPrefix visits the blocks of addresses that the policies name, and
+// the addresses of the hosts that they mean.
+func (in *admitted) eachKubernetesPrefix(visit func(netip.Prefix)) {
+	for _, p := range in.networkPolicies {
+		eachNetworkRule(p, func(_ []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
+			for _, peer := range peers {
+				if peer.IPBlock == nil {
+					continue
+				}
+				visit(blockOf(peer.IPBlock.CIDR))
+				for _, except := range peer.IPBlock.Except {
+					visit(blockOf(except))
+				}
+			}
+		})
+	}
+	nodes := len(in.networkPolicies) > 0
+	for _, p := range in.clusterNetworkPolicies {
+		for _, r := range p.Spec.Egress {
+			for _, peer := range r.To {
+				nodes = nodes || peer.Nodes != nil
+				for _, cidr := range peer.Networks {
+					visit(blockOf(cidr))
+				}
+			}
+		}
+	}
+	if !nodes {
+		return
+	}
+	for _, host := range in.hosts {
+		for _, address := range host.Spec.Addresses {
+			visit(single(address))
+		}
+	}
+}

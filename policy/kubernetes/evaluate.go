@@ -89,8 +89,10 @@ type Result struct {
 	// By are the places that refuse or, if none does, that allow; the source's
 	// first. The default allows by nobody.
 	By []bocage.Ref
-	// Withheld are the isolating NetworkPolicies and the Baseline-tier rules that
-	// keep the flow from being allowed; others may allow it still.
+	// Withheld are the isolating NetworkPolicies or the Baseline-tier rule that
+	// keep the flow from being allowed; others may allow it still. Where both ends
+	// withhold it, they are the destination's: a closed destination is closed by
+	// the same authors to everyone.
 	Withheld []bocage.Ref
 	// Egress is the source's, Ingress the destination's.
 	Egress, Ingress Direction
@@ -174,7 +176,7 @@ func (e *Evaluator) Evaluate(f Flow) Result {
 			r.Refuses = true
 			r.By = append(r.By, end.By...)
 		case OutcomeIsolated, OutcomeDenyBaseline:
-			r.Withheld = append(r.Withheld, end.By...)
+			r.Withheld = end.By // the destination's, if both withhold
 		case OutcomeAccept:
 			accepted = true
 			allowing = append(allowing, end.By...)
