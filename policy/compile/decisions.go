@@ -141,7 +141,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 	}
 
 	var allows, isolations, refusals, answers, marks, diverts []bocage.Ref
-	var kubes []*statement
+	var kubes, owes []*statement
 	var owed joined
 	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
 	for _, s := range alive {
@@ -166,7 +166,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			}
 		case owe:
 			if s.guardrail == "" || !slices.Contains(lifted, s.guardrail) {
-				owed.owe(s, protected)
+				owes = append(owes, s)
 			}
 		case mark:
 			marks = append(marks, s.by...)
@@ -178,6 +178,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			diverts = append(diverts, s.by...)
 		}
 	}
+	owed.owe(owes, protected)
 	kubeSays, kubeBy := judgeKubernetes(kubes)
 	var kubeRefusals []bocage.Ref
 	if kubeSays == kubeRefuses {
@@ -258,14 +259,24 @@ func (j *joined) add(s *statement) {
 	j.by = append(j.by, s.dutyBy)
 }
 
-// owe takes a duty, or notes that it cannot be kept.
-func (j *joined) owe(s *statement, protected bool) {
-	switch {
-	case !s.duty.impossible:
-		j.join(s.duty.Duties)
-		j.by = append(j.by, s.by...)
-	case !s.duty.automatic || !protected:
-		j.impossible = append(j.impossible, s.by...)
+// owe takes duties, or notes that they cannot be kept. What is automatic and
+// cannot be kept is not owed at all where cells are protected.
+func (j *joined) owe(owes []*statement, protected bool) {
+	var waived []bocage.Ref
+	for _, s := range owes {
+		switch {
+		case !s.duty.impossible:
+		case s.duty.automatic && protected:
+			waived = append(waived, s.by...)
+		default:
+			j.impossible = append(j.impossible, s.by...)
+		}
+	}
+	for _, s := range owes {
+		if !s.duty.impossible && !slices.Contains(waived, s.by[0]) {
+			j.join(s.duty.Duties)
+			j.by = append(j.by, s.by...)
+		}
 	}
 }
 
