@@ -17,7 +17,8 @@ import (
 )
 
 // Bits of the word in the active map (see abi.h): the slot of the ruleset's
-// rows, the slot of its refused set, and above them the epoch.
+// rows, the slot of what of it is in terms of time (its refused set and the ends
+// of its decisions), and above them the epoch.
 const (
 	wordSlot    = 1
 	wordRefused = 2
@@ -36,20 +37,24 @@ func (d *Dataplane) Generation() uint64 {
 }
 
 // inForce reads which ruleset the kernel goes by; nil before any.
-func (d *Dataplane) inForce() (*bpf.KernelRuleset, uint64, error) {
+func (d *Dataplane) inForce() (*bpf.KernelRuleset, bpf.KernelActive, error) {
 	var active bpf.KernelActive
 	if err := d.objects.Active.Lookup(uint32(0), &active); err != nil {
-		return nil, 0, fmt.Errorf("read active generation: %w", err)
+		return nil, active, fmt.Errorf("read active generation: %w", err)
 	}
 	if active.Word == 0 {
-		return nil, 0, nil
+		return nil, active, nil
 	}
+	header, err := d.readHeader(uint32(active.Word & (wordSlot | wordRefused)))
+	return header, active, err
+}
+
+func (d *Dataplane) readHeader(index uint32) (*bpf.KernelRuleset, error) {
 	var header bpf.KernelRuleset
-	index := uint32(active.Word & (wordSlot | wordRefused))
 	if err := d.objects.Rulesets.Lookup(index, &header); err != nil {
-		return nil, 0, fmt.Errorf("read ruleset: %w", err)
+		return nil, fmt.Errorf("read ruleset: %w", err)
 	}
-	return &header, active.Word, nil
+	return &header, nil
 }
 
 // Apply makes a ruleset the one in force, at one moment for all packets. When it
@@ -59,32 +64,61 @@ func (d *Dataplane) inForce() (*bpf.KernelRuleset, uint64, error) {
 func (d *Dataplane) Apply(rs *bocage.Ruleset) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.enforce(rs, forward)
+}
+
+// Revert is Apply for the one case in which an agent goes back: to the generation
+// that was in force before one that nobody confirmed. Whoever calls it answers for
+// what the ruleset must bring along (see Ruleset.WithRefusals).
+func (d *Dataplane) Revert(rs *bocage.Ruleset) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.enforce(rs, back)
+}
+
+// direction says whether an older generation may take the place of a newer one.
+type direction bool
+
+const (
+	forward direction = false
+	back    direction = true
+)
+
+func (d *Dataplane) enforce(rs *bocage.Ruleset, direction direction) error {
 	start := time.Now()
-	if err := d.apply(rs); err != nil {
+	t, err := compile(rs)
+	if err == nil {
+		err = d.checkRoom(t)
+	}
+	if err == nil {
+		err = d.apply(t, direction)
+	}
+	if isFull(err) && d.candidate() != 0 {
+		// What is only evaluated must not stand in the way of what is enforced.
+		d.log.Warn("candidate dropped: it leaves no room for the next ruleset", "generation", rs.Generation)
+		if err = d.dropCandidate(); err == nil {
+			err = d.apply(t, direction)
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("apply generation %d: %w", rs.Generation, err)
 	}
-	d.log.Info("applied ruleset", "generation", rs.Generation, "peers", len(rs.Peers), "rules", len(rs.Rules),
-		"refused", len(rs.Refused), "took", time.Since(start))
+	d.log.Info("applied ruleset", "generation", rs.Generation, "back", bool(direction), "peers", len(rs.Peers),
+		"rules", len(rs.Rules), "refused", len(rs.Refused), "took", time.Since(start))
 	return nil
 }
 
-func (d *Dataplane) apply(rs *bocage.Ruleset) error {
-	t, err := compile(rs)
+func (d *Dataplane) apply(t *tables, direction direction) error {
+	before, active, err := d.inForce()
 	if err != nil {
 		return err
 	}
-	if err := d.checkRoom(t); err != nil {
-		return err
-	}
-	before, word, err := d.inForce()
-	if err != nil {
-		return err
-	}
+	word := active.Word
 	same := before != nil && before.Digest == binary.BigEndian.Uint64(t.digest[:8])
-	if before != nil && rs.Generation < before.Generation {
+	if before != nil && direction == forward && t.generation < before.Generation {
 		return fmt.Errorf("generation %d is in force, and there is no way back", before.Generation)
 	}
-	if before != nil && rs.Generation == before.Generation && !same {
+	if before != nil && direction == forward && t.generation == before.Generation && !same {
 		return errors.New("this generation is in force with other content: give the new content a higher generation")
 	}
 
@@ -98,23 +132,43 @@ func (d *Dataplane) apply(rs *bocage.Ruleset) error {
 			return errors.Join(err, d.clearRuleset(slot))
 		}
 	}
-	if err := d.clearRefused(refusedSlot); err != nil {
+	refused, err := d.writeRefused(t, refusedSlot)
+	if err != nil {
 		return err
 	}
-	keys, rows := refusedRows(t.refused, refusedSlot, readClock())
-	if err := put(d.objects.RefusedIdentities, keys, rows); err != nil {
-		return errors.Join(fmt.Errorf("write refused identities: %w", err), d.clearRefused(refusedSlot))
-	}
 	index := slot*wordSlot | refusedSlot*wordRefused
-	if err := d.objects.Rulesets.Put(index, t.header(slot, refusedSlot, len(keys))); err != nil {
+	if err := d.objects.Rulesets.Put(index, t.header(slot, refusedSlot, refused)); err != nil {
 		return fmt.Errorf("write ruleset: %w", err)
 	}
-	epoch := word>>wordShift + 1
-	if err := d.objects.Active.Put(uint32(0), bpf.KernelActive{Word: epoch<<wordShift | uint64(index)}); err != nil {
+	active.Word = nextEpoch(word, index)
+	if err := d.objects.Active.Put(uint32(0), active); err != nil {
 		return fmt.Errorf("activate: %w", err)
 	}
 	d.afterFlip(same, slot, refusedSlot)
 	return nil
+}
+
+// nextEpoch is the word after word, by which every flow is judged again.
+func nextEpoch(word uint64, index uint32) uint64 {
+	return (word>>wordShift+1)<<wordShift | uint64(index)
+}
+
+// writeRefused writes what is in terms of the kernel's time: who is refused, which
+// it counts, and when decisions end.
+func (d *Dataplane) writeRefused(t *tables, slot uint32) (int, error) {
+	if err := d.clearRefused(slot); err != nil {
+		return 0, err
+	}
+	now := readClock()
+	keys, rows := refusedRows(t.refused, slot, now)
+	if err := put(d.objects.RefusedIdentities, keys, rows); err != nil {
+		return 0, errors.Join(fmt.Errorf("write refused identities: %w", err), d.clearRefused(slot))
+	}
+	decisions, successions := successionRows(t.endings, slot, now)
+	if err := put(d.objects.Successions, decisions, successions); err != nil {
+		return 0, errors.Join(fmt.Errorf("write ends of decisions: %w", err), d.clearRefused(slot))
+	}
+	return len(keys), nil
 }
 
 // afterFlip waits until no packet is judged by the old generation, and frees
@@ -149,6 +203,7 @@ func (d *Dataplane) checkRoom(t *tables) error {
 	check(len(t.prefixKeys), d.cfg.PrefixEntries, "prefixes", "PrefixEntries")
 	check(len(t.cellKeys), d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
 	check(len(t.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
+	check(len(t.endings), d.cfg.EndingEntries, "decisions that end", "EndingEntries")
 	check(len(t.shapes), len(bpf.KernelRuleset{}.Shapes), "forms of rule", "nothing: report this as a bug")
 	return faults.err()
 }
@@ -207,8 +262,13 @@ func (d *Dataplane) clearRuleset(slot uint32) error {
 }
 
 func (d *Dataplane) clearRefused(slot uint32) error {
-	return clearRows(d.objects.RefusedIdentities, func(k bpf.KernelRefusedKey) bool { return k.Slot == slot })
+	return errors.Join(
+		clearRows(d.objects.RefusedIdentities, func(k bpf.KernelRefusedKey) bool { return k.Slot == slot }),
+		clearRows(d.objects.Successions, func(k bpf.KernelSuccessionKey) bool { return k.Slot == slot }))
 }
+
+// isFull says whether a map had no room left.
+func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
 
 // put writes rows in one system call.
 func put[K, V any](m *ebpf.Map, keys []K, values []V) error {
@@ -221,7 +281,7 @@ func put[K, V any](m *ebpf.Map, keys []K, values []V) error {
 		keys, values = keys[n:], values[n:]
 		n, err = m.BatchUpdate(keys, values, nil)
 	}
-	if errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) {
+	if isFull(err) {
 		return fmt.Errorf("the map is full: %w", err)
 	}
 	return err

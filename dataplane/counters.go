@@ -22,6 +22,9 @@ type Counters struct {
 	// Folded refusals found no row of their own in the table of refusals and
 	// were reported by port and reason only.
 	Folded uint64
+	// Unanswered packets were to be rejected and were dropped in silence: the
+	// point's share of answers was spent, or the answer could not be made.
+	Unanswered uint64
 }
 
 // Forgotten is how many flows were pushed out to make room for others, by the
@@ -68,6 +71,7 @@ func (d *Dataplane) Counters() (Counters, error) {
 		c.FlowsOpened += t.Opened
 		c.FlowsEnded += t.Ended
 		c.Folded += t.Folded
+		c.Unanswered += t.Unanswered
 	}
 	return c, nil
 }

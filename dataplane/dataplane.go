@@ -13,8 +13,9 @@
 // that does not fit changes nothing; what is not known yet is observed, never
 // refused, until a ruleset says otherwise; nothing is lost without being counted.
 //
-// It never goes back to an earlier generation, never touches an interface that
-// it was not told to attach to, and never writes packets of its own.
+// It never goes back to an earlier generation unless it is told to (Revert), never
+// touches an interface that it was not told to attach to, and never writes packets
+// of its own but the answers that a verdict of reject asks for.
 //
 // A Dataplane may be used by several goroutines. Its methods act on the network
 // namespace of the calling thread.
@@ -53,9 +54,10 @@ type Config struct {
 	FlowEntries int
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
-	// RefusedEntries its refused identities. Rows cost memory when used.
-	// Defaults 131,072, 32,768, 262,144 and 16,384.
-	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries int
+	// RefusedEntries its refused identities, EndingEntries its decisions that end
+	// by themselves. Rows cost memory when used.
+	// Defaults 131,072, 32,768, 262,144, 16,384 and 16,384.
+	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries int
 	// EventBytes sizes the ring buffer between kernel and Run; a power of two.
 	// An event takes 72 bytes. Default 4 MiB.
 	EventBytes int
@@ -64,14 +66,19 @@ type Config struct {
 	// as such. Default 2 h 15 min: a connection with TCP keep-alive at its
 	// default of 2 h has shown itself by then.
 	Pickup time.Duration
-	Logger *slog.Logger
+	// AnswersPerSecond bounds the resets and ICMP errors that an enforcement point
+	// sends to whom it rejects; a second's worth may come at once. Beyond, refusals
+	// are silent and counted. Default 1,000.
+	AnswersPerSecond int
+	Logger           *slog.Logger
 }
 
 // Validate names all faults at once.
 func (c Config) Validate() error {
 	var faults []error
 	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "PeerEntries": c.PeerEntries,
-		"PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries} {
+		"PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
+		"EndingEntries": c.EndingEntries, "AnswersPerSecond": c.AnswersPerSecond} {
 		if n < 0 || n > 1<<26 {
 			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
 		}
@@ -97,6 +104,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.PrefixEntries, 1<<15)
 	orElse(&c.RuleEntries, 1<<18)
 	orElse(&c.RefusedEntries, 1<<14)
+	orElse(&c.EndingEntries, 1<<14)
+	orElse(&c.AnswersPerSecond, 1000)
 	orElse(&c.EventBytes, 1<<22)
 	if c.PinDir == "" {
 		c.PinDir = DefaultPinDir
@@ -123,7 +132,7 @@ type Dataplane struct {
 
 	// mu guards what follows, and the order of changes to maps.
 	mu       sync.Mutex
-	rows     [2]*tables            // what lies in each slot; nil: another process knows
+	rows     [3]*tables            // what lies in each slot; nil: another process knows
 	ports    map[uint32]Attachment // attached, by ifindex
 	steering bpf.KernelSteering
 	live     uint64    // flows at the last sweep
@@ -197,7 +206,7 @@ func (d *Dataplane) open() error {
 		return err
 	}
 	if !d.pins.found {
-		d.rows = [2]*tables{{}, {}}
+		d.rows = [3]*tables{{}, {}, {}}
 	}
 	if err := d.pins.swapPrograms(d.objects); err != nil {
 		return err

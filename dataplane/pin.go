@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -37,7 +38,7 @@ const (
 )
 
 // sizeOf says how many rows a map has, in terms of the configuration. Rows of a
-// ruleset lie there twice while generations change.
+// ruleset lie there twice while generations change; a candidate has what is left.
 func sizeOf(cfg Config, name string) (uint32, bool) {
 	switch name {
 	case "flows":
@@ -52,6 +53,8 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 		return uint32(2 * cfg.RuleEntries), true
 	case "refused_identities":
 		return uint32(2 * cfg.RefusedEntries), true
+	case "successions":
+		return uint32(2 * cfg.EndingEntries), true
 	case "events":
 		return uint32(cfg.EventBytes), true
 	}
@@ -69,8 +72,13 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 			m.MaxEntries = size
 		}
 	}
-	if err := spec.Variables["pickup_period"].Set(uint64(cfg.Pickup.Nanoseconds())); err != nil {
-		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	for name, ns := range map[string]time.Duration{
+		"pickup_period":   cfg.Pickup,
+		"answer_interval": time.Second / time.Duration(cfg.AnswersPerSecond),
+	} {
+		if err := spec.Variables[name].Set(uint64(ns.Nanoseconds())); err != nil {
+			return nil, fmt.Errorf("configure eBPF object: %w", err)
+		}
 	}
 	return spec, nil
 }
@@ -171,7 +179,8 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"cells": o.Cells, "refused_identities": o.RefusedIdentities, "ports": o.Ports,
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
-		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments,
+		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
+		"comparisons": o.Comparisons,
 	}
 }
 

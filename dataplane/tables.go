@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -29,10 +30,18 @@ type tables struct {
 	shapes     []bpf.KernelShape
 	fallback   bpf.KernelDecision
 	refused    []bocage.Refusal
+	endings    []ending
 
 	worldEnforces        bool
 	prefixes4, prefixes6 bool
 	digest               [sha256.Size]byte // of everything but generation and refused
+}
+
+// ending is when a decision ends, and what takes its place.
+type ending struct {
+	decision uint32
+	until    time.Time
+	then     bpf.KernelDecision
 }
 
 // addressOf puts an address into the kernel's form.
@@ -60,6 +69,7 @@ func compile(rs *bocage.Ruleset) (*tables, error) {
 	t := &tables{generation: rs.Generation, refused: rs.Refused}
 	var faults faults
 	decisions := compileDecisions(rs, &faults)
+	t.compileEndings(rs, decisions, &faults)
 	enforce := make(map[bocage.Group]bool, len(rs.Groups))
 	for _, g := range rs.Groups {
 		enforce[g.Group] = g.Enforce
@@ -97,7 +107,7 @@ func compileDecisions(rs *bocage.Ruleset, faults *faults) map[bocage.DecisionID]
 	}
 	decisions := make(map[bocage.DecisionID]bpf.KernelDecision, len(rs.Decisions))
 	for _, d := range rs.Decisions {
-		if d.Verdict < bocage.VerdictAllow || d.Verdict > bocage.VerdictDecoy {
+		if d.Verdict < bocage.VerdictAllow || d.Verdict > bocage.VerdictReject {
 			faults.add("decision %s: verdict %s", d.ID, d.Verdict)
 		}
 		row := bpf.KernelDecision{Id: uint32(d.ID), Verdict: uint8(d.Verdict), Reason: uint8(d.Code)}
@@ -110,9 +120,39 @@ func compileDecisions(rs *bocage.Ruleset, faults *faults) map[bocage.DecisionID]
 				row.FailOpen = 1
 			}
 		}
+		if !d.Until.IsZero() {
+			row.Ends = 1
+		}
 		decisions[d.ID] = row
 	}
 	return decisions
+}
+
+// compileEndings lists the decisions that end, of which none may go on giving way
+// for longer than the kernel follows.
+func (t *tables) compileEndings(rs *bocage.Ruleset, decisions map[bocage.DecisionID]bpf.KernelDecision, faults *faults) {
+	then := make(map[bocage.DecisionID]bocage.DecisionID)
+	for _, d := range rs.Decisions {
+		if d.Until.IsZero() {
+			continue
+		}
+		next, ok := decisions[d.Then]
+		if !ok {
+			faults.add("decision %s gives way to %s, which is not among the decisions", d.ID, d.Then)
+			continue
+		}
+		then[d.ID] = d.Then
+		t.endings = append(t.endings, ending{uint32(d.ID), d.Until, next})
+	}
+	for _, d := range rs.Decisions {
+		last, ends := d.ID, true
+		for links := 0; ends && links <= bocage.MostSuccessors; links++ {
+			last, ends = then[last]
+		}
+		if ends {
+			faults.add("decision %s gives way to more than %d others in turn", d.ID, bocage.MostSuccessors)
+		}
+	}
 }
 
 func (t *tables) compilePeers(rs *bocage.Ruleset, enforce map[bocage.Group]bool, faults *faults) {
@@ -235,6 +275,9 @@ func (t *tables) sum() [sha256.Size]byte {
 		bytesOf([]bpf.KernelDecision{t.fallback})} {
 		h.Write(rows)
 	}
+	for _, e := range t.endings {
+		fmt.Fprintln(h, e.decision, e.until.UnixNano(), e.then)
+	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
@@ -268,13 +311,32 @@ func refusedRows(refusals []bocage.Refusal, slot uint32, clock clock) ([]bpf.Ker
 	return keys, rows
 }
 
+// successionRows puts the ends of decisions into kernel time.
+func successionRows(endings []ending, slot uint32, clock clock) ([]bpf.KernelSuccessionKey, []bpf.KernelSuccession) {
+	keys := make([]bpf.KernelSuccessionKey, len(endings))
+	rows := make([]bpf.KernelSuccession, len(endings))
+	for i, e := range endings {
+		keys[i] = bpf.KernelSuccessionKey{Slot: slot, Decision: e.decision}
+		rows[i] = bpf.KernelSuccession{Until: uint64(clock.monotonic(e.until)), Then: e.then}
+	}
+	return keys, rows
+}
+
 // clock ties wall time to the kernel's monotonic time at one moment.
 type clock struct {
 	wall time.Time
 	ns   int64
 }
 
-func (c clock) monotonic(t time.Time) int64 { return c.ns + int64(t.Sub(c.wall)) }
+// monotonic is at least 1, which is long ago, and at most what fits, which never
+// comes: years of wall time may lie outside of the kernel's.
+func (c clock) monotonic(t time.Time) int64 {
+	d := int64(t.Sub(c.wall))
+	if d > math.MaxInt64-c.ns {
+		return math.MaxInt64
+	}
+	return max(c.ns+d, 1)
+}
 
 func (c clock) time(ns uint64) time.Time {
 	return c.wall.Add(time.Duration(int64(ns) - c.ns)).UTC()

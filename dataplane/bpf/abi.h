@@ -19,12 +19,15 @@ typedef long long __s64;
 #define VERDICT_INSPECT 2
 #define VERDICT_DROP 3
 #define VERDICT_DECOY 4
+#define VERDICT_REJECT 5
 
 #define REASON_NONE 0
 #define REASON_RULE 1
 #define REASON_DEFAULT_DENY 2
 #define REASON_QUARANTINE 4
 #define REASON_NO_RULESET 5
+#define REASON_THREAT 6
+#define REASON_KUBERNETES 7
 #define REASON_SPOOFED 16
 #define REASON_MALFORMED 17
 #define REASON_FRAGMENT 18
@@ -44,6 +47,7 @@ typedef long long __s64;
 #define EVENT_TO 0x10
 #define EVENT_REPLIED 0x20
 #define EVENT_CLOSED 0x40
+#define EVENT_DIFFERS 0x80
 
 #define IDENTITY_UNKNOWN 0
 #define IDENTITY_WORLD 1
@@ -57,11 +61,17 @@ struct address {
 
 // The one word that says which ruleset is in force. Bits 0 and 1 index
 // `rulesets`, the rest is an epoch that grows with every change. Zero: none yet.
+// Beside it, a number for the candidate that is evaluated too, another for each;
+// zero: there is none.
 struct active {
 	__u64 word;
+	__u32 candidate;
+	__u32 pad;
 };
+_Static_assert(sizeof(struct active) == 16, "active");
 #define ACTIVE_INDEX 3
 #define ACTIVE_EPOCH_SHIFT 2
+#define CANDIDATE_INDEX 4 // in `rulesets`; its rows lie in a slot of their own
 
 struct peer_key {
 	__u64 slot;
@@ -122,9 +132,26 @@ struct decision {
 	__u8 verdict;
 	__u8 reason;
 	__u8 fail_open; // of the profile
-	__u8 pad[3];
+	__u8 ends;      // some time: see succession
+	__u8 pad[2];
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
+
+// When a decision ends, and which takes its place. Times are the kernel's, so
+// these rows are written anew with the refused set, by the clock of that moment.
+struct succession_key {
+	__u32 slot; // of the refused set
+	__u32 decision;
+};
+
+struct succession {
+	__u64 until; // CLOCK_MONOTONIC in ns
+	struct decision then;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct succession) == 24, "succession");
+#define MOST_SUCCESSORS 8
+#define FOREVER 0xffffffffffffffffULL
 
 // A form of rule that the ruleset really uses, most specific first, so that
 // nothing is probed in vain.
@@ -157,6 +184,7 @@ _Static_assert(sizeof(struct ruleset) == 1688, "ruleset");
 struct port {
 	__u64 attached; // coarse monotonic ns
 	__u64 leased;   // when it last asked for an address by DHCP
+	__u64 answered; // until when its share of answers to refusals is spent
 	struct address address4;
 	struct address address6;
 	__u32 identity; // 0: nobody vouches for it
@@ -166,7 +194,7 @@ struct port {
 	__u8 flags;       // PORT_*
 	__u8 pad[3];
 };
-_Static_assert(sizeof(struct port) == 72, "port");
+_Static_assert(sizeof(struct port) == 80, "port");
 #define PORT_MAC_DECLARED 1
 #define PORT_MAC_LEARNED 2
 #define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
@@ -192,6 +220,7 @@ struct flow {
 	__u64 bytes;
 	__u64 seen;     // coarse monotonic ns of the last packet
 	__u64 reported; // of the last event
+	__u64 until;    // monotonic ns: when the verdict ends by itself; 0 of a cut flow
 	__u32 flags;    // FLOW_*
 	__u32 epoch;    // in which it was judged
 	__u32 source;   // identities; source opened it
@@ -199,16 +228,16 @@ struct flow {
 	__u32 decision;
 	__u32 generation;
 	__u32 owner;   // index of the interface that counts and reports
+	__u32 differs; // number of the candidate that decides its reach otherwise
 	__u16 service; // destination port; type*256+code of ICMP
 	__u16 profile;
 	__u8 verdict;
 	__u8 would;
 	__u8 reason;
-	__u8 pad;
 	__u8 peer_mac[6]; // of the other end of the owner's link, for decoys
-	__u8 pad2[6];
+	__u8 pad[3];
 };
-_Static_assert(sizeof(struct flow) == 80, "flow");
+_Static_assert(sizeof(struct flow) == 88, "flow");
 #define FLOW_SECOND 0x1 // the source is the second end of the key
 #define FLOW_TO 0x2     // the owner stands before the destination
 #define FLOW_REPLIED 0x4
@@ -253,7 +282,8 @@ struct refusal_key {
 	__u8 verdict;
 	__u8 would;
 	__u8 to; // seen on the way to the workload
-	__u8 pad[5];
+	__u8 differs; // the candidate would let it pass
+	__u8 pad[4];
 };
 _Static_assert(sizeof(struct refusal_key) == 48, "refusal_key");
 
@@ -324,6 +354,13 @@ struct tally {
 	__u64 opened;  // flows
 	__u64 ended;
 	__u64 folded; // refusals that found no row of their own and were counted by port and reason only
+	__u64 unanswered; // refusals that ask for an answer and were dropped in silence: too many at once
+};
+
+// What came of judging by the candidate as well.
+struct comparison {
+	__u64 evaluated;
+	__u64 differs;
 };
 
 // The FlowEvent of the root package, but for the clock: monotonic ns.

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // What an enforcement point does with a packet, in order: read, admit, piece
-// together, track, decide; and one exit that counts and acts.
+// together, track, judge, conclude; and one exit that counts and acts.
 #pragma once
 
 #include "admit.h"
+#include "answer.h"
 #include "fragment.h"
-#include "steer.h"
 
 static __always_inline struct frame frame_of(struct __sk_buff *skb)
 {
@@ -70,7 +70,8 @@ STAGE int decide_alone(const struct passage *at, __u32 reason, struct outcome *o
 {
 	if (!at || !out)
 		return 0;
-	*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_NO_RULESET};
+	*out = (struct outcome){.until = FOREVER, .verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW,
+				.reason = REASON_NO_RULESET};
 	const struct ruleset *rules = rules_of(at);
 	if (!rules)
 		return 0;
@@ -97,11 +98,11 @@ static __always_inline void decide_frame(struct passage *at, struct outcome *out
 	const struct ruleset *rules = rules_of(at);
 	if (!rules || !at->identity)
 		return;
-	bool refuses = !is_allowed(rules->fallback.verdict);
-	out->reason = rules->fallback.reason;
-	out->decision = rules->fallback.id;
+	__u8 strictly = out->verdict;
+	rule_on_cell(rules, NULL, at->now, out);
+	bool refuses = !is_allowed(out->verdict);
 	out->would = refuses ? VERDICT_DROP : VERDICT_ALLOW;
-	out->verdict = refuses ? out->verdict : VERDICT_ALLOW;
+	out->verdict = refuses ? strictly : VERDICT_ALLOW;
 }
 
 // Judges a packet that belongs to no flow. One that cannot open a flow may
@@ -184,6 +185,7 @@ STAGE int report_uninspected(const struct flow_key *key, const struct flow *flow
 #define ACT_PASS 0
 #define ACT_STEER 1
 #define ACT_DIVERT 2
+#define ACT_JUDGE 3 // not known yet: judge first
 
 // What a flow's packet meets beyond allow and drop: the engine, or a decoy.
 // News says that the flow is new, or judged otherwise than before.
@@ -235,8 +237,9 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 	return ACT_STEER;
 }
 
-// Finds or opens the packet's flow, judges it where needed, and says what to do.
-STAGE int track(const struct passage *at, struct outcome *out)
+// Finds the packet's flow and says what to do, where that is known. Else it must
+// be judged first.
+STAGE int track(struct passage *at, struct outcome *out)
 {
 	if (!at || !out)
 		return ACT_PASS;
@@ -244,45 +247,66 @@ STAGE int track(const struct passage *at, struct outcome *out)
 	struct flow_key key = {};
 	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
 	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
-	bool original = true, news = false;
-
-	if (flow) {
-		original = second == !!(flow->flags & FLOW_SECOND);
-		bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
-		if (opener && FLOW_CLOSED(flow->flags)) {
-			end_flow(&key, flow); // its ports are used again
-			flow = NULL;
-			original = true;
-		} else if (opener && !original) {
-			decide_alone(at, REASON_INVALID_STATE, out); // against the grain of a flow that lives
-			account(at, out, false);
-			return ACT_PASS;
-		}
+	at->original = true;
+	at->known = false;
+	if (!flow)
+		return ACT_JUDGE;
+	bool original = second == !!(flow->flags & FLOW_SECOND);
+	bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
+	if (opener && FLOW_CLOSED(flow->flags)) {
+		end_flow(&key, flow); // its ports are used again
+		return ACT_JUDGE;
 	}
-	if (flow && holds(at, flow, original)) {
-		outcome_of(flow, out);
-	} else if (flow) {
-		bool passed = flow->verdict != VERDICT_DROP, allowed = is_allowed(flow->would);
-		judge_again(at, flow, original, out);
-		news = out->verdict != VERDICT_DROP && (!passed || allowed != is_allowed(out->would));
+	if (opener && !original) {
+		decide_alone(at, REASON_INVALID_STATE, out); // against the grain of a flow that lives
+		account(at, out, false);
+		return ACT_PASS;
+	}
+	if (!holds(at, flow, original)) {
+		at->original = original;
+		at->known = true;
+		return ACT_JUDGE;
+	}
+	outcome_of(flow, out);
+	return dispatch(at, &key, flow, out, original, false);
+}
+
+// Writes down what was judged, opening the flow if need be, and says what to do.
+STAGE int conclude(const struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return ACT_PASS;
+	const struct packet *p = &at->packet;
+	struct flow_key key = {};
+	flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
+	struct flow *flow = at->known ? bpf_map_lookup_elem(&flows, &key) : NULL;
+	bool news = false;
+	if (flow) {
+		bool passed = !is_cut(flow->verdict), allowed = is_allowed(flow->would);
+		__u32 differed = flow->differs;
+		reconsider(at, flow, out);
+		bool passes = !is_cut(out->verdict);
+		news = passes && (!passed || allowed != is_allowed(out->would));
+		if (passes && !news && out->differs && out->differs != differed)
+			report_flow(&key, flow, EVENT_UPDATE); // a candidate came meanwhile
 	} else {
-		original = !judge_first(at, out);
 		struct steering *s = steering_now();
 		if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
 			out->verdict = VERDICT_DROP;
-		if (out->verdict != VERDICT_DROP && out->reason != REASON_INVALID_STATE) {
-			news = !open_flow(at, &key, out, original);
+		if (!is_cut(out->verdict) && out->reason != REASON_INVALID_STATE) {
+			news = !open_flow(at, &key, out, at->original);
 			flow = bpf_map_lookup_elem(&flows, &key);
 			if (!flow)
 				decide_alone(at, REASON_TABLE_FULL, out);
 		}
 	}
-	if (!flow || out->verdict == VERDICT_DROP) {
+	if (!flow || is_cut(out->verdict)) {
+		soften(at, out);
 		if (at->ruled)
-			account(at, out, !original);
+			account(at, out, !at->original);
 		return ACT_PASS;
 	}
-	return dispatch(at, &key, flow, out, original, news);
+	return dispatch(at, &key, flow, out, at->original, news);
 }
 
 // Whether an ICMP error quotes a packet of a flow that is allowed.
@@ -293,7 +317,22 @@ STAGE int is_related(struct __sk_buff *skb, const struct passage *at)
 	struct frame f = frame_of(skb);
 	struct flow_key key = {};
 	struct flow *flow = quoted_flow(&f, &at->packet, &key);
-	return flow && flow->verdict != VERDICT_DROP && flow->epoch == at->epoch;
+	return flow && stands(at, flow);
+}
+
+// Tracks a packet, and judges it where its flow is not known or no longer settled.
+static __always_inline int pass_on(struct passage *at, struct outcome *out)
+{
+	int act = track(at, out);
+	if (act != ACT_JUDGE)
+		return act;
+	if (at->known)
+		judge(at, at->original, out);
+	else
+		at->original = !judge_first(at, out);
+	if (out->reason != REASON_INVALID_STATE)
+		compare(at, at->original, out);
+	return conclude(at, out);
 }
 
 // Whom the packet belongs to and what becomes of it.
@@ -329,10 +368,11 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 		decide_frame(at, out);
 	} else if ((p->marks & PACKET_GROUP) && !at->from) {
 		judge(at, true, out); // each receiver by itself
-		if (out->verdict == VERDICT_DECOY)
+		compare(at, true, out);
+		if (!is_allowed(out->verdict))
 			out->verdict = VERDICT_DROP;
 	} else {
-		return track(at, out);
+		return pass_on(at, out);
 	}
 	if (!is_allowed(out->would))
 		account(at, out, false);
@@ -365,6 +405,8 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 	count(out.reason, refused, at.segments, at.length);
 	if (act == ACT_DIVERT)
 		return divert(skb);
+	if (out.verdict == VERDICT_REJECT)
+		return answer(skb, &at);
 	if (refused)
 		return TCX_DROP;
 	if (at.packet.marks & PACKET_FIRST)

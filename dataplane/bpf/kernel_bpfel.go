@@ -14,8 +14,10 @@ import (
 )
 
 type KernelActive struct {
-	_    structs.HostLayout
-	Word uint64
+	_         structs.HostLayout
+	Word      uint64
+	Candidate uint32
+	Pad       uint32
 }
 
 type KernelAddress struct {
@@ -34,6 +36,12 @@ type KernelAsked struct {
 	Pad      uint32
 }
 
+type KernelComparison struct {
+	_         structs.HostLayout
+	Evaluated uint64
+	Differs   uint64
+}
+
 type KernelCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -47,7 +55,8 @@ type KernelDecision struct {
 	Verdict  uint8
 	Reason   uint8
 	FailOpen uint8
-	Pad      [3]uint8
+	Ends     uint8
+	Pad      [2]uint8
 }
 
 type KernelFlow struct {
@@ -56,6 +65,7 @@ type KernelFlow struct {
 	Bytes       uint64
 	Seen        uint64
 	Reported    uint64
+	Until       uint64
 	Flags       uint32
 	Epoch       uint32
 	Source      uint32
@@ -63,14 +73,14 @@ type KernelFlow struct {
 	Decision    uint32
 	Generation  uint32
 	Owner       uint32
+	Differs     uint32
 	Service     uint16
 	Profile     uint16
 	Verdict     uint8
 	Would       uint8
 	Reason      uint8
-	Pad         uint8
 	PeerMac     [6]uint8
-	Pad2        [6]uint8
+	Pad         [3]uint8
 }
 
 type KernelFlowKey struct {
@@ -130,6 +140,7 @@ type KernelPort struct {
 	_        structs.HostLayout
 	Attached uint64
 	Leased   uint64
+	Answered uint64
 	Address4 KernelAddress
 	Address6 KernelAddress
 	Identity uint32
@@ -192,7 +203,8 @@ type KernelRefusalKey struct {
 	Verdict     uint8
 	Would       uint8
 	To          uint8
-	Pad         [5]uint8
+	Differs     uint8
+	Pad         [4]uint8
 }
 
 type KernelRefused struct {
@@ -252,6 +264,19 @@ type KernelSteering struct {
 	Pad      [2]uint8
 }
 
+type KernelSuccession struct {
+	_     structs.HostLayout
+	Until uint64
+	Then  KernelDecision
+	Pad   uint32
+}
+
+type KernelSuccessionKey struct {
+	_        structs.HostLayout
+	Slot     uint32
+	Decision uint32
+}
+
 type KernelSweepOrder struct {
 	_       structs.HostLayout
 	Tables  uint32
@@ -261,12 +286,13 @@ type KernelSweepOrder struct {
 }
 
 type KernelTally struct {
-	_       structs.HostLayout
-	Offered uint64
-	Lost    uint64
-	Opened  uint64
-	Ended   uint64
-	Folded  uint64
+	_          structs.HostLayout
+	Offered    uint64
+	Lost       uint64
+	Opened     uint64
+	Ended      uint64
+	Folded     uint64
+	Unanswered uint64
 }
 
 // Names of all BPF objects in the ELF.
@@ -275,6 +301,7 @@ type KernelTally struct {
 const (
 	KernelMapActive             = "active"
 	KernelMapCells              = "cells"
+	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
 	KernelMapEvents             = "events"
 	KernelMapFlows              = "flows"
@@ -292,6 +319,7 @@ const (
 	KernelMapRefusedIdentities  = "refused_identities"
 	KernelMapRulesets           = "rulesets"
 	KernelMapSteering           = "steering"
+	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
@@ -299,6 +327,8 @@ const (
 	KernelProgFromWorkload      = "from_workload"
 	KernelProgSweep             = "sweep"
 	KernelProgToWorkload        = "to_workload"
+	KernelVarAnswerBurst        = "answer_burst"
+	KernelVarAnswerInterval     = "answer_interval"
 	KernelVarPickupPeriod       = "pickup_period"
 )
 
@@ -358,6 +388,7 @@ type KernelProgramSpecs struct {
 type KernelMapSpecs struct {
 	Active            *ebpf.MapSpec `ebpf:"active"`
 	Cells             *ebpf.MapSpec `ebpf:"cells"`
+	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Events            *ebpf.MapSpec `ebpf:"events"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
@@ -375,6 +406,7 @@ type KernelMapSpecs struct {
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
 	Rulesets          *ebpf.MapSpec `ebpf:"rulesets"`
 	Steering          *ebpf.MapSpec `ebpf:"steering"`
+	Successions       *ebpf.MapSpec `ebpf:"successions"`
 	Tallies           *ebpf.MapSpec `ebpf:"tallies"`
 }
 
@@ -382,7 +414,9 @@ type KernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
-	PickupPeriod *ebpf.VariableSpec `ebpf:"pickup_period"`
+	AnswerBurst    *ebpf.VariableSpec `ebpf:"answer_burst"`
+	AnswerInterval *ebpf.VariableSpec `ebpf:"answer_interval"`
+	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -407,6 +441,7 @@ func (o *KernelObjects) Close() error {
 type KernelMaps struct {
 	Active            *ebpf.Map `ebpf:"active"`
 	Cells             *ebpf.Map `ebpf:"cells"`
+	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Events            *ebpf.Map `ebpf:"events"`
 	Flows             *ebpf.Map `ebpf:"flows"`
@@ -424,6 +459,7 @@ type KernelMaps struct {
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
 	Rulesets          *ebpf.Map `ebpf:"rulesets"`
 	Steering          *ebpf.Map `ebpf:"steering"`
+	Successions       *ebpf.Map `ebpf:"successions"`
 	Tallies           *ebpf.Map `ebpf:"tallies"`
 }
 
@@ -431,6 +467,7 @@ func (m *KernelMaps) Close() error {
 	return _KernelClose(
 		m.Active,
 		m.Cells,
+		m.Comparisons,
 		m.Counters,
 		m.Events,
 		m.Flows,
@@ -448,6 +485,7 @@ func (m *KernelMaps) Close() error {
 		m.RefusedIdentities,
 		m.Rulesets,
 		m.Steering,
+		m.Successions,
 		m.Tallies,
 	)
 }
@@ -456,7 +494,9 @@ func (m *KernelMaps) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
-	PickupPeriod *ebpf.Variable `ebpf:"pickup_period"`
+	AnswerBurst    *ebpf.Variable `ebpf:"answer_burst"`
+	AnswerInterval *ebpf.Variable `ebpf:"answer_interval"`
+	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.

@@ -17,7 +17,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 4);
+	__uint(max_entries, 5);
 	__type(key, __u32);
 	__type(value, struct ruleset);
 } rulesets SEC(".maps");
@@ -61,6 +61,15 @@ struct {
 	__type(key, struct refused_key);
 	__type(value, struct refused);
 } refused_identities SEC(".maps");
+
+// Decisions that end by themselves.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 16);
+	__type(key, struct succession_key);
+	__type(value, struct succession);
+} successions SEC(".maps");
 
 // The enforcement points.
 struct {
@@ -157,3 +166,10 @@ struct {
 	__type(key, __u32);
 	__type(value, struct tally);
 } tallies SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct comparison);
+} comparisons SEC(".maps");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // The twin of Ruleset.Decide: refused identities first, then the rules from the
-// most to the least specific, then the default; a refusal takes effect if either
-// end enforces.
+// most to the least specific, then the default; a decision that has ended gives
+// way to its successor; a refusal takes effect if either end enforces.
 #pragma once
 
 #include "identify.h"
@@ -10,6 +10,17 @@
 static __always_inline bool has_ports(__u8 protocol)
 {
 	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
+}
+
+static __always_inline bool is_allowed(__u8 verdict)
+{
+	return verdict == VERDICT_ALLOW || verdict == VERDICT_INSPECT;
+}
+
+// Neither passes nor meets a decoy.
+static __always_inline bool is_cut(__u8 verdict)
+{
+	return verdict == VERDICT_DROP || verdict == VERDICT_REJECT;
 }
 
 static __always_inline struct refused *refusal_of(const struct ruleset *rules, __u32 identity, __u64 now)
@@ -21,7 +32,14 @@ static __always_inline struct refused *refusal_of(const struct ruleset *rules, _
 	return refused;
 }
 
-static __always_inline const struct decision *lookup(const struct ruleset *rules, __u32 from, __u32 to, __u32 protocol, __u32 port)
+struct cell {
+	__u32 from; // groups
+	__u32 to;
+	__u16 port;
+	__u8 protocol;
+};
+
+static __always_inline const struct decision *lookup(const struct ruleset *rules, const struct cell *cell)
 {
 	for (int i = 0; i < SHAPES; i++) {
 		if (i >= rules->shape_count)
@@ -29,11 +47,11 @@ static __always_inline const struct decision *lookup(const struct ruleset *rules
 		const struct shape *shape = &rules->shapes[i];
 		struct rule_key key = {
 			.slot = rules->slot,
-			.from = from & shape->from,
-			.to = to & shape->to,
-			.port = port & shape->port,
+			.from = cell->from & shape->from,
+			.to = cell->to & shape->to,
+			.port = cell->port & shape->port,
 			.bits = shape->bits,
-			.protocol = protocol & shape->protocol,
+			.protocol = cell->protocol & shape->protocol,
 		};
 		const struct decision *decision = bpf_map_lookup_elem(&cells, &key);
 		if (decision)
@@ -42,28 +60,71 @@ static __always_inline const struct decision *lookup(const struct ruleset *rules
 	return &rules->fallback;
 }
 
+// A decision that counts now, and when it ends.
+struct ruling {
+	__u64 until;
+	struct decision decision;
+	__u32 pad;
+};
+
+// Follows decisions that have ended to the one that counts now.
+static __always_inline void follow(const struct ruleset *rules, const struct decision *decision, __u64 now,
+				   struct ruling *ruling)
+{
+	ruling->until = FOREVER;
+	ruling->decision = *decision;
+	for (int i = 0; i < MOST_SUCCESSORS && ruling->decision.ends; i++) {
+		struct succession_key key = {.slot = rules->refused_slot, .decision = ruling->decision.id};
+		struct succession *succession = bpf_map_lookup_elem(&successions, &key);
+		if (!succession)
+			return;
+		if (now < succession->until) {
+			ruling->until = succession->until;
+			return;
+		}
+		ruling->decision = succession->then;
+	}
+}
+
+// What the rules say of a cell at a moment; without a cell, the default.
+STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u64 now, struct outcome *out)
+{
+	if (!rules || !out)
+		return 0;
+	struct ruling ruling;
+	follow(rules, cell ? lookup(rules, cell) : &rules->fallback, now, &ruling);
+	out->until = ruling.until;
+	out->decision = ruling.decision.id;
+	out->reason = ruling.decision.reason;
+	out->verdict = out->would = ruling.decision.verdict;
+	out->profile = ruling.decision.profile;
+	out->fail_open = ruling.decision.fail_open;
+	return 0;
+}
+
 // Where the address of the local end belongs to no peer (link-local, multicast),
 // the port says who it is: an enforced workload cannot be reached around policy.
-static __always_inline void vouch(const struct passage *at, const struct ruleset *rules, struct peer *peer)
+static __always_inline void vouch(const struct passage *at, const struct ruleset *rules, __u32 group, struct peer *peer)
 {
 	if (!at->identity)
 		return;
 	peer->identity = at->identity;
-	peer->group = at->group;
-	peer->enforce = group_enforces(rules, at->group);
+	peer->group = group;
+	peer->enforce = group_enforces(rules, group);
 	peer->enrolled = 1;
 }
 
-// Judges the flow that the packet belongs to (original), or whose answer it is.
-STAGE int judge(const struct passage *at, __u32 original, struct outcome *out)
+// Judges, by one of the rulesets, which gives the port a group, the flow that the
+// packet belongs to (original), or whose answer it is.
+STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 original, struct outcome *out)
 {
 	if (!at || !out)
 		return 0;
 	const struct packet *p = &at->packet;
 	bool local_source = !at->from == !original; // else the destination is behind this port
-	*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_NO_RULESET,
-				.source = IDENTITY_WORLD, .destination = IDENTITY_WORLD};
-	const struct ruleset *rules = rules_of(at);
+	*out = (struct outcome){.until = FOREVER, .verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW,
+				.reason = REASON_NO_RULESET, .source = IDENTITY_WORLD, .destination = IDENTITY_WORLD};
+	const struct ruleset *rules = at->ruled ? bpf_map_lookup_elem(&rulesets, &index) : NULL;
 	if (!rules) {
 		*(local_source ? &out->source : &out->destination) = at->identity;
 		return 0;
@@ -73,12 +134,12 @@ STAGE int judge(const struct passage *at, __u32 original, struct outcome *out)
 	if (!identify(rules, original ? &p->source : &p->destination, &source)) {
 		out->partial = 1;
 		if (local_source)
-			vouch(at, rules, &source);
+			vouch(at, rules, group, &source);
 	}
 	if (!identify(rules, original ? &p->destination : &p->source, &destination)) {
 		out->partial = 1;
 		if (!local_source)
-			vouch(at, rules, &destination);
+			vouch(at, rules, group, &destination);
 	}
 	bool enforce = source.enforce || destination.enforce;
 	out->enrolled = destination.enrolled;
@@ -106,14 +167,62 @@ STAGE int judge(const struct passage *at, __u32 original, struct outcome *out)
 		out->verdict = enforce ? VERDICT_DROP : VERDICT_ALLOW;
 		return 0;
 	}
-	__u32 port = !has_ports(p->protocol) ? 0 : original ? p->destination_port : p->source_port;
-	const struct decision *decision = lookup(rules, source.group, destination.group, p->protocol, port);
-	out->decision = decision->id;
-	out->reason = decision->reason;
-	out->would = decision->verdict;
-	out->profile = decision->profile;
-	out->fail_open = decision->fail_open;
-	bool refuses = decision->verdict != VERDICT_ALLOW && decision->verdict != VERDICT_INSPECT;
-	out->verdict = refuses && !enforce ? VERDICT_ALLOW : decision->verdict;
+	struct cell cell = {
+		.from = source.group,
+		.to = destination.group,
+		.port = !has_ports(p->protocol) ? 0 : original ? p->destination_port : p->source_port,
+		.protocol = p->protocol,
+	};
+	rule_on_cell(rules, &cell, at->now, out);
+	if (!enforce && !is_allowed(out->verdict))
+		out->verdict = VERDICT_ALLOW;
 	return 0;
+}
+
+static __always_inline void judge(const struct passage *at, bool original, struct outcome *out)
+{
+	judge_by(at, at->index & ACTIVE_INDEX, at->group, original, out);
+}
+
+// The port's group by the candidate, which the port was not attached for: that of
+// its addresses.
+static __always_inline __u32 candidate_group(const struct passage *at)
+{
+	__u32 ifindex = at->ifindex, index = CANDIDATE_INDEX;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	struct ruleset *rules = bpf_map_lookup_elem(&rulesets, &index);
+	struct peer peer = {};
+	if (!port || !rules)
+		return at->group;
+	if (!is_unspecified(&port->address4) && identify(rules, &port->address4, &peer))
+		return peer.group;
+	if (!is_unspecified(&port->address6) && identify(rules, &port->address6, &peer))
+		return peer.group;
+	return at->group;
+}
+
+// Judges by the candidate as well, which decides nothing, and notes where it
+// would let pass what is refused or refuse what passes.
+STAGE int shadow(const struct passage *at, __u32 candidate, __u32 original, struct outcome *out)
+{
+	if (!at || !out)
+		return 0;
+	struct outcome other = {};
+	judge_by(at, CANDIDATE_INDEX, candidate_group(at), original, &other);
+	bool differs = is_allowed(other.would) != is_allowed(out->would);
+	out->differs = differs ? candidate : 0;
+	__u32 zero = 0;
+	struct comparison *comparison = bpf_map_lookup_elem(&comparisons, &zero);
+	if (comparison) {
+		comparison->evaluated++;
+		comparison->differs += differs;
+	}
+	return 0;
+}
+
+static __always_inline void compare(const struct passage *at, bool original, struct outcome *out)
+{
+	__u32 candidate = candidate_now();
+	if (candidate && at->ruled)
+		shadow(at, candidate, original, out);
 }

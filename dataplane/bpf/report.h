@@ -25,14 +25,18 @@ struct passage {
 	__u32 length;   // of the IP packet, in bytes
 	__u32 segments; // packets in it
 	__u8 from;      // the workload sent it
-	__u8 pad[7];
+	__u8 original;  // it goes the way that its flow was opened
+	__u8 known;     // its flow has a row
+	__u8 pad[5];
 };
 
 // What becomes of it, and why.
 struct outcome {
+	__u64 until;  // monotonic ns: when it ends by itself
 	__u32 source; // identities
 	__u32 destination;
 	__u32 decision;
+	__u32 differs; // number of the candidate that decides reach otherwise
 	__u16 profile;
 	__u8 verdict;
 	__u8 would;
@@ -97,6 +101,14 @@ static __always_inline struct address remote_of(const struct flow_key *key, cons
 	return key->address[second];
 }
 
+// Number of the candidate that is evaluated beside the ruleset in force, or 0.
+static __always_inline __u32 candidate_now(void)
+{
+	__u32 zero = 0;
+	struct active *word = bpf_map_lookup_elem(&active, &zero);
+	return word ? word->candidate : 0;
+}
+
 // Tells a moment of a flow; false if it found no room.
 STAGE int report_flow(const struct flow_key *key, const struct flow *flow, __u32 kind)
 {
@@ -115,7 +127,8 @@ STAGE int report_flow(const struct flow_key *key, const struct flow *flow, __u32
 	event->destination_port = flow->service;
 	event->protocol = key->protocol;
 	event->kind = kind | (flags & FLOW_TO ? EVENT_TO : 0) | (flags & FLOW_REPLIED ? EVENT_REPLIED : 0) |
-		      (closed ? EVENT_CLOSED : 0);
+		      (closed ? EVENT_CLOSED : 0) |
+		      (flow->differs && flow->differs == candidate_now() ? EVENT_DIFFERS : 0);
 	event->verdict = flow->verdict | flow->would << 4;
 	event->reason = flow->reason;
 	event->decision = flow->decision;
@@ -142,7 +155,7 @@ STAGE int report_refusal(const struct refusal_key *key, struct refusal *refusal)
 	event->source_port = refusal->source_port;
 	event->destination_port = key->service;
 	event->protocol = key->protocol;
-	event->kind = EVENT_REFUSED | (key->to ? EVENT_TO : 0);
+	event->kind = EVENT_REFUSED | (key->to ? EVENT_TO : 0) | (key->differs ? EVENT_DIFFERS : 0);
 	event->verdict = key->verdict | key->would << 4;
 	event->reason = key->reason;
 	event->decision = refusal->decision;
@@ -180,6 +193,7 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		.verdict = out->verdict,
 		.would = out->would,
 		.to = !at->from != !!reversed,
+		.differs = !!out->differs,
 	};
 	struct refusal *row = bpf_map_lookup_elem(&refusals, &key);
 	if (!row) {

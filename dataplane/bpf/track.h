@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // Flows: one row for both directions and for every port of the host. A row keeps
-// the verdict and the epoch in which it was given; in another epoch the flow is
-// judged again on its next packet, in whichever direction that goes, so a
-// revoked permission cuts what lives. What was cut stays in the table: should
-// policy allow it again, it goes on where both ends still try.
+// the verdict, the epoch in which it was given and when it ends by itself; in
+// another epoch, or after that, the flow is judged again on its next packet, in
+// whichever direction that goes, so a revoked permission cuts what lives. What
+// was cut stays in the table: should policy allow it again, it goes on where both
+// ends still try.
 #pragma once
 
 #include "policy.h"
@@ -25,11 +26,6 @@ static __always_inline bool may_pick_up(const struct passage *at)
 #define FLOW_CLOSED(flags) \
 	(((flags) & FLOW_RESET) || \
 	 ((flags) & (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION)) == (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION))
-
-static __always_inline bool is_allowed(__u8 verdict)
-{
-	return verdict == VERDICT_ALLOW || verdict == VERDICT_INSPECT;
-}
 
 // Writes the key of a packet; true if its source is the second end.
 static __always_inline bool flow_key_of(const struct address *source, const struct address *destination,
@@ -75,10 +71,15 @@ static __always_inline void settle(const struct passage *at, struct flow *flow, 
 	flow->would = out->would;
 	flow->reason = out->reason;
 	flow->generation = generation_of(at);
+	flow->differs = out->differs;
 	lower(flow, FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION | FLOW_UNKNOWN | FLOW_ENROLLED | FLOW_FAIL_OPEN |
 			    FLOW_UNINSPECTED);
 	raise(flow, judged | (is_unknown(at) ? FLOW_UNKNOWN : 0) | (out->enrolled ? FLOW_ENROLLED : 0) |
 			    (out->fail_open ? FLOW_FAIL_OPEN : 0));
+	// Until these two are there, another processor judges for itself.
+	barrier();
+	flow->until = is_cut(out->verdict) ? 0 : out->until;
+	barrier();
 	flow->epoch = at->epoch;
 }
 
@@ -113,29 +114,36 @@ static __always_inline void advance(const struct passage *at, struct flow *flow,
 	}
 }
 
+// Whether the flow's verdict, which is not to cut it, still counts.
+static __always_inline bool stands(const struct passage *at, const struct flow *flow)
+{
+	return flow->epoch == at->epoch && at->now < flow->until;
+}
+
 // Whether what is known of the flow still holds for this packet at this port.
 static __always_inline bool holds(const struct passage *at, const struct flow *flow, bool original)
 {
-	return flow->epoch == at->epoch && flow->verdict != VERDICT_DROP &&
-	       (flow->flags & judged_here(at, original)) && (!is_unknown(at) || (flow->flags & FLOW_UNKNOWN));
+	return stands(at, flow) && (flow->flags & judged_here(at, original)) &&
+	       (!is_unknown(at) || (flow->flags & FLOW_UNKNOWN));
 }
 
-// Judges a known flow again. A flow at a decoy stays there, and none goes there
-// in the middle. Refusals of an interface that nobody vouches for do not touch
-// the row: it may be another's.
-static __always_inline void judge_again(const struct passage *at, struct flow *flow, bool original, struct outcome *out)
+// Joins what a known flow was judged to be with what it is judged now. A flow at
+// a decoy stays there, and none goes there in the middle. Refusals of an interface
+// that nobody vouches for do not touch the row: it may be another's.
+static __always_inline void reconsider(const struct passage *at, struct flow *flow, struct outcome *out)
 {
-	judge(at, original, out);
-	bool same_epoch = flow->epoch == at->epoch;
-	if (flow->verdict == VERDICT_DECOY && !(out->verdict == VERDICT_DROP)) {
+	bool original = at->original;
+	if (flow->verdict == VERDICT_DECOY && !is_cut(out->verdict)) {
 		out->verdict = VERDICT_DECOY;
 	} else if (out->verdict == VERDICT_DECOY) {
 		out->verdict = VERDICT_DROP;
 	}
-	if (is_unknown(at) && out->verdict == VERDICT_DROP)
+	if (is_unknown(at) && is_cut(out->verdict))
 		return;
-	if (same_epoch && is_allowed(flow->verdict) && is_allowed(out->verdict)) {
+	if (stands(at, flow) && is_allowed(flow->verdict) && is_allowed(out->verdict)) {
 		// The other end's point allowed it too; its word stands.
+		if (out->differs)
+			flow->differs = out->differs;
 		raise(flow, judged_here(at, original) | (is_unknown(at) ? FLOW_UNKNOWN : 0));
 		outcome_of(flow, out);
 		return;
