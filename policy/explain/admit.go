@@ -32,6 +32,11 @@ func (j *Judge) admit() {
 	j.in.ThreatConditions = slices.DeleteFunc(valid(in.ThreatConditions), func(t *bocage.ThreatCondition) bool {
 		return !in.Now.Before(t.Spec.Expires)
 	})
+	j.in.Exceptions = valid(in.Exceptions)
+}
+
+// derive prepares what follows from the admitted objects.
+func (j *Judge) derive() {
 	j.applications = map[string][]*bocage.Application{}
 	for _, a := range j.in.Applications {
 		j.applications[a.Namespace] = append(j.applications[a.Namespace], a)
@@ -50,7 +55,6 @@ func (j *Judge) admit() {
 			j.zones[host] = z.Name
 		}
 	}
-	j.place(in.Workloads)
 	j.admitExceptions()
 	j.spares = map[string]bool{}
 	for _, t := range j.in.ThreatConditions {
@@ -110,7 +114,6 @@ func (j *Judge) admitExceptions() {
 		terms[g.Name] = g.InForce().Exceptions
 	}
 	j.exceptions = map[string][]*bocage.Exception{}
-	j.in.Exceptions = valid(j.in.Exceptions)
 	for _, e := range j.in.Exceptions {
 		begins := e.Begins()
 		lasts := e.Spec.Until.Sub(begins)

@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -69,9 +68,6 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) []contract {
 			allowing = append(allowing, c)
 		}
 	}
-	slices.SortStableFunc(allowing, func(a, b contract) int {
-		return cmp.Or(cmp.Compare(a.consumer.Name, b.consumer.Name), cmp.Compare(a.consume, b.consume), cmp.Compare(a.provide, b.provide))
-	})
 	for _, c := range allowing {
 		g.Allows = append(g.Allows, []bocage.Ref{c.provideRef(), c.consumeRef()})
 	}
@@ -106,6 +102,7 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) []contract {
 			}
 		}
 	}
+	slices.SortFunc(g.Allows, func(a, b []bocage.Ref) int { return slices.CompareFunc(a, b, compareRefs) })
 	g.Kubernetes = kubernetesOf(j.kubernetes, g.Source, g.Destination, f)
 	return allowing
 }
@@ -147,6 +144,7 @@ func serviceOf(b *bocage.Application, c bocage.Consume) string {
 
 // contractDuties are what the allowing contracts say is spoken.
 func (j *Judge) contractDuties(g *Judgement, allowing []contract) {
+	slices.SortStableFunc(allowing, func(a, b contract) int { return compareRefs(a.provideRef(), b.provideRef()) })
 	for _, c := range allowing {
 		if p := c.declared(); p.AppProtocol != "" {
 			g.owe(bocage.Duties{Verify: p.AppProtocol}, ref("Application", c.provider, at("spec.provides", c.provide)+".appProtocol"))

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -32,7 +33,9 @@ type Judge struct {
 func NewJudge(in compile.Input) *Judge {
 	j := &Judge{in: in}
 	j.admit()
+	j.place(in.Workloads)
 	j.kubernetes = newEvaluator(j.in)
+	j.derive()
 	return j
 }
 
@@ -114,17 +117,33 @@ func (j *Judge) Judge(f bocage.Flow) Judgement {
 	g := Judgement{Source: j.party(f.Source), Destination: j.party(f.Destination), At: f.At}
 	contracts := j.base(&g, f)
 	j.protect(&g, f)
-	j.guardrails(&g, f)
 	j.contractDuties(&g, contracts)
+	fromContracts := len(g.Duties)
+	j.guardrails(&g, f)
 	prevailing := j.prevailing(&g)
 	j.threats(&g, f, prevailing)
 	j.quarantines(&g)
 	j.decoys(&g, f)
 	j.scopes(&g)
+	g.order(fromContracts)
 	g.decide()
 	j.wishes(&g, f, prevailing)
 	g.finish()
 	return g
+}
+
+// order puts each class of authors into the order of their names, in which a
+// Decision lists them. The duties of contracts come first, as contracts do.
+func (g *Judgement) order(fromContracts int) {
+	for _, refs := range [][]bocage.Ref{g.Quarantines, g.Nevers, g.Responses, g.Impossible, g.Threats, g.Cut, g.Decoys} {
+		slices.SortFunc(refs, compareRefs)
+	}
+	slices.SortStableFunc(g.Duties[fromContracts:], func(a, b bocage.Duty) int { return compareRefs(a.By, b.By) })
+}
+
+func compareRefs(a, b bocage.Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name),
+		cmp.Compare(a.Field, b.Field), cmp.Compare(a.Source, b.Source))
 }
 
 // decide finds the verdict, before disposition and scopes, and its authors.

@@ -1,0 +1,391 @@
+package explain
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// Advice is the smallest change of declarations that turns a flow's verdict.
+type Advice struct {
+	// Steps turn it, made one after the other. None: nothing that can be declared
+	// does.
+	Steps []Step
+	// Otherwise turns it too: in another way, and not what the flow's owners
+	// would do first.
+	Otherwise []Step
+	// Text says it for people.
+	Text string
+}
+
+// Step is one change.
+type Step struct {
+	Change Change
+	Text   string
+}
+
+// mostRounds bounds how many obstacles, one behind the other, an advice clears.
+const mostRounds = 8
+
+// Advise finds the change that turns the verdict, before scopes, of a flow. Each
+// step was made and judged: the advice does what it says.
+func (j *Judge) Advise(f bocage.Flow) Advice {
+	g := j.Judge(f)
+	return j.advise(&g, f)
+}
+
+func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
+	if g.Would.Allowed() {
+		return j.adviseToRefuse(g, f)
+	}
+	a := Advice{Steps: j.opening(f)}
+	a.Text = textOf(a.Steps)
+	if len(a.Steps) == 0 {
+		a.Text = j.hopeless(g, f)
+	}
+	if g.Verdict.Allowed() && (g.Source.workload != nil || g.Destination.workload != nil) {
+		a.Otherwise = []Step{j.enforcingScope(g)}
+		a.Text = "it passes because scopes only observe: a Scope with mode: enforce that picks " + g.workloadsText() +
+			" would refuse it. To have it allowed for good: " + a.Text
+	}
+	return a
+}
+
+// opening clears one obstacle after the other, in the order in which they refuse.
+func (j *Judge) opening(f bocage.Flow) []Step {
+	var steps []Step
+	for range mostRounds {
+		g := j.Judge(f)
+		if g.Would.Allowed() {
+			return steps
+		}
+		next := j.clear(&g, f)
+		if len(next) == 0 {
+			return nil
+		}
+		steps = append(steps, next...)
+		j = j.with(changesOf(next))
+	}
+	return nil
+}
+
+// clear finds what takes away the obstacle that decides.
+func (j *Judge) clear(g *Judgement, f bocage.Flow) []Step {
+	switch {
+	case len(g.Cut) > 0:
+		return j.lift(g.Cut, g.CutUntil, "")
+	case len(g.Quarantines) > 0:
+		return j.lift(g.Quarantines, time.Time{}, "")
+	case len(g.Nevers) > 0:
+		return j.clearGuardrails(g, f)
+	case len(g.Kubernetes.Denies) > 0:
+		return j.clearAdmin(g, f)
+	case len(g.Responses) > 0:
+		return j.clearResponses(g)
+	case len(g.Allows) == 0 && !g.Kubernetes.Allows:
+		return j.allow(g, f)
+	default:
+		return j.clearImpossible(g, f)
+	}
+}
+
+// lift deletes quarantines and threat conditions. until is when the last of them
+// ends by itself, if that is known and all of them end.
+func (j *Judge) lift(refs []bocage.Ref, until time.Time, because string) []Step {
+	var steps []Step
+	for i, r := range refs {
+		change := Change{Object: &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: r.Name}}, Delete: true}
+		if r.Kind == "ThreatCondition" {
+			change.Object = &bocage.ThreatCondition{ObjectMeta: bocage.ObjectMeta{Name: r.Name}}
+		}
+		text := fmt.Sprintf("bocage delete %s %s", strings.ToLower(r.Kind), r.Name)
+		if i == 0 {
+			text = "lift it: " + text
+		}
+		if i == len(refs)-1 {
+			text += because
+			if !until.IsZero() {
+				text += ", or wait until " + moment(until)
+			}
+		}
+		steps = append(steps, Step{change, text})
+	}
+	return steps
+}
+
+// clearGuardrails asks each guardrail that refuses for an exception where it
+// admits one, and for a change by its owner where it does not.
+func (j *Judge) clearGuardrails(g *Judgement, f bocage.Flow) []Step {
+	var steps []Step
+	for _, gr := range j.in.Guardrails {
+		var fields []string
+		for _, by := range g.Nevers {
+			if by.Name == gr.Name {
+				fields = append(fields, by.Field)
+			}
+		}
+		if len(fields) > 0 {
+			steps = append(steps, j.exceptionOr(gr, g, f, func() Step { return withdraw(gr, fields) }))
+		}
+	}
+	return steps
+}
+
+// exceptionOr is an Exception to the guardrail for this very flow, if one is
+// admitted, valid and long enough; otherwise something else.
+func (j *Judge) exceptionOr(gr *bocage.Guardrail, g *Judgement, f bocage.Flow, otherwise func() Step) Step {
+	terms := gr.InForce().Exceptions
+	if !terms.Allowed {
+		return otherwise()
+	}
+	last := 24 * time.Hour
+	if longest := terms.Longest(); longest > 0 && longest < last {
+		last = longest
+	}
+	e := &bocage.Exception{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Exception"},
+		ObjectMeta: bocage.ObjectMeta{Name: j.freeExceptionName(gr.Name)},
+		Spec:       bocage.ExceptionSpec{Guardrail: gr.Name, Match: cellOf(g, f), Until: j.in.Now.Add(last)}}
+	if len(e.Validate()) > 0 || !g.At.Before(e.Spec.Until) {
+		return otherwise()
+	}
+	text := fmt.Sprintf("declare an Exception to Guardrail %s (%s) with spec.match %s and spec.until no later than %s from its beginning",
+		gr.Name, fieldsText(g, gr.Name), flowYAML(e.Spec.Match), last)
+	if terms.Longest() == 0 {
+		text = fmt.Sprintf("declare an Exception to Guardrail %s (%s) with spec.match %s and the spec.until that is needed",
+			gr.Name, fieldsText(g, gr.Name), flowYAML(e.Spec.Match))
+	}
+	if len(terms.Approvers) > 0 {
+		text += "; " + strings.Join(terms.Approvers, " or ") + " may approve it"
+	}
+	return Step{Change{Object: e}, text}
+}
+
+// fieldsText names what of a guardrail stands in the way.
+func fieldsText(g *Judgement, guardrail string) string {
+	var fields []string
+	for _, by := range slices.Concat(g.Nevers, g.Impossible) {
+		if by.Kind == "Guardrail" && by.Name == guardrail && !slices.Contains(fields, by.Field) {
+			fields = append(fields, by.Field)
+		}
+	}
+	return strings.Join(fields, " and ")
+}
+
+func (j *Judge) freeExceptionName(guardrail string) string {
+	name := guardrail + "-exception"
+	for n := 2; slices.ContainsFunc(j.in.Exceptions, func(e *bocage.Exception) bool { return e.Name == name }); n++ {
+		name = fmt.Sprintf("%s-exception-%d", guardrail, n)
+	}
+	return name
+}
+
+// withdraw takes fields out of a guardrail, and the guardrail away if that
+// leaves nothing.
+func withdraw(gr *bocage.Guardrail, fields []string) Step {
+	by := ref("Guardrail", gr, strings.Join(fields, " and "))
+	text := fmt.Sprintf("no contract can open this: the owner of %s would have to withdraw that, or admit exceptions by spec.exceptions.allowed", by)
+	after := approved(gr)
+	for _, field := range slices.Backward(fields) {
+		if i, of := index(field, "spec.never"); of {
+			after.Spec.Never = slices.Delete(slices.Clone(after.Spec.Never), i, i+1)
+		}
+		if i, of := index(field, "spec.grant"); of {
+			after.Spec.Grant = slices.Delete(slices.Clone(after.Spec.Grant), i, i+1)
+		}
+		if field == "spec.separate" {
+			after.Spec.Separate = nil
+		}
+		if field == "spec.require" {
+			after.Spec.Require = nil
+		}
+	}
+	return Step{Change{after, len(after.Validate()) > 0}, text}
+}
+
+// approved is a copy of a guardrail whose declaration is the one in force, as if
+// everybody had agreed to it.
+func approved(gr *bocage.Guardrail) *bocage.Guardrail {
+	after := *gr
+	after.Spec, after.Status.Approval = *gr.InForce(), nil
+	return &after
+}
+
+// clearResponses lifts the conditions that the refusing responses answer.
+func (j *Judge) clearResponses(g *Judgement) []Step {
+	var conditions, responses []bocage.Ref
+	var until time.Time
+	for _, r := range j.in.Responses {
+		refuses := slices.IndexFunc(g.Responses, func(by bocage.Ref) bool { return by.Name == r.Name })
+		if refuses < 0 {
+			continue
+		}
+		responses = append(responses, g.Responses[refuses])
+		for _, t := range j.prevailing(g) {
+			if by := ref("ThreatCondition", t, "spec.level"); j.answers(r, t) && !slices.Contains(conditions, by) {
+				conditions = append(conditions, by)
+				if t.Spec.Expires.After(until) {
+					until = t.Spec.Expires
+				}
+			}
+		}
+	}
+	return j.lift(conditions, until, ", to which "+refList(responses)+" answers")
+}
+
+// clearImpossible makes duties possible that cannot be kept.
+func (j *Judge) clearImpossible(g *Judgement, f bocage.Flow) []Step {
+	var steps []Step
+	done := map[string]bool{}
+	for _, by := range g.Impossible {
+		var required *bocage.Duties
+		switch by.Kind {
+		case "Guardrail":
+			i := slices.IndexFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == by.Name })
+			required = j.in.Guardrails[i].InForce().Require
+		case "Response":
+			i := slices.IndexFunc(j.in.Responses, func(r *bocage.Response) bool { return r.Name == by.Name })
+			required = j.in.Responses[i].Spec.Then.Require
+		}
+		if required == nil {
+			return nil
+		}
+		if strings.HasSuffix(by.Field, ".inspect") {
+			if done[required.Inspect] {
+				continue
+			}
+			done[required.Inspect] = true
+			steps = append(steps, Step{Change{Object: &bocage.InspectionProfile{ObjectMeta: bocage.ObjectMeta{Name: required.Inspect},
+				Spec: bocage.InspectionProfileSpec{Signatures: "alert ip any any -> any any (msg:\"example\"; sid:1;)\n"}}},
+				fmt.Sprintf("declare the InspectionProfile %s that %s names", required.Inspect, by)})
+			continue
+		}
+		steps = append(steps, j.vouch(g, *required, by, done)...)
+	}
+	return steps
+}
+
+// vouch raises the assurance of the ends that fall short.
+func (j *Judge) vouch(g *Judgement, required bocage.Duties, by bocage.Ref, done map[string]bool) []Step {
+	var steps []Step
+	wanted, _ := bocage.AssuranceLevel(required.Assurance)
+	for _, p := range []party{g.Source, g.Destination} {
+		if p.workload == nil || p.assurance() >= wanted || done[required.Assurance+" "+p.String()] {
+			continue
+		}
+		done[required.Assurance+" "+p.String()] = true
+		after := *p.workload
+		after.Status.Assurance = required.Assurance
+		steps = append(steps, Step{Change{Object: &after}, fmt.Sprintf("have the identity of %s vouched for at %s, as %s asks; it is at L%d",
+			p, required.Assurance, by, p.assurance())})
+	}
+	return steps
+}
+
+// adviseToRefuse finds what would have to be withdrawn.
+func (j *Judge) adviseToRefuse(g *Judgement, f bocage.Flow) Advice {
+	a := Advice{Otherwise: []Step{j.neverStep(g, f)}}
+	if steps := j.withdrawals(g); len(steps) > 0 {
+		if after := j.with(changesOf(steps)).Judge(f); !after.Would.Allowed() {
+			a.Steps = steps
+		}
+	}
+	if len(a.Steps) == 0 {
+		a.Steps, a.Otherwise = a.Otherwise, nil
+		a.Text = "to refuse it, " + textOf(a.Steps)
+		if g.Code == bocage.ReasonKubernetes && len(g.Kubernetes.By) == 0 {
+			a.Text = "no policy selects a Pod there, and Kubernetes accepts what none decides: " + a.Text
+		}
+		return a
+	}
+	a.Text = "to refuse it, " + textOf(a.Steps) + ", or " + textOf(a.Otherwise)
+	return a
+}
+
+// neverStep is a guardrail that refuses this very flow.
+func (j *Judge) neverStep(g *Judgement, f bocage.Flow) Step {
+	name := "never"
+	for n := 2; slices.ContainsFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name }); n++ {
+		name = fmt.Sprintf("never-%d", n)
+	}
+	gr := &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"},
+		ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{cellOf(g, f)}}}
+	return Step{Change{Object: gr}, "declare a Guardrail with spec.never " + flowYAML(gr.Spec.Never)}
+}
+
+// enforcingScope is a Scope that makes the refusals of the flow's ends hold.
+func (j *Judge) enforcingScope(g *Judgement) Step {
+	p := g.Destination
+	if p.workload == nil {
+		p = g.Source
+	}
+	name := "enforce"
+	for n := 2; slices.ContainsFunc(j.in.Scopes, func(s *bocage.Scope) bool { return s.Name == name }); n++ {
+		name = fmt.Sprintf("enforce-%d", n)
+	}
+	return Step{Change{Object: &bocage.Scope{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Scope"},
+		ObjectMeta: bocage.ObjectMeta{Name: name},
+		Spec:       bocage.ScopeSpec{Namespaces: []string{p.workload.Namespace}, Workload: itself(p.workload), Mode: bocage.ModeEnforce}}},
+		"declare a Scope with mode: enforce that picks " + p.String()}
+}
+
+// hopeless says why nothing that can be declared opens the flow.
+func (j *Judge) hopeless(g *Judgement, f bocage.Flow) string {
+	switch {
+	case f.Protocol.HasPorts() && f.DestinationPort == 0:
+		return "nothing can: no declaration names port 0"
+	case f.Protocol == bocage.ProtocolAny:
+		return "nothing can: a declaration names one protocol"
+	case len(g.By) > 0:
+		return "no change of one declaration does: see " + refList(g.By)
+	default:
+		return "no declaration allows such a flow"
+	}
+}
+
+func changesOf(steps []Step) []Change {
+	changes := make([]Change, len(steps))
+	for i, s := range steps {
+		changes[i] = s.Change
+	}
+	return changes
+}
+
+func textOf(steps []Step) string {
+	texts := make([]string, len(steps))
+	for i, s := range steps {
+		texts[i] = s.Text
+	}
+	return strings.Join(texts, "\nand ")
+}
+
+// cellOf is the match of this very flow.
+func cellOf(g *Judgement, f bocage.Flow) bocage.CellMatch {
+	m := bocage.CellMatch{From: sideOf(g.Source), To: sideOf(g.Destination)}
+	switch {
+	case f.Protocol == bocage.ProtocolAny, f.Protocol.HasPorts() && f.DestinationPort == 0:
+		// No declaration names that, so every port.
+	default:
+		m.Ports = []bocage.PortMatch{{Port: portOf(f), Protocol: protocolOf(f)}}
+	}
+	return m
+}
+
+func sideOf(p party) bocage.Side {
+	if p.workload == nil {
+		return bocage.Side{External: prefixesOf(p)}
+	}
+	s := itself(p.workload)
+	return bocage.Side{Namespaces: []string{p.workload.Namespace}, Workload: &s}
+}
+
+// itself selects one workload. Its name may be longer than a label's value: only
+// an expression takes it then.
+func itself(w *bocage.Workload) bocage.Selector {
+	if len(w.Name) > 63 {
+		return bocage.Selector{MatchExpressions: []bocage.Requirement{{Key: bocage.LabelName, Operator: "In", Values: []string{w.Name}}}}
+	}
+	return bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: w.Name}}
+}

@@ -1,0 +1,379 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"bocage.dev/bocage"
+)
+
+// mostNear bounds how many half contracts are tried for an advice.
+const mostNear = 8
+
+// allow finds the fewest steps by which the flow's owners would allow it. Every
+// way was judged; of equals, the first counts.
+func (j *Judge) allow(g *Judgement, f bocage.Flow) []Step {
+	var ways [][]Step
+	if len(g.Kubernetes.Withholds) > 0 {
+		ways = append(ways, j.acceptByKubernetes(g, f))
+	}
+	switch {
+	case g.Source.workload == nil && g.Destination.workload == nil:
+		ways = append(ways, []Step{j.grantStep(g, f)})
+	case g.Destination.workload == nil:
+		ways = append(ways, []Step{j.egressStep(g, f)})
+	case g.Source.workload == nil:
+		ways = append(ways, j.ingressWays(g, f)...)
+	default:
+		ways = append(ways, j.contractWays(g, f)...)
+	}
+	var best []Step
+	for _, way := range ways {
+		if len(way) == 0 || best != nil && len(way) >= len(best) {
+			continue
+		}
+		after := j.with(changesOf(way)).Judge(f)
+		if len(after.Allows) > 0 || after.Kubernetes.Allows {
+			best = way
+		}
+	}
+	return best
+}
+
+// grantStep is all that allows a flow between two ends outside.
+func (j *Judge) grantStep(g *Judgement, f bocage.Flow) Step {
+	name := "grant"
+	for n := 2; slices.ContainsFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name }); n++ {
+		name = fmt.Sprintf("grant-%d", n)
+	}
+	gr := &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"},
+		ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{cellOf(g, f)}}}
+	return Step{Change{Object: gr}, "neither end is a workload, so only a Guardrail could allow it: declare one with spec.grant " + flowYAML(gr.Spec.Grant)}
+}
+
+// egressStep lets the source's application consume an address outside.
+func (j *Judge) egressStep(g *Judgement, f bocage.Flow) Step {
+	entry := bocage.Consume{External: host(g.Destination.address), Port: portOf(f), Protocol: protocolOf(f)}
+	return j.consumeStep(g.Source, entry)
+}
+
+// ingressWays open an interface that is there, or a new one, to an address outside.
+func (j *Judge) ingressWays(g *Judgement, f bocage.Flow) [][]Step {
+	var ways [][]Step
+	near := j.contracts(g, f)
+	for _, c := range near[:min(len(near), mostNear)] {
+		after := *c.provider
+		after.Spec.Provides = slices.Clone(after.Spec.Provides)
+		p := &after.Spec.Provides[c.provide]
+		p.ToExternal = append(slices.Clone(p.ToExternal), host(g.Source.address))
+		ways = append(ways, []Step{{Change{Object: &after}, fmt.Sprintf("in Application %s%s, add to %s:\n  toExternal: [%s]",
+			c.provider.NamespacedName(), from(c.provider), at("spec.provides", c.provide), host(g.Source.address))}})
+	}
+	entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), ToExternal: prefixesOf(g.Source)}
+	step, _ := j.provideStep(g.Destination, entry)
+	return append(ways, []Step{step})
+}
+
+// contractWays complete the contracts of which a half is there, or state a new one.
+func (j *Judge) contractWays(g *Judgement, f bocage.Flow) [][]Step {
+	var ways [][]Step
+	near := j.contracts(g, f)
+	for _, c := range near[:min(len(near), mostNear)] {
+		switch c.halves(g.Source) {
+		case providerHalf:
+			ways = append(ways, []Step{j.consumeStep(g.Source, j.consumeOf(g.Source, c.provider, c.declared().Name))})
+		case consumerHalf:
+			step, name := j.letIn(c, g.Source)
+			way := []Step{step}
+			if consumed := c.consumer.Spec.Consumes[c.consume].Interface; consumed != "" && consumed != name {
+				way = append(way, j.with(changesOf(way)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
+			}
+			ways = append(ways, way)
+		case noHalf:
+			step, name := j.letIn(c, g.Source)
+			way := []Step{step}
+			ways = append(ways, append(way, j.with(changesOf(way)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name))))
+		}
+	}
+	entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), To: j.naming(g.Source)}
+	if ns := g.Source.workload.Namespace; ns != g.Destination.workload.Namespace {
+		entry.ToNamespaces = []string{ns}
+	}
+	step, provider := j.provideStep(g.Destination, entry)
+	provided := provider.Spec.Provides[len(provider.Spec.Provides)-1].Name
+	next := j.with([]Change{step.Change})
+	return append(ways, []Step{step, next.consumeStep(g.Source, j.consumeOf(g.Source, provider, provided))})
+}
+
+// letIn has a provider let a workload in: by what one part of the interface
+// says, if that is all that keeps it out; otherwise by an interface beside it,
+// so that nobody else comes in. It returns the name of the interface to consume.
+func (j *Judge) letIn(c contract, source party) (Step, string) {
+	after := *c.provider
+	after.Spec.Provides = slices.Clone(after.Spec.Provides)
+	p := &after.Spec.Provides[c.provide]
+	namespace, field := source.workload.Namespace, at("spec.provides", c.provide)
+	open := slices.Contains(p.ToNamespaces, namespace) || slices.Contains(p.ToNamespaces, "*") ||
+		len(p.ToNamespaces) == 0 && namespace == c.provider.Namespace
+	picked := p.To.Matches(source.labels)
+	in := fmt.Sprintf("in Application %s%s, ", c.provider.NamespacedName(), from(c.provider))
+	if !open && picked {
+		namespaces := slices.Clone(p.ToNamespaces)
+		if len(namespaces) == 0 {
+			namespaces = []string{c.provider.Namespace}
+		}
+		p.ToNamespaces = append(namespaces, namespace)
+		return Step{Change{Object: &after}, fmt.Sprintf("%sset %s.toNamespaces to %s", in, field, flowYAML(p.ToNamespaces))}, p.Name
+	}
+	if wider, ok := widened(p.To, source.labels); ok && open {
+		p.To = wider
+		return Step{Change{Object: &after}, fmt.Sprintf("%sset %s.to to %s", in, field, flowYAML(p.To))}, p.Name
+	}
+	beside := *p
+	beside.Name = freeInterface(c.provider, p.Name)
+	beside.To, beside.ToNamespaces, beside.ToExternal = j.naming(source), nil, nil
+	if namespace != c.provider.Namespace {
+		beside.ToNamespaces = []string{namespace}
+	}
+	after.Spec.Provides = append(after.Spec.Provides, beside)
+	return Step{Change{Object: &after}, in + "add to spec.provides:\n  - " + flowYAML(beside)}, beside.Name
+}
+
+// widened adds one more value to a selector of values of one label.
+func widened(s bocage.Selector, labels map[string]string) (bocage.Selector, bool) {
+	var key string
+	var values []string
+	switch {
+	case len(s.MatchLabels) == 1 && len(s.MatchExpressions) == 0:
+		for k, v := range s.MatchLabels {
+			key, values = k, []string{v}
+		}
+	case len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1 && s.MatchExpressions[0].Operator == "In":
+		key, values = s.MatchExpressions[0].Key, slices.Clone(s.MatchExpressions[0].Values)
+	}
+	value, has := labels[key]
+	if !has {
+		return s, false
+	}
+	values = append(values, value)
+	slices.Sort(values)
+	return bocage.Selector{MatchExpressions: []bocage.Requirement{{Key: key, Operator: "In", Values: slices.Compact(values)}}}, true
+}
+
+// consumeOf is a need for an interface of an application.
+func (j *Judge) consumeOf(source party, provider *bocage.Application, name string) bocage.Consume {
+	c := bocage.Consume{Service: provider.NamespacedName(), Interface: name}
+	if source.workload.Namespace == provider.Namespace {
+		c.Service = provider.Name
+	}
+	return c
+}
+
+// consumeStep has the source's application declare a need.
+func (j *Judge) consumeStep(source party, entry bocage.Consume) Step {
+	a, text := j.applicationOf(source)
+	a.Spec.Consumes = append(slices.Clone(a.Spec.Consumes), entry)
+	return Step{Change{Object: a}, text + "add to spec.consumes:\n  - " + flowYAML(entry)}
+}
+
+// provideStep has the destination's application offer an interface, and returns
+// the application as it then is.
+func (j *Judge) provideStep(destination party, entry bocage.Provide) (Step, *bocage.Application) {
+	a, text := j.applicationOf(destination)
+	entry.Name = freeInterface(a, entry.Name)
+	a.Spec.Provides = append(slices.Clone(a.Spec.Provides), entry)
+	return Step{Change{Object: a}, text + "add to spec.provides:\n  - " + flowYAML(entry)}, a
+}
+
+// freeInterface is a name that none of the application's interfaces has.
+func freeInterface(a *bocage.Application, name string) string {
+	free := name
+	for n := 2; slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return p.Name == free }); n++ {
+		suffix := "-" + strconv.Itoa(n)
+		free = strings.TrimRight(name[:min(len(name), 63-len(suffix))], "-") + suffix
+	}
+	return free
+}
+
+// applicationOf is a copy of the Application to change, or of one to write, with
+// the words that lead to it.
+func (j *Judge) applicationOf(p party) (*bocage.Application, string) {
+	if selecting := j.of(p); len(selecting) > 0 {
+		// Of several, the one that selects least is the workload's own.
+		own := slices.MinFunc(selecting, func(a, b *bocage.Application) int { return terms(b.Spec.Workload) - terms(a.Spec.Workload) })
+		after := *own
+		return &after, fmt.Sprintf("in Application %s%s, ", own.NamespacedName(), from(own))
+	}
+	base := p.workload.Name
+	for _, key := range []string{"app.kubernetes.io/name", "app"} {
+		if value := strings.ToLower(p.labels[key]); value != "" && applicationName(value) {
+			base = value
+			break
+		}
+	}
+	name := base
+	for n := 2; slices.ContainsFunc(j.applications[p.workload.Namespace], func(a *bocage.Application) bool { return a.Name == name }); n++ {
+		name = fmt.Sprintf("%s-%d", base, n)
+	}
+	a := &bocage.Application{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Application"},
+		ObjectMeta: bocage.ObjectMeta{Namespace: p.workload.Namespace, Name: name}, Spec: bocage.ApplicationSpec{Workload: j.naming(p)}}
+	return a, fmt.Sprintf("declare an Application %s with spec.workload %s, and ", a.NamespacedName(), flowYAML(a.Spec.Workload))
+}
+
+func applicationName(name string) bool {
+	return bocage.ServiceName.MatchString(name) && !strings.Contains(name, "/")
+}
+
+func terms(s bocage.Selector) int { return len(s.MatchLabels) + len(s.MatchExpressions) }
+
+// naming is what best names a workload to a selector: the selector of the
+// Application that selects it, its app label, or its name.
+func (j *Judge) naming(p party) bocage.Selector {
+	selecting := slices.DeleteFunc(j.of(p), func(a *bocage.Application) bool { return terms(a.Spec.Workload) == 0 })
+	if len(selecting) > 0 {
+		return slices.MinFunc(selecting, func(a, b *bocage.Application) int { return terms(b.Spec.Workload) - terms(a.Spec.Workload) }).Spec.Workload
+	}
+	for _, key := range []string{"app.kubernetes.io/name", "app"} {
+		if value, ok := p.labels[key]; ok && len(value) <= 63 {
+			return bocage.Selector{MatchLabels: map[string]string{key: value}}
+		}
+	}
+	return itself(p.workload)
+}
+
+// withdrawals take away everything that allows the flow: of contracts, the
+// consumer's half, for the provider's may serve others.
+func (j *Judge) withdrawals(g *Judgement) []Step {
+	type object struct{ kind, namespace, name string }
+	fields := map[object][]string{}
+	var order []object
+	for _, by := range append(slices.Clone(g.Allows), single(g.Kubernetes.By)...) {
+		half := by[len(by)-1]
+		o := object{half.Kind, half.Namespace, half.Name}
+		if fields[o] == nil {
+			order = append(order, o)
+		}
+		if !slices.Contains(fields[o], half.Field) {
+			fields[o] = append(fields[o], half.Field)
+		}
+	}
+	var steps []Step
+	for _, o := range order {
+		slices.SortFunc(fields[o], func(a, b string) int { return lastIndex(a) - lastIndex(b) })
+		step, ok := j.withdrawal(o.kind, o.namespace, o.name, fields[o])
+		if !ok {
+			return nil
+		}
+		steps = append(steps, step)
+	}
+	return steps
+}
+
+func single(refs []bocage.Ref) [][]bocage.Ref {
+	out := make([][]bocage.Ref, len(refs))
+	for i, r := range refs {
+		out[i] = []bocage.Ref{r}
+	}
+	return out
+}
+
+// withdrawal takes the fields, in the order of their indices, out of one object.
+func (j *Judge) withdrawal(kind, namespace, name string, fields []string) (Step, bool) {
+	switch kind {
+	case "Application":
+		i := slices.IndexFunc(j.applications[namespace], func(a *bocage.Application) bool { return a.Name == name })
+		if i < 0 {
+			return Step{}, false
+		}
+		before := j.applications[namespace][i]
+		after := *before
+		after.Spec.Consumes, after.Spec.Provides = slices.Clone(before.Spec.Consumes), slices.Clone(before.Spec.Provides)
+		for _, field := range slices.Backward(fields) {
+			if k, of := index(field, "spec.consumes"); of {
+				after.Spec.Consumes = slices.Delete(after.Spec.Consumes, k, k+1)
+				continue
+			}
+			var provide, prefix int
+			if _, err := fmt.Sscanf(field, "spec.provides[%d].toExternal[%d]", &provide, &prefix); err != nil {
+				return Step{}, false
+			}
+			p := &after.Spec.Provides[provide]
+			p.ToExternal = slices.Delete(slices.Clone(p.ToExternal), prefix, prefix+1)
+		}
+		return Step{Change{Object: &after}, "withdraw " + ref(kind, before, strings.Join(fields, " and ")).String()}, true
+	case "Guardrail":
+		i := slices.IndexFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name })
+		if i < 0 {
+			return Step{}, false
+		}
+		step := withdraw(j.in.Guardrails[i], fields)
+		step.Text = "withdraw " + ref(kind, j.in.Guardrails[i], strings.Join(fields, " and ")).String()
+		return step, true
+	default:
+		return j.withdrawFromKubernetes(kind, namespace, name, fields)
+	}
+}
+
+// index reads the index of an element of a list from the path of a field.
+func index(field, list string) (int, bool) {
+	inside, found := strings.CutPrefix(field, list+"[")
+	if !found || !strings.HasSuffix(inside, "]") {
+		return 0, false
+	}
+	i, err := strconv.Atoi(strings.TrimSuffix(inside, "]"))
+	return i, err == nil
+}
+
+// lastIndex is the last index in a path; -1 if there is none.
+func lastIndex(field string) int {
+	open := strings.LastIndexByte(field, '[')
+	if open < 0 {
+		return -1
+	}
+	i, err := strconv.Atoi(strings.TrimSuffix(field[open+1:], "]"))
+	if err != nil {
+		return -1
+	}
+	return i
+}
+
+func interfaceName(f bocage.Flow) string {
+	name := strings.ToLower(f.Protocol.String())
+	if name[0] >= '0' && name[0] <= '9' {
+		name = "protocol-" + name
+	}
+	if f.Protocol.HasPorts() {
+		name += "-" + strconv.Itoa(int(f.DestinationPort))
+	}
+	return name
+}
+
+// portOf and protocolOf are as a declaration writes them.
+func portOf(f bocage.Flow) uint16 {
+	if !f.Protocol.HasPorts() {
+		return 0
+	}
+	return f.DestinationPort
+}
+
+func protocolOf(f bocage.Flow) string {
+	if f.Protocol == bocage.ProtocolTCP {
+		return ""
+	}
+	return f.Protocol.String()
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+func prefixesOf(p party) []netip.Prefix { return []netip.Prefix{host(p.address)} }
+
+// from leads to the file of an object, where it is known.
+func from(object bocage.Resource) string {
+	if source := object.Meta().Annotations[bocage.SourceAnnotation]; source != "" {
+		return " (" + source + ")"
+	}
+	return ""
+}

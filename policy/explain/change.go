@@ -1,0 +1,117 @@
+package explain
+
+import (
+	"cmp"
+	"slices"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+)
+
+// Change puts an object in the place of the one of its kind and name, or takes
+// it away.
+type Change struct {
+	Object bocage.Resource
+	Delete bool
+}
+
+// Apply returns the input with the changes made, one after the other. Neither
+// the input nor its objects are touched.
+func Apply(in compile.Input, changes []Change) compile.Input {
+	in.Applications = changed(in.Applications, changes)
+	in.Guardrails = changed(in.Guardrails, changes)
+	in.Scopes = changed(in.Scopes, changes)
+	in.Profiles = changed(in.Profiles, changes)
+	in.Decoys = changed(in.Decoys, changes)
+	in.Quarantines = changed(in.Quarantines, changes)
+	in.ThreatConditions = changed(in.ThreatConditions, changes)
+	in.Workloads = changed(in.Workloads, changes)
+	in.Exceptions = changed(in.Exceptions, changes)
+	in.Responses = changed(in.Responses, changes)
+	in.AddressGroups = changed(in.AddressGroups, changes)
+	in.Zones = changed(in.Zones, changes)
+	in.Namespaces = changed(in.Namespaces, changes)
+	in.NetworkPolicies = changed(in.NetworkPolicies, changes)
+	in.ClusterNetworkPolicies = changed(in.ClusterNetworkPolicies, changes)
+	in.Hosts = changed(in.Hosts, changes)
+	return in
+}
+
+// changed makes the changes that are of the list's kind. It looks every name up
+// once, so that many changes of a long list cost no more than the list.
+func changed[T bocage.Resource](list []T, changes []Change) []T {
+	if !slices.ContainsFunc(changes, func(c Change) bool { _, is := c.Object.(T); return is }) {
+		return list
+	}
+	type name struct{ namespace, name string }
+	at := make(map[name]int, len(list))
+	out := slices.Clone(list)
+	gone := make([]bool, len(out), len(out)+len(changes))
+	for i, o := range out {
+		at[name{o.Meta().Namespace, o.Meta().Name}] = i
+	}
+	for _, c := range changes {
+		o, is := c.Object.(T)
+		if !is {
+			continue
+		}
+		key := name{o.Meta().Namespace, o.Meta().Name}
+		i, known := at[key]
+		switch {
+		case known:
+			out[i], gone[i] = o, c.Delete
+		case !c.Delete:
+			at[key] = len(out)
+			out, gone = append(out, o), append(gone, false)
+		}
+	}
+	kept := out[:0]
+	for i, o := range out {
+		if !gone[i] {
+			kept = append(kept, o)
+		}
+	}
+	return kept
+}
+
+// with returns a judge of the changed objects. Only what changed is read again.
+func (j *Judge) with(changes []Change) *Judge {
+	next := *j
+	effective := make([]Change, len(changes))
+	for i, c := range changes {
+		effective[i] = Change{c.Object, c.Delete || len(c.Object.Validate()) > 0}
+	}
+	next.in = Apply(j.in, effective)
+	sorted(&next.in.Applications)
+	sorted(&next.in.Guardrails)
+	next.in.Guardrails = slices.DeleteFunc(next.in.Guardrails, func(g *bocage.Guardrail) bool { return g.InForce() == nil })
+	sorted(&next.in.Profiles)
+	sorted(&next.in.Exceptions)
+	sorted(&next.in.Scopes)
+	var places, policies bool
+	for _, c := range changes {
+		switch c.Object.(type) {
+		case *bocage.Workload:
+			places = true
+		case *bocage.NetworkPolicy, *bocage.ClusterNetworkPolicy:
+			policies = true
+		}
+	}
+	if places {
+		next.place(next.in.Workloads)
+	}
+	if policies {
+		next.kubernetes = newEvaluator(next.in)
+	}
+	next.derive()
+	return &next
+}
+
+// sorted sorts a copy of the list by name, if it is not in order.
+func sorted[T bocage.Resource](list *[]T) {
+	byName := func(a, b T) int { return cmp.Compare(a.Meta().NamespacedName(), b.Meta().NamespacedName()) }
+	if !slices.IsSortedFunc(*list, byName) {
+		*list = slices.Clone(*list)
+		slices.SortStableFunc(*list, byName)
+	}
+}
