@@ -240,6 +240,9 @@ type ReachChange struct {
 	Ports    PortRange `json:"ports"`
 	Before   Verdict   `json:"before"`
 	After    Verdict   `json:"after"`
+	// BeforeDuties and AfterDuties are what is owed, as Duties.List names it.
+	BeforeDuties []string `json:"beforeDuties,omitempty"`
+	AfterDuties  []string `json:"afterDuties,omitempty"`
 	// By is the object and field that decides afterwards.
 	By Ref `json:"by"`
 }

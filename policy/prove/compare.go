@@ -11,8 +11,8 @@ import (
 // Everyone names, in a comparison, whoever is not named in a line of its own.
 const Everyone = "everyone else"
 
-// Compare lists the cells whose verdict, before scopes, or whose inspection
-// differs between two rulesets, in the order of names.
+// Compare lists the cells whose verdict, before scopes, or whose duties differ
+// between two rulesets as long as nothing ends, in the order of names.
 func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	c := newComparison(before, after)
 	for _, f := range c.classes {
@@ -155,14 +155,15 @@ func (c *comparison) pair(from, to class) {
 	unnamed := c.unnamed(from, to, spans)
 	c.after.eachCell(from.after, to.after, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
 		was, is := c.before.decisions[c.before.lookUp(places, protocol, ports.First)], c.after.decisions[id]
-		if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) {
+		owed, owes := duties(was), duties(is)
+		if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(owed, owes) {
 			return true
 		}
 		if protocol == unnamed {
 			protocol = bocage.ProtocolAny
 		}
 		change := bocage.ReachChange{From: c.names[from], To: c.names[to], Protocol: protocol, Ports: ports,
-			Before: was.Verdict, After: is.Verdict, By: bocage.Ref{Kind: "Default", Name: "deny"}}
+			Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: bocage.Ref{Kind: "Default", Name: "deny"}}
 		if len(is.By) > 0 && is.Code != bocage.ReasonDefaultDeny {
 			change.By = is.By[0]
 		}
@@ -195,8 +196,16 @@ func (c *comparison) unnamed(from, to class, spans []span) bocage.Protocol {
 
 func adjacent(a, b bocage.ReachChange) bool {
 	joined := a.Ports.Last != 65535 && a.Ports.Last+1 == b.Ports.First
-	a.Ports, b.Ports = bocage.PortRange{}, bocage.PortRange{}
-	return joined && a == b
+	return joined && a.From == b.From && a.To == b.To && a.Protocol == b.Protocol && a.Before == b.Before && a.After == b.After && a.By == b.By &&
+		slices.Equal(a.BeforeDuties, b.BeforeDuties) && slices.Equal(a.AfterDuties, b.AfterDuties)
+}
+
+// duties are what an allowed decision owes.
+func duties(d bocage.Decision) []string {
+	if !d.Verdict.Allowed() || d.Duties == nil {
+		return nil
+	}
+	return d.Duties.List()
 }
 
 func sameProfiles(a, b string) bool {

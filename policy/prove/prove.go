@@ -1,9 +1,12 @@
 // Package prove shows that a compiled ruleset keeps what the declarations
-// promise, for every pair of groups and every port, before anybody enforces it:
-// each guardrail's never is empty, each required duty is on every allowed cell,
-// threat conditions open nothing, every workload can be decided about, each
-// host's part agrees with the whole, and a second opinion that shares no step
-// with the compiler says the same.
+// promise, for every pair of groups, every port and every moment at which a
+// decision ends, before anybody enforces it: each guardrail's never and separate
+// are empty but for admitted exceptions, each required duty is on every allowed
+// cell, blast radii stay within their bounds, no automation refuses what is
+// protected, threat conditions open nothing, every workload can be decided
+// about, each host's part agrees with the whole, guardrails hold for workloads
+// that do not exist yet, and a second opinion that shares no step with the
+// compiler says the same.
 //
 // It promises a flow that breaks the statement where a proof fails. It never
 // changes the ruleset and trusts nothing that the compiler says of it.
@@ -14,6 +17,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -21,12 +25,22 @@ import (
 
 // Prove checks a ruleset that was compiled from the input. The proofs come in
 // one order: totality, guardrails by name, threat monotony, agreement of hosts,
-// second opinion.
-func Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+// workloads to come, second opinion.
+func Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof { return new(Prover).Prove(in, rs) }
+
+// Prover proves one generation after the other. It remembers what depends on
+// declarations alone, so that a change of the inventory or of the threat does
+// not prove that again. Its zero value works; it serves one caller at a time.
+type Prover struct {
+	future future
+}
+
+// Prove checks a ruleset that was compiled from the input; see [Prove].
+func (v *Prover) Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 	p := newProver(in, rs)
 	proofs := []bocage.Proof{p.totality()}
 	proofs = append(proofs, p.guardrails()...)
-	return append(proofs, p.monotony(), p.cuts(), p.secondOpinion())
+	return append(proofs, p.monotony(), p.cuts(), v.future.prove(in), p.secondOpinion())
 }
 
 // Failed returns the proofs that do not hold.
@@ -43,6 +57,8 @@ type prover struct {
 	groups  []bocage.Group // the world first, then all others, sorted
 	named   map[string]*bocage.Workload
 	offers  map[string][]*bocage.Application // by "namespace/name" of a workload
+	zones   map[string]string                // host -> zone
+	blocks  map[string][]netip.Prefix        // by AddressGroup
 }
 
 // members is who a group stands for.
@@ -54,7 +70,18 @@ type members struct {
 }
 
 func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
-	p := &prover{in: in, rs: rs, reach: newReach(rs), members: map[bocage.Group]*members{}, named: map[string]*bocage.Workload{}, offers: map[string][]*bocage.Application{}}
+	p := &prover{in: in, rs: rs, reach: newReach(rs), members: map[bocage.Group]*members{}, named: map[string]*bocage.Workload{},
+		offers: map[string][]*bocage.Application{}, zones: map[string]string{}, blocks: map[string][]netip.Prefix{}}
+	for _, z := range byName(in.Zones) {
+		for _, host := range z.Spec.Hosts {
+			if _, named := p.zones[host]; !named {
+				p.zones[host] = z.Name
+			}
+		}
+	}
+	for _, g := range byName(in.AddressGroups) {
+		p.blocks[g.Name] = g.Spec.Addresses
+	}
 	byIdentity := make(map[bocage.Identity]*bocage.Workload, len(in.Workloads))
 	for _, w := range in.Workloads {
 		if old := byIdentity[w.Status.Identity]; old == nil || w.NamespacedName() < old.NamespacedName() {
@@ -101,33 +128,91 @@ func (p *prover) collectOffers() {
 	}
 	for name, w := range p.named {
 		for _, a := range byNamespace[w.Namespace] {
-			if a.Spec.Workload.Matches(w.AllLabels()) {
+			if p.picks(a.Spec.Workload, w) {
 				p.offers[name] = append(p.offers[name], a)
 			}
 		}
 	}
 }
 
+// byName returns the valid objects in the order of names.
+func byName[T bocage.Resource](objects []T) []T {
+	var out []T
+	for _, o := range objects {
+		if len(o.Validate()) == 0 {
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b T) int { return cmp.Compare(a.Meta().NamespacedName(), b.Meta().NamespacedName()) })
+	return slices.CompactFunc(out, func(a, b T) bool { return a.Meta().NamespacedName() == b.Meta().NamespacedName() })
+}
+
 // side lists the groups with a member that a side means. That every member of a
 // group should be meant makes the statements stronger, never weaker.
 func (p *prover) side(s bocage.Side) map[bocage.Group]bool {
 	out := map[bocage.Group]bool{}
+	prefixes := p.prefixes(s)
 	for _, g := range p.groups {
 		m := p.members[g]
 		switch {
-		case len(s.External) > 0:
-			out[g] = slices.ContainsFunc(m.prefixes, func(inner netip.Prefix) bool { return inside(inner, s.External) })
+		case s.Outside():
+			out[g] = slices.ContainsFunc(m.prefixes, func(inner netip.Prefix) bool { return inside(inner, prefixes) })
 		case len(s.Namespaces) == 0 && s.Workload == nil && len(s.Data) == 0:
 			out[g] = true
 		default:
-			out[g] = slices.ContainsFunc(m.workloads, func(w *bocage.Workload) bool { return means(s, w) })
+			out[g] = slices.ContainsFunc(m.workloads, func(w *bocage.Workload) bool { return p.means(s, w) })
 		}
 	}
 	return out
 }
 
-func means(s bocage.Side, w *bocage.Workload) bool {
-	return (len(s.Namespaces) == 0 || slices.Contains(s.Namespaces, w.Namespace)) && (s.Workload == nil || s.Workload.Matches(w.AllLabels()))
+// prefixes are all that a side names outside the inventory.
+func (p *prover) prefixes(s bocage.Side) []netip.Prefix {
+	out := slices.Clone(s.External)
+	for _, name := range s.AddressGroups {
+		out = append(out, p.blocks[name]...)
+	}
+	return out
+}
+
+func (p *prover) means(s bocage.Side, w *bocage.Workload) bool {
+	return (len(s.Namespaces) == 0 || slices.Contains(s.Namespaces, w.Namespace)) && (s.Workload == nil || p.picks(*s.Workload, w))
+}
+
+// picks reads a selector against a workload without making its map of labels.
+func (p *prover) picks(s bocage.Selector, w *bocage.Workload) bool {
+	for key, want := range s.MatchLabels {
+		if got, ok := p.label(w, key); !ok || got != want {
+			return false
+		}
+	}
+	for _, r := range s.MatchExpressions {
+		value, ok := p.label(w, r.Key)
+		among := ok && slices.Contains(r.Values, value)
+		if r.Operator == "In" && !among || r.Operator == "NotIn" && among || r.Operator == "Exists" && !ok || r.Operator == "DoesNotExist" && ok {
+			return false
+		}
+	}
+	return true
+}
+
+// label is that of a workload, of those that every workload carries too.
+func (p *prover) label(w *bocage.Workload, key string) (string, bool) {
+	switch key {
+	case bocage.LabelNamespace:
+		return w.Namespace, true
+	case bocage.LabelName:
+		return w.Name, true
+	case bocage.LabelHost:
+		return w.Spec.Host, true
+	case bocage.LabelZone:
+		zone, ok := p.zones[w.Spec.Host]
+		return zone, ok
+	case bocage.LabelAssurance:
+		return cmp.Or(w.Status.Assurance, bocage.AssuranceOfDeclared), true
+	}
+	value, ok := w.Labels[key]
+	return value, ok
 }
 
 func inside(inner netip.Prefix, prefixes []netip.Prefix) bool {
@@ -222,20 +307,47 @@ func (p *prover) covers(r region, to bocage.Group, protocol bocage.Protocol, por
 	return true
 }
 
-// violation looks for an allowed cell in the region that is not as it should be.
-func (p *prover) violation(r region, wrong func(bocage.Decision) bool) string {
+// violation looks for an allowed cell in the region that is not as it should be
+// and that no exception excuses, at any moment at which its decision changes.
+func (p *prover) violation(r region, excuses []excuse, wrong func(from, to bocage.Group, d bocage.Decision) bool) string {
 	found := ""
-	p.reach.eachAllowedPair(p.groups, func(g bocage.Group) bool { return in(g, r.from) }, func(g bocage.Group) bool { return in(g, r.to) },
+	reach := p.reach.telling(excuses, p.groups)
+	reach.eachAllowedPair(p.groups, func(g bocage.Group) bool { return in(g, r.from) }, func(g bocage.Group) bool { return in(g, r.to) },
 		len(r.data) == 0, func(from, to bocage.Group) bool {
-			p.reach.eachCell(from, to, p.extent(r, to), func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
-				d := p.reach.decisions[id]
-				if d.Verdict.Allowed() && p.covers(r, to, protocol, ports.First) && wrong(d) {
-					found = p.flow(from, to, protocol, ports.First) + " gets " + d.Verdict.String() + by(d)
-				}
-				return found == ""
-			})
+			found = p.violatedBy(from, to, r, excuses, wrong)
 			return found == ""
 		})
+	return found
+}
+
+// violatedBy looks for a violation among the cells of one pair.
+func (p *prover) violatedBy(from, to bocage.Group, r region, excuses []excuse, wrong func(from, to bocage.Group, d bocage.Decision) bool) string {
+	spans := p.extent(r, to)
+	for _, e := range excuses {
+		spans = append(spans, p.extent(e.region, to)...)
+	}
+	found := ""
+	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
+		if !p.covers(r, to, protocol, ports.First) {
+			return true
+		}
+		meant := slices.DeleteFunc(slices.Clone(excuses), func(e excuse) bool {
+			return !in(from, e.region.from) || !in(to, e.region.to) || !p.covers(e.region, to, protocol, ports.First)
+		})
+		p.reach.eachLink(id, p.in.Now, func(at time.Time, d bocage.Decision) bool {
+			if !d.Verdict.Allowed() || !wrong(from, to, d) {
+				return true
+			}
+			if at, unexcused := outlasts(at, d.Until, meant); unexcused {
+				found = p.flow(from, to, protocol, ports.First) + " gets " + d.Verdict.String() + by(d)
+				if at.After(p.in.Now) {
+					found += " from " + at.UTC().Format(time.RFC3339) + " on"
+				}
+			}
+			return found == ""
+		})
+		return found == ""
+	})
 	return found
 }
 
@@ -265,40 +377,6 @@ func (p *prover) who(g bocage.Group) string {
 	default:
 		return m.name
 	}
-}
-
-// guardrails proves what every guardrail says.
-func (p *prover) guardrails() []bocage.Proof {
-	sorted := slices.Clone(p.in.Guardrails)
-	slices.SortFunc(sorted, func(a, b *bocage.Guardrail) int { return cmp.Compare(a.Name, b.Name) })
-	var proofs []bocage.Proof
-	for _, g := range sorted {
-		if len(g.Validate()) > 0 {
-			continue
-		}
-		for i, never := range g.Spec.Never {
-			counter := p.violation(p.region(g.Spec.Match, never), func(bocage.Decision) bool { return true })
-			proofs = append(proofs, proof(fmt.Sprintf("nothing that Guardrail %s never allows is allowed", g.Name),
-				compile.Ref("Guardrail", g, fmt.Sprintf("spec.never[%d]", i)), counter))
-		}
-		require := g.Spec.Require
-		if require == nil {
-			continue
-		}
-		if require.Inspect != "" {
-			counter := p.violation(p.region(g.Spec.Match), func(d bocage.Decision) bool {
-				return d.Verdict != bocage.VerdictInspect || !slices.Contains(compile.ProfileNames(p.reach.profiles[d.Profile]), require.Inspect)
-			})
-			proofs = append(proofs, proof(fmt.Sprintf("everything that Guardrail %s covers and somebody allows is inspected with %s", g.Name, require.Inspect),
-				compile.Ref("Guardrail", g, "spec.require.inspect"), counter))
-		}
-		if require.Log != "" {
-			counter := p.violation(p.region(g.Spec.Match), func(d bocage.Decision) bool { return !d.Log })
-			proofs = append(proofs, proof(fmt.Sprintf("everything that Guardrail %s covers and somebody allows is kept in full detail", g.Name),
-				compile.Ref("Guardrail", g, "spec.require.log"), counter))
-		}
-	}
-	return proofs
 }
 
 func proof(statement string, by bocage.Ref, counterexample string) bocage.Proof {

@@ -1,7 +1,9 @@
 package prove
 
 import (
+	"maps"
 	"slices"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -48,7 +50,7 @@ func newReach(rs *bocage.Ruleset) *reach {
 		at := pair{rule.From, rule.To}
 		list, known := r.rules[at]
 		r.rules[at] = append(list, rule)
-		if r.decisions[rule.Decision].Verdict.Allowed() {
+		if r.everAllows(rule.Decision) {
 			r.allowing[at] = true
 			r.wildcards = r.wildcards || at.from == bocage.GroupAny || at.to == bocage.GroupAny
 		}
@@ -63,10 +65,79 @@ func newReach(rs *bocage.Ruleset) *reach {
 			r.toAny[rule.To] = true
 		}
 	}
-	if r.decisions[rs.Default].Verdict.Allowed() {
+	if r.everAllows(rs.Default) {
 		r.allowing[pair{}], r.wildcards = true, true
 	}
 	return r
+}
+
+// eachLink visits a decision and, in turn, those that follow when it ends, with
+// the moment at which each begins, until visit says no.
+func (r *reach) eachLink(id bocage.DecisionID, now time.Time, visit func(time.Time, bocage.Decision) bool) {
+	at, d := now, r.decisions[id]
+	for range bocage.MostSuccessors + 1 {
+		over := !d.Until.IsZero() && !at.Before(d.Until) // it never counts
+		if !over && !visit(at, d) || d.Until.IsZero() {
+			return
+		}
+		if d.Until.After(at) {
+			at = d.Until
+		}
+		d = r.decisions[d.Then]
+	}
+}
+
+// at is the decision that counts at a moment.
+func (r *reach) at(id bocage.DecisionID, moment time.Time) bocage.Decision {
+	d := r.decisions[id]
+	for range bocage.MostSuccessors {
+		if d.Until.IsZero() || moment.Before(d.Until) {
+			break
+		}
+		d = r.decisions[d.Then]
+	}
+	return d
+}
+
+// everAllows reports whether the decision, or one that follows it, allows.
+func (r *reach) everAllows(id bocage.DecisionID) bool {
+	allows := false
+	r.eachLink(id, time.Time{}, func(_ time.Time, d bocage.Decision) bool {
+		allows = allows || d.Verdict.Allowed()
+		return !allows
+	})
+	return allows
+}
+
+// telling returns the reach with the groups that excuses tell from others marked,
+// so that none of them stands for one that is not excused.
+func (r *reach) telling(excuses []excuse, groups []bocage.Group) *reach {
+	if len(excuses) == 0 {
+		return r
+	}
+	out := *r
+	out.fromAny, out.toAny = maps.Clone(r.fromAny), maps.Clone(r.toAny)
+	for _, e := range excuses {
+		mark(groups, e.region.from, out.fromAny)
+		mark(groups, e.region.to, out.toAny)
+	}
+	return &out
+}
+
+// mark notes the groups in all of the sets, unless that is everybody.
+func mark(groups []bocage.Group, sets []map[bocage.Group]bool, special map[bocage.Group]bool) {
+	var picked []bocage.Group
+	for _, g := range groups {
+		if in(g, sets) {
+			picked = append(picked, g)
+		}
+	}
+	if len(picked) == len(groups) {
+		return
+	}
+	for _, g := range picked {
+		special[g] = true
+	}
 }
 
 // levels are where a pair's rules are found, in the order of looking.
@@ -95,6 +166,12 @@ func (r *reach) eachAllowedPair(groups []bocage.Group, from, to func(bocage.Grou
 			return
 		}
 	}
+	r.eachWildcardPair(groups, from, to, alike, visit)
+}
+
+// eachWildcardPair is the part of eachAllowedPair about pairs without a rule of
+// their own.
+func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Group) bool, alike bool, visit func(from, to bocage.Group) bool) {
 	if !r.wildcards {
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -52,6 +53,11 @@ func (p *prover) gap() string {
 	if !decided[rs.Default] {
 		return "the default decision does not exist"
 	}
+	for _, d := range rs.Decisions {
+		if counter := p.endless(d); counter != "" {
+			return counter
+		}
+	}
 	for i, r := range rs.Rules {
 		if !decided[r.Decision] {
 			return fmt.Sprintf("a rule carries decision %s, which does not exist", r.Decision)
@@ -73,6 +79,28 @@ func (p *prover) gap() string {
 		}
 	}
 	return p.unplaced(placed)
+}
+
+// endless finds a decision that ends without a successor, or after it.
+func (p *prover) endless(d bocage.Decision) string {
+	first := d.ID
+	for range bocage.MostSuccessors {
+		if d.Until.IsZero() {
+			return ""
+		}
+		then, exists := p.reach.decisions[d.Then]
+		if !exists {
+			return fmt.Sprintf("decision %s ends at %s and nothing follows it", d.ID, d.Until.UTC().Format(time.RFC3339))
+		}
+		if !then.Until.IsZero() && !then.Until.After(d.Until) {
+			return fmt.Sprintf("decision %s follows %s and ends before it", then.ID, d.ID)
+		}
+		d = then
+	}
+	if d.Until.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf("decision %s has more than %d successors", first, bocage.MostSuccessors)
 }
 
 // unplaced finds a workload that nobody contests and that has no peer.
@@ -103,12 +131,12 @@ func (p *prover) unplaced(placed map[bocage.Identity]bool) string {
 // monotony proves that threat conditions and quarantines open nothing, take no
 // duty off and lift no enforcement.
 func (p *prover) monotony() bocage.Proof {
-	statement, ref := "threat conditions and quarantines open nothing and lift no duty", whole("monotony")
+	statement, ref := "threat conditions, responses and quarantines open nothing and lift no duty", whole("monotony")
 	if len(p.in.ThreatConditions) == 0 && len(p.in.Quarantines) == 0 {
 		return proof(statement, ref, "")
 	}
 	calm := p.in
-	calm.ThreatConditions, calm.Quarantines = nil, nil
+	calm.ThreatConditions, calm.Quarantines, calm.Responses = nil, nil, nil
 	return proof(statement, ref, p.loosened(compile.Compile(calm).Ruleset))
 }
 
@@ -172,19 +200,33 @@ func (p *prover) looserPair(base *reach, from, to bocage.Group, calmPlaces [4]pa
 	}
 	found := ""
 	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
-		is, was := p.reach.decisions[id], base.decisions[base.lookUp(calmPlaces, protocol, ports.First)]
-		if !is.Verdict.Allowed() {
-			return true
-		}
-		lost := slices.ContainsFunc(compile.ProfileNames(base.profiles[was.Profile]), func(name string) bool {
-			return !slices.Contains(compile.ProfileNames(p.reach.profiles[is.Profile]), name)
-		})
-		if !was.Verdict.Allowed() || lost || was.Log && !is.Log {
-			found = fmt.Sprintf("%s gets %s, without threat conditions %s", p.flow(from, to, protocol, ports.First), is.Verdict, was.Verdict)
+		calm := base.lookUp(calmPlaces, protocol, ports.First)
+		moments := []time.Time{p.in.Now}
+		p.reach.eachLink(id, p.in.Now, func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true })
+		base.eachLink(calm, p.in.Now, func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true })
+		for _, at := range moments {
+			if is, was := p.reach.at(id, at), base.at(calm, at); p.looser(base, was, is) {
+				found = fmt.Sprintf("%s gets %s, without threat conditions %s", p.flow(from, to, protocol, ports.First), is.Verdict, was.Verdict)
+			}
 		}
 		return found == ""
 	})
 	return found
+}
+
+// looser reports whether a decision gives more than the calm one.
+func (p *prover) looser(base *reach, was, is bocage.Decision) bool {
+	if !is.Verdict.Allowed() {
+		return false
+	}
+	lost := slices.ContainsFunc(compile.ProfileNames(base.profiles[was.Profile]), func(name string) bool {
+		return !slices.Contains(compile.ProfileNames(p.reach.profiles[is.Profile]), name)
+	})
+	owed := is.Duties
+	if owed == nil {
+		owed = new(bocage.Duties)
+	}
+	return !was.Verdict.Allowed() || lost || was.Log && !is.Log || was.Duties != nil && !atLeast(*owed, *was.Duties)
 }
 
 func enforcement(rs *bocage.Ruleset) map[bocage.Group]bool {
@@ -254,11 +296,15 @@ const mostOpinions = 400_000
 
 // secondOpinion asks the judge about flows at the edges of the rules.
 func (p *prover) secondOpinion() bocage.Proof {
-	objects := 1 + len(p.in.Applications) + len(p.in.Guardrails) + len(p.in.Scopes) + len(p.in.ThreatConditions)
+	objects := 1 + len(p.in.Applications) + len(p.in.Guardrails) + len(p.in.Scopes) + len(p.in.ThreatConditions) +
+		len(p.in.Exceptions) + len(p.in.Responses) + len(p.in.NetworkPolicies) + len(p.in.ClusterNetworkPolicies)
 	step := 1 + 4*len(p.rs.Rules)*objects/mostOpinions
 	statement := "the declarations, read one flow at a time, say the same at every edge of a rule"
 	if step > 1 {
 		statement = fmt.Sprintf("the declarations, read one flow at a time, say the same at the edges of every %d. rule", step)
+	}
+	if len(p.rs.Rules) == 0 {
+		return proof(statement, whole("opinion"), "")
 	}
 	judge := explain.NewJudge(p.in)
 	for i := 0; i < len(p.rs.Rules); i += step {

@@ -1,0 +1,222 @@
+package prove
+
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+	"strconv"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+)
+
+// LabelWeight is the label with a workload's weight in a blast radius: a whole
+// number from 0 up. Without it a workload weighs 1.
+const LabelWeight = "bocage.dev/weight"
+
+// blastRadius proves that what anybody in From can reach, hop by hop along
+// allowed flows, weighs no more than it may.
+func (p *prover) blastRadius(g *bocage.Guardrail, b *bocage.BlastRadius) bocage.Proof {
+	hops := "any number of hops"
+	if b.MaxHops > 0 {
+		hops = fmt.Sprintf("%d hops", b.MaxHops)
+	}
+	statement := fmt.Sprintf("what can be reached in %s from where Guardrail %s says weighs at most %d", hops, g.Name, b.MaxWeight)
+	ref := compile.Ref("Guardrail", g, "spec.blastRadius")
+	from := p.side(b.From)
+	graph := p.graph()
+	weights := graph.radii(b.MaxHops, func(i int) bool { return from[p.groups[i]] })
+	worst := -1
+	for i, group := range p.groups {
+		if from[group] && weights[i] > b.MaxWeight && (worst < 0 || weights[i] > weights[worst]) {
+			worst = i
+		}
+	}
+	if worst < 0 {
+		return proof(statement, ref, "")
+	}
+	return proof(statement, ref, fmt.Sprintf("from %s a weight of %d can be reached in %s: `bocage policy blast` shows the ways", p.who(p.groups[worst]), weights[worst], hops))
+}
+
+// graph is who may open something to whom, by places in prover.groups.
+type graph struct {
+	size   int
+	weight []int // of all members
+	own    []int // of the heaviest member, which is not reached by itself
+	// outside marks groups of addresses outside: flows begin and end there, and
+	// none goes through.
+	outside []bool
+	next    [][]int32
+	// plain lists the groups without a wildcard of their own that everybody
+	// marked in toPlain reaches, apart from the few in but.
+	plain   []int32
+	toPlain []bool
+	but     []map[int32]bool
+}
+
+// graph reads the reach once: pairs with rules of their own one by one, what
+// wildcards say of all others together.
+func (p *prover) graph() *graph {
+	n := len(p.groups)
+	place := make(map[bocage.Group]int32, n)
+	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), next: make([][]int32, n), toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
+	for i, group := range p.groups {
+		place[group] = int32(i)
+		g.outside[i] = len(p.members[group].workloads) == 0
+		for _, w := range p.members[group].workloads {
+			weight := 1
+			if declared, err := strconv.Atoi(w.Labels[LabelWeight]); err == nil && declared >= 0 {
+				weight = declared
+			}
+			g.weight[i] += weight
+			g.own[i] = max(g.own[i], weight)
+		}
+	}
+	for _, at := range p.reach.exact {
+		from, known := place[at.from]
+		to, also := place[at.to]
+		if !known || !also {
+			continue
+		}
+		if p.reach.reaches(at.from, at.to) {
+			g.next[from] = append(g.next[from], to)
+		} else if !p.reach.toAny[at.to] {
+			if g.but[from] == nil {
+				g.but[from] = map[int32]bool{}
+			}
+			g.but[from][to] = true
+		}
+	}
+	if !p.reach.wildcards {
+		return g
+	}
+	everyone := func(bocage.Group) bool { return true }
+	specialTo, plainTo := split(p.groups, everyone, p.reach.toAny)
+	for _, t := range plainTo {
+		g.plain = append(g.plain, place[t])
+	}
+	for i, from := range p.groups {
+		// Plain receivers are alike: what one without a rule of its own gets, all do.
+		for _, t := range plainTo {
+			if p.reach.rules[pair{from, t}] == nil {
+				g.toPlain[i] = p.reach.reaches(from, t)
+				break
+			}
+		}
+	}
+	specialFrom, plainFrom := split(p.groups, everyone, p.reach.fromAny)
+	for _, t := range specialTo {
+		sample := true
+		for _, f := range plainFrom {
+			if p.reach.rules[pair{f, t}] == nil {
+				sample = p.reach.reaches(f, t)
+				break
+			}
+		}
+		for _, f := range plainFrom {
+			if sample && p.reach.rules[pair{f, t}] == nil {
+				g.next[place[f]] = append(g.next[place[f]], place[t])
+			}
+		}
+		for _, f := range specialFrom {
+			if p.reach.rules[pair{f, t}] == nil && p.reach.reaches(f, t) {
+				g.next[place[f]] = append(g.next[place[f]], place[t])
+			}
+		}
+	}
+	return g
+}
+
+// reaches reports whether the first may open anything to the second.
+func (r *reach) reaches(from, to bocage.Group) bool {
+	if !r.mayAllow(from, to) {
+		return false
+	}
+	found := false
+	r.eachCell(from, to, nil, func(_ bocage.Protocol, _ bocage.PortRange, id bocage.DecisionID) bool {
+		found = r.everAllows(id)
+		return !found
+	})
+	return found
+}
+
+// columns is how many targets are followed at once: the memory is a bit for each
+// of them and each group, twice.
+const columns = 4096
+
+// radii weighs what each group reaches in so many hops (0: any number). The
+// sets grow hop by hop for a block of targets at a time.
+func (g *graph) radii(hops int, wanted func(int) bool) []int {
+	const words = columns / 64
+	if hops == 0 {
+		hops = g.size
+	}
+	out := make([]int, g.size)
+	now, next := make([]uint64, g.size*words), make([]uint64, g.size*words)
+	all := make([]uint64, words)
+	for first := 0; first < g.size; first += columns {
+		last := min(first+columns, g.size)
+		clear(now)
+		for range hops {
+			g.step(now, next, all, first, last, words)
+			if slices.Equal(now, next) {
+				break
+			}
+			now, next = next, now
+		}
+		for i := range out {
+			if !wanted(i) {
+				continue
+			}
+			for w, set := range now[i*words : (i+1)*words] {
+				for ; set != 0; set &= set - 1 {
+					target := first + w*64 + bits.TrailingZeros64(set)
+					out[i] += g.weight[target]
+					if target == i {
+						out[i] -= g.own[i]
+					}
+				}
+			}
+		}
+	}
+	return out
+}
+
+// step adds one hop: what a group reaches is its neighbours and what they reach.
+func (g *graph) step(now, next, all []uint64, first, last, words int) {
+	reach := func(row []uint64, v int32) {
+		if g.outside[v] {
+			return
+		}
+		for w, set := range now[int(v)*words : (int(v)+1)*words] {
+			row[w] |= set
+		}
+		if int(v) >= first && int(v) < last {
+			row[(int(v)-first)/64] |= 1 << ((int(v) - first) % 64)
+		}
+	}
+	clear(all)
+	for _, v := range g.plain {
+		reach(all, v)
+	}
+	for i := range g.size {
+		row := next[i*words : (i+1)*words]
+		clear(row)
+		for _, v := range g.next[i] {
+			reach(row, v)
+		}
+		switch {
+		case !g.toPlain[i]:
+		case len(g.but[i]) == 0:
+			for w, set := range all {
+				row[w] |= set
+			}
+		default:
+			for _, v := range g.plain {
+				if !g.but[i][v] {
+					reach(row, v)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,373 @@
+package prove
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/crillab/gophersat/bf"
+
+	"bocage.dev/bocage"
+)
+
+// box is a set of cells as declarations describe it: who must be meant by every
+// side of a list, over ports that every list of matches covers.
+type box struct {
+	from, to []bocage.Side
+	ports    [][]bocage.PortMatch // none in a list: everything
+}
+
+func boxOf(matches ...bocage.CellMatch) box {
+	var b box
+	for _, m := range matches {
+		b.from, b.to, b.ports = append(b.from, m.From), append(b.to, m.To), append(b.ports, m.Ports)
+	}
+	return b
+}
+
+// vocabulary is what declarations share.
+type vocabulary struct {
+	blocks map[string][]netip.Prefix       // by AddressGroup
+	offers map[string][]bocage.Application // by data class
+	ports  map[string][]bocage.Provide     // by data class, as in offers
+}
+
+// ends of a flow in formulas.
+const (
+	source      = "s"
+	destination = "d"
+)
+
+// formula says, as a boolean formula over labels, prefixes and ports, which flows
+// lie in boxes. Each label of each end is a few variables: that it is there, and
+// one for each value that somebody asks for, of which at most one holds. A label
+// that is there with none of them has a value that nobody asks for.
+type formula struct {
+	words    *vocabulary
+	values   map[string]map[string]bool // asked for, by key
+	prefixes map[netip.Prefix]bool
+	spans    []span
+	pieces   []span // elementary intervals of ports, set by cut
+}
+
+func newFormula(words *vocabulary) *formula {
+	return &formula{words: words, values: map[string]map[string]bool{bocage.LabelNamespace: {}}, prefixes: map[netip.Prefix]bool{}}
+}
+
+// outside is the variable that an end is no workload.
+func outside(end string) bf.Formula { return bf.Var(end + " outside") }
+
+func (f *formula) exists(end, key string) bf.Formula {
+	if f.values[key] == nil {
+		f.values[key] = map[string]bool{}
+	}
+	return bf.Var(end + " has " + key)
+}
+
+func (f *formula) is(end, key, value string) bf.Formula {
+	f.exists(end, key)
+	f.values[key][value] = true
+	return bf.Var(end + " is " + key + "=" + value)
+}
+
+func (f *formula) within(end string, prefix netip.Prefix) bf.Formula {
+	prefix = canonical(prefix)
+	f.prefixes[prefix] = true
+	return bf.Var(end + " in " + prefix.String())
+}
+
+func canonical(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p.Masked()
+}
+
+func (f *formula) selector(end string, s bocage.Selector) bf.Formula {
+	all := []bf.Formula{not(outside(end))}
+	for _, key := range sortedNames(s.MatchLabels) {
+		all = append(all, f.is(end, key, s.MatchLabels[key]))
+	}
+	for _, r := range s.MatchExpressions {
+		var any []bf.Formula
+		for _, value := range r.Values {
+			any = append(any, f.is(end, r.Key, value))
+		}
+		switch r.Operator {
+		case "In":
+			all = append(all, either(any))
+		case "NotIn":
+			all = append(all, not(either(any)))
+		case "Exists":
+			all = append(all, f.exists(end, r.Key))
+		case "DoesNotExist":
+			all = append(all, not(f.exists(end, r.Key)))
+		}
+	}
+	return every(all)
+}
+
+// either and every keep constants out of formulas: the solver's conversion takes
+// none inside of them.
+func either(of []bf.Formula) bf.Formula {
+	var rest []bf.Formula
+	for _, f := range of {
+		if f == bf.True {
+			return bf.True
+		}
+		if f != bf.False {
+			rest = append(rest, f)
+		}
+	}
+	if len(rest) == 0 {
+		return bf.False
+	}
+	return bf.Or(rest...)
+}
+
+func every(of []bf.Formula) bf.Formula {
+	var rest []bf.Formula
+	for _, f := range of {
+		if f == bf.False {
+			return bf.False
+		}
+		if f != bf.True {
+			rest = append(rest, f)
+		}
+	}
+	if len(rest) == 0 {
+		return bf.True
+	}
+	return bf.And(rest...)
+}
+
+func not(f bf.Formula) bf.Formula {
+	switch f {
+	case bf.True:
+		return bf.False
+	case bf.False:
+		return bf.True
+	}
+	return bf.Not(f)
+}
+
+// side says whom a side means, its data classes apart.
+func (f *formula) side(end string, s bocage.Side) bf.Formula {
+	if s.Outside() {
+		var any []bf.Formula
+		for _, p := range s.External {
+			any = append(any, f.within(end, p))
+		}
+		for _, name := range s.AddressGroups {
+			for _, p := range f.words.blocks[name] {
+				any = append(any, f.within(end, p))
+			}
+		}
+		return every([]bf.Formula{outside(end), either(any)})
+	}
+	var all []bf.Formula
+	if len(s.Namespaces) > 0 {
+		var any []bf.Formula
+		for _, ns := range s.Namespaces {
+			any = append(any, f.is(end, bocage.LabelNamespace, ns))
+		}
+		all = append(all, either(any))
+	}
+	if s.Workload != nil {
+		all = append(all, f.selector(end, *s.Workload))
+	}
+	return every(all)
+}
+
+// know notes the ports at which a box begins or ends.
+func (f *formula) know(b box) {
+	for _, list := range b.ports {
+		for _, m := range list {
+			f.knowPorts(m.Port, m.EndPort, m.Protocol)
+		}
+	}
+	for _, s := range b.to {
+		for _, class := range s.Data {
+			for _, o := range f.words.ports[class] {
+				f.knowPorts(o.Port, o.EndPort, o.Protocol)
+			}
+		}
+	}
+}
+
+func (f *formula) knowPorts(port, end uint16, protocol string) {
+	if p, ports, err := bocage.Transport(port, end, protocol); err == nil {
+		f.spans = append(f.spans, span{p, ports})
+	}
+}
+
+// cut divides the ports of every protocol that is known into intervals within
+// which nothing begins or ends. One more protocol stands for all others.
+func (f *formula) cut() {
+	cuts := map[bocage.Protocol][]uint32{}
+	for _, s := range f.spans {
+		cuts[s.protocol] = append(cuts[s.protocol], uint32(s.ports.First), uint32(s.ports.Last)+1)
+	}
+	other := bocage.Protocol(254)
+	for cuts[other] != nil {
+		other--
+	}
+	cuts[other] = nil
+	for protocol := range 256 {
+		edges, known := cuts[bocage.Protocol(protocol)]
+		if !known {
+			continue
+		}
+		edges = append(edges, 0, 65536)
+		slices.Sort(edges)
+		edges = slices.Compact(edges)
+		for i := range edges[:len(edges)-1] {
+			f.pieces = append(f.pieces, span{bocage.Protocol(protocol), bocage.PortRange{First: uint16(edges[i]), Last: uint16(edges[i+1] - 1)}})
+		}
+	}
+}
+
+func pieceName(s span) string { return "at " + s.protocol.String() + " " + s.ports.String() }
+
+func (f *formula) covers(port, end uint16, protocol string) bf.Formula {
+	p, ports, err := bocage.Transport(port, end, protocol)
+	if err != nil {
+		return bf.False
+	}
+	var any []bf.Formula
+	for _, piece := range f.pieces {
+		if piece.protocol == p && ports.Contains(piece.ports.First) {
+			any = append(any, bf.Var(pieceName(piece)))
+		}
+	}
+	return either(any)
+}
+
+// in says which flows lie in a box. cut comes before.
+func (f *formula) in(b box) bf.Formula {
+	var all []bf.Formula
+	for _, s := range b.from {
+		all = append(all, f.side(source, s))
+	}
+	for _, s := range b.to {
+		all = append(all, f.side(destination, s))
+		if len(s.Data) > 0 {
+			all = append(all, f.offers(s.Data))
+		}
+	}
+	for _, list := range b.ports {
+		var any []bf.Formula
+		for _, m := range list {
+			any = append(any, f.covers(m.Port, m.EndPort, m.Protocol))
+		}
+		if len(list) > 0 {
+			all = append(all, either(any))
+		}
+	}
+	return every(all)
+}
+
+// offers says that the destination offers an interface with one of the classes.
+func (f *formula) offers(classes []string) bf.Formula {
+	var any []bf.Formula
+	for _, class := range classes {
+		for i, a := range f.words.offers[class] {
+			o := f.words.ports[class][i]
+			any = append(any, every([]bf.Formula{f.is(destination, bocage.LabelNamespace, a.Namespace), f.selector(destination, a.Spec.Workload),
+				f.covers(o.Port, o.EndPort, o.Protocol)}))
+		}
+	}
+	return either(any)
+}
+
+// differ says that both ends are workloads with different values of a label.
+func (f *formula) differ(key string) bf.Formula {
+	any := []bf.Formula{bf.Xor(f.exists(source, key), f.exists(destination, key)),
+		every([]bf.Formula{bf.Var("unlike"), f.unasked(source, key), f.unasked(destination, key)})}
+	for _, value := range sortedNames(f.values[key]) {
+		any = append(any, bf.Xor(f.is(source, key, value), f.is(destination, key, value)))
+	}
+	return every([]bf.Formula{not(outside(source)), not(outside(destination)), either(any)})
+}
+
+// unasked says that the label is there with a value that nobody asks for.
+func (f *formula) unasked(end, key string) bf.Formula {
+	all := []bf.Formula{f.exists(end, key)}
+	for _, value := range sortedNames(f.values[key]) {
+		all = append(all, not(f.is(end, key, value)))
+	}
+	return every(all)
+}
+
+// solve finds a flow for which all terms hold; nil if there is none.
+func (f *formula) solve(terms ...bf.Formula) map[string]bool {
+	all := slices.Clone(terms)
+	names := make([]string, len(f.pieces))
+	for i, piece := range f.pieces {
+		names[i] = pieceName(piece)
+	}
+	if len(names) == 1 {
+		all = append(all, bf.Var(names[0]))
+	} else {
+		all = append(all, bf.Unique(names...))
+	}
+	for _, end := range []string{source, destination} {
+		all = append(all, f.natureOf(end)...)
+	}
+	whole := every(all)
+	if whole == bf.False {
+		return nil
+	}
+	return bf.Solve(whole)
+}
+
+// natureOf is what holds of every end: workloads have the labels that all have,
+// addresses outside have none, a label has one value, prefixes lie in each other
+// or apart.
+func (f *formula) natureOf(end string) []bf.Formula {
+	var all []bf.Formula
+	for _, key := range sortedNames(f.values) {
+		exists := f.exists(end, key)
+		all = append(all, bf.Implies(outside(end), not(exists)))
+		if slices.Contains([]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelAssurance}, key) {
+			all = append(all, bf.Or(outside(end), exists))
+		}
+		values := sortedNames(f.values[key])
+		for i, value := range values {
+			is := f.is(end, key, value)
+			all = append(all, bf.Implies(is, exists))
+			for _, other := range values[:i] {
+				all = append(all, not(bf.And(is, f.is(end, key, other))))
+			}
+		}
+	}
+	prefixes := make([]netip.Prefix, 0, len(f.prefixes))
+	for p := range f.prefixes {
+		prefixes = append(prefixes, p)
+	}
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return strings.Compare(a.String(), b.String()) })
+	for i, p := range prefixes {
+		in := f.within(end, p)
+		all = append(all, bf.Implies(in, outside(end)))
+		for _, q := range prefixes[:i] {
+			switch {
+			case !p.Overlaps(q):
+				all = append(all, not(bf.And(in, f.within(end, q))))
+			case p.Bits() > q.Bits():
+				all = append(all, bf.Implies(in, f.within(end, q)))
+			default:
+				all = append(all, bf.Implies(f.within(end, q), in))
+			}
+		}
+	}
+	return all
+}
+
+func sortedNames[V any](m map[string]V) []string {
+	names := make([]string, 0, len(m))
+	for name := range m {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	return names
+}

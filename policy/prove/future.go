@@ -1,0 +1,480 @@
+package prove
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/crillab/gophersat/bf"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+)
+
+// A proof about the workloads that are there ages with the next one that comes.
+// So the guardrails are proved for label sets too that nobody has yet: for every
+// declaration that allows and every guardrail that it could meet, a solver looks
+// for a flow between two imagined ends that both are about, and the compiler has
+// to refuse it, or to make it owe what the guardrail requires. Within one such
+// pair of declarations all flows are alike to the compiler, so one speaks for all.
+
+// mostWitnesses bounds the imagined flows of one proof.
+const mostWitnesses = 2000
+
+// future remembers the last proof, which depends on declarations alone.
+type future struct {
+	known bool
+	last  compile.Input
+	proof bocage.Proof
+}
+
+// obligation is what a guardrail says of the flows in a box.
+type obligation struct {
+	guardrail *bocage.Guardrail
+	field     string
+	cells     box
+	differ    string // a label in which the ends differ, if not empty
+	excuses   []box
+	holds     func(d bocage.Decision, allowed bool) bool
+}
+
+// witness is an imagined flow that an obligation and an allowing declaration are
+// about.
+type witness struct {
+	obligation *obligation
+	allowedBy  bocage.Ref
+	from, to   imagined
+	protocol   bocage.Protocol
+	port       uint16
+}
+
+// imagined is an end that does not exist.
+type imagined struct {
+	outside bool
+	address netip.Addr        // of an outside end
+	labels  map[string]string // of a workload
+}
+
+// allowing is a declaration that allows the flows in a box.
+type allowing struct {
+	by    bocage.Ref
+	cells box
+}
+
+// prove says whether the guardrails hold for workloads to come.
+func (v *future) prove(in compile.Input) bocage.Proof {
+	in.ThreatConditions, in.Quarantines, in.Responses, in.Workloads, in.Hosts, in.Scopes = nil, nil, nil, nil, nil, nil
+	in.Exceptions = slices.DeleteFunc(slices.Clone(in.Exceptions), func(e *bocage.Exception) bool {
+		return in.Now.Before(e.Begins()) || !in.Now.Before(e.Spec.Until)
+	})
+	if v.known && sameDeclarations(v.last, in) {
+		return v.proof
+	}
+	v.known, v.last, v.proof = true, in, proveFuture(in)
+	return v.proof
+}
+
+func sameDeclarations(a, b compile.Input) bool {
+	return slices.Equal(a.Applications, b.Applications) && slices.Equal(a.Guardrails, b.Guardrails) && slices.Equal(a.Exceptions, b.Exceptions) &&
+		slices.Equal(a.AddressGroups, b.AddressGroups) && slices.Equal(a.Zones, b.Zones) && slices.Equal(a.Profiles, b.Profiles) &&
+		slices.Equal(a.NetworkPolicies, b.NetworkPolicies) && slices.Equal(a.ClusterNetworkPolicies, b.ClusterNetworkPolicies)
+}
+
+func proveFuture(in compile.Input) bocage.Proof {
+	words := vocabularyOf(in)
+	allowed := allowings(in)
+	var witnesses []witness
+	pairs, left := 0, 0
+	for _, o := range obligations(in) {
+		for _, a := range allowed {
+			if apart(o.cells, a.cells) {
+				continue
+			}
+			if pairs++; len(witnesses) >= mostWitnesses {
+				left++
+				continue
+			}
+			if w, found := imagine(words, o, a); found {
+				witnesses = append(witnesses, w)
+			}
+		}
+	}
+	statement := fmt.Sprintf("the guardrails hold for workloads to come: of %d ways in which a declaration could meet one, %d are possible", pairs-left, len(witnesses))
+	if left > 0 {
+		statement += fmt.Sprintf(" (%d more were not looked at)", left)
+	}
+	return proof(statement, whole("future"), refute(in, witnesses))
+}
+
+func vocabularyOf(in compile.Input) *vocabulary {
+	words := &vocabulary{blocks: map[string][]netip.Prefix{}, offers: map[string][]bocage.Application{}, ports: map[string][]bocage.Provide{}}
+	for _, g := range byName(in.AddressGroups) {
+		words.blocks[g.Name] = g.Spec.Addresses
+	}
+	for _, a := range byName(in.Applications) {
+		for _, o := range a.Spec.Provides {
+			for _, class := range o.Data {
+				words.offers[class] = append(words.offers[class], *a)
+				words.ports[class] = append(words.ports[class], o)
+			}
+		}
+	}
+	return words
+}
+
+// allowings lists every declaration that can allow something.
+func allowings(in compile.Input) []allowing {
+	var out []allowing
+	apps := byName(in.Applications)
+	providers := make(map[string]*bocage.Application, len(apps))
+	for _, a := range apps {
+		providers[a.NamespacedName()] = a
+	}
+	for _, a := range apps {
+		self := bocage.Side{Namespaces: []string{a.Namespace}, Workload: &a.Spec.Workload}
+		for j, c := range a.Spec.Consumes {
+			ref := compile.Ref("Application", a, fmt.Sprintf("spec.consumes[%d]", j))
+			if c.External.IsValid() {
+				out = append(out, allowing{ref, box{from: []bocage.Side{self}, to: []bocage.Side{{External: []netip.Prefix{c.External}}},
+					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}})
+				continue
+			}
+			name := c.Service
+			if !strings.Contains(name, "/") {
+				name = a.Namespace + "/" + name
+			}
+			provider := providers[name]
+			if provider == nil {
+				continue
+			}
+			for _, o := range provider.Spec.Provides {
+				if c.Interface != "" && c.Interface != o.Name {
+					continue
+				}
+				open := bocage.Side{Workload: &o.To, Namespaces: o.ToNamespaces}
+				if len(o.ToNamespaces) == 0 {
+					open.Namespaces = []string{provider.Namespace}
+				} else if slices.Contains(o.ToNamespaces, "*") {
+					open.Namespaces = nil
+				}
+				out = append(out, allowing{ref, box{from: []bocage.Side{self, open},
+					to:    []bocage.Side{{Namespaces: []string{provider.Namespace}, Workload: &provider.Spec.Workload}},
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
+			}
+		}
+		for i, o := range a.Spec.Provides {
+			if len(o.ToExternal) > 0 {
+				out = append(out, allowing{compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), box{
+					from: []bocage.Side{{External: o.ToExternal}}, to: []bocage.Side{self},
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
+			}
+		}
+	}
+	for _, g := range byName(in.Guardrails) {
+		if spec := g.InForce(); spec != nil {
+			for i, grant := range spec.Grant {
+				out = append(out, allowing{compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), boxOf(grant)})
+			}
+		}
+	}
+	if len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) > 0 {
+		// What Kubernetes' policies leave open is open between Pods.
+		every := bocage.Side{Workload: &bocage.Selector{}}
+		out = append(out, allowing{bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, box{from: []bocage.Side{every}, to: []bocage.Side{every}}})
+	}
+	return out
+}
+
+// obligations lists what the guardrails say of cells.
+func obligations(in compile.Input) []*obligation {
+	var out []*obligation
+	for _, g := range byName(in.Guardrails) {
+		spec := g.InForce()
+		if spec == nil {
+			continue
+		}
+		var excuses []box
+		for _, e := range byName(in.Exceptions) {
+			if e.Spec.Guardrail == g.Name { // admitted or not: what might be excused is left out
+				excuses = append(excuses, boxOf(e.Spec.Match))
+			}
+		}
+		refused := func(_ bocage.Decision, allowed bool) bool { return !allowed }
+		for i, never := range spec.Never {
+			out = append(out, &obligation{guardrail: g, field: fmt.Sprintf("spec.never[%d]", i), cells: boxOf(spec.Match, never), excuses: excuses, holds: refused})
+		}
+		if spec.Separate != nil {
+			out = append(out, &obligation{guardrail: g, field: "spec.separate", cells: boxOf(spec.Match), differ: spec.Separate.Label(), excuses: excuses, holds: refused})
+		}
+		if require := spec.Require; require != nil {
+			out = append(out, &obligation{guardrail: g, field: "spec.require", cells: boxOf(spec.Match), excuses: excuses, holds: func(d bocage.Decision, allowed bool) bool {
+				return !allowed || d.Duties != nil && atLeast(*d.Duties, *require)
+			}})
+		}
+	}
+	return out
+}
+
+// apart reports, quickly, whether two boxes certainly share no flow.
+func apart(a, b box) bool {
+	for _, ends := range [2][2][]bocage.Side{{a.from, b.from}, {a.to, b.to}} {
+		all := slices.Concat(ends[0], ends[1])
+		for i, x := range all {
+			for _, y := range all[:i] {
+				if sidesApart(x, y) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+func sidesApart(x, y bocage.Side) bool {
+	inside := func(s bocage.Side) bool { return len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0 }
+	if x.Outside() && inside(y) || y.Outside() && inside(x) {
+		return true
+	}
+	if len(x.Namespaces) > 0 && len(y.Namespaces) > 0 && !slices.ContainsFunc(x.Namespaces, func(ns string) bool { return slices.Contains(y.Namespaces, ns) }) {
+		return true
+	}
+	if x.Workload != nil && y.Workload != nil {
+		for key, value := range x.Workload.MatchLabels {
+			if other, asked := y.Workload.MatchLabels[key]; asked && other != value {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// imagine finds a flow that both are about and that nothing excuses.
+func imagine(words *vocabulary, o *obligation, a allowing) (witness, bool) {
+	f := newFormula(words)
+	for _, b := range append([]box{o.cells, a.cells}, o.excuses...) {
+		f.know(b)
+	}
+	f.cut()
+	terms := []bf.Formula{f.in(o.cells), f.in(a.cells)}
+	for _, e := range o.excuses {
+		terms = append(terms, not(f.in(e)))
+	}
+	if o.differ != "" {
+		f.exists(source, o.differ)
+		terms = append(terms, f.differ(o.differ))
+	}
+	model := f.solve(terms...)
+	if model == nil {
+		return witness{}, false
+	}
+	w := witness{obligation: o, allowedBy: a.by}
+	for _, piece := range f.pieces {
+		if model[pieceName(piece)] {
+			w.protocol = piece.protocol
+			if w.protocol.HasPorts() {
+				w.port = piece.ports.First
+			}
+		}
+	}
+	if w.protocol.HasPorts() && w.port == 0 {
+		w.port = 1
+		for _, piece := range f.pieces {
+			if piece.protocol == w.protocol && piece.ports.First == 0 && piece.ports.Last == 0 {
+				w.port = 0
+			}
+		}
+	}
+	var ok, also bool
+	w.from, ok = f.end(source, model)
+	w.to, also = f.end(destination, model)
+	return w, ok && also
+}
+
+// end reads an imagined end out of a model.
+func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
+	if model[end+" outside"] {
+		address, found := f.addressOf(end, model)
+		return imagined{outside: true, address: address}, found
+	}
+	labels := map[string]string{}
+	for _, key := range sortedNames(f.values) {
+		if !model[end+" has "+key] {
+			continue
+		}
+		labels[key] = "unasked"
+		if model["unlike"] {
+			labels[key] += "-" + end
+		}
+		for value := range f.values[key] {
+			if model[end+" is "+key+"="+value] {
+				labels[key] = value
+			}
+		}
+	}
+	if labels[bocage.LabelNamespace] == "" {
+		labels[bocage.LabelNamespace] = "unasked"
+	}
+	return imagined{labels: labels}, true
+}
+
+// addressOf finds an address in the prefixes that the model is in, and in none
+// of the others.
+func (f *formula) addressOf(end string, model map[string]bool) (netip.Addr, bool) {
+	candidates := []netip.Addr{netip.MustParseAddr("203.0.113.77"), netip.MustParseAddr("2001:db8:ffff::77")}
+	for p := range f.prefixes {
+		candidates = append(candidates, p.Addr(), p.Addr().Next(), afterPrefix(p))
+	}
+	slices.SortFunc(candidates, netip.Addr.Compare)
+	for _, address := range candidates {
+		fits := address.IsValid()
+		for p := range f.prefixes {
+			fits = fits && p.Contains(address) == model[end+" in "+p.String()]
+		}
+		if fits {
+			return address, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// afterPrefix is the first address behind a prefix.
+func afterPrefix(p netip.Prefix) netip.Addr {
+	bytes := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(bytes)*8; i++ {
+		bytes[i/8] |= 1 << (7 - i%8)
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return last.Next()
+}
+
+// atLeast reports whether what is owed is no less than what is required.
+func atLeast(owed, required bocage.Duties) bool {
+	every := func(of, wanted string) bool {
+		return wanted == "" || !slices.ContainsFunc(strings.Split(wanted, "+"), func(w string) bool { return !slices.Contains(strings.Split(of, "+"), w) })
+	}
+	return every(owed.Inspect, required.Inspect) && every(owed.Verify, required.Verify) &&
+		(required.Log == "" || owed.Log == required.Log) &&
+		(required.Rate == "" || owed.RatePerSecond() > 0 && owed.RatePerSecond() <= required.RatePerSecond()) &&
+		(!required.Witness || owed.Witness) && (!required.Provenance || owed.Provenance) && owed.Assurance >= required.Assurance
+}
+
+// refute compiles the declarations for the imagined workloads and looks for a
+// witness that gets what it must not.
+func refute(in compile.Input, witnesses []witness) string {
+	for len(witnesses) > 0 {
+		world := newImagination(in)
+		var held []witness
+		var flows []bocage.Flow
+		rest := witnesses[:0:0]
+		for _, w := range witnesses {
+			if flow, placed := world.place(w); placed {
+				held, flows = append(held, w), append(flows, flow)
+			} else {
+				rest = append(rest, w)
+			}
+		}
+		rs := compile.Compile(world.in).Ruleset
+		for i, w := range held {
+			_, reason := rs.Decide(flows[i])
+			d, _ := rs.Decision(reason.Decision)
+			if !w.obligation.holds(d, reason.Would.Allowed()) {
+				return fmt.Sprintf("a flow from %s to %s %s/%d would get %s%s, against Guardrail %s %s", w.from, w.to, w.protocol, w.port,
+					reason.Would, by(d), w.obligation.guardrail.Name, w.obligation.field)
+			}
+		}
+		if len(rest) == len(witnesses) {
+			break // cannot be: an empty world takes at least one
+		}
+		witnesses = rest
+	}
+	return ""
+}
+
+func (e imagined) String() string {
+	if e.outside {
+		return e.address.String()
+	}
+	var pairs []string
+	for _, key := range sortedNames(e.labels) {
+		pairs = append(pairs, key+"="+e.labels[key])
+	}
+	return "a workload with " + strings.Join(pairs, ", ")
+}
+
+// imagination is a data center of imagined workloads.
+type imagination struct {
+	in    compile.Input
+	names map[string]bool
+	zones map[string]string // zone -> a host in it
+	next  uint32
+}
+
+func newImagination(in compile.Input) *imagination {
+	world := &imagination{in: in, names: map[string]bool{}, zones: map[string]string{}}
+	for _, z := range byName(in.Zones) {
+		if len(z.Spec.Hosts) > 0 {
+			world.zones[z.Name] = z.Spec.Hosts[0]
+		}
+	}
+	return world
+}
+
+// place puts the ends of a witness into the world; false if a name is taken there.
+func (m *imagination) place(w witness) (bocage.Flow, bool) {
+	flow := bocage.Flow{Protocol: w.protocol, DestinationPort: w.port, At: m.in.Now}
+	for _, end := range []imagined{w.from, w.to} {
+		if name := end.labels[bocage.LabelName]; name != "" && m.names[end.labels[bocage.LabelNamespace]+"/"+name] {
+			return flow, false
+		}
+	}
+	if a, b := w.from.labels[bocage.LabelName], w.to.labels[bocage.LabelName]; a != "" && a == b && w.from.labels[bocage.LabelNamespace] == w.to.labels[bocage.LabelNamespace] {
+		// One workload to itself: the same end twice.
+		flow.Source = m.workload(w.from, false)
+		flow.Destination = flow.Source
+		return flow, true
+	}
+	four := w.from.address.Is4() || w.to.address.Is4()
+	flow.Source, flow.Destination = w.from.address, w.to.address
+	if !w.from.outside {
+		flow.Source = m.workload(w.from, four)
+	}
+	if !w.to.outside {
+		flow.Destination = m.workload(w.to, four)
+	}
+	return flow, true
+}
+
+// workload makes an imagined end real and returns its address.
+func (m *imagination) workload(end imagined, four bool) netip.Addr {
+	m.next++
+	n := m.next
+	address := netip.AddrFrom16([16]byte{0xfd, 0xb0, 0xca, 15: byte(n), 14: byte(n >> 8), 13: byte(n >> 16), 12: byte(n >> 24)})
+	if four {
+		address = netip.AddrFrom4([4]byte{100, 64 | byte(n>>16)&63, byte(n >> 8), byte(n)})
+	}
+	w := &bocage.Workload{ObjectMeta: bocage.ObjectMeta{Namespace: end.labels[bocage.LabelNamespace], Name: end.labels[bocage.LabelName], Labels: map[string]string{}},
+		Spec:   bocage.WorkloadSpec{Host: "imagined", Interface: fmt.Sprintf("i%d", n), Addresses: []netip.Addr{address}},
+		Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst + bocage.Identity(n), Assurance: "L5"}}
+	if w.Name == "" {
+		w.Name = fmt.Sprintf("imagined-%d", n)
+	}
+	for key, value := range end.labels {
+		switch key {
+		case bocage.LabelNamespace, bocage.LabelName:
+		case bocage.LabelHost:
+			w.Spec.Host = value
+		case bocage.LabelAssurance:
+			w.Status.Assurance = value
+		case bocage.LabelZone:
+			if host := m.zones[value]; host != "" {
+				w.Spec.Host = host
+			}
+		default:
+			w.Labels[key] = value
+		}
+	}
+	m.names[w.NamespacedName()] = true
+	m.in.Workloads = append(m.in.Workloads, w)
+	return address
+}

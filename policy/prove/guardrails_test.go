@@ -1,0 +1,207 @@
+package prove_test
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/prove"
+)
+
+var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+
+func named(name string) bocage.ObjectMeta { return bocage.ObjectMeta{Name: name} }
+
+func workload(namespace, name string, number int, labels map[string]string) *bocage.Workload {
+	return &bocage.Workload{ObjectMeta: bocage.ObjectMeta{Namespace: namespace, Name: name, Labels: labels},
+		Spec: bocage.WorkloadSpec{Host: "h1", Interface: fmt.Sprintf("v%d", number),
+			Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, byte(number >> 8), byte(number)})}},
+		Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst + bocage.Identity(number)}}
+}
+
+func picking(key, value string) bocage.Side {
+	return bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{key: value}}}
+}
+
+// chain is a row of n workloads in which everybody may open 80 to the next.
+func chain(n int) compile.Input {
+	in := compile.Input{Generation: 1, Now: now}
+	for i := range n {
+		in.Workloads = append(in.Workloads, workload("row", fmt.Sprintf("w%d", i), i+1, map[string]string{"place": fmt.Sprint(i), "env": []string{"prod", "dev"}[i%2]}))
+	}
+	grants := &bocage.Guardrail{ObjectMeta: named("row")}
+	for i := range n - 1 {
+		grants.Spec.Grant = append(grants.Spec.Grant, bocage.CellMatch{From: picking("place", fmt.Sprint(i)), To: picking("place", fmt.Sprint(i+1)),
+			Ports: []bocage.PortMatch{{Port: 80}}})
+	}
+	in.Guardrails = append(in.Guardrails, grants)
+	return in
+}
+
+// failures proves and returns what failed, by the fields that asked for it.
+func failures(in compile.Input, rs *bocage.Ruleset) map[string]string {
+	out := map[string]string{}
+	for _, p := range prove.Failed(prove.Prove(in, rs)) {
+		out[strings.TrimSpace(p.By.Name+" "+p.By.Field)] = p.Counterexample
+	}
+	return out
+}
+
+func TestBlastRadius(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		radius    bocage.BlastRadius
+		weight    string // of the last in the row
+		reached   int    // weight that the first reaches
+		fulfilled bool
+	}{
+		{"to the end", bocage.BlastRadius{From: picking("place", "0"), MaxWeight: 9}, "", 9, true},
+		{"one too many", bocage.BlastRadius{From: picking("place", "0"), MaxWeight: 8}, "", 9, false},
+		{"within hops", bocage.BlastRadius{From: picking("place", "0"), MaxHops: 3, MaxWeight: 3}, "", 3, true},
+		{"hops too far", bocage.BlastRadius{From: picking("place", "0"), MaxHops: 3, MaxWeight: 2}, "", 3, false},
+		{"from further on", bocage.BlastRadius{From: picking("place", "7"), MaxWeight: 2}, "", 2, true},
+		{"from anywhere", bocage.BlastRadius{MaxWeight: 8}, "", 9, false},
+		{"a heavy end", bocage.BlastRadius{From: picking("place", "0"), MaxWeight: 20}, "50", 58, false},
+		{"a weightless end", bocage.BlastRadius{From: picking("place", "0"), MaxWeight: 8}, "0", 8, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := chain(10)
+			if test.weight != "" {
+				in.Workloads[9].Labels[prove.LabelWeight] = test.weight
+			}
+			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("radius"), Spec: bocage.GuardrailSpec{BlastRadius: &test.radius}})
+			counter, failed := failures(in, compile.Compile(in).Ruleset)["radius spec.blastRadius"]
+			if failed == test.fulfilled {
+				t.Fatalf("fails: %v (%s)", failed, counter)
+			}
+			if failed && !strings.Contains(counter, fmt.Sprintf("a weight of %d", test.reached)) {
+				t.Errorf("%q names another weight than %d", counter, test.reached)
+			}
+		})
+	}
+}
+
+// TestBlastRadiusThroughWildcards lets everybody reach one hub, and the hub all.
+func TestBlastRadiusThroughWildcards(t *testing.T) {
+	in := compile.Input{Generation: 1, Now: now}
+	for i := range 200 {
+		in.Workloads = append(in.Workloads, workload("row", fmt.Sprintf("w%d", i), i+1, map[string]string{"app": fmt.Sprint(i)}))
+	}
+	every := bocage.Side{Workload: &bocage.Selector{}}
+	in.Guardrails = []*bocage.Guardrail{
+		{ObjectMeta: named("hub"), Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{{To: picking("app", "0")}, {From: picking("app", "0")}}}},
+		{ObjectMeta: named("radius"), Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{From: every, MaxHops: 1, MaxWeight: 198}}},
+		{ObjectMeta: named("way"), Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{From: picking("app", "7"), MaxHops: 1, MaxWeight: 1}}},
+		{ObjectMeta: named("two"), Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{From: picking("app", "7"), MaxHops: 2, MaxWeight: 198}}},
+	}
+	failed := failures(in, compile.Compile(in).Ruleset)
+	if _, ok := failed["radius spec.blastRadius"]; !ok {
+		t.Error("the hub reaches 199 in one hop, and that is not noticed")
+	}
+	if counter, bad := failed["way spec.blastRadius"]; bad {
+		t.Error(counter)
+	}
+	if _, ok := failed["two spec.blastRadius"]; !ok {
+		t.Error("through the hub everybody reaches 199, and that is not noticed")
+	}
+}
+
+// TestSpoiledGuardrails turns one refusal of a guardrail into an allow, or takes
+// one duty off: the guardrail's own proof has to notice.
+func TestSpoiledGuardrails(t *testing.T) {
+	site := func() compile.Input {
+		in := chain(6)
+		in.Guardrails = append(in.Guardrails,
+			&bocage.Guardrail{ObjectMeta: named("apart"), Spec: bocage.GuardrailSpec{
+				Match: bocage.CellMatch{To: picking("place", "3")}, Separate: &bocage.Separate{By: "env"},
+				Exceptions: bocage.ExceptionTerms{Allowed: true, Max: "2h"}}},
+			&bocage.Guardrail{ObjectMeta: named("duties"), Spec: bocage.GuardrailSpec{Match: bocage.CellMatch{To: picking("place", "5")},
+				Require: &bocage.Duties{Rate: "20/s", Verify: "tls", Witness: true, Provenance: true, Log: "full"}}})
+		return in
+	}
+	exception := func(until time.Duration) *bocage.Exception {
+		return &bocage.Exception{ObjectMeta: named("tonight"), Spec: bocage.ExceptionSpec{Guardrail: "apart",
+			Match: bocage.CellMatch{From: picking("place", "2")}, From: now.Add(-time.Hour), Until: now.Add(until)}}
+	}
+	spoil := func(rs *bocage.Ruleset, change func(*bocage.Decision) bool) {
+		i := slices.IndexFunc(rs.Decisions, func(d bocage.Decision) bool { return change(&d) })
+		if i < 0 {
+			t.Fatal("there is no such decision")
+		}
+		change(&rs.Decisions[i])
+	}
+	allow := func(d *bocage.Decision) bool {
+		d.Verdict = bocage.VerdictAllow
+		return d.Code == bocage.ReasonGuardrail
+	}
+	owing := func(change func(*bocage.Duties)) func(*bocage.Ruleset) {
+		return func(rs *bocage.Ruleset) {
+			spoil(rs, func(d *bocage.Decision) bool {
+				if d.Duties == nil {
+					return false
+				}
+				changed := *d.Duties
+				change(&changed)
+				d.Duties = &changed
+				return true
+			})
+		}
+	}
+	for _, test := range []struct {
+		name, field string
+		exceptions  []*bocage.Exception
+		spoil       func(*bocage.Ruleset)
+	}{
+		{"separate", "apart spec.separate", nil, func(rs *bocage.Ruleset) { spoil(rs, allow) }},
+		{"separate after an exception", "apart spec.separate", []*bocage.Exception{exception(time.Hour)}, func(rs *bocage.Ruleset) { spoil(rs, allow) }},
+		{"an exception that does not end", "apart spec.separate", []*bocage.Exception{exception(time.Hour)}, func(rs *bocage.Ruleset) {
+			spoil(rs, func(d *bocage.Decision) bool {
+				if d.Until.IsZero() || !d.Verdict.Allowed() {
+					return false
+				}
+				d.Until, d.Then = time.Time{}, 0
+				return true
+			})
+		}},
+		{"rate", "duties spec.require.rate", nil, owing(func(d *bocage.Duties) { d.Rate = "21/s" })},
+		{"no rate", "duties spec.require.rate", nil, owing(func(d *bocage.Duties) { d.Rate = "" })},
+		{"verify", "duties spec.require.verify", nil, owing(func(d *bocage.Duties) { d.Verify = "http" })},
+		{"witness", "duties spec.require.witness", nil, owing(func(d *bocage.Duties) { d.Witness = false })},
+		{"provenance", "duties spec.require.provenance", nil, owing(func(d *bocage.Duties) { d.Provenance = false })},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := site()
+			in.Exceptions = test.exceptions
+			if failed := failures(in, compile.Compile(in).Ruleset); len(failed) > 0 {
+				t.Fatalf("fails unspoiled: %v", failed)
+			}
+			rs := compile.Compile(in).Ruleset
+			test.spoil(rs)
+			if failed := failures(in, rs); failed[test.field] == "" {
+				t.Fatalf("no proof of %s fails: %v", test.field, failed)
+			}
+		})
+	}
+}
+
+// TestProtectedCellsAreNotCut spoils the one thing that protects a lifeline.
+func TestProtectedCellsAreNotCut(t *testing.T) {
+	in := chain(3)
+	in.Scopes = []*bocage.Scope{{ObjectMeta: named("all"), Spec: bocage.ScopeSpec{Mode: bocage.ModeEnforce}}}
+	in.ThreatConditions = []*bocage.ThreatCondition{{ObjectMeta: named("t"), Spec: bocage.ThreatConditionSpec{
+		Workload: "row/w0", Level: bocage.LevelQuarantine, Reason: "test", Expires: now.Add(time.Hour)}}}
+	unprotected := compile.Compile(in).Ruleset
+	in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("life"), Spec: bocage.GuardrailSpec{
+		Protect: []bocage.CellMatch{{To: picking("place", "1"), Ports: []bocage.PortMatch{{Port: 80}}}}}})
+	if failed := failures(in, compile.Compile(in).Ruleset); len(failed) > 0 {
+		t.Fatalf("fails unspoiled: %v", failed)
+	}
+	if failed := failures(in, unprotected); failed["life spec.protect[0]"] == "" {
+		t.Fatalf("a quarantine that cuts a protected cell is not noticed: %v", failed)
+	}
+}
