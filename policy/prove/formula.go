@@ -27,9 +27,71 @@ func boxOf(matches ...bocage.CellMatch) box {
 
 // vocabulary is what declarations share.
 type vocabulary struct {
-	blocks map[string][]netip.Prefix       // by AddressGroup
-	offers map[string][]bocage.Application // by data class
-	ports  map[string][]bocage.Provide     // by data class, as in offers
+	groups map[string]*bocage.AddressGroup
+	offers map[string]map[string][]offer // by data class and namespace
+	// objects are those of the two, in order, if the vocabulary is a near one.
+	objects []bocage.Resource
+}
+
+// offer is an interface with classes of data.
+type offer struct {
+	by      *bocage.Application
+	provide bocage.Provide
+}
+
+// near narrows the vocabulary to what can matter for an obligation and an
+// allowing declaration: offers of who may be meant by both.
+func (v *vocabulary) near(o *obligation, a allowing) *vocabulary {
+	out := &vocabulary{groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
+	boxes := append([]box{o.cells, a.cells}, o.excuses...)
+	for _, b := range boxes {
+		for _, s := range slices.Concat(b.from, b.to) {
+			for _, name := range s.AddressGroups {
+				if g := v.groups[name]; g != nil && out.groups[name] == nil {
+					out.groups[name] = g
+					out.objects = append(out.objects, g)
+				}
+			}
+		}
+		for _, s := range b.to {
+			for _, class := range s.Data {
+				if out.offers[class] == nil {
+					out.offers[class] = map[string][]offer{}
+					v.nearOffers(class, slices.Concat(o.cells.to, a.cells.to), out)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// nearOffers takes over the offers of a class by whom all sides may mean.
+func (v *vocabulary) nearOffers(class string, sides []bocage.Side, out *vocabulary) {
+	namespaces := sortedNames(v.offers[class])
+	for _, s := range sides {
+		if len(s.Namespaces) > 0 {
+			namespaces = slices.DeleteFunc(slices.Clone(s.Namespaces), func(ns string) bool { return v.offers[class][ns] == nil })
+			break
+		}
+	}
+	for _, ns := range namespaces {
+		for _, o := range v.offers[class][ns] {
+			self := bocage.Side{Namespaces: []string{ns}, Workload: &o.by.Spec.Workload}
+			if !slices.ContainsFunc(sides, func(s bocage.Side) bool { return sidesApart(self, s) }) {
+				out.offers[class][ns] = append(out.offers[class][ns], o)
+				out.objects = append(out.objects, o.by)
+			}
+		}
+	}
+}
+
+// of lists the offers of a class.
+func (v *vocabulary) of(class string) []offer {
+	var out []offer
+	for _, ns := range sortedNames(v.offers[class]) {
+		out = append(out, v.offers[class][ns]...)
+	}
+	return out
 }
 
 // ends of a flow in formulas.
@@ -159,8 +221,10 @@ func (f *formula) side(end string, s bocage.Side) bf.Formula {
 			any = append(any, f.within(end, p))
 		}
 		for _, name := range s.AddressGroups {
-			for _, p := range f.words.blocks[name] {
-				any = append(any, f.within(end, p))
+			if g := f.words.groups[name]; g != nil {
+				for _, p := range g.Spec.Addresses {
+					any = append(any, f.within(end, p))
+				}
 			}
 		}
 		return every([]bf.Formula{outside(end), either(any)})
@@ -188,8 +252,8 @@ func (f *formula) know(b box) {
 	}
 	for _, s := range b.to {
 		for _, class := range s.Data {
-			for _, o := range f.words.ports[class] {
-				f.knowPorts(o.Port, o.EndPort, o.Protocol)
+			for _, o := range f.words.of(class) {
+				f.knowPorts(o.provide.Port, o.provide.EndPort, o.provide.Protocol)
 			}
 		}
 	}
@@ -271,10 +335,9 @@ func (f *formula) in(b box) bf.Formula {
 func (f *formula) offers(classes []string) bf.Formula {
 	var any []bf.Formula
 	for _, class := range classes {
-		for i, a := range f.words.offers[class] {
-			o := f.words.ports[class][i]
-			any = append(any, every([]bf.Formula{f.is(destination, bocage.LabelNamespace, a.Namespace), f.selector(destination, a.Spec.Workload),
-				f.covers(o.Port, o.EndPort, o.Protocol)}))
+		for _, o := range f.words.of(class) {
+			any = append(any, every([]bf.Formula{f.is(destination, bocage.LabelNamespace, o.by.Namespace),
+				f.selector(destination, o.by.Spec.Workload), f.covers(o.provide.Port, o.provide.EndPort, o.provide.Protocol)}))
 		}
 	}
 	return either(any)

@@ -19,13 +19,18 @@ import (
 // to refuse it, or to make it owe what the guardrail requires. Within one such
 // pair of declarations all flows are alike to the compiler, so one speaks for all.
 
-// mostWitnesses bounds the imagined flows of one proof.
-const mostWitnesses = 2000
+// mostPairs bounds the pairs of declarations that one proof looks at anew. What
+// is left over is looked at with the next generation, and the proof says so.
+const mostPairs = 20_000
 
-// future remembers the last proof, which depends on declarations alone.
+// future remembers the last proof, which depends on declarations alone, and of
+// which pairs of declarations it is made. What was shown of a pair stays shown
+// while both are as they were: other declarations can only refuse more and add
+// duties.
 type future struct {
 	known bool
 	last  compile.Input
+	shown map[string]bool // by pair; whether a flow was possible
 	proof bocage.Proof
 }
 
@@ -36,6 +41,7 @@ type obligation struct {
 	cells     box
 	differ    string // a label in which the ends differ, if not empty
 	excuses   []box
+	excepted  []*bocage.Exception // that excuses are of
 	holds     func(d bocage.Decision, allowed bool) bool
 }
 
@@ -43,7 +49,6 @@ type obligation struct {
 // about.
 type witness struct {
 	obligation *obligation
-	allowedBy  bocage.Ref
 	from, to   imagined
 	protocol   bocage.Protocol
 	port       uint16
@@ -60,6 +65,8 @@ type imagined struct {
 type allowing struct {
 	by    bocage.Ref
 	cells box
+	// objects are all that the box depends on.
+	objects []bocage.Resource
 }
 
 // prove says whether the guardrails hold for workloads to come.
@@ -71,7 +78,7 @@ func (v *future) prove(in compile.Input) bocage.Proof {
 	if v.known && sameDeclarations(v.last, in) {
 		return v.proof
 	}
-	v.known, v.last, v.proof = true, in, proveFuture(in)
+	v.known, v.last, v.proof = true, in, v.refresh(in)
 	return v.proof
 }
 
@@ -81,42 +88,77 @@ func sameDeclarations(a, b compile.Input) bool {
 		slices.Equal(a.NetworkPolicies, b.NetworkPolicies) && slices.Equal(a.ClusterNetworkPolicies, b.ClusterNetworkPolicies)
 }
 
-func proveFuture(in compile.Input) bocage.Proof {
+// refresh proves what is new.
+func (v *future) refresh(in compile.Input) bocage.Proof {
 	words := vocabularyOf(in)
 	allowed := allowings(in)
 	var witnesses []witness
-	pairs, left := 0, 0
+	shown := map[string]bool{}
+	anew, left, possible := 0, 0, 0
 	for _, o := range obligations(in) {
 		for _, a := range allowed {
 			if apart(o.cells, a.cells) {
 				continue
 			}
-			if pairs++; len(witnesses) >= mostWitnesses {
+			near := words.near(o, a)
+			key := pairKey(o, a, near)
+			could, known := v.shown[key]
+			switch {
+			case known:
+			case anew == mostPairs:
 				left++
 				continue
+			default:
+				var w witness
+				anew++
+				if w, could = imagine(near, o, a); could {
+					witnesses = append(witnesses, w)
+				}
 			}
-			if w, found := imagine(words, o, a); found {
-				witnesses = append(witnesses, w)
+			shown[key] = could
+			if could {
+				possible++
 			}
 		}
 	}
-	statement := fmt.Sprintf("the guardrails hold for workloads to come: of %d ways in which a declaration could meet one, %d are possible", pairs-left, len(witnesses))
+	statement := fmt.Sprintf("the guardrails hold for workloads to come: of %d ways in which a declaration could meet one, %d are possible", len(shown), possible)
 	if left > 0 {
-		statement += fmt.Sprintf(" (%d more were not looked at)", left)
+		statement += fmt.Sprintf(" (%d more are looked at with the next generations)", left)
 	}
-	return proof(statement, whole("future"), refute(in, witnesses))
+	counter := refute(in, witnesses)
+	if counter == "" {
+		v.shown = shown
+	}
+	return proof(statement, whole("future"), counter)
+}
+
+// pairKey names a pair by the objects that it depends on. Nobody changes objects.
+func pairKey(o *obligation, a allowing, near *vocabulary) string {
+	b := fmt.Appendf(nil, "%p %s %s", o.guardrail, o.field, a.by.Field)
+	for _, e := range o.excepted {
+		b = fmt.Appendf(b, " %p", e)
+	}
+	for _, object := range a.objects {
+		b = fmt.Appendf(b, " %p", object)
+	}
+	for _, object := range near.objects {
+		b = fmt.Appendf(b, " %p", object)
+	}
+	return string(b)
 }
 
 func vocabularyOf(in compile.Input) *vocabulary {
-	words := &vocabulary{blocks: map[string][]netip.Prefix{}, offers: map[string][]bocage.Application{}, ports: map[string][]bocage.Provide{}}
+	words := &vocabulary{groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
 	for _, g := range byName(in.AddressGroups) {
-		words.blocks[g.Name] = g.Spec.Addresses
+		words.groups[g.Name] = g
 	}
 	for _, a := range byName(in.Applications) {
 		for _, o := range a.Spec.Provides {
 			for _, class := range o.Data {
-				words.offers[class] = append(words.offers[class], *a)
-				words.ports[class] = append(words.ports[class], o)
+				if words.offers[class] == nil {
+					words.offers[class] = map[string][]offer{}
+				}
+				words.offers[class][a.Namespace] = append(words.offers[class][a.Namespace], offer{a, o})
 			}
 		}
 	}
@@ -137,7 +179,7 @@ func allowings(in compile.Input) []allowing {
 			ref := compile.Ref("Application", a, fmt.Sprintf("spec.consumes[%d]", j))
 			if c.External.IsValid() {
 				out = append(out, allowing{ref, box{from: []bocage.Side{self}, to: []bocage.Side{{External: []netip.Prefix{c.External}}},
-					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}})
+					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}, []bocage.Resource{a}})
 				continue
 			}
 			name := c.Service
@@ -160,28 +202,29 @@ func allowings(in compile.Input) []allowing {
 				}
 				out = append(out, allowing{ref, box{from: []bocage.Side{self, open},
 					to:    []bocage.Side{{Namespaces: []string{provider.Namespace}, Workload: &provider.Spec.Workload}},
-					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}, []bocage.Resource{a, provider}})
+				out[len(out)-1].by.Field += " " + o.Name // a pair for each interface
 			}
 		}
 		for i, o := range a.Spec.Provides {
 			if len(o.ToExternal) > 0 {
 				out = append(out, allowing{compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), box{
 					from: []bocage.Side{{External: o.ToExternal}}, to: []bocage.Side{self},
-					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}, []bocage.Resource{a}})
 			}
 		}
 	}
 	for _, g := range byName(in.Guardrails) {
 		if spec := g.InForce(); spec != nil {
 			for i, grant := range spec.Grant {
-				out = append(out, allowing{compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), boxOf(grant)})
+				out = append(out, allowing{compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), boxOf(grant), []bocage.Resource{g}})
 			}
 		}
 	}
 	if len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) > 0 {
 		// What Kubernetes' policies leave open is open between Pods.
 		every := bocage.Side{Workload: &bocage.Selector{}}
-		out = append(out, allowing{bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, box{from: []bocage.Side{every}, to: []bocage.Side{every}}})
+		out = append(out, allowing{bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, box{from: []bocage.Side{every}, to: []bocage.Side{every}}, nil})
 	}
 	return out
 }
@@ -195,20 +238,21 @@ func obligations(in compile.Input) []*obligation {
 			continue
 		}
 		var excuses []box
+		var excepted []*bocage.Exception
 		for _, e := range byName(in.Exceptions) {
 			if e.Spec.Guardrail == g.Name { // admitted or not: what might be excused is left out
-				excuses = append(excuses, boxOf(e.Spec.Match))
+				excuses, excepted = append(excuses, boxOf(e.Spec.Match)), append(excepted, e)
 			}
 		}
 		refused := func(_ bocage.Decision, allowed bool) bool { return !allowed }
 		for i, never := range spec.Never {
-			out = append(out, &obligation{guardrail: g, field: fmt.Sprintf("spec.never[%d]", i), cells: boxOf(spec.Match, never), excuses: excuses, holds: refused})
+			out = append(out, &obligation{guardrail: g, field: fmt.Sprintf("spec.never[%d]", i), cells: boxOf(spec.Match, never), excuses: excuses, excepted: excepted, holds: refused})
 		}
 		if spec.Separate != nil {
-			out = append(out, &obligation{guardrail: g, field: "spec.separate", cells: boxOf(spec.Match), differ: spec.Separate.Label(), excuses: excuses, holds: refused})
+			out = append(out, &obligation{guardrail: g, field: "spec.separate", cells: boxOf(spec.Match), differ: spec.Separate.Label(), excuses: excuses, excepted: excepted, holds: refused})
 		}
 		if require := spec.Require; require != nil {
-			out = append(out, &obligation{guardrail: g, field: "spec.require", cells: boxOf(spec.Match), excuses: excuses, holds: func(d bocage.Decision, allowed bool) bool {
+			out = append(out, &obligation{guardrail: g, field: "spec.require", cells: boxOf(spec.Match), excuses: excuses, excepted: excepted, holds: func(d bocage.Decision, allowed bool) bool {
 				return !allowed || d.Duties != nil && atLeast(*d.Duties, *require)
 			}})
 		}
@@ -250,8 +294,8 @@ func sidesApart(x, y bocage.Side) bool {
 }
 
 // imagine finds a flow that both are about and that nothing excuses.
-func imagine(words *vocabulary, o *obligation, a allowing) (witness, bool) {
-	f := newFormula(words)
+func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
+	f := newFormula(near)
 	for _, b := range append([]box{o.cells, a.cells}, o.excuses...) {
 		f.know(b)
 	}
@@ -268,7 +312,7 @@ func imagine(words *vocabulary, o *obligation, a allowing) (witness, bool) {
 	if model == nil {
 		return witness{}, false
 	}
-	w := witness{obligation: o, allowedBy: a.by}
+	w := witness{obligation: o}
 	for _, piece := range f.pieces {
 		if model[pieceName(piece)] {
 			w.protocol = piece.protocol

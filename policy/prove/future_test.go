@@ -53,7 +53,7 @@ func TestImaginesEveryMeeting(t *testing.T) {
 			witnesses := 0
 			for _, o := range obligations(in) {
 				for _, a := range allowings(in) {
-					w, found := imagine(vocabularyOf(in), o, a)
+					w, found := imagine(vocabularyOf(in).near(o, a), o, a)
 					if !found {
 						continue
 					}
@@ -70,7 +70,7 @@ func TestImaginesEveryMeeting(t *testing.T) {
 			if (witnesses > 0) != test.possible {
 				t.Errorf("%d witnesses, possible: %v", witnesses, test.possible)
 			}
-			if p := proveFuture(in); !p.Holds {
+			if p := new(future).prove(in); !p.Holds {
 				t.Error(p.Counterexample)
 			}
 		})
@@ -83,7 +83,8 @@ func TestFutureIsRefuted(t *testing.T) {
 	in := contract()
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{
 		Never: []bocage.CellMatch{{From: bocage.Side{Workload: selecting("env", "In", "dev")}}}}}}
-	w, found := imagine(vocabularyOf(in), obligations(in)[0], allowings(in)[0])
+	o, a := obligations(in)[0], allowings(in)[0]
+	w, found := imagine(vocabularyOf(in).near(o, a), o, a)
 	if !found {
 		t.Fatal("no flow is imagined")
 	}
