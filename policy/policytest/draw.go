@@ -33,6 +33,9 @@ var (
 	protocols = []string{"", "TCP", "UDP", "ICMP", "47"}
 	profiles  = []string{"deep", "sql", "web"}
 	hosts     = []string{"h1", "h2", "h3"}
+	groups    = []string{"partners", "wide", "gone"} // the last is never declared
+	spoken    = []string{"", "", "tls", "http"}
+	levels    = []string{"", "L0", "L2", "L3"}
 )
 
 // Addresses are where flows of drawn inputs come from and go to: some of
@@ -42,7 +45,7 @@ func Addresses() []netip.Addr {
 	for i := range 12 {
 		out = append(out, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
 	}
-	for _, s := range []string{"203.0.113.1", "203.0.113.129", "203.0.113.200", "198.51.100.7", "2001:db8::1", "2001:db8:1::1", "2001:db9::1", "fd00::1", "fd00::2"} {
+	for _, s := range []string{"203.0.113.1", "203.0.113.129", "203.0.113.200", "198.51.100.7", "192.0.2.1", "2001:db8::1", "2001:db8:1::1", "2001:db9::1", "fd00::1", "fd00::2"} {
 		out = append(out, netip.MustParseAddr(s))
 	}
 	return out
@@ -94,7 +97,46 @@ func Draw(t *rapid.T) compile.Input {
 	for i := range rapid.IntRange(0, 1).Draw(t, "quarantines") {
 		in.Quarantines = append(in.Quarantines, DrawQuarantine(t, i))
 	}
+	for i := range rapid.IntRange(0, 2).Draw(t, "exceptions") {
+		in.Exceptions = append(in.Exceptions, drawException(t, i))
+	}
+	for i := range rapid.IntRange(0, 2).Draw(t, "responses") {
+		in.Responses = append(in.Responses, DrawResponse(t, i))
+	}
+	drawPlaces(t, &in)
+	if rapid.Bool().Draw(t, "kubernetes") {
+		drawKubernetes(t, &in)
+	}
 	return in
+}
+
+// drawPlaces makes zones, namespaces, hosts and address groups.
+func drawPlaces(t *rapid.T, in *compile.Input) {
+	for i, members := range [][]string{{"h1"}, {"h1", "h2"}} {
+		if rapid.Bool().Draw(t, "zone") {
+			in.Zones = append(in.Zones, &bocage.Zone{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("z%d", i+1)}, Spec: bocage.ZoneSpec{Hosts: members}})
+		}
+	}
+	for _, name := range namespaces {
+		if rapid.Bool().Draw(t, "declared") {
+			in.Namespaces = append(in.Namespaces, &bocage.Namespace{ObjectMeta: bocage.ObjectMeta{Name: name, Labels: drawLabels(t)}})
+		}
+	}
+	for i, name := range hosts {
+		if rapid.Bool().Draw(t, "known host") {
+			h := &bocage.Host{ObjectMeta: bocage.ObjectMeta{Name: name, Labels: drawLabels(t)}}
+			if rapid.Bool().Draw(t, "addressed") {
+				h.Spec.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
+			}
+			in.Hosts = append(in.Hosts, h)
+		}
+	}
+	for _, name := range groups[:2] {
+		if rapid.Bool().Draw(t, "group") {
+			in.AddressGroups = append(in.AddressGroups, &bocage.AddressGroup{ObjectMeta: bocage.ObjectMeta{Name: name},
+				Spec: bocage.AddressGroupSpec{Addresses: append(drawPrefixes(t), drawPrefixes(t)...)}})
+		}
+	}
 }
 
 func drawWorkload(t *rapid.T, i int) *bocage.Workload {
@@ -122,6 +164,14 @@ func drawWorkload(t *rapid.T, i int) *bocage.Workload {
 	case 1:
 		w.Status.Identity = 0
 	}
+	w.Status.Assurance = rapid.SampledFrom(levels).Draw(t, "assurance")
+	if rapid.IntRange(0, 2).Draw(t, "pod") == 0 {
+		w.Spec.Orchestrator = bocage.OrchestratorKubernetes
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "named ports") {
+		w.Spec.Ports = append(w.Spec.Ports, bocage.NamedPort{Name: rapid.SampledFrom(portNames).Draw(t, "port name"),
+			Port: rapid.SampledFrom(ports[3:6]).Draw(t, "port"), Protocol: rapid.SampledFrom(protocols[:3]).Draw(t, "protocol")})
+	}
 	return w
 }
 
@@ -137,6 +187,13 @@ func drawLabels(t *rapid.T) map[string]string {
 
 func drawSelector(t *rapid.T) bocage.Selector {
 	var s bocage.Selector
+	if rapid.IntRange(0, 9).Draw(t, "inherent") == 0 {
+		where := [][2]string{{bocage.LabelHost, "h1"}, {bocage.LabelZone, "z1"}, {bocage.LabelZone, "z2"}, {bocage.LabelAssurance, "L2"}, {bocage.LabelNamespace, "pay"}}
+		label := rapid.SampledFrom(where).Draw(t, "label")
+		operator := rapid.SampledFrom([]string{"In", "NotIn"}).Draw(t, "operator")
+		s.MatchExpressions = []bocage.Requirement{{Key: label[0], Operator: operator, Values: label[1:]}}
+		return s
+	}
 	for range rapid.IntRange(0, 2).Draw(t, "terms") {
 		key := rapid.SampledFrom(labelKeys).Draw(t, "key")
 		values := labelPairs[key]
@@ -181,6 +238,12 @@ func drawSide(t *rapid.T) bocage.Side {
 	case 0:
 		return bocage.Side{}
 	case 1:
+		switch rapid.IntRange(0, 3).Draw(t, "grouped") {
+		case 0:
+			return bocage.Side{AddressGroups: []string{rapid.SampledFrom(groups).Draw(t, "group")}}
+		case 1:
+			return bocage.Side{External: drawPrefixes(t), AddressGroups: groups[:1]}
+		}
 		return bocage.Side{External: drawPrefixes(t)}
 	default:
 		return drawInside(t)
@@ -212,7 +275,7 @@ func drawApplication(t *rapid.T, i int) *bocage.Application {
 		a.Annotations = map[string]string{bocage.SourceAnnotation: fmt.Sprintf("apps.yaml:%d", i)}
 	}
 	for k := range rapid.IntRange(0, 3).Draw(t, "provides") {
-		p := bocage.Provide{Name: fmt.Sprintf("p%d", k), To: drawSelector(t)}
+		p := bocage.Provide{Name: fmt.Sprintf("p%d", k), To: drawSelector(t), AppProtocol: rapid.SampledFrom(spoken).Draw(t, "spoken")}
 		p.Port, p.EndPort, p.Protocol = drawTransport(t)
 		if rapid.Bool().Draw(t, "classified") {
 			p.Data = classes[:rapid.IntRange(1, 2).Draw(t, "classes")]
@@ -245,7 +308,7 @@ func drawApplication(t *rapid.T, i int) *bocage.Application {
 
 func drawMatch(t *rapid.T) bocage.CellMatch {
 	m := bocage.CellMatch{From: drawSide(t), To: drawSide(t)}
-	if len(m.To.External) == 0 && rapid.IntRange(0, 2).Draw(t, "data") == 0 {
+	if !m.To.Outside() && rapid.IntRange(0, 2).Draw(t, "data") == 0 {
 		m.To.Data = classes[:rapid.IntRange(1, 2).Draw(t, "classes")]
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
@@ -256,49 +319,15 @@ func drawMatch(t *rapid.T) bocage.CellMatch {
 	return m
 }
 
-func drawGuardrail(t *rapid.T, i int) *bocage.Guardrail {
-	g := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("g%d", i)}}
-	if rapid.Bool().Draw(t, "narrowed") {
-		g.Spec.Match = drawMatch(t)
+// Moments are those at which something ends in a drawn input, and those just
+// before.
+func Moments() []time.Time {
+	out := []time.Time{Now}
+	for i := range 4 {
+		end := Now.Add(time.Duration(i+1) * time.Minute)
+		out = append(out, end.Add(-1), end)
 	}
-	for range rapid.IntRange(0, 2).Draw(t, "nevers") {
-		g.Spec.Never = append(g.Spec.Never, drawMatch(t))
-	}
-	for range rapid.IntRange(0, 1).Draw(t, "grants") {
-		g.Spec.Grant = append(g.Spec.Grant, drawMatch(t))
-	}
-	if len(g.Spec.Never)+len(g.Spec.Grant) == 0 || rapid.Bool().Draw(t, "requires") {
-		g.Spec.Require = &bocage.Duties{Inspect: rapid.SampledFrom([]string{"", "deep", "sql"}).Draw(t, "inspect")}
-		if g.Spec.Require.Inspect == "" || rapid.Bool().Draw(t, "log") {
-			g.Spec.Require.Log = "full"
-		}
-	}
-	return g
-}
-
-// DrawThreat makes a threat condition, expired or not.
-func DrawThreat(t *rapid.T, i int) *bocage.ThreatCondition {
-	return &bocage.ThreatCondition{
-		ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("t%d", i)},
-		Spec: bocage.ThreatConditionSpec{
-			Workload: rapid.SampledFrom(namespaces).Draw(t, "namespace") + fmt.Sprintf("/w%d", rapid.IntRange(0, 5).Draw(t, "workload")),
-			Level:    rapid.SampledFrom(bocage.Levels()).Draw(t, "level"),
-			Reason:   "drawn", Expires: Now.Add(time.Duration(rapid.IntRange(-1, 3).Draw(t, "minutes")) * time.Minute),
-			Profile: rapid.SampledFrom([]string{"", "deep", "sql", "none"}).Draw(t, "profile"),
-		},
-	}
-}
-
-// DrawQuarantine makes a quarantine, expired or not.
-func DrawQuarantine(t *rapid.T, i int) *bocage.Quarantine {
-	q := &bocage.Quarantine{
-		ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("q%d", i)},
-		Spec:       bocage.QuarantineSpec{Workload: rapid.SampledFrom(namespaces).Draw(t, "namespace") + fmt.Sprintf("/w%d", rapid.IntRange(0, 5).Draw(t, "workload"))},
-	}
-	if rapid.Bool().Draw(t, "limited") {
-		q.Spec.Until = Now.Add(time.Duration(rapid.IntRange(-1, 3).Draw(t, "minutes")) * time.Minute)
-	}
-	return q
+	return out
 }
 
 // Flows are all flows between the addresses at the ports: every boundary of a

@@ -21,6 +21,14 @@ func Shuffle(in compile.Input, r *rand.Rand) compile.Input {
 	in.Quarantines = shuffled(in.Quarantines, r)
 	in.ThreatConditions = shuffled(in.ThreatConditions, r)
 	in.Workloads = shuffled(in.Workloads, r)
+	in.Exceptions = shuffled(in.Exceptions, r)
+	in.Responses = shuffled(in.Responses, r)
+	in.AddressGroups = shuffled(in.AddressGroups, r)
+	in.Zones = shuffled(in.Zones, r)
+	in.Namespaces = shuffled(in.Namespaces, r)
+	in.NetworkPolicies = shuffled(in.NetworkPolicies, r)
+	in.ClusterNetworkPolicies = shuffled(in.ClusterNetworkPolicies, r)
+	in.Hosts = shuffled(in.Hosts, r)
 	return in
 }
 
