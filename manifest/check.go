@@ -20,15 +20,46 @@ import (
 // may drop; wrong holds values that the type cannot take. Both carry the fields'
 // paths and sources. Afterwards the document reads as if wrong values
 // were empty and unknown fields were not there.
+//
+// What kubectl and controllers write besides is left out without a word: fields
+// of metadata and, of Kubernetes' own kinds, of the status; of a Namespace, all.
 func (t *Tree) Check(kind bocage.Kind) (unknown, wrong bocage.Faults) {
-	c := checker{tree: t}
+	return newChecker().document(t, kind)
+}
+
+// checker compares documents with the types of their kinds.
+type checker struct {
+	fields map[reflect.Type]map[string]reflect.Type // of structs, by their JSON names
+
+	tree           *Tree
+	kind           bocage.Kind
+	unknown, wrong bocage.Faults
+}
+
+func newChecker() *checker { return &checker{fields: map[reflect.Type]map[string]reflect.Type{}} }
+
+func (c *checker) document(t *Tree, kind bocage.Kind) (unknown, wrong bocage.Faults) {
+	c.tree, c.kind, c.unknown, c.wrong = t, kind, nil, nil
 	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "")
 	return c.unknown, c.wrong
 }
 
-type checker struct {
-	tree           *Tree
-	unknown, wrong bocage.Faults
+// leaves reports whether an unknown field is left out without a word.
+func (c *checker) leaves(path string) bool {
+	switch path {
+	case "metadata.selfLink", "metadata.generateName", "metadata.deletionGracePeriodSeconds":
+		return true
+	}
+	return c.kind.APIVersion != bocage.APIVersion && (c.kind.Name == "Namespace" || strings.HasPrefix(path, "status."))
+}
+
+func (c *checker) fieldsOf(typ reflect.Type) map[string]reflect.Type {
+	fields, known := c.fields[typ]
+	if !known {
+		fields = structFields(typ)
+		c.fields[typ] = fields
+	}
+	return fields
 }
 
 func (c *checker) fault(to *bocage.Faults, n *node, path, format string, args ...any) {
@@ -88,7 +119,7 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 	case reflect.Slice:
 		if c.is(n, sequence, path, "a list is needed") {
 			for i, item := range n.Content {
-				c.check(item, typ.Elem(), fmt.Sprintf("%s[%d]", path, i))
+				c.check(item, typ.Elem(), path+"["+strconv.Itoa(i)+"]")
 			}
 		}
 	case reflect.String:
@@ -124,14 +155,16 @@ func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
 		return
 	}
 	c.keysOnce(n, path)
-	fields := structFields(typ)
+	fields := c.fieldsOf(typ)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		at := join(path, key.Value)
 		field, ok := fields[key.Value]
 		if !ok {
 			key.wrong = true
-			c.fault(&c.unknown, key, at, "%s", unknownField(key.Value, path, typ, fields))
+			if !c.leaves(at) {
+				c.fault(&c.unknown, key, at, "%s", unknownField(key.Value, path, typ, fields))
+			}
 			continue
 		}
 		c.check(value, field, at)
@@ -139,6 +172,9 @@ func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
 }
 
 func (c *checker) keysOnce(n *node, path string) {
+	if len(n.Content) <= 2 {
+		return
+	}
 	first := make(map[string]int, len(n.Content)/2)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
@@ -337,10 +373,11 @@ func nearest(name string, names []string) string {
 
 // editDistance counts insertions, deletions, replacements and swaps of
 // neighbours. Long names are far from everything.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
+func editDistance(one, other string) int {
+	if len(one) > 64 || len(other) > 64 {
 		return 64
 	}
+	a, b := []rune(one), []rune(other)
 	rows := make([][]int, len(a)+1)
 	for i := range rows {
 		rows[i] = make([]int, len(b)+1)

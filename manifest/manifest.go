@@ -37,6 +37,10 @@ const (
 	maxDocuments = 10_000
 	// maxValues bounds the values of one file, and so the memory that reading takes.
 	maxValues = 1 << 20
+	// bytesPerValue is how large the values of a file are that may be larger.
+	bytesPerValue = 5
+	// bytesPerDocument says the same of documents.
+	bytesPerDocument = 100
 	// maxAliased bounds the values that aliases add to one document.
 	maxAliased = 100_000
 	// maxFiles bounds the files of one directory tree.
@@ -75,6 +79,21 @@ func (d Document) Place(faults bocage.Faults) bocage.Faults {
 type Reader struct {
 	// Namespace is given to namespaced objects that name none.
 	Namespace string
+	// Foreign, if set, is asked about objects of kinds that are none of
+	// bocage.Kinds, such as Pods. It returns their faults; without it, to be
+	// foreign is one. Kinds that only look foreign stay faults: misspelled ones, and
+	// other versions of policies that are read.
+	Foreign func(*Tree) bocage.Faults
+	// MaxBytes is the largest file; 0 is the package's MaxBytes. What else is
+	// bounded grows with it.
+	MaxBytes int
+}
+
+func (r Reader) bounds() bounds {
+	if r.MaxBytes <= 0 {
+		return bounds{MaxBytes, maxValues, maxDocuments}
+	}
+	return bounds{r.MaxBytes, max(maxValues, r.MaxBytes/bytesPerValue), max(maxDocuments, r.MaxBytes/bytesPerDocument)}
 }
 
 // Read reads every document of data into the namespace "default". name is the
@@ -92,53 +111,111 @@ func ReadPath(path string) ([]Document, bocage.Faults) {
 // Read reads every document of data. name is the file's, for messages; without
 // one, objects keep the source annotation that they have.
 func (r Reader) Read(name string, data []byte) ([]Document, bocage.Faults) {
-	documents, faults := r.read(name, data)
-	return documents, inOrder(append(faults, twice(documents)...))
+	var documents []Document
+	faults := r.Each(name, data, func(d Document) { documents = append(documents, d) })
+	return documents, faults
 }
 
 // ReadPath reads a file, every .yaml, .yml and .json file of a directory tree,
 // or standard input ("-").
 func (r Reader) ReadPath(path string) ([]Document, bocage.Faults) {
-	files, faults := filesAt(path)
 	var documents []Document
-	for _, file := range files {
-		name, data, err := readFile(file)
-		if err != nil {
-			faults = append(faults, bocage.Fault{Source: name, Message: err.Error()})
-			continue
-		}
-		found, wrong := r.read(name, data)
-		documents, faults = append(documents, found...), append(faults, wrong...)
-	}
-	return documents, inOrder(append(faults, twice(documents)...))
-}
-
-func (r Reader) read(name string, data []byte) ([]Document, bocage.Faults) {
-	trees, faults := Parse(name, data)
-	var documents []Document
-	found := 0
-	for _, tree := range trees {
-		for _, item := range tree.items(&faults) {
-			found++
-			document, wrong := r.document(item)
-			if faults = append(faults, wrong...); len(wrong) == 0 {
-				documents = append(documents, document)
-			}
-		}
-	}
-	if found == 0 && len(faults) == 0 {
-		faults = append(faults, bocage.Fault{Source: name, Message: "holds no object"})
-	}
+	faults := r.EachPath(path, func(d Document) { documents = append(documents, d) })
 	return documents, faults
 }
 
+// Each is Read for many documents: each is called with one after another, and
+// what it does not keep takes no memory afterwards.
+func (r Reader) Each(name string, data []byte, each func(Document)) bocage.Faults {
+	one := reading{Reader: r, each: each, first: map[objectKey]string{}, checker: newChecker()}
+	one.file(name, data)
+	return inOrder(one.faults)
+}
+
+// EachPath is ReadPath for many documents, as Each is Read.
+func (r Reader) EachPath(path string, each func(Document)) bocage.Faults {
+	files, faults := filesAt(path)
+	all := reading{Reader: r, each: each, first: map[objectKey]string{}, checker: newChecker(), faults: faults}
+	for _, file := range files {
+		name, data, err := readFile(file, r.bounds().bytes)
+		if err != nil {
+			all.faults = append(all.faults, bocage.Fault{Source: name, Message: err.Error()})
+			continue
+		}
+		all.file(name, data)
+	}
+	return inOrder(all.faults)
+}
+
+// reading is one pass over one or more files.
+type reading struct {
+	Reader
+	each    func(Document)
+	first   map[objectKey]string // where each object was declared
+	faults  bocage.Faults
+	checker *checker
+}
+
+type objectKey struct{ group, kind, namespace, name string }
+
+func (r *reading) file(name string, data []byte) {
+	found, before := 0, len(r.faults)
+	r.faults = append(r.faults, parse(name, data, r.bounds(), func(tree *Tree) {
+		tree.items(r.Foreign != nil, &r.faults, func(item *Tree) {
+			found++
+			r.item(item)
+		})
+	})...)
+	if found == 0 && len(r.faults) == before {
+		r.faults = append(r.faults, bocage.Fault{Source: name, Message: "holds no object"})
+	}
+}
+
+// item reads one object and passes it on if it has no fault, nor was declared before.
+func (r *reading) item(tree *Tree) {
+	if r.Foreign != nil && tree.foreign() {
+		faults := tree.tell(tree.place(r.Foreign(tree)))
+		if r.faults = append(r.faults, faults...); len(faults) == 0 {
+			name, _ := tree.Text("metadata", "name")
+			namespace, _ := tree.Text("metadata", "namespace")
+			kind, _ := tree.Text("kind")
+			version, _ := tree.Text("apiVersion")
+			r.once(tree, objectKey{bocage.Kind{APIVersion: version}.Group(), kind, namespace, name})
+		}
+		return
+	}
+	document, faults := r.document(tree, r.checker)
+	r.faults = append(r.faults, tree.tell(faults)...)
+	if len(faults) > 0 {
+		return
+	}
+	meta, typ := document.Resource.Meta(), document.Resource.Type()
+	if r.once(tree, objectKey{bocage.Kind{APIVersion: typ.APIVersion}.Group(), typ.Kind, meta.Namespace, meta.Name}) {
+		r.each(document)
+	}
+}
+
+// once notes where an object is declared, and a fault if it was before.
+func (r *reading) once(tree *Tree, k objectKey) bool {
+	source, twice := r.first[k]
+	if !twice {
+		r.first[k] = tree.Source("")
+		return true
+	}
+	r.faults = append(r.faults, bocage.Fault{
+		Field: "metadata.name", Source: tree.Source("metadata.name"),
+		Message: fmt.Sprintf("%s %s is declared at %s already", k.kind, (&bocage.ObjectMeta{Namespace: k.namespace, Name: k.name}).NamespacedName(), source),
+	})
+	return false
+}
+
 // document turns one tree into the object that it declares.
-func (r Reader) document(tree *Tree) (Document, bocage.Faults) {
+func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 	kind, faults := tree.kind()
 	if len(faults) > 0 {
 		return Document{}, faults
 	}
-	unknown, wrong := tree.Check(kind)
+	unknown, wrong := c.document(tree, kind)
 	resource := kind.New()
 	if err := json.Unmarshal(tree.JSON(), resource); err != nil {
 		wrong.Add("", "%v", err)
@@ -235,51 +312,61 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	return bocage.Kind{}, t.place(faults)
 }
 
-// items returns the documents inside a List, or the tree itself.
-func (t *Tree) items(faults *bocage.Faults) []*Tree {
+// items passes on the documents inside a list, or the tree itself.
+func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) {
 	name, _ := t.Text("kind")
 	version, _ := t.Text("apiVersion")
-	known := version == "v1" || slices.Contains(apiVersions(), version)
-	list := known && strings.HasSuffix(name, "List")
-	if !list {
-		return []*Tree{t}
-	}
+	of, isList := strings.CutSuffix(name, "List")
 	items := t.node.value("items")
-	if items == nil {
-		return nil
-	}
-	if items.Kind != sequence {
+	switch {
+	case t.node.Kind == sequence && len(t.node.Content) > 0 && t.node.Content[0].value("kind") != nil:
+		items, of = t.node, "" // a bare list of objects
+	case !isList || !(version == "v1" || slices.Contains(apiVersions(), version)) && !(foreign && items != nil):
+		each(t)
+		return
+	case items == nil || items.Kind == scalar && items.Tag == "!!null":
+		return // kubectl writes an empty list so
+	case items.Kind != sequence:
 		var wrong bocage.Faults
 		wrong.Add("items", "is %s where a list of objects is needed", describe(items))
 		*faults = append(*faults, t.place(wrong)...)
-		return nil
+		return
 	}
-	var out []*Tree
 	for _, item := range items.Content {
+		// The items of a list of one kind need not name it.
+		if of != "" && item.Kind == mapping && item.value("kind") == nil && item.value("apiVersion") == nil {
+			named := *item
+			named.Content = append([]*node{text("apiVersion", item.Line), text(version, item.Line), text("kind", item.Line), text(of, item.Line)}, item.Content...)
+			item = &named
+		}
 		// Depth is bounded, so lists within lists end.
-		out = append(out, (&Tree{name: t.name, node: item}).items(faults)...)
+		(&Tree{name: t.name, node: item}).items(foreign, faults, each)
 	}
-	return out
 }
 
-// twice finds objects that are declared more than once.
-func twice(documents []Document) bocage.Faults {
-	type key struct{ kind, namespace, name string }
-	first := make(map[key]string, len(documents))
-	var faults bocage.Faults
-	for _, d := range documents {
-		meta := d.Resource.Meta()
-		k := key{d.Resource.Type().Kind, meta.Namespace, meta.Name}
-		if source, ok := first[k]; ok {
-			faults = append(faults, bocage.Fault{
-				Field: "metadata.name", Source: d.tree.Source("metadata.name"),
-				Message: fmt.Sprintf("%s %s is declared at %s already", k.kind, meta.NamespacedName(), source),
-			})
-			continue
-		}
-		first[k] = d.Source
+func text(value string, line int) *node {
+	return &node{Kind: scalar, Tag: "!!str", Value: value, Line: line}
+}
+
+// foreign reports whether the object is of a kind that is not read, and is not
+// meant to be of one that is: Events of Kubernetes are nobody's declaration.
+func (t *Tree) foreign() bool {
+	version, hasVersion := t.Text("apiVersion")
+	name, hasKind := t.Text("kind")
+	if !hasVersion || !hasKind {
+		return false
 	}
-	return faults
+	if name == "Event" {
+		return true
+	}
+	group := bocage.Kind{APIVersion: version}.Group()
+	switch {
+	case group == bocage.Kind{APIVersion: bocage.APIVersion}.Group(), group == bocage.Kind{APIVersion: bocage.ClusterNetworkPolicyAPIVersion}.Group():
+		return false
+	case group == "extensions":
+		return name != "NetworkPolicy" // it lived there once
+	}
+	return !slices.ContainsFunc(bocage.Kinds(), func(k bocage.Kind) bool { return k.Name == name && k.Group() == group })
 }
 
 // inOrder sorts the faults of each file by line and leaves out those that nobody
@@ -391,9 +478,9 @@ func isManifest(file string) bool {
 }
 
 // readFile reads a file or standard input, one byte more than is allowed at most.
-func readFile(file string) (name string, data []byte, err error) {
+func readFile(file string, most int) (name string, data []byte, err error) {
 	if file == "-" {
-		data, err = io.ReadAll(io.LimitReader(os.Stdin, MaxBytes+1))
+		data, err = io.ReadAll(io.LimitReader(os.Stdin, int64(most)+1))
 		return "stdin", data, err
 	}
 	f, err := os.Open(file)
@@ -401,7 +488,7 @@ func readFile(file string) (name string, data []byte, err error) {
 		return file, nil, errors.New(cause(err))
 	}
 	defer f.Close()
-	data, err = io.ReadAll(io.LimitReader(f, MaxBytes+1))
+	data, err = io.ReadAll(io.LimitReader(f, int64(most)+1))
 	if err != nil {
 		return file, nil, errors.New(cause(err))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -55,46 +56,55 @@ func (n *node) value(key string) *node {
 	return found
 }
 
+// bounds limit what is read.
+type bounds struct{ bytes, values, documents int }
+
 // Parse reads the documents of a file or body in YAML or JSON, without asking
 // what they mean. Documents whose syntax is broken are left out and reported;
 // empty ones are skipped.
 func Parse(name string, data []byte) ([]*Tree, bocage.Faults) {
+	var trees []*Tree
+	faults := parse(name, data, Reader{}.bounds(), func(t *Tree) { trees = append(trees, t) })
+	return trees, faults
+}
+
+// parse passes the documents on, one after another.
+func parse(name string, data []byte, most bounds, each func(*Tree)) bocage.Faults {
 	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
-	if faults := acceptable(name, data); len(faults) > 0 {
-		return nil, faults
+	if faults := acceptable(name, data, most); len(faults) > 0 {
+		return faults
 	}
 	if looksLikeJSON(data) {
-		nodes, err := parseJSON(data)
-		if err == nil {
-			return trees(name, nodes), nil
+		var nodes []*node
+		use := func(n *node) { nodes = append(nodes, n) }
+		sure := isJSON(name)
+		if sure {
+			use = func(n *node) { each(&Tree{name: name, node: n}) }
 		}
-		if strings.HasSuffix(strings.ToLower(name), ".json") {
-			return nil, bocage.Faults{fault(name, err)}
+		if err := parseJSON(data, most.documents, use); err == nil {
+			for i, n := range nodes {
+				nodes[i] = nil
+				each(&Tree{name: name, node: n})
+			}
+			return nil
+		} else if sure {
+			return bocage.Faults{fault(name, err)}
 		}
 	}
-	var nodes []*node
 	var faults bocage.Faults
 	parts := splitYAML(data)
-	if len(parts) > maxDocuments {
-		return nil, bocage.Faults{fault(name, tooManyDocuments(parts[maxDocuments].line+1))}
+	if len(parts) > most.documents {
+		return bocage.Faults{fault(name, tooManyDocuments(parts[most.documents].line+1, most.documents))}
 	}
 	for _, part := range parts {
 		n, err := parseYAML(part.text, part.line)
 		if err != nil {
 			faults = append(faults, fault(name, err))
 		} else if n != nil {
-			nodes = append(nodes, n)
+			each(&Tree{name: name, node: n})
 		}
 	}
-	return trees(name, nodes), faults
-}
-
-func trees(name string, nodes []*node) []*Tree {
-	out := make([]*Tree, len(nodes))
-	for i, n := range nodes {
-		out[i] = &Tree{name: name, node: n}
-	}
-	return out
+	return faults
 }
 
 // lineError is a syntax error at a line.
@@ -105,8 +115,8 @@ type lineError struct {
 
 func (e *lineError) Error() string { return e.message }
 
-func tooManyDocuments(line int) error {
-	return &lineError{line, fmt.Sprintf("is one document more than the %d that a file may hold: split it", maxDocuments)}
+func tooManyDocuments(line, most int) error {
+	return &lineError{line, fmt.Sprintf("is one document more than the %d that a file may hold: split it", most)}
 }
 
 func fault(name string, err error) bocage.Fault {
@@ -125,13 +135,13 @@ func position(name string, line int) string {
 }
 
 // acceptable refuses what no parser should see.
-func acceptable(name string, data []byte) bocage.Faults {
+func acceptable(name string, data []byte, most bounds) bocage.Faults {
 	refuse := func(line int, format string, args ...any) bocage.Faults {
 		return bocage.Faults{{Source: position(name, line), Message: fmt.Sprintf(format, args...)}}
 	}
 	switch {
-	case len(data) > MaxBytes:
-		return refuse(1, "is larger than %d MiB: split it", MaxBytes>>20)
+	case len(data) > most.bytes:
+		return refuse(1, "is larger than %d MiB: split it", most.bytes>>20)
 	case bytes.HasPrefix(data, []byte("\xff\xfe")) || bytes.HasPrefix(data, []byte("\xfe\xff")):
 		return refuse(1, "is UTF-16: save it as UTF-8")
 	}
@@ -156,8 +166,8 @@ func acceptable(name string, data []byte) bocage.Faults {
 			values++
 		}
 	}
-	if values > maxValues {
-		return refuse(1, "holds more than %d values: split it", maxValues)
+	if values > most.values {
+		return refuse(1, "holds more than %d values: split it", most.values)
 	}
 	return nil
 }
@@ -171,22 +181,31 @@ func looksLikeJSON(data []byte) bool {
 
 // JSON
 
+// isJSON reports whether a file's name says that it holds JSON.
+func isJSON(name string) bool {
+	switch strings.ToLower(filepath.Ext(name)) {
+	case ".json", ".jsonl", ".ndjson":
+		return true
+	}
+	return false
+}
+
 // parseJSON reads a sequence of JSON values.
-func parseJSON(data []byte) ([]*node, error) {
+func parseJSON(data []byte, most int, each func(*node)) error {
 	p := &jsonParser{data: data, decoder: json.NewDecoder(bytes.NewReader(data)), line: 1}
 	p.decoder.UseNumber()
-	var nodes []*node
-	for {
+	for count := 1; ; count++ {
 		n, err := p.value(0)
 		if errors.Is(err, io.EOF) && !p.inside {
-			return nodes, nil
+			return nil
 		}
 		if err != nil {
-			return nil, p.failed(err)
+			return p.failed(err)
 		}
-		if nodes = append(nodes, n); len(nodes) > maxDocuments {
-			return nil, tooManyDocuments(p.line)
+		if count > most {
+			return tooManyDocuments(p.line, most)
 		}
+		each(n)
 	}
 }
 

@@ -20,8 +20,8 @@ func Write(w io.Writer, resources ...bocage.Resource) error {
 		if err != nil {
 			return fmt.Errorf("write %s: %w", resource.Meta().NamespacedName(), err)
 		}
-		nodes, err := parseJSON(data)
-		if err != nil {
+		var object *node
+		if err := parseJSON(data, 1, func(n *node) { object = n }); err != nil {
 			return fmt.Errorf("write %s: %w", resource.Meta().NamespacedName(), err)
 		}
 		if i > 0 {
@@ -31,7 +31,7 @@ func Write(w io.Writer, resources ...bocage.Resource) error {
 		}
 		encoder := yaml.NewEncoder(w)
 		encoder.SetIndent(2)
-		if err := encoder.Encode(tidy(nodes[0]).yaml()); err != nil {
+		if err := encoder.Encode(tidy(object).yaml()); err != nil {
 			return fmt.Errorf("write %s: %w", resource.Meta().NamespacedName(), err)
 		}
 		if err := encoder.Close(); err != nil {
