@@ -56,6 +56,9 @@ func (b *batch) write(op store.Op) error {
 
 // remove adds the deletion of an object and of what it claims.
 func (b *batch) remove(ch *change) error {
+	if ch.old.virtual {
+		return nil
+	}
 	if err := b.write(store.Op{Key: ch.kind.Key(ch.namespace, ch.name), Delete: true, IfWas: ch.old.revision}); err != nil {
 		return err
 	}
@@ -71,13 +74,16 @@ func (b *batch) remove(ch *change) error {
 
 // admit finds what is wrong with a change beyond the object itself.
 func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, error) {
+	faults := ownerFaults(resource.Meta())
+	var more bocage.Faults
+	var err error
 	switch object := resource.(type) {
 	case *bocage.Workload:
-		return b.claimsFree(object)
+		more, err = b.claimsFree(object)
 	case *bocage.Incident:
-		return b.phaseOnly(ch, object)
+		more, err = b.phaseOnly(ch, object)
 	}
-	return nil, nil
+	return append(faults, more...), err
 }
 
 // place gives a workload its identity and takes its claims; the change has been

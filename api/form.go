@@ -1,9 +1,13 @@
 package api
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
 	"mime"
+	"net/http"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -50,90 +54,129 @@ func (c *call) writeObject(code int, value []byte) error {
 		if err != nil {
 			return err
 		}
-		if err := table.add(value); err != nil {
-			return err
-		}
-		writeJSON(c.w, code, table.Table)
-		return nil
-	case "PartialObjectMetadata":
-		partial, err := partialOf(value)
+		row, err := table.row(value)
 		if err != nil {
 			return err
 		}
-		writeJSON(c.w, code, partial)
-		return nil
+		head, err := table.head(metav1.ListMeta{}, true)
+		if err != nil {
+			return err
+		}
+		return c.writeRaw(code, append(append(head, row...), "]}"...))
+	case "PartialObjectMetadata":
+		partial, err := partialJSON(value)
+		if err != nil {
+			return err
+		}
+		return c.writeRaw(code, partial)
 	}
 	return c.writeRaw(code, value)
 }
 
 func (c *call) writeRaw(code int, value []byte) error {
+	contentType := "application/json"
+	if c.form.yaml {
+		text, err := yaml.JSONToYAML(value)
+		if err != nil {
+			return err
+		}
+		contentType, value = "application/yaml", text
+	}
+	c.w.Header().Set("Content-Type", contentType)
+	out := c.compressed(len(value))
+	c.w.WriteHeader(code)
+	_, _ = out.Write(value)
 	if !c.form.yaml {
-		writeBytes(c.w, code, "application/json", append(value[:len(value):len(value)], '\n'))
-		return nil
+		_, _ = out.Write([]byte{'\n'})
 	}
-	text, err := yaml.JSONToYAML(value)
-	if err != nil {
-		return err
-	}
-	writeBytes(c.w, code, "application/yaml", text)
+	_ = out.Close()
 	return nil
 }
 
-// writeList answers with a collection in the form that the client wants.
+// writeList answers with a collection in the form that the client wants, object
+// by object, so that what it takes in memory does not grow with the list.
 func (c *call) writeList(found *items) error {
 	meta := metav1.ListMeta{
 		ResourceVersion: formatRevision(found.revision), Continue: found.next, RemainingItemCount: found.remaining,
 	}
+	var head []byte
+	write := func(o *object) ([]byte, error) { return o.value, nil }
 	switch c.form.as {
 	case "Table":
 		table, err := newTable(c.kind, c.query.Get("includeObject"))
 		if err != nil {
 			return err
 		}
-		table.ListMeta = meta
-		for _, item := range found.items {
-			if err := table.add(withRevision(item.value, c.kind, item.revision)); err != nil {
-				return err
-			}
+		if head, err = table.head(meta, true); err != nil {
+			return err
 		}
-		writeJSON(c.w, 200, table.Table)
-		return nil
-	case "PartialObjectMetadataList", "PartialObjectMetadata":
-		list := metav1.PartialObjectMetadataList{ListMeta: meta, Items: []metav1.PartialObjectMetadata{}}
-		list.APIVersion, list.Kind = "meta.k8s.io/v1", "PartialObjectMetadataList"
-		for _, item := range found.items {
-			partial, err := partialOf(withRevision(item.value, c.kind, item.revision))
-			if err != nil {
-				return err
-			}
-			list.Items = append(list.Items, partial)
+		write = func(o *object) ([]byte, error) { return table.row(o.value) }
+	default:
+		name, version := c.kind.Name+"List", c.kind.APIVersion
+		if strings.HasPrefix(c.form.as, "PartialObjectMetadata") {
+			name, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
+			write = func(o *object) ([]byte, error) { return partialJSON(o.value) }
 		}
-		writeJSON(c.w, 200, list)
-		return nil
-	}
-	header, err := json.Marshal(meta)
-	if err != nil {
-		return err
-	}
-	var out bytes.Buffer
-	out.WriteString(`{"apiVersion":"` + c.kind.APIVersion + `","kind":"` + c.kind.Name + `List","metadata":`)
-	out.Write(header)
-	out.WriteString(`,"items":[`)
-	for i, item := range found.items {
-		if i > 0 {
-			out.WriteByte(',')
+		data, err := json.Marshal(meta)
+		if err != nil {
+			return err
 		}
-		out.Write(withRevision(item.value, c.kind, item.revision))
+		head = fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, name, version, data)
 	}
-	out.WriteString("]}")
-	return c.writeRaw(200, out.Bytes())
+	if c.form.yaml {
+		// YAML is for people, and its writer wants the whole.
+		var whole bytes.Buffer
+		if err := writeItems(&whole, head, found.objects, write); err != nil {
+			return err
+		}
+		return c.writeRaw(http.StatusOK, whole.Bytes())
+	}
+	size := len(head)
+	for _, o := range found.objects {
+		if size += len(o.value); size >= compressFrom {
+			break
+		}
+	}
+	c.w.Header().Set("Content-Type", "application/json")
+	out := c.compressed(size)
+	c.w.WriteHeader(http.StatusOK)
+	buffered := bufio.NewWriterSize(out, 64<<10)
+	if err := writeItems(buffered, head, found.objects, write); err != nil {
+		return err // the answer has begun: the connection is broken off
+	}
+	_ = buffered.Flush()
+	_ = out.Close()
+	return nil
 }
 
-func partialOf(value []byte) (metav1.PartialObjectMetadata, error) {
+func writeItems(out io.Writer, head []byte, objects []*object, write func(*object) ([]byte, error)) error {
+	if _, err := out.Write(head); err != nil {
+		return err
+	}
+	for i, o := range objects {
+		data, err := write(o)
+		if err != nil {
+			return err
+		}
+		if i > 0 {
+			data = append([]byte{','}, data...)
+		}
+		if _, err := out.Write(data); err != nil {
+			return err
+		}
+	}
+	_, err := io.WriteString(out, "]}\n")
+	return err
+}
+
+// partialJSON keeps an object's metadata.
+func partialJSON(value []byte) ([]byte, error) {
 	var partial metav1.PartialObjectMetadata
-	err := json.Unmarshal(value, &partial)
+	if err := json.Unmarshal(value, &partial); err != nil {
+		return nil, err
+	}
 	partial.APIVersion, partial.Kind = "meta.k8s.io/v1", "PartialObjectMetadata"
-	return partial, err
+	return json.Marshal(partial)
 }
 
 // bookmark is an object that only says how far a watch is.

@@ -25,6 +25,10 @@ func served(f testing.TB) *Server {
 	if err != nil {
 		f.Fatal(err)
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); s.view.run(ctx) }()
+	f.Cleanup(func() { cancel(); <-done })
 	return s
 }
 

@@ -21,7 +21,7 @@ type limits struct {
 
 const (
 	defaultRate    = 500
-	defaultWatches = 5000
+	defaultWatches = 10_000
 	maxInFlight    = 256
 	maxBuckets     = 10_000
 	largeBody      = 1 << 20

@@ -2,18 +2,16 @@ package api
 
 import (
 	"bytes"
-	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/fields"
-	"k8s.io/apimachinery/pkg/labels"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/store"
@@ -22,16 +20,9 @@ import (
 // pageSize is how many entries are read from the store at a time.
 const pageSize = 1000
 
-// item is one object as it is stored, with what selectors look at.
-type item struct {
-	namespace, name string
-	value           []byte
-	revision        store.Revision
-}
-
 // items is what a list shows.
 type items struct {
-	items     []item
+	objects   []*object
 	revision  store.Revision
 	next      string // continue token
 	remaining *int64
@@ -39,76 +30,47 @@ type items struct {
 
 // get serves one object.
 func (s *Server) get(c *call) error {
-	if _, err := wantedRevision(c.query, "resourceVersion"); err != nil {
+	version, err := wantedRevision(c.query, "resourceVersion")
+	if err != nil {
 		return err
 	}
 	entry, err := s.config.Store.Get(c.r.Context(), c.kind.Key(c.namespace, c.name))
-	if errors.Is(err, store.ErrNotFound) && c.kind.Name == "Namespace" {
-		return s.getNamespace(c)
-	}
-	if errors.Is(err, store.ErrNotFound) {
+	switch {
+	case errors.Is(err, store.ErrNotFound) && c.kind.Name == "Namespace":
+		return s.getUndeclared(c)
+	case errors.Is(err, store.ErrNotFound):
 		return notFound(c.kind, c.name)
-	}
-	if err != nil {
+	case err != nil:
 		return err
+	case version > entry.Revision:
+		// What was just read is the newest: an object older than asked for is there
+		// only if the revision is of something else, or of the future.
+		if err := s.view.reach(c.r.Context(), version); err != nil {
+			return err
+		}
 	}
 	return c.writeObject(http.StatusOK, withRevision(entry.Value, c.kind, entry.Revision))
 }
 
+// getUndeclared serves a namespace that is there because something is in it.
+func (s *Server) getUndeclared(c *call) error {
+	if err := s.view.fresh(c.r.Context()); err != nil {
+		return err
+	}
+	o := s.view.get(c.kind, "", c.name)
+	if o == nil || !c.person.mayRead(c.name) {
+		return notFound(c.kind, c.name)
+	}
+	return c.writeObject(http.StatusOK, o.value)
+}
+
 // list serves a collection.
 func (s *Server) list(c *call) error {
-	if c.kind.Name == "Namespace" {
-		return s.listNamespaces(c)
-	}
 	found, err := s.collect(c)
 	if err != nil {
 		return err
 	}
 	return c.writeList(found)
-}
-
-// selection is which objects of a collection are wanted.
-type selection struct {
-	labels labels.Selector
-	fields fields.Selector
-	all    bool
-}
-
-func readSelection(query url.Values) (selection, error) {
-	var s selection
-	var err error
-	if s.labels, err = labels.Parse(query.Get("labelSelector")); err != nil {
-		return s, badRequest("labelSelector %q cannot be read: %v", query.Get("labelSelector"), err)
-	}
-	if s.fields, err = fields.ParseSelector(query.Get("fieldSelector")); err != nil {
-		return s, badRequest("fieldSelector %q cannot be read: %v", query.Get("fieldSelector"), err)
-	}
-	for _, r := range s.fields.Requirements() {
-		if r.Field != "metadata.name" && r.Field != "metadata.namespace" {
-			return s, badRequest("field label not supported: %s", r.Field)
-		}
-	}
-	s.all = s.labels.Empty() && s.fields.Empty()
-	return s, nil
-}
-
-// matches looks into an object no further than it has to.
-func (s selection) matches(namespace, name string, value []byte) bool {
-	if s.all {
-		return true
-	}
-	if !s.fields.Matches(fields.Set{"metadata.name": name, "metadata.namespace": namespace}) {
-		return false
-	}
-	if s.labels.Empty() {
-		return true
-	}
-	var object struct {
-		Metadata struct {
-			Labels labels.Set `json:"labels"`
-		} `json:"metadata"`
-	}
-	return json.Unmarshal(value, &object) == nil && s.labels.Matches(object.Metadata.Labels)
 }
 
 // continuation is where the next page of a list starts.
@@ -117,9 +79,10 @@ type continuation struct {
 	After    string         `json:"a"`
 }
 
-// collect reads the collection that a list or a deletion of many speaks of.
+// collect reads the collection that a list or a deletion of many speaks of: whole
+// from the view, in pages or at an older revision from the store.
 func (s *Server) collect(c *call) (*items, error) {
-	selected, err := readSelection(c.query)
+	selected, err := c.selection()
 	if err != nil {
 		return nil, err
 	}
@@ -131,10 +94,37 @@ func (s *Server) collect(c *call) (*items, error) {
 	if err != nil {
 		return nil, err
 	}
-	prefix := c.prefix()
+	// There are never so many namespaces that they need pages, and those that
+	// nobody declared are in the view only.
+	if (limit > 0 || after != "" || at > 0) && c.kind.Name != "Namespace" {
+		return s.collectPage(c, selected, limit, at, after)
+	}
+	if c.query.Get("resourceVersion") == "" {
+		if err := s.view.fresh(c.r.Context()); err != nil {
+			return nil, err
+		}
+	}
+	objects, revision, filled := s.view.snapshot(c.kind.Plural, c.namespace)
+	if !filled {
+		return nil, s.view.behind(0, 0, false)
+	}
+	if !selected.all {
+		objects = slices.DeleteFunc(objects, func(o *object) bool { return !selected.picks(o) })
+	}
+	return &items{objects: objects, revision: revision}, nil
+}
+
+// collectPage reads a page from the store. The revision of the first is that of
+// all of them.
+func (s *Server) collectPage(c *call, selected selection, limit int, at store.Revision, after string) (*items, error) {
+	kind, prefix := s.view.kinds[c.kind.Plural], c.prefix()
 	found := &items{revision: at}
 	for {
-		page, revision, err := s.config.Store.List(c.r.Context(), prefix, after, pageSize, at)
+		size := pageSize
+		if limit > 0 && selected.all {
+			size = min(size, limit-len(found.objects)+1) // one more tells whether there is more
+		}
+		page, revision, err := s.config.Store.List(c.r.Context(), prefix, after, size, at)
 		if err != nil {
 			return nil, err
 		}
@@ -142,34 +132,42 @@ func (s *Server) collect(c *call) (*items, error) {
 			found.revision = revision
 		}
 		at = found.revision
-		for i, entry := range page {
-			namespace, name := splitKey(c.kind, entry.Key)
-			if !selected.matches(namespace, name, entry.Value) {
+		for _, entry := range page {
+			o, picked := selected.picksEntry(kind, entry)
+			if !picked {
 				continue
 			}
-			if limit > 0 && len(found.items) == limit {
-				// There is at least one more.
-				if found.next, err = encodeContinuation(continuation{at, lastKey(c.kind, found.items)}); err != nil {
+			if limit > 0 && len(found.objects) == limit {
+				last := kind.KeyPrefix() + found.objects[limit-1].key
+				if found.next, err = encodeContinuation(continuation{at, last}); err != nil {
 					return nil, err
 				}
-				if selected.all && len(page) < pageSize {
-					remaining := int64(len(page) - i)
-					found.remaining = &remaining
+				if selected.all {
+					found.remaining = s.remaining(c, last)
 				}
 				return found, nil
 			}
-			found.items = append(found.items, item{namespace, name, entry.Value, entry.Revision})
+			found.objects = append(found.objects, o)
 		}
-		if len(page) < pageSize {
+		if len(page) < size {
 			return found, nil
 		}
 		after = page[len(page)-1].Key
 	}
 }
 
-func lastKey(kind bocage.Kind, found []item) string {
-	last := found[len(found)-1]
-	return kind.Key(last.namespace, last.name)
+// remaining estimates how many objects lie behind a key, as Kubernetes allows.
+func (s *Server) remaining(c *call, last string) *int64 {
+	s.view.mu.RLock()
+	defer s.view.mu.RUnlock()
+	if !s.view.filled {
+		return nil
+	}
+	n := int64(s.view.collections[c.kind.Plural].behind(strings.TrimPrefix(last, c.kind.KeyPrefix()), c.namespace))
+	if n < 1 {
+		return nil
+	}
+	return &n
 }
 
 // wantedPage reads at which revision and after which key to list.
@@ -194,34 +192,16 @@ func (s *Server) wantedPage(c *call) (at store.Revision, after string, err error
 		if c.query.Get("resourceVersion") == "" {
 			return 0, "", badRequest("resourceVersionMatch needs a resourceVersion")
 		}
-		return 0, "", s.reached(c.r.Context(), version)
+		return 0, "", s.view.reach(c.r.Context(), version)
 	case match == "":
 		return 0, "", nil
 	case match == string(metav1.ResourceVersionMatchExact):
 		if version == 0 {
 			return 0, "", badRequest("resourceVersionMatch Exact needs a resourceVersion above 0")
 		}
-		return version, "", s.reached(c.r.Context(), version)
+		return version, "", s.view.reach(c.r.Context(), version)
 	}
 	return 0, "", badRequest("resourceVersionMatch %q is neither Exact nor NotOlderThan", match)
-}
-
-// reached refuses a revision that the store has not come to.
-func (s *Server) reached(ctx context.Context, version store.Revision) error {
-	if version == 0 {
-		return nil
-	}
-	_, now, err := s.config.Store.List(ctx, "resources/", "", 1, 0)
-	if err != nil {
-		return err
-	}
-	if version <= now {
-		return nil
-	}
-	p := newProblem(http.StatusGatewayTimeout, metav1.StatusReasonTimeout,
-		"Too large resource version: %d, current: %d", version, now).retryAfter(1)
-	p.Details.Causes = []metav1.StatusCause{{Type: metav1.CauseTypeResourceVersionTooLarge, Message: "Too large resource version"}}
-	return p
 }
 
 func wantedRevision(query url.Values, key string) (store.Revision, error) {
@@ -283,14 +263,19 @@ func (c *call) prefix() string {
 	return c.kind.KeyPrefix()
 }
 
+// startOf is how every stored object of a kind begins: every room writes through
+// store.EncodeObject.
+func startOf(kind bocage.Kind) string {
+	return `{"apiVersion":"` + kind.APIVersion + `","kind":"` + kind.Name + `","metadata":{`
+}
+
 // withRevision adds the resourceVersion, which is the store's and not part of
 // what is stored. Revision 0 is that of an object that was never stored.
 func withRevision(value []byte, kind bocage.Kind, revision store.Revision) []byte {
 	if revision == 0 {
 		return value
 	}
-	// Every room writes through store.EncodeObject, which begins like this.
-	start := `{"apiVersion":"` + kind.APIVersion + `","kind":"` + kind.Name + `","metadata":{`
+	start := startOf(kind)
 	if rest, ok := bytes.CutPrefix(value, []byte(start)); ok && len(rest) > 0 && rest[0] != '}' {
 		out := make([]byte, 0, len(value)+40)
 		out = append(out, start...)
@@ -299,6 +284,11 @@ func withRevision(value []byte, kind bocage.Kind, revision store.Revision) []byt
 		out = append(out, `",`...)
 		return append(out, rest...)
 	}
+	return withDecodedRevision(value, revision)
+}
+
+// withDecodedRevision does so to an object that was written by other means.
+func withDecodedRevision(value []byte, revision store.Revision) []byte {
 	object, err := decodeStored(value)
 	if err != nil {
 		return value

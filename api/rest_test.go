@@ -110,7 +110,7 @@ func TestRequests(t *testing.T) {
 		{"deleting a dry run", "DELETE", scopesPath + "/all", jsonType, `{"dryRun":["All"]}`, 200, `"status":"Success"`},
 
 		{"a selector that is none", "GET", scopesPath + "?labelSelector=%3D%3D", "", "", 400, "cannot be read"},
-		{"a field that cannot be selected", "GET", scopesPath + "?fieldSelector=spec.mode%3Denforce", "", "", 400, "field label not supported: spec.mode"},
+		{"a field that cannot be selected", "GET", scopesPath + "?fieldSelector=spec.nothing%3Denforce", "", "", 400, "field label not supported: spec.nothing"},
 		{"a limit that is none", "GET", scopesPath + "?limit=-1", "", "", 400, "limit"},
 		{"a continue token that is none", "GET", scopesPath + "?continue=xyz", "", "", 400, "continue token"},
 		{"a revision that is none", "GET", scopesPath + "?resourceVersion=x", "", "", 400, "not a number that this interface gave out"},

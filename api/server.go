@@ -66,7 +66,7 @@ type Config struct {
 	// RequestsPerSecond bounds each person's rate, with bursts of twice as many.
 	// Zero is 500.
 	RequestsPerSecond float64
-	// MaxWatches bounds the open watches. Zero is 5000.
+	// MaxWatches bounds the open watches. Zero is 10000.
 	MaxWatches int
 	// Logger takes the audit log and errors; nil is slog.Default.
 	Logger *slog.Logger
@@ -92,6 +92,7 @@ type Server struct {
 	config         Config
 	logger         *slog.Logger
 	kinds          map[string]bocage.Kind // by plural
+	view           *view
 	schemas        *schemas
 	fields         *fieldManagers
 	limits         *limits
@@ -146,6 +147,7 @@ func New(config Config) (*Server, error) {
 	if s.metrics, err = newMetrics(config.Registry); err != nil {
 		return nil, fmt.Errorf("api: register metrics: %w", err)
 	}
+	s.view = newView(config.Store, s.logger, s.metrics)
 	return s, nil
 }
 
@@ -169,6 +171,9 @@ func (s *Server) Run(ctx context.Context) error {
 		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	var serving sync.WaitGroup
+	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))
+	serving.Go(func() { s.view.run(viewing) })
+	serving.Go(func() { s.sweep(viewing) })
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
 		serving.Go(func() { failed <- server.Serve(l) })
@@ -184,6 +189,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if server.Shutdown(stop) != nil {
 		_ = server.Close()
 	}
+	stopViewing()
 	serving.Wait()
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the API: %w", err)

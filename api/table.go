@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -10,12 +11,13 @@ import (
 	"k8s.io/apimachinery/pkg/util/duration"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
 )
 
 // table is a list as people read it: the columns of the kind between name and age.
 type table struct {
-	metav1.Table
 	kind    bocage.Kind
+	columns []metav1.TableColumnDefinition
 	include metav1.IncludeObjectPolicy
 	now     time.Time
 }
@@ -29,29 +31,27 @@ func newTable(kind bocage.Kind, include string) (*table, error) {
 	default:
 		return nil, badRequest("includeObject %q is not None, Metadata or Object", include)
 	}
-	t.APIVersion, t.Kind = "meta.k8s.io/v1", "Table"
-	t.Rows = []metav1.TableRow{}
-	t.ColumnDefinitions = append(t.ColumnDefinitions,
+	t.columns = append(t.columns,
 		metav1.TableColumnDefinition{Name: "Name", Type: "string", Format: "name", Description: "The object's name."})
 	for _, column := range kind.Columns {
 		priority := int32(0)
 		if column.Wide {
 			priority = 1
 		}
-		t.ColumnDefinitions = append(t.ColumnDefinitions, metav1.TableColumnDefinition{
+		t.columns = append(t.columns, metav1.TableColumnDefinition{
 			Name: column.Name, Type: "string", Description: column.Path, Priority: priority,
 		})
 	}
-	t.ColumnDefinitions = append(t.ColumnDefinitions,
+	t.columns = append(t.columns,
 		metav1.TableColumnDefinition{Name: "Age", Type: "string", Description: "Time since the object was made."})
 	return t, nil
 }
 
-// add appends the row of one object, with its resourceVersion.
-func (t *table) add(value []byte) error {
+// row is one object's, with its resourceVersion.
+func (t *table) row(value []byte) ([]byte, error) {
 	var object map[string]any
 	if err := json.Unmarshal(value, &object); err != nil {
-		return fmt.Errorf("print a %s: %w", t.kind.Name, err)
+		return nil, fmt.Errorf("print a %s: %w", t.kind.Name, err)
 	}
 	row := metav1.TableRow{Cells: []any{bocage.Column{Path: "metadata.name"}.Value(object)}}
 	for _, column := range t.kind.Columns {
@@ -62,18 +62,33 @@ func (t *table) add(value []byte) error {
 	case metav1.IncludeObject:
 		row.Object = runtime.RawExtension{Raw: value}
 	case metav1.IncludeMetadata:
-		partial, err := partialOf(value)
+		partial, err := partialJSON(value)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		data, err := json.Marshal(partial)
-		if err != nil {
-			return err
-		}
-		row.Object = runtime.RawExtension{Raw: data}
+		row.Object = runtime.RawExtension{Raw: partial}
 	}
-	t.Rows = append(t.Rows, row)
-	return nil
+	return json.Marshal(row)
+}
+
+// head is everything of a Table before its rows.
+func (t *table) head(meta metav1.ListMeta, columns bool) ([]byte, error) {
+	head := metav1.Table{TypeMeta: metav1.TypeMeta{APIVersion: "meta.k8s.io/v1", Kind: "Table"}, ListMeta: meta}
+	if columns {
+		head.ColumnDefinitions = t.columns
+	}
+	head.Rows = []metav1.TableRow{}
+	data, err := json.Marshal(head)
+	return bytes.TrimSuffix(data, []byte("]}")), err
+}
+
+// around is a Table of one row.
+func (t *table) around(row []byte, at store.Revision, columns bool) []byte {
+	head, err := t.head(metav1.ListMeta{ResourceVersion: formatRevision(at)}, columns)
+	if err != nil {
+		panic("api: " + err.Error()) // strings only
+	}
+	return append(append(head, row...), "]}"...)
 }
 
 func (t *table) age(object map[string]any) string {

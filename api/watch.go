@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -15,17 +14,25 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// bookmarkInterval is how often a quiet watch is told how far it is.
-const bookmarkInterval = 30 * time.Second
+const (
+	// bookmarkInterval is how often a quiet watch is told how far it is.
+	bookmarkInterval = 30 * time.Second
+	// catchUpLimit is how long the store has to tell what the view has forgotten.
+	catchUpLimit = 30 * time.Second
+)
 
 // watch serves changes as they happen, until the client leaves, its time is up,
 // or it is too slow.
 func (s *Server) watch(c *call) error {
-	selected, err := readSelection(c.query)
+	selected, err := c.selection()
 	if err != nil {
 		return err
 	}
 	lifetime, err := wantedLifetime(c.query.Get("timeoutSeconds"))
+	if err != nil {
+		return err
+	}
+	w, err := newWatcher(s, c, selected)
 	if err != nil {
 		return err
 	}
@@ -38,27 +45,30 @@ func (s *Server) watch(c *call) error {
 	s.metrics.watches.Inc()
 	defer s.metrics.watches.Dec()
 
-	ctx, cancel := context.WithTimeout(c.r.Context(), lifetime)
-	defer cancel()
-	initial, from, err := s.watchFrom(c)
+	start, err := s.startWatch(c, selected)
 	if err != nil {
 		return err
 	}
-	source, err := s.config.Store.Watch(ctx, c.prefix(), from)
-	if err != nil {
-		return err
-	}
-	w := newWatcher(s, c, selected)
-	w.revision = from
+	defer s.view.leave(start.follower)
 	if err := endless(w.answer); err != nil {
 		return err
 	}
 	c.w.Header().Set("Content-Type", "application/json;stream=watch")
 	c.w.WriteHeader(http.StatusOK)
-	if err := w.begin(initial); err != nil {
-		return err
+	ctx := c.r.Context()
+	if start.after != nil {
+		// The client learns at once that it is connected.
+		if err = w.flush(); err == nil {
+			err = w.catchUp(ctx, start)
+		}
+	} else {
+		err = w.begin(start)
 	}
-	return w.follow(ctx, source)
+	if err == nil {
+		err = w.follow(ctx, start.follower, lifetime)
+	}
+	w.end(err)
+	return nil
 }
 
 func wantedLifetime(text string) (time.Duration, error) {
@@ -76,69 +86,102 @@ func wantedLifetime(text string) (time.Duration, error) {
 	return min(time.Duration(n)*time.Second, 24*time.Hour), nil
 }
 
-// watchFrom finds what is shown first, and the revision to go on from. Without a
-// resourceVersion, or with 0, that is everything that is there; so it is when the
-// client asks for initial events, which end in a bookmark that says so.
-func (s *Server) watchFrom(c *call) (initial *items, from store.Revision, err error) {
+// watchStart is where a watch begins.
+type watchStart struct {
+	follower *follower
+	// initial is what is shown first, if initially is set, at revision.
+	initial   []*object
+	initially bool
+	revision  store.Revision
+	// after is set if the view no longer knows what came between it and revision:
+	// the store may.
+	after *store.Revision
+}
+
+// startWatch finds what is shown first, and from where to go on. Without a
+// resourceVersion, or with 0, everything that is there is shown first; so it is
+// when the client asks for initial events, which end in a bookmark that says so.
+func (s *Server) startWatch(c *call, selected selection) (*watchStart, error) {
 	version, err := wantedRevision(c.query, "resourceVersion")
 	if err != nil {
-		return nil, 0, err
+		return nil, err
 	}
 	sendInitial := c.query.Get("sendInitialEvents")
 	match := c.query.Get("resourceVersionMatch")
 	switch {
 	case sendInitial == "" && match != "":
-		return nil, 0, badRequest("resourceVersionMatch is for lists, and for watches with sendInitialEvents")
+		return nil, badRequest("resourceVersionMatch is for lists, and for watches with sendInitialEvents")
 	case sendInitial != "" && match != string(metav1.ResourceVersionMatchNotOlderThan):
-		return nil, 0, badRequest("sendInitialEvents needs resourceVersionMatch=NotOlderThan")
+		return nil, badRequest("sendInitialEvents needs resourceVersionMatch=NotOlderThan")
+	case c.query.Get("continue") != "":
+		return nil, badRequest("a watch has no pages: leave out continue")
 	}
-	if err := s.reached(c.r.Context(), version); err != nil {
-		return nil, 0, err
+	if c.query.Get("resourceVersion") == "" {
+		err = s.view.fresh(c.r.Context())
+	} else {
+		err = s.view.reach(c.r.Context(), version)
 	}
-	if isTrue(sendInitial) || sendInitial == "" && version == 0 {
-		listing := *c
-		listing.query = map[string][]string{
-			"labelSelector": c.query["labelSelector"], "fieldSelector": c.query["fieldSelector"],
-		}
-		if initial, err = s.collect(&listing); err != nil {
-			return nil, 0, err
-		}
-		return initial, initial.revision, nil
+	if err != nil {
+		return nil, err
 	}
-	if version == 0 {
-		_, version, err = s.config.Store.List(c.r.Context(), c.prefix(), "", 1, 0)
+	start := &watchStart{initially: isTrue(sendInitial) || sendInitial == "" && version == 0}
+	var after *store.Revision
+	if !start.initially && version != 0 {
+		after = &version
 	}
-	return nil, version, err
+	var missing bool
+	start.follower, start.initial, start.revision, missing, err = s.view.join(c.kind.Plural, c.namespace, selected, after)
+	switch {
+	case err != nil:
+		return nil, err
+	case missing && c.kind.Name == "Namespace":
+		// Those that nobody declared are not in the store.
+		s.view.leave(start.follower)
+		return nil, expired()
+	case missing:
+		start.after = after
+	}
+	return start, nil
 }
 
-// watcher turns changes of the store into the events that one client asked for.
+// watcher shows one client what changes.
 type watcher struct {
 	server   *Server
 	call     *call
 	selected selection
 	answer   *http.ResponseController
 	books    bool // bookmarks are wanted
-	revision store.Revision
+	table    *table
 	columns  bool // the table's columns have been sent
+	revision store.Revision
 }
 
-func newWatcher(s *Server, c *call, selected selection) *watcher {
-	return &watcher{
+func newWatcher(s *Server, c *call, selected selection) (*watcher, error) {
+	w := &watcher{
 		server: s, call: c, selected: selected, answer: http.NewResponseController(c.w),
 		books: isTrue(c.query.Get("allowWatchBookmarks")),
 	}
+	var err error
+	if c.form.as == "Table" {
+		w.table, err = newTable(c.kind, c.query.Get("includeObject"))
+	}
+	return w, err
 }
 
 // begin shows what is there.
-func (w *watcher) begin(initial *items) error {
-	if initial == nil {
-		return w.flush()
+func (w *watcher) begin(start *watchStart) error {
+	if err := w.deadline(); err != nil {
+		return err
 	}
-	for _, item := range initial.items {
-		if err := w.object("ADDED", withRevision(item.value, w.call.kind, item.revision)); err != nil {
+	for _, o := range start.initial {
+		if !w.selected.picks(o) {
+			continue
+		}
+		if err := w.event("ADDED", &step{revision: o.revision, is: o}, false); err != nil {
 			return err
 		}
 	}
+	w.revision = max(w.revision, start.revision)
 	if isTrue(w.call.query.Get("sendInitialEvents")) && w.books {
 		if err := w.bookmark(map[string]string{metav1.InitialEventsAnnotationKey: "true"}); err != nil {
 			return err
@@ -147,108 +190,166 @@ func (w *watcher) begin(initial *items) error {
 	return w.flush()
 }
 
+// catchUp shows what came after a revision that the view has forgotten, as long
+// as the store remembers it.
+func (w *watcher) catchUp(ctx context.Context, start *watchStart) error {
+	ctx, cancel := context.WithTimeout(ctx, catchUpLimit)
+	defer cancel()
+	source, err := w.server.config.Store.Watch(ctx, w.call.prefix(), *start.after)
+	if err != nil {
+		return err
+	}
+	kind := w.server.view.kinds[w.call.kind.Plural]
+	ask := time.NewTicker(askInterval)
+	defer ask.Stop()
+	for {
+		select {
+		case event, open := <-source.Events():
+			switch {
+			case !open:
+				if err := source.Err(); err != nil {
+					return err
+				}
+				return ctx.Err()
+			case event.Revision > start.revision, event.Progress && event.Revision >= start.revision:
+				return w.flush()
+			case event.Progress:
+				continue
+			}
+			ch := &step{revision: event.Revision}
+			key := event.Key[len(kind.KeyPrefix()):]
+			if event.Value != nil {
+				ch.is = newObject(kind, key, event.Value, event.Revision)
+			}
+			if event.Previous != nil {
+				ch.was = newObject(kind, key, event.Previous, event.Revision)
+			}
+			if err := w.step(ch); err != nil {
+				return err
+			}
+		case <-ask.C:
+			if err := w.server.view.ask(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // follow shows what changes.
-func (w *watcher) follow(ctx context.Context, source store.Watch) error {
+func (w *watcher) follow(ctx context.Context, f *follower, lifetime time.Duration) error {
 	ticker := time.NewTicker(bookmarkInterval)
 	defer ticker.Stop()
+	end := time.NewTimer(lifetime)
+	defer end.Stop()
 	told := w.revision
 	for {
 		var err error
 		select {
-		case event, open := <-source.Events():
-			if !open {
-				return w.end(ctx, source.Err())
-			}
-			err = w.event(event)
+		case <-f.ready:
+			err = w.news(f)
 		case <-ticker.C:
-			if w.books && w.revision > told {
-				told, err = w.revision, w.bookmark(nil)
+			if err = w.news(f); err == nil && w.books && w.revision > told {
+				told, err = w.revision, w.bookmarkNow()
+			}
+		case <-end.C:
+			if err = w.news(f); err == nil && w.books {
+				err = w.bookmarkNow()
+			}
+			if err == nil {
+				return nil
 			}
 		case <-ctx.Done():
 			return nil
 		case <-w.server.closing:
 			return nil
 		}
-		if err == nil && len(source.Events()) == 0 {
-			err = w.flush()
-		}
-		if err != nil {
+		switch {
+		case errors.Is(err, errCut):
+			w.server.metrics.cutOff.Inc()
+			return expired()
+		case err != nil:
 			w.server.metrics.cutOff.Inc()
 			return nil // the connection is broken or too slow: nobody is left to tell
 		}
 	}
 }
 
-// event shows one change, as the client's selection sees it.
-func (w *watcher) event(event store.Event) error {
-	w.revision = event.Revision
-	if event.Progress {
-		return nil
-	}
-	kind := w.call.kind
-	namespace, name := splitKey(kind, event.Key)
-	was := event.Previous != nil && w.selected.matches(namespace, name, event.Previous)
-	is := event.Value != nil && w.selected.matches(namespace, name, event.Value)
-	switch {
-	case is && was:
-		return w.object("MODIFIED", withRevision(event.Value, kind, event.Revision))
-	case is:
-		return w.object("ADDED", withRevision(event.Value, kind, event.Revision))
-	case was:
-		return w.object("DELETED", withRevision(event.Previous, kind, event.Revision))
-	}
-	return nil
-}
-
-// end tells why the watch ends, if the client should know.
-func (w *watcher) end(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil {
-		return nil
-	}
-	if errors.Is(err, store.ErrCompacted) {
-		w.server.metrics.cutOff.Inc()
-	}
-	status, err := json.Marshal(asProblem(err).Status)
+// news shows what the view has for this client.
+func (w *watcher) news(f *follower) error {
+	changes, at, err := w.server.view.news(f)
 	if err != nil {
 		return err
 	}
-	if err := w.send("ERROR", status); err != nil {
+	if len(changes) > 0 {
+		if err := w.deadline(); err != nil {
+			return err
+		}
+	}
+	for _, ch := range changes {
+		if err := w.step(ch); err != nil {
+			return err
+		}
+	}
+	w.revision = max(w.revision, at)
+	if len(changes) == 0 {
 		return nil
 	}
-	_ = w.flush()
+	return w.flush()
+}
+
+// step shows one change, as the client's selection sees it.
+func (w *watcher) step(ch *step) error {
+	was := ch.was != nil && w.here(ch.was)
+	is := ch.is != nil && w.here(ch.is)
+	switch {
+	case is && was:
+		return w.event("MODIFIED", ch, false)
+	case is:
+		return w.event("ADDED", ch, false)
+	case was:
+		return w.event("DELETED", ch, true)
+	}
 	return nil
 }
 
-// object shows one object in the client's form.
-func (w *watcher) object(event string, value []byte) error {
+// here reports whether an object is in the watched namespace and selected.
+func (w *watcher) here(o *object) bool {
+	return (w.call.namespace == "" || o.namespace == w.call.namespace) && w.selected.picks(o)
+}
+
+// event shows one object in the client's form.
+func (w *watcher) event(event string, ch *step, gone bool) error {
 	w.server.metrics.events.Inc()
-	switch w.call.form.as {
-	case "Table":
-		t, err := newTable(w.call.kind, w.call.query.Get("includeObject"))
-		if err != nil {
-			return err
-		}
-		if err := t.add(value); err != nil {
-			return err
-		}
-		t.ResourceVersion = formatRevision(w.revision)
-		if w.columns {
-			t.ColumnDefinitions = nil
-		}
-		w.columns = true
-		if value, err = json.Marshal(t.Table); err != nil {
-			return err
-		}
-	case "PartialObjectMetadata":
-		partial, err := partialOf(value)
-		if err != nil {
-			return err
-		}
-		if value, err = json.Marshal(partial); err != nil {
-			return err
-		}
+	r := rendering{form: w.call.form.as, gone: gone}
+	if w.table != nil {
+		r.include = string(w.table.include)
 	}
-	return w.send(event, value)
+	w.revision = max(w.revision, ch.revision)
+	data, err := ch.shown(r, func(value []byte) ([]byte, error) {
+		if w.table != nil {
+			return w.table.row(value)
+		}
+		return partialJSON(value)
+	})
+	if err != nil {
+		return err
+	}
+	if w.table != nil {
+		data = w.table.around(data, ch.revision, !w.columns)
+		w.columns = true
+	}
+	return w.send(event, data)
+}
+
+// bookmarkNow tells how far the watch is.
+func (w *watcher) bookmarkNow() error {
+	if err := w.deadline(); err != nil {
+		return err
+	}
+	if err := w.bookmark(nil); err != nil {
+		return err
+	}
+	return w.flush()
 }
 
 func (w *watcher) bookmark(annotations map[string]string) error {
@@ -258,40 +359,43 @@ func (w *watcher) bookmark(annotations map[string]string) error {
 	}
 	switch w.call.form.as {
 	case "Table":
-		t, err := newTable(w.call.kind, "Object")
-		if err != nil {
-			return err
-		}
-		t.ResourceVersion = formatRevision(w.revision)
-		t.ColumnDefinitions = nil
-		t.Rows = []metav1.TableRow{{Cells: []any{}}}
-		t.Rows[0].Object.Raw = value
-		if value, err = json.Marshal(t.Table); err != nil {
-			return err
-		}
-	case "PartialObjectMetadata":
-		partial, err := partialOf(value)
-		if err != nil {
-			return err
-		}
-		if value, err = json.Marshal(partial); err != nil {
+		value = w.table.around([]byte(`{"cells":[],"object":`+string(value)+`}`), w.revision, false)
+	case "PartialObjectMetadata", "PartialObjectMetadataList":
+		if value, err = partialJSON(value); err != nil {
 			return err
 		}
 	}
 	return w.send("BOOKMARK", value)
 }
 
-// send writes one event. A client that does not take it within the write limit
-// is cut off.
+// send writes one event.
 func (w *watcher) send(event string, object []byte) error {
-	if err := w.answer.SetWriteDeadline(time.Now().Add(writeLimit)); err != nil {
-		return err
+	head := make([]byte, 0, 40)
+	head = append(append(append(head, `{"type":"`...), event...), `","object":`...)
+	for _, part := range [][]byte{head, object, []byte("}\n")} {
+		if _, err := w.call.w.Write(part); err != nil {
+			return err
+		}
 	}
-	_, err := fmt.Fprintf(w.call.w, "{\"type\":%q,\"object\":%s}\n", event, object)
-	return err
+	return nil
 }
 
+// deadline begins the time within which the client must take what is sent next.
+func (w *watcher) deadline() error { return w.answer.SetWriteDeadline(time.Now().Add(writeLimit)) }
+
 func (w *watcher) flush() error { return flush(w.answer) }
+
+// end tells why the watch ends, if the client should know.
+func (w *watcher) end(err error) {
+	if err == nil || w.call.r.Context().Err() != nil {
+		return
+	}
+	status, jsonErr := json.Marshal(asProblem(err).Status)
+	if jsonErr != nil || w.deadline() != nil || w.send("ERROR", status) != nil {
+		return
+	}
+	_ = w.flush()
+}
 
 // endless lifts the server's deadlines from an answer that has no end by itself.
 func endless(answer *http.ResponseController) error {

@@ -139,12 +139,17 @@ func TestWatchEndsInTime(t *testing.T) {
 }
 
 func TestWatchOfForgottenRevisions(t *testing.T) {
-	b := start(t, func(c *Config) { c.Store = forgetful{mem.New()} })
-	code, text, _ := b.raw(t, "GET", scopesPath+"?watch=1&resourceVersion=1", "", "")
-	if code != 410 || !strings.Contains(text, `"reason":"Expired"`) {
-		t.Error(code, text)
+	inner := mem.New()
+	at, err := store.Put(t.Context(), inner, "elsewhere", []byte("1"), store.Absent)
+	if err != nil {
+		t.Fatal(err)
 	}
-	code, text, _ = b.raw(t, "GET", scopesPath+"?resourceVersion=1&resourceVersionMatch=Exact", "", "")
+	if err := inner.Compact(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(c *Config) { c.Store = forgetful{inner} })
+	b.watch(t, "&resourceVersion=1").want("ERROR 410")
+	code, text, _ := b.raw(t, "GET", scopesPath+"?resourceVersion=1&resourceVersionMatch=Exact", "", "")
 	if code != 410 {
 		t.Error(code, text)
 	}
@@ -158,10 +163,6 @@ func (f forgetful) List(ctx context.Context, prefix, after string, limit int, at
 		return nil, 0, fmt.Errorf("list at %d: %w", at, store.ErrCompacted)
 	}
 	return f.Store.List(ctx, prefix, after, limit, at)
-}
-
-func (f forgetful) Watch(_ context.Context, _ string, after store.Revision) (store.Watch, error) {
-	return nil, fmt.Errorf("watch after %d: %w", after, store.ErrCompacted)
 }
 
 // TestWatchThatMissedChanges: a watch that the store cuts off ends with an error

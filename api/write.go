@@ -58,6 +58,8 @@ type stored struct {
 	object   *unstructured.Unstructured
 	value    []byte
 	revision store.Revision
+	// virtual says that it is not in the store: a namespace that nobody declared.
+	virtual bool
 }
 
 func (s *Server) load(ctx context.Context, kind bocage.Kind, namespace, name string) (*stored, error) {
@@ -69,7 +71,7 @@ func (s *Server) load(ctx context.Context, kind bocage.Kind, namespace, name str
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", entry.Key, err)
 	}
-	return &stored{object, entry.Value, entry.Revision}, nil
+	return &stored{object: object, value: entry.Value, revision: entry.Revision}, nil
 }
 
 func decodeStored(value []byte) (*unstructured.Unstructured, error) {
@@ -346,6 +348,9 @@ func (ch *change) precondition(object *unstructured.Unstructured) error {
 func (b *batch) load(ch *change) error {
 	var err error
 	ch.old, err = b.server.load(b.ctx, ch.kind, ch.namespace, ch.name)
+	if errors.Is(err, store.ErrNotFound) && ch.kind.Name == "Namespace" {
+		ch.old, err = b.server.loadUndeclared(ch.name)
+	}
 	if errors.Is(err, store.ErrNotFound) {
 		return notFound(ch.kind, ch.name)
 	}
@@ -388,6 +393,11 @@ type track func(live, object *unstructured.Unstructured) (*unstructured.Unstruct
 // add finishes a new object: what the system says of it, its owners, its faults.
 func (b *batch) add(ch *change, object *unstructured.Unstructured, faults bocage.Faults, own track) error {
 	ch.old, ch.created, ch.same = nil, true, false
+	if ch.kind.Namespaced {
+		if err := b.server.accepting(ch, object.GetName()); err != nil {
+			return err
+		}
+	}
 	delete(object.Object, "status")
 	metadata := metadataOf(object)
 	for _, field := range []string{"uid", "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp"} {
@@ -451,6 +461,9 @@ func (b *batch) keep(ch *change, object *unstructured.Unstructured) {
 	restore(metadata, was, "uid", "generation", "creationTimestamp", "deletionTimestamp")
 	if ch.subresource != "status" {
 		restore(object.Object, old.Object, "status")
+		if ch.kind.Name == "Namespace" {
+			restore(object.Object, old.Object, "spec")
+		}
 		return
 	}
 	restore(object.Object, old.Object, "spec")
@@ -539,6 +552,11 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 			return err
 		}
 	}
+	held := len(resource.Meta().Finalizers) > 0
+	if namespace, ok := resource.(*bocage.Namespace); ok {
+		complete(namespace, ch.old == nil)
+		held = held || len(namespace.Spec.Finalizers) > 0
+	}
 	if ch.value, err = store.EncodeObject(ch.kind, resource); err != nil {
 		return err
 	}
@@ -548,11 +566,14 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 	op := store.Op{Key: ch.kind.Key(ch.namespace, ch.name), Value: ch.value, IfWas: store.Absent}
 	if ch.old != nil {
 		op.IfWas, ch.revision = ch.old.revision, ch.old.revision
+		if ch.old.virtual {
+			op.IfWas = store.Absent
+		}
 		if unchanged(ch.old.value, ch.value) {
 			ch.same, ch.value = true, ch.old.value
 			return nil
 		}
-		if ch.removed = resource.Meta().DeletionTimestamp != nil && len(resource.Meta().Finalizers) == 0; ch.removed {
+		if ch.removed = resource.Meta().DeletionTimestamp != nil && !held; ch.removed {
 			return b.remove(ch)
 		}
 	}
@@ -643,7 +664,10 @@ func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
 		}
 	}
 	object := ch.old.object.DeepCopy()
-	if len(object.GetFinalizers()) == 0 {
+	if err := b.hold(ch, object, options); err != nil {
+		return err
+	}
+	if len(object.GetFinalizers()) == 0 && ch.kind.Name != "Namespace" {
 		ch.removed = true
 		return b.remove(ch)
 	}
@@ -664,10 +688,10 @@ func (s *Server) deleteCollection(c *call) error {
 	if err != nil {
 		return err
 	}
-	c.outcome = fmt.Sprintf("deleted %d", len(found.items))
-	for _, item := range found.items {
+	c.outcome = fmt.Sprintf("deleted %d", len(found.objects))
+	for _, o := range found.objects {
 		ch := *options
-		ch.namespace, ch.name = item.namespace, item.name
+		ch.namespace, ch.name = o.namespace, o.name
 		err := s.commit(c.r.Context(), []*change{&ch}, func(b *batch) error { return b.delete(&ch, deletion) })
 		var p *problem
 		if errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound {

@@ -71,6 +71,8 @@ type Event struct {
 	Revision Revision
 	// Progress marks an event without a key that only says how far the watch is.
 	Progress bool
+	// Last marks the last change of its revision: with it the revision is whole.
+	Last bool
 }
 
 // Deleted reports whether the event removed its key.

@@ -150,6 +150,9 @@ func watchPrefix(t *testing.T, s store.Store) {
 	must(t)(store.Put(ctx, s, "q", []byte("1"), store.Absent))
 	must(t)(store.Put(ctx, s, "p/c", []byte("1"), store.Absent))
 	events := expect(t, w, put("p/", "1"), put("p/b", "1"), put("p/c", "1"))
+	if events[0].Last || !events[1].Last || !events[2].Last {
+		t.Errorf("revisions end at %v %v %v, want at the last of each", events[0].Last, events[1].Last, events[2].Last)
+	}
 	if events[0].Revision != revision || events[2].Revision <= revision+1 {
 		t.Errorf("revisions %d %d %d after %d", events[0].Revision, events[1].Revision, events[2].Revision, revision)
 	}

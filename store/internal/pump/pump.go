@@ -58,6 +58,9 @@ func (p *Pump) Push(events ...store.Event) bool {
 		return false
 	}
 	p.queue = append(p.queue, events...)
+	if last := &p.queue[len(p.queue)-1]; !last.Progress {
+		last.Last = true
+	}
 	for _, e := range events {
 		p.bytes += size(e)
 	}

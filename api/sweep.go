@@ -1,0 +1,395 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"bocage.dev/bocage"
+)
+
+// What goes because something else went: objects whose owners are gone, and what
+// is in a namespace that is being deleted. As in Kubernetes, owners wait for
+// what they own (foreground), do not wait (background, the default), or leave it
+// behind (orphan). Every replica sweeps; deletions that somebody else did first
+// change nothing.
+
+const (
+	sweepRetry = time.Second
+	// sweepDelay gathers what goes together.
+	sweepDelay = 20 * time.Millisecond
+
+	finalizerForeground = metav1.FinalizerDeleteDependents
+	finalizerOrphan     = metav1.FinalizerOrphanDependents
+	sweeperName         = "system:sweeper"
+)
+
+// ownerFaults finds owners that could not be found.
+func ownerFaults(meta *bocage.ObjectMeta) bocage.Faults {
+	var faults bocage.Faults
+	controllers := 0
+	for i, owner := range meta.OwnerReferences {
+		at := fmt.Sprintf("metadata.ownerReferences[%d]", i)
+		for _, part := range []struct{ field, value string }{
+			{"apiVersion", owner.APIVersion}, {"kind", owner.Kind}, {"name", owner.Name}, {"uid", owner.UID},
+		} {
+			if part.value == "" {
+				faults.Add(at+"."+part.field, "is missing: an owner is named whole")
+			}
+		}
+		if owner.Controller != nil && *owner.Controller {
+			if controllers++; controllers > 1 {
+				faults.Add(at+".controller", "another owner is the controller already: there is one at most")
+			}
+		}
+	}
+	return faults
+}
+
+// tended is an object that may have to go or be changed because others went.
+type tended struct {
+	*object
+	meta bocage.ObjectMeta
+}
+
+// tend reads what the sweeper has to know of an object; nil if it has no business
+// with it. Most objects are told apart without being decoded.
+func tend(o *object) *tended {
+	if !bytes.Contains(o.value, []byte(`"ownerReferences":[{`)) && !o.going() {
+		return nil
+	}
+	var read struct {
+		Metadata bocage.ObjectMeta `json:"metadata"`
+	}
+	if json.Unmarshal(o.value, &read) != nil {
+		return nil
+	}
+	return &tended{o, read.Metadata}
+}
+
+// tendTo keeps the view's list of such objects; its lock is held.
+func (v *view) tendTo(kind *seenKind, key string, is *object) {
+	name := kind.Plural + "/" + key
+	_, was := v.tended[name]
+	delete(v.tended, name)
+	if is != nil {
+		if t := tend(is); t != nil {
+			v.tended[name] = t
+			was = true
+		}
+	}
+	if was || is == nil && len(v.tended) > 0 {
+		select {
+		case v.sweeping <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// dependents lists the objects that name an owner.
+func (v *view) dependents(uid string) []*tended {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var found []*tended
+	for _, t := range v.tended {
+		if slices.ContainsFunc(t.meta.OwnerReferences, func(o bocage.OwnerReference) bool { return o.UID == uid }) {
+			found = append(found, t)
+		}
+	}
+	return found
+}
+
+// hold marks an object that is to be deleted with what has to be done before.
+func (b *batch) hold(ch *change, object *unstructured.Unstructured, options *metav1.DeleteOptions) error {
+	policy := metav1.DeletePropagationBackground
+	switch {
+	case options.PropagationPolicy != nil && options.OrphanDependents != nil:
+		return badRequest("propagationPolicy and orphanDependents say the same: send the first")
+	case options.PropagationPolicy != nil:
+		policy = *options.PropagationPolicy
+	case options.OrphanDependents != nil && *options.OrphanDependents:
+		policy = metav1.DeletePropagationOrphan
+	}
+	finalizer := ""
+	switch policy {
+	case metav1.DeletePropagationBackground:
+	case metav1.DeletePropagationForeground:
+		finalizer = finalizerForeground
+	case metav1.DeletePropagationOrphan:
+		finalizer = finalizerOrphan
+	default:
+		return badRequest("propagationPolicy %q is not Background, Foreground or Orphan", policy)
+	}
+	if finalizer != "" {
+		if err := b.server.view.fresh(b.ctx); err != nil {
+			return err
+		}
+		if len(b.server.view.dependents(string(object.GetUID()))) > 0 && !slices.Contains(object.GetFinalizers(), finalizer) {
+			object.SetFinalizers(append(object.GetFinalizers(), finalizer))
+		}
+	}
+	if ch.kind.Name != "Namespace" {
+		return nil
+	}
+	if ch.name == defaultNamespace {
+		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+			"namespaces %q is forbidden: this namespace may not be deleted", ch.name).about(ch.kind, ch.name)
+	}
+	if err := b.server.view.fresh(b.ctx); err != nil {
+		return err
+	}
+	if b.server.view.emptyNamespace(ch.name) {
+		unstructured.RemoveNestedField(object.Object, "spec", "finalizers")
+	}
+	return nil
+}
+
+// sweep does what is to be done, when something went, until ctx ends.
+func (s *Server) sweep(ctx context.Context) {
+	for {
+		select {
+		case <-s.view.sweeping:
+		case <-ctx.Done():
+			return
+		}
+		for !s.sweepOnce(ctx) {
+			select {
+			case <-time.After(sweepRetry):
+			case <-ctx.Done():
+				return
+			}
+		}
+		select {
+		case <-time.After(sweepDelay):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweepOnce looks at every object that has owners or is being deleted. It returns
+// false if something could not be done.
+func (s *Server) sweepOnce(ctx context.Context) bool {
+	s.view.mu.RLock()
+	list := make([]*tended, 0, len(s.view.tended))
+	for _, t := range s.view.tended {
+		list = append(list, t)
+	}
+	s.view.mu.RUnlock()
+	done := true
+	for _, t := range list {
+		err := s.sweepObject(ctx, t)
+		var p *problem
+		switch {
+		case err == nil, errors.As(err, &p) && (p.Reason == metav1.StatusReasonNotFound || p.Reason == metav1.StatusReasonConflict):
+			// What somebody else changed comes back through the view.
+		case ctx.Err() != nil:
+			return true
+		default:
+			s.logger.Warn("sweep", "kind", t.kind.Name, "namespace", t.namespace, "name", t.name, "error", err)
+			done = false
+		}
+	}
+	return done
+}
+
+func (s *Server) sweepObject(ctx context.Context, t *tended) error {
+	if t.meta.DeletionTimestamp == nil {
+		return s.sweepOwned(ctx, t)
+	}
+	if slices.Contains(t.meta.Finalizers, finalizerOrphan) {
+		for _, d := range s.view.dependents(t.meta.UID) {
+			if err := s.disown(ctx, d, t.meta.UID); err != nil {
+				return err
+			}
+		}
+		if len(s.view.dependents(t.meta.UID)) > 0 {
+			return nil // the next sweep sees what was done
+		}
+		return s.letGo(ctx, t, finalizerOrphan)
+	}
+	if slices.Contains(t.meta.Finalizers, finalizerForeground) && !slices.ContainsFunc(s.view.dependents(t.meta.UID), blocks(t.meta.UID)) {
+		return s.letGo(ctx, t, finalizerForeground)
+	}
+	if t.kind.Name == "Namespace" {
+		return s.emptyOut(ctx, t)
+	}
+	return nil
+}
+
+func blocks(uid string) func(*tended) bool {
+	return func(t *tended) bool {
+		return slices.ContainsFunc(t.meta.OwnerReferences, func(o bocage.OwnerReference) bool {
+			return o.UID == uid && o.BlockOwnerDeletion != nil && *o.BlockOwnerDeletion
+		})
+	}
+}
+
+// sweepOwned deletes an object whose owners are all gone or going, and drops
+// owners that are gone from one that has others.
+func (s *Server) sweepOwned(ctx context.Context, t *tended) error {
+	var gone []string
+	solid, waiting := 0, 0
+	for _, owner := range t.meta.OwnerReferences {
+		switch s.ownerState(t, owner) {
+		case ownerGone:
+			gone = append(gone, owner.UID)
+		case ownerWaits:
+			waiting++
+			gone = append(gone, owner.UID)
+		default:
+			solid++
+		}
+	}
+	switch {
+	case len(gone) == 0:
+		return nil
+	case solid > 0:
+		return s.disown(ctx, t, gone...)
+	}
+	policy := metav1.DeletePropagationBackground
+	if waiting > 0 && len(s.view.dependents(t.meta.UID)) > 0 {
+		policy = metav1.DeletePropagationForeground
+	}
+	return s.sweepAway(ctx, t.object, t.meta.UID, policy)
+}
+
+type ownerState int
+
+const (
+	ownerThere ownerState = iota
+	ownerWaits            // it is being deleted in the foreground
+	ownerGone
+)
+
+// ownerState says what became of an owner. One of a kind that is not known here
+// is somebody else's business and counts as there.
+func (s *Server) ownerState(t *tended, owner bocage.OwnerReference) ownerState {
+	var kind *seenKind
+	for _, k := range s.view.kinds {
+		if k.Name == owner.Kind && k.APIVersion == owner.APIVersion {
+			kind = k
+		}
+	}
+	if kind == nil || kind.Namespaced && !t.kind.Namespaced {
+		return ownerThere
+	}
+	o := s.view.get(kind.Kind, t.namespace, owner.Name)
+	if o == nil || o.virtual {
+		return ownerGone
+	}
+	var read struct {
+		Metadata bocage.ObjectMeta `json:"metadata"`
+	}
+	switch {
+	case json.Unmarshal(o.value, &read) != nil:
+		return ownerThere
+	case read.Metadata.UID != owner.UID:
+		return ownerGone
+	case read.Metadata.DeletionTimestamp != nil && slices.Contains(read.Metadata.Finalizers, finalizerForeground):
+		return ownerWaits
+	}
+	return ownerThere
+}
+
+// emptyOut deletes everything in a namespace, and the namespace once it is empty.
+func (s *Server) emptyOut(ctx context.Context, t *tended) error {
+	left := 0
+	for plural, kind := range s.view.kinds {
+		if !kind.Namespaced {
+			continue
+		}
+		objects, _, _ := s.view.snapshot(plural, t.name)
+		for _, o := range objects {
+			if inhabits(kind.Kind) {
+				left++
+			}
+			if o.going() {
+				continue // its finalizers hold it
+			}
+			if err := s.sweepAway(ctx, o, "", metav1.DeletePropagationBackground); err != nil && !isNotFound(err) {
+				return err
+			}
+		}
+	}
+	if left > 0 || !s.view.emptyNamespace(t.name) {
+		return nil // each deletion that arrives leads back here
+	}
+	return s.alter(ctx, t.object, "update", func(object *unstructured.Unstructured) bool {
+		unstructured.RemoveNestedField(object.Object, "spec", "finalizers")
+		return true
+	})
+}
+
+func isNotFound(err error) bool {
+	var p *problem
+	return errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound
+}
+
+// sweepAway deletes an object; a uid must still be its own.
+func (s *Server) sweepAway(ctx context.Context, o *object, uid string, policy metav1.DeletionPropagation) error {
+	ch := &change{access: access{verbDelete, o.kind.Kind, "", o.namespace}, name: o.name}
+	options := &metav1.DeleteOptions{PropagationPolicy: &policy}
+	if uid != "" {
+		options.Preconditions = metav1.NewUIDPreconditions(uid)
+	}
+	err := s.commit(ctx, []*change{ch}, func(b *batch) error { return b.delete(ch, options) })
+	if err == nil {
+		s.logSweep(o, verbDelete)
+	}
+	return err
+}
+
+// disown removes owners from an object.
+func (s *Server) disown(ctx context.Context, t *tended, uids ...string) error {
+	return s.alter(ctx, t.object, verbPatch, func(object *unstructured.Unstructured) bool {
+		owners := object.GetOwnerReferences()
+		kept := slices.DeleteFunc(slices.Clone(owners), func(o metav1.OwnerReference) bool { return slices.Contains(uids, string(o.UID)) })
+		object.SetOwnerReferences(kept)
+		return len(kept) < len(owners)
+	})
+}
+
+// letGo removes a finalizer, and with the last one the object.
+func (s *Server) letGo(ctx context.Context, t *tended, finalizer string) error {
+	return s.alter(ctx, t.object, verbPatch, func(object *unstructured.Unstructured) bool {
+		finalizers := object.GetFinalizers()
+		kept := slices.DeleteFunc(slices.Clone(finalizers), func(f string) bool { return f == finalizer })
+		object.SetFinalizers(kept)
+		return len(kept) < len(finalizers)
+	})
+}
+
+// alter changes the system's own part of an object, if there is something to
+// change.
+func (s *Server) alter(ctx context.Context, o *object, verb string, edit func(*unstructured.Unstructured) bool) error {
+	ch := &change{access: access{verb, o.kind.Kind, "", o.namespace}, name: o.name}
+	err := s.commit(ctx, []*change{ch}, func(b *batch) error {
+		ch.removed, ch.same = false, false
+		if err := b.load(ch); err != nil {
+			return err
+		}
+		object := ch.old.object.DeepCopy()
+		if !edit(object) {
+			ch.same = true
+			return nil
+		}
+		return b.put(ch, object)
+	})
+	if err == nil && !ch.same {
+		s.logSweep(o, verb)
+	}
+	return err
+}
+
+func (s *Server) logSweep(o *object, verb string) {
+	s.logger.Info("audit", "person", sweeperName, "verb", verb, "kind", o.kind.Name, "namespace", o.namespace, "name", o.name, "outcome", "swept")
+}
