@@ -3,6 +3,7 @@ package prove
 import (
 	"fmt"
 	"math/bits"
+	"net/netip"
 	"slices"
 	"strconv"
 
@@ -46,12 +47,16 @@ type graph struct {
 	// outside marks groups of addresses outside: flows begin and end there, and
 	// none goes through.
 	outside []bool
-	next    [][]int32
+	// family has a bit for each IP version that some member speaks: nobody
+	// reaches whom he shares none with.
+	family []uint8
+	next   [][]int32
 	// plain lists the groups without a wildcard of their own that everybody
 	// marked in toPlain reaches, apart from the few in but.
 	plain   []int32
 	toPlain []bool
 	but     []map[int32]bool
+	common  uint8 // versions that all of the plain workloads speak
 }
 
 // graph reads the reach once: pairs with rules of their own one by one, what
@@ -59,10 +64,11 @@ type graph struct {
 func (p *prover) graph() *graph {
 	n := len(p.groups)
 	place := make(map[bocage.Group]int32, n)
-	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), next: make([][]int32, n), toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
+	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), family: make([]uint8, n), next: make([][]int32, n), toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
 	for i, group := range p.groups {
 		place[group] = int32(i)
 		g.outside[i] = len(p.members[group].workloads) == 0
+		g.family[i] = p.families(group)
 		for _, w := range p.members[group].workloads {
 			weight := 1
 			if declared, err := strconv.Atoi(w.Labels[LabelWeight]); err == nil && declared >= 0 {
@@ -78,7 +84,7 @@ func (p *prover) graph() *graph {
 		if !known || !also {
 			continue
 		}
-		if p.reach.reaches(at.from, at.to) {
+		if g.family[from]&g.family[to] != 0 && p.reach.reaches(at.from, at.to) {
 			g.next[from] = append(g.next[from], to)
 		} else if !p.reach.toAny[at.to] {
 			if g.but[from] == nil {
@@ -92,8 +98,12 @@ func (p *prover) graph() *graph {
 	}
 	everyone := func(bocage.Group) bool { return true }
 	specialTo, plainTo := split(p.groups, everyone, p.reach.toAny)
+	g.common = 3
 	for _, t := range plainTo {
 		g.plain = append(g.plain, place[t])
+		if !g.outside[place[t]] {
+			g.common &= g.family[place[t]]
+		}
 	}
 	for i, from := range p.groups {
 		// Plain receivers are alike: what one without a rule of its own gets, all do.
@@ -114,17 +124,42 @@ func (p *prover) graph() *graph {
 			}
 		}
 		for _, f := range plainFrom {
-			if sample && p.reach.rules[pair{f, t}] == nil {
+			if sample && p.reach.rules[pair{f, t}] == nil && g.family[place[f]]&g.family[place[t]] != 0 {
 				g.next[place[f]] = append(g.next[place[f]], place[t])
 			}
 		}
 		for _, f := range specialFrom {
-			if p.reach.rules[pair{f, t}] == nil && p.reach.reaches(f, t) {
+			if p.reach.rules[pair{f, t}] == nil && g.family[place[f]]&g.family[place[t]] != 0 && p.reach.reaches(f, t) {
 				g.next[place[f]] = append(g.next[place[f]], place[t])
 			}
 		}
 	}
 	return g
+}
+
+// families has bit 0 for IPv4 and bit 1 for IPv6 addresses of a group.
+func (p *prover) families(g bocage.Group) uint8 {
+	m := p.members[g]
+	if g == bocage.GroupWorld {
+		return 3
+	}
+	var family uint8
+	add := func(a netip.Addr) {
+		if a.Is4() {
+			family |= 1
+		} else {
+			family |= 2
+		}
+	}
+	for _, prefix := range m.prefixes {
+		add(prefix.Addr())
+	}
+	for _, w := range m.workloads {
+		for _, a := range w.Spec.Addresses {
+			add(a)
+		}
+	}
+	return family
 }
 
 // reaches reports whether the first may open anything to the second.
@@ -207,13 +242,13 @@ func (g *graph) step(now, next, all []uint64, first, last, words int) {
 		}
 		switch {
 		case !g.toPlain[i]:
-		case len(g.but[i]) == 0:
+		case len(g.but[i]) == 0 && g.family[i]&g.common != 0:
 			for w, set := range all {
 				row[w] |= set
 			}
 		default:
 			for _, v := range g.plain {
-				if !g.but[i][v] {
+				if !g.but[i][v] && g.family[i]&g.family[v] != 0 {
 					reach(row, v)
 				}
 			}

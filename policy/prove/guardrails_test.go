@@ -8,8 +8,11 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
 	"bocage.dev/bocage/policy/prove"
 )
 
@@ -204,4 +207,105 @@ func TestProtectedCellsAreNotCut(t *testing.T) {
 	if failed := failures(in, unprotected); failed["life spec.protect[0]"] == "" {
 		t.Fatalf("a quarantine that cuts a protected cell is not noticed: %v", failed)
 	}
+}
+
+func BenchmarkBlastRadius(b *testing.B) {
+	for _, n := range []int{1_000, 10_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			in := policytest.Site(n)
+			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("radius"),
+				Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{MaxWeight: n}}})
+			rs := compile.Compile(in).Ruleset
+			prover := new(prove.Prover)
+			prover.Prove(in, rs) // the pairs of declarations are known then
+			for b.Loop() {
+				if failed := prove.Failed(prover.Prove(in, rs)); len(failed) > 0 {
+					b.Fatal(failed)
+				}
+			}
+		})
+	}
+}
+
+// TestBlastRadiusAgainstWalks holds the closure over groups against a walk from
+// workload to workload along every flow that the ruleset allows.
+func TestBlastRadiusAgainstWalks(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		in.ThreatConditions, in.Quarantines = nil, nil // refused identities are no part of the closure
+		hops := rapid.IntRange(0, 4).Draw(t, "hops")
+		rs := compile.Compile(in).Ruleset
+		most := heaviest(rs, hops)
+		for _, radius := range []int{most, most - 1} {
+			if radius < 0 {
+				continue
+			}
+			bounded := in
+			bounded.Guardrails = append(slices.Clone(in.Guardrails), &bocage.Guardrail{ObjectMeta: named("zz-radius"), Spec: bocage.GuardrailSpec{
+				BlastRadius: &bocage.BlastRadius{MaxHops: hops, MaxWeight: radius}}})
+			counter := failures(bounded, compile.Compile(bounded).Ruleset)["zz-radius spec.blastRadius"]
+			if holds := counter == ""; holds != (radius == most) {
+				t.Fatalf("the walks reach %d in %d hops, a bound of %d holds: %v (%s)\n%s", most, hops, radius, holds, counter, policytest.Describe(in))
+			}
+		}
+	})
+}
+
+// allowsAny reports whether some flow between two addresses is allowed.
+func allowsAny(rs *bocage.Ruleset, source, destination netip.Addr) bool {
+	f := bocage.Flow{Source: source, Destination: destination}
+	for _, f.Protocol = range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP, bocage.ProtocolICMP, 47, 50} {
+		for _, f.DestinationPort = range policytest.Ports() {
+			if _, reason := rs.Decide(f); reason.Would.Allowed() {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// heaviest walks from every workload, and from outside, and returns the most
+// workloads that are reached.
+func heaviest(rs *bocage.Ruleset, hops int) int {
+	next := map[string]map[string]bool{}
+	who := func(a netip.Addr) string {
+		if peer := rs.Lookup(a); peer.Workload != "" {
+			return peer.Workload
+		}
+		return "outside " + rs.Lookup(a).Prefix.String()
+	}
+	addresses := policytest.Addresses()
+	for _, peer := range rs.Peers {
+		addresses = append(addresses, peer.Prefix.Addr())
+	}
+	for _, source := range addresses {
+		for _, destination := range addresses {
+			from, to := who(source), who(destination)
+			if from == to || source.Is4() != destination.Is4() || strings.HasPrefix(to, "outside") || next[from][to] {
+				continue
+			}
+			if next[from] == nil {
+				next[from] = map[string]bool{}
+			}
+			next[from][to] = allowsAny(rs, source, destination)
+		}
+	}
+	most := 0
+	for from := range next {
+		reached, edge := map[string]bool{}, []string{from}
+		for hop := 0; len(edge) > 0 && (hops == 0 || hop < hops); hop++ {
+			var beyond []string
+			for _, at := range edge {
+				for to, open := range next[at] {
+					if open && to != from && !reached[to] {
+						reached[to] = true
+						beyond = append(beyond, to)
+					}
+				}
+			}
+			edge = beyond
+		}
+		most = max(most, len(reached))
+	}
+	return most
 }
