@@ -83,7 +83,7 @@ func (c *compiler) addresses(subjects []int32) []netip.Prefix {
 	var out []netip.Prefix
 	for _, i := range subjects {
 		for _, w := range c.pop.subjects[i].members {
-			for _, a := range w.Spec.Addresses {
+			for _, a := range c.pop.addressesOf(&c.pop.subjects[i], w) {
 				out = append(out, netip.PrefixFrom(a, a.BitLen()))
 			}
 		}

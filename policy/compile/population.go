@@ -28,7 +28,10 @@ type subject struct {
 	threats   []*bocage.ThreatCondition // in the order of their names
 	enforce   bool
 	offers    []offer
-	blocks    []netip.Prefix // the longest asked for that hold the members' addresses
+	// block is the longest that somebody asks for and that holds the members'
+	// addresses which make them members: a workload whose addresses differ in that
+	// is several subjects.
+	block netip.Prefix
 }
 
 // offer is one interface that a subject's workloads offer.
@@ -46,7 +49,8 @@ type population struct {
 	byBlock   map[netip.Prefix][]int32
 	byPort    map[string][]int32 // groups of workloads that have a port of the name
 	blocks    []netip.Prefix     // the keys of byBlock, sorted
-	named     map[string]int32   // "namespace/name" of a workload -> its subject
+	named     map[string][]int32 // "namespace/name" of a workload -> its subjects
+	asked     *asked
 
 	zones      map[string]string // host -> the Zone that it stands in
 	addresses  map[string]*bocage.AddressGroup
@@ -59,7 +63,7 @@ func populate(in *admitted, findings *findings) *population {
 		byPlace: map[string][]int32{},
 		byBlock: map[netip.Prefix][]int32{},
 		byPort:  map[string][]int32{},
-		named:   make(map[string]int32, len(in.workloads)),
+		named:   make(map[string][]int32, len(in.workloads)),
 
 		zones:      zonesByHost(in.zones),
 		addresses:  byName(in.addressGroups),
@@ -211,6 +215,7 @@ func comparePrefixes(a, b netip.Prefix) int {
 // addWorkloads divides the workloads into subjects.
 func (p *population) addWorkloads(in *admitted, findings *findings) {
 	asked := questions(in)
+	p.asked = asked
 	threats := conditionsByWorkload(in, findings)
 	byKey := map[string]int32{}
 	var pairs []string
@@ -219,28 +224,37 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 		zone := p.zones[w.Spec.Host]
 		pairs = asked.answers(pairs[:0], w, zone)
 		name := w.NamespacedName()
-		key = append(append(key[:0], "workloads "...), w.Namespace...)
-		for _, pair := range pairs {
-			key = append(append(key, ' '), pair...)
-		}
-		for _, t := range threats[name] {
-			if t.Spec.Workload == "" {
-				continue // it concerns all that answer alike where they stand
+		alike := len(pairs)
+		for at, address := range w.Spec.Addresses {
+			block := asked.blockAt(address)
+			if slices.ContainsFunc(w.Spec.Addresses[:at], func(a netip.Addr) bool { return asked.blockAt(a) == block }) {
+				continue
 			}
-			key = append(append(append(append(key, " threat "...), t.Name...), ' '), t.Spec.Level...)
-			key = append(append(key, ' '), t.Spec.Profile...)
+			if pairs = pairs[:alike]; block.IsValid() {
+				pairs = append(pairs, "in "+block.String())
+			}
+			key = append(append(key[:0], "workloads "...), w.Namespace...)
+			for _, pair := range pairs {
+				key = append(append(key, ' '), pair...)
+			}
+			for _, t := range threats[name] {
+				if t.Spec.Workload == "" {
+					continue // it concerns all that answer alike where they stand
+				}
+				key = append(append(append(append(key, " threat "...), t.Name...), ' '), t.Spec.Level...)
+				key = append(append(key, ' '), t.Spec.Profile...)
+			}
+			i, known := byKey[string(key)]
+			if !known {
+				i = int32(len(p.subjects))
+				byKey[string(key)] = i
+				p.subjects = append(p.subjects, subject{
+					key: string(key), name: groupName(w.Namespace, pairs, threats[name]),
+					namespace: w.Namespace, labels: w.LabelsIn(zone), threats: threats[name], block: block,
+				})
+			}
+			p.subjects[i].members = append(p.subjects[i].members, w)
 		}
-		i, known := byKey[string(key)]
-		if !known {
-			i = int32(len(p.subjects))
-			byKey[string(key)] = i
-			p.subjects = append(p.subjects, subject{
-				key: string(key), name: groupName(w.Namespace, pairs, threats[name]),
-				namespace: w.Namespace, labels: w.LabelsIn(zone), threats: threats[name], blocks: asked.blocksOf(w),
-			})
-		}
-		p.subjects[i].members = append(p.subjects[i].members, w)
-		p.named[name] = i
 	}
 	// Members came in the order of their names; the order of subjects must not
 	// depend on who is first of them.
@@ -253,8 +267,8 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 				p.byLabel[label{key, value}] = append(p.byLabel[label{key, value}], int32(i))
 			}
 		}
-		for _, block := range s.blocks {
-			p.byBlock[block] = append(p.byBlock[block], int32(i))
+		if s.block.IsValid() {
+			p.byBlock[s.block] = append(p.byBlock[s.block], int32(i))
 		}
 		for j, port := range s.members[0].Spec.Ports {
 			again := slices.ContainsFunc(s.members[0].Spec.Ports[:j], func(q bocage.NamedPort) bool { return q.Name == port.Name })
@@ -263,7 +277,8 @@ func (p *population) addWorkloads(in *admitted, findings *findings) {
 			}
 		}
 		for _, w := range s.members {
-			p.named[w.NamespacedName()] = int32(i)
+			name := w.NamespacedName()
+			p.named[name] = append(p.named[name], int32(i))
 		}
 	}
 	for block := range p.byBlock {
@@ -481,10 +496,21 @@ func (p *population) concerned(t *bocage.ThreatCondition) []int32 {
 	case t.Spec.Zone != "":
 		return p.match(nil, &bocage.Selector{MatchLabels: map[string]string{bocage.LabelZone: t.Spec.Zone}})
 	}
-	if i, known := p.named[t.Spec.Workload]; known {
-		return []int32{i}
+	return p.named[t.Spec.Workload]
+}
+
+// addressesOf lists those of a member that make it one of the subject.
+func (p *population) addressesOf(s *subject, w *bocage.Workload) []netip.Addr {
+	if len(p.asked.blocks) == 0 {
+		return w.Spec.Addresses
 	}
-	return nil
+	var out []netip.Addr
+	for _, address := range w.Spec.Addresses {
+		if p.asked.blockAt(address) == s.block {
+			out = append(out, address)
+		}
+	}
+	return out
 }
 
 // assurance is how the subject's members are vouched for; outside the inventory

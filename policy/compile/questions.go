@@ -153,9 +153,6 @@ func (q *asked) answers(pairs []string, w *bocage.Workload, zone string) []strin
 			pairs = append(pairs, "port "+p.Name+"="+protocolName(p.Protocol)+"/"+strconv.Itoa(int(p.Port)))
 		}
 	}
-	for _, block := range q.blocksOf(w) {
-		pairs = append(pairs, "in "+block.String())
-	}
 	if w.Spec.Orchestrator != "" {
 		pairs = append(pairs, "orchestrator "+w.Spec.Orchestrator)
 	}
@@ -188,21 +185,13 @@ func protocolName(s string) string {
 	return s
 }
 
-// blocksOf returns, for each of the workload's addresses, the longest block that
-// somebody asks for and that holds it: the shorter ones follow from it.
-func (q *asked) blocksOf(w *bocage.Workload) []netip.Prefix {
-	var out []netip.Prefix
-	for _, address := range w.Spec.Addresses {
-		for _, bits := range q.lengths {
-			block, err := address.Prefix(bits)
-			if err != nil || !q.blocks[block] {
-				continue
-			}
-			if !slices.Contains(out, block) {
-				out = append(out, block)
-			}
-			break
+// blockAt returns the longest block that somebody asks for and that holds the
+// address, or an invalid one: the shorter ones follow from it.
+func (q *asked) blockAt(address netip.Addr) netip.Prefix {
+	for _, bits := range q.lengths {
+		if block, err := address.Prefix(bits); err == nil && q.blocks[block] {
+			return block
 		}
 	}
-	return out
+	return netip.Prefix{}
 }
