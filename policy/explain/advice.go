@@ -63,7 +63,7 @@ func (j *Judge) opening(f bocage.Flow) []Step {
 			return steps
 		}
 		next := j.clear(&g, f)
-		if len(next) == 0 {
+		if !possible(next) {
 			return nil
 		}
 		steps = append(steps, next...)
@@ -287,7 +287,7 @@ func (j *Judge) vouch(g *Judgement, required bocage.Duties, by bocage.Ref, done 
 // adviseToRefuse finds what would have to be withdrawn.
 func (j *Judge) adviseToRefuse(g *Judgement, f bocage.Flow) Advice {
 	a := Advice{Otherwise: []Step{j.neverStep(g, f)}}
-	if steps := j.withdrawals(g); len(steps) > 0 {
+	if steps := j.withdrawals(g); possible(steps) {
 		if after := j.with(changesOf(steps)).Judge(f); !after.Would.Allowed() {
 			a.Steps = steps
 		}
@@ -343,6 +343,11 @@ func (j *Judge) hopeless(g *Judgement, f bocage.Flow) string {
 	default:
 		return "no declaration allows such a flow"
 	}
+}
+
+// possible reports whether there are steps, and valid objects come of them.
+func possible(steps []Step) bool {
+	return len(steps) > 0 && !slices.ContainsFunc(steps, func(s Step) bool { return !s.Change.Delete && len(s.Change.Object.Validate()) > 0 })
 }
 
 func changesOf(steps []Step) []Change {

@@ -39,7 +39,7 @@ func (j *Judge) Explain(rs *bocage.Ruleset, f bocage.Flow) bocage.Explanation {
 		e.Duties = g.Duties
 	}
 	e.Missing = j.advise(&g, f).Text
-	if e.Verdict != g.Verdict || e.Reason.Code != g.Code || e.Reason.Would != g.Would {
+	if !g.ToItself() && (e.Verdict != g.Verdict || e.Reason.Code != g.Code || e.Reason.Would != g.Would) {
 		e.Layers = append(e.Layers, bocage.Layer{Name: LayerCheck, By: g.By, Result: fmt.Sprintf(
 			"the objects themselves say %s (%s), which the ruleset does not: it is older than they are, or the compiler is wrong", g.Verdict, g.Code)})
 	}

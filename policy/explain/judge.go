@@ -206,6 +206,12 @@ func (g *Judgement) finish() {
 	g.By = once(g.By)
 }
 
+// ToItself reports whether both ends are one workload: no enforcement point sees
+// such a flow, and a ruleset, which tells groups apart, has no cell for it.
+func (g *Judgement) ToItself() bool {
+	return g.Source.workload != nil && g.Source.workload == g.Destination.workload
+}
+
 // once drops later mentions and keeps the order.
 func once(refs []bocage.Ref) []bocage.Ref {
 	var out []bocage.Ref

@@ -365,6 +365,8 @@ func (g *Judgement) dispositionLayer() bocage.Layer {
 func (g *Judgement) scopeLayer() bocage.Layer {
 	layer := bocage.Layer{Name: LayerScope, By: g.EnforcedBy}
 	switch {
+	case g.ToItself():
+		layer.By, layer.Result = nil, "nothing to enforce: what a workload sends to itself passes no enforcement point"
 	case g.Would.Allowed():
 		layer.Result = "nothing to enforce"
 	case len(g.Cut) > 0:
