@@ -140,10 +140,19 @@ func (p *prover) graph() *graph {
 // families has bit 0 for IPv4 and bit 1 for IPv6 addresses of a group.
 func (p *prover) families(g bocage.Group) uint8 {
 	m := p.members[g]
-	if g == bocage.GroupWorld {
-		return 3
-	}
 	var family uint8
+	if g == bocage.GroupWorld {
+		// Where a prefix is everything, nobody of that family is left.
+		family = 3
+		for _, peer := range p.rs.Peers {
+			if peer.Prefix.Bits() == 0 && peer.Prefix.Addr().Is4() {
+				family &^= 1
+			} else if peer.Prefix.Bits() == 0 {
+				family &^= 2
+			}
+		}
+		return family
+	}
 	add := func(a netip.Addr) {
 		if a.Is4() {
 			family |= 1
