@@ -11,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -62,6 +61,8 @@ type agentProcess struct {
 	since      atomic.Pointer[time.Time]         // when the generation in force came into force
 	applied    chan struct{}                     // tells reportStatus that it changed
 	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
+	bundle     *identity.Bundle                  // set once joined
+	reverted   atomic.Uint64                     // generation that nobody confirmed and that was left; 0: none
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
@@ -123,8 +124,17 @@ type reportedDataplane struct {
 
 // Apply implements agent.Dataplane.
 func (d reportedDataplane) Apply(ruleset *bocage.Ruleset) error {
+	return d.put(ruleset, d.Dataplane.Apply)
+}
+
+// Revert implements agent.Dataplane.
+func (d reportedDataplane) Revert(ruleset *bocage.Ruleset) error {
+	return d.put(ruleset, d.Dataplane.Revert)
+}
+
+func (d reportedDataplane) put(ruleset *bocage.Ruleset, into func(*bocage.Ruleset) error) error {
 	a := d.agent
-	if err := d.Dataplane.Apply(ruleset); err != nil {
+	if err := into(ruleset); err != nil {
 		return err
 	}
 	now := time.Now().UTC()
@@ -300,7 +310,7 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	}
 	defer conn.Close()
 	a.exchange = conn.Exchange()
-	rulesets.bundle = have.bundle
+	a.bundle = have.bundle
 	a.events.connect(conn.Log(eventsLog))
 	close(joined)
 	group.Go(func() error { return svid.Run(ctx) })
@@ -362,8 +372,7 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	var sent time.Time
-	var told uint64
-	var toldFaults string
+	var told report
 	for {
 		select {
 		case <-ctx.Done():
@@ -371,11 +380,11 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 		case <-tick.C:
 		case <-a.applied:
 		}
-		generation, faults := a.dataplane.Generation(), a.faultText()
-		if generation == told && faults == toldFaults && time.Since(sent) < statusEvery {
+		now := report{a.dataplane.Generation(), a.candidate().Generation, a.reverted.Load(), a.faultText()}
+		if now == told && time.Since(sent) < statusEvery {
 			continue
 		}
-		report, err := json.Marshal(hostReport{a.status(generation, faults)})
+		report, err := json.Marshal(hostReport{a.status(now)})
 		if err != nil {
 			return err
 		}
@@ -387,25 +396,49 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 			sent = time.Now().Add(time.Second - statusEvery) // again in a second
 			continue
 		}
-		sent, told, toldFaults = time.Now(), generation, faults
+		sent, told = time.Now(), now
 	}
 }
 
-func (a *agentProcess) status(generation uint64, faults string) bocage.HostStatus {
+// report is what controllers are told of at once when it changes.
+type report struct {
+	generation, candidate, reverted uint64
+	faults                          string
+}
+
+// candidate is what came of the ruleset that is evaluated beside the one in force.
+func (a *agentProcess) candidate() dataplane.Candidate {
+	candidate, err := a.dataplane.Candidate()
+	if err != nil {
+		a.logger.Warn("read what came of the candidate", "err", err)
+	}
+	return candidate
+}
+
+func (a *agentProcess) status(now report) bocage.HostStatus {
+	candidate := a.candidate()
 	status := bocage.HostStatus{
-		Version: a.cfg.Version, Kernel: a.kernel, Generation: generation,
-		LastSeen: time.Now().UTC(),
+		Version: a.cfg.Version, Kernel: a.kernel, Generation: now.generation, LastSeen: time.Now().UTC(),
+		Candidate: candidate.Generation, CandidateDiffers: int64(candidate.Differs), RevertedFrom: now.reverted,
 	}
 	if since := a.since.Load(); since != nil {
 		status.Since = *since
 	}
-	status.Ports = len(a.loop.Status().Attached)
+	loop := a.loop.Status()
+	status.Ports = len(loop.Attached)
 	if refused := a.refused.Load(); refused != nil {
 		status.RefusedProfiles = *refused
 	}
-	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "Enforcing", Message: "generation " + strconv.FormatUint(generation, 10) + " is in force", LastTransitionTime: time.Now().UTC()}
-	if faults != "" {
-		ready.Status, ready.Reason, ready.Message = "False", "Degraded", faults
+	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "Enforcing", LastTransitionTime: time.Now().UTC(),
+		Message: fmt.Sprintf("generation %d is in force", now.generation)}
+	if now.faults != "" {
+		ready.Status, ready.Reason, ready.Message = "False", "Degraded", now.faults
+	}
+	if now.reverted != 0 {
+		ready.Message += fmt.Sprintf("; nobody confirmed generation %d in time, so this host went back", now.reverted)
+	}
+	if loop.NotApplied != 0 {
+		ready.Reason, ready.ObservedGeneration = notApplied, int64(loop.NotApplied)
 	}
 	status.Conditions = []bocage.Condition{ready}
 	return status

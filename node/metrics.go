@@ -29,17 +29,21 @@ type agentCollector struct {
 }
 
 var (
-	packetsDesc = prometheus.NewDesc("bocage_dataplane_packets_total", "Packets at enforcement points, by what was done and why.", []string{"verdict", "reason"}, nil)
-	bytesDesc   = prometheus.NewDesc("bocage_dataplane_bytes_total", "Bytes at enforcement points, IP headers included.", []string{"verdict", "reason"}, nil)
-	eventsDesc  = prometheus.NewDesc("bocage_dataplane_events_total", "Flow events: offered by the kernel, and of these lost for want of room.", []string{"outcome"}, nil)
-	flowsDesc   = prometheus.NewDesc("bocage_dataplane_flows", "Flows that are remembered, at the last sweep.", nil, nil)
-	recordsDesc = prometheus.NewDesc("bocage_agent_event_records_total", "Event records: offered to the agent's publisher, and of these lost.", []string{"outcome"}, nil)
-	batchesDesc = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
-	genDesc     = prometheus.NewDesc("bocage_dataplane_generation", "Generation in force in the kernel.", nil, nil)
+	packetsDesc    = prometheus.NewDesc("bocage_dataplane_packets_total", "Packets at enforcement points, by what was done and why.", []string{"verdict", "reason"}, nil)
+	bytesDesc      = prometheus.NewDesc("bocage_dataplane_bytes_total", "Bytes at enforcement points, IP headers included.", []string{"verdict", "reason"}, nil)
+	eventsDesc     = prometheus.NewDesc("bocage_dataplane_events_total", "Flow events: offered by the kernel, and of these lost for want of room.", []string{"outcome"}, nil)
+	flowsDesc      = prometheus.NewDesc("bocage_dataplane_flows", "Flows that are remembered, at the last sweep.", nil, nil)
+	recordsDesc    = prometheus.NewDesc("bocage_agent_event_records_total", "Event records: offered to the agent's publisher, and of these lost.", []string{"outcome"}, nil)
+	batchesDesc    = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
+	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
+	candidateDesc  = prometheus.NewDesc("bocage_dataplane_candidate_generation", "Generation that is evaluated beside the one in force; 0 is none.", nil, nil)
+	comparedDesc   = prometheus.NewDesc("bocage_dataplane_candidate_decisions", "Decisions that the candidate was asked for, and of these those whose reach differs, since it came.", []string{"outcome"}, nil)
+	genDesc        = prometheus.NewDesc("bocage_dataplane_generation", "Generation in force in the kernel.", nil, nil)
 )
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, batchesDesc, genDesc} {
+	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, batchesDesc, genDesc,
+		unansweredDesc, candidateDesc, comparedDesc} {
 		out <- desc
 	}
 }
@@ -66,6 +70,11 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	counter(eventsDesc, counters.Offered, "offered")
 	counter(eventsDesc, counters.Lost, "lost")
 	gauge(flowsDesc, counters.FlowsLive)
+	counter(unansweredDesc, counters.Unanswered)
+	candidate := c.agent.candidate()
+	gauge(candidateDesc, candidate.Generation)
+	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Evaluated), "evaluated")
+	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Differs), "differs")
 	gauge(genDesc, c.agent.dataplane.Generation())
 	offered, lost := c.agent.events.Counts()
 	counter(recordsDesc, offered, "offered")

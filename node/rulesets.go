@@ -3,28 +3,35 @@ package node
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/agent"
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
 )
 
-// rulesetSource brings verified rulesets to the agent's loop: first the one that
-// the last process kept, then whatever a controller signs that is newer.
+// rulesetSource brings verified rulesets to the agent's loop: first what the last
+// process kept, then whatever a controller signs that is newer, and the way back
+// from what nobody confirms.
 type rulesetSource struct {
 	agent  *agentProcess
-	bundle *identity.Bundle // set before joined is closed
 	joined <-chan struct{}
 	notice chan struct{}
-	cached bool
+
+	bundle *identity.Bundle // nil until joined
+	shelf  *shelf           // nil until the first step is asked for
+	// given is what was handed on last, done the last of these that succeeded.
+	given, done standing
+	candidate   uint64      // generation that is evaluated, or was to be; 0: none
+	shadow      *agent.Step // waits to be handed on
 }
+
+// standing names what is to be enforced: a generation, and the newest that was
+// taken, whose refusals come along.
+type standing struct{ newest, generation uint64 }
 
 // rulesetQuestion is what an agent asks on agent.HOST.ruleset, whenever it is told
 // that something changed, every pollEvery otherwise, and again at once after an
@@ -70,86 +77,201 @@ type rulesetAnswer struct {
 // rollout that meets it ends.
 const notApplied = "NotApplied"
 
-// Next implements agent.Rulesets: it blocks until a newer ruleset is there, whose
-// inspection profiles and decoys stand ready before it is handed on.
-func (s *rulesetSource) Next(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
-	if !s.cached {
-		s.cached = true
-		switch ruleset, err := s.kept(); {
-		case err == nil && ruleset.Generation >= have:
-			return s.prepare(ruleset)
-		case err != nil && !errors.Is(err, fs.ErrNotExist):
-			s.agent.logger.Warn("the kept ruleset is of no use: waiting for a controller", "err", err)
+// Next implements agent.Rulesets: it blocks until there is something else to go by
+// than before. What a ruleset refers to stands ready before it is handed on.
+func (s *rulesetSource) Next(ctx context.Context, failed bool) (agent.Step, error) {
+	if s.shelf == nil {
+		if err := s.begin(); err != nil {
+			return agent.Step{}, err
 		}
 	}
-	select {
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-s.joined:
+	if !failed {
+		s.done = s.given
 	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
-	for {
-		ruleset, err := s.ask(ctx, have)
-		switch {
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case err != nil:
-			s.agent.logger.Debug("ask for a ruleset", "err", err)
-			s.agent.faults.set("controller", "no controller answers: the last ruleset stays in force")
-		default:
-			s.agent.faults.clear("controller")
+	// What failed may have been replaced, so a controller is asked before it is
+	// tried again.
+	for again := failed; ; again = false {
+		if !again {
+			if step, ok := s.due(time.Now()); ok {
+				return step, nil
+			}
 		}
-		if ruleset != nil {
-			return s.prepare(ruleset)
+		if s.ask(ctx) || again {
+			continue
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-s.notice:
-		case <-poll.C:
+		if err := s.wait(ctx, poll.C); err != nil {
+			return agent.Step{}, err
 		}
 	}
 }
 
-// ask returns nil if nothing is newer than what the agent has.
-func (s *rulesetSource) ask(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
+// begin takes over what the last process left, on disk and in the kernel.
+func (s *rulesetSource) begin() error {
+	dir := s.agent.cfg.agentDir("identity")
+	credentials, err := loadCredentials(dir, s.agent.cfg.TrustDomain)
+	if err != nil {
+		return err
+	}
+	candidate, err := s.agent.dataplane.Candidate()
+	if err != nil {
+		return err
+	}
+	s.candidate = candidate.Generation
+	s.shelf = openShelf(dir, credentials, s.agent.cfg.Host, s.agent.logger)
+	return nil
+}
+
+// due is the next step that is to be done by what is known.
+func (s *rulesetSource) due(now time.Time) (agent.Step, bool) {
+	ruleset, back := s.shelf.standing(now)
+	if ruleset != nil {
+		if back {
+			s.shelf.leave()
+		}
+		s.agent.reverted.Store(s.shelf.left)
+		if want := (standing{s.shelf.newest(), ruleset.Generation}); want != s.done {
+			s.given = want
+			step := agent.Step{What: agent.Apply, Ruleset: s.prepare(ruleset)}
+			if back {
+				s.agent.logger.Warn("nobody confirmed the ruleset in time: going back", "from", s.shelf.newest(), "to", ruleset.Generation)
+				step.What = agent.Revert
+			}
+			return step, true
+		}
+	}
+	if s.shadow != nil {
+		step := *s.shadow
+		s.shadow = nil
+		return step, true
+	}
+	return agent.Step{}, false
+}
+
+// wait ends when something may have changed.
+func (s *rulesetSource) wait(ctx context.Context, poll <-chan time.Time) error {
+	var deadline <-chan time.Time
+	if at := s.shelf.deadline(); !at.IsZero() {
+		timer := time.NewTimer(time.Until(at))
+		defer timer.Stop()
+		deadline = timer.C
+	}
+	joined := s.joined
+	if s.bundle != nil {
+		joined = nil // it is closed: it says nothing new
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-joined:
+	case <-s.notice:
+	case <-poll:
+	case <-deadline:
+	}
+	return nil
+}
+
+// ask asks a controller what is new, and takes it. It reports whether something is.
+func (s *rulesetSource) ask(ctx context.Context) bool {
+	select {
+	case <-s.joined:
+	default:
+		return false
+	}
+	s.bundle = s.agent.bundle
+	answer, err := s.question(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	if err != nil {
+		s.agent.logger.Debug("ask for a ruleset", "err", err)
+		s.agent.faults.set("controller", "no controller answers: the last ruleset stays in force")
+		return false
+	}
+	s.agent.faults.clear("controller")
+	news, err := s.take(answer, time.Now())
+	if err != nil {
+		s.agent.logger.Error("a controller's answer is refused", "err", err)
+		s.agent.faults.set("controller", err.Error())
+	}
+	return news
+}
+
+func (s *rulesetSource) question(ctx context.Context) (rulesetAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	question, err := json.Marshal(rulesetQuestion{Have: have})
+	var answer rulesetAnswer
+	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed})
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
 	reply, err := s.agent.exchange.Ask(ctx, fmt.Sprintf(subjectRuleset, s.agent.cfg.Host), question)
 	if err != nil || len(reply) == 0 {
-		return nil, err
+		return answer, err
 	}
-	var answer rulesetAnswer
 	if err := json.Unmarshal(reply, &answer); err != nil {
-		return nil, fmt.Errorf("a controller's answer is damaged: %w", err)
+		return answer, fmt.Errorf("a controller's answer is damaged: %w", err)
 	}
-	envelope := answer.Ruleset
-	if len(envelope) == 0 {
-		return nil, nil
+	return answer, nil
+}
+
+// take puts what an answer holds where it belongs, in the order of its fields. What
+// cannot be verified is refused, with all that follows it.
+func (s *rulesetSource) take(answer rulesetAnswer, now time.Time) (news bool, err error) {
+	if len(answer.Confirm) > 0 {
+		confirmation, err := openConfirmation(s.bundle, answer.Confirm, now)
+		if err != nil {
+			return news, err
+		}
+		news = confirmation.Generation > s.shelf.confirmed
+		s.shelf.confirm(confirmation, answer.Confirm)
 	}
-	ruleset, err := openRuleset(s.bundle, envelope, s.agent.cfg.Host, time.Now())
-	if err != nil {
-		return nil, err
+	if len(answer.Ruleset) > 0 {
+		ruleset, err := openRuleset(s.bundle, bocage.SignedRuleset, answer.Ruleset, s.agent.cfg.Host, now)
+		if err != nil {
+			return news, err
+		}
+		if have := s.shelf.newest(); ruleset.Generation <= have {
+			return news, fmt.Errorf("a controller offers generation %d and %d was taken before: refused", ruleset.Generation, have)
+		}
+		s.shelf.take(ruleset, answer.Ruleset)
+		news = true
+		if s.candidate != 0 && ruleset.Generation >= s.candidate {
+			s.evaluate(nil)
+		}
 	}
-	if ruleset.Generation <= have {
-		return nil, fmt.Errorf("a controller offers generation %d and %d is in force: refused", ruleset.Generation, have)
+	switch {
+	case len(answer.Candidate) > 0:
+		candidate, err := openRuleset(s.bundle, bocage.SignedCandidate, answer.Candidate, s.agent.cfg.Host, now)
+		if err != nil {
+			return news, err
+		}
+		if candidate.Generation != s.candidate {
+			s.evaluate(candidate)
+			news = true
+		}
+	case answer.NoCandidate && s.candidate != 0:
+		s.evaluate(nil)
+		news = true
 	}
-	if err := writeFile(s.keptPath(), envelope, 0o600); err != nil {
-		s.agent.logger.Warn("keep the ruleset for the next start", "err", err)
+	return news, nil
+}
+
+// evaluate has a candidate evaluated, or none, in the next step.
+func (s *rulesetSource) evaluate(candidate *bocage.Ruleset) {
+	s.candidate = 0
+	if candidate != nil {
+		s.candidate = candidate.Generation
 	}
-	return ruleset, nil
+	s.shadow = &agent.Step{What: agent.Shadow, Ruleset: candidate}
 }
 
 // prepare makes the functions that the ruleset refers to ready: a verdict that
 // says inspect must not be in force before the engine has the profile, nor the
 // engine lose one that is still in force. Where the engine refuses a profile that
 // it does not have, the flows that owe it are treated as if it were down.
-func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error) {
+func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) *bocage.Ruleset {
 	a := s.agent
 	a.placing.Lock()
 	defer a.placing.Unlock()
@@ -163,7 +285,7 @@ func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) (*bocage.Ruleset, error
 	if hidden := a.hidden.Load(); hidden != nil {
 		a.noteHidden(*hidden, ruleset)
 	}
-	return ruleset, nil
+	return ruleset
 }
 
 // bothProfiles joins the profiles in force with the coming ones, which win.
@@ -199,7 +321,7 @@ func withoutInspection(ruleset *bocage.Ruleset, absent func(bocage.Profile) bool
 	changed := &bocage.Ruleset{
 		Generation: ruleset.Generation, Digest: ruleset.Digest, Host: ruleset.Host, Peers: ruleset.Peers, Groups: ruleset.Groups,
 		Rules: ruleset.Rules, Decisions: slices.Clone(ruleset.Decisions), Default: ruleset.Default, Refused: ruleset.Refused,
-		Profiles: ruleset.Profiles, Ports: ruleset.Ports, Decoys: ruleset.Decoys,
+		Profiles: ruleset.Profiles, Ports: ruleset.Ports, Decoys: ruleset.Decoys, ConfirmBy: ruleset.ConfirmBy,
 	}
 	for i, d := range changed.Decisions {
 		if verdict, ok := modes[d.Profile]; ok && d.Verdict == bocage.VerdictInspect {
@@ -209,46 +331,31 @@ func withoutInspection(ruleset *bocage.Ruleset, absent func(bocage.Profile) bool
 	return changed
 }
 
-func (s *rulesetSource) keptPath() string {
-	return filepath.Join(s.agent.cfg.agentDir("identity"), "ruleset.signed")
-}
-
-// kept reads the ruleset that the last process kept. It is verified like one
-// from the network.
-func (s *rulesetSource) kept() (*bocage.Ruleset, error) {
-	credentials, err := loadCredentials(s.agent.cfg.agentDir("identity"), s.agent.cfg.TrustDomain)
+// openRuleset verifies that a controller signed the ruleset, or the candidate, and
+// that it was cut for this host.
+func openRuleset(bundle *identity.Bundle, kind string, envelope []byte, host string, now time.Time) (*bocage.Ruleset, error) {
+	payload, err := openSigned(bundle, kind, envelope, now)
 	if err != nil {
-		return nil, err
-	}
-	envelope, err := os.ReadFile(s.keptPath())
-	if err != nil {
-		return nil, err
-	}
-	info, err := os.Stat(s.keptPath())
-	if err != nil {
-		return nil, err
-	}
-	// The signer's certificate may be over by now: what counts is that it was good
-	// when the ruleset was taken.
-	return openRuleset(credentials.bundle, envelope, s.agent.cfg.Host, info.ModTime())
-}
-
-// openRuleset verifies that a controller signed the ruleset and that it was cut
-// for this host.
-func openRuleset(bundle *identity.Bundle, envelope []byte, host string, now time.Time) (*bocage.Ruleset, error) {
-	payload, id, err := bundle.Open(envelope, bocage.SignedRuleset, now)
-	if err != nil {
-		return nil, fmt.Errorf("ruleset: %w", err)
-	}
-	if _, ok := identity.ControllerName(id); !ok {
-		return nil, fmt.Errorf("ruleset signed by %s, which is no controller", id)
+		return nil, fmt.Errorf("%s: %w", kind, err)
 	}
 	ruleset, err := policy.DecodeRuleset(payload)
 	if err != nil {
-		return nil, fmt.Errorf("ruleset: %w", err)
+		return nil, fmt.Errorf("%s: %w", kind, err)
 	}
 	if ruleset.Host != host {
-		return nil, fmt.Errorf("ruleset is cut for host %q and this is %q", ruleset.Host, host)
+		return nil, fmt.Errorf("%s is cut for host %q and this is %q", kind, ruleset.Host, host)
 	}
 	return ruleset, nil
+}
+
+// openSigned opens an envelope that only a controller may sign.
+func openSigned(bundle *identity.Bundle, kind string, envelope []byte, now time.Time) ([]byte, error) {
+	payload, id, err := bundle.Open(envelope, kind, now)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := identity.ControllerName(id); !ok {
+		return nil, fmt.Errorf("signed by %s, which is no controller", id)
+	}
+	return payload, nil
 }

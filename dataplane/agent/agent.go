@@ -2,7 +2,8 @@
 //
 // Its core is a pure fold: a ruleset and the links that exist give the
 // attachments that there should be. Its loop applies rulesets in the order of
-// their generations, attaches and detaches as links come and go, and hands on
+// their generations, goes back when it is told that one was not confirmed, has
+// candidates evaluated, attaches and detaches as links come and go, and hands on
 // events. What fails is logged, told in Status, and tried again.
 //
 // It never takes enforcement off because it does not know better: without a
@@ -29,6 +30,8 @@ import (
 type Dataplane interface {
 	Generation() uint64
 	Apply(*bocage.Ruleset) error
+	Revert(*bocage.Ruleset) error
+	Shadow(*bocage.Ruleset) error
 	Attach(dataplane.Attachment) error
 	Detach(ifindex uint32) error
 	Attached() []dataplane.Attachment
@@ -37,9 +40,26 @@ type Dataplane interface {
 
 // Rulesets gives verified rulesets for this host, newest first come.
 type Rulesets interface {
-	// Next blocks until there is a ruleset of a generation higher than have.
-	Next(ctx context.Context, have uint64) (*bocage.Ruleset, error)
+	// Next blocks until there is something to do. If the step before failed it is
+	// given again, or what has replaced it.
+	Next(ctx context.Context, failed bool) (Step, error)
 }
+
+// Step is one change of what the dataplane goes by.
+type Step struct {
+	What    Verb
+	Ruleset *bocage.Ruleset // of Shadow it may be nil: no candidate is evaluated
+}
+
+// Verb is what is done with a ruleset.
+type Verb string
+
+// Verbs.
+const (
+	Apply  Verb = "apply"  // enforce it; never an older one than before
+	Revert Verb = "revert" // enforce it again, in the place of one that nobody confirmed
+	Shadow Verb = "shadow" // evaluate it beside the one in force
+)
 
 // Config is what an agent needs. Logger may be nil, the rest of the first block
 // may not.
@@ -83,6 +103,8 @@ type Status struct {
 	// Attached enforcement points, and Missing ports whose interface does not exist.
 	Attached []dataplane.Attachment
 	Missing  []bocage.Port
+	// NotApplied is the generation that could not be put in force, or 0.
+	NotApplied uint64
 	// Faults that stand: what could not be applied or attached, and why.
 	Faults []string
 }
@@ -137,42 +159,63 @@ const (
 	retryLast  = 30 * time.Second
 )
 
-// follow applies rulesets as they come. While one cannot be applied the one in
+// follow takes steps as they come. While one cannot be applied the one in
 // force stays, and it is tried again, or what has replaced it.
 func (a *Agent) follow(ctx context.Context) error {
-	var have uint64
+	failed := false
 	for wait := retryFirst; ; {
-		rs, err := a.cfg.Rulesets.Next(ctx, have)
+		step, err := a.cfg.Rulesets.Next(ctx, failed)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err != nil {
-			a.log.Warn("no ruleset", "error", err, "retry", wait)
-			if err := sleep(ctx, wait); err != nil {
-				return err
-			}
-			wait = min(2*wait, retryLast)
-			continue
-		}
-		err = a.cfg.Dataplane.Apply(rs)
-		a.mu.Lock()
 		if err == nil {
-			a.ruleset = rs
+			err = a.take(step)
+			failed = err != nil
+		} else {
+			a.log.Warn("no ruleset", "error", err, "retry", wait)
 		}
-		a.status.Faults = replaceFault(a.status.Faults, faultApply, err)
-		a.mu.Unlock()
-		if err != nil {
-			// Not counted as had: it is asked for again, or a newer one.
-			a.log.Error("ruleset not applied", "generation", rs.Generation, "error", err, "retry", wait)
-			if err := sleep(ctx, wait); err != nil {
-				return err
-			}
-			wait = min(2*wait, retryLast)
+		if err == nil {
+			wait = retryFirst
 			continue
 		}
-		have, wait = max(have, rs.Generation), retryFirst
-		a.wake()
+		if err := sleep(ctx, wait); err != nil {
+			return err
+		}
+		wait = min(2*wait, retryLast)
 	}
+}
+
+// take does a step. A candidate that cannot be evaluated is no reason to try again:
+// nothing depends on it, and the fault tells.
+func (a *Agent) take(step Step) error {
+	if step.What == Shadow {
+		err := a.cfg.Dataplane.Shadow(step.Ruleset)
+		if err != nil {
+			a.log.Error("candidate not evaluated", "error", err)
+		}
+		a.mu.Lock()
+		a.status.Faults = replaceFault(a.status.Faults, faultShadow, err)
+		a.mu.Unlock()
+		return nil
+	}
+	put := a.cfg.Dataplane.Apply
+	if step.What == Revert {
+		put = a.cfg.Dataplane.Revert
+	}
+	err := put(step.Ruleset)
+	a.mu.Lock()
+	a.status.NotApplied = step.Ruleset.Generation
+	if err == nil {
+		a.ruleset, a.status.NotApplied = step.Ruleset, 0
+	}
+	a.status.Faults = replaceFault(a.status.Faults, faultApply, err)
+	a.mu.Unlock()
+	if err != nil {
+		a.log.Error("ruleset not applied", "generation", step.Ruleset.Generation, "error", err)
+		return err
+	}
+	a.wake()
+	return nil
 }
 
 func (a *Agent) sawLinks(links []host.Link) error {
@@ -244,6 +287,7 @@ func (a *Agent) reconcileOnce() bool {
 const (
 	faultApply  = "apply: "
 	faultAttach = "attach: "
+	faultShadow = "candidate: "
 )
 
 func replaceFault(faults []string, kind string, err error) []string {

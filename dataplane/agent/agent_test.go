@@ -87,6 +87,7 @@ func TestDifference(t *testing.T) {
 type fake struct {
 	mu         sync.Mutex
 	generation uint64
+	candidate  uint64
 	attached   map[uint32]dataplane.Attachment
 	refuse     error // of Attach
 	events     []bocage.FlowEvent
@@ -101,10 +102,31 @@ func (f *fake) Generation() uint64 {
 func (f *fake) Apply(rs *bocage.Ruleset) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if rs.Default == 99 {
+	if rs.Default == 99 || rs.Generation < f.generation {
 		return errors.New("cannot be applied")
 	}
 	f.generation = rs.Generation
+	return nil
+}
+
+func (f *fake) Revert(rs *bocage.Ruleset) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.generation = rs.Generation
+	return nil
+}
+
+func (f *fake) Shadow(rs *bocage.Ruleset) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.candidate = 0
+	if rs == nil {
+		return nil
+	}
+	if rs.Default == 99 {
+		return errors.New("cannot be evaluated")
+	}
+	f.candidate = rs.Generation
 	return nil
 }
 
@@ -142,29 +164,32 @@ func (f *fake) Run(ctx context.Context, each func([]bocage.FlowEvent)) error {
 	return ctx.Err()
 }
 
-// inbox gives rulesets as a test puts them in.
+// inbox gives steps as a test puts them in.
 type inbox struct {
-	ch   chan *bocage.Ruleset
-	errs chan error
-	have []uint64
+	ch     chan *bocage.Ruleset // to apply
+	steps  chan Step
+	errs   chan error
+	failed []bool
 }
 
-func (i *inbox) Next(ctx context.Context, have uint64) (*bocage.Ruleset, error) {
-	i.have = append(i.have, have)
+func (i *inbox) Next(ctx context.Context, failed bool) (Step, error) {
+	i.failed = append(i.failed, failed)
 	select {
 	case rs := <-i.ch:
-		return rs, nil
+		return Step{Apply, rs}, nil
+	case step := <-i.steps:
+		return step, nil
 	case err := <-i.errs:
-		return nil, err
+		return Step{}, err
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return Step{}, ctx.Err()
 	}
 }
 
 func TestAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{attached: map[uint32]dataplane.Attachment{}, events: []bocage.FlowEvent{{Source: 7}}}
-		in := &inbox{ch: make(chan *bocage.Ruleset), errs: make(chan error)}
+		in := &inbox{ch: make(chan *bocage.Ruleset), steps: make(chan Step), errs: make(chan error)}
 		links := make(chan []host.Link)
 		published := 0
 		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in,
@@ -215,16 +240,16 @@ func TestAgent(t *testing.T) {
 		// A ruleset that cannot be applied changes nothing, and is asked for again.
 		in.ch <- &bocage.Ruleset{Generation: 2, Default: 99}
 		attached(5, 6)
-		if s := a.Status(); s.Generation != 1 || len(s.Faults) != 1 {
+		if s := a.Status(); s.Generation != 1 || len(s.Faults) != 1 || s.NotApplied != 2 {
 			t.Errorf("status %+v", s)
 		}
 		in.ch <- &bocage.Ruleset{Generation: 3, Ports: []bocage.Port{api}}
 		attached(5)
-		if s := a.Status(); s.Generation != 3 || len(s.Faults) != 0 {
+		if s := a.Status(); s.Generation != 3 || len(s.Faults) != 0 || s.NotApplied != 0 {
 			t.Errorf("status %+v", s)
 		}
-		if !slices.Equal(in.have, []uint64{0, 1, 1, 3}) {
-			t.Errorf("asked with %v", in.have)
+		if !slices.Equal(in.failed, []bool{false, false, true, false}) {
+			t.Errorf("asked with %v", in.failed)
 		}
 
 		// What fails is tried again.
@@ -248,6 +273,30 @@ func TestAgent(t *testing.T) {
 		attached(6)
 		if published != 1 {
 			t.Errorf("%d events published, want 1", published)
+		}
+
+		// A candidate is evaluated beside; one that cannot be is told, not tried again.
+		in.steps <- Step{Shadow, &bocage.Ruleset{Generation: 6, Ports: []bocage.Port{api}}}
+		attached(6)
+		if f.candidate != 6 || a.Status().Generation != 5 {
+			t.Errorf("candidate %d beside %d", f.candidate, a.Status().Generation)
+		}
+		in.steps <- Step{Shadow, &bocage.Ruleset{Generation: 7, Default: 99}}
+		synctest.Wait()
+		if s := a.Status(); f.candidate != 0 || len(s.Faults) != 1 || s.NotApplied != 0 || in.failed[len(in.failed)-1] {
+			t.Errorf("candidate %d, status %+v", f.candidate, s)
+		}
+		in.steps <- Step{Shadow, nil}
+		synctest.Wait()
+		if s := a.Status(); len(s.Faults) != 0 {
+			t.Errorf("status %+v", s)
+		}
+
+		// Only told to does it go back, and its ports with it.
+		in.steps <- Step{Revert, &bocage.Ruleset{Generation: 3, Ports: []bocage.Port{api}}}
+		attached(5)
+		if s := a.Status(); s.Generation != 3 || len(s.Faults) != 0 {
+			t.Errorf("status %+v", s)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

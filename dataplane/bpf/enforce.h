@@ -278,9 +278,12 @@ STAGE int conclude(const struct passage *at, struct outcome *out)
 		return ACT_PASS;
 	const struct packet *p = &at->packet;
 	struct flow_key key = {};
-	flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
-	struct flow *flow = at->known ? bpf_map_lookup_elem(&flows, &key) : NULL;
+	struct flow *flow = NULL;
 	bool news = false;
+	if (at->known || !is_cut(out->verdict)) // else there is no row, and will be none
+		flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
+	if (at->known)
+		flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow) {
 		bool passed = !is_cut(flow->verdict), allowed = is_allowed(flow->would);
 		__u32 differed = flow->differs;

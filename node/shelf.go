@@ -1,0 +1,261 @@
+package node
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/identity"
+)
+
+// Files of a shelf. Older rulesets lie beside the newest as ruleset-GENERATION.signed.
+const (
+	newestFile  = "ruleset.signed"
+	confirmFile = "ruleset.confirm" // the last confirmation, signed
+	leftFile    = "ruleset.left"    // the generation that the agent went back from
+)
+
+// mostUnconfirmed bounds the rulesets that are kept because a confirmation may
+// still come for them.
+const mostUnconfirmed = 8
+
+// shelf keeps an agent's rulesets across restarts, as the controllers signed them:
+// the newest that was taken and, while that may have to be gone back from, those
+// before it. What lies on it says at any moment which one is to be enforced; no
+// controller need be there, nor the process that took it.
+//
+// What is gone back to keeps what it refused, and the refusals of what is left
+// come along (Ruleset.WithRefusals): a quarantine is not lost. Whatever else the
+// newer one tightened is: controllers that are there send it again at once, in a
+// generation of its own. Exceptions and responses end in either by themselves.
+type shelf struct {
+	dir    string
+	logger *slog.Logger
+	// rulesets are in the order of their generations. While the last one counts as
+	// not confirmed, the first is one that stays, if there ever was one.
+	rulesets  []*bocage.Ruleset
+	confirmed uint64 // every generation up to it stays
+	left      uint64 // generation that the agent went back from: the last one's, or 0
+}
+
+// openShelf reads what the last process kept. It is verified like what comes from
+// the network; damaged files count as absent.
+func openShelf(dir string, credentials *credentials, host string, logger *slog.Logger) *shelf {
+	s := &shelf{dir: dir, logger: logger}
+	newest, err := s.read(newestFile, credentials.bundle, host)
+	if err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			logger.Warn("the kept ruleset is of no use: waiting for a controller", "err", err)
+		}
+		return s
+	}
+	s.readConfirmation(credentials.bundle)
+	for _, path := range s.older() {
+		ruleset, err := s.read(filepath.Base(path), credentials.bundle, host)
+		if err != nil {
+			logger.Warn("a kept ruleset is of no use", "path", path, "err", err)
+			continue
+		}
+		if ruleset.Generation < newest.Generation {
+			s.rulesets = append(s.rulesets, ruleset)
+		}
+	}
+	slices.SortFunc(s.rulesets, func(a, b *bocage.Ruleset) int { return cmp.Compare(a.Generation, b.Generation) })
+	s.rulesets = append(s.rulesets, newest)
+	text, err := os.ReadFile(filepath.Join(dir, leftFile))
+	if left, parse := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && parse == nil && left == newest.Generation {
+		s.left = left
+	}
+	s.prune()
+	return s
+}
+
+func (s *shelf) read(name string, bundle *identity.Bundle, host string) (*bocage.Ruleset, error) {
+	envelope, taken, err := s.envelope(name)
+	if err != nil {
+		return nil, err
+	}
+	// The signer's certificate may be over by now: what counts is that it was good
+	// when the ruleset was taken.
+	return openRuleset(bundle, bocage.SignedRuleset, envelope, host, taken)
+}
+
+func (s *shelf) envelope(name string) ([]byte, time.Time, error) {
+	path := filepath.Join(s.dir, name)
+	envelope, err := os.ReadFile(path)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	return envelope, info.ModTime(), nil
+}
+
+func (s *shelf) readConfirmation(bundle *identity.Bundle) {
+	envelope, taken, err := s.envelope(confirmFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var confirmation bocage.Confirmation
+	if err == nil {
+		confirmation, err = openConfirmation(bundle, envelope, taken)
+	}
+	if err != nil {
+		s.logger.Warn("the kept confirmation is of no use", "err", err)
+		return
+	}
+	s.confirmed = confirmation.Generation
+}
+
+// older lists the files of rulesets before the newest.
+func (s *shelf) older() []string {
+	paths, err := filepath.Glob(filepath.Join(s.dir, "ruleset-*.signed"))
+	if err != nil {
+		s.logger.Warn("list kept rulesets", "err", err)
+	}
+	return paths
+}
+
+func olderFile(generation uint64) string { return fmt.Sprintf("ruleset-%d.signed", generation) }
+
+// newest is the highest generation that the agent ever took; 0 before any.
+func (s *shelf) newest() uint64 {
+	if len(s.rulesets) == 0 {
+		return 0
+	}
+	return s.rulesets[len(s.rulesets)-1].Generation
+}
+
+func (s *shelf) stays(ruleset *bocage.Ruleset) bool {
+	if ruleset.Generation == s.left {
+		return false
+	}
+	return ruleset.ConfirmBy.IsZero() || ruleset.Generation <= s.confirmed
+}
+
+// standing is the ruleset to be enforced at a moment, and whether that means to go
+// back. Nil: there is none. Where there is nothing to go back to, the newest stands.
+func (s *shelf) standing(now time.Time) (ruleset *bocage.Ruleset, back bool) {
+	if len(s.rulesets) == 0 {
+		return nil, false
+	}
+	before, newest := s.rulesets[:len(s.rulesets)-1], s.rulesets[len(s.rulesets)-1]
+	if s.stays(newest) || s.left != newest.Generation && now.Before(newest.ConfirmBy) {
+		return newest, false
+	}
+	for _, ruleset := range slices.Backward(before) {
+		if s.stays(ruleset) {
+			return ruleset.WithRefusals(newest), true
+		}
+	}
+	return newest, false
+}
+
+// deadline is when the newest ruleset is to be gone back from; zero: never.
+func (s *shelf) deadline() time.Time {
+	if len(s.rulesets) < 2 {
+		return time.Time{}
+	}
+	newest := s.rulesets[len(s.rulesets)-1]
+	if s.stays(newest) || newest.Generation == s.left {
+		return time.Time{}
+	}
+	return newest.ConfirmBy
+}
+
+// take puts a newer ruleset on the shelf.
+func (s *shelf) take(ruleset *bocage.Ruleset, envelope []byte) {
+	if n := len(s.rulesets); n > 0 {
+		newest := s.rulesets[n-1]
+		if newest.Generation == s.left {
+			s.rulesets = s.rulesets[:n-1] // nobody goes back to what was left
+		} else if err := os.Link(filepath.Join(s.dir, newestFile), filepath.Join(s.dir, olderFile(newest.Generation))); err != nil && !errors.Is(err, fs.ErrExist) {
+			s.logger.Warn("keep the ruleset before for a way back: after a restart there is none", "err", err)
+		}
+	}
+	s.left = 0
+	s.rulesets = append(s.rulesets, ruleset)
+	if err := writeFile(filepath.Join(s.dir, newestFile), envelope, 0o600); err != nil {
+		s.logger.Warn("keep the ruleset for the next start", "err", err)
+	}
+	s.remove(leftFile)
+	s.prune()
+}
+
+// confirm notes that every generation up to one stays. What was left stays left.
+func (s *shelf) confirm(confirmation bocage.Confirmation, envelope []byte) {
+	if confirmation.Generation <= s.confirmed {
+		return
+	}
+	s.confirmed = confirmation.Generation
+	if err := writeFile(filepath.Join(s.dir, confirmFile), envelope, 0o600); err != nil {
+		s.logger.Warn("keep the confirmation for the next start", "err", err)
+	}
+	s.prune()
+}
+
+// leave notes that the agent goes back, so that a later start does not go forth.
+func (s *shelf) leave() {
+	if s.left == s.newest() {
+		return
+	}
+	s.left = s.newest()
+	if err := writeFile(filepath.Join(s.dir, leftFile), strconv.AppendUint(nil, s.left, 10), 0o600); err != nil {
+		s.logger.Warn("note the ruleset that was not confirmed", "generation", s.left, "err", err)
+	}
+}
+
+// prune lets go of what nobody goes back to: all before the last ruleset that
+// stays, and of many that may yet be confirmed the oldest.
+func (s *shelf) prune() {
+	base := 0
+	for i, ruleset := range s.rulesets {
+		if s.stays(ruleset) {
+			base = i
+		}
+	}
+	s.rulesets = s.rulesets[base:]
+	if n := len(s.rulesets); n > mostUnconfirmed+1 {
+		s.rulesets = slices.Delete(s.rulesets, 1, n-mostUnconfirmed)
+	}
+	keep := map[string]bool{}
+	for _, ruleset := range s.rulesets[:max(len(s.rulesets)-1, 0)] {
+		keep[olderFile(ruleset.Generation)] = true
+	}
+	for _, path := range s.older() {
+		if !keep[filepath.Base(path)] {
+			s.remove(filepath.Base(path))
+		}
+	}
+}
+
+func (s *shelf) remove(name string) {
+	if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.logger.Warn("let go of a kept file", "name", name, "err", err)
+	}
+}
+
+// openConfirmation verifies that a controller signed a confirmation.
+func openConfirmation(bundle *identity.Bundle, envelope []byte, now time.Time) (bocage.Confirmation, error) {
+	var confirmation bocage.Confirmation
+	payload, err := openSigned(bundle, bocage.SignedConfirm, envelope, now)
+	if err == nil {
+		err = json.Unmarshal(payload, &confirmation)
+	}
+	if err != nil {
+		return confirmation, fmt.Errorf("confirmation: %w", err)
+	}
+	return confirmation, nil
+}
