@@ -65,7 +65,7 @@ func (s *Server) serveOther(c *call) error {
 			"%s is not supported on this path", c.r.Method)
 	case path == "/metrics":
 		return s.serveMetrics(c)
-	case path == "/openapi/v3" || strings.HasPrefix(path, "/openapi/v3/"):
+	case path == "/openapi/v2" || path == "/openapi/v3" || strings.HasPrefix(path, "/openapi/v3/"):
 		return s.serveOpenAPI(c, path)
 	}
 	return s.discover(c, path)

@@ -22,9 +22,13 @@ type form struct {
 	yaml bool
 }
 
-// formOf reads an Accept header: the first form that can be made wins, and JSON
-// is made for everybody else.
-func formOf(accept string) form {
+// formOf reads an Accept header: the first form that can be made wins; ok is false
+// if none can. Who asks for nothing gets JSON.
+func formOf(accept string) (f form, ok bool) {
+	if strings.TrimSpace(accept) == "" {
+		return form{}, true
+	}
+	sawJSON := false
 	for _, part := range strings.Split(accept, ",") {
 		mediaType, params, err := mime.ParseMediaType(strings.TrimSpace(part))
 		if err != nil {
@@ -32,18 +36,27 @@ func formOf(accept string) form {
 		}
 		switch {
 		case mediaType == "application/yaml" && params["as"] == "":
-			return form{yaml: true}
+			return form{yaml: true}, true
+		case mediaType == "*/*", mediaType == "application/*":
+			return form{}, true
 		case mediaType != "application/json":
 			continue
 		}
+		sawJSON = true
 		switch params["as"] {
 		case "", "Table", "PartialObjectMetadata", "PartialObjectMetadataList":
 			if params["as"] == "" || params["v"] == "v1" {
-				return form{as: params["as"]}
+				return form{as: params["as"]}, true
 			}
 		}
 	}
-	return form{}
+	// A form of JSON that is not known here is JSON still.
+	return form{}, sawJSON
+}
+
+func notAcceptable() *problem {
+	return newProblem(http.StatusNotAcceptable, metav1.StatusReasonNotAcceptable,
+		"only the following media types are accepted: application/json, application/yaml, application/json;stream=watch")
 }
 
 // writeObject answers with one object in the form that the client wants.

@@ -164,12 +164,12 @@ func TestProtobufReview(t *testing.T) {
 	spec := fmt.Sprintf("\x0a%c%s", len(attributes), attributes)
 	review := fmt.Sprintf("\x12%c%s", len(spec), spec)
 	body := fmt.Sprintf("k8s\x00\x0a\x06\x0a\x04a/v1\x12%c%s\x1a\x00\x22\x00", len(review), review)
-	got, err := protobufAsJSON("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", []byte(body))
-	want := `{"spec":{"resourceAttributes":{"group":"bocage.dev","namespace":"shop","resource":"applications","verb":"create"}}}`
+	got, err := protobufAsJSON([]byte(body), reviewMessage("/selfsubjectaccessreviews"))
+	want := `{"apiVersion":"a/v1","spec":{"resourceAttributes":{"group":"bocage.dev","namespace":"shop","resource":"applications","verb":"create"}}}`
 	if err != nil || string(got) != want {
 		t.Errorf("%s, %v", got, err)
 	}
-	if _, err := protobufAsJSON("/x", []byte("k8s\x00\xff\xff")); err == nil {
+	if _, err := protobufAsJSON([]byte("k8s\x00\xff\xff"), message{}); err == nil {
 		t.Error("garbage was read")
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"reflect"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -12,79 +14,68 @@ import (
 	"bocage.dev/bocage"
 )
 
-// openAPIDocuments writes an OpenAPI v3 document for each group version of ours.
-// kubectl reads from it what fields there are and which parameters are understood.
+// openAPIDocuments writes an OpenAPI v3 document for each group version. kubectl
+// reads from it what fields there are and which parameters are understood.
 func openAPIDocuments(s *schemas) (map[string][]byte, error) {
-	paths := map[string]any{}
-	for _, kind := range bocage.Kinds() {
-		describePaths(paths, kind)
+	documents := map[string][]byte{}
+	for _, groupVersion := range groupVersions() {
+		paths := map[string]any{}
+		for _, kind := range bocage.Kinds() {
+			if kind.APIVersion == groupVersion {
+				describePaths(paths, kind)
+			}
+		}
+		data, err := json.Marshal(map[string]any{
+			"openapi":    "3.0.0",
+			"info":       map[string]any{"title": "Bocage", "version": Version},
+			"paths":      paths,
+			"components": map[string]any{"schemas": s.reachable(groupVersion)},
+		})
+		if err != nil {
+			return nil, err
+		}
+		documents[strings.TrimPrefix(versionPath(groupVersion), "/")] = data
 	}
-	document, err := json.Marshal(map[string]any{
-		"openapi": "3.0.0",
-		"info":    map[string]any{"title": "Bocage", "version": Version},
-		"paths":   paths,
-		"components": map[string]any{
-			"schemas": s.definitions,
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	namespace := map[string]any{
-		"type": "object", "description": "A namespace exists as soon as something is declared in it.",
-		"properties": map[string]any{
-			"apiVersion": map[string]any{"type": "string"}, "kind": map[string]any{"type": "string"},
-			"metadata": map[string]any{"type": "object"},
-		},
-		"x-kubernetes-group-version-kind": []any{map[string]any{"group": "", "version": "v1", "kind": "Namespace"}},
-	}
-	core, err := json.Marshal(map[string]any{
-		"openapi": "3.0.0",
-		"info":    map[string]any{"title": "Bocage", "version": Version},
-		"paths": map[string]any{"/api/v1/namespaces": map[string]any{
-			"get": operation("Namespace", "", "list", nil),
-		}},
-		"components": map[string]any{"schemas": map[string]any{"io.k8s.api.core.v1.Namespace": namespace}},
-	})
-	return map[string][]byte{"apis/" + bocage.APIVersion: document, "api/v1": core}, err
+	return documents, nil
 }
 
 // describePaths adds the paths of one kind.
 func describePaths(paths map[string]any, kind bocage.Kind) {
-	collection := resourcesPath + "/" + kind.Plural
+	base := versionPath(kind.APIVersion)
+	collection := base + "/" + kind.Plural
 	var within []any
 	if kind.Namespaced {
-		paths[collection] = map[string]any{"get": operation(kind.Name, Group, "list", listParameters())}
-		collection = resourcesPath + "/namespaces/{namespace}/" + kind.Plural
+		paths[collection] = map[string]any{"get": operation(kind, "list", listParameters())}
+		collection = base + "/namespaces/{namespace}/" + kind.Plural
 		within = append(within, parameter("namespace", "path", "The namespace."))
 	}
 	many, one, status := map[string]any{}, map[string]any{}, map[string]any{}
 	for _, verb := range verbsOf(kind) {
 		switch verb {
 		case verbList:
-			many["get"] = operation(kind.Name, Group, "list", listParameters())
+			many["get"] = operation(kind, "list", listParameters())
 		case verbCreate:
-			many["post"] = operation(kind.Name, Group, "post", writeParameters())
+			many["post"] = operation(kind, "post", writeParameters())
 		case verbDeleteCollection:
-			many["delete"] = operation(kind.Name, Group, "deletecollection", listParameters())
+			many["delete"] = operation(kind, "deletecollection", listParameters())
 		case verbGet:
-			one["get"] = operation(kind.Name, Group, "get", nil)
+			one["get"] = operation(kind, "get", nil)
 		case verbUpdate:
-			one["put"] = operation(kind.Name, Group, "put", writeParameters())
+			one["put"] = operation(kind, "put", writeParameters())
 		case verbPatch:
-			one["patch"] = operation(kind.Name, Group, "patch", append(writeParameters(), query("force", "boolean", "Take over fields that others own, in a server-side apply.")))
+			one["patch"] = operation(kind, "patch", append(writeParameters(), query("force", "boolean", "Take over fields that others own, in a server-side apply.")))
 		case verbDelete:
-			one["delete"] = operation(kind.Name, Group, "delete", []any{dryRunParameter()})
+			one["delete"] = operation(kind, "delete", deleteParameters())
 		}
 	}
 	for _, verb := range statusVerbsOf(kind) {
 		switch verb {
 		case verbGet:
-			status["get"] = operation(kind.Name, Group, "get", nil)
+			status["get"] = operation(kind, "get", nil)
 		case verbUpdate:
-			status["put"] = operation(kind.Name, Group, "put", writeParameters())
+			status["put"] = operation(kind, "put", writeParameters())
 		case verbPatch:
-			status["patch"] = operation(kind.Name, Group, "patch", writeParameters())
+			status["patch"] = operation(kind, "patch", writeParameters())
 		}
 	}
 	name := append([]any{parameter("name", "path", "The object's name.")}, within...)
@@ -96,18 +87,17 @@ func describePaths(paths map[string]any, kind bocage.Kind) {
 	}
 	paths[collection] = many
 	paths[collection+"/{name}"] = one
-	paths[collection+"/{name}/status"] = status
+	if hasStatus(kind) {
+		paths[collection+"/{name}/status"] = status
+	}
 }
 
-func operation(kind, group, action string, parameters []any) map[string]any {
-	reference := map[string]any{"type": "object"}
-	if group == Group {
-		reference = map[string]any{"$ref": refPrefix + schemaPrefix + kind}
-	}
+func operation(kind bocage.Kind, action string, parameters []any) map[string]any {
+	reference := map[string]any{"$ref": refPrefix + schemaName(reflect.TypeOf(kind.New()).Elem())}
 	content := map[string]any{"application/json": map[string]any{"schema": reference}}
 	o := map[string]any{
 		"x-kubernetes-action":             action,
-		"x-kubernetes-group-version-kind": map[string]any{"group": group, "version": Version, "kind": kind},
+		"x-kubernetes-group-version-kind": map[string]any{"group": kind.Group(), "version": kind.Version(), "kind": kind.Name},
 		"responses":                       map[string]any{"200": map[string]any{"description": "OK", "content": content}},
 	}
 	if parameters != nil {
@@ -118,12 +108,20 @@ func operation(kind, group, action string, parameters []any) map[string]any {
 		o["requestBody"] = map[string]any{"required": true, "content": content}
 	case "patch":
 		body := map[string]any{}
-		for _, form := range []string{"application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"} {
+		for _, form := range patchForms(kind) {
 			body[form] = map[string]any{"schema": map[string]any{"type": "object"}}
 		}
 		o["requestBody"] = map[string]any{"required": true, "content": body}
 	}
 	return o
+}
+
+func patchForms(kind bocage.Kind) []string {
+	forms := []string{"application/json-patch+json", "application/merge-patch+json", "application/apply-patch+yaml"}
+	if strategic(kind) {
+		forms = append(forms, "application/strategic-merge-patch+json")
+	}
+	return forms
 }
 
 func parameter(name, in, description string) map[string]any {
@@ -151,29 +149,38 @@ func writeParameters() []any {
 	}
 }
 
+func deleteParameters() []any {
+	return []any{
+		dryRunParameter(),
+		query("propagationPolicy", "string", "What becomes of the objects that the object owns: Background (the default), Foreground or Orphan."),
+	}
+}
+
 func listParameters() []any {
 	return []any{
 		query("labelSelector", "string", "Which labels the objects have."),
-		query("fieldSelector", "string", "metadata.name or metadata.namespace."),
+		query("fieldSelector", "string", "Which fields the objects have: metadata.name, metadata.namespace, and what else the kind can be selected by."),
 		query("limit", "integer", "The largest number of objects in one answer."),
 		query("continue", "string", "The token of the answer before."),
 		query("resourceVersion", "string", "The revision to read at, or to watch from."),
 		query("watch", "boolean", "Watch for changes."),
 		query("timeoutSeconds", "integer", "How long to watch."),
 		query("allowWatchBookmarks", "boolean", "Send bookmarks while nothing changes."),
+		query("sendInitialEvents", "boolean", "Watch: show what is there first, then a bookmark that says so."),
+		query("resourceVersionMatch", "string", "Exact or NotOlderThan: what resourceVersion means."),
 	}
 }
 
 // serveOpenAPI serves the index and the documents.
 func (s *Server) serveOpenAPI(c *call, path string) error {
+	if path == "/openapi/v2" {
+		return s.serveOpenAPI2(c)
+	}
 	name := strings.TrimPrefix(strings.TrimPrefix(path, "/openapi/v3"), "/")
 	if name == "" {
 		index := map[string]any{}
 		for groupVersion, document := range s.openAPI {
-			sum := sha256.Sum256(document)
-			index[groupVersion] = map[string]string{
-				"serverRelativeURL": "/openapi/v3/" + groupVersion + "?hash=" + strings.ToUpper(hex.EncodeToString(sum[:])),
-			}
+			index[groupVersion] = map[string]string{"serverRelativeURL": "/openapi/v3/" + groupVersion + "?hash=" + hashOfDocument(document)}
 		}
 		writeJSON(c.w, http.StatusOK, map[string]any{"paths": index})
 		return nil
@@ -182,6 +189,26 @@ func (s *Server) serveOpenAPI(c *call, path string) error {
 	if !ok {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "there is no OpenAPI document of %s", name)
 	}
-	writeBytes(c.w, http.StatusOK, "application/json", document)
+	return c.writeDocument("application/json", document)
+}
+
+func hashOfDocument(document []byte) string {
+	sum := sha256.Sum256(document)
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
+}
+
+// writeDocument writes what seldom changes, unless the client has it already.
+func (c *call) writeDocument(contentType string, document []byte) error {
+	tag := `"` + hashOfDocument(document) + `"`
+	c.w.Header().Set("ETag", tag)
+	if slices.Contains(strings.Split(c.r.Header.Get("If-None-Match"), ", "), tag) {
+		c.w.WriteHeader(http.StatusNotModified)
+		return nil
+	}
+	c.w.Header().Set("Content-Type", contentType)
+	out := c.compressed(len(document))
+	c.w.WriteHeader(http.StatusOK)
+	_, _ = out.Write(document)
+	_ = out.Close()
 	return nil
 }

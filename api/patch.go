@@ -25,8 +25,7 @@ const (
 	maxPatchCopied     = store.MaxValue
 )
 
-// patch serves PATCH in the forms that make sense without a schema of merge keys,
-// as Kubernetes does for custom resources.
+// patch serves PATCH.
 func (s *Server) patch(c *call) error {
 	contentType, _, err := mime.ParseMediaType(c.r.Header.Get("Content-Type"))
 	if err != nil {
@@ -42,6 +41,12 @@ func (s *Server) patch(c *call) error {
 		prepare, err = s.applyPatch(c, ch)
 	case types.JSONPatchType, types.MergePatchType:
 		prepare, err = s.textPatch(c, ch, form)
+	case types.StrategicMergePatchType:
+		if strategic(c.kind) {
+			prepare, err = s.textPatch(c, ch, form)
+			break
+		}
+		fallthrough
 	default:
 		err = newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 			"the body of the request was in an unknown format - accepted media types include: %s, %s, %s",
@@ -166,13 +171,19 @@ func (ch *change) applyFailed(err error, faults bocage.Faults) error {
 	}
 }
 
-// textPatch prepares a JSON patch (RFC 6902) or a merge patch (RFC 7396).
+// textPatch prepares a JSON patch (RFC 6902), a merge patch (RFC 7396) or a
+// strategic merge patch.
 func (s *Server) textPatch(c *call, ch *change, form types.PatchType) (func(*batch) error, error) {
 	data, err := c.readBody()
 	if err != nil {
 		return nil, err
 	}
-	edit, err := readPatch(form, data)
+	var edit func([]byte) ([]byte, error)
+	if form == types.StrategicMergePatchType {
+		edit, err = s.strategicPatch(c.kind, data)
+	} else {
+		edit, err = readPatch(form, data)
+	}
 	if err != nil {
 		return nil, err
 	}

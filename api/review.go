@@ -78,7 +78,7 @@ func (s *Server) serveReview(c *call) error {
 	if err != nil {
 		return err
 	}
-	if data, err = protobufAsJSON(c.r.URL.Path, data); err != nil {
+	if data, err = protobufAsJSON(data, reviewMessage(c.r.URL.Path)); err != nil {
 		return badRequest("the review cannot be read: %v", err)
 	}
 	read := func(into any) error {

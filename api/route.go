@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,6 +25,8 @@ type call struct {
 	name  string
 	query url.Values
 	form  form // in which the client wants the answer
+	// acceptable says that the client takes a form that can be made.
+	acceptable bool
 	// outcome is what the audit log says of a change.
 	outcome string
 	// large holds the places of large bodies; holdsLarge says that one is taken.
@@ -36,7 +39,8 @@ type call struct {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := &recorder{ResponseWriter: w, code: http.StatusOK}
-	c := &call{w: answer, r: r, query: r.URL.Query(), form: formOf(r.Header.Get("Accept")), large: s.limits.large}
+	c := &call{w: answer, r: r, query: r.URL.Query(), large: s.limits.large}
+	c.form, c.acceptable = formOf(strings.Join(r.Header.Values("Accept"), ","))
 	err := s.serveSafely(c)
 	broken := err != nil && answer.began
 	if err != nil && !broken {
@@ -130,6 +134,9 @@ func (s *Server) serve(c *call) error {
 	}
 	if ok, why := c.person.allowed(c.access); !ok {
 		return forbidden(c.person, c.access, c.name, why)
+	}
+	if !c.acceptable {
+		return notAcceptable()
 	}
 	if c.verb == verbWatch {
 		return s.watch(c)

@@ -58,6 +58,48 @@ func newSchemas() (*schemas, error) {
 	return s, nil
 }
 
+// reachable are the schemas that the kinds of a group version are made of.
+func (s *schemas) reachable(groupVersion string) map[string]*spec.Schema {
+	found := map[string]*spec.Schema{}
+	for _, kind := range bocage.Kinds() {
+		if kind.APIVersion == groupVersion {
+			s.reach(found, schemaName(reflect.TypeOf(kind.New()).Elem()))
+		}
+	}
+	return found
+}
+
+func (s *schemas) reach(found map[string]*spec.Schema, name string) {
+	if found[name] != nil {
+		return
+	}
+	found[name] = s.definitions[name]
+	var walk func(*spec.Schema)
+	walk = func(schema *spec.Schema) {
+		if ref := schema.Ref.String(); ref != "" {
+			s.reach(found, strings.TrimPrefix(ref, refPrefix))
+		}
+		for _, all := range schema.AllOf {
+			walk(&all)
+		}
+		for _, property := range schema.Properties {
+			walk(&property)
+		}
+		if schema.Items != nil && schema.Items.Schema != nil {
+			walk(schema.Items.Schema)
+		}
+		if schema.AdditionalProperties != nil && schema.AdditionalProperties.Schema != nil {
+			walk(schema.AdditionalProperties.Schema)
+		}
+	}
+	walk(s.definitions[name])
+}
+
+// of returns a kind's schema.
+func (s *schemas) of(kind bocage.Kind) *spec.Schema {
+	return s.definitions[schemaName(reflect.TypeOf(kind.New()).Elem())]
+}
+
 // schemaName is Kubernetes' own for what is Kubernetes' own.
 func schemaName(typ reflect.Type) string {
 	switch name := typ.Name(); {
@@ -190,12 +232,18 @@ func owner(typ reflect.Type, field manifest.Field) string {
 func mergeAs(property *spec.Schema, field string) {
 	switch field {
 	case "conditions":
-		property.AddExtension("x-kubernetes-list-type", "map")
-		property.AddExtension("x-kubernetes-list-map-keys", []any{"type"})
+		mergeByKey(property, "type")
 	case "ownerReferences":
-		property.AddExtension("x-kubernetes-list-type", "map")
-		property.AddExtension("x-kubernetes-list-map-keys", []any{"uid"})
+		mergeByKey(property, "uid")
 	case "finalizers":
 		property.AddExtension("x-kubernetes-list-type", "set")
+		property.AddExtension("x-kubernetes-patch-strategy", "merge")
 	}
+}
+
+func mergeByKey(property *spec.Schema, key string) {
+	property.AddExtension("x-kubernetes-list-type", "map")
+	property.AddExtension("x-kubernetes-list-map-keys", []any{key})
+	property.AddExtension("x-kubernetes-patch-strategy", "merge")
+	property.AddExtension("x-kubernetes-patch-merge-key", key)
 }

@@ -98,7 +98,8 @@ type Server struct {
 	limits         *limits
 	metrics        *metrics
 	adminTokenEnds time.Time
-	openAPI        map[string][]byte // documents by group version
+	openAPI        map[string][]byte // v3 documents by group version
+	openAPI2       func() (*openAPI2, error)
 	started        time.Time
 
 	// listening is closed once the listeners are open; addresses are set by then.
@@ -144,6 +145,7 @@ func New(config Config) (*Server, error) {
 	if s.openAPI, err = openAPIDocuments(s.schemas); err != nil {
 		return nil, fmt.Errorf("api: write OpenAPI: %w", err)
 	}
+	s.openAPI2 = sync.OnceValues(func() (*openAPI2, error) { return newOpenAPI2(s.openAPI) })
 	if s.metrics, err = newMetrics(config.Registry); err != nil {
 		return nil, fmt.Errorf("api: register metrics: %w", err)
 	}

@@ -227,6 +227,11 @@ func (c *call) body() (*manifest.Tree, error) {
 	}
 	switch contentType {
 	case "application/json", "application/yaml", "application/x-yaml", "text/yaml":
+	case protobufType:
+		if fields := objectMessage(c.kind); fields != nil {
+			return c.protobufBody(fields)
+		}
+		fallthrough
 	default:
 		return nil, newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
 			"the body is %s: send application/json or application/yaml", contentType)
@@ -234,6 +239,18 @@ func (c *call) body() (*manifest.Tree, error) {
 	data, err := c.readBody()
 	if err != nil {
 		return nil, err
+	}
+	return c.parse(data)
+}
+
+// protobufBody reads an object of a kind that clients have compiled in.
+func (c *call) protobufBody(fields message) (*manifest.Tree, error) {
+	data, err := c.readBody()
+	if err != nil {
+		return nil, err
+	}
+	if data, err = protobufAsJSON(data, fields); err != nil {
+		return nil, badRequest("the %s cannot be read: %v", c.kind.Name, err)
 	}
 	return c.parse(data)
 }
@@ -631,6 +648,9 @@ func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
 	data, err := c.readBody()
 	if err != nil {
 		return nil, nil, err
+	}
+	if data, err = protobufAsJSON(data, deleteOptionsMessage()); err != nil {
+		return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
 	}
 	options := &metav1.DeleteOptions{}
 	if len(bytes.TrimSpace(data)) > 0 {
