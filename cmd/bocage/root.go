@@ -150,7 +150,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
 	}
 	group("run", e.upCommand(), e.agentCommand(), e.controllerCommand(), e.demoCommand(), e.labCommand(), e.offCommand(), e.doctorCommand())
 	group("see", e.observeCommand(), e.getCommand(), e.watchCommand(), e.huntCommand(), e.graphCommand())
-	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand())
+	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand(), e.simulateCommand())
 	group("defend", e.incidentCommand(), e.quarantineCommand(), e.decoyCommand())
 	root.AddCommand(e.versionCommand())
 	root.AddCommand(helperCommands()...)

@@ -24,6 +24,12 @@ func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
 		answer.Error = err.Error()
 		return answer
 	}
+	if s.isItself(q.from, q.to) {
+		// Nothing stands between a Pod and itself: rulesets, which speak of groups,
+		// have no cell for it.
+		answer.Verdict, answer.Disposition, answer.Reason = "allow", bocage.VerdictAllow.String(), bocage.ReasonKubernetes.String()
+		return answer
+	}
 	verdict, reason := s.Decide(q.from, q.to, q.protocol, p.Port, moment)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
@@ -42,6 +48,19 @@ func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
 	}
 	answer.Missing = s.missing(bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
 	return answer
+}
+
+// isItself reports whether both ends are one Pod.
+func (s *Simulator) isItself(from, to End) bool {
+	if from.peer == none || to.peer == none {
+		return false
+	}
+	name := s.rs.Peers[from.peer].Workload
+	if name == "" || name != s.rs.Peers[to.peer].Workload {
+		return false
+	}
+	i, known := s.byName[name]
+	return known && s.workloads[i].object.Spec.Orchestrator == bocage.OrchestratorKubernetes
 }
 
 // question is a probe whose parts are understood.
@@ -135,6 +154,9 @@ type adviceKey struct {
 	at                  time.Time
 }
 
+// onlyObserved ends what the judge says of refusals that no scope enforces.
+const onlyObserved = "To have it allowed for good: "
+
 // mostAdvice bounds each of the two maps; when one is full, the older goes.
 const mostAdvice = 1 << 15
 
@@ -152,6 +174,11 @@ func (s *Simulator) missing(f bocage.Flow) string {
 	a.mu.Unlock()
 	if !known {
 		text = s.judge().Explain(s.rs, f).Missing
+		// An answer says what policy decides, enforced or not: what it takes to
+		// enforce it is beside the point.
+		if _, change, only := strings.Cut(text, onlyObserved); only {
+			text = change
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -60,6 +60,13 @@ func (s *Simulator) EachCell(namespaces []string, each func(bocage.ReachCell) er
 			if !ok || s.refused(from) || s.refused(to) {
 				continue
 			}
+			if i == j && s.isItself(from, to) {
+				itself := []bocage.ReachSet{{Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts}}
+				if err := each(bocage.ReachCell{From: s.workloads[i].name, To: s.workloads[i].name, Ports: itself}); err != nil {
+					return err
+				}
+				continue
+			}
 			sets, decided := known[pair{from.group, to.group}]
 			if !decided {
 				if len(known) >= 1<<20 {

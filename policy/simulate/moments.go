@@ -58,7 +58,7 @@ func (s *Simulator) at(moment time.Time) *Simulator {
 	}
 	then := newSimulator(in, out.Ruleset)
 	then.reject(out.Findings)
-	then.moments, then.place = m, s.place
+	then.moments, then.place, then.others, then.gone = m, s.place, s.others, s.gone
 	m.keep(then, moment, out.Expires)
 	return then
 }

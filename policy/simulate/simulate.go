@@ -12,6 +12,7 @@
 package simulate
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,6 +37,9 @@ type Simulator struct {
 	ambiguous map[string]bool // names without a namespace that several workloads have
 	hosts     map[string][]netip.Addr
 	rejected  map[string]string // workloads that take no effect, with the reason
+
+	others map[string][]netip.Addr
+	gone   map[string]string
 
 	judge   func() *explain.Judge
 	moments *moments
@@ -116,6 +120,13 @@ func (s *Simulator) reject(findings []compile.Finding) {
 	}
 }
 
+// Names has probes mean more than workloads and hosts by a name: others by the
+// addresses given, and nobody by those that are gone, with the reason. It is to
+// be called before anything is asked.
+func (s *Simulator) Names(others map[string][]netip.Addr, gone map[string]string) {
+	s.others, s.gone = others, gone
+}
+
 // Locate has answers name places by the given function instead of by the
 // objects' source annotations, which know where an object begins but not where
 // each of its fields stands. It is to be called before anything is asked.
@@ -152,17 +163,23 @@ func (s *Simulator) Resolve(name string) ([]End, error) {
 	if i, ok := s.byName[name]; ok && !s.ambiguous[name] {
 		return s.workloads[i].ends, nil
 	}
-	if addresses, ok := s.hosts[name]; ok {
-		if len(addresses) == 0 {
-			return nil, fmt.Errorf("host %s has no addresses: add spec.addresses, or name one", name)
-		}
+	addresses, other := s.others[name]
+	if !other {
+		addresses, other = s.hosts[name]
+	}
+	if len(addresses) > 0 {
 		ends := make([]End, len(addresses))
 		for i, address := range addresses {
 			ends[i] = s.peers.find(address)
 		}
 		return ends, nil
 	}
+	if why, gone := s.gone[name]; gone {
+		return nil, errors.New(why)
+	}
 	switch why, rejected := s.rejected[name]; {
+	case other:
+		return nil, fmt.Errorf("%s has no addresses: name one", name)
 	case name == "":
 		return nil, fmt.Errorf("is empty: name a workload as namespace/name, or an address")
 	case rejected:

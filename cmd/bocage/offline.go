@@ -1,0 +1,119 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/gather"
+	"bocage.dev/bocage/policy/simulate"
+)
+
+// offline is policy from files, with no controller at hand.
+type offline struct {
+	files     []string
+	workloads []string
+	options   gather.Options
+	at        string
+	quiet     bool
+}
+
+func (o *offline) flags(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringSliceVarP(&o.files, "file", "f", nil, "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
+	flags.StringSliceVar(&o.workloads, "workloads", nil, "file with more Workloads or Pods; may be repeated")
+	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens where nobody says anything: kubernetes (accept), deny, or auto (Pods as in Kubernetes)")
+	flags.BoolVar(&o.options.Strict, "strict", false, "refuse files with kinds that are not read, instead of leaving those out")
+	flags.StringVar(&o.at, "at", "", "the moment that is asked about, such as 2026-11-24T18:00:00Z (default: now)")
+	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notes on standard error")
+}
+
+// moment reads --at.
+func (o *offline) moment() (time.Time, error) {
+	if o.at == "" {
+		return time.Now().UTC(), nil
+	}
+	at, err := time.Parse(time.RFC3339, o.at)
+	if err != nil {
+		return at, usage("--at %q is not a time such as 2026-11-24T18:00:00Z", o.at)
+	}
+	return at, nil
+}
+
+// mostNotes is how many notes of one kind are shown.
+const mostNotes = 20
+
+// load reads the files and compiles them. Faults are all of them; what was left
+// out or takes no effect is said on standard error.
+func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
+	if len(o.files)+len(o.workloads) == 0 {
+		return nil, nil, usage("name the files with -f, or - for standard input")
+	}
+	if !slices.Contains([]string{gather.DefaultAuto, gather.DefaultKubernetes, gather.DefaultDeny}, o.options.Default) {
+		return nil, nil, usage("--default %q is none of auto, kubernetes and deny", o.options.Default)
+	}
+	now, err := o.moment()
+	if err != nil {
+		return nil, nil, err
+	}
+	g := gather.New(o.options)
+	for _, file := range slices.Concat(o.files, o.workloads) {
+		if file != "-" {
+			g.Path(file)
+			continue
+		}
+		data, err := io.ReadAll(io.LimitReader(e.in, gather.MaxBytes+1))
+		if err != nil {
+			return nil, nil, fmt.Errorf("read standard input: %w", err)
+		}
+		g.Read("standard input", data)
+	}
+	gathered, faults := g.Done()
+	if len(faults) > 0 {
+		return nil, nil, e.refuse(faults)
+	}
+	gathered.Input.Now = now
+	simulator, output := simulate.Compile(gathered.Input)
+	simulator.Locate(gathered.Place)
+	simulator.Names(gathered.Names, gathered.Gone)
+	if len(output.Faults) > 0 {
+		return nil, nil, e.refuse(output.Faults)
+	}
+	if o.quiet {
+		return simulator, gathered, nil
+	}
+	for _, note := range gathered.Notes {
+		fmt.Fprintln(e.err, "note: "+note)
+	}
+	shown := 0
+	for _, f := range output.Findings {
+		if !f.Rejected {
+			continue
+		}
+		if shown++; shown <= mostNotes {
+			fmt.Fprintf(e.err, "! %s: %s\n", f.Object, f.Message)
+		}
+	}
+	if more := shown - mostNotes; more > 0 {
+		fmt.Fprintf(e.err, "! and %d more that take no effect\n", more)
+	}
+	return simulator, gathered, nil
+}
+
+// refuse shows the faults of files of which nothing is decided then.
+func (e *env) refuse(faults bocage.Faults) error {
+	fmt.Fprintf(e.err, "bocage: %d %s; nothing was decided:\n", len(faults), plural(len(faults), "fault"))
+	for _, fault := range faults {
+		fmt.Fprintln(e.err, "  "+fault.String())
+	}
+	return &exitError{code: exitFailed}
+}
+
+// stdin reports whether standard input is one of the files.
+func (o *offline) stdin() bool {
+	return slices.Contains(o.files, "-") || slices.Contains(o.workloads, "-")
+}

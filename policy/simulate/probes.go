@@ -1,0 +1,330 @@
+package simulate
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+)
+
+// mostProbeBytes bounds one probe, with the lines that it spans.
+const mostProbeBytes = 64 << 10
+
+// Probes reads probes one after another: JSON lines, a JSON array, or a YAML
+// list. each is called with every one in order, or with why it could not be
+// read; what follows is read all the same. It ends at the first error of each or
+// of the stream itself. name is the stream's, for messages.
+func Probes(name string, in io.Reader, each func(bocage.SimulateProbe, error) error) error {
+	r := &probeReader{name: name, in: bufio.NewReaderSize(in, 256<<10), each: each}
+	first, err := r.skip()
+	switch {
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%s holds no probe: write one as JSON in a line", name)
+	case err != nil:
+		return fmt.Errorf("read %s: %w", name, err)
+	case first == '{':
+		err = r.lines()
+	case first == '[':
+		err = r.array()
+	default:
+		err = r.yaml()
+	}
+	return err
+}
+
+type probeReader struct {
+	name    string
+	in      *bufio.Reader
+	each    func(bocage.SimulateProbe, error) error
+	line    int    // lines read so far
+	pending []byte // a line to be read again
+}
+
+// skip goes to the first line that says which form the stream has, and returns
+// its first character. Empty lines, and comments and markers of YAML, say nothing.
+func (r *probeReader) skip() (byte, error) {
+	for {
+		line, err := r.next()
+		if err != nil {
+			return 0, err
+		}
+		if r.line == 1 {
+			line = bytes.TrimPrefix(line, []byte("\xef\xbb\xbf"))
+		}
+		trimmed := bytes.TrimSpace(line)
+		if len(trimmed) == 0 || trimmed[0] == '#' || bytes.Equal(trimmed, []byte("---")) {
+			continue
+		}
+		r.pending, r.line = bytes.Clone(line), r.line-1
+		return trimmed[0], nil
+	}
+}
+
+// next reads a line, with its end; too long a one is an error of its own.
+func (r *probeReader) next() ([]byte, error) {
+	if r.pending != nil {
+		line := r.pending
+		r.pending, r.line = nil, r.line+1
+		return line, nil
+	}
+	line, err := r.in.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = r.in.ReadSlice('\n')
+		}
+		r.line++
+		return nil, errTooLong
+	}
+	if errors.Is(err, io.EOF) && len(line) > 0 {
+		err = nil
+	}
+	if err == nil {
+		r.line++
+	}
+	return line, err
+}
+
+var errTooLong = errors.New("is longer than a probe can be")
+
+func (r *probeReader) fail(line int, format string, args ...any) error {
+	return r.each(bocage.SimulateProbe{}, fmt.Errorf("%s:%d: %s", r.name, line, fmt.Sprintf(format, args...)))
+}
+
+// lines reads JSON lines. An object may go over several lines.
+func (r *probeReader) lines() error {
+	var open []byte // of an object that has not ended
+	began := 0
+	for {
+		line, err := r.next()
+		switch {
+		case errors.Is(err, io.EOF):
+			if len(open) > 0 {
+				return r.fail(began, "is not JSON: it ends inside a value")
+			}
+			return nil
+		case errors.Is(err, errTooLong):
+			if err := r.fail(r.line, "%v", err); err != nil {
+				return err
+			}
+			open = open[:0]
+			continue
+		case err != nil:
+			return fmt.Errorf("read %s: %w", r.name, err)
+		}
+		text := bytes.TrimSpace(line)
+		if len(text) == 0 {
+			continue
+		}
+		if len(open) > 0 {
+			if len(open)+len(text) > mostProbeBytes {
+				if err := r.fail(began, "%v", errTooLong); err != nil {
+					return err
+				}
+				open = open[:0]
+			} else {
+				text = append(append(open, '\n'), text...)
+			}
+		}
+		if len(open) == 0 {
+			began = r.line
+		}
+		rest, err := r.values(text, began)
+		if err != nil {
+			return err
+		}
+		open = append(open[:0], rest...)
+	}
+}
+
+// values decides the objects of a text and returns what has no end yet.
+func (r *probeReader) values(text []byte, line int) (rest []byte, err error) {
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	for {
+		var raw json.RawMessage
+		before := decoder.InputOffset()
+		switch err := decoder.Decode(&raw); {
+		case errors.Is(err, io.EOF):
+			return nil, nil
+		case errors.Is(err, io.ErrUnexpectedEOF):
+			return text[before:], nil
+		case err != nil:
+			// The object before this line may have been cut short: the line itself
+			// may be whole.
+			if i := bytes.LastIndexByte(text, '\n'); i >= 0 && bytes.HasPrefix(text[i+1:], []byte("{")) {
+				if err := r.fail(line, "is not JSON: it ends inside a value"); err != nil {
+					return nil, err
+				}
+				return r.values(text[i+1:], r.line)
+			}
+			return nil, r.fail(line, "is not JSON: %v", err)
+		}
+		if err := r.probe(raw, line); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// probe decodes one JSON object strictly.
+func (r *probeReader) probe(raw []byte, line int) error {
+	var p bocage.SimulateProbe
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&p); err != nil {
+		return r.fail(line, "%s", probeMessage(err))
+	}
+	return r.each(p, nil)
+}
+
+// probeMessage says what is wrong with a probe in the words of its fields.
+func probeMessage(err error) string {
+	const fields = "the fields are from, to, port, protocol and at"
+	var wrong *json.UnmarshalTypeError
+	text := err.Error()
+	switch {
+	case errors.As(err, &wrong) && wrong.Field == "":
+		return fmt.Sprintf("is %s where a probe is needed, such as {\"from\": \"shop/web\", \"to\": \"shop/db\", \"port\": 5432}", wrong.Value)
+	case errors.As(err, &wrong) && wrong.Field == "port":
+		return fmt.Sprintf("port: %s is not a number from 0 to 65535", strings.TrimPrefix(wrong.Value, "number "))
+	case errors.As(err, &wrong):
+		return fmt.Sprintf("%s: is %s where text is needed", wrong.Field, wrong.Value)
+	case strings.Contains(text, "unknown field"):
+		_, name, _ := strings.Cut(text, "unknown field ")
+		return fmt.Sprintf("field %s is unknown: %s", name, fields)
+	case strings.Contains(text, "parsing time"):
+		return "at: is not a time such as 2026-11-24T18:00:00Z"
+	}
+	return strings.TrimPrefix(text, "json: ")
+}
+
+// array reads a JSON array.
+func (r *probeReader) array() error {
+	counted := &lineCounter{in: io.MultiReader(bytes.NewReader(r.pending), r.in), line: r.line + 1}
+	decoder := json.NewDecoder(counted)
+	if _, err := decoder.Token(); err != nil {
+		return r.fail(r.line+1, "is not JSON: %v", err)
+	}
+	for decoder.More() {
+		var raw json.RawMessage
+		if err := decoder.Decode(&raw); err != nil {
+			return r.fail(counted.at(decoder.InputOffset()), "is not JSON: %v", err)
+		}
+		line := counted.at(decoder.InputOffset() - int64(len(raw)))
+		if len(raw) > mostProbeBytes {
+			if err := r.fail(line, "%v", errTooLong); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := r.probe(raw, line); err != nil {
+			return err
+		}
+	}
+	if _, err := decoder.Token(); err != nil {
+		return r.fail(counted.at(decoder.InputOffset()), "is not JSON: the list has no end")
+	}
+	return nil
+}
+
+// lineCounter knows in which line an offset of what passed through it is, for
+// offsets that only grow.
+type lineCounter struct {
+	in   io.Reader
+	read int64
+	ends []int64 // offsets of line ends that were not asked about yet
+	line int
+}
+
+func (c *lineCounter) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	for i, b := range p[:n] {
+		if b == '\n' {
+			c.ends = append(c.ends, c.read+int64(i))
+		}
+	}
+	c.read += int64(n)
+	return n, err
+}
+
+func (c *lineCounter) at(offset int64) int {
+	passed := 0
+	for passed < len(c.ends) && c.ends[passed] < offset {
+		passed++
+	}
+	c.line += passed
+	c.ends = append(c.ends[:0], c.ends[passed:]...)
+	return c.line
+}
+
+// yaml reads a YAML list, one item after another.
+func (r *probeReader) yaml() error {
+	var item bytes.Buffer
+	indent, began := -1, 0
+	flush := func() error {
+		defer item.Reset()
+		if len(bytes.TrimSpace(item.Bytes())) == 0 {
+			return nil
+		}
+		return r.item(item.Bytes(), began)
+	}
+	for {
+		line, err := r.next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return flush()
+		case err != nil && !errors.Is(err, errTooLong):
+			return fmt.Errorf("read %s: %w", r.name, err)
+		case err != nil || item.Len()+len(line) > mostProbeBytes:
+			return r.fail(r.line, "%v", errTooLong)
+		}
+		trimmed := bytes.TrimLeft(line, " ")
+		at := len(line) - len(trimmed)
+		starts := bytes.HasPrefix(trimmed, []byte("- ")) || bytes.Equal(bytes.TrimSpace(trimmed), []byte("-"))
+		if indent < 0 && starts {
+			indent = at
+		}
+		if bytes.Equal(bytes.TrimSpace(line), []byte("---")) {
+			continue
+		}
+		if starts && at == indent || item.Len() == 0 {
+			if err := flush(); err != nil {
+				return err
+			}
+			began = r.line
+		}
+		item.Write(line)
+	}
+}
+
+// item decides the probes of one item of a YAML list.
+func (r *probeReader) item(text []byte, began int) error {
+	trees, faults := manifest.Parse("", text)
+	if len(faults) > 0 {
+		message := faults[0].Message
+		if i := strings.Index(message, "is not YAML"); i > 0 {
+			message = message[i:]
+		}
+		return r.fail(began, "%s", message)
+	}
+	for _, tree := range trees {
+		list, ok := tree.Value().([]any)
+		if !ok {
+			return r.fail(began, "is no list of probes: write JSON lines, a JSON array, or a YAML list")
+		}
+		for _, value := range list {
+			raw, err := json.Marshal(value)
+			if err != nil {
+				return r.fail(began, "%v", err)
+			}
+			if err := r.probe(raw, began); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
