@@ -49,8 +49,11 @@ func drawCluster(t *rapid.T) cluster {
 				Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})}},
 			Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst + bocage.Identity(i)},
 		}
-		if rapid.IntRange(0, 5).Draw(t, "family") == 0 {
-			w.Spec.Addresses = []netip.Addr{netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", i+1))}
+		switch six := netip.MustParseAddr(fmt.Sprintf("2001:db8::%d", i+1)); rapid.IntRange(0, 5).Draw(t, "family") {
+		case 0:
+			w.Spec.Addresses = []netip.Addr{six}
+		case 1:
+			w.Spec.Addresses = append(w.Spec.Addresses, six)
 		}
 		if !mixed || rapid.Bool().Draw(t, "Pod") {
 			w.Spec.Orchestrator = bocage.OrchestratorKubernetes
@@ -270,14 +273,16 @@ func TestCompiledAsEvaluated(t *testing.T) {
 		}
 		var ends []end
 		for _, w := range c.Workloads {
-			ends = append(ends, end{w.Spec.Addresses[0], w})
+			for _, a := range w.Spec.Addresses {
+				ends = append(ends, end{a, w})
+			}
 		}
 		for _, a := range c.outside {
 			ends = append(ends, end{a, nil})
 		}
 		for _, from := range ends {
 			for _, to := range ends {
-				if from == to {
+				if from.workload != nil && from.workload == to.workload {
 					continue // see Flow: rulesets have no cell for it
 				}
 				for _, protocol := range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP, bocage.ProtocolICMP} {

@@ -11,9 +11,9 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
-	"sigs.k8s.io/yaml"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/kubernetes"
 )
@@ -66,18 +66,18 @@ func newCase(t *testing.T, documents string) *reachCase {
 	t.Helper()
 	c := &reachCase{named: map[string]netip.Addr{}}
 	identity := bocage.IdentityFirst
-	for document := range strings.SplitSeq(documents, "\n---\n") {
-		data, err := yaml.YAMLToJSON([]byte(document))
-		if err != nil {
-			t.Fatalf("%v:\n%s", err, document)
-		}
+	trees, faults := manifest.Parse("case.yaml", []byte(documents))
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	for _, tree := range trees {
+		data := tree.JSON()
 		var kind bocage.TypeMeta
 		if err := json.Unmarshal(data, &kind); err != nil {
 			t.Fatal(err)
 		}
 		var faults bocage.Faults
 		switch kind.Kind {
-		case "": // an empty document
 		case "Pod":
 			var pod kubernetes.Pod
 			pod, faults = kubernetes.ReadPod(data)
@@ -103,7 +103,7 @@ func newCase(t *testing.T, documents string) *reachCase {
 			t.Fatalf("nobody reads a %s", kind.Kind)
 		}
 		if len(faults) > 0 {
-			t.Fatalf("%v:\n%s", faults, document)
+			t.Fatalf("%v:\n%s", faults, data)
 		}
 	}
 	c.evaluator = kubernetes.NewEvaluator(c.objects)
