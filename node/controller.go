@@ -100,7 +100,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	}
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger,
-		Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) },
+		Node: cfg.Host, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
 		Sign:  c.signer.Sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
@@ -227,11 +227,11 @@ func (c *controllerProcess) serveRulesets(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &question); err != nil {
 			return nil, errors.New("the request is no question for a ruleset")
 		}
-		generation, envelope, err := c.policy.Signed(ctx, host)
-		if err != nil || generation <= question.Have {
+		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed})
+		if err != nil || answer.Empty() {
 			return nil, err
 		}
-		return json.Marshal(rulesetAnswer{Ruleset: envelope})
+		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate})
 	})
 }
 
@@ -360,6 +360,10 @@ func (c *controllerProcess) newAPI() (*api.Server, error) {
 			Flows:     c.flows.Flows,
 			Hunt:      c.hunt,
 			Suggest:   c.suggest,
+			Test:      c.policy.Test,
+			Blast:     c.policy.Blast,
+			Matrix:    c.policy.Matrix,
+			Rollout:   c.policy.Rollout,
 			JoinToken: c.tokens.Create,
 		},
 	})
@@ -375,6 +379,22 @@ func (c *controllerProcess) edges(ctx context.Context, since time.Time) ([]bocag
 		return nil, fmt.Errorf("bring the history up to date: %w", err)
 	}
 	return c.lake.Edges(ctx, since)
+}
+
+// usage tells how often each decision was used in a time.
+func (c *controllerProcess) usage(ctx context.Context, since, until time.Time) ([]policy.DecisionUse, error) {
+	if err := c.lake.Flush(ctx); err != nil {
+		return nil, fmt.Errorf("bring the history up to date: %w", err)
+	}
+	uses, err := c.lake.Usage(ctx, since, until)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]policy.DecisionUse, len(uses))
+	for i, u := range uses {
+		out[i] = policy.DecisionUse{Decision: u.Decision, Generation: u.Generation, Hits: u.Hits, First: u.First, Last: u.Last}
+	}
+	return out, nil
 }
 
 // suggest draws policy from what was seen since some time ago.

@@ -126,12 +126,12 @@ func BenchmarkParts(b *testing.B) {
 	b.Run("cut and encode all hosts", func(b *testing.B) {
 		for b.Loop() {
 			cutter := compile.NewCutter(rs, in)
-			e, err := newEncoder(rs)
+			e, err := newEncoder(rs, cutter.Cut)
 			if err != nil {
 				b.Fatal(err)
 			}
 			for _, host := range cutter.Hosts() {
-				if _, err := e.encode(cutter.Cut(host)); err != nil {
+				if _, err := e.encode(host, 1, time.Time{}); err != nil {
 					b.Fatal(err)
 				}
 			}

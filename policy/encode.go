@@ -3,10 +3,14 @@ package policy
 import (
 	"bytes"
 	"compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
+	"sync"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -15,42 +19,51 @@ const (
 	// plainMost is the size from which on rulesets are compressed. Up to it they
 	// are JSON that people can read.
 	plainMost = 256 << 10
-	// decodedMost bounds what a compressed ruleset may become.
+	// decodedMost bounds what something compressed may become.
 	decodedMost = 1 << 30
 )
 
-// encoder writes the rulesets of one generation's hosts. Peers, groups and the
-// rules with wildcards are the same in all of them and are most of their size,
-// so they are written and compressed once: a ruleset is a shared head, the
-// host's own part, and a shared tail, and gzip members may follow each other.
+// encoder writes the rulesets of one outcome's hosts. Peers, groups and the rules
+// with wildcards are the same in most of them and most of their size, so they are
+// written and compressed once: a ruleset is the host's own part, the shared peers
+// and groups, the host's own rules and the shared ones, and gzip members may
+// follow each other.
 type encoder struct {
-	head, tail                     []byte // JSON: of the whole up to the host's fields, and of the last rules
-	headCompressed, tailCompressed []byte
-	wildcards                      int // rules in the tail
+	whole *bocage.Ruleset
+	cut   func(host string) *bocage.Ruleset
+	// shared is the JSON of peers and groups, tail that of the last rules.
+	shared, tail                     []byte
+	sharedCompressed, tailCompressed func() ([]byte, error)
+	sharedHash                       digest
+	wildcards                        int // rules in the tail
 }
 
-// headPart and hostPart are the fields of a Ruleset, but for the rules, which
-// come last.
-type headPart struct {
-	Generation uint64             `json:"generation"`
-	Digest     string             `json:"digest"`
-	Peers      []bocage.Peer      `json:"peers"`
-	Groups     []bocage.GroupInfo `json:"groups"`
-	Refused    []bocage.Refusal   `json:"refused,omitempty"`
+// ownPart is the fields of a Ruleset but for peers, groups and rules, which come
+// last.
+type ownPart struct {
+	Generation uint64                  `json:"generation"`
+	Digest     string                  `json:"digest"`
+	Host       string                  `json:"host,omitempty"`
+	ConfirmBy  time.Time               `json:"confirmBy,omitzero"`
+	Decisions  []bocage.Decision       `json:"decisions"`
+	Default    bocage.DecisionID       `json:"default"`
+	Refused    []bocage.Refusal        `json:"refused,omitempty"`
+	Profiles   []bocage.Profile        `json:"profiles,omitempty"`
+	Ports      []bocage.Port           `json:"ports,omitempty"`
+	Decoys     []bocage.DecoyPlacement `json:"decoys,omitempty"`
 }
 
-type hostPart struct {
-	Host      string                  `json:"host,omitempty"`
-	Decisions []bocage.Decision       `json:"decisions"`
-	Default   bocage.DecisionID       `json:"default"`
-	Profiles  []bocage.Profile        `json:"profiles,omitempty"`
-	Ports     []bocage.Port           `json:"ports,omitempty"`
-	Decoys    []bocage.DecoyPlacement `json:"decoys,omitempty"`
+// sharedPart is what most hosts have in common.
+type sharedPart struct {
+	Peers  []bocage.Peer      `json:"peers"`
+	Groups []bocage.GroupInfo `json:"groups"`
 }
 
-func newEncoder(whole *bocage.Ruleset) (*encoder, error) {
-	head, err := json.Marshal(headPart{whole.Generation, whole.Digest, whole.Peers, whole.Groups, whole.Refused})
-	if err != nil {
+// newEncoder prepares to write the rulesets that cut makes out of a whole.
+func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset) (*encoder, error) {
+	e := &encoder{whole: whole, cut: cut}
+	var err error
+	if e.shared, err = middle(sharedPart{whole.Peers, whole.Groups}); err != nil {
 		return nil, fmt.Errorf("encode generation %d: %w", whole.Generation, err)
 	}
 	wildcards := whole.Rules[firstWildcard(whole.Rules):]
@@ -58,8 +71,21 @@ func newEncoder(whole *bocage.Ruleset) (*encoder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode generation %d: %w", whole.Generation, err)
 	}
-	tail = append(tail[1:], '}') // the host's part opens the list
-	return &encoder{head: head[:len(head)-1], tail: tail, wildcards: len(wildcards)}, nil
+	e.tail, e.wildcards = append(tail[1:], '}'), len(wildcards) // the host's rules open the list
+	e.sharedHash = sha256.Sum256(e.shared)
+	e.sharedCompressed = sync.OnceValues(func() ([]byte, error) { return compress(e.shared) })
+	e.tailCompressed = sync.OnceValues(func() ([]byte, error) { return compress(e.tail) })
+	return e, nil
+}
+
+// middle is the JSON of an object's fields between those of another.
+func middle(fields any) ([]byte, error) {
+	b, err := json.Marshal(fields)
+	if err != nil {
+		return nil, err
+	}
+	b[0] = ','
+	return append(b[:len(b)-1], `,"rules":[`...), nil
 }
 
 // firstWildcard finds where the rules about anyone begin: they come last.
@@ -71,53 +97,77 @@ func firstWildcard(rules []bocage.Rule) int {
 	return i
 }
 
-// encode writes the ruleset of one host, which was cut from the encoder's whole.
-func (e *encoder) encode(cut *bocage.Ruleset) ([]byte, error) {
-	own, err := json.Marshal(hostPart{cut.Host, cut.Decisions, cut.Default, cut.Profiles, cut.Ports, cut.Decoys})
-	if err != nil {
-		return nil, fmt.Errorf("encode the ruleset of %s: %w", cut.Host, err)
-	}
+// same reports whether two lists are one.
+func same[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// encode writes the ruleset of one host, with a number of its own. Its digest is
+// that of everything else in it, so that equal content is seen to be equal
+// whatever it is numbered.
+func (e *encoder) encode(host string, number uint64, confirmBy time.Time) ([]byte, error) {
+	cut := e.cut(host)
 	named := cut.Rules[:firstWildcard(cut.Rules)]
-	shared := len(cut.Rules)-len(named) == e.wildcards
-	if !shared {
+	ownTail := len(cut.Rules)-len(named) != e.wildcards
+	if ownTail {
 		named = cut.Rules // a host without ports has none of the wildcards either
 	}
 	rules, err := json.Marshal(named)
 	if err != nil {
-		return nil, fmt.Errorf("encode the rules of %s: %w", cut.Host, err)
+		return nil, fmt.Errorf("encode the rules of %s: %w", host, err)
 	}
-	own[0] = ',' // where the brace was: the head goes before
-	own = append(own[:len(own)-1], `,"rules":`...)
-	own = append(own, rules[:len(rules)-1]...)
-	tail := []byte("]}")
-	if shared {
-		tail = e.tail
-		if len(named) > 0 && e.wildcards > 0 {
-			own = append(own, ',')
+	rules = rules[1 : len(rules)-1]
+	tail := e.tail
+	switch {
+	case ownTail:
+		tail = []byte("]}")
+	case len(named) > 0 && e.wildcards > 0:
+		rules = append(rules, ',')
+	}
+	shared, sharedHash := e.shared, e.sharedHash
+	ownShared := !same(cut.Peers, e.whole.Peers) || !same(cut.Groups, e.whole.Groups)
+	if ownShared {
+		if shared, err = middle(sharedPart{cut.Peers, cut.Groups}); err != nil {
+			return nil, fmt.Errorf("encode the peers of %s: %w", host, err)
 		}
+		sharedHash = sha256.Sum256(shared)
 	}
-	if len(e.head)+len(own)+len(tail) <= plainMost {
-		return slices.Concat(e.head, own, tail), nil
-	}
-	if e.headCompressed == nil {
-		if e.headCompressed, err = compress(e.head); err != nil {
-			return nil, err
-		}
-		if e.tailCompressed, err = compress(e.tail); err != nil {
-			return nil, err
-		}
-	}
-	if !shared {
-		own = append(own, tail...)
-	}
-	middle, err := compress(own)
+	part := ownPart{Host: cut.Host, Decisions: cut.Decisions, Default: cut.Default, Refused: cut.Refused,
+		Profiles: cut.Profiles, Ports: cut.Ports, Decoys: cut.Decoys}
+	own, err := json.Marshal(part)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)
 	}
-	if !shared {
-		return slices.Concat(e.headCompressed, middle), nil
+	content := sha256.New()
+	for _, b := range [][]byte{own, sharedHash[:], rules, tail} {
+		content.Write(b)
 	}
-	return slices.Concat(e.headCompressed, middle, e.tailCompressed), nil
+	part.Generation, part.ConfirmBy, part.Digest = number, confirmBy, hex.EncodeToString(content.Sum(nil))
+	if own, err = json.Marshal(part); err != nil {
+		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)
+	}
+	own = own[:len(own)-1]
+	if len(own)+len(shared)+len(rules)+len(tail) <= plainMost {
+		return slices.Concat(own, shared, rules, tail), nil
+	}
+	var out []byte
+	for _, piece := range []struct {
+		once  func() ([]byte, error)
+		plain []byte
+		own   bool
+	}{{nil, own, true}, {e.sharedCompressed, shared, ownShared}, {nil, rules, true}, {e.tailCompressed, tail, ownTail}} {
+		var compressed []byte
+		if piece.own {
+			compressed, err = compress(piece.plain)
+		} else {
+			compressed, err = piece.once()
+		}
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, compressed...)
+	}
+	return out, nil
 }
 
 func compress(b []byte) ([]byte, error) {
@@ -127,27 +177,37 @@ func compress(b []byte) ([]byte, error) {
 		return nil, err
 	}
 	if _, err := w.Write(b); err != nil {
-		return nil, fmt.Errorf("compress a ruleset: %w", err)
+		return nil, fmt.Errorf("compress: %w", err)
 	}
 	if err := w.Close(); err != nil {
-		return nil, fmt.Errorf("compress a ruleset: %w", err)
+		return nil, fmt.Errorf("compress: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// decompress undoes compress, up to decodedMost.
+func decompress(b []byte) ([]byte, error) {
+	r, err := gzip.NewReader(bytes.NewReader(b))
+	if err != nil {
+		return nil, err
+	}
+	plain, err := io.ReadAll(io.LimitReader(r, decodedMost+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(plain) > decodedMost {
+		return nil, fmt.Errorf("it is larger than %d bytes", decodedMost)
+	}
+	return plain, nil
 }
 
 // DecodeRuleset reads the payload of a signed ruleset: the JSON of a Ruleset,
 // compressed by gzip if it is large.
 func DecodeRuleset(payload []byte) (*bocage.Ruleset, error) {
 	if bytes.HasPrefix(payload, []byte{0x1f, 0x8b}) {
-		r, err := gzip.NewReader(bytes.NewReader(payload))
-		if err != nil {
+		var err error
+		if payload, err = decompress(payload); err != nil {
 			return nil, fmt.Errorf("decompress a ruleset: %w", err)
-		}
-		if payload, err = io.ReadAll(io.LimitReader(r, decodedMost+1)); err != nil {
-			return nil, fmt.Errorf("decompress a ruleset: %w", err)
-		}
-		if len(payload) > decodedMost {
-			return nil, fmt.Errorf("decompress a ruleset: it is larger than %d bytes", decodedMost)
 		}
 	}
 	rs := &bocage.Ruleset{}

@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/json"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -18,14 +19,14 @@ func TestEncodeIsJSON(t *testing.T) {
 			in.Decoys = nil // no wildcards
 		}
 		rs := compile.Compile(in).Ruleset
-		e, err := newEncoder(rs)
+		cutter := compile.NewCutter(rs, in)
+		e, err := newEncoder(rs, cutter.Cut)
 		if err != nil {
 			t.Fatal(err)
 		}
-		cutter := compile.NewCutter(rs, in)
 		for _, host := range append(cutter.Hosts()[:min(2, len(cutter.Hosts()))], "empty") {
 			cut := cutter.Cut(host)
-			payload, err := e.encode(cut)
+			payload, err := e.encode(host, rs.Generation, time.Time{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -36,6 +37,7 @@ func TestEncodeIsJSON(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%d workloads, %s: %v", n, host, err)
 			}
+			cut.Digest = back.Digest // of what is in it
 			want, got := encoded(t, cut), encoded(t, back)
 			if want != got {
 				t.Errorf("%d workloads, %s: read back\n%.500s\nwant\n%.500s", n, host, got, want)
@@ -56,11 +58,11 @@ func encoded(t *testing.T, rs *bocage.Ruleset) string {
 func FuzzDecodeRuleset(f *testing.F) {
 	in := policytest.Site(20)
 	rs := compile.Compile(in).Ruleset
-	e, err := newEncoder(rs)
+	e, err := newEncoder(rs, compile.NewCutter(rs, in).Cut)
 	if err != nil {
 		f.Fatal(err)
 	}
-	plain, err := e.encode(compile.Cut(rs, in, "h0"))
+	plain, err := e.encode("h0", 1, time.Time{})
 	if err != nil {
 		f.Fatal(err)
 	}

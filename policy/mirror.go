@@ -6,14 +6,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/store"
 )
 
@@ -27,11 +25,18 @@ type digest [sha256.Size]byte
 
 // object is one resource as the store has it. Nobody changes it.
 type object struct {
+	key      string
 	kind     bocage.Kind
 	resource bocage.Resource
+	// input is the resource as it was when something that policy depends on
+	// changed last: the same pointer as long as nothing does, so that the
+	// compiler sees at once what is as it was.
+	input    bocage.Resource
+	changed  store.Revision // of input
 	value    []byte
 	revision store.Revision
 	print    digest // of what policy depends on
+	report   digest // of what statuses depend on besides
 }
 
 // mirror is the controller's copy of the store's resources.
@@ -40,20 +45,96 @@ type mirror struct {
 	kinds   map[string]bocage.Kind // that policy reads, by plural
 
 	mu       sync.Mutex // guards the fields below
-	objects  map[string]*object
-	revision store.Revision // everything up to here is in
-	hurry    bool           // one of the changes tightens
-	onOther  func()         // told of changes that only statuses depend on
+	shelves  map[string]*shelf
+	revision store.Revision            // everything up to here is in
+	hurry    bool                      // one of the changes tightens
+	onOther  func()                    // told of changes that only statuses depend on
+	rest     *buckets                  // of everything that is no policy (see snapshot.go)
+	policies *buckets                  // of what people declare as policy
+	dirty    map[string]store.Revision // keys whose input changed, until settled
 }
 
 func newMirror() *mirror {
-	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, objects: map[string]*object{}}
+	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
+		rest: newBuckets(), policies: newBuckets(), onOther: func() {}, dirty: map[string]store.Revision{}}
 	for _, kind := range bocage.Kinds() {
-		if kind.Name != "Incident" {
+		if kind.Name != "Incident" && kind.Name != "Event" {
 			m.kinds[kind.Plural] = kind
+			m.shelves[kind.Plural] = newShelf()
 		}
 	}
 	return m
+}
+
+// shelf holds the objects of one kind. Its lists are replaced and never changed.
+type shelf struct {
+	objects map[string]*object
+	list    []*object       // sorted by key, but for the keys in pending
+	pending map[string]bool // keys that changed since list was made
+	inputs  any             // what the compiler gets of list: []*bocage.Application, ...
+	stale   bool            // inputs are not those of list
+}
+
+func newShelf() *shelf {
+	return &shelf{objects: map[string]*object{}, pending: map[string]bool{}, stale: true}
+}
+
+// put takes the place of what has the key; nil deletes it.
+func (s *shelf) put(key string, o *object) {
+	old := s.objects[key]
+	if old != nil || o != nil {
+		s.pending[key] = true
+	}
+	if old == nil || o == nil || old.input != o.input {
+		s.stale = true
+	}
+	if o == nil {
+		delete(s.objects, key)
+		return
+	}
+	s.objects[key] = o
+}
+
+// settled returns the sorted list.
+func (s *shelf) settled() []*object {
+	if len(s.pending) == 0 {
+		return s.list
+	}
+	keys := make([]string, 0, len(s.pending))
+	for key := range s.pending {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	list := make([]*object, 0, len(s.objects))
+	rest := s.list
+	for _, key := range keys {
+		i, found := slices.BinarySearchFunc(rest, key, func(o *object, key string) int { return strings.Compare(o.key, key) })
+		list, rest = append(list, rest[:i]...), rest[i:]
+		if found {
+			rest = rest[1:]
+		}
+		if o := s.objects[key]; o != nil {
+			list = append(list, o)
+		}
+	}
+	s.list = append(list, rest...)
+	s.pending = map[string]bool{}
+	return s.list
+}
+
+// inputsOf returns what the compiler gets of a shelf: the same slice as long as
+// nothing in it changed.
+func inputsOf[T bocage.Resource](s *shelf) []T {
+	list := s.settled()
+	if old, ok := s.inputs.([]T); ok && !s.stale {
+		return old
+	}
+	inputs := make([]T, len(list))
+	for i, o := range list {
+		inputs[i] = o.input.(T)
+	}
+	s.inputs, s.stale = inputs, false
+	return inputs
 }
 
 // urgent reports, once, whether a change since the last call tightens.
@@ -77,43 +158,52 @@ func decode(kind bocage.Kind, key string, value []byte, revision store.Revision)
 	if err != nil {
 		return nil, err
 	}
-	return &object{kind: kind, resource: resource, value: value, revision: revision, print: fingerprint(resource)}, nil
+	return &object{key: key, kind: kind, resource: resource, input: resource, changed: revision, value: value, revision: revision,
+		print: fingerprint(resource), report: reportPrint(resource)}, nil
 }
 
 // fingerprint covers what policy depends on, so that status writes and
 // heartbeats compile nothing.
 func fingerprint(resource bocage.Resource) digest {
-	meta := resource.Meta()
-	relevant := []any{meta.Annotations[bocage.SourceAnnotation]}
-	switch o := resource.(type) {
-	case *bocage.Application:
-		relevant = append(relevant, o.Spec)
-	case *bocage.Guardrail:
-		relevant = append(relevant, o.Spec)
-	case *bocage.Scope:
-		relevant = append(relevant, o.Spec)
-	case *bocage.InspectionProfile:
-		relevant = append(relevant, o.Spec)
-	case *bocage.Decoy:
-		relevant = append(relevant, o.Spec)
-	case *bocage.Quarantine:
-		relevant = append(relevant, o.Spec)
-	case *bocage.ThreatCondition:
-		relevant = append(relevant, o.Spec)
-	case *bocage.Workload:
-		relevant = append(relevant, o.Spec, o.Labels, o.Status.Identity)
-	default:
-		return digest{} // Host: that it exists is what counts; Generation: nothing does
+	if specOf(resource) == nil {
+		return digest{} // Generation
 	}
-	b, err := json.Marshal(relevant)
+	return printOf(relevant(resource))
+}
+
+// reportPrint covers what statuses depend on and policy does not.
+func reportPrint(resource bocage.Resource) digest {
+	switch o := resource.(type) {
+	case *bocage.Host:
+		s := o.Status
+		s.LastSeen, s.Since = time.Time{}, time.Time{}
+		s.Conditions = slices.Clone(s.Conditions)
+		for i := range s.Conditions {
+			s.Conditions[i].LastTransitionTime = time.Time{}
+		}
+		return printOf([]any{s})
+	case *bocage.Workload:
+		return digest{} // policy is told all that there is to tell
+	default:
+		return sha256.Sum256([]byte(resource.Meta().ResourceVersion))
+	}
+}
+
+func printOf(parts []any) digest {
+	b, err := json.Marshal(parts)
 	if err != nil {
 		return sha256.Sum256([]byte(err.Error()))
 	}
 	return sha256.Sum256(b)
 }
 
-// input reports whether compiling depends on objects of the kind.
+// input reports whether what controllers publish depends on objects of the kind.
 func input(kind bocage.Kind) bool { return kind.Name != "Generation" }
+
+// tightens reports whether a change of the kind must not wait for others.
+func tightens(kind bocage.Kind) bool {
+	return kind.Name == "Quarantine" || kind.Name == "ThreatCondition"
+}
 
 // put takes over one change unless something newer is known.
 func (m *mirror) put(key string, value []byte, revision store.Revision, logger *slog.Logger) {
@@ -132,39 +222,69 @@ func (m *mirror) put(key string, value []byte, revision store.Revision, logger *
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	old := m.objects[key]
-	if old != nil && old.revision >= revision {
+	m.take(kind, key, o, revision)
+}
+
+// take replaces one object; m.mu is held.
+func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Revision) {
+	shelf := m.shelves[kind.Plural]
+	old := shelf.objects[key]
+	if old != nil && old.revision >= revision || old == nil && o == nil {
 		return
 	}
-	if o == nil {
-		delete(m.objects, key)
-	} else {
-		m.objects[key] = o
+	changed := old == nil || o == nil || old.print != o.print
+	if !changed {
+		o.input, o.changed = old.input, old.changed
 	}
+	shelf.put(key, o)
 	switch {
-	case old == nil && o == nil:
-	case input(kind) && (old == nil || o == nil || old.print != o.print):
-		m.hurry = m.hurry || kind.Name == "Quarantine" || kind.Name == "ThreatCondition"
+	case changed && input(kind):
+		m.note(kind, key, o)
+		m.dirty[key] = revision
+		m.hurry = m.hurry || tightens(kind)
 		wake(m.changed)
-	case m.onOther != nil:
+	case old == nil || o == nil || old.report != o.report:
 		m.onOther()
 	}
+}
+
+// note tells the buckets of snapshots; m.mu is held.
+func (m *mirror) note(kind bocage.Kind, key string, o *object) {
+	if to := m.bucketsOf(kind); to != nil {
+		to.note(key, o)
+	}
+}
+
+func (m *mirror) bucketsOf(kind bocage.Kind) *buckets {
+	switch {
+	case isPolicy(kind.Name):
+		return m.policies
+	case kind.Name == "Generation" || kind.Name == "PolicyTest" || kind.Name == "Rollout":
+		return nil
+	}
+	return m.rest
 }
 
 // replace takes over a whole list, unless the watch has brought the mirror past
 // it already.
 func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.Logger) {
 	m.mu.Lock()
-	before := maps.Clone(m.objects)
+	known := make(map[string]store.Revision)
+	for _, shelf := range m.shelves {
+		for key, o := range shelf.objects {
+			known[key] = o.revision
+		}
+	}
 	m.mu.Unlock()
-	objects := make(map[string]*object, len(entries))
+	listed := make(map[string]bool, len(entries))
+	var fresh []*object
 	for _, e := range entries {
-		kind, known := m.kindOf(e.Key)
-		if !known {
+		kind, is := m.kindOf(e.Key)
+		if !is {
 			continue
 		}
-		if old := before[e.Key]; old != nil && old.revision == e.Revision {
-			objects[e.Key] = old
+		if known[e.Key] == e.Revision {
+			listed[e.Key] = true
 			continue
 		}
 		o, err := decode(kind, e.Key, e.Value, e.Revision)
@@ -172,7 +292,8 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 			logger.Error("unreadable object is left out", slog.String("key", e.Key), slog.Any("error", err))
 			continue
 		}
-		objects[e.Key] = o
+		listed[e.Key] = true
+		fresh = append(fresh, o)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -181,12 +302,32 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 	if at <= m.revision {
 		return
 	}
-	for key, old := range m.objects {
-		if old.revision > at {
-			objects[key] = old // our own write, which the watch will bring
+	for _, o := range fresh {
+		m.take(o.kind, o.key, o, o.revision)
+	}
+	for _, shelf := range m.shelves {
+		for key, o := range shelf.objects {
+			if !listed[key] && o.revision <= at { // a newer one is our own write, which the watch will bring
+				m.take(o.kind, key, nil, at)
+			}
 		}
 	}
-	m.objects, m.revision = objects, at
+	m.revision = at
+}
+
+// settled returns the keys that changed up to a revision, once: all, or those of
+// what is no policy.
+func (m *mirror) settled(upTo store.Revision, all bool) []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var keys []string
+	for key, at := range m.dirty {
+		if kind, _ := m.kindOf(key); at <= upTo && (all || !isPolicy(kind.Name)) {
+			keys = append(keys, key)
+			delete(m.dirty, key)
+		}
+	}
+	return keys
 }
 
 // reached notes that everything up to a revision is in.
@@ -200,64 +341,6 @@ func (m *mirror) seen() store.Revision {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.revision
-}
-
-// view is the mirror at one moment.
-type view struct {
-	input       compile.Input
-	hosts       []*bocage.Host
-	generations []*object
-	prints      map[string]digest
-	objects     map[string]*object
-	revision    store.Revision
-}
-
-func (m *mirror) view() view {
-	m.mu.Lock()
-	v := view{revision: m.revision, objects: make(map[string]*object, len(m.objects)), prints: make(map[string]digest, len(m.objects))}
-	for key, o := range m.objects {
-		v.objects[key] = o
-	}
-	m.mu.Unlock()
-	keys := make([]string, 0, len(v.objects))
-	for key := range v.objects {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	for _, key := range keys {
-		o := v.objects[key]
-		v.prints[key] = o.print
-		if host, ok := o.resource.(*bocage.Host); ok {
-			v.hosts = append(v.hosts, host)
-		} else if o.kind.Name == "Generation" {
-			v.generations = append(v.generations, o)
-		} else {
-			add(&v.input, o.resource)
-		}
-	}
-	return v
-}
-
-// add puts a declaration or a workload into an input.
-func add(in *compile.Input, resource bocage.Resource) {
-	switch o := resource.(type) {
-	case *bocage.Application:
-		in.Applications = append(in.Applications, o)
-	case *bocage.Guardrail:
-		in.Guardrails = append(in.Guardrails, o)
-	case *bocage.Scope:
-		in.Scopes = append(in.Scopes, o)
-	case *bocage.InspectionProfile:
-		in.Profiles = append(in.Profiles, o)
-	case *bocage.Decoy:
-		in.Decoys = append(in.Decoys, o)
-	case *bocage.Quarantine:
-		in.Quarantines = append(in.Quarantines, o)
-	case *bocage.ThreatCondition:
-		in.ThreatConditions = append(in.ThreatConditions, o)
-	case *bocage.Workload:
-		in.Workloads = append(in.Workloads, o)
-	}
 }
 
 // follow keeps the mirror up to date until ctx ends: list, then watch, and again

@@ -1,16 +1,21 @@
 // Package policy turns what is declared into what is enforced: it watches the
-// store, compiles, proves, and publishes one signed ruleset per host, numbered
-// by generation.
+// store, compiles, proves and tests, brings new policy into force by the stages of
+// the Rollout, and signs one ruleset per host, numbered by generation.
 //
-// It promises that a generation whose proofs fail is recorded and never
-// published, that generation numbers only grow, also across restarts and with
-// several controllers at work, that nothing older ever replaces anything newer,
-// and that a change which tightens (a quarantine, a threat condition) does not
-// wait for others. The compiler, the proofs and explanations live in packages
-// below; this one does the input and output.
+// It promises that a generation whose proofs or blocking tests fail is recorded
+// and never published, that generation numbers only grow, also across restarts
+// and with several controllers at work, that nothing older ever replaces anything
+// newer, and that a change which tightens (a quarantine, a threat condition) waits
+// neither for others nor for a rollout: what people declare as policy goes by
+// stages, while the inventory, threat conditions and quarantines are always
+// today's. A host is given a new ruleset only if what is in it has changed. The
+// compiler, the proofs, simulation and explanations live in packages below; this
+// one does the input and output.
 //
-// It never writes a declaration: of resources it writes Generations, and the
-// conditions in the status of the kinds that it reads.
+// It never writes a declaration: of resources it writes Generations and Events,
+// and the status of the kinds that it reads.
+//
+// Locks: mirror.mu, noticeBoard.mu and Policy.mu are never held together.
 package policy
 
 import (
@@ -26,7 +31,6 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
-	"bocage.dev/bocage/policy/explain"
 	"bocage.dev/bocage/policy/prove"
 	"bocage.dev/bocage/store"
 )
@@ -36,11 +40,17 @@ type Config struct {
 	Store store.Store
 	// Sign puts a payload into a signed envelope of a kind.
 	Sign func(kind string, payload []byte) ([]byte, error)
-	// Notify tells agents that rulesets of a generation are there. It must not
-	// block. Nil tells nobody.
+	// Notify tells agents that it is worth while to ask. It must not block. Nil
+	// tells nobody.
 	Notify func(generation uint64)
-	// Edges returns recorded flows for plans to replay. Nil replays none.
-	Edges  func(ctx context.Context) ([]bocage.Edge, error)
+	// Edges returns recorded flows, for plans and rollouts to replay. Nil replays
+	// none.
+	Edges func(ctx context.Context) ([]bocage.Edge, error)
+	// Usage returns how often each decision was used by flows that were reported
+	// in a time. Nil counts nothing.
+	Usage func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
+	// Node names this controller in events.
+	Node   string
 	Logger *slog.Logger
 }
 
@@ -76,35 +86,35 @@ type Policy struct {
 	sign   func(kind string, payload []byte) ([]byte, error)
 	notify func(generation uint64)
 	edges  func(ctx context.Context) ([]bocage.Edge, error)
+	usage  func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
+	node   string
 	logger *slog.Logger
 	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof
 
 	mirror   *mirror
 	report   chan struct{}           // holds a token when statuses may have to change
-	current  atomic.Pointer[outcome] // the last compilation
-	active   atomic.Pointer[outcome] // the last that was published
+	replays  chan struct{}           // holds a token when recorded flows may have to be replayed
+	current  atomic.Pointer[outcome] // what is declared now, compiled
+	active   atomic.Pointer[outcome] // what is in force
+	served   atomic.Pointer[served]  // what hosts are answered from
+	replayed atomic.Pointer[trial]   // of the last candidate
+	uses     atomic.Pointer[useBook] // what is known of usage
+	tested   atomic.Pointer[testRun] // the last run of tests besides those of the builder
 	past     past
 	counters counters
+	notices  *noticeBoard
+	shelf    keptShelf
+
+	mu       sync.Mutex        // guards the fields below
+	advanced chan struct{}     // closed, and replaced, when served changes
+	since    map[string]uint64 // by key of an object: the generation that first had it as it is
+	moved    map[string]time.Time
 
 	// Of the builder alone.
-	since          map[string]uint64 // by key of an object: the generation that first had it as it is
-	compiled       map[string]digest // fingerprints as they were in that generation
-	published      map[string]bool   // hosts with a ruleset in the store
-	publishedKnown bool
-}
-
-// outcome is one compilation with what came of it. Nobody changes it.
-type outcome struct {
-	input    compile.Input
-	output   compile.Output
-	view     view
-	proofs   []bocage.Proof
-	number   uint64
-	blocked  bool
-	activeNo uint64            // the generation in force, which is another if blocked
-	since    map[string]uint64 // by key
-	at       time.Time
-	judge    func() *explain.Judge
+	library   library
+	compilers [2]*line // of what is declared, and of what is in force if that is another
+	policies  map[string]heldPolicy
+	swept     bool
 }
 
 // New makes the policy room of one controller.
@@ -119,11 +129,17 @@ func New(config Config) (*Policy, error) {
 		config.Notify = func(uint64) {}
 	}
 	p := &Policy{
-		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, logger: config.Logger, prove: prove.Prove,
-		mirror: newMirror(), report: make(chan struct{}, 1),
-		since: map[string]uint64{}, compiled: map[string]digest{}, published: map[string]bool{},
+		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node,
+		logger: config.Logger, prove: prove.Prove,
+		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
+		advanced: make(chan struct{}), since: map[string]uint64{}, moved: map[string]time.Time{},
+		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
 	}
-	p.mirror.onOther = func() { wake(p.report) }
+	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)
+	p.mirror.onOther = func() {
+		wake(p.report)
+		wake(p.replays)
+	}
 	return p, nil
 }
 
@@ -131,18 +147,51 @@ func New(config Config) (*Policy, error) {
 func (p *Policy) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.follow(ctx) })
+	group.Go(func() error { return p.followRecord(ctx) })
 	group.Go(func() error { return p.build(ctx) })
+	group.Go(func() error { return p.replayFlows(ctx) })
 	group.Go(func() error { return p.reportStatuses(ctx) })
+	group.Go(func() error { return p.countUsage(ctx) })
+	group.Go(func() error { return p.notices.run(ctx) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("run policy: %w", err)
 	}
 	return nil
 }
 
+// followRecord wakes the builder when another controller, or a person through one,
+// changed what is in force.
+func (p *Policy) followRecord(ctx context.Context) error {
+	pause := retryFirst
+	for {
+		w, err := p.store.Watch(ctx, recordKey, 0)
+		if err == nil {
+			wake(p.mirror.changed) // whatever was missed
+			for e := range w.Events() {
+				pause = retryFirst
+				if s := p.served.Load(); !e.Progress && (s == nil || e.Revision > s.revision) {
+					wake(p.mirror.changed)
+				}
+			}
+			err = w.Err()
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		p.logger.WarnContext(ctx, "watch of what is in force broke", slog.Any("error", err), slog.Duration("retry", pause))
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, retryMost)
+	}
+}
+
 // build compiles whenever an input changed or expired.
 func (p *Policy) build(ctx context.Context) error {
 	pause := retryFirst
-	var expiry <-chan time.Time
+	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -151,25 +200,26 @@ func (p *Policy) build(ctx context.Context) error {
 			if err := p.gather(ctx); err != nil {
 				return err
 			}
-		case <-expiry:
+		case <-again:
 		}
-		expires, err := p.compileOnce(ctx)
+		next, err := p.buildOnce(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
 			p.counters.failures.Add(1)
+			p.library.known = false
 			if !errors.Is(err, store.ErrConflict) && !errors.Is(err, errBehind) {
 				p.logger.WarnContext(ctx, "publish policy", slog.Any("error", err), slog.Duration("retry", pause))
 			} else if err := p.resync(ctx); err != nil {
 				p.logger.WarnContext(ctx, "read declarations again", slog.Any("error", err), slog.Duration("retry", pause))
 			}
-			expiry = time.After(pause)
+			again = time.After(pause)
 			pause = min(2*pause, retryMost)
-		case expires.IsZero():
-			expiry, pause = nil, retryFirst
+		case next.IsZero():
+			again, pause = nil, retryFirst
 		default:
-			expiry, pause = time.After(time.Until(expires)), retryFirst
+			again, pause = time.After(max(time.Until(next), 0)), retryFirst
 		}
 	}
 }
@@ -195,90 +245,6 @@ func (p *Policy) gather(ctx context.Context) error {
 // than this one has seen.
 var errBehind = errors.New("another controller has seen newer declarations")
 
-// compileOnce compiles what the mirror holds and publishes what is new. It
-// returns when to compile again although nothing changed.
-func (p *Policy) compileOnce(ctx context.Context) (time.Time, error) {
-	v := p.mirror.view()
-	record, recordRevision, err := p.readRecord(ctx)
-	if err != nil {
-		return time.Time{}, err
-	}
-	if record.Inputs > v.revision {
-		return time.Time{}, errBehind
-	}
-	started := time.Now()
-	input := v.input
-	input.Now, input.Generation = started, record.Number+1
-	output := compile.Compile(input)
-	p.counters.compiled.Add(1)
-	o := &outcome{input: input, output: output, view: v, number: input.Generation, activeNo: record.Active, at: started}
-	o.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(o.input) })
-	digest := output.Ruleset.Digest
-	switch {
-	case digest == record.Digest && record.Complete:
-		// In force already: only hosts that came since lack their part.
-		output.Ruleset.Generation, o.number = record.Active, record.Active
-		err = p.publishMissing(ctx, o, record, recordRevision)
-	default:
-		o.proofs = p.prove(input, output.Ruleset)
-		if failed := prove.Failed(o.proofs); len(failed) > 0 {
-			err = p.hold(ctx, o, record, recordRevision, failed[0])
-		} else {
-			err = p.publish(ctx, o, record, recordRevision, time.Since(started))
-		}
-	}
-	if err != nil {
-		return time.Time{}, err
-	}
-	p.settleOutcome(o)
-	return output.Expires, nil
-}
-
-// hold keeps back an outcome whose proofs fail. What cuts workloads off reaches
-// the generation in force all the same.
-func (p *Policy) hold(ctx context.Context, o *outcome, last record, was store.Revision, failed bocage.Proof) error {
-	o.blocked = true
-	if o.output.Ruleset.Digest == last.Blocked {
-		o.number = last.Number
-	} else {
-		p.counters.blocked.Add(1)
-		p.logger.ErrorContext(ctx, "generation blocked by a failed proof", slog.Uint64("generation", o.number),
-			slog.String("statement", failed.Statement), slog.String("counterexample", failed.Counterexample))
-		var err error
-		if last, was, err = p.recordBlocked(ctx, o, last, was); err != nil {
-			return err
-		}
-	}
-	return p.tighten(ctx, o, last, was)
-}
-
-// settleOutcome makes the outcome the one that explanations and statuses tell of.
-func (p *Policy) settleOutcome(o *outcome) {
-	if !o.blocked {
-		for key, print := range o.view.prints {
-			if p.compiled[key] != print {
-				p.compiled[key], p.since[key] = print, o.number
-			}
-		}
-		for key := range p.compiled {
-			if _, there := o.view.prints[key]; !there {
-				delete(p.compiled, key)
-				delete(p.since, key)
-			}
-		}
-		o.activeNo = o.number
-		if last := p.active.Swap(o); last != nil && last.number != o.number {
-			p.past.remember(last.output.Ruleset.Decisions)
-		}
-	}
-	o.since = make(map[string]uint64, len(p.since))
-	for key, number := range p.since {
-		o.since[key] = number
-	}
-	p.current.Store(o)
-	wake(p.report)
-}
-
 func wake(signal chan struct{}) {
 	select {
 	case signal <- struct{}{}:
@@ -288,23 +254,33 @@ func wake(signal chan struct{}) {
 
 // counters count what the controller did.
 type counters struct {
-	compiled, published, blocked, failures, relists, statuses atomic.Uint64
+	compiled, published, blocked, ended, rolledBack, confirmed, failures, relists, statuses, signed, replayed atomic.Uint64
 }
 
 // Counters is what a controller did since it started.
 type Counters struct {
-	Compiled  uint64 // compilations
-	Published uint64 // generations that became active
-	Blocked   uint64 // generations that a proof held back
-	Failures  uint64 // attempts that ended in an error and were repeated
-	Relists   uint64 // watches that broke
-	Statuses  uint64 // status writes
+	Compiled   uint64 // compilations
+	Published  uint64 // generations that came into force
+	Blocked    uint64 // generations that a proof or a test held back
+	Ended      uint64 // rollouts that came to nothing
+	RolledBack uint64 // times that an older policy came back into force
+	Confirmed  uint64 // generations that a person confirmed here
+	Failures   uint64 // attempts that ended in an error and were repeated
+	Relists    uint64 // watches that broke
+	Statuses   uint64 // status writes
+	Signed     uint64 // envelopes for hosts
+	Replayed   uint64 // recorded edges that were run on a candidate
+	Noticed    uint64 // events written
+	Unnoticed  uint64 // events that found no place
 }
 
 // Counters returns what the controller did so far.
 func (p *Policy) Counters() Counters {
+	c := &p.counters
 	return Counters{
-		Compiled: p.counters.compiled.Load(), Published: p.counters.published.Load(), Blocked: p.counters.blocked.Load(),
-		Failures: p.counters.failures.Load(), Relists: p.counters.relists.Load(), Statuses: p.counters.statuses.Load(),
+		Compiled: c.compiled.Load(), Published: c.published.Load(), Blocked: c.blocked.Load(), Ended: c.ended.Load(),
+		RolledBack: c.rolledBack.Load(), Confirmed: c.confirmed.Load(), Failures: c.failures.Load(), Relists: c.relists.Load(),
+		Statuses: c.statuses.Load(), Signed: c.signed.Load(), Replayed: c.replayed.Load(),
+		Noticed: p.notices.written.Load(), Unnoticed: p.notices.shed.Load(),
 	}
 }

@@ -3,241 +3,166 @@ package policy
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"strconv"
-	"sync"
+	"strings"
 	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
-	"bocage.dev/bocage/policy/explain"
+	"bocage.dev/bocage/policy/prove"
 	"bocage.dev/bocage/store"
 )
-
-// recordKey is where controllers agree on the generation. Everything that one of
-// them publishes goes through a compare-and-set of this key.
-const recordKey = "policy/record"
 
 // keep is how many generations are remembered.
 const keep = 20
 
-// record is the agreement.
-type record struct {
-	// Number is the last generation that was numbered. It only grows.
-	Number uint64 `json:"number"`
-	// Active is the generation in force, Digest names its content.
-	Active uint64 `json:"active"`
-	Digest string `json:"digest"`
-	// Complete says that every host's ruleset of Active was written.
-	Complete bool `json:"complete"`
-	// Blocked names the content of which a proof failed last.
-	Blocked string `json:"blocked,omitempty"`
-	// Inputs is the store's revision up to which declarations went in.
-	Inputs store.Revision `json:"inputs"`
-}
-
-func (p *Policy) readRecord(ctx context.Context) (record, store.Revision, error) {
-	entry, err := p.store.Get(ctx, recordKey)
-	if errors.Is(err, store.ErrNotFound) {
-		return record{}, store.Absent, nil
+// write agrees on what is next: the record, the Generations and what they were
+// compiled from, in one transaction if that fits into one. If not, what they were
+// compiled from goes first: a controller that dies on the way leaves chunks that
+// nobody names, which the next one sweeps up.
+func (b *build) write(ctx context.Context) error {
+	p := b.p
+	if b.unchanged() {
+		return b.sweep(ctx)
 	}
-	if err != nil {
-		return record{}, 0, fmt.Errorf("read the last generation: %w", err)
+	b.next.Inputs = b.v.revision
+	var chunkOps, final []store.Op
+	for _, o := range []*outcome{b.base, b.candidate, b.held} {
+		if o == nil || p.library.has(o) {
+			continue
+		}
+		ops, list, err := p.library.shelve(o)
+		if err != nil {
+			p.library.known = false
+			return err
+		}
+		for _, op := range ops {
+			if !slices.ContainsFunc(chunkOps, func(other store.Op) bool { return other.Key == op.Key }) {
+				chunkOps = append(chunkOps, op)
+			}
+		}
+		final = append(final, list)
 	}
-	var r record
-	if err := json.Unmarshal(entry.Value, &r); err != nil {
-		return record{}, 0, fmt.Errorf("read the last generation: %w", err)
-	}
-	return r, entry.Revision, nil
-}
-
-func (r record) op(was store.Revision) (store.Op, error) {
-	value, err := json.Marshal(r)
-	return store.Op{Key: recordKey, Value: value, IfWas: was}, err
-}
-
-// publish writes the rulesets of every host and the Generation, in one
-// transaction if it fits into one. If not, the number is taken first and the
-// content declared complete last, so that a controller that dies on the way
-// leaves a generation that the next one replaces.
-func (p *Policy) publish(ctx context.Context, o *outcome, last record, was store.Revision, duration time.Duration) error {
-	hosts := p.hosts(o)
-	ops, err := p.rulesets(o, hosts)
+	generations, gone, err := b.generationOps()
 	if err != nil {
 		return err
 	}
-	if err := p.listPublished(ctx); err != nil {
-		return err
-	}
-	for _, host := range sortedNames(p.published) {
-		if !slices.Contains(hosts, host) {
-			ops = append(ops, store.Op{Key: bocage.RulesetKey(host), Delete: true, IfWas: store.AnyRevision})
+	final = append(final, generations...)
+	for _, op := range p.library.forget(func(l shelfList) bool { return !gone[l.Number] }, chunkOps) {
+		if !slices.ContainsFunc(final, func(other store.Op) bool { return other.Key == op.Key }) {
+			final = append(final, op)
 		}
 	}
-	next := record{Number: o.number, Active: o.number, Digest: o.output.Ruleset.Digest, Inputs: o.view.revision, Blocked: last.Blocked}
-	final, err := p.generationOps(o, duration)
-	if err != nil {
-		return err
-	}
-	chunks := split(ops, final)
-	for i, chunk := range chunks {
-		next.Complete = i == len(chunks)-1
-		op, err := next.op(was)
+	parts := split(chunkOps, final)
+	was := b.revision
+	for i, part := range parts {
+		agreed := b.was
+		if i == len(parts)-1 {
+			agreed = b.next
+		}
+		op, err := agreed.op(was)
 		if err != nil {
 			return err
 		}
-		if was, err = p.store.Apply(ctx, append(chunk, op)...); err != nil {
-			return fmt.Errorf("write generation %d: %w", o.number, err)
+		if was, err = p.store.Apply(ctx, append(part, op)...); err != nil {
+			p.library.known = false
+			return fmt.Errorf("write generation %d: %w", b.next.Number, err)
 		}
+		p.library.wrote(part)
 	}
-	p.applied(final, was)
-	p.published = map[string]bool{}
-	for _, host := range hosts {
-		p.published[host] = true
-	}
-	p.counters.published.Add(1)
-	p.notify(o.number)
-	p.logger.InfoContext(ctx, "generation active", slog.Uint64("generation", o.number), slog.Uint64("before", last.Active),
-		slog.Int("rules", len(o.output.Ruleset.Rules)), slog.Int("hosts", len(hosts)), slog.Duration("took", time.Since(o.at)))
+	p.library.at, b.revision = was, was
+	p.applied(generations, was)
+	b.told(ctx)
 	return nil
 }
 
-// publishMissing writes the rulesets of hosts that came since the generation
-// was published.
-func (p *Policy) publishMissing(ctx context.Context, o *outcome, last record, was store.Revision) error {
-	if err := p.listPublished(ctx); err != nil {
-		return err
+// told counts, logs and notifies.
+func (b *build) told(ctx context.Context) {
+	p := b.p
+	if b.next.Base.Number != b.was.Base.Number {
+		p.counters.published.Add(1)
+		p.logger.InfoContext(ctx, "generation active", slog.Uint64("generation", b.next.Base.Number), slog.Uint64("before", b.was.Base.Number),
+			slog.Int("rules", len(b.base.output.Ruleset.Rules)), slog.Int("hosts", b.moved()), slog.Duration("took", time.Since(b.now)))
 	}
-	var missing []string
-	for _, host := range p.hosts(o) {
-		if !p.published[host] {
-			missing = append(missing, host)
-		}
+	if b.next.Pin != nil && b.next.Base.Policy != b.was.Base.Policy {
+		p.counters.rolledBack.Add(1)
 	}
-	if len(missing) == 0 {
-		return nil
-	}
-	ops, err := p.rulesets(o, missing)
-	if err != nil {
-		return err
-	}
-	for _, chunk := range split(ops, nil) {
-		op, err := last.op(was) // unchanged: it only makes sure that the generation still is
-		if err != nil {
-			return err
-		}
-		if was, err = p.store.Apply(ctx, append(chunk, op)...); err != nil {
-			return fmt.Errorf("write rulesets of new hosts: %w", err)
-		}
-	}
-	for _, host := range missing {
-		p.published[host] = true
-	}
-	p.notify(o.number)
-	return nil
+	p.notify(b.next.Number)
 }
 
-// listPublished finds, once, which hosts have a ruleset in the store.
-func (p *Policy) listPublished(ctx context.Context) error {
-	if p.publishedKnown {
+// moved counts the hosts that get something new.
+func (b *build) moved() int {
+	n := 0
+	for host, number := range b.next.Hosts {
+		if b.was.Hosts[host] != number {
+			n++
+		}
+	}
+	return n
+}
+
+// sweep removes, once, chunks that no generation names.
+func (b *build) sweep(ctx context.Context) error {
+	p := b.p
+	if p.swept || b.was.Number == 0 {
 		return nil
 	}
-	prefix := bocage.RulesetKey("")
-	for after := ""; ; {
-		// Few at a time: the values are large.
-		part, _, err := p.store.List(ctx, prefix, after, 16, 0)
+	p.swept = true
+	var ops []store.Op
+	for after := ""; len(ops) < store.MaxOps/2; {
+		part, _, err := p.store.List(ctx, chunks, after, 16, 0) // few at a time: they are large
 		if err != nil {
-			return fmt.Errorf("list %s: %w", prefix, err)
+			return fmt.Errorf("list %s: %w", chunks, err)
 		}
 		for _, e := range part {
-			p.published[e.Key[len(prefix):]] = true
+			if hash := strings.TrimPrefix(e.Key, chunks); !p.library.there[hash] {
+				ops = append(ops, store.Op{Key: e.Key, Delete: true, IfWas: e.Revision})
+			}
 			after = e.Key
 		}
 		if len(part) < 16 {
-			p.publishedKnown = true
-			return nil
+			break
 		}
 	}
-}
-
-// hosts lists everyone who needs a ruleset: hosts with an agent, and hosts that
-// workloads are placed on.
-func (p *Policy) hosts(o *outcome) []string {
-	names := map[string]bool{}
-	for _, h := range o.view.hosts {
-		names[h.Name] = true
+	if len(ops) == 0 {
+		return nil
 	}
-	for _, w := range o.input.Workloads {
-		names[w.Spec.Host] = true
-	}
-	delete(names, "")
-	return sortedNames(names)
-}
-
-func sortedNames(set map[string]bool) []string {
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// rulesets signs the parts of the hosts.
-func (p *Policy) rulesets(o *outcome, hosts []string) ([]store.Op, error) {
-	e, err := newEncoder(o.output.Ruleset)
+	op, err := b.was.op(b.revision) // unchanged: it only makes sure that nobody writes meanwhile
 	if err != nil {
-		return nil, err
+		return err
 	}
-	cutter := compile.NewCutter(o.output.Ruleset, o.input)
-	ops := make([]store.Op, 0, len(hosts))
-	for _, host := range hosts {
-		payload, err := e.encode(cutter.Cut(host))
-		if err != nil {
-			return nil, err
-		}
-		envelope, err := p.sign(bocage.SignedRuleset, payload)
-		if err != nil {
-			return nil, fmt.Errorf("sign the ruleset of %s: %w", host, err)
-		}
-		if len(envelope) > store.MaxValue {
-			return nil, fmt.Errorf("the ruleset of %s has %d bytes, more than the %d that a store keeps: place its workloads on more hosts: %w",
-				host, len(envelope), store.MaxValue, store.ErrTooLarge)
-		}
-		ops = append(ops, store.Op{Key: bocage.RulesetKey(host), Value: envelope, IfWas: store.AnyRevision})
+	if b.revision, err = p.store.Apply(ctx, append(ops, op)...); err != nil {
+		return fmt.Errorf("sweep up what no generation names: %w", err)
 	}
-	return ops, nil
+	p.library.at = b.revision
+	return nil
 }
 
 // split divides writes into transactions that a store takes, the final ones all
 // in the last. One more write fits into each.
 func split(ops, final []store.Op) [][]store.Op {
-	const mostOps, mostBytes = store.MaxOps - 1, store.MaxApply - 64<<10
+	const mostOps, mostBytes = store.MaxOps - 1, store.MaxApply - 2<<20 // the record may be large
 	size := func(op store.Op) int { return len(op.Key) + len(op.Value) }
 	finalBytes := 0
 	for _, op := range final {
 		finalBytes += size(op)
 	}
-	var chunks [][]store.Op
-	var chunk []store.Op
+	var parts [][]store.Op
+	var part []store.Op
 	bytes := 0
 	for _, op := range ops {
-		if len(chunk) >= mostOps || bytes+size(op) > mostBytes {
-			chunks, chunk, bytes = append(chunks, chunk), nil, 0
+		if len(part) >= mostOps || len(part) > 0 && bytes+size(op) > mostBytes {
+			parts, part, bytes = append(parts, part), nil, 0
 		}
-		chunk, bytes = append(chunk, op), bytes+size(op)
+		part, bytes = append(part, op), bytes+size(op)
 	}
-	if len(chunk)+len(final) > mostOps || bytes+finalBytes > mostBytes {
-		chunks, chunk = append(chunks, chunk), nil
+	if len(part) > 0 && (len(part)+len(final) > mostOps || bytes+finalBytes > mostBytes) {
+		parts, part = append(parts, part), nil
 	}
-	return append(chunks, append(chunk, final...))
+	return append(parts, append(part, final...))
 }
 
 // generationKind is the kind that this room writes.
@@ -246,39 +171,125 @@ func generationKind() bocage.Kind {
 	return kind
 }
 
-// generationOps writes the new Generation, takes the mark of the active one off
-// the others and forgets the oldest.
-func (p *Policy) generationOps(o *outcome, duration time.Duration) ([]store.Op, error) {
+func generationName(number uint64) string { return "g" + strconv.FormatUint(number, 10) }
+
+// generationOps brings the Generations up to date: new ones, the stages of the
+// others, and the oldest that are forgotten, whose numbers are returned.
+func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error) {
 	kind := generationKind()
-	g := generation(o, duration)
-	value, err := store.EncodeObject(kind, g)
-	if err != nil {
-		return nil, fmt.Errorf("encode generation %d: %w", o.number, err)
+	there := map[uint64]*object{}
+	for _, o := range b.v.generations {
+		there[o.resource.(*bocage.Generation).Status.Number] = o
 	}
-	ops := []store.Op{{Key: kind.Key("", g.Name), Value: value, IfWas: store.Absent}}
-	others := slices.Clone(o.view.generations)
-	slices.SortFunc(others, func(a, b *object) int {
-		return cmp.Compare(b.resource.(*bocage.Generation).Status.Number, a.resource.(*bocage.Generation).Status.Number)
-	})
-	for i, other := range others {
-		old := *other.resource.(*bocage.Generation)
-		switch {
-		case old.Name == g.Name:
-			// A number is used once; what is here under this name is no record of ours.
-			ops[0].IfWas = other.revision
-		case i >= keep-1 && !old.Status.Active:
-			ops = append(ops, store.Op{Key: kind.Key("", old.Name), Delete: true, IfWas: other.revision})
-		case old.Status.Active && !o.blocked:
-			old.Status.Active = false
-			old.Status.Conditions = slices.Clone(old.Status.Conditions)
-			value, err := store.EncodeObject(kind, &old)
+	byNumber := map[uint64]*bocage.Generation{}
+	for _, o := range []*outcome{b.base, b.candidate, b.held} {
+		if o != nil && there[o.number] == nil {
+			g := b.generation(o)
+			byNumber[o.number] = g
+			value, err := store.EncodeObject(kind, g)
 			if err != nil {
-				return nil, fmt.Errorf("encode generation %d: %w", old.Status.Number, err)
+				return nil, nil, fmt.Errorf("encode generation %d: %w", o.number, err)
 			}
-			ops = append(ops, store.Op{Key: kind.Key("", old.Name), Value: value, IfWas: other.revision})
+			// A number is used once; what is here under this name is no record of ours.
+			ops = append(ops, store.Op{Key: kind.Key("", g.Name), Value: value, IfWas: store.AnyRevision})
 		}
 	}
-	return ops, nil
+	for number, o := range there {
+		byNumber[number] = o.resource.(*bocage.Generation)
+	}
+	gone = b.forgotten(byNumber)
+	for number, o := range there {
+		if gone[number] {
+			ops = append(ops, store.Op{Key: o.key, Delete: true, IfWas: store.AnyRevision})
+			continue
+		}
+		old := o.resource.(*bocage.Generation)
+		stage, active, confirmBy := b.stage(number, old.Status.Stage)
+		if stage == old.Status.Stage && active == old.Status.Active && confirmBy.Equal(old.Status.ConfirmBy) {
+			continue
+		}
+		g := *old
+		g.Status.Conditions = slices.Clone(g.Status.Conditions)
+		g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = stage, active, confirmBy
+		value, err := store.EncodeObject(kind, &g)
+		if err != nil {
+			return nil, nil, fmt.Errorf("encode generation %d: %w", number, err)
+		}
+		ops = append(ops, store.Op{Key: o.key, Value: value, IfWas: store.AnyRevision})
+	}
+	slices.SortFunc(ops, func(x, y store.Op) int { return cmp.Compare(x.Key, y.Key) })
+	return ops, gone, nil
+}
+
+// stage says where a generation stands.
+func (b *build) stage(number uint64, was string) (stage string, active bool, confirmBy time.Time) {
+	next := b.next
+	switch {
+	case number == next.Base.Number && !next.ConfirmBy.IsZero():
+		return bocage.StageConfirming, true, next.ConfirmBy
+	case number == next.Base.Number:
+		return bocage.StageActive, true, time.Time{}
+	case next.Candidate != nil && number == next.Candidate.Number:
+		return next.Candidate.Stage, false, time.Time{}
+	case b.held != nil && number == b.held.number:
+		return bocage.StageBlocked, false, time.Time{}
+	}
+	rolledBack := next.Pin != nil && next.Pin.From == number || next.Ended != nil && next.Ended.Number == number
+	switch was {
+	case bocage.StageShadow, bocage.StageCanary, bocage.StageActive, bocage.StageConfirming, "":
+		if rolledBack {
+			return bocage.StageRolledBack, false, time.Time{}
+		}
+		return bocage.StageSuperseded, false, time.Time{}
+	}
+	return was, false, time.Time{}
+}
+
+// forgotten picks the generations that are too many. What only followed from the
+// inventory, so that a newer one has the same policy, goes first.
+func (b *build) forgotten(all map[uint64]*bocage.Generation) map[uint64]bool {
+	gone := map[uint64]bool{}
+	numbers := make([]uint64, 0, len(all))
+	for number := range all {
+		numbers = append(numbers, number)
+	}
+	slices.Sort(numbers)
+	needed := map[uint64]bool{b.next.Base.Number: true, b.next.Confirmed.Number: true}
+	if c := b.next.Candidate; c != nil {
+		needed[c.Number] = true
+	}
+	if b.held != nil {
+		needed[b.held.number] = true
+	}
+	if pin := b.next.Pin; pin != nil {
+		needed[pin.Number] = true
+	}
+	const recent = 3
+	policyOf := func(number uint64) string { return b.p.library.lists[number].Of }
+	for len(numbers)-len(gone) > keep {
+		oldest, between := uint64(0), uint64(0)
+		left := slices.DeleteFunc(slices.Clone(numbers), func(n uint64) bool { return gone[n] })
+		for i, number := range left {
+			if needed[number] {
+				continue
+			}
+			if oldest == 0 {
+				oldest = number
+			}
+			if i < len(left)-recent && between == 0 && policyOf(number) != "" && policyOf(number) == policyOf(left[i+1]) {
+				between = number
+			}
+		}
+		switch {
+		case between != 0:
+			gone[between] = true
+		case oldest != 0:
+			gone[oldest] = true
+		default:
+			return gone
+		}
+	}
+	return gone
 }
 
 // applied tells the mirror of our own writes, which the watch will bring later.
@@ -292,91 +303,117 @@ func (p *Policy) applied(ops []store.Op, at store.Revision) {
 	}
 }
 
-// recordBlocked writes down a generation that a proof held back. The active one
-// stays as it is.
-func (p *Policy) recordBlocked(ctx context.Context, o *outcome, last record, was store.Revision) (record, store.Revision, error) {
-	ops, err := p.generationOps(o, time.Since(o.at))
-	if err != nil {
-		return last, was, err
-	}
-	last.Number, last.Blocked, last.Inputs = o.number, o.output.Ruleset.Digest, o.view.revision
-	op, err := last.op(was)
-	if err != nil {
-		return last, was, err
-	}
-	at, err := p.store.Apply(ctx, append(ops, op)...)
-	if err != nil {
-		return last, was, fmt.Errorf("record blocked generation %d: %w", o.number, err)
-	}
-	p.applied(ops, at)
-	return last, at, nil
-}
-
-// tighten adds the refusals of a blocked outcome to the generation in force:
-// they can only close, so they need none of the proofs that failed. A process
-// that has not compiled the generation in force itself cannot do it.
-func (p *Policy) tighten(ctx context.Context, o *outcome, last record, was store.Revision) error {
-	active := p.active.Load()
-	if active == nil || active.number != last.Active {
-		return nil
-	}
-	rs := active.output.Ruleset
-	refused := map[bocage.Identity]bocage.Refusal{}
-	for _, r := range rs.Refused {
-		refused[r.Identity] = r
-	}
-	decisions := slices.Clone(rs.Decisions)
-	digest := sha256.New()
-	digest.Write([]byte(rs.Digest))
-	more := false
-	for _, r := range o.output.Ruleset.Refused {
-		if old, is := refused[r.Identity]; is && (old.Until.IsZero() || !r.Until.IsZero() && !r.Until.After(old.Until)) {
-			continue // what is in force lasts at least as long
-		}
-		more, refused[r.Identity] = true, r
-		fmt.Fprintf(digest, " %d %d %s", r.Identity, r.Decision, r.Until)
-		if d, ok := o.output.Ruleset.Decision(r.Decision); ok && !slices.ContainsFunc(decisions, func(old bocage.Decision) bool { return old.ID == d.ID }) {
-			decisions = append(decisions, d)
-		}
-	}
-	if !more {
-		return nil
-	}
-	slices.SortFunc(decisions, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
-	tight := &outcome{input: active.input, view: p.mirror.view(), number: last.Number + 1, activeNo: last.Number + 1, proofs: active.proofs, at: o.at}
-	tight.view.revision = o.view.revision
-	tight.input.Quarantines, tight.input.ThreatConditions = o.input.Quarantines, o.input.ThreatConditions
-	tight.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(tight.input) })
-	tight.output.Ruleset = &bocage.Ruleset{
-		Generation: tight.number, Digest: hex.EncodeToString(digest.Sum(nil)), Peers: rs.Peers, Groups: rs.Groups, Rules: rs.Rules,
-		Decisions: decisions, Default: rs.Default, Profiles: rs.Profiles, Decoys: rs.Decoys,
-	}
-	for _, id := range slices.Sorted(maps.Keys(refused)) {
-		tight.output.Ruleset.Refused = append(tight.output.Ruleset.Refused, refused[id])
-	}
-	if err := p.publish(ctx, tight, last, was, time.Since(o.at)); err != nil {
-		return err
-	}
-	p.active.Store(tight)
-	o.activeNo = tight.number
-	return nil
-}
-
 // generation describes an outcome.
-func generation(o *outcome, duration time.Duration) *bocage.Generation {
+func (b *build) generation(o *outcome) *bocage.Generation {
 	rs := o.output.Ruleset
 	created := o.at.UTC().Truncate(time.Second)
-	in := o.input
 	g := &bocage.Generation{
-		ObjectMeta: bocage.ObjectMeta{Name: "g" + strconv.FormatUint(o.number, 10), Generation: 1, CreationTimestamp: &created,
+		ObjectMeta: bocage.ObjectMeta{Name: generationName(o.number), Generation: 1, CreationTimestamp: &created,
 			UID: fmt.Sprintf("generation-%d-%.16s", o.number, rs.Digest)},
 		Status: bocage.GenerationStatus{
-			Number: o.number, Digest: rs.Digest, Active: !o.blocked, Compiled: o.at.UTC(), Duration: duration.Seconds(),
-			Objects: len(in.Applications) + len(in.Guardrails) + len(in.Scopes) + len(in.Profiles) + len(in.Decoys) +
-				len(in.Quarantines) + len(in.ThreatConditions) + len(in.Workloads),
-			Peers: len(rs.Peers), Groups: len(rs.Groups), Rules: len(rs.Rules), Proofs: o.proofs,
+			Number: o.number, Digest: rs.Digest, Compiled: o.at.UTC(), Duration: o.took.Seconds(), Objects: count(o.input),
+			Peers: len(rs.Peers), Groups: len(rs.Groups), Rules: len(rs.Rules), Proofs: o.proofs, Changed: b.changes(o),
 		},
 	}
+	g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = b.stage(o.number, "")
 	g.Status.Conditions = bocage.SetCondition(nil, provedCondition(o, 1))
 	return g
+}
+
+func count(in compile.Input) int {
+	n := 0
+	for _, more := range []int{len(in.Applications), len(in.Guardrails), len(in.Scopes), len(in.Profiles), len(in.Decoys),
+		len(in.Exceptions), len(in.Responses), len(in.AddressGroups), len(in.NetworkPolicies), len(in.ClusterNetworkPolicies),
+		len(in.Quarantines), len(in.ThreatConditions), len(in.Workloads), len(in.Zones), len(in.Namespaces)} {
+		n += more
+	}
+	return n
+}
+
+// changes lists the objects that differ from what is in force, at most 100.
+func (b *build) changes(o *outcome) []string {
+	if b.prev == nil || b.prev.base == nil {
+		return nil
+	}
+	const most = 100
+	before := b.prev.base.input
+	c := changeList{most: most}
+	compareLists(&c, "Application", before.Applications, o.input.Applications)
+	compareLists(&c, "Guardrail", before.Guardrails, o.input.Guardrails)
+	compareLists(&c, "Scope", before.Scopes, o.input.Scopes)
+	compareLists(&c, "InspectionProfile", before.Profiles, o.input.Profiles)
+	compareLists(&c, "Decoy", before.Decoys, o.input.Decoys)
+	compareLists(&c, "Exception", before.Exceptions, o.input.Exceptions)
+	compareLists(&c, "Response", before.Responses, o.input.Responses)
+	compareLists(&c, "AddressGroup", before.AddressGroups, o.input.AddressGroups)
+	compareLists(&c, "NetworkPolicy", before.NetworkPolicies, o.input.NetworkPolicies)
+	compareLists(&c, "ClusterNetworkPolicy", before.ClusterNetworkPolicies, o.input.ClusterNetworkPolicies)
+	compareLists(&c, "Quarantine", before.Quarantines, o.input.Quarantines)
+	compareLists(&c, "ThreatCondition", before.ThreatConditions, o.input.ThreatConditions)
+	compareLists(&c, "Workload", before.Workloads, o.input.Workloads)
+	compareLists(&c, "Host", before.Hosts, o.input.Hosts)
+	compareLists(&c, "Zone", before.Zones, o.input.Zones)
+	compareLists(&c, "Namespace", before.Namespaces, o.input.Namespaces)
+	return c.names
+}
+
+type changeList struct {
+	names []string
+	most  int
+}
+
+// compareLists walks two lists in the mirror's order.
+func compareLists[T interface {
+	comparable
+	bocage.Resource
+}](c *changeList, kind string, before, after []T) {
+	if same(before, after) {
+		return
+	}
+	note := func(o T) {
+		if len(c.names) < c.most {
+			c.names = append(c.names, nameOf(kind, o))
+		}
+	}
+	i, j := 0, 0
+	for i < len(before) || j < len(after) {
+		switch order := compareAt(before, i, after, j); {
+		case order < 0:
+			note(before[i])
+			i++
+		case order > 0:
+			note(after[j])
+			j++
+		default:
+			if before[i] != after[j] && fingerprint(before[i]) != fingerprint(after[j]) {
+				note(after[j])
+			}
+			i, j = i+1, j+1
+		}
+	}
+}
+
+// compareAt orders the heads of two lists; one that is over comes last.
+func compareAt[T bocage.Resource](a []T, i int, b []T, j int) int {
+	switch {
+	case i == len(a):
+		return 1
+	case j == len(b):
+		return -1
+	}
+	x, y := a[i].Meta(), b[j].Meta()
+	return cmp.Compare(x.Namespace+"/"+x.Name, y.Namespace+"/"+y.Name)
+}
+
+func provedCondition(o *outcome, generation int64) bocage.Condition {
+	c := bocage.Condition{Type: bocage.ConditionProved, Status: "True", ObservedGeneration: generation,
+		LastTransitionTime: o.at.UTC().Truncate(time.Second), Reason: "Proved",
+		Message: fmt.Sprintf("%d statements hold for every pair of groups and every port", len(o.proofs))}
+	if failed := prove.Failed(o.proofs); len(failed) > 0 {
+		c.Status, c.Reason = "False", "ProofFailed"
+		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+	} else if o.blocked != "" {
+		c.Status, c.Reason, c.Message = "False", "TestFailed", o.blocked
+	}
+	return c
 }

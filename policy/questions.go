@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/store"
 )
 
 // ErrNoPolicy means that nothing was compiled yet.
@@ -94,25 +93,6 @@ func (o *outcome) addresses(name string) ([]netip.Addr, error) {
 		return nil, fmt.Errorf("workload %s has no address", found[0].NamespacedName())
 	}
 	return found[0].Spec.Addresses, nil
-}
-
-// Signed returns the signed ruleset of a host and the generation that it is of;
-// 0 and nothing if the host has none.
-func (p *Policy) Signed(ctx context.Context, host string) (generation uint64, envelope []byte, err error) {
-	// The record is read first: a ruleset that is newer than it says is taken
-	// for an older one, and asked for again, never the other way round.
-	record, _, err := p.readRecord(ctx)
-	if err != nil {
-		return 0, nil, err
-	}
-	entry, err := p.store.Get(ctx, bocage.RulesetKey(host))
-	switch {
-	case errors.Is(err, store.ErrNotFound):
-		return 0, nil, nil
-	case err != nil:
-		return 0, nil, fmt.Errorf("read the ruleset of %s: %w", host, err)
-	}
-	return record.Active, entry.Value, nil
 }
 
 // Decision tells what a decision of a generation says, given the low 32 bits of

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -46,34 +47,35 @@ func (p *Policy) reportStatuses(ctx context.Context) error {
 // reportOnce writes what has to change and returns when to look again although
 // nothing happened.
 func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
-	o := p.current.Load()
-	if o == nil {
+	o, s := p.current.Load(), p.served.Load()
+	if o == nil || s == nil {
 		return 0, nil
 	}
-	r := newReporter(o, p.mirror.view())
-	keys := make([]string, 0, len(r.now.objects))
-	for key := range r.now.objects {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
+	r := p.newReporter(o, s, p.mirror.view())
 	var ops []store.Op
-	for _, key := range keys {
-		object := r.now.objects[key]
-		if object.kind.Name != "Generation" && (object.kind.Name == "Host" || o.view.prints[key] != object.print) {
-			continue // hosts are not ours; what is not compiled yet has its turn
+	write := func(object *object) error {
+		op, changed, err := r.status(object)
+		if err != nil || !changed {
+			return err
 		}
-		op, changed, err := r.status(key, object)
-		if err != nil {
-			return 0, err
+		if ops = append(ops, op); len(ops) < statusBatch {
+			return nil
 		}
-		if changed {
-			ops = append(ops, op)
-		}
-		if len(ops) == statusBatch {
-			if err := p.writeStatuses(ctx, ops); err != nil {
+		err = p.writeStatuses(ctx, ops)
+		ops = nil
+		return err
+	}
+	for _, plural := range slices.Sorted(maps.Keys(r.now.objects)) {
+		for _, object := range r.now.objects[plural] {
+			if w, is := object.resource.(*bocage.Workload); is && len(w.Status.Conditions) == 0 && len(r.findings[nameOf("Workload", w)]) == 0 {
+				continue // there is nothing to tell of most
+			}
+			if object.kind.Name != "Generation" && (object.kind.Name == "Host" || object.changed > s.inputs) {
+				continue // hosts are not ours; what is not compiled yet has its turn
+			}
+			if err := write(object); err != nil {
 				return 0, err
 			}
-			ops = nil
 		}
 	}
 	return r.wait, p.writeStatuses(ctx, ops)
@@ -109,14 +111,23 @@ func (p *Policy) writeStatuses(ctx context.Context, ops []store.Op) error {
 
 // reporter works out conditions for one outcome and one moment.
 type reporter struct {
-	o        *outcome
+	p        *Policy
+	o        *outcome // of what is declared
+	s        *served
 	now      view
 	findings map[string][]compile.Finding // by "Kind namespace/name"
 	failed   []bocage.Proof
+	tests    []bocage.TestResult // of the generation in force
+	inForce  map[string]digest   // by key, where another policy is in force than is declared
+	held     string              // why that is so
+	reason   string
 	reported map[string]uint64            // by host
+	unwell   map[string]string            // what is wrong with hosts
 	refused  map[string]map[string]string // profiles with the engine's words, by host
 	placedIn map[string][]placement       // workloads with an interface, by namespace
 	everyone []string                     // every host with such a workload
+	since    map[string]uint64
+	moved    map[string]time.Time // when a host was given something new, of the last moments
 	wait     time.Duration
 }
 
@@ -126,53 +137,159 @@ type placement struct {
 	labels     map[string]string
 }
 
-func newReporter(o *outcome, now view) *reporter {
-	r := &reporter{o: o, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs), reported: map[string]uint64{}, refused: map[string]map[string]string{}, placedIn: map[string][]placement{}}
+func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
+	r := &reporter{p: p, o: o, s: s, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs),
+		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{},
+		placedIn: map[string][]placement{}, moved: map[string]time.Time{}}
 	for _, f := range o.output.Findings {
-		key := f.Object.Kind + " " + f.Object.Namespace + "/" + f.Object.Name
+		key := strings.TrimSpace(f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/"))
 		r.findings[key] = append(r.findings[key], f)
 	}
 	for _, h := range now.hosts {
 		r.reported[h.Name], r.refused[h.Name] = h.Status.Generation, h.Status.RefusedProfiles
+		for _, c := range h.Status.Conditions {
+			if c.Type == bocage.ConditionReady && c.Status != "True" {
+				r.unwell[h.Name] = c.Message
+			}
+		}
 	}
 	hosts := map[string]bool{}
+	zones := zonesOf(o.input)
 	for _, w := range o.input.Workloads {
 		if w.Spec.Interface != "" {
-			r.placedIn[w.Namespace] = append(r.placedIn[w.Namespace], placement{w.Name, w.Spec.Host, w.AllLabels()})
+			r.placedIn[w.Namespace] = append(r.placedIn[w.Namespace], placement{w.Name, w.Spec.Host, w.LabelsIn(zones[w.Spec.Host])})
 			hosts[w.Spec.Host] = true
 		}
 	}
 	r.everyone = sortedNames(hosts)
+	r.compare()
+	p.mu.Lock()
+	r.since = maps.Clone(p.since)
+	for host, at := range p.moved {
+		if time.Since(at) < patience {
+			r.moved[host] = at
+		}
+	}
+	p.mu.Unlock()
+	if s.base != nil && len(now.tests) > 0 {
+		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testsOf, now.tests) {
+			r.tests = p.testsInForce(s.base, now.tests)
+		}
+	}
 	return r
 }
 
+// zonesOf tells the zone of each host: the first by name that lists it.
+func zonesOf(in compile.Input) map[string]string {
+	zones := map[string]string{}
+	for _, z := range in.Zones {
+		for _, host := range z.Spec.Hosts {
+			if first, has := zones[host]; !has || z.Name < first {
+				zones[host] = z.Name
+			}
+		}
+	}
+	return zones
+}
+
+// compare finds what the policy in force has of each object, where it is another
+// than is declared.
+func (r *reporter) compare() {
+	if r.s.base == nil || r.s.base.policy.hash == r.now.policy.hash {
+		return
+	}
+	r.inForce = map[string]digest{}
+	plurals := map[string]bocage.Kind{}
+	each(r.s.base.input, func(kind string, o bocage.Resource) {
+		if !isPolicy(kind) {
+			return
+		}
+		k, known := plurals[kind]
+		if !known {
+			k, _ = bocage.KindNamed(kind)
+			plurals[kind] = k
+		}
+		r.inForce[k.Key(o.Meta().Namespace, o.Meta().Name)] = fingerprint(o)
+	})
+	switch record := r.s.record; {
+	case record.Pin != nil:
+		r.reason, r.held = "Held", record.held()
+	case r.o.blocked != "":
+		r.reason, r.held = "Blocked", fmt.Sprintf("generation %d is kept back, %s: the policy in force is as before", r.o.number, r.o.blocked)
+	case record.Candidate != nil:
+		r.reason = record.Candidate.Stage
+		r.held = fmt.Sprintf("on its way with generation %d, in stage %s until %s", record.Candidate.Number, r.reason, record.deadline(r.s.spec).UTC().Format(time.RFC3339))
+	case record.Ended != nil:
+		r.reason, r.held = "Held", record.held()
+	default:
+		r.reason, r.held = "Waiting", "it is about to come into force"
+	}
+}
+
+// differs reports whether what is in force has another state of the object.
+func (r *reporter) differs(object *object) bool {
+	if r.inForce == nil || !isPolicy(object.kind.Name) {
+		return false
+	}
+	print, there := r.inForce[object.key]
+	return !there || print != object.print
+}
+
+// testRun is what tests came to on a generation.
+type testRun struct {
+	of      *outcome
+	tests   []*bocage.PolicyTest
+	results []bocage.TestResult
+}
+
+// testsInForce runs the tests on the generation in force, once for each state of both.
+func (p *Policy) testsInForce(o *outcome, tests []*bocage.PolicyTest) []bocage.TestResult {
+	if run := p.tested.Load(); run != nil && run.of == o && same(run.tests, tests) {
+		return run.results
+	}
+	run := &testRun{o, tests, o.test(tests)}
+	p.tested.Store(run)
+	return run.results
+}
+
 // status makes the write that brings an object's status up to date.
-func (r *reporter) status(key string, object *object) (store.Op, bool, error) {
-	if !r.update(key, object.kind, object.resource, false) {
+func (r *reporter) status(object *object) (store.Op, bool, error) {
+	if !r.update(object, object.resource, false) {
 		return store.Op{}, false, nil
 	}
-	fresh, err := decode(object.kind, key, object.value, object.revision) // what the mirror holds nobody changes
+	fresh, err := decode(object.kind, object.key, object.value, object.revision) // what the mirror holds nobody changes
 	if err != nil {
 		return store.Op{}, false, err
 	}
-	r.update(key, object.kind, fresh.resource, true)
+	r.update(object, fresh.resource, true)
 	value, err := store.EncodeObject(object.kind, fresh.resource)
-	return store.Op{Key: key, Value: value, IfWas: object.revision}, true, err
+	return store.Op{Key: object.key, Value: value, IfWas: object.revision}, true, err
 }
 
 // update brings a resource's status up to date, or only reports whether it has to.
-func (r *reporter) update(key string, kind bocage.Kind, resource bocage.Resource, write bool) bool {
+func (r *reporter) update(object *object, resource bocage.Resource, write bool) bool {
 	meta := resource.Meta()
-	findings := r.findings[kind.Name+" "+meta.Namespace+"/"+meta.Name]
+	findings := r.findings[nameOf(object.kind.Name, resource)]
 	set := func(conditions *[]bocage.Condition, want ...bocage.Condition) bool {
 		return setConditions(conditions, want, write)
 	}
-	four := func(conditions *[]bocage.Condition, hosts []string) bool {
-		return set(conditions, r.conditions(key, meta, *conditions, findings, hosts)...)
+	all := func(conditions *[]bocage.Condition, hosts []string) bool {
+		return set(conditions, r.conditions(object, meta, *conditions, findings, hosts)...)
+	}
+	usage := func(have *[]bocage.Usage) bool {
+		want, known := r.p.uses.Load().of(object.kind.Name, meta)
+		if !known || sameUses(*have, want) {
+			return false
+		}
+		if write {
+			*have = want
+		}
+		return true
 	}
 	switch x := resource.(type) {
 	case *bocage.Application:
-		changed := four(&x.Status.Conditions, r.selected([]string{x.Namespace}, &x.Spec.Workload))
+		changed := all(&x.Status.Conditions, r.selected([]string{x.Namespace}, &x.Spec.Workload))
+		changed = usage(&x.Status.Usage) || changed
 		missing := missing(findings)
 		changed = changed || !slices.Equal(missing, x.Status.Missing)
 		if write {
@@ -180,28 +297,110 @@ func (r *reporter) update(key string, kind bocage.Kind, resource bocage.Resource
 		}
 		return changed
 	case *bocage.Guardrail:
-		return four(&x.Status.Conditions, r.selected(nil, nil))
+		changed := all(&x.Status.Conditions, r.everyone)
+		return usage(&x.Status.Usage) || changed
+	case *bocage.Exception:
+		changed := all(&x.Status.Conditions, r.everyone)
+		return usage(&x.Status.Usage) || changed
+	case *bocage.Response:
+		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Scope:
-		return four(&x.Status.Conditions, r.selected(x.Spec.Namespaces, &x.Spec.Workload))
+		return all(&x.Status.Conditions, r.selected(x.Spec.Namespaces, &x.Spec.Workload))
 	case *bocage.InspectionProfile:
-		hosts := r.selected(nil, nil)
-		want := r.conditions(key, meta, x.Status.Conditions, findings, hosts)
-		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, hosts)...)
+		want := r.conditions(object, meta, x.Status.Conditions, findings, r.everyone)
+		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, r.everyone)...)
 	case *bocage.Decoy:
-		return four(&x.Status.Conditions, r.selected(nil, nil))
+		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Quarantine:
-		return four(&x.Status.Conditions, r.placed(x.Spec.Workload))
+		return all(&x.Status.Conditions, r.placed(x.Spec.Workload))
 	case *bocage.ThreatCondition:
-		return four(&x.Status.Conditions, r.placed(x.Spec.Workload))
+		return all(&x.Status.Conditions, r.concerned(x.Spec))
+	case *bocage.AddressGroup:
+		return all(&x.Status.Conditions, r.everyone)
+	case *bocage.Zone:
+		return all(&x.Status.Conditions, r.everyone)
+	case *bocage.NetworkPolicy:
+		return all(&x.Status.Conditions, r.selected([]string{x.Namespace}, nil))
+	case *bocage.ClusterNetworkPolicy:
+		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Workload:
 		rejected := slices.ContainsFunc(findings, func(f compile.Finding) bool { return f.Rejected })
 		told := slices.ContainsFunc(x.Status.Conditions, func(c bocage.Condition) bool { return c.Type == bocage.ConditionAccepted })
 		return (rejected || told) && set(&x.Status.Conditions, accepted(meta, findings))
 	case *bocage.Generation:
-		return x.Status.Active && x.Status.Number == r.o.activeNo &&
-			set(&x.Status.Conditions, r.enforced(meta, nil, x.Status.Number, true, r.selected(nil, nil)))
+		return x.Status.Active && x.Status.Number == r.s.record.Base.Number &&
+			set(&x.Status.Conditions, r.enforced(object, meta, nil, true, r.everyone))
+	case *bocage.PolicyTest:
+		return r.updateTest(x, write)
+	case *bocage.Rollout:
+		want := r.p.rolloutStatus(r.s, slices.Clone(x.Status.Conditions))
+		for i := range want.Conditions {
+			if want.Conditions[i].Type == bocage.ConditionReady {
+				want.Conditions[i].ObservedGeneration = meta.Generation
+			}
+		}
+		same := want.Stage == x.Status.Stage && want.Generation == x.Status.Generation && want.Active == x.Status.Active &&
+			want.Deadline.Equal(x.Status.Deadline) && want.NewlyRefused == x.Status.NewlyRefused && slices.Equal(want.Conditions, x.Status.Conditions)
+		if write {
+			x.Status = want
+		}
+		return !same
 	}
 	return false
+}
+
+// updateTest says which cases of a test fail under the generation in force.
+func (r *reporter) updateTest(t *bocage.PolicyTest, write bool) bool {
+	name := t.NamespacedName()
+	var failed, texts []string
+	for _, result := range r.tests {
+		if result.Test == name && !result.Passed {
+			failed, texts = append(failed, result.Case), append(texts, resultText(result))
+		}
+	}
+	ready := bocage.Condition{Type: bocage.ConditionReady, Status: "True", ObservedGeneration: t.Generation, Reason: "Passed",
+		Message: fmt.Sprintf("all %d cases hold under generation %d", len(t.Spec.Cases), r.s.record.Base.Number)}
+	degraded := bocage.Condition{Type: bocage.ConditionDegraded, Status: "False", ObservedGeneration: t.Generation, Reason: "AsPromised",
+		Message: "what it states holds"}
+	switch {
+	case r.s.base == nil:
+		ready.Status, ready.Reason, ready.Message = "Unknown", "NothingInForce", "no generation is in force yet"
+	case len(failed) > 0:
+		ready.Status, ready.Reason = "False", "Failed"
+		ready.Message = fmt.Sprintf("%d of %d cases do not hold under generation %d: %s", len(failed), len(t.Spec.Cases), r.s.record.Base.Number, joined(texts))
+		degraded.Status, degraded.Reason, degraded.Message = "True", "Failed", "what it states does not hold: "+joined(texts)
+	}
+	if ready.Status == "True" && r.o.blocked != "" {
+		texts = nil
+		for _, result := range r.o.tests {
+			if result.Test == name && !result.Passed {
+				texts = append(texts, resultText(result))
+			}
+		}
+		if len(texts) > 0 {
+			ready.Message += fmt.Sprintf("; generation %d, in which they do not, is kept back: %s", r.o.number, joined(texts))
+		}
+	}
+	accepted := bocage.Condition{Type: bocage.ConditionAccepted, Status: "True", ObservedGeneration: t.Generation, Reason: "Accepted", Message: "it is run on every generation"}
+	changed := setConditions(&t.Status.Conditions, []bocage.Condition{accepted, ready, degraded}, write)
+	if slices.Equal(failed, t.Status.Failed) {
+		return changed
+	}
+	if write {
+		t.Status.Failed = failed
+	}
+	return true
+}
+
+// concerned lists the hosts of those whom a threat condition concerns.
+func (r *reporter) concerned(spec bocage.ThreatConditionSpec) []string {
+	switch {
+	case spec.Workload != "":
+		return r.placed(spec.Workload)
+	case spec.Zone != "":
+		return r.selected(nil, &bocage.Selector{MatchLabels: map[string]string{bocage.LabelZone: spec.Zone}})
+	}
+	return r.everyone
 }
 
 // unlessRefused denies that a profile is enforced where an engine does not take it.
@@ -243,8 +442,8 @@ func setConditions(conditions *[]bocage.Condition, wanted []bocage.Condition, wr
 	return changed
 }
 
-// conditions are the four that every declaration carries.
-func (r *reporter) conditions(key string, meta *bocage.ObjectMeta, old []bocage.Condition, findings []compile.Finding, hosts []string) []bocage.Condition {
+// conditions are those that every declaration carries.
+func (r *reporter) conditions(object *object, meta *bocage.ObjectMeta, old []bocage.Condition, findings []compile.Finding, hosts []string) []bocage.Condition {
 	compiled := bocage.Condition{Type: bocage.ConditionCompiled, Status: "True", ObservedGeneration: meta.Generation,
 		Reason: "Compiled", Message: "it is part of what was compiled"}
 	out := slices.IndexFunc(findings, func(f compile.Finding) bool {
@@ -253,7 +452,28 @@ func (r *reporter) conditions(key string, meta *bocage.ObjectMeta, old []bocage.
 	if out >= 0 {
 		compiled.Status, compiled.Reason, compiled.Message = "False", findings[out].Reason, findings[out].Message
 	}
-	return []bocage.Condition{accepted(meta, findings), compiled, r.proved(key, meta, old, out < 0), r.enforced(meta, old, r.o.since[key], out < 0, hosts)}
+	enforced := r.enforced(object, meta, old, out < 0, hosts)
+	return []bocage.Condition{accepted(meta, findings), compiled, r.proved(object, meta, out < 0), enforced, r.degraded(meta, enforced, hosts)}
+}
+
+// degraded says whether something that is promised is not kept.
+func (r *reporter) degraded(meta *bocage.ObjectMeta, enforced bocage.Condition, hosts []string) bocage.Condition {
+	c := bocage.Condition{Type: bocage.ConditionDegraded, Status: "False", ObservedGeneration: meta.Generation, Reason: "AsPromised", Message: "nothing is known to be wrong"}
+	var texts []string
+	if len(r.unwell) > 0 {
+		for _, host := range hosts {
+			if words, unwell := r.unwell[host]; unwell {
+				texts = append(texts, host+": "+words)
+			}
+		}
+	}
+	switch {
+	case enforced.Reason == "Held":
+		c.Status, c.Reason, c.Message = "True", "Held", enforced.Message
+	case len(texts) > 0:
+		c.Status, c.Reason, c.Message = "True", "HostsNotReady", fmt.Sprintf("%d of %d hosts concerned are not well: %s", len(texts), len(hosts), joined(texts))
+	}
+	return c
 }
 
 func accepted(meta *bocage.ObjectMeta, findings []compile.Finding) bocage.Condition {
@@ -276,21 +496,30 @@ func accepted(meta *bocage.ObjectMeta, findings []compile.Finding) bocage.Condit
 	return c
 }
 
-// mostMessages keeps conditions readable.
-const mostMessages = 5
+// Bounds that keep conditions readable.
+const (
+	mostMessages = 50
+	mostText     = 8 << 10
+)
 
 func messages(findings []compile.Finding) string {
-	var texts []string
+	texts := make([]string, len(findings))
 	for i, f := range findings {
-		if i == mostMessages {
-			texts = append(texts, fmt.Sprintf("and %d more", len(findings)-i))
-			break
-		}
-		text := f.Message
+		texts[i] = f.Message
 		if f.Object.Field != "" {
-			text = f.Object.Field + ": " + text
+			texts[i] = f.Object.Field + ": " + f.Message
 		}
-		texts = append(texts, text)
+	}
+	return joined(texts)
+}
+
+// joined puts texts into one, within bounds.
+func joined(texts []string) string {
+	size := 0
+	for i, text := range texts {
+		if size += len(text) + 2; i > 0 && (i == mostMessages || size > mostText) {
+			return strings.Join(texts[:i], "; ") + fmt.Sprintf("; and %d more", len(texts)-i)
+		}
 	}
 	return strings.Join(texts, "; ")
 }
@@ -307,24 +536,13 @@ func missing(findings []compile.Finding) []string {
 	return out
 }
 
-func provedCondition(o *outcome, generation int64) bocage.Condition {
-	c := bocage.Condition{Type: bocage.ConditionProved, Status: "True", ObservedGeneration: generation,
-		LastTransitionTime: o.at.UTC().Truncate(time.Second), Reason: "Proved",
-		Message: fmt.Sprintf("%d statements hold for every pair of groups and every port", len(o.proofs))}
-	if failed := prove.Failed(o.proofs); len(failed) > 0 {
-		c.Status, c.Reason = "False", "ProofFailed"
-		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
-	}
-	return c
-}
-
 // proved tells the owner of a statement that fails, and those whose change has
 // to wait for it.
-func (r *reporter) proved(key string, meta *bocage.ObjectMeta, old []bocage.Condition, in bool) bocage.Condition {
+func (r *reporter) proved(object *object, meta *bocage.ObjectMeta, in bool) bocage.Condition {
 	c := bocage.Condition{Type: bocage.ConditionProved, Status: "True", ObservedGeneration: meta.Generation, Reason: "Proved",
 		Message: "all statements about the policy that it is part of hold"}
 	for _, f := range r.failed {
-		if f.By.Kind+" "+f.By.Namespace+"/"+f.By.Name == r.now.objects[key].kind.Name+" "+meta.Namespace+"/"+meta.Name {
+		if f.By.Kind == object.kind.Name && f.By.Namespace == meta.Namespace && f.By.Name == meta.Name {
 			c.Status, c.Reason, c.Message = "False", "ProofFailed", fmt.Sprintf("%s: %s, yet: %s", f.By.Field, f.Statement, f.Counterexample)
 			return c
 		}
@@ -332,9 +550,9 @@ func (r *reporter) proved(key string, meta *bocage.ObjectMeta, old []bocage.Cond
 	switch {
 	case !in:
 		c.Status, c.Reason, c.Message = "False", "NotCompiled", "it is no part of the policy"
-	case r.o.blocked && !held(old, bocage.ConditionProved, meta.Generation):
+	case r.o.blocked != "" && r.differs(object):
 		c.Status, c.Reason = "False", "Blocked"
-		c.Message = fmt.Sprintf("generation %d was not activated, for a proof failed: %s", r.o.number, r.failed[0].Statement)
+		c.Message = fmt.Sprintf("generation %d was not activated, for %s", r.o.number, r.o.blocked)
 	}
 	return c
 }
@@ -346,39 +564,43 @@ func held(conditions []bocage.Condition, kind string, generation int64) bool {
 	})
 }
 
-// enforced tells whether every host concerned has taken the generation since
-// which the object is as it is. What was enforced before stays so while hosts
-// take a newer generation, unless one of them lags.
-func (r *reporter) enforced(meta *bocage.ObjectMeta, old []bocage.Condition, since uint64, in bool, hosts []string) bocage.Condition {
+// enforced tells whether every host concerned has what it was given last. What was
+// enforced before stays so for a moment while a host takes what others' changes
+// gave it.
+func (r *reporter) enforced(object *object, meta *bocage.ObjectMeta, old []bocage.Condition, in bool, hosts []string) bocage.Condition {
 	c := bocage.Condition{Type: bocage.ConditionEnforced, Status: "False", ObservedGeneration: meta.Generation}
-	if i := slices.IndexFunc(old, func(c bocage.Condition) bool { return c.Type == bocage.ConditionEnforced }); in && r.o.blocked && since == 0 &&
-		i >= 0 && old[i].ObservedGeneration == meta.Generation {
-		return old[i] // said by a process that knew the generation in force
-	}
-	if !in || r.o.blocked && since == 0 {
+	switch {
+	case !in:
 		c.Reason, c.Message = "NotCompiled", "it is no part of the policy in force"
 		return c
-	}
-	if r.o.blocked && !held(old, bocage.ConditionProved, meta.Generation) {
-		c.Reason, c.Message = "Blocked", "a proof failed: the policy in force is as before"
+	case r.s.base == nil:
+		c.Reason, c.Message = "Blocked", "no generation is in force yet"
+		if r.o.blocked == "" {
+			c.Reason = "Waiting"
+		}
 		return c
-	}
-	if len(hosts) == 0 {
+	case r.differs(object):
+		c.Reason, c.Message = r.reason, r.held
+		return c
+	case len(hosts) == 0:
 		c.Status, c.Reason, c.Message = "True", "NoWorkloads", "no workload that it concerns is placed on a host"
 		return c
 	}
-	need := r.o.activeNo
-	if fresh := time.Since(r.o.at); fresh < patience && held(old, bocage.ConditionEnforced, meta.Generation) {
-		need = since // others' changes are on their way
-		if r.wait == 0 || patience-fresh < r.wait {
-			r.wait = patience - fresh
-		}
-	}
+	before := held(old, bocage.ConditionEnforced, meta.Generation)
+	since := r.since[object.key]
 	var waiting []string
 	for _, host := range hosts {
-		if r.reported[host] < need {
-			waiting = append(waiting, host)
+		need := r.s.record.Hosts[host][0]
+		if r.reported[host] >= need {
+			continue
 		}
+		if at, fresh := r.moved[host]; fresh && before && since < need {
+			if left := patience - time.Since(at); r.wait == 0 || left < r.wait {
+				r.wait = max(left, time.Millisecond)
+			}
+			continue
+		}
+		waiting = append(waiting, host)
 	}
 	if len(waiting) == 0 {
 		c.Status, c.Reason, c.Message = "True", "AllHosts", fmt.Sprintf("in force on all %d hosts concerned", len(hosts))

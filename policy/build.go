@@ -1,0 +1,418 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/store"
+)
+
+// build is one turn of the builder: from what is declared and agreed now to what
+// is agreed next.
+type build struct {
+	p        *Policy
+	v        view
+	spec     bocage.RolloutSpec
+	now      time.Time
+	was      record
+	revision store.Revision // of was
+	next     record
+	notices  []notice
+	prev     *served // what was came to, nil where this process does not know
+
+	live            *outcome // what is declared, where it was compiled
+	base, candidate *outcome
+	held            *outcome // a new generation that a proof or a test keeps back
+	fresh           bool     // base needs a number of its own
+	freshCandidate  bool
+}
+
+// buildOnce brings into force what should be now. It returns when to look again
+// although nothing changed. The steps:
+//
+//  1. turn: what people, time and hosts' reports make of rollouts (record.go)
+//  2. base, candidate: compile, prove and test both
+//  3. place: which hosts get something new, and under which number (place.go)
+//  4. write: one transaction, refused if another controller was faster (publish.go)
+//  5. settle: answer hosts from it, and tell
+func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
+	b := &build{p: p, v: p.mirror.view(), now: time.Now()}
+	var err error
+	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
+		return time.Time{}, err
+	}
+	if b.was.Inputs > b.v.revision {
+		return time.Time{}, errBehind
+	}
+	if !p.library.known || p.library.at != b.revision {
+		if err := p.library.learn(ctx, p.store, b.revision); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if s := p.served.Load(); s != nil && s.revision == b.revision {
+		b.prev = s
+	}
+	b.spec = b.v.spec()
+	b.next, b.notices = b.was.turn(b.v.policy.name(), b.spec, p.facts(b.was, b.v), b.now)
+	if err := b.makeBase(ctx); err != nil {
+		return time.Time{}, err
+	}
+	if err := b.makeCandidate(); err != nil {
+		return time.Time{}, err
+	}
+	b.place()
+	if err := b.write(ctx); err != nil {
+		return time.Time{}, err
+	}
+	b.settle(ctx)
+	return b.again(), nil
+}
+
+// named compiles a policy with today's rest: the one that is declared, or one that
+// is kept.
+func (b *build) named(ctx context.Context, name string) (*outcome, error) {
+	if name == b.v.policy.name() {
+		b.live = b.p.compilers[0].compile(b.p, b.v.input, b.v.policy, b.v.rest, b.was.Number+1, b.now)
+		return b.live, nil
+	}
+	held, err := b.p.policyNamed(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return b.p.compilers[1].compile(b.p, withPolicy(b.v.input, held.input), held.snapshot, b.v.rest, b.was.Number+1, b.now), nil
+}
+
+// heldPolicy is a policy that is not the declared one, or will not be for long.
+type heldPolicy struct {
+	input    compile.Input
+	snapshot *snapshot
+}
+
+// policyNamed finds a policy in memory, else in the store.
+func (p *Policy) policyNamed(ctx context.Context, name string) (heldPolicy, error) {
+	if held, known := p.policies[name]; known {
+		return held, nil
+	}
+	list, known := p.library.policyNamed(name)
+	if !known {
+		return heldPolicy{}, fmt.Errorf("find the policy in force: %w", errNotKept)
+	}
+	list.Rest = nil
+	input, _, err := readSnapshot(ctx, p.store, list)
+	if err != nil {
+		return heldPolicy{}, err
+	}
+	s, err := namedSnapshot(list)
+	if err != nil {
+		return heldPolicy{}, err
+	}
+	held := heldPolicy{input, s}
+	p.policies[name] = held
+	return held, nil
+}
+
+// makeBase compiles what is to be in force on all hosts but the canaries. What
+// must not come into force leaves the one in force, tightened.
+func (b *build) makeBase(ctx context.Context) error {
+	for {
+		o, err := b.named(ctx, b.next.Base.Policy)
+		if err != nil {
+			return err
+		}
+		digest := o.output.Ruleset.Digest
+		changed := b.next.Base.Policy != b.was.Base.Policy || b.was.Base.Number == 0
+		promoted := changed && b.next.Base.Number > b.was.Base.Number && digest == b.next.Base.Digest
+		if promoted || !changed && digest == b.was.Base.Digest {
+			b.base = b.known(o).numbered(b.next.Base.Number)
+			return nil
+		}
+		if !changed && b.prev != nil && b.prev.base != nil && differs(b.prev.base, o).none() {
+			// Nobody would see it, such as a host without workloads.
+			same := *o
+			same.proofs, same.tests, same.testsOf = b.prev.base.proofs, b.prev.base.tests, b.prev.base.testsOf
+			b.base = same.complete().numbered(b.was.Base.Number)
+			return nil
+		}
+		var before *outcome
+		if b.prev != nil && !changed {
+			before = b.prev.base
+		}
+		o = b.p.verified(o, before, b.v.tests)
+		if o.blocked == "" {
+			b.base, b.fresh = o, true
+			return nil
+		}
+		b.hold(o)
+		if b.was.Base.Number == 0 {
+			b.next.Base = version{}
+			return nil // nothing was ever in force
+		}
+		if !changed {
+			return b.tighten(ctx, o)
+		}
+		b.next.Base, b.next.ConfirmBy, b.next.Confirmed = b.was.Base, b.was.ConfirmBy, b.was.Confirmed
+	}
+}
+
+// known adds to an outcome what is known of the same content.
+func (b *build) known(o *outcome) *outcome {
+	if b.prev == nil {
+		return o
+	}
+	for _, same := range []*outcome{b.prev.base, b.prev.candidate} {
+		if same != nil && same.output.Ruleset.Digest == o.output.Ruleset.Digest && same.proofs != nil && o.proofs == nil {
+			copied := *o
+			copied.proofs, copied.tests, copied.testsOf = same.proofs, same.tests, same.testsOf
+			return copied.complete()
+		}
+	}
+	return o
+}
+
+// verified is verify, remembered by the line that compiled the outcome.
+func (p *Policy) verified(o, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
+	checked := p.verify(o, inForce, tests)
+	for _, line := range p.compilers {
+		if line.last == o {
+			line.last = checked
+		}
+	}
+	return checked
+}
+
+// hold notes that an outcome is kept back.
+func (b *build) hold(o *outcome) {
+	b.next.Candidate = nil
+	if w := b.was.Blocked; w != nil && w.Digest == o.output.Ruleset.Digest {
+		b.held = o.numbered(w.Number)
+		b.next.Blocked = w
+		return
+	}
+	b.next.Number++
+	b.held = o.numbered(b.next.Number)
+	b.next.Blocked = &version{b.next.Number, o.output.Ruleset.Digest, o.policy.name()}
+	b.notices = append(b.notices, notice{b.next.Number, "Blocked", fmt.Sprintf("generation %d is kept back, %s", b.next.Number, o.blocked), true})
+}
+
+// tighten gives the generation in force today's threat conditions and quarantines,
+// where the rest of today would break a proof. Should even that break one, only
+// those who are cut off anew are added, which can only close. A process that knows
+// nothing of the generation in force leaves it as it is.
+func (b *build) tighten(ctx context.Context, o *outcome) error {
+	in, err := b.inForce(ctx)
+	if err != nil || in == nil {
+		b.base = nil
+		return err
+	}
+	input := in.input
+	input.Quarantines, input.ThreatConditions = b.v.input.Quarantines, b.v.input.ThreatConditions
+	input.Now, input.Generation = b.now, b.was.Number+1
+	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, rest: in.rest, at: b.now}
+	b.p.counters.compiled.Add(1)
+	if tight.output.Ruleset.Digest == b.was.Base.Digest {
+		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
+		return nil
+	}
+	if tight = b.p.verify(tight.complete(), in, b.v.tests); tight.blocked == "" {
+		b.base, b.fresh = tight, true
+		return nil
+	}
+	more := in.output.Ruleset.WithRefusals(o.output.Ruleset)
+	if slices.Equal(more.Refused, in.output.Ruleset.Refused) {
+		b.base = in
+		return nil
+	}
+	more.Digest = tight.output.Ruleset.Digest
+	tight.output.Ruleset, tight.blocked, tight.proofs, tight.tests = more, "", in.proofs, in.tests
+	b.base, b.fresh = tight.complete(), true
+	return nil
+}
+
+// inForce finds what the generation in force was compiled from, nil if that is
+// kept nowhere.
+func (b *build) inForce(ctx context.Context) (*outcome, error) {
+	if b.prev != nil && b.prev.base != nil {
+		return b.prev.base, nil
+	}
+	list, known := b.p.library.lists[b.was.Base.Number]
+	if !known || list.Rest == nil {
+		return nil, nil
+	}
+	input, _, err := readSnapshot(ctx, b.p.store, list)
+	if err != nil {
+		return nil, err
+	}
+	held, err := b.p.policyNamed(ctx, list.Of)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := namedSnapshot(shelfList{Number: list.Number, Policy: list.Rest})
+	if err != nil {
+		return nil, err
+	}
+	o := &outcome{input: input, output: compile.Compile(input), policy: held.snapshot, rest: rest, number: list.Number, at: b.now}
+	b.p.counters.compiled.Add(1)
+	return o.complete(), nil
+}
+
+// makeCandidate compiles what is declared, where that is on its way into force.
+func (b *build) makeCandidate() error {
+	c := b.next.Candidate
+	if c == nil {
+		// Authors are told of what they declared, even while something else holds.
+		_, err := b.named(context.Background(), b.v.policy.name())
+		return err
+	}
+	o, err := b.named(context.Background(), c.Policy) // declared: it is in memory
+	if err != nil {
+		return err
+	}
+	was := b.was.Candidate
+	same := was != nil && was.Policy == c.Policy
+	if same && was.Digest == o.output.Ruleset.Digest {
+		b.candidate = b.known(o).numbered(c.Number)
+		return nil
+	}
+	var before *outcome
+	if same && b.prev != nil {
+		before = b.prev.candidate
+	}
+	if o = b.p.verified(o, before, b.v.tests); o.blocked != "" {
+		b.hold(o)
+		return nil
+	}
+	b.candidate, b.freshCandidate = o, true
+	return nil
+}
+
+// again is when something ends by itself.
+func (b *build) again() time.Time {
+	moments := []time.Time{}
+	for _, o := range []*outcome{b.live, b.base, b.candidate, b.held} {
+		if o != nil {
+			moments = append(moments, o.output.Expires)
+		}
+	}
+	if deadline := b.next.deadline(b.spec); deadline.After(b.now) {
+		moments = append(moments, deadline)
+	}
+	first := time.Time{}
+	for _, m := range moments {
+		if !m.IsZero() && (first.IsZero() || m.Before(first)) {
+			first = m
+		}
+	}
+	return first
+}
+
+// unchanged reports whether there is nothing to agree on.
+func (b *build) unchanged() bool {
+	next := b.next
+	next.Inputs = b.was.Inputs
+	x, errX := json.Marshal(b.was)
+	y, errY := json.Marshal(next)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+// settle answers hosts from what was agreed, and tells everybody concerned.
+func (b *build) settle(ctx context.Context) {
+	p := b.p
+	s := &served{record: b.next, revision: b.revision, spec: b.spec, base: b.base, candidate: b.candidate, inputs: b.v.revision}
+	if s.base == nil && b.prev != nil {
+		s.base = b.prev.base
+	}
+	for i, o := range []*outcome{b.base, b.candidate} {
+		if o == nil {
+			continue
+		}
+		// The next compilation of the same is this one, with what was made of it.
+		for _, line := range p.compilers {
+			if line.last != nil && line.last.output.Ruleset.Digest == o.output.Ruleset.Digest && line.last.policy.hash == o.policy.hash && line.last.rest.hash == o.rest.hash {
+				line.last = o
+			}
+		}
+		if name := o.policy.name(); i == 0 && p.policies[name].snapshot == nil {
+			clear(p.policies) // one is held at a time
+			p.policies[name] = heldPolicy{o.input, o.policy}
+		}
+	}
+	now := time.Now()
+	all := b.next.Base.Policy == b.v.policy.name() && b.base != nil
+	first := p.served.Load() == nil
+	keys := p.mirror.settled(b.v.revision, all)
+	p.mu.Lock()
+	for _, key := range keys {
+		if !first {
+			p.since[key] = b.next.Base.Number
+		}
+	}
+	for host, number := range b.next.Hosts {
+		if b.was.Hosts[host][0] != number[0] {
+			p.moved[host] = now
+		}
+	}
+	for host := range p.moved {
+		if _, there := b.next.Hosts[host]; !there {
+			delete(p.moved, host)
+		}
+	}
+	p.served.Store(s)
+	close(p.advanced)
+	p.advanced = make(chan struct{})
+	p.mu.Unlock()
+	if s.base != nil {
+		if last := p.active.Swap(s.base); last != nil && last.number != s.base.number {
+			p.past.remember(last.output.Ruleset.Decisions)
+		}
+	}
+	switch {
+	case b.held != nil:
+		p.current.Store(b.held)
+	case b.candidate != nil:
+		p.current.Store(b.candidate)
+	case b.live != nil:
+		p.current.Store(b.live)
+	case s.base != nil:
+		p.current.Store(s.base)
+	}
+	if c := b.next.Candidate; c != nil && s.candidate != nil {
+		p.past.remember(s.candidate.output.Ruleset.Decisions)
+	}
+	for _, n := range b.notices {
+		p.announce(ctx, n, b)
+	}
+	wake(p.report)
+	wake(p.replays)
+}
+
+// announce tells people of a turn that this controller made.
+func (p *Policy) announce(ctx context.Context, n notice, b *build) {
+	switch n.reason {
+	case "Blocked":
+		p.counters.blocked.Add(1)
+	case "NewlyRefused":
+		p.counters.ended.Add(1)
+	case "NotApplied":
+		p.counters.ended.Add(1)
+	}
+	number := n.number
+	if number == 0 && b.next.Candidate != nil {
+		number = b.next.Candidate.Number
+	}
+	level := slog.LevelInfo
+	if n.warning {
+		level = slog.LevelWarn
+	}
+	p.logger.Log(ctx, level, "policy", slog.Uint64("generation", number), slog.String("reason", n.reason), slog.String("what", n.message))
+	p.notices.tell("Generation", "", generationName(number), n.reason, n.message, n.warning)
+	if b.v.rollout != nil {
+		p.notices.tell("Rollout", "", b.v.rollout.Name, n.reason, n.message, n.warning)
+	}
+}

@@ -1,0 +1,280 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/simulate"
+	"bocage.dev/bocage/store"
+)
+
+// Actions of a RolloutRequest.
+const (
+	actionConfirm  = "confirm"
+	actionRollback = "rollback"
+	actionPromote  = "promote"
+)
+
+// effectMost is how long a request waits until what it asked for is so.
+const effectMost = 10 * time.Second
+
+// Rollout does what a person says of the newest generation, and returns how
+// things stand when it is done. Any controller may be asked.
+func (p *Policy) Rollout(ctx context.Context, who string, request bocage.RolloutRequest) (bocage.RolloutStatus, error) {
+	ctx, cancel := context.WithTimeout(ctx, effectMost)
+	defer cancel()
+	for {
+		r, revision, err := readRecord(ctx, p.store)
+		if err != nil {
+			return bocage.RolloutStatus{}, err
+		}
+		if r.Base.Number == 0 {
+			return bocage.RolloutStatus{}, ErrNoPolicy
+		}
+		next, said, err := p.request(ctx, r, who, request)
+		if err != nil {
+			return bocage.RolloutStatus{}, err
+		}
+		op, err := next.op(revision)
+		if err != nil {
+			return bocage.RolloutStatus{}, err
+		}
+		at, err := p.store.Apply(ctx, op)
+		if errors.Is(err, store.ErrConflict) {
+			continue
+		}
+		if err != nil {
+			return bocage.RolloutStatus{}, fmt.Errorf("%s: %w", request.Action, err)
+		}
+		if request.Action == actionConfirm {
+			p.counters.confirmed.Add(1)
+		}
+		p.logger.InfoContext(ctx, "rollout", "action", request.Action, "by", who, "generation", said.number)
+		p.notices.tell("Generation", "", generationName(said.number), said.reason, said.message, said.warning)
+		p.notify(next.Number)
+		wake(p.mirror.changed)
+		return p.effect(ctx, at)
+	}
+}
+
+// request changes the record as a person asks for.
+func (p *Policy) request(ctx context.Context, r record, who string, request bocage.RolloutRequest) (record, notice, error) {
+	switch request.Action {
+	case actionConfirm:
+		if request.Generation != 0 && request.Generation != r.Base.Number {
+			return r, notice{}, fmt.Errorf("generation %d is not in force, %d is: confirm that, or nothing", request.Generation, r.Base.Number)
+		}
+		if r.ConfirmBy.IsZero() && r.Pin == nil && r.Ended == nil {
+			return r, notice{}, fmt.Errorf("generation %d is in force and nothing waits for being confirmed", r.Base.Number)
+		}
+		message := fmt.Sprintf("%s confirmed generation %d", who, r.Base.Number)
+		if r.Pin != nil || r.Ended != nil {
+			message += ": what is declared may come into force again"
+		}
+		if !r.ConfirmBy.IsZero() {
+			r.Said = r.Base.Number
+			r.Confirmed = r.Base
+		}
+		r.ConfirmBy, r.Pin, r.Ended = time.Time{}, nil, nil
+		return r, notice{r.Base.Number, "Confirmed", message, false}, nil
+	case actionRollback:
+		to, err := p.rollbackTo(ctx, r, request.Generation)
+		if err != nil {
+			return r, notice{}, err
+		}
+		from := r.Base.Number
+		if r.Candidate != nil && to.Of == r.Base.Policy {
+			from = r.Candidate.Number
+		}
+		r.Pin = &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: time.Now().UTC().Truncate(time.Second), From: from,
+			Why: "rolled back by " + who}
+		r.Candidate, r.ConfirmBy, r.Ended = nil, time.Time{}, nil
+		return r, notice{from, "RolledBack", fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number), true}, nil
+	case actionPromote:
+		if r.Candidate == nil {
+			return r, notice{}, errors.New("nothing is on its way into force: there is no stage to end")
+		}
+		if request.Generation != 0 && request.Generation != r.Candidate.Number {
+			return r, notice{}, fmt.Errorf("generation %d is not on its way into force, %d is", request.Generation, r.Candidate.Number)
+		}
+		c := *r.Candidate
+		c.Hurry = true
+		r.Candidate = &c
+		return r, notice{c.Number, "Promoted", fmt.Sprintf("%s ended the stage %s", who, c.Stage), false}, nil
+	}
+	return r, notice{}, fmt.Errorf("%q is none of confirm, rollback and promote", request.Action)
+}
+
+// rollbackTo finds what to go back to: the generation that is named, or the last
+// whose policy is another than that of the newest.
+func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelfList, error) {
+	entries, _, err := listAll(ctx, p.store, snapshots)
+	if err != nil {
+		return shelfList{}, err
+	}
+	lists := make([]shelfList, len(entries))
+	for i, e := range entries {
+		if err := json.Unmarshal(e.Value, &lists[i]); err != nil {
+			return shelfList{}, fmt.Errorf("read %s: %w", e.Key, err)
+		}
+	}
+	slices.SortFunc(lists, func(a, b shelfList) int { return int(b.Number) - int(a.Number) })
+	newest := r.Base.Policy
+	if number == 0 && r.Candidate != nil {
+		newest = r.Candidate.Policy // what is in force is the one before
+	}
+	for _, list := range lists {
+		switch {
+		case number != 0 && list.Number == number:
+			return list, nil
+		case number == 0 && list.Number <= r.Base.Number && list.Of != newest && !p.keptBack(list.Number):
+			return list, nil
+		}
+	}
+	if number != 0 {
+		return shelfList{}, fmt.Errorf("generation %d: %w: see bocage policy history", number, errNotKept)
+	}
+	return shelfList{}, errors.New("there is no generation before to go back to")
+}
+
+// keptBack reports whether a generation was never in force.
+func (p *Policy) keptBack(number uint64) bool {
+	o := p.mirror.find(generationKind().Key("", generationName(number)))
+	if o == nil {
+		return false
+	}
+	switch o.resource.(*bocage.Generation).Status.Stage {
+	case bocage.StageBlocked, bocage.StageShadow:
+		return true
+	}
+	return false
+}
+
+// effect waits until this controller has made something of a request.
+func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutStatus, error) {
+	for {
+		p.mu.Lock()
+		advanced := p.advanced
+		p.mu.Unlock()
+		if s := p.served.Load(); s != nil && s.revision >= at {
+			return p.rolloutStatus(s, nil), nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return bocage.RolloutStatus{}, fmt.Errorf("wait until it is so: %w", ctx.Err())
+		}
+	}
+}
+
+// rolloutStatus says where rollouts stand.
+func (p *Policy) rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
+	r := s.record
+	status := bocage.RolloutStatus{Stage: bocage.StageActive, Generation: r.Base.Number, Active: r.Base.Number,
+		Deadline: r.deadline(s.spec).UTC(), Conditions: old}
+	if status.Deadline.IsZero() {
+		status.Deadline = time.Time{}
+	}
+	c := bocage.Condition{Type: bocage.ConditionReady, Status: "True", Reason: "InForce",
+		Message: fmt.Sprintf("what is declared is in force as generation %d", r.Base.Number)}
+	switch {
+	case r.Blocked != nil && r.Candidate == nil:
+		status.Stage, status.Generation = bocage.StageBlocked, r.Blocked.Number
+		c.Status, c.Reason, c.Message = "False", "Blocked", fmt.Sprintf("generation %d is kept back: see bocage get generation g%d", r.Blocked.Number, r.Blocked.Number)
+	case r.Pin != nil:
+		status.Stage = bocage.StageRolledBack
+		c.Status, c.Reason, c.Message = "False", "RolledBack", r.held()
+	case r.Candidate != nil:
+		status.Stage, status.Generation = r.Candidate.Stage, r.Candidate.Number
+		c.Status, c.Reason = "False", r.Candidate.Stage
+		c.Message = fmt.Sprintf("generation %d is on its way until %s", r.Candidate.Number, status.Deadline.Format(time.RFC3339))
+		if last := p.replayed.Load(); last != nil && last.policy == r.Candidate.Policy {
+			status.NewlyRefused = last.refused
+			if last.err != nil {
+				c.Reason, c.Message = "ReplayFailed", fmt.Sprintf("the recorded flows cannot be read, so generation %d waits: %v", r.Candidate.Number, last.err)
+			}
+		}
+	case r.Ended != nil:
+		status.Stage, status.Generation = bocage.StageRolledBack, r.Ended.Number
+		c.Status, c.Reason, c.Message = "False", r.Ended.Reason, r.held()
+	case !r.ConfirmBy.IsZero():
+		status.Stage = bocage.StageConfirming
+		c.Status, c.Reason = "False", bocage.StageConfirming
+		c.Message = fmt.Sprintf("generation %d is in force and goes back at %s unless a person confirms it: bocage policy confirm", r.Base.Number, r.ConfirmBy.Format(time.RFC3339))
+	}
+	setConditions(&status.Conditions, []bocage.Condition{c}, true)
+	return status
+}
+
+// held says why what is declared is not in force; empty if nothing holds it.
+func (r record) held() string {
+	switch {
+	case r.Pin != nil && r.Pin.By != "":
+		return fmt.Sprintf("held: rolled back to g%d by %s; bocage policy confirm lets go", r.Pin.Number, r.Pin.By)
+	case r.Pin != nil:
+		return fmt.Sprintf("held: rolled back to g%d, for %s; bocage policy confirm lets go", r.Pin.Number, r.Pin.Why)
+	case r.Ended != nil:
+		return "held: its rollout ended, for " + r.Ended.Message + "; change the declarations, or try again with bocage policy confirm"
+	}
+	return ""
+}
+
+// Blast says what can be reached from somewhere under the policy in force.
+func (p *Policy) Blast(_ context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
+	o := p.inForce()
+	if o == nil {
+		return bocage.BlastResult{}, ErrNoPolicy
+	}
+	return o.simulator().Blast(q)
+}
+
+// Matrix says who reaches whom in some namespaces (none: all) under the policy in
+// force.
+func (p *Policy) Matrix(_ context.Context, namespaces []string) (bocage.ReachMatrix, error) {
+	o := p.inForce()
+	if o == nil {
+		return bocage.ReachMatrix{}, ErrNoPolicy
+	}
+	return o.simulator().Matrix(namespaces)
+}
+
+// Test runs the PolicyTests among the objects on what would be in force with the
+// others; without any, those that are declared.
+func (p *Policy) Test(_ context.Context, objects []bocage.Resource) ([]bocage.TestResult, error) {
+	o := p.current.Load()
+	if o == nil {
+		return nil, ErrNoPolicy
+	}
+	var tests []*bocage.PolicyTest
+	var others []bocage.Resource
+	for _, object := range objects {
+		if faults := object.Validate(); len(faults) > 0 {
+			return nil, fmt.Errorf("%s %s: %w", object.Type().Kind, object.Meta().NamespacedName(), faults)
+		}
+		if t, is := object.(*bocage.PolicyTest); is {
+			tests = append(tests, t)
+		} else {
+			others = append(others, object)
+		}
+	}
+	if len(tests) == 0 {
+		tests = p.mirror.view().tests
+	}
+	simulator := o.simulator
+	if len(others) > 0 {
+		input := merge(o.input, others)
+		input.Now = time.Now()
+		output := compile.Compile(input)
+		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset) }
+	}
+	if len(tests) == 0 {
+		return []bocage.TestResult{}, nil
+	}
+	return simulator().Test(tests), nil
+}

@@ -1,0 +1,76 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/store"
+)
+
+// keptShelf holds the last generations that somebody asked for.
+type keptShelf struct {
+	mu       sync.Mutex // guards outcomes, and lets one be made at a time
+	outcomes []*outcome // the last asked first
+}
+
+// mostKept is how many generations are held in memory besides those in force.
+const mostKept = 2
+
+// recall returns what a generation came to: from memory, or compiled again from
+// what was kept of it. Where its inventory was too large to be kept, today's takes
+// its place.
+func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
+	if s := p.served.Load(); s != nil {
+		for _, o := range []*outcome{s.base, s.candidate} {
+			if o != nil && o.number == number {
+				return o, nil
+			}
+		}
+	}
+	p.shelf.mu.Lock()
+	defer p.shelf.mu.Unlock()
+	for i, o := range p.shelf.outcomes {
+		if o.number == number {
+			copy(p.shelf.outcomes[1:i+1], p.shelf.outcomes[:i])
+			p.shelf.outcomes[0] = o
+			return o, nil
+		}
+	}
+	entry, err := p.store.Get(ctx, snapshotKey(number))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fmt.Errorf("generation %d: %w", number, errNotKept)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read generation %d: %w", number, err)
+	}
+	var list shelfList
+	if err := json.Unmarshal(entry.Value, &list); err != nil {
+		return nil, fmt.Errorf("read generation %d: %w", number, err)
+	}
+	in, whole, err := readSnapshot(ctx, p.store, list)
+	if err != nil {
+		return nil, err
+	}
+	if !whole {
+		in = withPolicy(p.mirror.view().input, in)
+		in.Generation, in.Now = number, time.Now()
+	}
+	policy, err := namedSnapshot(list)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := namedSnapshot(shelfList{Number: number, Policy: list.Rest})
+	if err != nil {
+		return nil, err
+	}
+	o := &outcome{input: in, output: compile.Compile(in), policy: policy, rest: rest, number: number, at: in.Now}
+	p.counters.compiled.Add(1)
+	p.shelf.outcomes = append([]*outcome{o.complete()}, p.shelf.outcomes...)
+	p.shelf.outcomes = p.shelf.outcomes[:min(len(p.shelf.outcomes), mostKept)]
+	return o, nil
+}

@@ -1,0 +1,183 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
+	"bocage.dev/bocage/policy/prove"
+	"bocage.dev/bocage/policy/simulate"
+	"bocage.dev/bocage/store"
+)
+
+// outcome is one compilation with what came of it. Nobody changes it.
+type outcome struct {
+	input   compile.Input
+	output  compile.Output
+	policy  *snapshot // what the input was made of
+	rest    *snapshot
+	proofs  []bocage.Proof
+	tests   []bocage.TestResult
+	testsOf []*bocage.PolicyTest // whose results those are
+	number  uint64
+	blocked string // why it may not come into force
+	at      time.Time
+	took    time.Duration
+
+	judge     func() *explain.Judge
+	simulator func() *simulate.Simulator
+	cutter    func() *compile.Cutter
+	encoder   func() (*encoder, error)
+	compared  *atomic.Pointer[difference] // with the outcome that it was compared with last
+}
+
+// complete makes what is only made where somebody asks for it.
+func (o *outcome) complete() *outcome {
+	o.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(o.input) })
+	o.simulator = sync.OnceValue(func() *simulate.Simulator { return simulate.New(o.input, o.output.Ruleset) })
+	o.cutter = sync.OnceValue(func() *compile.Cutter { return compile.NewCutter(o.output.Ruleset, o.input) })
+	o.encoder = sync.OnceValues(func() (*encoder, error) {
+		cutter := o.cutter()
+		return newEncoder(o.output.Ruleset, cutter.Cut)
+	})
+	o.compared = &atomic.Pointer[difference]{}
+	return o
+}
+
+// numbered returns the outcome under another number.
+func (o *outcome) numbered(number uint64) *outcome {
+	if o.number == number {
+		return o
+	}
+	copied := *o
+	rs := o.output.Ruleset
+	copied.number, copied.input.Generation = number, number
+	copied.output.Ruleset = &bocage.Ruleset{
+		Generation: number, Digest: rs.Digest, Host: rs.Host, Peers: rs.Peers, Groups: rs.Groups, Rules: rs.Rules, Decisions: rs.Decisions,
+		Default: rs.Default, Refused: rs.Refused, Profiles: rs.Profiles, Ports: rs.Ports, Decoys: rs.Decoys, ConfirmBy: rs.ConfirmBy,
+	}
+	return copied.complete()
+}
+
+// line compiles one policy again and again as the rest changes.
+type line struct {
+	run  func(compile.Input) compile.Output
+	last *outcome
+}
+
+func newLine() *line { return &line{run: compile.Compile} }
+
+// compile makes the outcome of an input, or returns the last one if that is still
+// what it would be.
+func (l *line) compile(p *Policy, in compile.Input, policy, rest *snapshot, number uint64, now time.Time) *outcome {
+	if o := l.last; o != nil && o.policy.hash == policy.hash && o.rest.hash == rest.hash &&
+		!now.Before(o.input.Now) && (o.output.Expires.IsZero() || now.Before(o.output.Expires)) {
+		return o
+	}
+	in.Now, in.Generation = now, number
+	started := time.Now()
+	o := &outcome{input: in, output: l.run(in), policy: policy, rest: rest, number: number, at: now}
+	o.took = time.Since(started)
+	p.counters.compiled.Add(1)
+	l.last = o.complete()
+	return l.last
+}
+
+// verify proves and tests an outcome. inForce, if it is not nil, is what the same
+// policy came to before: a test that failed there already does not block again.
+func (p *Policy) verify(o, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
+	if o.proofs != nil && o.tests != nil && same(o.testsOf, tests) {
+		return o
+	}
+	checked := *o
+	o = checked.complete()
+	o.testsOf = tests
+	o.proofs = p.prove(o.input, o.output.Ruleset)
+	o.blocked = ""
+	if failed := prove.Failed(o.proofs); len(failed) > 0 {
+		o.blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+	}
+	o.tests = o.test(tests)
+	blocking := map[string]bool{}
+	for _, t := range tests {
+		blocking[t.NamespacedName()] = t.Spec.Blocks
+	}
+	for _, result := range o.tests {
+		if result.Passed || !blocking[result.Test] || o.blocked != "" || inForce != nil && inForce.failed(result) {
+			continue
+		}
+		o.blocked = fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
+	}
+	return o
+}
+
+// test runs tests on what came out.
+func (o *outcome) test(tests []*bocage.PolicyTest) []bocage.TestResult {
+	valid := make([]*bocage.PolicyTest, 0, len(tests))
+	for _, t := range tests {
+		if len(t.Validate()) == 0 {
+			valid = append(valid, t)
+		}
+	}
+	if len(valid) == 0 {
+		return []bocage.TestResult{}
+	}
+	return o.simulator().Test(valid)
+}
+
+// failed reports whether a case failed here, too.
+func (o *outcome) failed(result bocage.TestResult) bool {
+	return slices.ContainsFunc(o.tests, func(r bocage.TestResult) bool {
+		return r.Test == result.Test && r.Case == result.Case && !r.Passed
+	})
+}
+
+func resultText(r bocage.TestResult) string {
+	text := fmt.Sprintf("%s: %s: want %s, got %s", r.Case, r.Flow, r.Want, r.Got)
+	if r.By.Kind != "" {
+		text += " by " + r.By.String()
+	}
+	if r.Because != "" {
+		text += " (" + r.Because + ")"
+	}
+	return text
+}
+
+// served is what hosts are answered from: the record at a revision, with what its
+// versions compile to.
+type served struct {
+	record    record
+	revision  store.Revision
+	spec      bocage.RolloutSpec
+	base      *outcome
+	candidate *outcome       // nil: there is none
+	inputs    store.Revision // declarations up to here are in
+}
+
+// of returns what a host enforces, and what it evaluates beside that (or nil).
+func (s *served) of(host string) (enforced, evaluated *outcome) {
+	switch {
+	case s.record.canary(host):
+		return s.candidate, nil
+	case s.record.Candidate != nil && s.record.Candidate.Stage == bocage.StageShadow:
+		return s.base, s.candidate
+	}
+	return s.base, nil
+}
+
+// kept returns what a kept generation came to, nil if it is not kept any more.
+func (p *Policy) kept(generation uint64) *outcome {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	o, err := p.recall(ctx, generation)
+	if err != nil {
+		return nil
+	}
+	return o
+}

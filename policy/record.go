@@ -1,0 +1,268 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
+)
+
+// recordKey is where controllers agree on what is in force. Everything that one of
+// them publishes goes through a compare-and-set of this key.
+const recordKey = "policy/record"
+
+// record is the agreement.
+type record struct {
+	// Number is the last generation that was numbered. It only grows.
+	Number uint64 `json:"number"`
+	// Inputs is the store's revision up to which declarations went in.
+	Inputs store.Revision `json:"inputs"`
+	// Base is in force on every host but the canaries.
+	Base version `json:"base"`
+	// ConfirmBy is when Base goes back to Confirmed unless a person confirms it.
+	ConfirmBy time.Time `json:"confirmBy,omitzero"`
+	// Confirmed is the last Base that needed no confirmation, or had it.
+	Confirmed version `json:"confirmed"`
+	// Said is the generation up to which a person confirmed.
+	Said uint64 `json:"said,omitempty"`
+	// Candidate is on its way.
+	Candidate *candidate `json:"candidate,omitempty"`
+	// Pin holds the policy that a rollback went back to.
+	Pin *pin `json:"pin,omitempty"`
+	// Ended names the policy whose rollout ended before it was in force.
+	Ended *ended `json:"ended,omitempty"`
+	// Blocked names the policy that a proof or a test keeps back.
+	Blocked *version `json:"blocked,omitempty"`
+	// Hosts has, for each host, the generation with which its ruleset changed last,
+	// and that of what it evaluates beside it; 0 is nothing.
+	Hosts map[string][2]uint64 `json:"hosts,omitempty"`
+}
+
+// version is a generation: its number, its content, and the policy in it.
+type version struct {
+	Number uint64 `json:"number,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	Policy string `json:"policy,omitempty"` // the hash of its snapshot
+}
+
+// candidate is a version on its way into force.
+type candidate struct {
+	version
+	Stage string    `json:"stage"`
+	Since time.Time `json:"since"` // of the stage
+	// Canary are the hosts that have it in that stage.
+	Canary []string `json:"canary,omitempty"`
+	// Hurry says that a person wants the stage to end now.
+	Hurry bool `json:"hurry,omitempty"`
+}
+
+// pin is a rollback in force.
+type pin struct {
+	version
+	By string    `json:"by"` // a person; empty where nobody confirmed in time
+	At time.Time `json:"at"`
+	// From is what it went back from.
+	From uint64 `json:"from"`
+	// Why is said to people.
+	Why string `json:"why,omitempty"`
+}
+
+// ended is a rollout that came to nothing.
+type ended struct {
+	version
+	Reason  string `json:"reason"` // one word
+	Message string `json:"message"`
+}
+
+func readRecord(ctx context.Context, s store.Store) (record, store.Revision, error) {
+	entry, err := s.Get(ctx, recordKey)
+	if errors.Is(err, store.ErrNotFound) {
+		return record{}, store.Absent, nil
+	}
+	if err != nil {
+		return record{}, 0, fmt.Errorf("read what is in force: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(entry.Value, &r); err != nil {
+		return record{}, 0, fmt.Errorf("read what is in force: %w", err)
+	}
+	return r, entry.Revision, nil
+}
+
+func (r record) op(was store.Revision) (store.Op, error) {
+	value, err := json.Marshal(r)
+	return store.Op{Key: recordKey, Value: value, IfWas: was}, err
+}
+
+// facts are what a rollout depends on besides time.
+type facts struct {
+	// replayed says that the recorded flows were run on the candidate; refused is
+	// how many kinds of them it would refuse newly, examples are some.
+	replayed bool
+	refused  int64
+	examples []string
+	// refusing are hosts that cannot apply what they were given, with their words,
+	// by the generation that it is about.
+	refusing map[uint64][]string
+}
+
+// notice is something that people should know about a generation.
+type notice struct {
+	number          uint64
+	reason, message string
+	warning         bool
+}
+
+// turn says what should be in force now, given the policy that is declared (live)
+// and how rollouts go. It changes nothing but the policies, stages and times of a
+// record: what they compile to is the builder's business. The order of the cases
+// is the order of precedence.
+func (r record) turn(live string, spec bocage.RolloutSpec, f facts, now time.Time) (record, []notice) {
+	var notices []notice
+	if r.Candidate != nil { // nobody else sees what is changed here
+		copied := *r.Candidate
+		r.Candidate = &copied
+	}
+	if !r.ConfirmBy.IsZero() && r.Pin == nil {
+		refusing := f.refusing[r.Base.Number]
+		switch {
+		case !now.Before(r.ConfirmBy):
+			r, notices = r.goBack(now, "Unconfirmed", fmt.Sprintf("nobody confirmed generation %d by %s", r.Base.Number, r.ConfirmBy.Format(time.RFC3339)))
+		case len(refusing) > 0:
+			r, notices = r.goBack(now, "NotApplied", fmt.Sprintf("%s cannot apply generation %d", refusing[0], r.Base.Number))
+		}
+	}
+	if r.Ended != nil && r.Ended.Policy != live {
+		r.Ended = nil
+	}
+	switch {
+	case r.Base.Number == 0:
+		r.Base.Policy = live // there is nothing to compare it with
+	case r.Pin != nil:
+		r.Base.Policy, r.Candidate = r.Pin.Policy, nil
+	case live == r.Base.Policy:
+		r.Candidate, r.Blocked = nil, nil
+	case r.Ended != nil:
+		r.Candidate = nil
+	default:
+		if r.Candidate == nil || r.Candidate.Policy != live {
+			r.Candidate = &candidate{version: version{Policy: live}}
+		}
+		var more []notice
+		r, more = r.advance(spec, f, now)
+		notices = append(notices, more...)
+	}
+	return r, notices
+}
+
+// goBack pins the last version that nobody has to confirm.
+func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
+	r.Pin = &pin{version: r.Confirmed, At: now, From: r.Base.Number, Why: why}
+	r.ConfirmBy = time.Time{}
+	return r, []notice{{r.Pin.From, reason, fmt.Sprintf("%s: back to the policy of generation %d", why, r.Confirmed.Number), true}}
+}
+
+// advance moves the candidate on as far as it may go.
+func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record, []notice) {
+	c := r.Candidate
+	var notices []notice
+	if c.Stage != "" {
+		if reason, message := r.abort(spec, f); reason != "" {
+			r.Ended = &ended{c.version, reason, message}
+			r.Candidate = nil
+			return r, []notice{{c.Number, reason, message + ": the policy in force stays as it was", true}}
+		}
+	}
+	for _, stage := range []string{bocage.StageShadow, bocage.StageCanary} {
+		if c.Stage == bocage.StageCanary && stage == bocage.StageShadow {
+			continue
+		}
+		lasts := stageTime(stage, spec)
+		if c.Stage == stage {
+			over := !now.Before(c.Since.Add(lasts)) && (f.replayed || lasts == 0)
+			if !over && !c.Hurry {
+				return r, notices
+			}
+			c.Hurry = false
+			continue
+		}
+		if lasts > 0 {
+			c.Stage, c.Since, c.Canary = stage, now.UTC(), nil
+			if stage == bocage.StageCanary {
+				c.Canary = slices.Sorted(slices.Values(spec.Canary))
+			}
+			notices = append(notices, notice{0, stage, stageText(stage, spec), false})
+			return r, notices
+		}
+	}
+	r.Base = version{Policy: c.Policy, Number: c.Number, Digest: c.Digest}
+	r.Candidate, r.ConfirmBy = nil, time.Time{}
+	if spec.ConfirmSeconds > 0 {
+		r.ConfirmBy = now.Add(time.Duration(spec.ConfirmSeconds) * time.Second).UTC().Truncate(time.Second)
+	}
+	return r, notices
+}
+
+func stageTime(stage string, spec bocage.RolloutSpec) time.Duration {
+	switch {
+	case stage == bocage.StageShadow:
+		return time.Duration(spec.ShadowSeconds) * time.Second
+	case len(spec.Canary) == 0:
+		return 0
+	}
+	return time.Duration(spec.CanarySeconds) * time.Second
+}
+
+func stageText(stage string, spec bocage.RolloutSpec) string {
+	lasts := stageTime(stage, spec)
+	if stage == bocage.StageShadow {
+		return fmt.Sprintf("evaluated beside the policy in force for %s", lasts)
+	}
+	return fmt.Sprintf("in force on %d hosts for %s", len(spec.Canary), lasts)
+}
+
+// abort says why the rollout of the candidate must end; empty if it may go on.
+func (r record) abort(spec bocage.RolloutSpec, f facts) (reason, message string) {
+	if refusing := f.refusing[r.Candidate.Number]; len(refusing) > 0 {
+		return "NotApplied", fmt.Sprintf("%s cannot apply generation %d", refusing[0], r.Candidate.Number)
+	}
+	if spec.MostNewlyRefused >= 0 && f.refused > spec.MostNewlyRefused {
+		message = fmt.Sprintf("generation %d would refuse %d kinds of flow that were allowed and answered, and %d are admitted",
+			r.Candidate.Number, f.refused, spec.MostNewlyRefused)
+		for i, example := range f.examples {
+			if i == 0 {
+				message += ", such as "
+			} else {
+				message += "; "
+			}
+			message += example
+		}
+		return "NewlyRefused", message
+	}
+	return "", ""
+}
+
+// deadline is when the present stage ends, zero if nothing ends by itself.
+func (r record) deadline(spec bocage.RolloutSpec) time.Time {
+	if c := r.Candidate; c != nil {
+		return c.Since.Add(stageTime(c.Stage, spec))
+	}
+	if r.Pin == nil {
+		return r.ConfirmBy
+	}
+	return time.Time{}
+}
+
+// canary reports whether a host has the candidate.
+func (r record) canary(host string) bool {
+	if r.Candidate == nil {
+		return false
+	}
+	_, is := slices.BinarySearch(r.Candidate.Canary, host)
+	return is
+}

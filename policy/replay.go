@@ -1,0 +1,150 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// trial is what the recorded flows came to on a candidate.
+type trial struct {
+	policy   string    // of the candidate
+	begun    time.Time // when the flows were asked for
+	edges    int
+	refused  int64
+	examples []string
+	err      error
+}
+
+const (
+	// replayEvery is how often recorded flows are replayed during a stage, at most.
+	replayEvery = 5 * time.Second
+	// mostExamples bounds the flows that are told by name.
+	mostExamples = 3
+)
+
+// replayFlows runs the recorded flows on the candidate, again and again while it
+// is in shadow or canary: what flows meanwhile is recorded, too.
+func (p *Policy) replayFlows(ctx context.Context) error {
+	if p.edges == nil {
+		return nil
+	}
+	var last trial
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-p.replays:
+		}
+		for {
+			s := p.served.Load()
+			if s == nil || s.candidate == nil || s.record.Candidate == nil {
+				break
+			}
+			if wait := replayEvery - time.Since(last.begun); last.policy == s.record.Candidate.Policy && wait > 0 && last.begun.After(s.record.Candidate.Since) {
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(wait):
+					continue // and see whether it is still on its way
+				}
+			}
+			last = p.replayOnce(ctx, s)
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			p.replayed.Store(&last)
+			wake(p.mirror.changed)
+			wake(p.report)
+		}
+	}
+}
+
+func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
+	r := trial{policy: s.record.Candidate.Policy, begun: time.Now()}
+	edges, err := p.edges(ctx)
+	if err != nil {
+		r.err = err
+		p.logger.WarnContext(ctx, "replay recorded flows on a candidate", slog.Uint64("generation", s.candidate.number), slog.Any("error", err))
+		return r
+	}
+	r.edges = len(edges)
+	p.counters.replayed.Add(uint64(len(edges)))
+	was, is := s.base.simulator(), s.candidate.simulator()
+	for _, e := range edges {
+		if e.Replied == 0 {
+			continue
+		}
+		q := bocage.ExplainQuery{From: e.Source, To: e.Destination, Port: e.DestinationPort, Protocol: e.Protocol, At: r.begun}
+		before, err := s.base.flow(q)
+		if err != nil {
+			continue // of a workload that is gone
+		}
+		after, err := s.candidate.flow(q)
+		if err != nil {
+			continue
+		}
+		if _, reason := was.DecideFlow(before); !reason.Would.Allowed() {
+			continue
+		}
+		if _, reason := is.DecideFlow(after); !reason.Would.Allowed() {
+			r.refused++
+			if len(r.examples) < mostExamples {
+				r.examples = append(r.examples, edgeText(e))
+			}
+		}
+	}
+	return r
+}
+
+func edgeText(e bocage.Edge) string {
+	if e.Protocol.HasPorts() {
+		return fmt.Sprintf("%s to %s on %s/%d", e.Source, e.Destination, e.Protocol, e.DestinationPort)
+	}
+	return fmt.Sprintf("%s to %s on %s", e.Source, e.Destination, e.Protocol)
+}
+
+// facts gathers what a rollout depends on.
+func (p *Policy) facts(r record, v view) facts {
+	f := facts{refusing: map[uint64][]string{}}
+	c := r.Candidate
+	for _, h := range v.hosts {
+		numbers := r.Hosts[h.Name]
+		for _, condition := range h.Status.Conditions {
+			about := uint64(max(condition.ObservedGeneration, 0))
+			if condition.Type != bocage.ConditionReady || condition.Status != "False" || condition.Reason != notApplied || about == 0 {
+				continue
+			}
+			of := uint64(0)
+			switch {
+			case c != nil && (about == numbers[1] || r.canary(h.Name) && about == numbers[0]):
+				of = c.Number
+			case about == numbers[0]:
+				of = r.Base.Number
+			}
+			f.refusing[of] = append(f.refusing[of], "host "+h.Name)
+		}
+		if p.edges == nil && c != nil && h.Status.Candidate == numbers[1] && numbers[1] != 0 {
+			f.refused += h.Status.CandidateDiffers
+		}
+	}
+	if c == nil {
+		return f
+	}
+	if p.edges == nil {
+		f.replayed = true
+		return f
+	}
+	if last := p.replayed.Load(); last != nil && last.policy == c.Policy && last.err == nil {
+		f.refused, f.examples = last.refused, last.examples
+		f.replayed = !last.begun.Before(c.Since)
+	}
+	return f
+}
+
+// notApplied is the reason of a host that cannot apply the ruleset that it was
+// given; the observed generation is that ruleset's.
+const notApplied = "NotApplied"

@@ -1,0 +1,157 @@
+package policy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// Question is what an agent says that it has.
+type Question struct {
+	// Have is the highest generation that it ever took, Candidate the one that it
+	// evaluates beside (0: none), Confirmed that of the last confirmation.
+	Have, Candidate, Confirmed uint64
+}
+
+// Answer is what is new for it: signed envelopes.
+type Answer struct {
+	Confirm, Ruleset, Candidate []byte
+	// NoCandidate ends the evaluation beside.
+	NoCandidate bool
+}
+
+// Empty reports whether nothing is new.
+func (a Answer) Empty() bool {
+	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Candidate) == 0 && !a.NoCandidate
+}
+
+const (
+	// answerMost is the most that an answer's envelopes have, in bytes: what a
+	// question is answered with travels as text, in one message.
+	answerMost = 5 << 20
+	// catchUp is how long a question waits for this controller to have what
+	// another one has published already.
+	catchUp = 3 * time.Second
+)
+
+// ErrNotYet means that this controller does not know yet what is in force: ask
+// again, or another one.
+var ErrNotYet = errors.New("this controller does not know yet what is in force")
+
+// Answer tells the agent of a host what is new for it. Everything is signed as it
+// is asked for, and is the same whichever controller is asked.
+func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, error) {
+	r, revision, err := readRecord(ctx, p.store)
+	if err != nil {
+		return Answer{}, err
+	}
+	numbers, known := r.Hosts[host]
+	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.Said <= q.Confirmed {
+		return Answer{}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
+	var s *served
+	for {
+		p.mu.Lock()
+		advanced := p.advanced
+		p.mu.Unlock()
+		if s = p.served.Load(); s != nil && s.revision >= revision {
+			break
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return Answer{}, ErrNotYet
+		}
+	}
+	return p.answer(s, host, q)
+}
+
+func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
+	numbers, known := s.record.Hosts[host]
+	var a Answer
+	if !known {
+		return a, nil
+	}
+	var err error
+	if s.record.Said > q.Confirmed {
+		payload, err := json.Marshal(bocage.Confirmation{Generation: s.record.Said})
+		if err != nil {
+			return a, err
+		}
+		if a.Confirm, err = p.signed(bocage.SignedConfirm, host, payload); err != nil {
+			return a, err
+		}
+	}
+	enforced, evaluated := s.of(host)
+	if enforced == nil {
+		return a, ErrNotYet
+	}
+	if numbers[0] > q.Have {
+		if a.Ruleset, err = p.ruleset(enforced, bocage.SignedRuleset, host, numbers[0], s.confirmBy(host)); err != nil {
+			return a, err
+		}
+	}
+	switch {
+	case numbers[1] == q.Candidate:
+	case numbers[1] == 0:
+		a.NoCandidate = true
+	case evaluated == nil:
+		return a, ErrNotYet
+	default:
+		if a.Candidate, err = p.ruleset(evaluated, bocage.SignedCandidate, host, numbers[1], time.Time{}); err != nil {
+			return a, err
+		}
+		if len(a.Ruleset) > 0 && len(a.Ruleset)+len(a.Candidate) > answerMost {
+			a.Candidate = nil // the agent asks again at once
+		}
+	}
+	return a, nil
+}
+
+// confirmBy is when a host goes back by itself. Canaries have the time of their
+// stage, and then as long as everybody has.
+func (s *served) confirmBy(host string) time.Time {
+	if !s.record.canary(host) {
+		return s.record.ConfirmBy
+	}
+	if s.spec.ConfirmSeconds == 0 {
+		return time.Time{}
+	}
+	c := s.record.Candidate
+	by := c.Since.Add(stageTime(c.Stage, s.spec) + time.Duration(s.spec.ConfirmSeconds)*time.Second)
+	return by.UTC().Truncate(time.Second)
+}
+
+// ruleset signs a host's part of an outcome.
+func (p *Policy) ruleset(o *outcome, kind, host string, number uint64, confirmBy time.Time) ([]byte, error) {
+	e, err := o.encoder()
+	if err != nil {
+		return nil, err
+	}
+	payload, err := e.encode(host, number, confirmBy)
+	if err != nil {
+		return nil, err
+	}
+	return p.signed(kind, host, payload)
+}
+
+func (p *Policy) signed(kind, host string, payload []byte) ([]byte, error) {
+	envelope, err := p.sign(kind, payload)
+	if err != nil {
+		return nil, fmt.Errorf("sign the %s of %s: %w", kind, host, err)
+	}
+	if len(envelope) > answerMost {
+		p.logger.Error("ruleset is too large to be sent: place its workloads on more hosts", slog.String("host", host), slog.Int("bytes", len(envelope)))
+		return nil, fmt.Errorf("the %s of %s has %d bytes, more than the %d that a message takes: place its workloads on more hosts",
+			kind, host, len(envelope), answerMost)
+	}
+	p.counters.signed.Add(1)
+	return envelope, nil
+}
