@@ -26,6 +26,13 @@ type Ruleset struct {
 	// Rules are the cells that differ from the default, in the order of
 	// CompareRules. Ranges of equal From, To and Protocol never overlap.
 	Rules []Rule `json:"rules"`
+	// Reasons say more precisely why cells are refused that rules of the last
+	// kinds (any source, any destination, any pair) or the default refuse: the
+	// verdict, the duties and the end are the same. They are rules between classes
+	// of groups, so that a guardrail between two halves of a site does not become a
+	// rule for every pair. They come after the exact pairs. Whoever only asks for
+	// verdicts may pass over them.
+	Reasons []Rule `json:"reasons,omitempty"`
 	// Decisions explains every id that rules and refusals carry, sorted by id.
 	Decisions []Decision `json:"decisions"`
 	// Default is the decision for cells that no rule covers.
@@ -88,6 +95,10 @@ type GroupInfo struct {
 	Enforce bool `json:"enforce"`
 	// Name is what the members have in common, for people.
 	Name string `json:"name"`
+	// Sender and Receiver are the groups under which Reasons know this one as a
+	// source and as a destination; zero: they do not. GroupWorld stands for itself.
+	Sender   Group `json:"sender,omitempty"`
+	Receiver Group `json:"receiver,omitempty"`
 }
 
 // Rule gives every flow from one group to another, within a protocol and a
@@ -342,6 +353,9 @@ type rulesetIndex struct {
 	decisions map[DecisionID]Decision
 	refused   map[Identity]Refusal
 	enforce   map[Group]bool
+	reasons   map[pairKey][]Rule
+	senders   map[Group]Group
+	receivers map[Group]Group
 }
 
 func (r *Ruleset) indexed() *rulesetIndex {
@@ -380,6 +394,18 @@ func newRulesetIndex(r *Ruleset) *rulesetIndex {
 	for _, g := range r.Groups {
 		ix.enforce[g.Group] = g.Enforce
 	}
+	if len(r.Reasons) == 0 {
+		return ix
+	}
+	ix.reasons = make(map[pairKey][]Rule, len(r.Reasons))
+	for _, rule := range r.Reasons {
+		key := pairKey{rule.From, rule.To, rule.Protocol}
+		ix.reasons[key] = append(ix.reasons[key], rule)
+	}
+	ix.senders, ix.receivers = map[Group]Group{GroupWorld: GroupWorld}, map[Group]Group{GroupWorld: GroupWorld}
+	for _, g := range r.Groups {
+		ix.senders[g.Group], ix.receivers[g.Group] = g.Sender, g.Receiver
+	}
 	return ix
 }
 
@@ -404,16 +430,32 @@ func (ix *rulesetIndex) cell(from, to Group, protocol Protocol, port uint16, fal
 	if !protocol.HasPorts() {
 		port = 0
 	}
-	for _, pair := range [4][2]Group{{from, to}, {GroupAny, to}, {from, GroupAny}, {GroupAny, GroupAny}} {
-		for _, p := range [2]Protocol{protocol, ProtocolAny} {
-			rules := ix.rules[pairKey{pair[0], pair[1], p}]
-			i, _ := slices.BinarySearchFunc(rules, port, func(rule Rule, port uint16) int {
-				return cmp.Compare(rule.Ports.Last, port)
-			})
-			if i < len(rules) && rules[i].Ports.Contains(port) {
-				return rules[i].Decision
-			}
+	if id, found := find(ix.rules, from, to, protocol, port); found {
+		return id
+	}
+	if len(ix.reasons) > 0 {
+		if id, found := find(ix.reasons, ix.senders[from], ix.receivers[to], protocol, port); found {
+			return id
+		}
+	}
+	for _, pair := range [3][2]Group{{GroupAny, to}, {from, GroupAny}, {GroupAny, GroupAny}} {
+		if id, found := find(ix.rules, pair[0], pair[1], protocol, port); found {
+			return id
 		}
 	}
 	return fallback
+}
+
+// find looks a cell up among the rules of one pair, the exact protocol first.
+func find(rules map[pairKey][]Rule, from, to Group, protocol Protocol, port uint16) (DecisionID, bool) {
+	for _, p := range [2]Protocol{protocol, ProtocolAny} {
+		list := rules[pairKey{from, to, p}]
+		i, _ := slices.BinarySearchFunc(list, port, func(rule Rule, port uint16) int {
+			return cmp.Compare(rule.Ports.Last, port)
+		})
+		if i < len(list) && list[i].Ports.Contains(port) {
+			return list[i].Decision, true
+		}
+	}
+	return 0, false
 }

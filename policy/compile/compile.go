@@ -72,12 +72,16 @@ type Output struct {
 //     wildcard says become rules (pairs.go, table.go, decisions.go)
 //  5. number: groups, decisions and profiles get stable numbers (number.go)
 func Compile(in Input) Output {
-	c := &compiler{in: admit(in), now: in.Now}
+	return compile(in, mostSpelled)
+}
+
+// compile is Compile with a bound of choice: see mostSpelled.
+func compile(in Input, spelled int) Output {
+	c := &compiler{in: admit(in), now: in.Now, spelled: spelled}
 	c.findings = c.in.findings
 	c.pop = populate(c.in, &c.findings)
 	c.stateAll()
-	rules := c.tabulate()
-	ruleset := c.assemble(rules)
+	ruleset := c.assemble(c.tabulate())
 	ruleset.Generation, ruleset.Digest = in.Generation, c.in.digest
 	return Output{
 		Ruleset:  ruleset,
@@ -99,4 +103,5 @@ type compiler struct {
 	placements []bocage.DecoyPlacement
 	profiles   profiles
 	decisions  decisions
+	spelled    int // most subjects of a class whose refusals are spelled out
 }

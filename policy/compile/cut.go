@@ -2,7 +2,6 @@ package compile
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -19,17 +18,22 @@ func Cut(rs *bocage.Ruleset, in Input, host string) *bocage.Ruleset {
 type Cutter struct {
 	whole    *bocage.Ruleset
 	ports    map[string][]bocage.Port
-	byGroup  map[bocage.Group][]int32 // rules that name the group, in order
-	wildcard []int32                  // rules in which a side is anyone
+	groups   map[string][]bocage.Group // by host: those of the addresses behind its ports
+	byGroup  map[bocage.Group][]int32  // rules that name the group, in order
+	wildcard []int32                   // rules in which a side is anyone
+	reasons  *reasons
 }
 
 // NewCutter prepares to cut a ruleset that was compiled from the input.
 func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
-	c := &Cutter{whole: rs, ports: map[string][]bocage.Port{}, byGroup: map[bocage.Group][]int32{}}
+	c := &Cutter{whole: rs, ports: map[string][]bocage.Port{}, groups: map[string][]bocage.Group{}, byGroup: map[bocage.Group][]int32{}}
 	placed := make(map[bocage.Identity]bocage.Peer, len(rs.Peers))
 	for _, p := range rs.Peers {
 		if p.Workload != "" {
 			placed[p.Identity] = p
+		}
+		if p.Host != "" {
+			c.groups[p.Host] = append(c.groups[p.Host], p.Group)
 		}
 	}
 	seen := make(map[bocage.Identity]bool, len(in.Workloads))
@@ -54,6 +58,7 @@ func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
 			c.byGroup[r.To] = append(c.byGroup[r.To], int32(i))
 		}
 	}
+	c.reasons = newReasons(rs)
 	return c
 }
 
@@ -73,12 +78,14 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 	out := &bocage.Ruleset{
 		Generation: whole.Generation, Digest: whole.Digest, Host: host,
 		Peers: whole.Peers, Groups: whole.Groups, Default: whole.Default, Refused: whole.Refused,
-		Ports: slices.Clone(c.ports[host]),
+		Ports: slices.Clone(c.ports[host]), Rules: []bocage.Rule{},
 	}
 	slices.SortFunc(out.Ports, func(a, b bocage.Port) int {
 		return cmp.Or(cmp.Compare(a.Interface, b.Interface), cmp.Compare(a.Identity, b.Identity))
 	})
-	out.Rules = c.rules(out.Ports)
+	if len(out.Ports) > 0 {
+		out.Rules = c.rules(c.groups[host])
+	}
 	out.Decisions = c.decisions(out)
 	profiles := map[uint16]bool{}
 	for _, d := range out.Decisions {
@@ -93,19 +100,16 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 	return out
 }
 
-// rules picks those that concern the groups behind the ports. The rules are in
-// order, so sorted places give sorted rules.
-func (c *Cutter) rules(ports []bocage.Port) []bocage.Rule {
-	local := map[bocage.Group]bool{}
-	var places []int32
-	for _, p := range ports {
-		if !local[p.Group] {
-			local[p.Group] = true
-			places = append(places, c.byGroup[p.Group]...)
+// rules picks those that concern some groups. The rules are in order, so sorted
+// places give sorted rules.
+func (c *Cutter) rules(groups []bocage.Group) []bocage.Rule {
+	local := make(map[bocage.Group]bool, len(groups))
+	places := slices.Clone(c.wildcard)
+	for _, group := range groups {
+		if !local[group] {
+			local[group] = true
+			places = append(places, c.byGroup[group]...)
 		}
-	}
-	if len(ports) > 0 {
-		places = append(places, c.wildcard...)
 	}
 	slices.Sort(places)
 	places = slices.Compact(places)
@@ -113,27 +117,34 @@ func (c *Cutter) rules(ports []bocage.Port) []bocage.Rule {
 	for i, place := range places {
 		rules[i] = c.whole.Rules[place]
 	}
-	return rules
+	return c.reasons.spellOut(local, rules)
 }
 
+// decisions picks those that the cut names, their successors included.
 func (c *Cutter) decisions(cut *bocage.Ruleset) []bocage.Decision {
-	used := map[bocage.DecisionID]bool{cut.Default: true}
+	used := map[bocage.DecisionID]bool{}
+	out := []bocage.Decision{}
+	use := func(id bocage.DecisionID) {
+		for !used[id] {
+			used[id] = true
+			i, found := slices.BinarySearchFunc(c.whole.Decisions, id, func(d bocage.Decision, id bocage.DecisionID) int { return cmp.Compare(d.ID, id) })
+			if !found {
+				return
+			}
+			d := c.whole.Decisions[i]
+			out = append(out, d)
+			if !d.Until.IsZero() {
+				id = d.Then
+			}
+		}
+	}
+	use(cut.Default)
 	for _, r := range cut.Rules {
-		used[r.Decision] = true
+		use(r.Decision)
 	}
 	for _, r := range cut.Refused {
-		used[r.Decision] = true
+		use(r.Decision)
 	}
-	for id := range maps.Clone(used) {
-		for d, _ := c.whole.Decision(id); !d.Until.IsZero(); d, _ = c.whole.Decision(d.Then) {
-			used[d.Then] = true
-		}
-	}
-	out := make([]bocage.Decision, 0, len(used))
-	for _, d := range c.whole.Decisions {
-		if used[d.ID] {
-			out = append(out, d)
-		}
-	}
+	slices.SortFunc(out, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }

@@ -35,15 +35,27 @@ func (p *population) byKey() []int32 {
 }
 
 // assemble writes the ruleset with all numbers.
-func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
+func (c *compiler) assemble(g *grid) *bocage.Ruleset {
 	refusals := make([]int32, len(c.refusals))
 	for i, r := range c.refusals {
 		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
 	}
 	used := make([]bool, len(c.decisions.list))
 	used[0] = true
-	for _, r := range rules {
-		used[r.decision] = true
+	patches := make([]bool, len(g.tables.patches))
+	count := 0
+	g.eachEntry(func(e entry) {
+		patches[e.patch] = true
+		count += g.tables.patches[e.patch].rules()
+	})
+	for _, patch := range g.reasons {
+		patches[patch] = true
+	}
+	for i, in := range patches {
+		if in {
+			p := g.tables.patches[i]
+			each(p.rest, p.protocols, func(d int32) { used[d] = true })
+		}
 	}
 	for _, d := range refusals {
 		used[d] = true
@@ -55,13 +67,13 @@ func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
 	rs := &bocage.Ruleset{
 		Peers:     []bocage.Peer{},
 		Groups:    []bocage.GroupInfo{},
-		Rules:     make([]bocage.Rule, len(rules)),
+		Rules:     make([]bocage.Rule, 0, count),
 		Decisions: []bocage.Decision{},
 		Default:   numbers[0],
 	}
-	for i, r := range rules {
-		rs.Rules[i] = bocage.Rule{From: c.groupOf(r.from), To: c.groupOf(r.to), Protocol: r.protocol, Ports: r.ports, Decision: numbers[r.decision]}
-	}
+	g.eachEntry(func(e entry) {
+		rs.Rules = g.tables.patches[e.patch].appendRules(rs.Rules, c.groupOf(e.from), c.groupOf(e.to), numbers)
+	})
 	slices.SortFunc(rs.Rules, bocage.CompareRules)
 	for i, d := range c.decisions.list {
 		if !used[i] {
@@ -84,7 +96,48 @@ func (c *compiler) assemble(rules []rule) *bocage.Ruleset {
 	rs.Profiles = c.profiles.used
 	rs.Decoys = c.placed(rs)
 	c.describe(rs)
+	c.giveReasons(rs, g, numbers)
 	return rs
+}
+
+// rules counts those of a patch.
+func (p patch) rules() int {
+	n := 0
+	each(p.rest, p.protocols, func(int32) { n++ })
+	return n
+}
+
+// appendRules writes a patch as rules between two groups.
+func (p patch) appendRules(rules []bocage.Rule, from, to bocage.Group, numbers []bocage.DecisionID) []bocage.Rule {
+	if p.rest != unset {
+		rules = append(rules, bocage.Rule{From: from, To: to, Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts, Decision: numbers[p.rest]})
+	}
+	for _, listed := range p.protocols {
+		for _, cell := range listed.cells {
+			rules = append(rules, bocage.Rule{From: from, To: to, Protocol: listed.protocol,
+				Ports: bocage.PortRange{First: cell.first, Last: cell.last}, Decision: numbers[cell.decision]})
+		}
+	}
+	return rules
+}
+
+// giveReasons writes the reasons, and in the groups who stands for whom there.
+func (c *compiler) giveReasons(rs *bocage.Ruleset, g *grid, numbers []bocage.DecisionID) {
+	if len(g.reasons) == 0 {
+		return
+	}
+	senders, receivers := make([]bocage.Group, len(g.sources.coarse)), make([]bocage.Group, len(g.targets.coarse))
+	for pair, patch := range g.reasons {
+		senders[pair.from] = c.groupOf(g.sources.coarse[pair.from].leader)
+		receivers[pair.to] = c.groupOf(g.targets.coarse[pair.to].leader)
+		rs.Reasons = g.tables.patches[patch].appendRules(rs.Reasons, senders[pair.from], receivers[pair.to], numbers)
+	}
+	slices.SortFunc(rs.Reasons, bocage.CompareRules)
+	for i := 1; i < len(c.pop.subjects); i++ {
+		at, _ := slices.BinarySearchFunc(rs.Groups, c.groupOf(int32(i)), func(info bocage.GroupInfo, want bocage.Group) int { return cmp.Compare(info.Group, want) })
+		rs.Groups[at].Sender = senders[g.sources.list[g.sources.of[i]].coarse]
+		rs.Groups[at].Receiver = receivers[g.targets.list[g.targets.of[i]].coarse]
+	}
 }
 
 func (c *compiler) groupOf(i int32) bocage.Group {
@@ -107,7 +160,7 @@ func (c *compiler) describe(rs *bocage.Ruleset) {
 			if w.Spec.Interface == "" {
 				host = "" // nothing stands in front of it
 			}
-			for _, addr := range w.Spec.Addresses {
+			for _, addr := range c.pop.addressesOf(s, w) {
 				rs.Peers = append(rs.Peers, bocage.Peer{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Identity: w.Status.Identity,
 					Group: s.group, Host: host, Workload: w.NamespacedName()})
 			}

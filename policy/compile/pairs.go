@@ -10,196 +10,280 @@ import (
 // anyone stands for bocage.GroupAny among subject numbers.
 const anyone int32 = -1
 
-// rule is a Rule before groups and decisions have numbers.
-type rule struct {
-	from, to int32
-	protocol bocage.Protocol
-	ports    bocage.PortRange
-	decision int32
+// Statements between two named sides are written down pair by pair where that is
+// cheap, which is where their pairs get rules of their own anyhow: contracts.
+// The others (a guardrail between two halves of the site, say) are broad: they
+// are held against classes of subjects (classes.go).
+const (
+	mostNarrow        = 64      // pairs of a statement that only refuses or adds duties
+	mostNarrowAllowed = 1 << 10 // pairs of a statement that may allow
+)
+
+func (s *statement) broad() bool {
+	if s.from.any || s.to.any {
+		return true
+	}
+	pairs := len(s.from.list) * len(s.to.list)
+	return pairs > mostNarrowAllowed || pairs > mostNarrow && !s.mayAllow()
 }
 
-// mention is one statement about one pair; statement unset only asks to look at
-// the pair.
+// mention is one narrow statement about the pair of its row's subject and another.
 type mention struct {
-	pair      uint64
-	statement int32
+	to, statement int32
 }
 
-func pairOf(from, to int32) uint64 { return uint64(uint32(from))<<32 | uint64(uint32(to)) }
-
-// index sorts statements by how they name their two sides.
-type index struct {
-	open     []int32           // anyone to anyone
-	from     map[int32][]int32 // from the subject to anyone
-	to       map[int32][]int32 // from anyone to the subject
-	weakPair map[int32][]int32 // duties between named sides, by the subject that they come from
-	pairs    []mention         // everything else between named sides
+func compareMentions(a, b mention) int {
+	return cmp.Or(cmp.Compare(a.to, b.to), cmp.Compare(a.statement, b.statement))
 }
 
-// tabulate turns statements into the fewest rules. Only pairs that somebody
-// names can differ from what the wildcards (anyone to one, one to anyone, anyone
-// to anyone) say, so only those are looked at:
+// result is what the rules of one pair with mentions say.
+type result struct {
+	to, patch int32
+}
+
+// grid is what all statements together say about every pair of subjects.
 //
-//   - pairs that a statement with two named sides is about, and
-//   - pairs whose both ends have a wildcard of their own: there one wildcard's
-//     rule hides the other's, although both statements count.
-//
-// Duties alone change nothing where nothing is allowed, so they name a pair only
-// if a wildcard allows something there.
-func (c *compiler) tabulate() []rule {
-	ix := c.index()
-	bottom := table{rest: c.decide(nil)} // decision 0: the default
-	openTable := c.table(ix.open)
-	var rules []rule
-	emit := func(from, to int32, p patch) {
-		if p.rest != unset {
-			rules = append(rules, rule{from, to, bocage.ProtocolAny, bocage.AllPorts, p.rest})
-		}
-		for _, listed := range p.protocols {
-			for _, cell := range listed.cells {
-				rules = append(rules, rule{from, to, listed.protocol, bocage.PortRange{First: cell.first, Last: cell.last}, cell.decision})
-			}
-		}
-	}
-	emit(anyone, anyone, openTable.over(bottom))
+// Rules are looked up from the most to the least specific: the pair itself, its
+// classes (Ruleset.Reasons), anyone to one, one to anyone, anyone to anyone. So a
+// pair needs rules only where it differs from what lies below, and only pairs
+// that some statement tells from that are looked at.
+type grid struct {
+	c       *compiler
+	tables  *tables
+	open    []int32     // broad statements from anyone to anyone
+	broad   []int32     // all broad statements
+	opens   bool        // some broad statement may allow
+	rows    [][]mention // by source
+	results [][]result  // by source
 
-	fromTables, toTables, toPatches := map[int32]table{}, map[int32]table{}, map[int32]patch{}
-	for _, f := range sortedKeys(ix.from) {
-		t := c.table(merged(ix.open, ix.from[f]))
-		fromTables[f] = t
-		emit(f, anyone, t.over(openTable))
-	}
-	for _, s := range sortedKeys(ix.to) {
-		t := c.table(merged(ix.open, ix.to[s]))
-		toTables[s], toPatches[s] = t, t.over(openTable)
-		emit(anyone, s, toPatches[s])
-	}
+	bottom, openTable, openPatch int32
 
-	tables := map[string]table{}
-	var about []int32
-	var key []byte
-	for first := 0; first < len(ix.pairs); {
-		pair := ix.pairs[first].pair
-		from, to := int32(pair>>32), int32(uint32(pair))
-		about = append(about[:0], ix.open...)
-		for ; first < len(ix.pairs) && ix.pairs[first].pair == pair; first++ {
-			if s := ix.pairs[first].statement; s != unset {
-				about = append(about, s)
-			}
-		}
-		about = append(append(about, ix.from[from]...), ix.to[to]...)
-		for _, s := range ix.weakPair[from] {
-			if c.statements[s].to.contains(to) {
-				about = append(about, s)
-			}
-		}
-		slices.Sort(about)
-		about = slices.Compact(about)
-		key = appendNumbers(key[:0], about)
-		t, known := tables[string(key)]
-		if !known {
-			t = c.table(about)
-			tables[string(key)] = t
-		}
-		below := openTable
-		if fromTable, ok := fromTables[from]; ok {
-			below = fromTable
-		}
-		if toTable, ok := toTables[to]; ok {
-			if len(ix.from[from]) == 0 {
-				below = toTable
-			} else {
-				below = toPatches[to].apply(below)
-			}
-		}
-		emit(from, to, t.over(below))
-	}
-	return rules
+	sources, targets classes
+	reasons          map[classPair]int32 // patches, by coarse classes
+	explicit         map[classPair]int32 // patches of pairs without mentions, by exact classes
+	bases            map[classPair]base
+	likeness         []likeness
+	byFace           map[face]int32
+
+	about []int32
 }
 
-func (c *compiler) index() *index {
-	ix := &index{from: map[int32][]int32{}, to: map[int32][]int32{}, weakPair: map[int32][]int32{}}
-	var openAllows bool
-	allowedFrom, allowedTo := map[int32]bool{}, map[int32]bool{} // wildcards that allow something
-	var weak []int32
+// entry is a patch between two subjects, or anyone.
+type entry struct {
+	from, to, patch int32
+}
+
+// tabulate looks at everything that the statements tell apart.
+func (c *compiler) tabulate() *grid {
+	g := &grid{c: c, tables: newTables(), byFace: map[face]int32{}}
+	g.bottom = g.tables.intern(table{rest: c.decide(nil)}) // decision 0: the default
 	for i := range c.statements {
-		s, n := &c.statements[i], int32(i)
-		allows := s.mayAllow()
-		switch {
-		case s.from.any && s.to.any:
-			ix.open = append(ix.open, n)
-			openAllows = openAllows || allows
-		case s.to.any:
-			for _, f := range s.from.list {
-				ix.from[f] = append(ix.from[f], n)
-				allowedFrom[f] = allowedFrom[f] || allows
+		if c.statements[i].broad() {
+			g.broad = append(g.broad, int32(i))
+		}
+	}
+	g.mentionAll()
+	g.classify()
+	g.results = make([][]result, len(g.rows))
+	for from, row := range g.rows {
+		for first := 0; first < len(row); {
+			last := first
+			for last < len(row) && row[last].to == row[first].to {
+				last++
 			}
-		case s.from.any:
-			for _, t := range s.to.list {
-				ix.to[t] = append(ix.to[t], n)
-				allowedTo[t] = allowedTo[t] || allows
+			if patch := g.evaluate(int32(from), row[first].to, row[first:last]); patch != 0 {
+				g.results[from] = append(g.results[from], result{row[first].to, patch})
 			}
-		case s.weak():
-			for _, f := range s.from.list {
-				ix.weakPair[f] = append(ix.weakPair[f], n)
-			}
-			weak = append(weak, n)
-		default:
-			for _, f := range s.from.list {
-				for _, t := range s.to.list {
-					ix.pairs = append(ix.pairs, mention{pairOf(f, t), n})
-				}
+			first = last
+		}
+	}
+	return g
+}
+
+// mentionAll writes down the narrow statements.
+func (g *grid) mentionAll() {
+	n := len(g.c.pop.subjects)
+	g.rows = make([][]mention, n)
+	counts := make([]int32, n)
+	total := 0
+	narrow := func(visit func(i int32, s *statement)) {
+		for i := range g.c.statements {
+			if s := &g.c.statements[i]; !s.broad() {
+				visit(int32(i), s)
 			}
 		}
 	}
-	wildcardsAllow := openAllows || len(allowedFrom) > 0 || len(allowedTo) > 0
-	if wildcardsAllow {
-		for _, n := range weak {
-			s := &c.statements[n]
-			for _, f := range s.from.list {
-				for _, t := range s.to.list {
-					if openAllows || allowedFrom[f] || allowedTo[t] {
-						ix.pairs = append(ix.pairs, mention{pairOf(f, t), n})
-					}
-				}
-			}
+	narrow(func(_ int32, s *statement) {
+		for _, f := range s.from.list {
+			counts[f] += int32(len(s.to.list))
+			total += len(s.to.list)
 		}
-	}
-	froms, tos := c.crossing(ix.from, wildcardsAllow), c.crossing(ix.to, wildcardsAllow)
-	for _, f := range froms {
-		for _, t := range tos {
-			ix.pairs = append(ix.pairs, mention{pairOf(f, t), unset})
-		}
-	}
-	slices.SortFunc(ix.pairs, func(a, b mention) int {
-		return cmp.Or(cmp.Compare(a.pair, b.pair), cmp.Compare(a.statement, b.statement))
 	})
-	return ix
+	all := make([]mention, total)
+	for f, count := range counts {
+		g.rows[f], all = all[:0:count], all[count:]
+	}
+	narrow(func(i int32, s *statement) {
+		for _, f := range s.from.list {
+			for _, t := range s.to.list {
+				g.rows[f] = append(g.rows[f], mention{t, i})
+			}
+		}
+	})
+	for _, row := range g.rows {
+		slices.SortFunc(row, compareMentions)
+	}
 }
 
-// crossing lists the subjects whose wildcard says something by itself.
-func (c *compiler) crossing(wildcards map[int32][]int32, wildcardsAllow bool) []int32 {
-	var out []int32
-	for _, s := range sortedKeys(wildcards) {
-		if wildcardsAllow || slices.ContainsFunc(wildcards[s], func(n int32) bool { return !c.statements[n].weak() }) {
-			out = append(out, s)
+// mentioned returns the mentions of one pair.
+func (g *grid) mentioned(from, to int32) []mention {
+	row := g.rows[from]
+	first, _ := slices.BinarySearchFunc(row, to, func(m mention, to int32) int { return cmp.Compare(m.to, to) })
+	last := first
+	for last < len(row) && row[last].to == to {
+		last++
+	}
+	return row[first:last]
+}
+
+// evaluate returns the patch of a pair with mentions.
+func (g *grid) evaluate(from, to int32, mentions []mention) int32 {
+	b := g.baseOf(g.sources.of[from], g.targets.of[to])
+	g.about = append(g.about[:0], b.about...)
+	for _, m := range mentions {
+		g.about = append(g.about, m.statement)
+	}
+	slices.Sort(g.about)
+	return g.patch(g.tableOf(g.about), b.below, b.relaxed)
+}
+
+// tableOf decides every cell of a pair that the statements are about.
+func (g *grid) tableOf(about []int32) int32 {
+	t := g.tables
+	t.scratch = appendNumbers(t.scratch[:0], about)
+	if i, known := t.byCause[string(t.scratch)]; known {
+		return i
+	}
+	cause := string(t.scratch)
+	i := t.intern(g.c.table(about))
+	t.byCause[cause] = i
+	return i
+}
+
+// patch returns what rules have to say over what lies below. relaxed leaves
+// refusals as they are that differ only in who refuses.
+func (g *grid) patch(want, below int32, relaxed bool) int32 {
+	if want == below {
+		return 0
+	}
+	t := g.tables
+	if !relaxed {
+		return t.over(want, below)
+	}
+	key := patching{want, below, true}
+	i, known := t.patched[key]
+	if !known {
+		wanted := choose(t.list[want], t.list[below], func(x, y int32) int32 {
+			if g.alike(x, y) {
+				return y
+			}
+			return x
+		})
+		i = t.patch(wanted.over(t.list[below]))
+		t.patched[key] = i
+	}
+	return i
+}
+
+// face is what a decision says, its authors apart.
+type face struct {
+	verdict  bocage.Verdict
+	code     bocage.ReasonCode
+	log      bool
+	duties   bocage.Duties
+	until    int64
+	then     int32 // the face of what follows
+	decision int32 // of what allows: nobody stands in for its authors
+}
+
+// likeness says which decisions are the same to whom they refuse.
+type likeness struct {
+	face   int32 // authors apart
+	effect int32 // authors and code apart
+	allows bool  // now or later
+}
+
+func (g *grid) like(decision int32) likeness {
+	for len(g.likeness) < len(g.c.decisions.list) {
+		i := int32(len(g.likeness))
+		d := &g.c.decisions.list[i]
+		l := likeness{allows: d.verdict.Allowed()}
+		f := face{verdict: d.verdict, code: d.code, log: d.log, duties: d.duties, then: unset, decision: unset}
+		e := f
+		e.code = bocage.ReasonNone
+		if d.then != unset { // successors have lower numbers
+			next := g.likeness[d.then]
+			f.until, f.then = d.until.UnixNano(), next.face
+			e.until, e.then = f.until, next.effect
+			l.allows = l.allows || next.allows
+		}
+		if l.allows {
+			f.decision, e.decision = i, i
+		}
+		l.face, l.effect = g.faceOf(f), g.faceOf(e)
+		g.likeness = append(g.likeness, l)
+	}
+	return g.likeness[decision]
+}
+
+func (g *grid) faceOf(f face) int32 {
+	i, known := g.byFace[f]
+	if !known {
+		i = int32(len(g.byFace))
+		g.byFace[f] = i
+	}
+	return i
+}
+
+// alike reports whether two decisions differ in nothing but who refuses.
+func (g *grid) alike(x, y int32) bool { return x == y || g.like(x).face == g.like(y).face }
+
+// allows reports whether a table lets anything through, now or later.
+func (g *grid) allows(t int32) bool {
+	found := false
+	each(g.tables.list[t].rest, g.tables.list[t].protocols, func(d int32) { found = found || g.like(d).allows })
+	return found
+}
+
+// eachEntry visits every patch that says something between subjects or anyone.
+func (g *grid) eachEntry(visit func(entry)) {
+	show := func(from, to, patch int32) {
+		if patch != 0 {
+			visit(entry{from, to, patch})
 		}
 	}
-	return out
-}
-
-func sortedKeys[V any](m map[int32]V) []int32 {
-	keys := make([]int32, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
+	show(anyone, anyone, g.openPatch)
+	for i := range g.rows {
+		show(int32(i), anyone, g.sources.list[g.sources.of[i]].patch)
+		show(anyone, int32(i), g.targets.list[g.targets.of[i]].patch)
+		for _, r := range g.results[i] {
+			show(int32(i), r.to, r.patch)
+		}
 	}
-	slices.Sort(keys)
-	return keys
+	for pair, patch := range g.explicit {
+		for _, from := range g.sources.list[pair.from].members {
+			for _, to := range g.targets.list[pair.to].members {
+				if len(g.mentioned(from, to)) == 0 {
+					show(from, to, patch)
+				}
+			}
+		}
+	}
 }
 
-// merged joins two sorted lists without duplicates.
-func merged(a, b []int32) []int32 {
-	out := slices.Concat(a, b)
+// merged joins sorted lists, without duplicates.
+func merged(lists ...[]int32) []int32 {
+	out := slices.Concat(lists...)
 	slices.Sort(out)
 	return slices.Compact(out)
 }

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"encoding/binary"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -32,8 +33,6 @@ type patch struct {
 }
 
 const unset = -1
-
-func (p patch) empty() bool { return p.rest == unset && len(p.protocols) == 0 }
 
 // table decides every protocol and port of a pair that the given statements (in
 // order) are about.
@@ -173,7 +172,9 @@ func (p patch) apply(below table) table {
 			}
 			cells = appendCell(cells, cell{first, last, top})
 		})
-		t.protocols = append(t.protocols, protocolCells{protocol, cells})
+		if len(cells) > 1 || cells[0].decision != t.rest {
+			t.protocols = append(t.protocols, protocolCells{protocol, cells})
+		}
 	}
 	return t
 }
@@ -209,4 +210,128 @@ func eachPiece(a, b []cell, visit func(first, last uint16, x, y int32)) {
 		}
 		first = uint32(last) + 1
 	}
+}
+
+// choose makes a table of two: of each piece, what pick says.
+func choose(a, b table, pick func(x, y int32) int32) table {
+	t := table{rest: pick(a.rest, b.rest)}
+	protocols := make([]bocage.Protocol, 0, len(a.protocols)+len(b.protocols))
+	for _, of := range [2]table{a, b} {
+		for _, listed := range of.protocols {
+			protocols = append(protocols, listed.protocol)
+		}
+	}
+	slices.Sort(protocols)
+	for _, protocol := range slices.Compact(protocols) {
+		var cells []cell
+		eachPiece(a.of(protocol), b.of(protocol), func(first, last uint16, x, y int32) {
+			cells = appendCell(cells, cell{first, last, pick(x, y)})
+		})
+		if len(cells) > 1 || cells[0].decision != t.rest {
+			t.protocols = append(t.protocols, protocolCells{protocol, cells})
+		}
+	}
+	return t
+}
+
+// each visits every decision of a table or a patch.
+func each(rest int32, protocols []protocolCells, visit func(decision int32)) {
+	if rest != unset {
+		visit(rest)
+	}
+	for _, listed := range protocols {
+		for _, cell := range listed.cells {
+			visit(cell.decision)
+		}
+	}
+}
+
+// tables holds every distinct table and patch once, so that equal ones compare as
+// numbers. Patch 0 says nothing.
+type tables struct {
+	list      []table
+	patches   []patch
+	byContent map[string]int32
+	byPatch   map[string]int32
+	byCause   map[string]int32 // by the numbers of the statements that the pair is about
+	laid      map[[2]int32]int32
+	patched   map[patching]int32
+	scratch   []byte
+}
+
+type patching struct {
+	want, below int32
+	relaxed     bool
+}
+
+func newTables() *tables {
+	t := &tables{byContent: map[string]int32{}, byPatch: map[string]int32{}, byCause: map[string]int32{},
+		laid: map[[2]int32]int32{}, patched: map[patching]int32{}}
+	t.patch(patch{rest: unset})
+	return t
+}
+
+func (t *tables) content(rest int32, protocols []protocolCells) []byte {
+	b := binary.LittleEndian.AppendUint32(t.scratch[:0], uint32(rest))
+	for _, listed := range protocols {
+		b = append(b, byte(listed.protocol))
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(listed.cells)))
+		for _, cell := range listed.cells {
+			b = binary.LittleEndian.AppendUint16(b, cell.first)
+			b = binary.LittleEndian.AppendUint16(b, cell.last)
+			b = binary.LittleEndian.AppendUint32(b, uint32(cell.decision))
+		}
+	}
+	t.scratch = b
+	return b
+}
+
+func (t *tables) intern(x table) int32 {
+	key := t.content(x.rest, x.protocols)
+	i, known := t.byContent[string(key)]
+	if !known {
+		i = int32(len(t.list))
+		t.list = append(t.list, x)
+		t.byContent[string(key)] = i
+	}
+	return i
+}
+
+func (t *tables) patch(x patch) int32 {
+	key := t.content(x.rest, x.protocols)
+	i, known := t.byPatch[string(key)]
+	if !known {
+		i = int32(len(t.patches))
+		t.patches = append(t.patches, x)
+		t.byPatch[string(key)] = i
+	}
+	return i
+}
+
+// lay puts a patch over a table.
+func (t *tables) lay(patch, below int32) int32 {
+	if patch == 0 {
+		return below
+	}
+	key := [2]int32{patch, below}
+	i, known := t.laid[key]
+	if !known {
+		i = t.intern(t.patches[patch].apply(t.list[below]))
+		t.laid[key] = i
+	}
+	return i
+}
+
+// over returns the least patch that makes one table out of another.
+func (t *tables) over(want, below int32) int32 {
+	if want == below {
+		return 0
+	}
+	key := patching{want: want, below: below}
+	i, known := t.patched[key]
+	if !known {
+		i = t.patch(t.list[want].over(t.list[below]))
+		t.patched[key] = i
+	}
+	return i
 }

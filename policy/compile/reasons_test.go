@@ -1,0 +1,75 @@
+package compile_test
+
+import (
+	"testing"
+
+	"pgregory.net/rapid"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
+)
+
+// TestReasonsAgree compiles random policies with every refusal spelled out and
+// with as many as can be left to classes: every cell has the same verdict, the
+// same code and the same duties, in the whole and in the cuts.
+func TestReasonsAgree(t *testing.T) {
+	used := 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		spelled, classes := compile.CompileSpelling(in, 1<<30).Ruleset, compile.CompileSpelling(in, 0).Ruleset
+		if len(spelled.Reasons) > 0 {
+			t.Fatalf("%d reasons although everything is spelled out", len(spelled.Reasons))
+		}
+		used += len(classes.Reasons)
+		bare := &bocage.Ruleset{Peers: classes.Peers, Groups: classes.Groups, Rules: classes.Rules, Decisions: classes.Decisions,
+			Default: classes.Default, Refused: classes.Refused}
+		cutter := compile.NewCutter(classes, in)
+		cuts := map[string]*bocage.Ruleset{}
+		for _, host := range cutter.Hosts() {
+			cuts[host] = cutter.Cut(host)
+		}
+		keep, n := rapid.IntRange(0, 9).Draw(t, "sample"), 0
+		policytest.Flows(func(f bocage.Flow) {
+			if n++; n%10 != keep {
+				return
+			}
+			want, reason := spelled.Decide(f)
+			verdict, given := classes.Decide(f)
+			if verdict != want || given.Code != reason.Code || given.Would != reason.Would {
+				t.Fatalf("%s: spelled out it is %s (%s, would %s), by classes %s (%s, would %s)\n%s", f,
+					want, reason.Code, reason.Would, verdict, given.Code, given.Would, policytest.Describe(in))
+			}
+			if v, r := bare.Decide(f); v != want || r.Would != reason.Would {
+				t.Fatalf("%s: without reasons it is %s (would %s), not %s (%s)", f, v, r.Would, want, reason.Would)
+			}
+			sameDuties(t, f, spelled, reason.Decision, classes, given.Decision)
+			for _, end := range []bocage.Peer{classes.Lookup(f.Source), classes.Lookup(f.Destination)} {
+				if end.Host == "" {
+					continue
+				}
+				if v, r := cuts[end.Host].Decide(f); v != verdict || r != given {
+					t.Fatalf("%s: %s says %s %v, the whole %s %v", f, end.Host, v, r, verdict, given)
+				}
+			}
+		})
+	})
+	if used == 0 {
+		t.Fatal("no reason was ever used")
+	}
+}
+
+func sameDuties(t *rapid.T, f bocage.Flow, a *bocage.Ruleset, x bocage.DecisionID, b *bocage.Ruleset, y bocage.DecisionID) {
+	first, _ := a.Decision(x)
+	second, _ := b.Decision(y)
+	var want, have bocage.Duties
+	if first.Duties != nil {
+		want = *first.Duties
+	}
+	if second.Duties != nil {
+		have = *second.Duties
+	}
+	if want != have || first.Log != second.Log || !first.Until.Equal(second.Until) {
+		t.Fatalf("%s: %v and %v owe something else", f, first, second)
+	}
+}
