@@ -115,14 +115,14 @@ func (u *universe) ruleset(generation uint64) *bocage.Ruleset {
 
 func (u *universe) decisions(rs *bocage.Ruleset) {
 	r := u.random
-	for i := range 2 + r.IntN(6) {
-		d := bocage.Decision{ID: bocage.DecisionID(r.Uint32()), Code: bocage.ReasonRule,
-			Verdict: bocage.Verdict(1 + r.IntN(4))}
+	for i := range 2 + r.IntN(bocage.MostSuccessors) {
+		d := bocage.Decision{ID: bocage.DecisionID(r.Uint32()), Code: pick(r, []bocage.ReasonCode{bocage.ReasonRule, bocage.ReasonKubernetes}),
+			Verdict: bocage.Verdict(1 + r.IntN(5))}
 		if i == 0 {
-			d.Verdict = []bocage.Verdict{bocage.VerdictDrop, bocage.VerdictDrop, bocage.VerdictDecoy, bocage.VerdictAllow}[r.IntN(4)]
+			d.Verdict = []bocage.Verdict{bocage.VerdictDrop, bocage.VerdictReject, bocage.VerdictDecoy, bocage.VerdictAllow}[r.IntN(4)]
 		}
 		if !d.Verdict.Allowed() {
-			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail})
+			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail, bocage.ReasonThreat})
 		}
 		if d.Verdict == bocage.VerdictInspect {
 			d.Profile = 1 + uint16(r.IntN(4094))
@@ -130,6 +130,26 @@ func (u *universe) decisions(rs *bocage.Ruleset) {
 		rs.Decisions = append(rs.Decisions, d)
 	}
 	rs.Default = rs.Decisions[0].ID
+	u.endings(rs)
+}
+
+// endings makes some decisions give way to later ones: at times that are over, or
+// to come, or farther away than the kernel can count. Chains are as long as may be.
+func (u *universe) endings(rs *bocage.Ruleset) {
+	r, now := u.random, time.Now()
+	many := r.IntN(2) == 0
+	for i := range rs.Decisions[:len(rs.Decisions)-1] {
+		if !many && r.IntN(3) > 0 {
+			continue
+		}
+		d := &rs.Decisions[i]
+		d.Until = pick(r, []time.Time{now.Add(-time.Hour), now.Add(-time.Hour), now.Add(-10 * time.Millisecond), now.Add(time.Hour),
+			time.Unix(1, 0), time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)})
+		d.Then = rs.Decisions[i+1].ID
+		if !many {
+			d.Then = pick(r, rs.Decisions[i+1:]).ID
+		}
+	}
 }
 
 func (u *universe) peers(rs *bocage.Ruleset) {
@@ -217,11 +237,13 @@ type expectation struct {
 	decision            bocage.DecisionID
 	source, destination bocage.Identity
 	direction           bocage.Direction
+	differs             bool
 }
 
 // expect asks the model. Only what lies around Decide is written out here: the
-// kind of event, where inspection happens, and that only TCP meets decoys.
-func expect(rs *bocage.Ruleset, f bocage.Flow, from bool) expectation {
+// kind of event, where inspection happens, that only TCP meets decoys, and that
+// not every packet may be answered.
+func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, from, answerable bool) expectation {
 	verdict, reason := rs.Decide(f)
 	source, destination := rs.Lookup(f.Source), rs.Lookup(f.Destination)
 	e := expectation{returned: next, kind: bocage.EventStart, verdict: verdict, would: reason.Would, reason: reason.Code,
@@ -232,12 +254,21 @@ func expect(rs *bocage.Ruleset, f bocage.Flow, from bool) expectation {
 	if !reason.Would.Allowed() {
 		e.kind = bocage.EventRefused
 	}
+	if candidate != nil {
+		_, other := candidate.Decide(f)
+		e.differs = other.Would.Allowed() != reason.Would.Allowed()
+	}
 	switch verdict {
 	case bocage.VerdictDrop:
 		e.returned = dropped
 	case bocage.VerdictDecoy:
 		e.returned = redirect
 		if f.Protocol != bocage.ProtocolTCP {
+			e.verdict, e.returned = bocage.VerdictDrop, dropped
+		}
+	case bocage.VerdictReject:
+		e.returned = redirect
+		if !answerable {
 			e.verdict, e.returned = bocage.VerdictDrop, dropped
 		}
 	case bocage.VerdictInspect:
@@ -248,9 +279,9 @@ func expect(rs *bocage.Ruleset, f bocage.Flow, from bool) expectation {
 	return e
 }
 
-// The kernel agrees with Ruleset.Decide on every packet.
+// The kernel agrees with Ruleset.Decide on every packet, and about every candidate.
 func TestRootDifferential(t *testing.T) {
-	p := newPlane(t)
+	p := newPlane(t, func(c *Config) { c.AnswersPerSecond = 1 << 26 })
 	u := &universe{random: newRandom(t)}
 	w := p.workload(200, 1000, 1000)
 	exits := p.exits()
@@ -263,10 +294,20 @@ func TestRootDifferential(t *testing.T) {
 	packets, seen := 0, map[string]int{}
 	const want, each = 120_000, 700
 	for generation := uint64(1); packets < want; generation++ {
+		var candidate *bocage.Ruleset
+		if u.random.IntN(2) == 0 {
+			candidate = u.ruleset(1e6 + generation)
+		}
 		rs := u.ruleset(generation)
 		must(t, p.Apply(rs))
+		must(t, p.Shadow(candidate))
+		compared := Candidate{}
 		p.forget()
 		local := u.local(rs)
+		if candidate != nil { // a port vouches for addresses that a ruleset does not know
+			local = slices.DeleteFunc(local, func(a netip.Addr) bool { return !covers(candidate, a) })
+			compared.Generation = candidate.Generation
+		}
 		w.port.Addresses = local
 		p.attach(w)
 		p.in(func() error {
@@ -283,8 +324,8 @@ func TestRootDifferential(t *testing.T) {
 				}
 				sent[once] = true
 				packets++
-				raw, model := u.frame(f, w, from)
-				want := expect(rs, model, from)
+				raw, model, answerable := u.frame(f, w, from)
+				want := expect(rs, candidate, model, from, answerable)
 				returned := p.judged(from, w.ifindex, raw)
 				var record ringbuf.Record
 				reader.SetDeadline(time.Now().Add(10 * time.Second))
@@ -294,17 +335,32 @@ func TestRootDifferential(t *testing.T) {
 				var event bocage.FlowEvent
 				must(t, event.UnmarshalBinary(record.RawSample))
 				got := expectation{returned, event.Kind, event.Verdict, event.Would, event.Reason, event.Decision,
-					event.Source, event.Destination, event.Direction}
+					event.Source, event.Destination, event.Direction, event.Differs}
 				if got != want {
 					t.Fatalf("generation %d: %s (from the workload: %v)\nkernel %+v\nmodel  %+v\nsource %+v\ndestination %+v",
 						generation, model, from, got, want, rs.Lookup(model.Source), rs.Lookup(model.Destination))
 				}
 				seen[fmt.Sprint(want.verdict, " would ", want.would, " ", want.reason)]++
+				if candidate != nil {
+					compared.Evaluated++
+				}
+				if want.differs {
+					compared.Differs++
+					seen["differs"]++
+				}
 			}
 			return nil
 		})
+		if got, err := p.Candidate(); err != nil || got != compared {
+			t.Fatalf("generation %d: compared %+v, want %+v (%v)", generation, got, compared, err)
+		}
 	}
 	t.Logf("%d packets: %v", packets, seen)
+}
+
+// covers says whether some peer of a ruleset has an address.
+func covers(rs *bocage.Ruleset, a netip.Addr) bool {
+	return slices.ContainsFunc(rs.Peers, func(p bocage.Peer) bool { return p.Prefix.Contains(a) })
 }
 
 // local chooses addresses for the workload that the model knows by themselves.
@@ -360,8 +416,10 @@ func (u *universe) packet(rs *bocage.Ruleset, local []netip.Addr) (f bocage.Flow
 	return f, from, true
 }
 
-// frame builds a packet that opens the flow, and the flow as the model reads it.
-func (u *universe) frame(f bocage.Flow, w *workload, from bool) ([]byte, bocage.Flow) {
+// frame builds a packet that opens the flow, and the flow as the model reads it. It
+// says whether a refusal of the packet can be answered: not if it has extension
+// headers, nor if it has too little to quote.
+func (u *universe) frame(f bocage.Flow, w *workload, from bool) ([]byte, bocage.Flow, bool) {
 	b := frame{source: f.Source, dst: f.Destination, protocol: f.Protocol, sport: f.SourcePort, dport: f.DestinationPort,
 		tcpFlags: syn, payload: u.random.IntN(64), from: [6]byte{2, 1, 1, 1, 1, 1}, to: [6]byte(w.mac)}
 	if from {
@@ -380,7 +438,7 @@ func (u *universe) frame(f bocage.Flow, w *workload, from bool) ([]byte, bocage.
 		f.SourcePort = 0
 	}
 	f.At = time.Now()
-	return b.bytes(), f
+	return b.bytes(), f, len(b.extensions) == 0 && len(b.transport()) >= 8
 }
 
 // exits makes three links that stand for the engine's and the decoys'.
