@@ -124,3 +124,15 @@ func (j *Judge) of(p party) []*bocage.Application {
 	}
 	return out
 }
+
+// Owners names the Applications that select the workload at an address, the most
+// particular first.
+func (j *Judge) Owners(address netip.Addr) []string {
+	selecting := slices.Clone(j.of(j.party(address)))
+	slices.SortStableFunc(selecting, func(a, b *bocage.Application) int { return terms(b.Spec.Workload) - terms(a.Spec.Workload) })
+	names := make([]string, len(selecting))
+	for i, a := range selecting {
+		names[i] = a.NamespacedName()
+	}
+	return names
+}

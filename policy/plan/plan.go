@@ -1,0 +1,256 @@
+// Package plan says what declarations would change before they do: it compiles
+// them together with what is declared, proves and tests what comes of it,
+// compares its reach with what is in force, and replays recorded flows on it.
+//
+// It promises that the outcome is the one that declaring the objects would have,
+// proofs and tests included, and that what the recording cannot show is said: a
+// nightly job is in no recording of an afternoon. It never writes anything, and
+// reads neither a clock nor a store.
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/prove"
+	"bocage.dev/bocage/policy/simulate"
+)
+
+// mostChanges bounds how many changes of one sort a plan lists.
+const mostChanges = 2000
+
+// Situation is what a plan starts from.
+type Situation struct {
+	// Declared is everything that is declared and known.
+	Declared compile.Input
+	// InForce answers for the policy that enforcement points have.
+	InForce *simulate.Simulator
+	// Ruleset is what InForce was made of.
+	Ruleset *bocage.Ruleset
+	// Tests are the PolicyTests that are declared.
+	Tests []*bocage.PolicyTest
+	// Edges are the recorded flows, Recorded whether any recording is kept.
+	Edges    []bocage.Edge
+	Recorded bool
+	// Now is the moment for which all is decided.
+	Now time.Time
+	// Prove proves a candidate.
+	Prove func(compile.Input, *bocage.Ruleset) []bocage.Proof
+}
+
+// Make plans the objects. One with a deletionTimestamp stands for its deletion.
+func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
+	var result bocage.PlanResult
+	if result.Faults = validate(s, objects); len(result.Faults) > 0 {
+		return result
+	}
+	input := Merge(s.Declared, objects, s.Now)
+	simulator, output := simulate.Compile(input)
+	result.Faults, result.Findings = sortFindings(output.Findings, objects)
+	if len(result.Faults) > 0 {
+		result.Findings = nil
+		return result
+	}
+	candidate := output.Ruleset
+	result.Digest = candidate.Digest
+	result.Proofs = s.Prove(input, candidate)
+	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))
+	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
+	result.Findings = append(result.Findings, approvals(s.Declared, objects)...)
+	result.Findings = append(result.Findings, enforcementChanges(s.Ruleset, candidate)...)
+	if s.Recorded {
+		r := replay{situation: s, input: input, candidate: candidate, after: simulator, result: &result, used: map[bocage.Ref]bool{}}
+		r.run()
+		result.Unused = unused(objects, r.used)
+		result.Findings = append(result.Findings, warnings(&result, s.Edges)...)
+	}
+	return result
+}
+
+// limited cuts a list and says so.
+func limited[T any](result *bocage.PlanResult, what string, list []T) []T {
+	if more := len(list) - mostChanges; more > 0 {
+		result.Findings = append(result.Findings, bocage.Fault{Message: fmt.Sprintf("%d more %s are not listed", more, what)})
+		return list[:mostChanges]
+	}
+	return list
+}
+
+// deleted reports whether an object stands for its deletion.
+func deleted(object bocage.Resource) bool { return object.Meta().DeletionTimestamp != nil }
+
+// name is how a plan names an object.
+func name(object bocage.Resource) string { return kind(object) + " " + object.Meta().NamespacedName() }
+
+func kind(object bocage.Resource) string {
+	if k := object.Type().Kind; k != "" {
+		return k
+	}
+	return strings.TrimPrefix(fmt.Sprintf("%T", object), "*bocage.") // as Go code makes objects
+}
+
+// validate finds what is wrong with the objects by themselves, and deletions of
+// what is not there.
+func validate(s Situation, objects []bocage.Resource) bocage.Faults {
+	var faults bocage.Faults
+	seen := map[string]bool{}
+	for _, object := range objects {
+		var found bocage.Faults
+		switch {
+		case seen[name(object)]:
+			found.Add("", "is there twice: a plan takes each object once")
+		case !deleted(object):
+			found = object.Validate()
+		case !there(s, object):
+			found.Add("", "is not declared, so that it cannot be deleted")
+		}
+		seen[name(object)] = true
+		for _, f := range found {
+			f.Field, f.Source = strings.TrimSpace(name(object)+" "+f.Field), object.Meta().Annotations[bocage.SourceAnnotation]
+			faults = append(faults, f)
+		}
+	}
+	return faults
+}
+
+// there reports whether an object of a kind that policy reads is declared. Of
+// other kinds nothing is known here.
+func there(s Situation, object bocage.Resource) bool {
+	if t, is := object.(*bocage.PolicyTest); is {
+		return slices.ContainsFunc(s.Tests, func(o *bocage.PolicyTest) bool { return o.NamespacedName() == t.NamespacedName() })
+	}
+	_, known, read := find(s.Declared, object)
+	return known || !read
+}
+
+// approvals tells of the objects that wait for a second person before what is
+// planned here comes true.
+func approvals(in compile.Input, objects []bocage.Resource) bocage.Faults {
+	var out bocage.Faults
+	for _, object := range objects {
+		fault := bocage.Fault{Field: name(object), Source: object.Meta().Annotations[bocage.SourceAnnotation]}
+		switch o := object.(type) {
+		case *bocage.Guardrail:
+			if old, known, _ := find(in, object); known && old.(*bocage.Guardrail).Status.Approval != nil && !deleted(object) {
+				fault.Message = "a second person has to approve it before it counts: the plan is of what comes then"
+				out = append(out, fault)
+			}
+		case *bocage.Exception:
+			i := slices.IndexFunc(in.Guardrails, func(g *bocage.Guardrail) bool { return g.Name == o.Spec.Guardrail })
+			if i < 0 || deleted(object) || in.Guardrails[i].InForce() == nil {
+				continue
+			}
+			if approvers := in.Guardrails[i].InForce().Exceptions.Approvers; len(approvers) > 0 {
+				fault.Message = "has to be approved by " + strings.Join(approvers, " or ") + " before it counts: the plan is of what comes then"
+				out = append(out, fault)
+			}
+		}
+	}
+	return out
+}
+
+// sortFindings tells what is wrong with the objects from what is only remarkable.
+// A service that nobody declares yet is remarkable: its owner may come later.
+func sortFindings(findings []compile.Finding, objects []bocage.Resource) (faults, remarks bocage.Faults) {
+	planned := map[string]bool{}
+	for _, o := range objects {
+		planned[name(o)] = true
+	}
+	for _, f := range findings {
+		object := f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/")
+		fault := bocage.Fault{Field: strings.TrimSpace(object + " " + f.Object.Field), Message: f.Message, Source: f.Object.Source}
+		if planned[object] && f.Rejected && f.Reason != compile.UnknownApplication {
+			faults = append(faults, fault)
+		} else {
+			remarks = append(remarks, fault)
+		}
+	}
+	return faults, remarks
+}
+
+// enforcementChanges says whose refusals would begin or cease to hold.
+func enforcementChanges(before, after *bocage.Ruleset) bocage.Faults {
+	was, is := enforced(before), enforced(after)
+	var begins, ends []string
+	for workload, now := range is {
+		if now && !was[workload] {
+			begins = append(begins, workload)
+		} else if !now && was[workload] {
+			ends = append(ends, workload)
+		}
+	}
+	var out bocage.Faults
+	for _, part := range []struct {
+		names []string
+		text  string
+	}{{begins, "what policy refuses from and to %s would be refused from then on"}, {ends, "what policy refuses from and to %s would only be reported from then on"}} {
+		if len(part.names) == 0 {
+			continue
+		}
+		slices.Sort(part.names)
+		text := strings.Join(part.names[:min(len(part.names), 10)], ", ")
+		if more := len(part.names) - 10; more > 0 {
+			text += fmt.Sprintf(" and %d more", more)
+		}
+		out = append(out, bocage.Fault{Field: "Scope", Message: fmt.Sprintf(part.text, text)})
+	}
+	return out
+}
+
+func enforced(rs *bocage.Ruleset) map[string]bool {
+	groups := make(map[bocage.Group]bool, len(rs.Groups))
+	for _, g := range rs.Groups {
+		groups[g.Group] = g.Enforce
+	}
+	out := make(map[string]bool, len(rs.Peers))
+	for _, p := range rs.Peers {
+		if p.Workload != "" {
+			out[p.Workload] = groups[p.Group]
+		}
+	}
+	return out
+}
+
+// unused lists the contracts and grants of the objects that no recorded flow used.
+func unused(objects []bocage.Resource, used map[bocage.Ref]bool) []bocage.Ref {
+	var out []bocage.Ref
+	for _, object := range objects {
+		if deleted(object) {
+			continue
+		}
+		var fields []string
+		switch o := object.(type) {
+		case *bocage.Application:
+			for i := range o.Spec.Provides {
+				fields = append(fields, fmt.Sprintf("spec.provides[%d]", i))
+			}
+			for i := range o.Spec.Consumes {
+				fields = append(fields, fmt.Sprintf("spec.consumes[%d]", i))
+			}
+		case *bocage.Guardrail:
+			for i := range o.Spec.Grant {
+				fields = append(fields, fmt.Sprintf("spec.grant[%d]", i))
+			}
+		case *bocage.NetworkPolicy:
+			for i := range o.Spec.Ingress {
+				fields = append(fields, fmt.Sprintf("spec.ingress[%d]", i))
+			}
+			for i := range o.Spec.Egress {
+				fields = append(fields, fmt.Sprintf("spec.egress[%d]", i))
+			}
+		}
+		meta := object.Meta()
+		for _, field := range fields {
+			ref := bocage.Ref{Kind: kind(object), Namespace: meta.Namespace, Name: meta.Name, Field: field}
+			if !used[ref] {
+				ref.Source = meta.Annotations[bocage.SourceAnnotation]
+				out = append(out, ref)
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,83 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+const (
+	day  = 24 * time.Hour
+	week = 7 * day
+)
+
+// warnings say what the replayed recording cannot show. A flow that comes
+// seldom is in a short recording once or not at all, and then no replay misses it.
+func warnings(result *bocage.PlanResult, edges []bocage.Edge) bocage.Faults {
+	var out bocage.Faults
+	warn := func(format string, args ...any) {
+		out = append(out, bocage.Fault{Field: "replay", Message: fmt.Sprintf(format, args...)})
+	}
+	span := result.Recorded.Last.Sub(result.Recorded.First)
+	if len(edges) == 0 || result.Recorded.First.IsZero() {
+		warn("no flow is recorded: that none is newly refused says nothing")
+		return out
+	}
+	switch {
+	case span < day:
+		warn("flows of %s only are recorded: what happens once a day, such as a nightly job, may be missing", rounded(span))
+	case span < week:
+		warn("flows of %s only are recorded: what happens once a week may be missing", rounded(span))
+	}
+	once, twice, slow := 0, 0, 0
+	longest, example := time.Duration(0), ""
+	for _, e := range edges {
+		switch e.Flows {
+		case 1:
+			once++
+		case 2:
+			twice++
+		}
+		if period, known := periodOf(e); known && span < 2*period {
+			slow++
+			if period > longest {
+				longest, example = period, fmt.Sprintf("%s to %s %s/%d", e.Source, e.Destination, e.Protocol, e.DestinationPort)
+			}
+		}
+	}
+	if slow > 0 {
+		warn("%d recorded edges come back so seldom that the recording holds less than two of their periods (%s about every %s): others like them may be missing",
+			slow, example, rounded(longest))
+	}
+	if unseen := unseen(once, twice); unseen > 0 && once > 0 {
+		warn("%d edges were seen only once: by that, at least about %d more that come as seldom were not seen yet", once, unseen)
+	}
+	return out
+}
+
+// periodOf estimates how long it takes until a flow of an edge comes back.
+func periodOf(e bocage.Edge) (time.Duration, bool) {
+	if e.Flows < 2 || !e.Last.After(e.First) {
+		return 0, false
+	}
+	return e.Last.Sub(e.First) / time.Duration(e.Flows-1), true
+}
+
+// unseen is a lower bound of the edges that exist and were not seen, from those
+// that were seen once and twice (Chao 1984, in its bias-corrected form).
+func unseen(once, twice int) int { return once * (once - 1) / (2 * (twice + 1)) }
+
+// rounded is a time as people say it.
+func rounded(d time.Duration) string {
+	switch {
+	case d >= 2*day:
+		return fmt.Sprintf("%.1f days", d.Hours()/24)
+	case d >= 2*time.Hour:
+		return fmt.Sprintf("%.0f hours", d.Hours())
+	case d >= 2*time.Minute:
+		return fmt.Sprintf("%.0f minutes", d.Minutes())
+	default:
+		return fmt.Sprintf("%.0f seconds", d.Seconds())
+	}
+}
