@@ -69,6 +69,9 @@ func (a *admitted) excepts(e *bocage.Exception, g *bocage.Guardrail, now time.Ti
 	case g.Spec.Exceptions.Longest() > 0 && lasts > g.Spec.Exceptions.Longest():
 		a.findings.reject(Ref("Exception", e, "spec.until"), TooLong, "it would last %s, and Guardrail %s admits %s at most: end it by %s",
 			lasts.Round(time.Second), g.Name, g.Spec.Exceptions.Max, latest(begins, now).Add(g.Spec.Exceptions.Longest()).UTC().Format(time.RFC3339))
+		if begins.IsZero() { // what is left of it gets shorter
+			a.changesAt(e.Spec.Until.Add(-g.Spec.Exceptions.Longest()))
+		}
 	case e.Status.Approval.Waits(e.Generation):
 		a.findings.reject(Ref("Exception", e, ""), NotApproved, "takes no effect until %s approves it: bocage approve exception %s", approvers(e.Status.Approval), e.Name)
 	case !now.Before(e.Spec.Until):

@@ -88,6 +88,7 @@ func (c *compiler) stateAll() {
 	c.stateKubernetes()
 	c.stateScopes()
 	c.stateDecoys()
+	c.noteContradictions()
 }
 
 // wished reads a disposition. A decoy that is wished for counts as drop: where
