@@ -78,11 +78,6 @@ func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *boca
 // owners of guardrails only of those that it takes several guardrails to empty,
 // for refusing is what a guardrail is for.
 func (c *compiler) noteEmptyContracts(r *refusers) {
-	type together struct {
-		by    []bocage.Ref
-		first []bocage.Ref
-		count int
-	}
 	var list []*together
 	byAuthors := map[string]*together{}
 	for i := range c.statements {
@@ -96,7 +91,7 @@ func (c *compiler) noteEmptyContracts(r *refusers) {
 		}
 		by = canonical(by)
 		for _, half := range s.by {
-			c.findings.note(half, Contradiction, "%s allows nothing today: %s", joinRefs(s.by), refuseAll(by))
+			c.findings.note(half, Contradiction, "%s allows nothing today: %s", contractText(s.by), refuseAll(by))
 		}
 		if !slices.ContainsFunc(by, func(ref bocage.Ref) bool { return ref.Name != by[0].Name }) {
 			continue
@@ -110,9 +105,37 @@ func (c *compiler) noteEmptyContracts(r *refusers) {
 	}
 	for _, t := range list {
 		for _, author := range t.by {
-			c.findings.note(author, Contradiction, "%s allows nothing today, and so do %d other contracts: %s", joinRefs(t.first), t.count-1, refuseAll(t.by))
+			c.findings.note(author, Contradiction, "%s allows nothing today%s: %s", contractText(t.first), t.others(), refuseAll(t.by))
 		}
 	}
+}
+
+// together are guardrails that empty contracts which none of them empties alone.
+type together struct {
+	by    []bocage.Ref
+	first []bocage.Ref // authors of the first such contract
+	count int
+}
+
+// others counts the contracts after the first, for people.
+func (t *together) others() string {
+	switch t.count {
+	case 1:
+		return ""
+	case 2:
+		return ", nor does another contract"
+	default:
+		return fmt.Sprintf(", nor do %d other contracts", t.count-1)
+	}
+}
+
+// contractText names a contract by its halves.
+func contractText(by []bocage.Ref) string {
+	text := "the contract of " + by[0].String()
+	if len(by) > 1 {
+		text += " with " + by[1].String()
+	}
+	return text
 }
 
 func refuseAll(by []bocage.Ref) string {

@@ -118,32 +118,120 @@ func encoded(t *rapid.T, out compile.Output) string {
 	return string(b)
 }
 
-// TestThreatsOnlyTighten adds a threat condition or a quarantine to a random
-// policy: nothing that was refused passes afterwards.
+// TestThreatsOnlyTighten adds a threat condition, a response or a quarantine to a
+// random policy: nothing that was refused passes afterwards, and nothing that was
+// owed is owed no longer.
 func TestThreatsOnlyTighten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
 		before := compile.Compile(in).Ruleset
 		tightened := in
-		if rapid.Bool().Draw(t, "by a person") {
+		switch rapid.IntRange(0, 2).Draw(t, "what") {
+		case 0:
 			tightened.Quarantines = append(slices.Clone(in.Quarantines), policytest.DrawQuarantine(t, 9))
-		} else {
+		case 1:
+			tightened.Responses = append(slices.Clone(in.Responses), policytest.DrawResponse(t, 9))
+		default:
 			tightened.ThreatConditions = append(slices.Clone(in.ThreatConditions), policytest.DrawThreat(t, 9))
 		}
 		after := compile.Compile(tightened).Ruleset
-		keep := rapid.IntRange(0, 19).Draw(t, "sample")
-		n := 0
-		policytest.Flows(func(f bocage.Flow) {
-			if n++; n%20 != keep {
+		moments := policytest.Moments()
+		each(t, 20, func(n int, f bocage.Flow) {
+			f.At = moments[n%len(moments)]
+			was, had := before.Decide(f)
+			is, has := after.Decide(f)
+			if !was.Allowed() && is.Allowed() || !had.Would.Allowed() && has.Would.Allowed() {
+				t.Fatalf("%s: was %s (would %s), is %s (would %s)\n%s", f, was, had.Would, is, has.Would, policytest.Describe(tightened))
+			}
+			if !has.Would.Allowed() {
 				return
 			}
-			was, _ := before.Decide(f)
-			is, reason := after.Decide(f)
-			if !was.Allowed() && is.Allowed() || was == bocage.VerdictInspect && is == bocage.VerdictAllow && reason.Would.Allowed() {
-				t.Fatalf("%s: was %s, is %s", f, was, is)
+			old, _ := before.Decision(had.Decision)
+			now, _ := after.Decision(has.Decision)
+			if !atLeast(now.Duties, old.Duties) {
+				t.Fatalf("%s: owed %+v, owes %+v\n%s", f, old.Duties, now.Duties, policytest.Describe(tightened))
 			}
 		})
 	})
+}
+
+// atLeast reports whether every duty of one decision is kept by another.
+func atLeast(have, want *bocage.Duties) bool {
+	if want == nil {
+		return true
+	}
+	if have == nil {
+		return false
+	}
+	all := func(have, want string) bool {
+		return want == "" || !slices.ContainsFunc(compile.ProfileNames(want), func(name string) bool { return !slices.Contains(compile.ProfileNames(have), name) })
+	}
+	return all(have.Inspect, want.Inspect) && all(have.Verify, want.Verify) && all(have.Log, want.Log) &&
+		(want.Rate == "" || have.Rate != "" && have.RatePerSecond() <= want.RatePerSecond()) &&
+		(have.Witness || !want.Witness) && (have.Provenance || !want.Provenance) && have.Assurance >= want.Assurance
+}
+
+// each visits one flow in so many.
+func each(t *rapid.T, many int, visit func(n int, f bocage.Flow)) {
+	keep := rapid.IntRange(0, many-1).Draw(t, "sample")
+	n := 0
+	policytest.Flows(func(f bocage.Flow) {
+		if n++; n%many == keep {
+			visit(n/many, f)
+		}
+	})
+}
+
+// TestEndsComeTrue compiles a random policy at every moment at which something
+// ends: what the first ruleset decides for that moment is what the new one does.
+// Only what a threat condition enforces lasts until policy is compiled again.
+func TestEndsComeTrue(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		// What is yet to begin is no end: a new compilation brings it in.
+		in.Exceptions = slices.DeleteFunc(in.Exceptions, func(e *bocage.Exception) bool {
+			return e.Begins().IsZero() || e.Begins().After(in.Now)
+		})
+		first := compile.Compile(in)
+		rs := first.Ruleset
+		for out := first; !out.Expires.IsZero(); {
+			if !out.Expires.After(in.Now) {
+				t.Fatalf("at %s, the next change is at %s", in.Now, out.Expires)
+			}
+			in.Now = out.Expires
+			out = compile.Compile(in)
+			each(t, 40, func(_ int, f bocage.Flow) {
+				f.At = in.Now
+				was, had := rs.Decide(f)
+				is, has := out.Ruleset.Decide(f)
+				if had.Code != has.Code || had.Would != has.Would {
+					t.Fatalf("%s at %s: before it was %s (would %s), now it is %s (would %s)\n%s", f, f.At.Sub(policytest.Now), had.Code, had.Would, has.Code, has.Would, policytest.Describe(in))
+				}
+				if was != is && was.Allowed() {
+					t.Fatalf("%s at %s: before it was %s, now it is %s\n%s", f, f.At.Sub(policytest.Now), was, is, policytest.Describe(in))
+				}
+				old, _ := rs.Decision(had.Decision)
+				now, _ := out.Ruleset.Decision(has.Decision)
+				if had.Code != bocage.ReasonQuarantine && (!sameAuthors(old.By, now.By) || !atLeast(old.Duties, now.Duties) || !atLeast(now.Duties, old.Duties)) {
+					t.Fatalf("%s at %s: before %v owing %+v, now %v owing %+v\n%s", f, f.At.Sub(policytest.Now), old.By, old.Duties, now.By, now.Duties, policytest.Describe(in))
+				}
+			})
+		}
+	})
+}
+
+// TestDrawnObjectsCount keeps the generators honest: nearly all that they make is
+// valid, or the other tests would test little.
+func TestDrawnObjectsCount(t *testing.T) {
+	objects, faults := 0, 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		objects += len(in.Guardrails) + len(in.Exceptions) + len(in.Responses) + len(in.NetworkPolicies) + len(in.ClusterNetworkPolicies) + len(in.Applications)
+		faults += len(compile.Compile(in).Faults)
+	})
+	if faults*5 > objects {
+		t.Errorf("%d faults in %d objects", faults, objects)
+	}
 }
 
 // TestCutsAgree compares the rulesets of the source's and the destination's host
