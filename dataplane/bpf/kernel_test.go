@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 
 	"bocage.dev/bocage/host/hosttest"
@@ -194,6 +195,58 @@ func TestRootProgramsStaySmall(t *testing.T) {
 		t.Logf("%s: %d instructions verified", name, verified)
 		if verified > limits[name] {
 			t.Errorf("%s: the verifier went through %d instructions, more than %d", name, verified, limits[name])
+		}
+	}
+}
+
+// The deepest chain of calls fits the kernel's 512 bytes, also where each frame is
+// rounded up to 32 bytes, as kernels before 6.8 do.
+func TestStackFits(t *testing.T) {
+	const room, frame = 512, 32
+	spec, err := LoadKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, program := range spec.Programs {
+		depths, calls := map[string]int{}, map[string][]string{}
+		at := ""
+		copied := map[asm.Register]bool{} // registers that hold the frame pointer
+		for _, ins := range program.Instructions {
+			if symbol := ins.Symbol(); symbol != "" && !strings.HasPrefix(symbol, "LBB") {
+				at, depths[symbol], copied = symbol, max(depths[symbol], 1), map[asm.Register]bool{}
+			}
+			deeper := func(n int) {
+				depths[at] = max(depths[at], -n)
+			}
+			switch {
+			case ins.IsFunctionCall():
+				calls[at] = append(calls[at], ins.Reference())
+			case ins.OpCode.Class() == asm.ALU64Class && ins.OpCode.ALUOp() == asm.Mov && ins.Src == asm.RFP:
+				copied[ins.Dst] = true
+			case ins.OpCode.Class() == asm.ALU64Class && ins.OpCode.ALUOp() == asm.Add && copied[ins.Dst]:
+				deeper(int(ins.Constant))
+				delete(copied, ins.Dst)
+			case ins.Dst == asm.RFP || ins.Src == asm.RFP:
+				deeper(int(ins.Offset))
+			}
+		}
+		var deepest func(function string) (int, string)
+		deepest = func(function string) (int, string) {
+			below, path := 0, ""
+			for _, callee := range calls[function] {
+				if depth, way := deepest(callee); depth > below {
+					below, path = depth, way
+				}
+			}
+			return (depths[function]+frame-1)/frame*frame + below, function + " " + path
+		}
+		depth, path := deepest(program.Instructions[0].Symbol())
+		t.Logf("%s: %d bytes by %s", name, depth, path)
+		if depth > room {
+			t.Errorf("%s: %d bytes of stack by %s, more than %d", name, depth, path, room)
+		}
+		if name == "from_workload" && depth < 200 {
+			t.Errorf("%s: %d bytes of stack: this test has lost its way", name, depth)
 		}
 	}
 }
