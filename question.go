@@ -17,6 +17,9 @@ type ExplainQuery struct {
 	At time.Time `json:"at,omitzero"`
 	// Generation is a kept generation to decide under; 0 is the one in force.
 	Generation uint64 `json:"generation,omitempty"`
+	// Decision is the one that a recorded event carries: the answer tells what it
+	// said. 0 is none.
+	Decision DecisionID `json:"decision,omitempty"`
 }
 
 // FlowsQuery asks for flows that enforcement points reported. Empty parts match
@@ -247,11 +250,13 @@ type ReachChange struct {
 	By Ref `json:"by"`
 }
 
-// ApplyResult is what became of objects that were applied together: all of them
-// or none.
+// ApplyResult is what became of objects that were applied together. Either all
+// are valid, or nothing is written. What the store takes in one write is written
+// at once or not at all; more than that is written in parts.
 type ApplyResult struct {
 	DryRun bool `json:"dryRun,omitempty"`
-	// Faults are those of all objects. With any, nothing was applied.
+	// Faults are those of all objects, or why a part could not be written. Without
+	// Objects beside them, nothing was applied.
 	Faults  Faults          `json:"faults,omitempty"`
 	Objects []AppliedObject `json:"objects,omitempty"`
 }
@@ -261,8 +266,9 @@ type AppliedObject struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
-	// Outcome is created, configured or unchanged.
+	// Outcome is created, configured or unchanged; pending if a part that could
+	// not be written held it.
 	Outcome string `json:"outcome"`
 	// Object is the outcome itself.
-	Object json.RawMessage `json:"object"`
+	Object json.RawMessage `json:"object,omitempty"`
 }

@@ -66,7 +66,7 @@ func (c *call) declared() ([]manifest.Document, bocage.Faults, error) {
 	if namespace == "" {
 		namespace = "default"
 	}
-	documents, faults := manifest.Reader{Namespace: namespace}.Read(c.query.Get("name"), data)
+	documents, faults := manifest.Reader{Namespace: namespace, MaxBytes: maxApplyBody}.Read(c.query.Get("name"), data)
 	return documents, faults, nil
 }
 

@@ -114,7 +114,11 @@ func (s *Server) serve(c *call) error {
 	if err := s.unhurried("from " + from); err != nil {
 		return err
 	}
-	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, maxBody)
+	most := int64(maxBody)
+	if c.manyObjects() {
+		most = maxApplyBody
+	}
+	c.r.Body = http.MaxBytesReader(c.w, c.r.Body, most)
 	var err error
 	if c.person, err = s.authenticate(c.r); err != nil {
 		if login, ok := s.isLogin(c.r); ok {
@@ -144,9 +148,22 @@ func (s *Server) serve(c *call) error {
 	return s.bounded(c, s.serveResource)
 }
 
+// manyObjects reports whether a request carries as many objects as it likes.
+func (c *call) manyObjects() bool {
+	switch c.r.URL.Path {
+	case functionsPath + "/apply", functionsPath + "/plan", functionsPath + "/test":
+		return true
+	}
+	return false
+}
+
 // bounded runs a request that ends by itself, within a time and a number.
 func (s *Server) bounded(c *call, serve func(*call) error) error {
-	ctx, cancel := context.WithTimeout(c.r.Context(), requestLimit)
+	limit := requestLimit
+	if c.manyObjects() {
+		limit = applyLimit
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), limit)
 	defer cancel()
 	c.r = c.r.WithContext(ctx)
 	wait, cancelWait := context.WithTimeout(ctx, time.Second)

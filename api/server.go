@@ -23,10 +23,12 @@ import (
 // Limits that hold for every server.
 const (
 	maxBody         = 10 << 20
+	maxApplyBody    = 64 << 20 // of many objects
 	readHeaderLimit = 10 * time.Second
 	readLimit       = time.Minute // for a request's body
 	idleLimit       = 2 * time.Minute
-	requestLimit    = time.Minute // for an answer, watches and followed flows apart
+	requestLimit    = time.Minute     // for an answer, watches and followed flows apart
+	applyLimit      = 5 * time.Minute // for many objects
 	writeLimit      = 10 * time.Second
 	shutdownLimit   = 5 * time.Second
 	maxHeaderBytes  = 64 << 10

@@ -29,6 +29,8 @@ const (
 	functionsPath = "/apis/functions." + bocage.APIVersion
 	// maxAnswer bounds one answer, watches and flows apart.
 	maxAnswer = 1 << 30
+	// manyTimeout is the least time that a request with many objects has.
+	manyTimeout = 6 * time.Minute
 	// maxLine bounds one event of a watch.
 	maxLine = 16 << 20
 )
@@ -96,6 +98,8 @@ type Error struct {
 	Message string
 	// Faults are all that was wrong with the request.
 	Faults bocage.Faults
+
+	applied []bocage.AppliedObject // of an apply that ended halfway
 }
 
 func (e *Error) Error() string {
@@ -132,13 +136,18 @@ type request struct {
 	body         []byte
 	accept       string
 	stream       bool // the answer has no end by itself
+	many         bool // it carries many objects, which take their time
 }
 
 // open sends a request and returns the answer's body if it is a success.
 func (c *Client) open(ctx context.Context, r request) (io.ReadCloser, error) {
 	cancel := func() {}
 	if !r.stream {
-		ctx, cancel = context.WithTimeout(ctx, c.config.Timeout)
+		limit := c.config.Timeout
+		if r.many {
+			limit = max(limit, manyTimeout)
+		}
+		ctx, cancel = context.WithTimeout(ctx, limit)
 	}
 	target := c.base + r.path
 	if len(r.query) > 0 {
@@ -212,8 +221,9 @@ type status struct {
 			Message string `json:"message"`
 		} `json:"causes"`
 	} `json:"details"`
-	// Faults are those of a bocage.ApplyResult, which is no Status.
-	Faults bocage.Faults `json:"faults"`
+	// Faults and Objects are those of a bocage.ApplyResult, which is no Status.
+	Faults  bocage.Faults          `json:"faults"`
+	Objects []bocage.AppliedObject `json:"objects"`
 }
 
 func (s status) err() *Error {
@@ -227,13 +237,13 @@ func (s status) err() *Error {
 }
 
 func readError(answer *http.Response) error {
-	data, err := io.ReadAll(io.LimitReader(answer.Body, maxLine))
+	data, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	if err != nil {
 		return fmt.Errorf("read the controller's answer: %w", err)
 	}
 	var s status
 	if json.Unmarshal(data, &s) == nil && len(s.Faults) > 0 {
-		return &Error{Code: answer.StatusCode, Reason: ReasonInvalid, Message: "nothing was applied", Faults: s.Faults}
+		return &Error{Code: answer.StatusCode, Reason: ReasonInvalid, Message: "not everything was applied", Faults: s.Faults, applied: s.Objects}
 	}
 	if s.Kind != "Status" {
 		text := strings.TrimSpace(string(data[:min(len(data), 500)]))

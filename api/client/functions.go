@@ -17,17 +17,21 @@ import (
 	"bocage.dev/bocage/manifest"
 )
 
-// Apply declares documents together: all of them are stored, or none is and the
-// error holds every fault of every document, with its file and line.
+// Apply declares documents together. All of them are valid, or nothing is stored
+// and the error holds every fault of every document, with its file and line. What
+// the store takes in one write (about a thousand objects) is stored at once or
+// not at all; more than that goes in parts, and if one of them cannot be written,
+// the result beside the error says of each object whether it was.
 func (c *Client) Apply(ctx context.Context, documents []manifest.Document, options WriteOptions) (bocage.ApplyResult, error) {
 	var result bocage.ApplyResult
 	err := c.do(ctx, request{
 		method: http.MethodPost, path: functionsPath + "/apply", query: options.query(),
-		contentType: "application/json", body: linesOf(documents),
+		contentType: "application/json", body: linesOf(documents), many: true,
 	}, &result)
 	var e *Error
 	if errors.As(err, &e) {
 		e.Faults = placed(e.Faults, documents)
+		result.Objects = e.applied
 	}
 	return result, err
 }
@@ -37,7 +41,7 @@ func (c *Client) Apply(ctx context.Context, documents []manifest.Document, optio
 func (c *Client) Plan(ctx context.Context, documents []manifest.Document) (bocage.PlanResult, error) {
 	var result bocage.PlanResult
 	err := c.do(ctx, request{
-		method: http.MethodPost, path: functionsPath + "/plan", contentType: "application/json", body: linesOf(documents),
+		method: http.MethodPost, path: functionsPath + "/plan", contentType: "application/json", body: linesOf(documents), many: true,
 	}, &result)
 	result.Faults = placed(result.Faults, documents)
 	var e *Error
@@ -75,7 +79,7 @@ func (c *Client) PlanChanges(ctx context.Context, applied, deleted []manifest.Do
 func (c *Client) Test(ctx context.Context, documents []manifest.Document) ([]bocage.TestResult, error) {
 	var results []bocage.TestResult
 	err := c.do(ctx, request{
-		method: http.MethodPost, path: functionsPath + "/test", contentType: "application/json", body: linesOf(documents),
+		method: http.MethodPost, path: functionsPath + "/test", contentType: "application/json", body: linesOf(documents), many: true,
 	}, &results)
 	var e *Error
 	if errors.As(err, &e) {
