@@ -42,7 +42,8 @@ const (
 type kubeAction uint8
 
 const (
-	kubeDefault kubeAction = iota // there are Pods: what nobody decides is accepted
+	kubePods    kubeAction = iota // an end of which nothing else is said is a Pod, not outside
+	kubePod                       // this end is a Pod: what nobody decides is accepted
 	kubePlain                     // this end is a workload, but no Pod: it is not
 	kubeOutside                   // this end is no workload: it has no policies
 	kubeAccept
@@ -83,59 +84,61 @@ const (
 // destination's counts as the one that does, so that a closed destination is
 // closed by the same authors to everyone.
 func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref) {
-	outside := [2]bool{kubeIs(covering, false, kubeOutside), kubeIs(covering, true, kubeOutside)}
-	if len(covering) == 0 || outside[0] && outside[1] {
+	if len(covering) == 0 {
 		return kubeSilent, nil
 	}
-	egress, source := kubeEnd(covering, false, outside)
-	ingress, destination := kubeEnd(covering, true, outside)
+	source, destination := natureOf(covering, false), natureOf(covering, true)
+	if source == kubeOutside && destination == kubeOutside {
+		return kubeSilent, nil
+	}
+	egress, byEgress := kubeEnd(covering, false, source, destination)
+	ingress, byIngress := kubeEnd(covering, true, destination, source)
 	switch {
 	case egress == endRefuses || ingress == endRefuses:
 		var by []bocage.Ref
 		if egress == endRefuses {
-			by = append(by, source...)
+			by = append(by, byEgress...)
 		}
 		if ingress == endRefuses {
-			by = append(by, destination...)
+			by = append(by, byIngress...)
 		}
 		return kubeRefuses, by
 	case ingress == endWithholds:
-		return kubeWithholds, destination
+		return kubeWithholds, byIngress
 	case egress == endWithholds:
-		return kubeWithholds, source
+		return kubeWithholds, byEgress
 	case egress == endAccepts || ingress == endAccepts || egress == endDefault && ingress == endDefault:
-		return kubeAllows, slices.Concat(source, destination)
+		return kubeAllows, slices.Concat(byEgress, byIngress)
 	}
 	return kubeSilent, nil
 }
 
-// kubeIs reports whether an end was stated to be something.
-func kubeIs(covering []*statement, ingress bool, what kubeAction) bool {
-	return slices.ContainsFunc(covering, func(s *statement) bool {
-		return s.kube.tier == kubeEnds && s.kube.ingress == ingress && s.kube.action == what
-	})
+// natureOf tells what an end is: kubePod, kubePlain or kubeOutside.
+func natureOf(covering []*statement, ingress bool) kubeAction {
+	unsaid := kubeOutside
+	for _, s := range covering {
+		switch r := s.kube; {
+		case r.tier != kubeEnds:
+		case r.action == kubePods:
+			unsaid = kubePod
+		case r.ingress == ingress:
+			return r.action
+		}
+	}
+	return unsaid
 }
 
 // kubeEnd goes through the tiers of one end.
-func kubeEnd(covering []*statement, ingress bool, outside [2]bool) (kubeOutcome, []bocage.Ref) {
-	here, there := 0, 1
-	if ingress {
-		here, there = 1, 0
-	}
-	if outside[here] {
+func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeOutcome, []bocage.Ref) {
+	if here == kubeOutside {
 		return endDefault, nil
 	}
 	var isolating []*statement
 	var accepting []*statement
 	var admin, baseline *statement // the first that matches
-	pods := false
 	for _, s := range covering {
 		r := s.kube
-		if r.tier == kubeEnds {
-			pods = pods || r.action == kubeDefault
-			continue
-		}
-		if r.ingress != ingress || r.among && outside[there] {
+		if r.tier == kubeEnds || r.ingress != ingress || r.among && there == kubeOutside {
 			continue
 		}
 		switch {
@@ -162,7 +165,7 @@ func kubeEnd(covering []*statement, ingress bool, outside [2]bool) (kubeOutcome,
 		return endAccepts, baseline.by
 	case baseline != nil && baseline.kube.action == kubeDeny:
 		return endWithholds, baseline.by
-	case pods && !kubeIs(covering, ingress, kubePlain):
+	case here == kubePod:
 		return endDefault, nil
 	}
 	return endUndecided, nil
@@ -184,27 +187,34 @@ func (c *compiler) stateKubernetes() {
 	if len(pods) == 0 && len(c.in.networkPolicies) == 0 && len(c.in.clusterNetworkPolicies) == 0 {
 		return
 	}
-	c.stateEnds(pods, others)
-	isolated := c.stateNetworkPolicies()
-	c.stateOwnNodes(isolated)
+	in, out := c.stateNetworkPolicies()
+	c.stateOwnNodes(in)
 	c.stateClusterNetworkPolicies()
+	c.stateEnds(pods, others, len(in), len(out))
 }
 
-// stateEnds states what the ends of cells are.
-func (c *compiler) stateEnds(pods, others []int32) {
-	is := func(list side, what kubeAction) {
-		c.state(statement{kind: kube, from: list, to: side{any: true}, ports: everything, kube: &kubeRule{action: what}})
-		c.state(statement{kind: kube, from: side{any: true}, to: list, ports: everything, kube: &kubeRule{action: what, ingress: true}})
+// stateEnds states what the ends of cells are. Whoever is not named is a Pod or
+// outside the inventory, whichever takes fewer rules: where anyone may reach
+// anyone, the pairs of those outside, who may not, need a rule each; where Pods
+// alone are open, those that egress is isolated from need one towards each. in
+// and out are how many groups are isolated from what comes in and what goes out.
+func (c *compiler) stateEnds(pods, others []int32, in, out int) {
+	is := func(list []int32, what kubeAction) {
+		c.state(statement{kind: kube, from: side{list: list}, to: side{any: true}, ports: everything, kube: &kubeRule{action: what}})
+		c.state(statement{kind: kube, from: side{any: true}, to: side{list: list}, ports: everything, kube: &kubeRule{action: what, ingress: true}})
 	}
-	outside := make([]int32, c.pop.workloads)
-	for i := range outside {
-		outside[i] = int32(i)
+	is(others, kubePlain)
+	outside := c.pop.workloads
+	if outside*outside > out*max(len(pods)-in, 0)+len(others)*len(pods) {
+		is(pods, kubePod)
+		return
 	}
-	is(side{list: outside}, kubeOutside)
-	if len(pods) > 0 {
-		c.state(statement{kind: kube, from: side{any: true}, to: side{any: true}, ports: everything, kube: &kubeRule{action: kubeDefault}})
-		is(side{list: others}, kubePlain)
+	list := make([]int32, outside)
+	for i := range list {
+		list[i] = int32(i)
 	}
+	is(list, kubeOutside)
+	c.state(statement{kind: kube, from: side{any: true}, to: side{any: true}, ports: everything, kube: &kubeRule{action: kubePods}})
 }
 
 // stateKube states a rule about flows between its subject and its peers.
@@ -260,8 +270,9 @@ func (c *compiler) stateKubeRule(rule kubeRule, subject side, peers kubePeers, n
 type kubePortName struct{ name, protocol string }
 
 // stateNetworkPolicies states isolation and what the rules allow. It returns the
-// groups of workloads that some policy isolates from what comes in.
-func (c *compiler) stateNetworkPolicies() (isolated []int32) {
+// groups of workloads that some policy isolates from what comes in, and from what
+// goes out.
+func (c *compiler) stateNetworkPolicies() (in, out []int32) {
 	rank := 0
 	for _, p := range c.in.networkPolicies {
 		subject := side{list: c.pop.match([]string{p.Namespace}, &p.Spec.PodSelector)}
@@ -271,7 +282,7 @@ func (c *compiler) stateNetworkPolicies() (isolated []int32) {
 		}
 		by := Ref("NetworkPolicy", p, "spec.podSelector")
 		if networkPolicyIs(p, bocage.PolicyTypeIngress) {
-			isolated = append(isolated, subject.list...)
+			in = append(in, subject.list...)
 			c.stateKube(kubeRule{ingress: true, tier: kubeNetwork, action: kubeIsolate, rank: rank}, subject, side{any: true}, everything, by)
 			for i, r := range p.Spec.Ingress {
 				rank++
@@ -282,6 +293,7 @@ func (c *compiler) stateNetworkPolicies() (isolated []int32) {
 		}
 		if networkPolicyIs(p, bocage.PolicyTypeEgress) {
 			rank++
+			out = append(out, subject.list...)
 			c.stateKube(kubeRule{tier: kubeNetwork, action: kubeIsolate, rank: rank}, subject, side{any: true}, everything, by)
 			for i, r := range p.Spec.Egress {
 				rank++
@@ -292,8 +304,7 @@ func (c *compiler) stateNetworkPolicies() (isolated []int32) {
 		}
 		rank++
 	}
-	slices.Sort(isolated)
-	return slices.Compact(isolated)
+	return sortedOnce(in), sortedOnce(out)
 }
 
 // networkPolicyIs reports whether the policy is about a direction. By default it
