@@ -3,7 +3,7 @@
 //
 // It promises that an error keeps every fault that the server found, with field
 // paths, and with file and line where the object came from a file. It retries
-// nothing but a watch that broke, and keeps no cache.
+// nothing but a watch that broke, and keeps no copy but an [Informer]'s.
 package client
 
 import (
