@@ -26,12 +26,11 @@ type Ruleset struct {
 	// Rules are the cells that differ from the default, in the order of
 	// CompareRules. Ranges of equal From, To and Protocol never overlap.
 	Rules []Rule `json:"rules"`
-	// Reasons say more precisely why cells are refused that rules of the last
-	// kinds (any source, any destination, any pair) or the default refuse: the
-	// verdict, the duties and the end are the same. They are rules between classes
-	// of groups, so that a guardrail between two halves of a site does not become a
-	// rule for every pair. They come after the exact pairs. Whoever only asks for
-	// verdicts may pass over them.
+	// Reasons say more precisely why cells are refused that rules with a wildcard or
+	// the default refuse anyhow, and whether by drop or by reject. They are rules
+	// between classes of groups, so that a guardrail between two halves of a site
+	// does not become a rule for every pair. They come after the exact pairs.
+	// Whoever only asks what is let through may pass over them.
 	Reasons []Rule `json:"reasons,omitempty"`
 	// Decisions explains every id that rules and refusals carry, sorted by id.
 	Decisions []Decision `json:"decisions"`

@@ -8,13 +8,13 @@ import (
 )
 
 // Broad statements are held against classes: subjects that the same broad
-// statements name are one at that side. Classes that differ only in who states
-// the same things towards anyone are coarsely one: a thousand namespaces that are
-// each closed by a policy of their own are closed alike.
+// statements name are one at that side. Classes whose refusals are alike are
+// coarsely one: a thousand namespaces that are each closed by a policy of their
+// own are closed alike.
 
-// mostSpelled is how many subjects a coarse class may have before the refusals
-// between two such classes are no longer spelled out pair by pair: see relate.
-const mostSpelled = 31
+// mostSpelled is how many subjects a site may have before the refusals of broad
+// statements are no longer spelled out pair by pair: see relate.
+const mostSpelled = 256
 
 // classes divides the subjects at one side of flows.
 type classes struct {
@@ -33,23 +33,23 @@ type class struct {
 	patch   int32 // that, over what the open ones come to
 }
 
-// coarse is classes that are closed alike: what their broad statements say is the
-// same, though others may say it. Where no broad statement may allow anything,
-// weak ones are left out of it.
+// coarse is classes whose statements that are not weak say the same, though
+// others may say it.
 type coarse struct {
 	classes []int32
-	size    int   // subjects
-	strong  bool  // has a wide statement that is not weak
 	leader  int32 // the member with the lowest group number: it stands for all
+	wide    []int32
+	named   []int32 // statements that are not weak
+	table   int32   // what open and wide statements come to that are not weak
+	patch   int32   // that, over what the open ones come to
 }
 
 type classPair struct{ from, to int32 }
 
 // base is what pairs of two classes have in common.
 type base struct {
-	about   []int32 // broad statements, sorted
-	below   int32   // table under the rules of the pair itself
-	relaxed bool
+	about []int32 // broad statements, sorted
+	below int32   // table under the rules of the pair itself
 }
 
 // shape is a statement without its sides and authors.
@@ -88,7 +88,8 @@ func (g *grid) classify() {
 	}
 	g.openTable = g.tableOf(g.open)
 	g.openPatch = g.tables.over(g.openTable, g.bottom)
-	g.opens = slices.ContainsFunc(g.broad, func(i int32) bool { return g.c.statements[i].mayAllow() })
+	g.openStrong = g.strong(g.open)
+	g.relaxed = len(g.c.pop.subjects) > g.c.spelled
 	shapes := map[shape]uint32{}
 	g.sources = g.divide(shapes, func(s *statement) (own, other side) { return s.from, s.to })
 	g.targets = g.divide(shapes, func(s *statement) (own, other side) { return s.to, s.from })
@@ -99,7 +100,17 @@ func (g *grid) classify() {
 			g.relate(int32(from), int32(to))
 		}
 	}
-	clear(g.bases) // below them there may be reasons now
+}
+
+// strong returns the statements that are not weak.
+func (g *grid) strong(statements []int32) []int32 {
+	var out []int32
+	for _, i := range statements {
+		if !g.c.statements[i].weak() {
+			out = append(out, i)
+		}
+	}
+	return out
 }
 
 // divide puts the subjects into classes.
@@ -144,52 +155,46 @@ func (g *grid) divide(shapes map[shape]uint32, sides func(*statement) (own, othe
 	}
 	byKey := map[string]int32{}
 	var key []byte
-	var wide []uint32
+	var numbers []uint32
 	for i := range out.list {
 		class := &out.list[i]
 		class.table = g.tableOf(merged(g.open, class.wide))
 		class.patch = g.tables.over(class.table, g.openTable)
-		key, wide = key[:0], wide[:0]
-		strong := false
-		for _, n := range class.named {
-			if s := &g.c.statements[n]; g.opens || !s.weak() {
-				key = binary.LittleEndian.AppendUint32(key, uint32(n))
-			}
-		}
-		for _, n := range class.wide {
-			s := &g.c.statements[n]
-			if s.weak() && !g.opens {
-				continue
-			}
-			strong = true
-			shape := s.shape()
+		named, wide := g.strong(class.named), g.strong(class.wide)
+		key, numbers = appendNumbers(key[:0], named), numbers[:0]
+		for _, n := range wide {
+			shape := g.c.statements[n].shape()
 			number, known := shapes[shape]
 			if !known {
 				number = uint32(len(shapes))
 				shapes[shape] = number
 			}
-			wide = append(wide, number)
+			numbers = append(numbers, number)
 		}
-		slices.Sort(wide)
+		slices.Sort(numbers)
 		key = append(key, 255, 255, 255, 255)
-		for _, number := range slices.Compact(wide) {
+		for _, number := range slices.Compact(numbers) {
 			key = binary.LittleEndian.AppendUint32(key, number)
 		}
 		at, known := byKey[string(key)]
 		if !known {
 			at = int32(len(out.coarse))
 			byKey[string(key)] = at
-			out.coarse = append(out.coarse, coarse{strong: strong, leader: class.members[0]})
+			out.coarse = append(out.coarse, coarse{leader: class.members[0], named: named})
 		}
 		class.coarse = at
 		group := &out.coarse[at]
 		group.classes = append(group.classes, int32(i))
-		group.size += len(class.members)
 		for _, s := range class.members {
-			if g.c.pop.subjects[s].group < g.c.pop.subjects[group.leader].group {
-				group.leader = s
+			if s == class.members[0] && !known || g.c.pop.subjects[s].group < g.c.pop.subjects[group.leader].group {
+				group.leader, group.wide = s, wide
 			}
 		}
+	}
+	for i := range out.coarse {
+		group := &out.coarse[i]
+		group.table = g.tableOf(merged(g.openStrong, group.wide))
+		group.patch = g.tables.over(group.table, g.tableOf(g.openStrong))
 	}
 	return out
 }
@@ -202,61 +207,75 @@ func scramble(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// relate finds what pairs of two coarse classes need over what lies below:
+// relate finds what pairs of two coarse classes need over what lies below.
 //
-//   - Where nothing is let through, one pair stands for all. Between large
-//     classes, refusals that differ only in who refuses are left as they are, and
-//     those that differ only in why become reasons, which are looked up by class;
-//     so the number of rules does not grow with the product of the classes.
-//   - Everything else is spelled out, pair by pair.
+// In small sites, everything is spelled out, pair by pair. In others the number of
+// rules must not grow with the product of the classes where nothing is let
+// through anyhow. There, weak statements do not count and one pair stands for
+// all: refusals that differ only in who refuses are left as they are, and those
+// that differ only in why become reasons, which are looked up by class. What is
+// let through, by the rules or by what lies below, is spelled out.
 func (g *grid) relate(from, to int32) {
 	f, t := &g.sources.coarse[from], &g.targets.coarse[to]
-	one := classPair{g.sources.of[f.leader], g.targets.of[t.leader]}
-	if !(f.strong && t.strong) && !g.meet(one) {
-		return // what lies below knows all of it
-	}
-	b := g.baseOf(one.from, one.to)
-	truth := g.tableOf(b.about)
-	if !b.relaxed || g.opens && (g.allows(truth) || g.allows(b.below)) {
+	if !g.relaxed {
 		g.spellOut(f, t)
 		return
 	}
-	if truth == b.below {
-		return
+	shared := intersect(f.named, t.named)
+	truth := g.tableOf(merged(g.openStrong, f.wide, t.wide, shared))
+	below := g.tables.lay(t.patch, f.table)
+	spell := g.allows(truth) || g.allows(below) || g.allows(t.table)
+	if len(shared) > 0 || len(f.wide) > 0 && len(t.wide) > 0 {
+		refined := g.refine(truth, below, t.table)
+		if patch := g.tables.over(refined, below); patch != 0 {
+			g.reasons[classPair{from, to}] = patch
+		}
+		spell = spell || g.patch(truth, refined) != 0
 	}
-	refined := g.tables.intern(choose(g.tables.list[truth], g.tables.list[b.below], func(x, y int32) int32 {
-		if g.like(x).effect == g.like(y).effect && !g.alike(x, y) {
+	if spell {
+		g.spellOut(f, t)
+	}
+}
+
+// refine returns the table below with the better reasons of another, where both
+// refuse to the same effect and no weak statement can have a say: where the
+// target's own table refuses too.
+func (g *grid) refine(truth, below, target int32) int32 {
+	list := g.tables.list
+	refusing := choose(list[below], list[target], func(x, y int32) int32 {
+		if g.like(x).allows || g.like(y).allows {
+			return unset
+		}
+		return x
+	})
+	better := choose(list[truth], refusing, func(x, y int32) int32 {
+		if y != unset && g.like(x).effect == g.like(y).effect && !g.alike(x, y) {
 			return x
 		}
-		return y
+		return unset
+	})
+	return g.tables.intern(choose(better, list[below], func(x, y int32) int32 {
+		if x == unset {
+			return y
+		}
+		return x
 	}))
-	if patch := g.tables.over(refined, b.below); patch != 0 {
-		g.reasons[classPair{from, to}] = patch
-	}
-	if g.patch(truth, refined, true) != 0 {
-		clear(g.bases) // of these two, they lie over the reasons from now on
-		g.spellOut(f, t)
-	}
 }
 
 // spellOut finds the patches of all exact classes of two coarse ones.
 func (g *grid) spellOut(f, t *coarse) {
 	for _, from := range f.classes {
 		for _, to := range t.classes {
+			source, target := &g.sources.list[from], &g.targets.list[to]
+			if (len(source.wide) == 0 || len(target.wide) == 0) && !meet(source.named, target.named) {
+				continue // what lies below knows all of it
+			}
 			b := g.baseOf(from, to)
-			if patch := g.patch(g.tableOf(b.about), b.below, b.relaxed); patch != 0 {
+			if patch := g.patch(g.tableOf(b.about), b.below); patch != 0 {
 				g.explicit[classPair{from, to}] = patch
 			}
 		}
 	}
-}
-
-// meet reports whether a statement between two named sides that counts holds for
-// two classes.
-func (g *grid) meet(pair classPair) bool {
-	return slices.ContainsFunc(intersect(g.sources.list[pair.from].named, g.targets.list[pair.to].named), func(i int32) bool {
-		return g.opens || !g.c.statements[i].weak()
-	})
 }
 
 // baseOf returns what pairs of two classes have in common.
@@ -269,8 +288,35 @@ func (g *grid) baseOf(from, to int32) base {
 	source, target := &g.sources.list[from], &g.targets.list[to]
 	b.about = merged(g.open, source.wide, target.wide, intersect(source.named, target.named))
 	b.below = g.tables.lay(target.patch, source.table)
-	b.relaxed = g.sources.coarse[source.coarse].size > g.c.spelled && g.targets.coarse[target.coarse].size > g.c.spelled
-	b.below = g.tables.lay(g.reasons[classPair{source.coarse, target.coarse}], b.below)
+	if reason := g.reasons[classPair{source.coarse, target.coarse}]; reason != 0 {
+		// Whoever passes over reasons must find the same effect all the same: where
+		// they would hide another one, the pair has to say it.
+		bare := b.below
+		b.below = g.tables.intern(choose(g.tables.list[g.tables.lay(reason, bare)], g.tables.list[bare], func(x, y int32) int32 {
+			if x == y || g.like(x).effect == g.like(y).effect {
+				return x
+			}
+			return hidden
+		}))
+	}
 	g.bases[pair] = b
 	return b
+}
+
+// hidden stands for what two readers of the rules would not read alike.
+const hidden = -2
+
+// meet reports whether two sorted lists share something.
+func meet(a, b []int32) bool {
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		switch {
+		case a[i] == b[j]:
+			return true
+		case a[i] < b[j]:
+			i++
+		default:
+			j++
+		}
+	}
+	return false
 }

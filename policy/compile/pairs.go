@@ -51,12 +51,13 @@ type grid struct {
 	c       *compiler
 	tables  *tables
 	open    []int32     // broad statements from anyone to anyone
+	relaxed bool        // refusals that differ only in who refuses are left as they are
 	broad   []int32     // all broad statements
-	opens   bool        // some broad statement may allow
 	rows    [][]mention // by source
 	results [][]result  // by source
 
 	bottom, openTable, openPatch int32
+	openStrong                   []int32
 
 	sources, targets classes
 	reasons          map[classPair]int32 // patches, by coarse classes
@@ -154,7 +155,7 @@ func (g *grid) evaluate(from, to int32, mentions []mention) int32 {
 		g.about = append(g.about, m.statement)
 	}
 	slices.Sort(g.about)
-	return g.patch(g.tableOf(g.about), b.below, b.relaxed)
+	return g.patch(g.tableOf(g.about), b.below)
 }
 
 // tableOf decides every cell of a pair that the statements are about.
@@ -170,21 +171,20 @@ func (g *grid) tableOf(about []int32) int32 {
 	return i
 }
 
-// patch returns what rules have to say over what lies below. relaxed leaves
-// refusals as they are that differ only in who refuses.
-func (g *grid) patch(want, below int32, relaxed bool) int32 {
+// patch returns what rules have to say over what lies below.
+func (g *grid) patch(want, below int32) int32 {
 	if want == below {
 		return 0
 	}
 	t := g.tables
-	if !relaxed {
+	if !g.relaxed {
 		return t.over(want, below)
 	}
 	key := patching{want, below, true}
 	i, known := t.patched[key]
 	if !known {
 		wanted := choose(t.list[want], t.list[below], func(x, y int32) int32 {
-			if g.alike(x, y) {
+			if y != hidden && g.alike(x, y) {
 				return y
 			}
 			return x
@@ -209,7 +209,7 @@ type face struct {
 // likeness says which decisions are the same to whom they refuse.
 type likeness struct {
 	face   int32 // authors apart
-	effect int32 // authors and code apart
+	effect int32 // authors and code apart, and whether the refused are told
 	allows bool  // now or later
 }
 
@@ -221,6 +221,9 @@ func (g *grid) like(decision int32) likeness {
 		f := face{verdict: d.verdict, code: d.code, log: d.log, duties: d.duties, then: unset, decision: unset}
 		e := f
 		e.code = bocage.ReasonNone
+		if e.verdict == bocage.VerdictReject {
+			e.verdict = bocage.VerdictDrop
+		}
 		if d.then != unset { // successors have lower numbers
 			next := g.likeness[d.then]
 			f.until, f.then = d.until.UnixNano(), next.face
