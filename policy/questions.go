@@ -4,28 +4,83 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
+	"bocage.dev/bocage/policy/simulate"
 )
 
 // ErrNoPolicy means that nothing was compiled yet.
 var ErrNoPolicy = errors.New("no policy was compiled yet: try again in a moment")
 
-// Explain answers why a flow gets its verdict under the policy in force.
+// Explain answers why a flow gets its verdict under the policy in force, or under
+// a kept generation; or why a recorded event got the one that it carries.
 func (p *Policy) Explain(_ context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
 	o := p.inForce()
 	if o == nil {
 		return bocage.Explanation{}, ErrNoPolicy
 	}
+	forgotten := false
+	if q.Generation != 0 && q.Generation != o.number {
+		if kept := p.kept(q.Generation); kept != nil {
+			o = kept
+		} else {
+			forgotten = true
+		}
+	}
+	recorded, known := o.output.Ruleset.Decision(q.Decision)
+	if !known {
+		recorded, known = p.Decision(uint32(q.Generation), q.Decision)
+	}
+	switch {
+	case q.Decision != 0 && !known:
+		return bocage.Explanation{}, fmt.Errorf("decision %s is not known any more: ask without it, to be told what is decided now", q.Decision)
+	case forgotten && !known:
+		return bocage.Explanation{}, fmt.Errorf("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
+	}
 	f, err := o.flow(q)
 	if err != nil {
 		return bocage.Explanation{}, err
 	}
-	return o.judge().Explain(o.output.Ruleset, f), nil
+	e := o.explain(f)
+	if known {
+		tell(&e, recorded, forgotten, q.Generation)
+	}
+	return e, nil
+}
+
+// explain explains a flow at its own moment. What is compiled holds until
+// something begins or ends; for another moment the same objects are compiled anew.
+func (o *outcome) explain(f bocage.Flow) bocage.Explanation {
+	expires := o.output.Expires
+	if !f.At.Before(o.input.Now) && (expires.IsZero() || f.At.Before(expires)) {
+		return o.judge().Explain(o.output.Ruleset, f)
+	}
+	in := o.input
+	in.Now, in.Generation = f.At, o.number
+	return explain.NewJudge(in).Explain(compile.Compile(in).Ruleset, f)
+}
+
+// tell has an explanation say what a recorded event was decided by. Where that is
+// not what the generation decides, both are told.
+func tell(e *bocage.Explanation, recorded bocage.Decision, forgotten bool, generation uint64) {
+	if e.Reason.Decision == recorded.ID && !forgotten {
+		return
+	}
+	layer := bocage.Layer{Name: "recorded", By: recorded.By,
+		Result: fmt.Sprintf("the event was decided by %s: %s (%s)", recorded.ID, recorded.Verdict, recorded.Code)}
+	if forgotten {
+		layer.Result += fmt.Sprintf("; generation %d is not kept, so the layers are those of generation %d", generation, e.Generation)
+	} else if e.Reason.Decision != recorded.ID {
+		layer.Result += fmt.Sprintf("; the generation decides the flow by %s at that moment: an inventory or a threat condition of that time is not kept", e.Reason.Decision)
+	}
+	e.Layers = append(e.Layers, layer)
+	e.Decider = explain.Decider(recorded)
+	if e.Reason.Decision != recorded.ID {
+		e.Verdict, e.Reason = recorded.Verdict, bocage.Reason{Code: recorded.Code, Decision: recorded.ID, Would: recorded.Verdict}
+	}
 }
 
 // inForce returns the active outcome, or the last one if none was activated by
@@ -49,50 +104,21 @@ func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	if !f.Protocol.HasPorts() {
 		f.DestinationPort = 0
 	}
-	sources, err := o.addresses(q.From)
+	simulator := o.simulator()
+	sources, err := simulator.Resolve(q.From)
 	if err != nil {
-		return f, err
+		return f, fmt.Errorf("from: %w", err)
 	}
-	destinations, err := o.addresses(q.To)
+	destinations, err := simulator.Resolve(q.To)
 	if err != nil {
-		return f, err
+		return f, fmt.Errorf("to: %w", err)
 	}
-	for _, f.Source = range sources {
-		for _, f.Destination = range destinations {
-			if f.Source.Is4() == f.Destination.Is4() {
-				return f, nil
-			}
-		}
+	source, destination, ok := simulate.Ends(sources, destinations)
+	if !ok {
+		return f, fmt.Errorf("%s and %s have no address of the same family", q.From, q.To)
 	}
-	return f, fmt.Errorf("%s and %s have no address of the same family", q.From, q.To)
-}
-
-// addresses resolves an address, "namespace/name" of a workload, or a name that
-// only one workload has.
-func (o *outcome) addresses(name string) ([]netip.Addr, error) {
-	if address, err := netip.ParseAddr(name); err == nil {
-		return []netip.Addr{address.Unmap()}, nil
-	}
-	var found []*bocage.Workload
-	for _, w := range o.input.Workloads {
-		if w.NamespacedName() == name || !strings.Contains(name, "/") && w.Name == name {
-			found = append(found, w)
-		}
-	}
-	switch {
-	case len(found) == 0:
-		return nil, fmt.Errorf("%q is neither an address nor a workload: see bocage get workloads", name)
-	case len(found) > 1:
-		names := make([]string, len(found))
-		for i, w := range found {
-			names[i] = w.NamespacedName()
-		}
-		slices.Sort(names)
-		return nil, fmt.Errorf("%q could be %s: name the namespace too", name, strings.Join(names, " or "))
-	case len(found[0].Spec.Addresses) == 0:
-		return nil, fmt.Errorf("workload %s has no address", found[0].NamespacedName())
-	}
-	return found[0].Spec.Addresses, nil
+	f.Source, f.Destination = source.Address, destination.Address
+	return f, nil
 }
 
 // Decision tells what a decision of a generation says, given the low 32 bits of
