@@ -99,7 +99,11 @@ type compiler struct {
 	pop        *population
 	statements []statement
 	refusals   []refusal
-	touched    []int32 // subjects from or to which something automatic refuses, sorted
+	classes    map[string]bool                // of data, that somebody offers
+	exceptions map[string][]*bocage.Exception // in force, by guardrail
+	protected  []block                        // what guardrails protect
+	held       map[int32]bool                 // subjects whose refusals a threat condition enforces
+	touched    []int32                        // subjects from or to which something automatic refuses, sorted
 	placements []bocage.DecoyPlacement
 	profiles   profiles
 	decisions  decisions

@@ -68,10 +68,14 @@ type provideKey struct {
 
 // collectOffers notes on every subject what its workloads offer, for data classes.
 func (c *compiler) collectOffers(apps []application) {
+	c.classes = map[string]bool{}
 	for _, a := range apps {
 		for _, provide := range a.Spec.Provides {
 			if len(provide.Data) == 0 {
 				continue
+			}
+			for _, class := range provide.Data {
+				c.classes[class] = true
 			}
 			o := offer{provide.Data, transport(provide.Port, provide.EndPort, provide.Protocol)}
 			for _, g := range a.groups {

@@ -13,8 +13,9 @@ import (
 // the authors should know of each other. A guardrail with an exception in force
 // proves nothing, for it does not refuse all that it says.
 
-// mostSteps bounds the work of one proof. What would take longer is not proved.
-const mostSteps = 10_000
+// mostSteps bounds the work of all proofs of one compilation: about as much as
+// the rest of a large one. What would take longer is not proved.
+const mostSteps = 2_000_000
 
 // noteContradictions tells the authors of what is empty, and those who empty it.
 func (c *compiler) noteContradictions() {
@@ -36,10 +37,16 @@ func (c *compiler) noteContradictions() {
 // never says, or with the workloads of today, by what several say together.
 func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *bocage.CellMatch) {
 	for _, g := range c.in.guardrails {
+		if r.steps--; r.steps < 0 {
+			return
+		}
 		if r.excepted[g.Name] || !holds(&g.Spec.Match, m) {
 			continue
 		}
 		for i := range g.Spec.Never {
+			if r.steps--; r.steps < 0 {
+				return
+			}
 			if !holds(&g.Spec.Never[i], m) {
 				continue
 			}
@@ -163,12 +170,15 @@ type refusers struct {
 	statements []*statement
 	excepted   map[string]bool // guardrails with an exception in force
 	everyone   []int32
-	byTo       map[int32][]int32 // statements by whom they keep from being reached
-	toAnyone   []int32
+	open       []int32           // statements about anyone to anyone
+	byFrom     map[int32][]int32 // statements about someone to anyone, by whom they keep in
+	byTo       map[int32][]int32 // statements about someone, by whom they keep from being reached
+	// steps is what may still be looked at before nothing more is proved.
+	steps int
 }
 
 func (c *compiler) refusers() *refusers {
-	r := &refusers{excepted: map[string]bool{}, byTo: map[int32][]int32{}}
+	r := &refusers{excepted: map[string]bool{}, byFrom: map[int32][]int32{}, byTo: map[int32][]int32{}, steps: mostSteps}
 	for _, e := range c.in.exceptions {
 		r.excepted[e.Spec.Guardrail] = true
 	}
@@ -179,12 +189,17 @@ func (c *compiler) refusers() *refusers {
 		}
 		n := int32(len(r.statements))
 		r.statements = append(r.statements, s)
-		if s.to.any {
-			r.toAnyone = append(r.toAnyone, n)
-			continue
-		}
-		for _, to := range s.to.list {
-			r.byTo[to] = append(r.byTo[to], n)
+		switch {
+		case s.to.any && s.from.any:
+			r.open = append(r.open, n)
+		case s.to.any:
+			for _, from := range s.from.list {
+				r.byFrom[from] = append(r.byFrom[from], n)
+			}
+		default:
+			for _, to := range s.to.list {
+				r.byTo[to] = append(r.byTo[to], n)
+			}
 		}
 	}
 	if len(r.statements) > 0 {
@@ -202,21 +217,20 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 		return nil, false
 	}
 	b = r.concrete(b)
-	if !slices.ContainsFunc(r.about(b.to.list[:1]), func(n int32) bool {
-		s := r.statements[n]
-		return s.from.contains(b.from.list[0]) && s.ports.covers(b.ports.ranges[0].protocol, b.ports.ranges[0].First)
-	}) {
+	if !r.firstRefused(b) {
 		return nil, false // most blocks are not empty, and their first cell shows it
 	}
-	about := r.about(b.to.list)
+	about := r.about(b)
 	for _, n := range about {
+		if r.steps--; r.steps < 0 {
+			return nil, false
+		}
 		if len(subtract(b, r.statements[n])) == 0 {
 			return r.statements[n].by, true
 		}
 	}
 	used := map[int32]bool{}
-	steps := 0
-	if !r.covered(b, about, used, &steps) {
+	if !r.covered(b, about, used) {
 		return nil, false
 	}
 	var by []bocage.Ref
@@ -228,20 +242,39 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 	return by, true
 }
 
-// about lists the refusals of flows to some of the subjects.
-func (r *refusers) about(to []int32) []int32 {
-	out := slices.Clone(r.toAnyone)
-	for _, t := range to {
-		out = append(out, r.byTo[t]...)
+// firstRefused reports whether something refuses the first cell of a block.
+func (r *refusers) firstRefused(b block) bool {
+	from, to, port := b.from.list[0], b.to.list[0], b.ports.ranges[0]
+	for _, list := range [][]int32{r.open, r.byFrom[from], r.byTo[to]} {
+		for _, n := range list {
+			if r.steps--; r.steps < 0 {
+				return false
+			}
+			if s := r.statements[n]; s.from.contains(from) && s.ports.covers(port.protocol, port.First) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// about lists the refusals of flows from and to some of the subjects.
+func (r *refusers) about(b block) []int32 {
+	out := slices.Clone(r.open)
+	for _, from := range b.from.list {
+		out = append(out, r.byFrom[from]...)
+	}
+	for _, to := range b.to.list {
+		out = append(out, r.byTo[to]...)
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
 }
 
 // covered takes the refusals off the block one by one until nothing is left.
-func (r *refusers) covered(b block, refusals []int32, used map[int32]bool, steps *int) bool {
+func (r *refusers) covered(b block, refusals []int32, used map[int32]bool) bool {
 	for i, n := range refusals {
-		if *steps++; *steps > mostSteps {
+		if r.steps--; r.steps < 0 {
 			return false
 		}
 		s := r.statements[n]
@@ -250,7 +283,7 @@ func (r *refusers) covered(b block, refusals []int32, used map[int32]bool, steps
 		}
 		used[n] = true
 		for _, rest := range subtract(b, s) {
-			if !r.covered(rest, refusals[i+1:], used, steps) {
+			if !r.covered(rest, refusals[i+1:], used) {
 				return false
 			}
 		}

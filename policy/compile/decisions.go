@@ -121,7 +121,7 @@ func sortStatements(list []*statement) {
 // decideAt is the lattice: anyone may refuse, nobody below can reopen, and duties
 // add up. strict ignores exceptions.
 func decideAt(covering []*statement, moment time.Time, strict bool) decision {
-	var lifted []string // guardrails that are excepted from here
+	var lifted map[string]bool // guardrails that are excepted from here
 	protected := false
 	alive := make([]*statement, 0, len(covering))
 	for _, s := range covering {
@@ -131,7 +131,10 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		switch s.kind {
 		case except:
 			if !strict {
-				lifted = append(lifted, s.guardrail)
+				if lifted == nil {
+					lifted = map[string]bool{}
+				}
+				lifted[s.guardrail] = true
 			}
 		case protect:
 			protected = true
@@ -156,7 +159,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 				isolations = append(isolations, s.by...)
 			}
 		case refuse:
-			if !slices.Contains(lifted, s.guardrail) {
+			if !lifted[s.guardrail] {
 				refusals = append(refusals, s.by...)
 				wish = stronger(wish, s.disposition)
 			}
@@ -165,7 +168,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 				answers = append(answers, s.by...)
 			}
 		case owe:
-			if s.guardrail == "" || !slices.Contains(lifted, s.guardrail) {
+			if !lifted[s.guardrail] {
 				owes = append(owes, s)
 			}
 		case mark:
@@ -323,10 +326,18 @@ func stronger(a, b bocage.Verdict) bocage.Verdict {
 // unique drops later mentions and keeps the order.
 func unique(refs []bocage.Ref) []bocage.Ref {
 	out := refs[:0:0]
+	var seen map[bocage.Ref]bool
+	if len(refs) > 16 {
+		seen = make(map[bocage.Ref]bool, len(refs))
+	}
 	for _, r := range refs {
-		if !slices.Contains(out, r) {
-			out = append(out, r)
+		if seen[r] || seen == nil && slices.Contains(out, r) {
+			continue
 		}
+		if seen != nil {
+			seen[r] = true
+		}
+		out = append(out, r)
 	}
 	return out
 }

@@ -105,10 +105,7 @@ func (a *admitted) changesAt(moment time.Time) {
 // the guardrail says something about is stated, so that a broad exception to a
 // narrow guardrail stays narrow.
 func (c *compiler) stateExceptions(g *bocage.Guardrail) {
-	for _, e := range c.in.exceptions {
-		if e.Spec.Guardrail != g.Name {
-			continue
-		}
+	for _, e := range c.exceptions[g.Name] {
 		ref := Ref("Exception", e, "spec.match")
 		stated := len(c.statements)
 		lift := func(shy bool, matches ...bocage.CellMatch) {

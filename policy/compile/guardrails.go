@@ -137,16 +137,9 @@ func (c *compiler) stateProtect(g *bocage.Guardrail) {
 // the subjects.
 func (c *compiler) protectedAround(subjects []int32) bool {
 	there := side{list: subjects}
-	for _, g := range c.in.guardrails {
-		for _, m := range g.Spec.Protect {
-			for _, b := range c.resolve(m) {
-				if !b.ports.empty() && (!b.from.meet(there).empty() && !b.to.empty() || !b.from.empty() && !b.to.meet(there).empty()) {
-					return true
-				}
-			}
-		}
-	}
-	return false
+	return slices.ContainsFunc(c.protected, func(b block) bool {
+		return !b.from.meet(there).empty() || !b.to.meet(there).empty()
+	})
 }
 
 // stateDuties states what allowed flows of the blocks owe. like carries what the

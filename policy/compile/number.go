@@ -151,7 +151,7 @@ func (c *compiler) groupOf(i int32) bocage.Group {
 func (c *compiler) describe(rs *bocage.Ruleset) {
 	for i := 1; i < len(c.pop.subjects); i++ {
 		s := &c.pop.subjects[i]
-		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: s.group, Enforce: s.enforce || s.restricted(), Name: s.name})
+		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: s.group, Enforce: s.enforce || c.held[int32(i)], Name: s.name})
 		if i < c.pop.workloads {
 			rs.Peers = append(rs.Peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
 		}

@@ -62,10 +62,7 @@ func (c *compiler) checkSelector(ref bocage.Ref, namespaces []string, s *bocage.
 
 func (c *compiler) noteUnknownData(ref bocage.Ref, classes []string) {
 	for _, class := range classes {
-		offered := slices.ContainsFunc(c.in.applications, func(a *bocage.Application) bool {
-			return slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return slices.Contains(p.Data, class) })
-		})
-		if !offered {
+		if !c.classes[class] {
 			c.findings.note(ref, NothingMatches, "no Application provides an interface with data class %q today", class)
 		}
 	}

@@ -78,6 +78,7 @@ func (c *compiler) state(s statement) {
 // stateAll states what every author declares.
 func (c *compiler) stateAll() {
 	apps := c.selectApplications()
+	c.prepare()
 	c.checkZones()
 	c.stateThreats()
 	c.stateResponses()
@@ -89,6 +90,24 @@ func (c *compiler) stateAll() {
 	c.stateScopes()
 	c.stateDecoys()
 	c.noteContradictions()
+}
+
+// prepare gathers what authors' statements depend on besides their own objects.
+func (c *compiler) prepare() {
+	c.held = map[int32]bool{}
+	c.exceptions = map[string][]*bocage.Exception{}
+	for _, e := range c.in.exceptions {
+		c.exceptions[e.Spec.Guardrail] = append(c.exceptions[e.Spec.Guardrail], e)
+	}
+	for _, g := range c.in.guardrails {
+		for _, m := range g.Spec.Protect {
+			for _, b := range c.resolve(m) {
+				if !b.from.empty() && !b.to.empty() && !b.ports.empty() {
+					c.protected = append(c.protected, b)
+				}
+			}
+		}
+	}
 }
 
 // wished reads a disposition. A decoy that is wished for counts as drop: where

@@ -15,41 +15,23 @@ type refusal struct {
 	until    time.Time
 }
 
-// conditionsByWorkload sorts prevailing threat conditions by whom they concern.
+// conditionsByWorkload sorts the prevailing threat conditions of single workloads
+// by name.
 func conditionsByWorkload(in *admitted, findings *findings) map[string][]*bocage.ThreatCondition {
 	out := map[string][]*bocage.ThreatCondition{}
 	if len(in.threatConditions) == 0 {
 		return out
 	}
-	zones := zonesByHost(in.zones)
 	known := make(map[string]bool, len(in.workloads))
-	everyone := make([]string, 0, len(in.workloads))
-	standing := map[string][]string{} // zone -> workloads
 	for _, w := range in.workloads {
-		name := w.NamespacedName()
-		known[name], everyone = true, append(everyone, name)
-		if zone := zones[w.Spec.Host]; zone != "" {
-			standing[zone] = append(standing[zone], name)
-		}
+		known[w.NamespacedName()] = true
 	}
-	declared := byName(in.zones)
 	for _, t := range in.threatConditions {
-		var concerned []string
-		switch zone := t.Spec.Zone; {
-		case t.Spec.All:
-			concerned = everyone
-		case zone != "" && declared[zone] == nil:
-			findings.reject(Ref("ThreatCondition", t, "spec.zone"), UnknownZone, "there is no Zone %s: declare it with the hosts that stand in it", zone)
-		case zone != "":
-			if concerned = standing[zone]; len(concerned) == 0 {
-				findings.note(Ref("ThreatCondition", t, "spec.zone"), NoWorkloads, "no workload stands in Zone %s today", zone)
-			}
-		case !known[t.Spec.Workload]:
-			findings.reject(Ref("ThreatCondition", t, "spec.workload"), UnknownWorkload, "there is no workload %s that policy knows", t.Spec.Workload)
+		switch name := t.Spec.Workload; {
+		case name == "":
+		case !known[name]:
+			findings.reject(Ref("ThreatCondition", t, "spec.workload"), UnknownWorkload, "there is no workload %s that policy knows", name)
 		default:
-			concerned = []string{t.Spec.Workload}
-		}
-		for _, name := range concerned {
 			out[name] = append(out[name], t)
 		}
 	}
@@ -69,6 +51,12 @@ func (c *compiler) stateThreats() {
 func (c *compiler) stateThreat(t *bocage.ThreatCondition) {
 	ref := Ref("ThreatCondition", t, "spec.level")
 	concerned := c.pop.concerned(t)
+	c.checkZone(t, concerned)
+	if t.Spec.Level.Includes(bocage.LevelRestrict) {
+		for _, i := range concerned {
+			c.held[i] = true
+		}
+	}
 	both := func(s statement) {
 		s.ports, s.by, s.until = everything, []bocage.Ref{ref}, t.Spec.Expires
 		c.stateBoth(s, concerned)
@@ -117,9 +105,16 @@ func (c *compiler) stateBoth(s statement, subjects []int32) {
 	c.state(s)
 }
 
-// restricted reports whether a threat condition enforces the subject's refusals.
-func (s *subject) restricted() bool {
-	return slices.ContainsFunc(s.threats, func(t *bocage.ThreatCondition) bool { return t.Spec.Level.Includes(bocage.LevelRestrict) })
+// checkZone tells the author of a condition whom its zone holds.
+func (c *compiler) checkZone(t *bocage.ThreatCondition, concerned []int32) {
+	ref := Ref("ThreatCondition", t, "spec.zone")
+	switch zone := t.Spec.Zone; {
+	case zone == "" || len(concerned) > 0:
+	case !slices.ContainsFunc(c.in.zones, func(z *bocage.Zone) bool { return z.Name == zone }):
+		c.findings.reject(ref, UnknownZone, "there is no Zone %s: declare it with the hosts that stand in it", zone)
+	default:
+		c.findings.note(ref, NoWorkloads, "no workload stands in Zone %s today", zone)
+	}
 }
 
 func (c *compiler) stateQuarantines() {
