@@ -48,7 +48,7 @@ type mirror struct {
 	shelves  map[string]*shelf
 	revision store.Revision            // everything up to here is in
 	hurry    bool                      // one of the changes tightens
-	onOther  func()                    // told of changes that only statuses depend on
+	onOther  func(bocage.Kind)         // told of changes that only statuses depend on
 	rest     *buckets                  // of everything that is no policy (see snapshot.go)
 	policies *buckets                  // of what people declare as policy
 	dirty    map[string]store.Revision // keys whose input changed, until settled
@@ -56,7 +56,7 @@ type mirror struct {
 
 func newMirror() *mirror {
 	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
-		rest: newBuckets(), policies: newBuckets(), onOther: func() {}, dirty: map[string]store.Revision{}}
+		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, dirty: map[string]store.Revision{}}
 	for _, kind := range bocage.Kinds() {
 		if kind.Name != "Incident" && kind.Name != "Event" {
 			m.kinds[kind.Plural] = kind
@@ -244,7 +244,7 @@ func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Re
 		m.hurry = m.hurry || tightens(kind)
 		wake(m.changed)
 	case old == nil || o == nil || old.report != o.report:
-		m.onOther()
+		m.onOther(kind)
 	}
 }
 

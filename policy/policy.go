@@ -136,9 +136,12 @@ func New(config Config) (*Policy, error) {
 		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
 	}
 	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)
-	p.mirror.onOther = func() {
+	p.mirror.onOther = func(kind bocage.Kind) {
 		wake(p.report)
-		wake(p.replays)
+		if s := p.served.Load(); kind.Name == "Host" && s != nil && (s.record.Candidate != nil || !s.record.ConfirmBy.IsZero()) {
+			wake(p.mirror.changed) // a rollout depends on what hosts report
+			wake(p.replays)
+		}
 	}
 	return p, nil
 }

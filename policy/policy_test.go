@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -30,6 +31,7 @@ type bench struct {
 	cancels []context.CancelFunc
 	done    sync.WaitGroup
 	notices atomic.Uint64 // the last generation that agents were told of
+	before  func(*Policy) // changes a room before it runs
 }
 
 func inBubble(t *testing.T, run func(b *bench)) {
@@ -56,6 +58,9 @@ func (b *bench) start() *Policy {
 	})
 	if err != nil {
 		b.t.Fatal(err)
+	}
+	if b.before != nil {
+		b.before(p)
 	}
 	ctx, cancel := context.WithCancel(b.ctx)
 	b.rooms, b.cancels = append(b.rooms, p), append(b.cancels, cancel)
@@ -216,8 +221,7 @@ func (b *bench) taken(generation uint64, hosts ...string) {
 // decide asks the rulesets of all named hosts, which must agree.
 func (b *bench) decide(source, destination string, port uint16, hosts ...string) (bocage.Verdict, bocage.ReasonCode) {
 	b.t.Helper()
-	f := bocage.Flow{Source: netip.MustParseAddr(source), Destination: netip.MustParseAddr(destination),
-		DestinationPort: port, Protocol: bocage.ProtocolTCP, At: time.Now()}
+	f := flowOf(source, destination, port)
 	verdict, reason := b.ruleset(hosts[0]).Decide(f)
 	for _, host := range hosts[1:] {
 		if v, r := b.ruleset(host).Decide(f); v != verdict || r != reason {
@@ -225,6 +229,37 @@ func (b *bench) decide(source, destination string, port uint16, hosts ...string)
 		}
 	}
 	return verdict, reason.Code
+}
+
+// flowOf is a TCP flow now.
+func flowOf(source, destination string, port uint16) bocage.Flow {
+	return bocage.Flow{Source: netip.MustParseAddr(source), Destination: netip.MustParseAddr(destination),
+		DestinationPort: port, Protocol: bocage.ProtocolTCP, At: time.Now()}
+}
+
+// confirmed reads a confirmation.
+func (b *bench) confirmed(envelope []byte) uint64 {
+	b.t.Helper()
+	payload, ok := strings.CutPrefix(string(envelope), bocage.SignedConfirm+":")
+	var c bocage.Confirmation
+	if err := json.Unmarshal([]byte(payload), &c); err != nil || !ok {
+		b.t.Fatalf("%q is no confirmation: %v", envelope, err)
+	}
+	return c.Generation
+}
+
+// events lists what people were told.
+func (b *bench) events() []*bocage.ObjectEvent {
+	b.t.Helper()
+	objects, _, err := store.Objects(b.ctx, b.store, eventKind())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	var out []*bocage.ObjectEvent
+	for _, o := range objects {
+		out = append(out, o.(*bocage.ObjectEvent))
+	}
+	return out
 }
 
 // shop is a small site on two hosts: web on h1, api and db on h2.

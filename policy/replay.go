@@ -44,7 +44,7 @@ func (p *Policy) replayFlows(ctx context.Context) error {
 			if s == nil || s.candidate == nil || s.record.Candidate == nil {
 				break
 			}
-			if wait := replayEvery - time.Since(last.begun); last.policy == s.record.Candidate.Policy && wait > 0 && last.begun.After(s.record.Candidate.Since) {
+			if wait := replayEvery - time.Since(last.begun); last.policy == s.record.Candidate.Policy && wait > 0 && !last.begun.Before(s.record.Candidate.Since) {
 				select {
 				case <-ctx.Done():
 					return ctx.Err()
