@@ -6,10 +6,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -287,6 +289,42 @@ func TestRootRejectIsHeard(t *testing.T) {
 				t.Errorf("a live connection whose permission is gone: %v, want a reset", err)
 			}
 		})
+	}
+}
+
+// A sender in full flow, whose packets are super-frames, is reset at once.
+func TestRootRejectStopsBulk(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	echo(t, b, b.v4, 80)
+	must(t, p.Apply(rejecting(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	c := mustDial(t, a, b.v4, 80)
+	go func() { _, _ = io.Copy(io.Discard, c) }()
+	stopped := make(chan error, 1)
+	sent := new(atomic.Int64)
+	go func() {
+		chunk := make([]byte, 1<<20)
+		for {
+			n, err := c.Write(chunk)
+			sent.Add(int64(n))
+			if err != nil {
+				stopped <- err
+				return
+			}
+		}
+	}()
+	eventually(t, "bulk", func() bool { return sent.Load() > 64<<20 })
+	start := time.Now()
+	must(t, p.Apply(rejecting(2, nil, a, b)))
+	select {
+	case err := <-stopped:
+		if !errors.Is(err, syscall.ECONNRESET) && !errors.Is(err, syscall.EPIPE) {
+			t.Errorf("the sender is told %v, want a reset", err)
+		}
+		t.Logf("%d MiB sent, reset after %s", sent.Load()>>20, time.Since(start))
+	case <-time.After(long):
+		t.Error("the sender is not told")
 	}
 }
 

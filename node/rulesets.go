@@ -85,8 +85,9 @@ func (s *rulesetSource) Next(ctx context.Context, failed bool) (agent.Step, erro
 			return agent.Step{}, err
 		}
 	}
-	if !failed {
+	if s.done != s.given && !failed {
 		s.done = s.given
+		s.agent.reverted.Store(s.shelf.left)
 	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
@@ -130,7 +131,6 @@ func (s *rulesetSource) due(now time.Time) (agent.Step, bool) {
 		if back {
 			s.shelf.leave()
 		}
-		s.agent.reverted.Store(s.shelf.left)
 		if want := (standing{s.shelf.newest(), ruleset.Generation}); want != s.done {
 			s.given = want
 			step := agent.Step{What: agent.Apply, Ruleset: s.prepare(ruleset)}

@@ -103,6 +103,9 @@ func generation(n uint64, confirmBy time.Time, refused ...bocage.Identity) *boca
 
 func refusedIn(rs *bocage.Ruleset) []bocage.Identity {
 	var all []bocage.Identity
+	if rs == nil {
+		return nil
+	}
 	for _, r := range rs.Refused {
 		all = append(all, r.Identity)
 	}
@@ -354,13 +357,13 @@ func (s *site) start(online bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); _ = loop.Run(ctx) }()
-	s.stop = func() {
+	s.stop = sync.OnceFunc(func() {
 		cancel()
 		<-done
 		if err := d.Close(); err != nil {
 			s.t.Error(err)
 		}
-	}
+	})
 }
 
 func (s *site) status() bocage.HostStatus {
@@ -393,6 +396,9 @@ func newSite(t *testing.T) (*site, *signer) {
 		cfg: Config{Host: "h1", TrustDomain: "test.internal", StateDir: t.TempDir()}}
 	sign.credentials(s.cfg.agentDir("identity"))
 	t.Cleanup(func() {
+		if s.stop != nil {
+			s.stop()
+		}
 		if err := dataplane.Remove(s.pins); err != nil {
 			t.Error(err)
 		}
@@ -416,8 +422,17 @@ func offer(sign *signer, all ...*bocage.Ruleset) func(rulesetQuestion) rulesetAn
 // killed before and started after, with every controller dead. It goes back, says
 // so, keeps who is quarantined, does not take the same again and does take the next.
 func TestRootWayBack(t *testing.T) {
-	for _, restarted := range []bool{false, true} {
-		t.Run(fmt.Sprintf("restarted %v", restarted), func(t *testing.T) {
+	for name, interrupt := range map[string]func(s *site){
+		"alive":                      nil,
+		"killed before the deadline": func(*site) {},
+		"killed between its note and the kernel": func(s *site) {
+			note := filepath.Join(s.cfg.agentDir("identity"), leftFile)
+			if err := os.WriteFile(note, []byte("2"), 0o600); err != nil {
+				s.t.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
 			s, sign := newSite(t)
 			deadline := time.Now().Add(2 * time.Second)
 			one, two := generation(1, time.Time{}, 30), generation(2, deadline, 31)
@@ -425,8 +440,9 @@ func TestRootWayBack(t *testing.T) {
 			s.start(true)
 			s.until("generation 2", func(h bocage.HostStatus) bool { return h.Generation == 2 })
 			s.there.say(nil)
-			if restarted {
+			if interrupt != nil {
 				s.stop()
+				interrupt(s)
 				<-time.After(time.Until(deadline))
 				s.start(false)
 			}
@@ -437,9 +453,9 @@ func TestRootWayBack(t *testing.T) {
 			if !strings.Contains(h.Conditions[0].Message, "nobody confirmed generation 2") {
 				t.Errorf("condition %+v", h.Conditions[0])
 			}
-			if got := refusedIn(s.process.ruleset.Load()); !slices.Equal(got, []bocage.Identity{30, 31}) {
-				t.Errorf("refuses %v, want both", got)
-			}
+			s.until("both quarantines", func(bocage.HostStatus) bool {
+				return slices.Equal(refusedIn(s.process.ruleset.Load()), []bocage.Identity{30, 31})
+			})
 			// A restart later it stays there, offered the same again or a late word.
 			s.stop()
 			s.there.say(func(q rulesetQuestion) rulesetAnswer {
@@ -457,10 +473,7 @@ func TestRootWayBack(t *testing.T) {
 			s.there.say(offer(sign, generation(3, time.Time{})))
 			signal(s.notice)
 			s.until("the next generation", func(h bocage.HostStatus) bool { return h.Generation == 3 && h.RevertedFrom == 0 })
-			if got := refusedIn(s.process.ruleset.Load()); len(got) != 0 {
-				t.Errorf("refuses %v, want nobody", got)
-			}
-			s.stop()
+			s.until("nobody in quarantine", func(bocage.HostStatus) bool { return len(refusedIn(s.process.ruleset.Load())) == 0 })
 		})
 	}
 }
@@ -511,7 +524,7 @@ func TestRootCandidate(t *testing.T) {
 			return rulesetAnswer{Candidate: sign.sign(bocage.SignedCandidate, generation(n, time.Time{}))}
 		})
 		signal(s.notice)
-		s.until("the candidate", func(h bocage.HostStatus) bool { return h.Generation == 1 && h.Candidate == n })
+		s.until("the candidate", func(h bocage.HostStatus) bool { return h.Candidate == n })
 	}
 	candidate(2)
 	s.stop()
@@ -526,8 +539,10 @@ func TestRootCandidate(t *testing.T) {
 	s.there.say(offer(sign, generation(3, time.Time{})))
 	signal(s.notice)
 	s.until("the candidate in force", func(h bocage.HostStatus) bool { return h.Generation == 3 && h.Candidate == 0 })
+	candidate(4)
 	s.there.say(func(q rulesetQuestion) rulesetAnswer { return rulesetAnswer{NoCandidate: q.Candidate != 0} })
-	s.stop()
+	signal(s.notice)
+	s.until("the end of the candidate", func(h bocage.HostStatus) bool { return h.Generation == 3 && h.Candidate == 0 })
 }
 
 // TestRootNotApplied tells which generation could not be put in force, and goes on
