@@ -30,7 +30,7 @@ var (
 	protocols   = []string{"TCP", "UDP", "SCTP"}
 )
 
-func drawCluster(t *rapid.T) cluster {
+func drawCluster(t *rapid.T, least, most int) cluster {
 	var c cluster
 	for _, name := range namespaces[:2] { // the third is never declared
 		c.Namespaces = append(c.Namespaces, &bocage.Namespace{ObjectMeta: bocage.ObjectMeta{Name: name, Labels: drawLabels(t)}})
@@ -42,7 +42,7 @@ func drawCluster(t *rapid.T) cluster {
 		})
 	}
 	mixed := rapid.Bool().Draw(t, "others than Pods")
-	for i := range rapid.IntRange(1, 8).Draw(t, "workloads") {
+	for i := range rapid.IntRange(least, most).Draw(t, "workloads") {
 		w := &bocage.Workload{
 			ObjectMeta: bocage.ObjectMeta{Namespace: rapid.SampledFrom(namespaces).Draw(t, "namespace"), Name: fmt.Sprintf("w%d", i), Labels: drawLabels(t)},
 			Spec: bocage.WorkloadSpec{Host: fmt.Sprintf("node%d", rapid.IntRange(0, 2).Draw(t, "node")),
@@ -251,60 +251,80 @@ func drawProtocols(t *rapid.T, named bool) []bocage.ClusterNetworkPolicyProtocol
 // tables against the evaluator, verdict, reason and authors.
 func TestCompiledAsEvaluated(t *testing.T) {
 	cells := 0
-	ports := []uint16{1, 53, 79, 80, 81, 443, 8080, 65535}
 	rapid.Check(t, func(t *rapid.T) {
-		c := drawCluster(t)
-		for _, p := range c.NetworkPolicies {
-			if faults := p.Validate(); len(faults) > 0 {
-				t.Fatalf("%s: %v", p.Name, faults)
+		var kinds []traffic
+		for _, protocol := range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP} {
+			for _, port := range []uint16{1, 53, 79, 80, 81, 443, 8080, 65535} {
+				kinds = append(kinds, traffic{protocol, port})
 			}
 		}
-		for _, p := range c.ClusterNetworkPolicies {
-			if faults := p.Validate(); len(faults) > 0 {
-				t.Fatalf("%s: %v", p.Name, faults)
-			}
-		}
-		ruleset := compile.Compile(compile.Input{Namespaces: c.Namespaces, Workloads: c.Workloads, Hosts: c.Hosts,
-			NetworkPolicies: c.NetworkPolicies, ClusterNetworkPolicies: c.ClusterNetworkPolicies}).Ruleset
-		evaluator := kubernetes.NewEvaluator(c.Objects)
-		type end struct {
-			address  netip.Addr
-			workload *bocage.Workload
-		}
-		var ends []end
-		for _, w := range c.Workloads {
-			for _, a := range w.Spec.Addresses {
-				ends = append(ends, end{a, w})
-			}
-		}
-		for _, a := range c.outside {
-			ends = append(ends, end{a, nil})
-		}
-		for _, from := range ends {
-			for _, to := range ends {
-				if from.workload != nil && from.workload == to.workload {
-					continue // see Flow: rulesets have no cell for it
-				}
-				for _, protocol := range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP, bocage.ProtocolICMP} {
-					for i, port := range ports {
-						if protocol == bocage.ProtocolICMP {
-							if i > 0 {
-								break
-							}
-							port = 0
-						}
-						cells++
-						f := kubernetes.Flow{Source: from.address, Destination: to.address, From: from.workload, To: to.workload, Protocol: protocol, Port: port}
-						compareCell(t, ruleset, f, evaluator.Evaluate(f))
-					}
-				}
-			}
-		}
+		cells += drawCluster(t, 1, 8).compare(t, append(kinds, traffic{protocol: bocage.ProtocolICMP}))
 	})
 	t.Logf("%d cells", cells)
 	if !t.Failed() && cells < 200_000 {
 		t.Errorf("%d cells are too few to mean much", cells)
 	}
+}
+
+// TestManyCompiledAsEvaluated does the same for more workloads than the compiler
+// writes down pair by pair.
+func TestManyCompiledAsEvaluated(t *testing.T) {
+	cells := 0
+	rapid.Check(t, func(t *rapid.T) {
+		kinds := rapid.SampledFrom([][]traffic{{{bocage.ProtocolTCP, 80}, {bocage.ProtocolICMP, 0}}, {{bocage.ProtocolUDP, 53}}, {{bocage.ProtocolSCTP, 443}}}).Draw(t, "traffic")
+		cells += drawCluster(t, 40, 100).compare(t, kinds)
+	})
+	t.Logf("%d cells", cells)
+}
+
+type traffic struct {
+	protocol bocage.Protocol
+	port     uint16
+}
+
+// compare goes through all pairs of addresses, those of one workload apart (see
+// kubernetes.Flow), and counts the cells.
+func (c cluster) compare(t *rapid.T, kinds []traffic) int {
+	for _, p := range c.NetworkPolicies {
+		if faults := p.Validate(); len(faults) > 0 {
+			t.Fatalf("%s: %v", p.Name, faults)
+		}
+	}
+	for _, p := range c.ClusterNetworkPolicies {
+		if faults := p.Validate(); len(faults) > 0 {
+			t.Fatalf("%s: %v", p.Name, faults)
+		}
+	}
+	ruleset := compile.Compile(compile.Input{Namespaces: c.Namespaces, Workloads: c.Workloads, Hosts: c.Hosts,
+		NetworkPolicies: c.NetworkPolicies, ClusterNetworkPolicies: c.ClusterNetworkPolicies}).Ruleset
+	evaluator := kubernetes.NewEvaluator(c.Objects)
+	type end struct {
+		address  netip.Addr
+		workload *bocage.Workload
+	}
+	var ends []end
+	for _, w := range c.Workloads {
+		for _, a := range w.Spec.Addresses {
+			ends = append(ends, end{a, w})
+		}
+	}
+	for _, a := range c.outside {
+		ends = append(ends, end{a, nil})
+	}
+	cells := 0
+	for _, from := range ends {
+		for _, to := range ends {
+			if from.workload != nil && from.workload == to.workload {
+				continue
+			}
+			for _, kind := range kinds {
+				cells++
+				f := kubernetes.Flow{Source: from.address, Destination: to.address, From: from.workload, To: to.workload, Protocol: kind.protocol, Port: kind.port}
+				compareCell(t, ruleset, f, evaluator.Evaluate(f))
+			}
+		}
+	}
+	return cells
 }
 
 func compareCell(t *rapid.T, ruleset *bocage.Ruleset, f kubernetes.Flow, r kubernetes.Result) {
