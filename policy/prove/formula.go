@@ -27,6 +27,8 @@ func boxOf(matches ...bocage.CellMatch) box {
 
 // vocabulary is what declarations share.
 type vocabulary struct {
+	zones  map[string][]string // hosts, by zone that has any
+	zoneOf map[string]string   // by host
 	groups map[string]*bocage.AddressGroup
 	offers map[string]map[string][]offer // by data class and namespace
 	// objects are those of the two, in order, if the vocabulary is a near one.
@@ -42,7 +44,7 @@ type offer struct {
 // near narrows the vocabulary to what can matter for an obligation and an
 // allowing declaration: offers of who may be meant by both.
 func (v *vocabulary) near(o *obligation, a allowing) *vocabulary {
-	out := &vocabulary{groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
+	out := &vocabulary{zones: v.zones, zoneOf: v.zoneOf, groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
 	boxes := append([]box{o.cells, a.cells}, o.excuses...)
 	for _, b := range boxes {
 		for _, s := range slices.Concat(b.from, b.to) {
@@ -202,6 +204,8 @@ func every(of []bf.Formula) bf.Formula {
 	}
 	return bf.And(rest...)
 }
+
+func implies(a, b bf.Formula) bf.Formula { return either([]bf.Formula{not(a), b}) }
 
 func not(f bf.Formula) bf.Formula {
 	switch f {
@@ -384,21 +388,72 @@ func (f *formula) solve(terms ...bf.Formula) map[string]bool {
 	return bf.Solve(whole)
 }
 
+// placed is what holds of zones, if anybody asks for them: they follow from the
+// host that a workload is on.
+func (f *formula) placed(end string) []bf.Formula {
+	if f.values[bocage.LabelZone] == nil {
+		return nil
+	}
+	var all, zones []bf.Formula
+	hosts := sortedNames(f.values[bocage.LabelHost])
+	for _, zone := range sortedNames(f.values[bocage.LabelZone]) {
+		if len(f.words.zones[zone]) == 0 {
+			all = append(all, not(f.is(end, bocage.LabelZone, zone)))
+		}
+	}
+	for _, zone := range sortedNames(f.words.zones) {
+		is := f.is(end, bocage.LabelZone, zone)
+		zones = append(zones, is)
+		if f.freeHost(zone) == "" {
+			var asked []bf.Formula
+			for _, host := range hosts {
+				if f.words.zoneOf[host] == zone {
+					asked = append(asked, f.is(end, bocage.LabelHost, host))
+				}
+			}
+			all = append(all, implies(is, either(asked)))
+		}
+	}
+	for _, host := range hosts {
+		on := f.is(end, bocage.LabelHost, host)
+		if zone := f.words.zoneOf[host]; zone != "" {
+			all = append(all, implies(on, f.is(end, bocage.LabelZone, zone)))
+		} else {
+			all = append(all, implies(on, not(f.exists(end, bocage.LabelZone))))
+		}
+	}
+	if len(zones) == 0 {
+		return append(all, not(f.exists(end, bocage.LabelZone)))
+	}
+	return append(all, implies(f.exists(end, bocage.LabelZone), bf.Or(zones...)))
+}
+
+// freeHost is a host of the zone that nobody asks for by name; empty if there is
+// none.
+func (f *formula) freeHost(zone string) string {
+	for _, host := range f.words.zones[zone] {
+		if !f.values[bocage.LabelHost][host] {
+			return host
+		}
+	}
+	return ""
+}
+
 // natureOf is what holds of every end: workloads have the labels that all have,
 // addresses outside have none, a label has one value, prefixes lie in each other
 // or apart.
 func (f *formula) natureOf(end string) []bf.Formula {
-	var all []bf.Formula
+	all := f.placed(end)
 	for _, key := range sortedNames(f.values) {
 		exists := f.exists(end, key)
-		all = append(all, bf.Implies(outside(end), not(exists)))
+		all = append(all, implies(outside(end), not(exists)))
 		if slices.Contains([]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelAssurance}, key) {
 			all = append(all, bf.Or(outside(end), exists))
 		}
 		values := sortedNames(f.values[key])
 		for i, value := range values {
 			is := f.is(end, key, value)
-			all = append(all, bf.Implies(is, exists))
+			all = append(all, implies(is, exists))
 			for _, other := range values[:i] {
 				all = append(all, not(bf.And(is, f.is(end, key, other))))
 			}
@@ -411,15 +466,15 @@ func (f *formula) natureOf(end string) []bf.Formula {
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return strings.Compare(a.String(), b.String()) })
 	for i, p := range prefixes {
 		in := f.within(end, p)
-		all = append(all, bf.Implies(in, outside(end)))
+		all = append(all, implies(in, outside(end)))
 		for _, q := range prefixes[:i] {
 			switch {
 			case !p.Overlaps(q):
 				all = append(all, not(bf.And(in, f.within(end, q))))
 			case p.Bits() > q.Bits():
-				all = append(all, bf.Implies(in, f.within(end, q)))
+				all = append(all, implies(in, f.within(end, q)))
 			default:
-				all = append(all, bf.Implies(f.within(end, q), in))
+				all = append(all, implies(f.within(end, q), in))
 			}
 		}
 	}

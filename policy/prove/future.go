@@ -78,6 +78,9 @@ func (v *future) prove(in compile.Input) bocage.Proof {
 	if v.known && sameDeclarations(v.last, in) {
 		return v.proof
 	}
+	if !slices.Equal(v.last.Zones, in.Zones) {
+		v.shown = nil // zones are part of every pair
+	}
 	v.known, v.last, v.proof = true, in, v.refresh(in)
 	return v.proof
 }
@@ -148,7 +151,16 @@ func pairKey(o *obligation, a allowing, near *vocabulary) string {
 }
 
 func vocabularyOf(in compile.Input) *vocabulary {
-	words := &vocabulary{groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
+	words := &vocabulary{zones: map[string][]string{}, zoneOf: map[string]string{},
+		groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
+	for _, z := range byName(in.Zones) {
+		for _, host := range z.Spec.Hosts {
+			if words.zoneOf[host] == "" {
+				words.zoneOf[host] = z.Name
+				words.zones[z.Name] = append(words.zones[z.Name], host)
+			}
+		}
+	}
 	for _, g := range byName(in.AddressGroups) {
 		words.groups[g.Name] = g
 	}
@@ -332,7 +344,13 @@ func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
 	var ok, also bool
 	w.from, ok = f.end(source, model)
 	w.to, also = f.end(destination, model)
-	return w, ok && also
+	return w, ok && also && !w.itself()
+}
+
+// itself reports whether both ends are one workload by name.
+func (w witness) itself() bool {
+	return w.from.labels[bocage.LabelName] != "" && w.from.labels[bocage.LabelName] == w.to.labels[bocage.LabelName] &&
+		w.from.labels[bocage.LabelNamespace] == w.to.labels[bocage.LabelNamespace]
 }
 
 // end reads an imagined end out of a model.
@@ -355,6 +373,9 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 				labels[key] = value
 			}
 		}
+	}
+	if zone := labels[bocage.LabelZone]; zone != "" && !f.values[bocage.LabelHost][labels[bocage.LabelHost]] {
+		labels[bocage.LabelHost] = f.freeHost(zone)
 	}
 	if labels[bocage.LabelNamespace] == "" {
 		labels[bocage.LabelNamespace] = "unasked"
@@ -450,18 +471,11 @@ func (e imagined) String() string {
 type imagination struct {
 	in    compile.Input
 	names map[string]bool
-	zones map[string]string // zone -> a host in it
 	next  uint32
 }
 
 func newImagination(in compile.Input) *imagination {
-	world := &imagination{in: in, names: map[string]bool{}, zones: map[string]string{}}
-	for _, z := range byName(in.Zones) {
-		if len(z.Spec.Hosts) > 0 {
-			world.zones[z.Name] = z.Spec.Hosts[0]
-		}
-	}
-	return world
+	return &imagination{in: in, names: map[string]bool{}}
 }
 
 // place puts the ends of a witness into the world; false if a name is taken there.
@@ -471,12 +485,6 @@ func (m *imagination) place(w witness) (bocage.Flow, bool) {
 		if name := end.labels[bocage.LabelName]; name != "" && m.names[end.labels[bocage.LabelNamespace]+"/"+name] {
 			return flow, false
 		}
-	}
-	if a, b := w.from.labels[bocage.LabelName], w.to.labels[bocage.LabelName]; a != "" && a == b && w.from.labels[bocage.LabelNamespace] == w.to.labels[bocage.LabelNamespace] {
-		// One workload to itself: the same end twice.
-		flow.Source = m.workload(w.from, false)
-		flow.Destination = flow.Source
-		return flow, true
 	}
 	four := w.from.address.Is4() || w.to.address.Is4()
 	flow.Source, flow.Destination = w.from.address, w.to.address
@@ -510,10 +518,7 @@ func (m *imagination) workload(end imagined, four bool) netip.Addr {
 			w.Spec.Host = value
 		case bocage.LabelAssurance:
 			w.Status.Assurance = value
-		case bocage.LabelZone:
-			if host := m.zones[value]; host != "" {
-				w.Spec.Host = host
-			}
+		case bocage.LabelZone: // of the host
 		default:
 			w.Labels[key] = value
 		}
