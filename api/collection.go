@@ -212,27 +212,21 @@ func (c *collection) get(key string) *object {
 	return nil
 }
 
-// within returns the objects of a namespace, or all of them, as they are now.
-func (c *collection) within(namespace string) []*object {
-	if namespace == "" || !c.kind.Namespaced {
-		return slices.Clone(c.objects)
-	}
-	from, _ := c.find(namespace + "/")
-	to, _ := c.find(namespace + "0") // the character behind the slash
-	return slices.Clone(c.objects[from:to])
-}
-
-// behind counts the objects behind a key, in a namespace or in all of them.
-func (c *collection) behind(key, namespace string) int {
-	from, found := c.find(key)
-	if found {
-		from++
-	}
-	to := len(c.objects)
+// behind returns the objects behind a key, in a namespace or in all of them.
+func (c *collection) behind(namespace, key string) []*object {
+	from, to := 0, len(c.objects)
 	if namespace != "" && c.kind.Namespaced {
-		to, _ = c.find(namespace + "0")
+		from, _ = c.find(namespace + "/")
+		to, _ = c.find(namespace + "0") // the character behind the slash
 	}
-	return max(to-from, 0)
+	if key != "" {
+		i, found := c.find(key)
+		if found {
+			i++
+		}
+		from = max(from, i)
+	}
+	return slices.Clone(c.objects[min(from, to):to])
 }
 
 // set puts an object in the place of what was there (is nil: removes it), and

@@ -285,7 +285,7 @@ func TestReady(t *testing.T) {
 		}
 	})
 	code, text, _ := b.raw(t, "GET", "/readyz", "", "")
-	if diff := cmp.Diff("[-]engine failed: is not there\n[+]other ok\n[+]running ok\n[+]store ok\nreadyz check failed\n", text); diff != "" || code != 503 {
+	if diff := cmp.Diff("[-]engine failed: is not there\n[+]other ok\n[+]running ok\n[+]store ok\n[+]view ok\nreadyz check failed\n", text); diff != "" || code != 503 {
 		t.Errorf("%d %s", code, diff)
 	}
 	if err := b.client.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "engine failed") {

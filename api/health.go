@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -33,8 +34,14 @@ func (s *Server) serveReady(c *call) {
 	defer cancel()
 	checks := map[string]func(context.Context) error{
 		"store": func(ctx context.Context) error {
-			_, _, err := s.config.Store.List(ctx, "resources/", "", 1, 0)
+			_, err := s.view.now(ctx)
 			return err
+		},
+		"view": func(context.Context) error {
+			if _, filled := s.view.position(); !filled {
+				return errors.New("what there is has not been read yet")
+			}
+			return nil
 		},
 		"running": func(context.Context) error {
 			if s.isClosing() {

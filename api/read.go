@@ -104,6 +104,9 @@ func (s *Server) collect(c *call) (*items, error) {
 			return nil, err
 		}
 	}
+	if err := s.view.wait(c.r.Context()); err != nil {
+		return nil, err
+	}
 	objects, revision, filled := s.view.snapshot(c.kind.Plural, c.namespace)
 	if !filled {
 		return nil, s.view.behind(0, 0, false)
@@ -114,9 +117,47 @@ func (s *Server) collect(c *call) (*items, error) {
 	return &items{objects: objects, revision: revision}, nil
 }
 
-// collectPage reads a page from the store. The revision of the first is that of
-// all of them.
+// collectPage reads a page. The revision of the first is that of all of them:
+// the view takes back what changed since, and what it no longer remembers the
+// store does, for a while.
 func (s *Server) collectPage(c *call, selected selection, limit int, at store.Revision, after string) (*items, error) {
+	ctx := c.r.Context()
+	var err error
+	if at > 0 {
+		err = s.view.reach(ctx, at)
+	} else if err = s.view.fresh(ctx); err == nil {
+		at, _ = s.view.position()
+	}
+	if err != nil {
+		return nil, err
+	}
+	kind := s.view.kinds[c.kind.Plural]
+	objects, ok := s.view.snapshotAt(c.kind.Plural, c.namespace, strings.TrimPrefix(after, kind.KeyPrefix()), at)
+	if !ok {
+		return s.storePage(c, selected, limit, at, after)
+	}
+	found := &items{revision: at}
+	for i, o := range objects {
+		if !selected.picks(o) {
+			continue
+		}
+		if limit > 0 && len(found.objects) == limit {
+			if found.next, err = encodeContinuation(continuation{at, kind.KeyPrefix() + found.objects[limit-1].key}); err != nil {
+				return nil, err
+			}
+			if selected.all {
+				remaining := int64(len(objects) - i)
+				found.remaining = &remaining
+			}
+			return found, nil
+		}
+		found.objects = append(found.objects, o)
+	}
+	return found, nil
+}
+
+// storePage reads a page from the store.
+func (s *Server) storePage(c *call, selected selection, limit int, at store.Revision, after string) (*items, error) {
 	kind, prefix := s.view.kinds[c.kind.Plural], c.prefix()
 	found := &items{revision: at}
 	for {
@@ -124,28 +165,18 @@ func (s *Server) collectPage(c *call, selected selection, limit int, at store.Re
 		if limit > 0 && selected.all {
 			size = min(size, limit-len(found.objects)+1) // one more tells whether there is more
 		}
-		page, revision, err := s.config.Store.List(c.r.Context(), prefix, after, size, at)
+		page, _, err := s.config.Store.List(c.r.Context(), prefix, after, size, at)
 		if err != nil {
 			return nil, err
 		}
-		if found.revision == 0 {
-			found.revision = revision
-		}
-		at = found.revision
 		for _, entry := range page {
 			o, picked := selected.picksEntry(kind, entry)
 			if !picked {
 				continue
 			}
 			if limit > 0 && len(found.objects) == limit {
-				last := kind.KeyPrefix() + found.objects[limit-1].key
-				if found.next, err = encodeContinuation(continuation{at, last}); err != nil {
-					return nil, err
-				}
-				if selected.all {
-					found.remaining = s.remaining(c, last)
-				}
-				return found, nil
+				found.next, err = encodeContinuation(continuation{at, kind.KeyPrefix() + found.objects[limit-1].key})
+				return found, err
 			}
 			found.objects = append(found.objects, o)
 		}
@@ -154,20 +185,6 @@ func (s *Server) collectPage(c *call, selected selection, limit int, at store.Re
 		}
 		after = page[len(page)-1].Key
 	}
-}
-
-// remaining estimates how many objects lie behind a key, as Kubernetes allows.
-func (s *Server) remaining(c *call, last string) *int64 {
-	s.view.mu.RLock()
-	defer s.view.mu.RUnlock()
-	if !s.view.filled {
-		return nil
-	}
-	n := int64(s.view.collections[c.kind.Plural].behind(strings.TrimPrefix(last, c.kind.KeyPrefix()), c.namespace))
-	if n < 1 {
-		return nil
-	}
-	return &n
 }
 
 // wantedPage reads at which revision and after which key to list.

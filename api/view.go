@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -20,10 +21,14 @@ import (
 const (
 	viewPrefix = "resources/"
 	// viewPage is how many entries are read from the store at a time.
-	viewPage = 1000
+	viewPage = 2000
+	// nothingPrefix is one that no key has.
+	nothingPrefix = "nothing/"
 	// reachLimit is how long a request waits for the view to come far enough, and
 	// askInterval how often the store is asked meanwhile how far it is.
-	reachLimit  = 3 * time.Second
+	reachLimit = 3 * time.Second
+	// fillLimit is how long it waits for the view to be filled at all.
+	fillLimit   = 20 * time.Second
 	askInterval = 25 * time.Millisecond
 	// idleInterval is how often a quiet view asks, so that bookmarks move.
 	idleInterval = 20 * time.Second
@@ -263,6 +268,9 @@ func (v *view) ask(ctx context.Context) error {
 
 // reach waits until the view shows at least what the store had at a revision.
 func (v *view) reach(ctx context.Context, revision store.Revision) error {
+	if err := v.wait(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, reachLimit)
 	defer cancel()
 	for asked := false; ; {
@@ -275,7 +283,7 @@ func (v *view) reach(ctx context.Context, revision store.Revision) error {
 		if filled && !asked {
 			// What the store has not come to is not worth waiting for.
 			asked = true
-			_, now, err := v.store.List(ctx, viewPrefix, "", 1, 0)
+			now, err := v.now(ctx)
 			if err != nil {
 				return err
 			}
@@ -300,6 +308,25 @@ func (v *view) reach(ctx context.Context, revision store.Revision) error {
 	}
 }
 
+// wait waits until the view is filled.
+func (v *view) wait(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, fillLimit)
+	defer cancel()
+	for {
+		v.mu.RLock()
+		filled, advanced := v.filled, v.advanced
+		v.mu.RUnlock()
+		if filled {
+			return nil
+		}
+		select {
+		case <-advanced:
+		case <-ctx.Done():
+			return v.behind(0, 0, false)
+		}
+	}
+}
+
 // behind is the answer to who asks for more than the view has.
 func (v *view) behind(revision, seen store.Revision, filled bool) *problem {
 	if !filled {
@@ -314,11 +341,18 @@ func (v *view) behind(revision, seen store.Revision, filled bool) *problem {
 
 // fresh waits until the view shows everything that was written before the call.
 func (v *view) fresh(ctx context.Context) error {
-	_, now, err := v.store.List(ctx, viewPrefix, "", 1, 0)
+	now, err := v.now(ctx)
 	if err != nil {
 		return err
 	}
 	return v.reach(ctx, now)
+}
+
+// now is the revision that the store is at. It is asked with a list of nothing:
+// engines count what a list leaves out.
+func (v *view) now(ctx context.Context) (store.Revision, error) {
+	_, now, err := v.store.List(ctx, nothingPrefix, "", 1, 0)
+	return now, err
 }
 
 // snapshot returns the objects of a kind in a namespace (empty: all of them) at
@@ -329,7 +363,57 @@ func (v *view) snapshot(plural, namespace string) ([]*object, store.Revision, bo
 	if !v.filled {
 		return nil, 0, false
 	}
-	return v.collections[plural].within(namespace), v.seen, true
+	return v.collections[plural].behind(namespace, ""), v.seen, true
+}
+
+// snapshotAt returns the objects of a kind in a namespace behind a key as they
+// were at a revision; ok is false if the view does not remember that.
+func (v *view) snapshotAt(plural, namespace, after string, at store.Revision) (objects []*object, ok bool) {
+	v.mu.RLock()
+	if !v.filled || at > v.seen {
+		v.mu.RUnlock()
+		return nil, false
+	}
+	c := v.collections[plural]
+	number, ok := c.numberAfter(at)
+	if !ok {
+		v.mu.RUnlock()
+		return nil, false
+	}
+	objects = c.behind(namespace, after)
+	since := slices.Clone(c.changes[number-c.first:])
+	v.mu.RUnlock()
+	return undo(objects, since, namespace, after), true
+}
+
+// undo takes changes back from objects, which are sorted and lie behind a key.
+func undo(objects []*object, changes []*step, namespace, after string) []*object {
+	was := map[string]*object{}
+	for _, ch := range slices.Backward(changes) {
+		o := ch.is
+		if o == nil {
+			o = ch.was
+		}
+		if o.key > after && (namespace == "" || o.namespace == namespace) {
+			was[o.key] = ch.was
+		}
+	}
+	if len(was) == 0 {
+		return objects
+	}
+	out := make([]*object, 0, len(objects))
+	for _, o := range objects {
+		if _, changed := was[o.key]; !changed {
+			out = append(out, o)
+		}
+	}
+	for _, o := range was {
+		if o != nil {
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b *object) int { return strings.Compare(a.key, b.key) })
+	return out
 }
 
 // get returns one object as the view has it.
@@ -363,7 +447,7 @@ func (v *view) join(plural, namespace string, selected selection, after *store.R
 	}
 	c.followers[f.index][f] = struct{}{}
 	if after == nil {
-		return f, c.within(namespace), v.seen, false, nil
+		return f, c.behind(namespace, ""), v.seen, false, nil
 	}
 	from, ok := c.numberAfter(*after)
 	if !ok {

@@ -1,0 +1,238 @@
+// Command bench measures the API as its clients meet it: a server of its own
+// process, on etcd on disk, asked over TLS on loopback.
+//
+//	go run ./api/bench -objects 100000 -watchers 5000 -rate 500
+//
+// It lists everything, in one answer and in pages; then it opens the watchers,
+// each on a namespace, and has objects written at a rate that does not wait for
+// the answers, so that what is slow is not left out. The latency of an event is
+// the time from when its write was due to when a watcher has it. It prints a
+// table for people on standard error and one JSON object on standard output.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/identity"
+)
+
+// settings are what is measured.
+type settings struct {
+	Objects    int           `json:"objects"`
+	Namespaces int           `json:"namespaces"`
+	Watchers   int           `json:"watchers"`
+	Everything int           `json:"watchersOfEverything"` // of the watchers
+	Streams    int           `json:"watchersPerConnection"`
+	Rate       int           `json:"writesPerSecond"`
+	Duration   time.Duration `json:"duration"`
+	Lists      int           `json:"lists"`
+	Profile    string        `json:"-"`
+}
+
+const (
+	trustDomain = "bench.local"
+	adminToken  = "only-for-the-time-of-this-measurement"
+)
+
+func main() {
+	var s settings
+	flag.IntVar(&s.Objects, "objects", 100_000, "workloads that there are")
+	flag.IntVar(&s.Namespaces, "namespaces", 500, "namespaces that they lie in")
+	flag.IntVar(&s.Watchers, "watchers", 5000, "open watches")
+	flag.IntVar(&s.Everything, "everything", 10, "of them follow every namespace, the others one each")
+	flag.IntVar(&s.Streams, "streams", 1, "watches that share a connection (HTTP/2); 1 is HTTP/1.1")
+	flag.IntVar(&s.Rate, "rate", 500, "writes per second")
+	flag.DurationVar(&s.Duration, "duration", 20*time.Second, "of the writing")
+	flag.IntVar(&s.Lists, "lists", 5, "how often everything is listed")
+	dir := flag.String("dir", "", "where the store lies; empty: a directory for the time of the measurement")
+	flag.StringVar(&s.Profile, "profile", "", "a file to write the server's CPU profile to")
+	serving := flag.Bool("serve", false, "be the server; the bench starts itself with it")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if *serving {
+		err = serve(ctx, *dir, s)
+	} else {
+		err = run(ctx, *dir, s)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// report is what was measured.
+type report struct {
+	Settings settings          `json:"settings"`
+	List     listFigures       `json:"list"`
+	Pages    listFigures       `json:"pages"`
+	Watch    watchFigures      `json:"watch"`
+	Server   map[string]figure `json:"server"` // by phase
+}
+
+// figure is what the server's process used.
+type figure struct {
+	CPUSeconds  float64 `json:"cpuSeconds"`
+	MemoryMiB   float64 `json:"memoryMiB"`
+	WallSeconds float64 `json:"wallSeconds"`
+}
+
+func run(ctx context.Context, dir string, s settings) error {
+	if dir == "" {
+		var err error
+		if dir, err = os.MkdirTemp("", "bct-bench-api"); err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+	}
+	server, err := startServer(ctx, dir, s)
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	r := report{Settings: s, Server: map[string]figure{"start": server.used()}}
+	c, err := server.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if r.List, err = server.lists(ctx, s, 0); err != nil {
+		return err
+	}
+	if r.Pages, err = server.lists(ctx, s, 500); err != nil {
+		return err
+	}
+	r.Server["lists"] = server.used()
+	if r.Watch, err = server.watches(ctx, s); err != nil {
+		return err
+	}
+	r.Server["watches"] = server.used()
+	r.print(os.Stderr)
+	return json.NewEncoder(os.Stdout).Encode(r)
+}
+
+// process is the server's.
+type process struct {
+	command *exec.Cmd
+	bundle  *identity.Bundle
+	address string
+	token   string
+
+	lastCPU  float64
+	lastTime time.Time
+}
+
+// startServer starts this program as a server and waits until it answers.
+func startServer(ctx context.Context, dir string, s settings) (*process, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{lastTime: time.Now()}
+	p.command = exec.CommandContext(ctx, self, "-serve", "-dir", dir,
+		"-objects", strconv.Itoa(s.Objects), "-namespaces", strconv.Itoa(s.Namespaces), "-watchers", strconv.Itoa(s.Watchers), "-profile", s.Profile)
+	p.command.Cancel = func() error { return p.command.Process.Signal(syscall.SIGTERM) }
+	p.command.Stderr = os.Stderr
+	out, err := p.command.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.command.Start(); err != nil {
+		return nil, fmt.Errorf("start the server: %w", err)
+	}
+	line := make([]byte, 256)
+	n, err := out.Read(line)
+	if err != nil {
+		_ = p.command.Wait()
+		return nil, errors.New("the server ended before it served")
+	}
+	go func() { _, _ = io.Copy(io.Discard, out) }()
+	p.address = "https://" + strings.TrimSpace(string(line[:n]))
+	if p.bundle, err = identity.LoadBundle(filepath.Join(dir, "bundle"), trustDomain); err != nil {
+		p.stop()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *process) stop() {
+	_ = p.command.Process.Signal(syscall.SIGTERM)
+	_ = p.command.Wait()
+}
+
+// admin logs in, and returns a client.
+func (p *process) admin(ctx context.Context) (*client.Client, error) {
+	tls := identity.ClientTLS(func() *identity.SVID { return nil }, p.bundle, "/controller/")
+	first, err := client.New(client.Config{Address: p.address, TLS: tls, Token: adminToken})
+	if err != nil {
+		return nil, err
+	}
+	defer first.Close()
+	session, err := first.Login(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("log in: %w", err)
+	}
+	p.token = session.Token
+	return client.New(client.Config{Address: p.address, TLS: tls, Token: p.token})
+}
+
+// used is what the server's process took since it was asked last.
+func (p *process) used() figure {
+	pid := p.command.Process.Pid
+	var f figure
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
+		// The name of the program ends with the last parenthesis.
+		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+		if len(fields) > 12 {
+			user, _ := strconv.ParseFloat(fields[11], 64)
+			system, _ := strconv.ParseFloat(fields[12], 64)
+			total := (user + system) / 100 // USER_HZ
+			f.CPUSeconds, p.lastCPU = total-p.lastCPU, total
+		}
+	}
+	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
+		for _, line := range strings.Split(string(text), "\n") {
+			if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "VmRSS:" {
+				kib, _ := strconv.ParseFloat(fields[1], 64)
+				f.MemoryMiB = kib / 1024
+			}
+		}
+	}
+	now := time.Now()
+	f.WallSeconds, p.lastTime = now.Sub(p.lastTime).Seconds(), now
+	return f
+}
+
+func (r report) print(out io.Writer) {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	line := func(what, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", what, fmt.Sprintf(format, args...)) }
+	line(fmt.Sprintf("list of %d objects", r.List.Objects), "%s median, %s worst, %.1f MiB", r.List.Median, r.List.Worst, r.List.MiB)
+	line("  the same, decoded by the Go client", "%s", r.List.Decoded)
+	line("list in pages of 500", "%s median, %s worst", r.Pages.Median, r.Pages.Worst)
+	line(fmt.Sprintf("%d watchers", r.Watch.Watchers), "open in %s", r.Watch.Opened)
+	line("writes", "%d at %.0f/s, latency p50 %s, p99 %s", r.Watch.Writes, r.Watch.WritesPerSecond, r.Watch.WriteP50, r.Watch.WriteP99)
+	line("events", "%d delivered of %d, %.0f/s", r.Watch.Delivered, r.Watch.Expected, r.Watch.DeliveredPerSecond)
+	line("event latency, from when the write was due", "p50 %s, p99 %s, worst %s", r.Watch.P50, r.Watch.P99, r.Watch.Worst)
+	line("event latency, from the write's answer", "p50 %s, p99 %s", r.Watch.AfterP50, r.Watch.AfterP99)
+	for _, phase := range []string{"start", "lists", "watches"} {
+		f := r.Server[phase]
+		line("server, "+phase, "%.1f s CPU in %.1f s, %.0f MiB resident", f.CPUSeconds, f.WallSeconds, f.MemoryMiB)
+	}
+	_ = w.Flush()
+}
