@@ -76,7 +76,7 @@ func agrees(t *rapid.T) (cells int) {
 }
 
 // sampled thins out the flows of one input: more inputs find more.
-const sampled = 40
+const sampled = 100
 
 // sameAuthors compares who decided: the decider comes first, the order of the
 // others is each side's own.

@@ -119,6 +119,44 @@ func TestResponses(t *testing.T) {
 	}
 }
 
+// TestProtectedAround checks that an automated quarantine spares what is protected
+// in either direction, and refuses the rest of both.
+func TestProtectedAround(t *testing.T) {
+	web, db := bocage.Side{Workload: ptr(named("web"))}, bocage.Side{Workload: ptr(named("db"))}
+	for _, test := range []struct {
+		name     string
+		protect  bocage.CellMatch
+		from, to bool // db reaches web, web reaches db
+		cut      bool // as an identity
+	}{
+		{name: "nothing", protect: bocage.CellMatch{From: bocage.Side{Workload: ptr(named("api"))}, To: db}, cut: true},
+		{name: "what it is reached at", protect: bocage.CellMatch{From: db, To: web}, from: true},
+		{name: "what it reaches", protect: bocage.CellMatch{From: web, To: db}, to: true},
+		{name: "both ways", protect: bocage.CellMatch{}, from: true, to: true},
+		{name: "nobody's", protect: bocage.CellMatch{From: bocage.Side{Workload: ptr(named("gone"))}, To: web}, cut: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := shop()
+			in.Guardrails = []*bocage.Guardrail{protecting(test.protect),
+				{ObjectMeta: bocage.ObjectMeta{Name: "open"}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{{}}}}}
+			in.ThreatConditions = []*bocage.ThreatCondition{condition(bocage.LevelQuarantine, after(time.Minute))}
+			rs := compile.Compile(in).Ruleset
+			if got := len(rs.Refused) == 1; got != test.cut {
+				t.Errorf("cut off: %v", rs.Refused)
+			}
+			if verdict, d := askAt(rs, 2, 0, 80, policytest.Now); verdict.Allowed() != test.from {
+				t.Errorf("db to web: %s by %v", verdict, d.By)
+			}
+			if verdict, d := askAt(rs, 0, 2, 80, policytest.Now); verdict.Allowed() != test.to {
+				t.Errorf("web to db: %s by %v", verdict, d.By)
+			}
+			if verdict, d := askAt(rs, 0, 2, 80, after(time.Minute)); !verdict.Allowed() {
+				t.Errorf("afterwards: %s by %v", verdict, d.By)
+			}
+		})
+	}
+}
+
 // TestDispositions checks what becomes of refused connections.
 func TestDispositions(t *testing.T) {
 	never := func(disposition string) *bocage.Guardrail {
@@ -172,7 +210,8 @@ func TestDispositions(t *testing.T) {
 // have one.
 func TestSeparate(t *testing.T) {
 	in := shop()
-	in.Workloads = append(in.Workloads, workload(3, "shop/bare"), workload(4, "shop/naked"))
+	in.Workloads = append(in.Workloads, workload(3, "shop/bare"), workload(4, "shop/naked"), workload(5, "shop/blank"))
+	in.Workloads[5].Labels["env"] = ""
 	for i, value := range []string{"prod", "prod", "test"} {
 		in.Workloads[i].Labels["env"] = value
 	}
@@ -184,7 +223,7 @@ func TestSeparate(t *testing.T) {
 	for _, test := range []struct {
 		from, to int
 		together bool
-	}{{0, 1, true}, {0, 2, false}, {2, 0, false}, {0, 3, false}, {3, 2, false}, {3, 4, true}} {
+	}{{0, 1, true}, {0, 2, false}, {2, 0, false}, {0, 3, false}, {3, 2, false}, {3, 4, true}, {3, 5, false}, {5, 3, false}, {5, 0, false}} {
 		if verdict, d := askAt(rs, test.from, test.to, 80, policytest.Now); verdict.Allowed() != test.together {
 			t.Errorf("%d to %d: %s by %v", test.from, test.to, verdict, d.By)
 		}

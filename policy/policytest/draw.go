@@ -81,7 +81,8 @@ func Draw(t *rapid.T) compile.Input {
 		in.Scopes = append(in.Scopes, &bocage.Scope{
 			ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("scope-%d", i)},
 			Spec: bocage.ScopeSpec{Namespaces: drawNamespaces(t), Workload: drawSelector(t),
-				Mode: rapid.SampledFrom([]string{bocage.ModeEnforce, bocage.ModeObserve}).Draw(t, "mode")},
+				Mode:        rapid.SampledFrom([]string{bocage.ModeEnforce, bocage.ModeObserve}).Draw(t, "mode"),
+				Disposition: rapid.SampledFrom([]string{"", bocage.DispositionDrop, bocage.DispositionReject}).Draw(t, "disposition")},
 		})
 	}
 	for i := range rapid.IntRange(0, 2).Draw(t, "decoys") {
@@ -178,7 +179,11 @@ func drawWorkload(t *rapid.T, i int) *bocage.Workload {
 func drawLabels(t *rapid.T) map[string]string {
 	labels := map[string]string{}
 	for _, key := range labelKeys {
-		if rapid.Bool().Draw(t, "has "+key) {
+		switch rapid.IntRange(0, 8).Draw(t, "has "+key) {
+		case 0, 1, 2, 3:
+		case 4:
+			labels[key] = "" // is another thing than no label
+		default:
 			labels[key] = rapid.SampledFrom(labelPairs[key]).Draw(t, key)
 		}
 	}

@@ -64,7 +64,7 @@ func drawDuties(t *rapid.T) *bocage.Duties {
 	if rapid.Bool().Draw(t, "log") {
 		d.Log = "full"
 	}
-	if rapid.IntRange(0, 2).Draw(t, "more duties") == 0 {
+	if rapid.Bool().Draw(t, "more duties") {
 		d.Verify = rapid.SampledFrom([]string{"", "tls", "ssh"}).Draw(t, "verify")
 		d.Rate = rapid.SampledFrom([]string{"", "5/s", "20/s"}).Draw(t, "rate")
 		d.Witness = rapid.Bool().Draw(t, "witness")
