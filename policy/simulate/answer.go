@@ -13,7 +13,22 @@ import (
 
 // Answer decides one probe. What cannot be decided says so in Error.
 func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
-	answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
+	answer, advise := s.decided(p)
+	answer.Missing = advise()
+	return answer
+}
+
+// Verdict is Answer without the smallest change, to find which takes most of the
+// time.
+func (s *Simulator) Verdict(p bocage.SimulateProbe) bocage.SimulateAnswer {
+	answer, _ := s.decided(p)
+	return answer
+}
+
+// decided decides a probe; advise finds the smallest change.
+func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswer, advise func() string) {
+	nothing := func() string { return "" }
+	answer = bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
 	moment := p.At
 	if moment.IsZero() {
 		moment = s.in.Now
@@ -22,13 +37,13 @@ func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
 	q, err := s.question(p)
 	if err != nil {
 		answer.Error = err.Error()
-		return answer
+		return answer, nothing
 	}
 	if s.isItself(q.from, q.to) {
 		// Nothing stands between a Pod and itself: rulesets, which speak of groups,
 		// have no cell for it.
 		answer.Verdict, answer.Disposition, answer.Reason = "allow", bocage.VerdictAllow.String(), bocage.ReasonKubernetes.String()
-		return answer
+		return answer, nothing
 	}
 	verdict, reason := s.Decide(q.from, q.to, q.protocol, p.Port, moment)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
@@ -37,30 +52,37 @@ func (s *Simulator) Answer(p bocage.SimulateProbe) bocage.SimulateAnswer {
 	}
 	answer.Reason = reason.Code.String()
 	answer.Enforced = !verdict.Allowed()
-	if decision, ok := s.rs.Decision(reason.Decision); ok {
-		if reason.Would.Allowed() {
-			answer.Duties = duties(decision)
-		}
-		if decider, ok := Decider(decision); ok {
-			file, line := s.place(decider)
-			answer.Decision = bocage.SimulateDecision{Kind: decider.Kind, Namespace: decider.Namespace, Name: decider.Name, Field: decider.Field, File: file, Line: line}
-		}
+	decision := s.decision(reason.Decision)
+	if reason.Would.Allowed() {
+		answer.Duties = duties(decision)
 	}
-	answer.Missing = s.missing(bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
-	return answer
+	if decider, ok := Decider(decision); ok {
+		file, line := s.place(decider)
+		answer.Decision = bocage.SimulateDecision{Kind: decider.Kind, Namespace: decider.Namespace, Name: decider.Name, Field: decider.Field, File: file, Line: line}
+	}
+	return answer, func() string {
+		return s.missing(q, bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
+	}
 }
 
 // isItself reports whether both ends are one Pod.
 func (s *Simulator) isItself(from, to End) bool {
-	if from.peer == none || to.peer == none {
+	if from.group != to.group {
 		return false
 	}
-	name := s.rs.Peers[from.peer].Workload
-	if name == "" || name != s.rs.Peers[to.peer].Workload {
-		return false
+	w := s.workloadAt(from)
+	return w != nil && w == s.workloadAt(to) && w.Spec.Orchestrator == bocage.OrchestratorKubernetes
+}
+
+// workloadAt is the workload at an end; nil if none is there.
+func (s *Simulator) workloadAt(e End) *bocage.Workload {
+	if e.peer == none || s.rs.Peers[e.peer].Workload == "" {
+		return nil
 	}
-	i, known := s.byName[name]
-	return known && s.workloads[i].object.Spec.Orchestrator == bocage.OrchestratorKubernetes
+	if i, known := s.byName[s.rs.Peers[e.peer].Workload]; known {
+		return s.workloads[i].object
+	}
+	return nil
 }
 
 // question is a probe whose parts are understood.
@@ -160,7 +182,7 @@ const onlyObserved = "To have it allowed for good: "
 // mostAdvice bounds each of the two maps; when one is full, the older goes.
 const mostAdvice = 1 << 15
 
-func (s *Simulator) missing(f bocage.Flow) string {
+func (s *Simulator) missing(q question, f bocage.Flow) string {
 	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}}
 	if !f.At.Equal(s.in.Now) {
 		k.at = f.At.UTC()
@@ -173,7 +195,7 @@ func (s *Simulator) missing(f bocage.Flow) string {
 	}
 	a.mu.Unlock()
 	if !known {
-		text = s.judge().Explain(s.rs, f).Missing
+		text = s.near().judge(s.in, s.workloadAt(q.from), s.workloadAt(q.to), f).Advise(f).Text
 		// An answer says what policy decides, enforced or not: what it takes to
 		// enforce it is beside the point.
 		if _, change, only := strings.Cut(text, onlyObserved); only {

@@ -54,10 +54,19 @@ func (s *Simulator) Blast(q bocage.BlastQuery) (bocage.BlastResult, error) {
 	return result, nil
 }
 
-// start is one group to walk from, under the name of who is there.
+// start is one place to walk from, under the name of who is there.
 type start struct {
-	group int32
-	name  string
+	node int32
+	name string
+}
+
+// node is a group in one family of addresses: who has addresses of one family
+// only cannot talk with the other.
+func node(e End) int32 {
+	if e.Address.Is4() {
+		return 2 * e.group
+	}
+	return 2*e.group + 1
 }
 
 // origin finds who is meant: one workload, all of a namespace, or an address.
@@ -69,8 +78,9 @@ func (s *Simulator) origin(from string) ([]start, []string, error) {
 			return nil, nil, fmt.Errorf("from: %w", err)
 		}
 		name := from
-		if peer := ends[0].peer; peer != none && s.rs.Peers[peer].Workload != "" {
-			name = s.rs.Peers[peer].Workload
+		if w := s.workloadAt(ends[0]); w != nil {
+			name = w.NamespacedName()
+			ends = s.workloads[s.byName[name]].ends
 		}
 		return s.starts(nil, name, ends), []string{name}, nil
 	}
@@ -91,71 +101,93 @@ func (s *Simulator) origin(from string) ([]start, []string, error) {
 func (s *Simulator) starts(list []start, name string, ends []End) []start {
 	for _, end := range ends {
 		if !s.refused(end) {
-			list = append(list, start{end.group, name})
+			list = append(list, start{node(end), name})
 		}
 	}
 	return list
 }
 
-// walk is a breadth-first search over groups of workloads.
+// walk is a breadth-first search over nodes. Somebody standing at a node can go
+// on from there; that alone does not mean that its other members were reached.
 type walk struct {
 	s        *Simulator
 	passable []bool // by decision: followed
 
-	members   [][]int32 // workloads by group, without who is cut off
-	hops      []int32   // by group: 0 is not reached
-	before    []int32   // by group: the group that reached it, or none
-	origins   map[int32]string
-	origin    []bool  // by group: where the walk begins
-	frontier  []int32 // groups to go on from
-	unreached []int32 // groups not reached yet that a rule of no pair may lead to
+	members   [][]int32   // workloads by node, without who is cut off
+	siblings  [][]sibling // by node: where else its members have addresses
+	successor [][]int32   // by group: groups with rules of their own for the pair
+
+	hop      int32
+	reached  []int32  // by node: the hop, or 0
+	before   []int32  // by node: from where it was reached
+	standing []string // by node: who stands there, or nobody
+	parent   []int32  // by node: from where who stands there came; none is the origin
+	frontier []int32
+	next     []int32
+
+	unreached []int32 // nodes not reached yet that a rule of no pair may lead to
 	inviting  []int32 // those among them that let something in from anybody
-	hop       int32
-	next      []int32
-	successor [][]int32 // by group: groups with a rule of their own for the pair
+}
+
+type sibling struct {
+	node int32
+	name string
 }
 
 func (s *Simulator) newWalk(uninspected bool) *walk {
 	ix := s.index
-	n := len(ix.names)
-	w := &walk{s: s, passable: make([]bool, len(ix.decisions)), members: make([][]int32, n), hops: make([]int32, n),
-		before: slices.Repeat([]int32{none}, n), origins: map[int32]string{}, origin: make([]bool, n), successor: make([][]int32, n)}
+	n := 2 * len(ix.names)
+	w := &walk{s: s, passable: make([]bool, len(ix.decisions)), members: make([][]int32, n), siblings: make([][]sibling, n),
+		successor: make([][]int32, len(ix.names)), reached: make([]int32, n), before: make([]int32, n), standing: make([]string, n), parent: make([]int32, n)}
 	for i := range ix.decisions {
 		d := ix.decisions[ix.at(int32(i), s.in.Now)]
 		w.passable[i] = d.verdict.Allowed() && !(uninspected && d.verdict == bocage.VerdictInspect)
 	}
 	for i := range s.workloads {
-		last := int32(none)
-		for _, end := range s.workloads[i].ends {
-			if end.group != last && !s.refused(end) {
-				w.members[end.group] = append(w.members[end.group], int32(i))
-			}
-			last = end.group
-		}
+		w.enter(int32(i))
 	}
-	for g := range int32(n) {
-		if len(w.members[g]) == 0 {
+	for at := range int32(n) {
+		if len(w.members[at]) == 0 {
 			continue
 		}
-		invited := ix.seats[g].fromAny
+		invited := ix.seats[at/2].fromAny
 		if w.opens(invited) {
-			w.inviting = append(w.inviting, g)
+			w.inviting = append(w.inviting, at)
 		}
 		// Where "anybody to it" lets nothing pass, only a rule of the pair's own
 		// can let somebody in: those are followed from their sources.
 		if w.opens(invited) || !ix.whole(invited) {
-			w.unreached = append(w.unreached, g)
+			w.unreached = append(w.unreached, at)
 		}
 	}
 	for i := range ix.exact.slots {
 		if slot := &ix.exact.slots[i]; slot.pair != 0 {
 			from, to := int32((slot.pair-1)>>32), int32(uint32(slot.pair-1))
-			if len(w.members[to]) > 0 {
+			if len(w.members[2*to])+len(w.members[2*to+1]) > 0 {
 				w.successor[from] = append(w.successor[from], to)
 			}
 		}
 	}
 	return w
+}
+
+// enter places a workload at its nodes.
+func (w *walk) enter(i int32) {
+	workload := &w.s.workloads[i]
+	var nodes []int32
+	for _, end := range workload.ends {
+		if at := node(end); !w.s.refused(end) && !slices.Contains(nodes, at) {
+			nodes = append(nodes, at)
+			w.members[at] = append(w.members[at], i)
+		}
+	}
+	for _, at := range nodes {
+		for _, other := range nodes {
+			if at != other && !slices.ContainsFunc(w.siblings[at], func(s sibling) bool { return s.node == other }) {
+				w.siblings[at] = append(w.siblings[at], sibling{other, workload.name})
+			}
+		}
+	}
 }
 
 // whole reports whether a sheet leaves nothing to what is less specific.
@@ -165,23 +197,28 @@ func (ix *index) whole(s sheet) bool {
 
 func (w *walk) from(starts []start) {
 	for _, s := range starts {
-		if w.origins[s.group] == "" {
-			w.origins[s.group], w.origin[s.group] = s.name, true
-			w.frontier = append(w.frontier, s.group)
-		}
+		w.stand(s.node, s.name, none)
+	}
+	w.frontier, w.next = w.next, nil
+}
+
+// stand notes that somebody has come to a node; the first is enough.
+func (w *walk) stand(at int32, name string, from int32) {
+	if w.standing[at] == "" {
+		w.standing[at], w.parent[at] = name, from
+		w.next = append(w.next, at)
 	}
 }
 
-// step goes one hop further. A group where the walk began is reached only when
-// something leads to it: its other members are.
+// step goes one hop further.
 func (w *walk) step(hop int) {
 	w.hop, w.next = int32(hop), nil
 	for _, from := range w.frontier {
-		slices.Sort(w.successor[from])
-		for _, to := range w.successor[from] {
-			w.reach(from, to)
+		slices.Sort(w.successor[from/2])
+		for _, to := range w.successor[from/2] {
+			w.reach(from, 2*to+from%2)
 		}
-		if w.wild(from) {
+		if w.wild(from / 2) {
 			w.unreached = w.tried(from, w.unreached)
 		} else {
 			w.inviting = w.tried(from, w.inviting)
@@ -190,11 +227,11 @@ func (w *walk) step(hop int) {
 	w.frontier = w.next
 }
 
-// tried returns those of the groups that were not reached yet, having tried each.
-func (w *walk) tried(from int32, groups []int32) []int32 {
-	left := groups[:0]
-	for _, to := range groups {
-		if w.reach(from, to); w.hops[to] == 0 {
+// tried returns those of the nodes that were not reached yet, having tried each.
+func (w *walk) tried(from int32, nodes []int32) []int32 {
+	left := nodes[:0]
+	for _, to := range nodes {
+		if w.reach(from, to); w.reached[to] == 0 {
 			left = append(left, to)
 		}
 	}
@@ -219,12 +256,13 @@ func (w *walk) opens(s sheet) bool {
 }
 
 func (w *walk) reach(from, to int32) {
-	if w.hops[to] != 0 || !w.passes(from, to) {
+	if from%2 != to%2 || w.reached[to] != 0 || len(w.members[to]) == 0 || !w.passes(from/2, to/2) {
 		return
 	}
-	w.hops[to], w.before[to] = w.hop, from
-	if !w.origin[to] {
-		w.next = append(w.next, to)
+	w.reached[to], w.before[to] = w.hop, from
+	w.stand(to, w.s.workloads[w.members[to][0]].name, from)
+	for _, s := range w.siblings[to] {
+		w.stand(s.node, s.name, from)
 	}
 }
 
@@ -252,25 +290,21 @@ func (w *walk) passes(from, to int32) bool {
 	return false
 }
 
-// way returns a shortest way to a workload: one workload of each group passed.
+// way returns a shortest way to a workload, by somebody at each node passed.
 func (w *walk) way(target *workload) (hops int, names []string, reached bool) {
 	best := int32(none)
 	for _, end := range target.ends {
-		if w.hops[end.group] > 0 && !w.s.refused(end) && (best == none || w.hops[end.group] < w.hops[best]) {
-			best = end.group
+		if at := node(end); w.reached[at] > 0 && !w.s.refused(end) && (best == none || w.reached[at] < w.reached[best]) {
+			best = at
 		}
 	}
 	if best == none {
 		return 0, nil, false
 	}
 	names = append(names, target.name)
-	for g := w.before[best]; g != none; g = w.before[g] {
-		if w.origin[g] {
-			names = append(names, w.origins[g])
-			break
-		}
-		names = append(names, w.s.workloads[w.members[g][0]].name)
+	for at := w.before[best]; at != none; at = w.parent[at] {
+		names = append(names, w.standing[at])
 	}
 	slices.Reverse(names)
-	return int(w.hops[best]), names, true
+	return int(w.reached[best]), names, true
 }

@@ -105,7 +105,7 @@ func wanted(x bocage.PolicyExpectation) string {
 
 // compare holds what was decided against what is expected.
 func (s *Simulator) compare(x bocage.PolicyExpectation, reason bocage.Reason) (got string, by bocage.Ref, holds bool) {
-	decision, _ := s.rs.Decision(reason.Decision)
+	decision := s.decision(reason.Decision)
 	owed := duties(decision)
 	by, decided := Decider(decision)
 	if !decided {
@@ -220,7 +220,7 @@ func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16
 		prefixes = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
 	if !side.Outside() {
-		zones := s.zones()
+		zones := zonesOf(s.in.Zones)
 		for i := range s.workloads {
 			w := &s.workloads[i]
 			if (len(side.Namespaces) == 0 || slices.Contains(side.Namespaces, w.object.Namespace)) &&
@@ -306,8 +306,9 @@ func last(p netip.Prefix) netip.Addr {
 	return address
 }
 
-func (s *Simulator) zones() map[string]string {
-	zones := slices.Clone(s.in.Zones)
+// zonesOf says in which zone each host stands.
+func zonesOf(declared []*bocage.Zone) map[string]string {
+	zones := slices.Clone(declared)
 	slices.SortFunc(zones, func(a, b *bocage.Zone) int { return strings.Compare(a.Name, b.Name) })
 	of := map[string]string{}
 	for _, z := range zones {

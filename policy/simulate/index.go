@@ -14,6 +14,7 @@ import (
 type index struct {
 	decisions []decision
 	untils    []time.Time // of decisions that end
+	numbers   map[bocage.DecisionID]int32
 	fallback  int32
 
 	groups map[bocage.Group]int32 // the world's is 0
@@ -76,7 +77,7 @@ const none = -1
 
 func newIndex(rs *bocage.Ruleset) *index {
 	ix := &index{groups: map[bocage.Group]int32{bocage.GroupWorld: 0}, names: []string{"the world"}, seats: make([]seat, 1)}
-	numbers := ix.addDecisions(rs)
+	ix.addDecisions(rs)
 	for _, g := range rs.Groups {
 		i := ix.group(g.Group)
 		ix.names[i], ix.seats[i].enforce = g.Name, g.Enforce
@@ -84,7 +85,7 @@ func newIndex(rs *bocage.Ruleset) *index {
 	for _, p := range rs.Peers {
 		ix.group(p.Group)
 	}
-	ix.addRules(rs, numbers)
+	ix.addRules(rs)
 	return ix
 }
 
@@ -100,7 +101,7 @@ func (ix *index) group(g bocage.Group) int32 {
 
 // addDecisions numbers the decisions. One that does not exist is the zero
 // decision, as it is for Ruleset.Decide.
-func (ix *index) addDecisions(rs *bocage.Ruleset) map[bocage.DecisionID]int32 {
+func (ix *index) addDecisions(rs *bocage.Ruleset) {
 	numbers := make(map[bocage.DecisionID]int32, len(rs.Decisions)+1)
 	ix.decisions = make([]decision, 1, len(rs.Decisions)+1)
 	ix.untils = make([]time.Time, 1, len(rs.Decisions)+1)
@@ -112,11 +113,10 @@ func (ix *index) addDecisions(rs *bocage.Ruleset) map[bocage.DecisionID]int32 {
 	for _, d := range rs.Decisions {
 		ix.decisions[numbers[d.ID]].then = numbers[d.Then]
 	}
-	ix.fallback = numbers[rs.Default]
-	return numbers
+	ix.fallback, ix.numbers = numbers[rs.Default], numbers
 }
 
-func (ix *index) addRules(rs *bocage.Ruleset, numbers map[bocage.DecisionID]int32) {
+func (ix *index) addRules(rs *bocage.Ruleset) {
 	rules := slices.Clone(rs.Rules)
 	slices.SortFunc(rules, func(a, b bocage.Rule) int {
 		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.Last, b.Ports.Last))
@@ -140,7 +140,7 @@ func (ix *index) addRules(rs *bocage.Ruleset, numbers map[bocage.DecisionID]int3
 		from, to := rules[i].From, rules[i].To
 		s := sheet{first: int32(len(ix.spans))}
 		for ; i < len(rules) && rules[i].From == from && rules[i].To == to; i++ {
-			ix.spans = append(ix.spans, span{key(rules[i].Protocol, rules[i].Ports.Last), rules[i].Ports.First, numbers[rules[i].Decision]})
+			ix.spans = append(ix.spans, span{key(rules[i].Protocol, rules[i].Ports.Last), rules[i].Ports.First, ix.numbers[rules[i].Decision]})
 			s.count++
 		}
 		switch {

@@ -57,14 +57,14 @@ func (s *Simulator) EachCell(namespaces []string, each func(bocage.ReachCell) er
 	for _, i := range rows {
 		for _, j := range rows {
 			from, to, ok := Ends(s.workloads[i].ends, s.workloads[j].ends)
-			if !ok || s.refused(from) || s.refused(to) {
-				continue
-			}
-			if i == j && s.isItself(from, to) {
+			if ok && i == j && s.isItself(from, to) {
 				itself := []bocage.ReachSet{{Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts}}
 				if err := each(bocage.ReachCell{From: s.workloads[i].name, To: s.workloads[i].name, Ports: itself}); err != nil {
 					return err
 				}
+				continue
+			}
+			if !ok || s.refused(from) || s.refused(to) {
 				continue
 			}
 			sets, decided := known[pair{from.group, to.group}]
@@ -122,7 +122,7 @@ func (s *Simulator) appendSets(sets []bocage.ReachSet, protocol bocage.Protocol,
 		if !d.verdict.Allowed() {
 			continue
 		}
-		decision, _ := s.rs.Decision(d.id)
+		decision := s.decision(d.id)
 		set := bocage.ReachSet{Protocol: protocol, Ports: bocage.PortRange{First: p.first, Last: p.last}, Duties: duties(decision), By: decision.By}
 		if n := len(sets); n > 0 && sets[n-1].Protocol == protocol && uint32(sets[n-1].Ports.Last)+1 == uint32(p.first) &&
 			slices.Equal(sets[n-1].Duties, set.Duties) && slices.Equal(sets[n-1].By, set.By) {

@@ -22,7 +22,6 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
-	"bocage.dev/bocage/policy/explain"
 )
 
 // Simulator answers questions about one compiled ruleset. Many may ask it at once.
@@ -41,7 +40,7 @@ type Simulator struct {
 	others map[string][]netip.Addr
 	gone   map[string]string
 
-	judge   func() *explain.Judge
+	near    func() *near
 	moments *moments
 	advice  *advice
 	place   func(bocage.Ref) (file string, line int)
@@ -77,7 +76,7 @@ func newSimulator(in compile.Input, rs *bocage.Ruleset) *Simulator {
 	s := &Simulator{in: in, rs: rs, index: newIndex(rs), byName: make(map[string]int32, len(in.Workloads)), ambiguous: map[string]bool{},
 		hosts: make(map[string][]netip.Addr, len(in.Hosts)), rejected: map[string]string{}, place: placeOfSource, advice: &advice{}}
 	s.peers = newPeers(rs, s.index)
-	s.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(in) })
+	s.near = sync.OnceValue(func() *near { return newNear(in) })
 	s.addWorkloads()
 	for _, h := range in.Hosts {
 		s.hosts[h.Name] = h.Spec.Addresses
@@ -221,6 +220,14 @@ func (s *Simulator) Decide(from, to End, protocol bocage.Protocol, port uint16, 
 		return d.verdict, reason
 	}
 	return bocage.VerdictAllow, reason
+}
+
+// decision is what the ruleset says of a decision; the zero Decision if nothing.
+func (s *Simulator) decision(id bocage.DecisionID) bocage.Decision {
+	if i := s.index.numbers[id]; i > 0 {
+		return s.rs.Decisions[i-1]
+	}
+	return bocage.Decision{}
 }
 
 // DecideFlow gives a flow its verdict and the reason, as Ruleset.Decide does.

@@ -1,0 +1,99 @@
+package simulate
+
+import (
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
+)
+
+// near finds the few objects that can have a say in one flow, so that the judge,
+// who tries changes out on all objects that it is given, is not given all.
+type near struct {
+	zones      map[string]string
+	namespaces map[string]*bocage.Namespace
+	// by namespace: those select there only
+	applications map[string][]*bocage.Application
+	policies     map[string][]*bocage.NetworkPolicy
+	hosts        map[string]*bocage.Host // by name
+	hostOf       map[netip.Addr][]*bocage.Host
+	// whole says that who else there is counts too: whether a quarantine cuts off
+	// everything hangs on whom the protected flows could be with.
+	whole *explain.Judge
+}
+
+func newNear(in compile.Input) *near {
+	n := &near{zones: zonesOf(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: map[string][]*bocage.Application{},
+		policies: map[string][]*bocage.NetworkPolicy{}, hosts: map[string]*bocage.Host{}, hostOf: map[netip.Addr][]*bocage.Host{}}
+	for _, o := range in.Namespaces {
+		n.namespaces[o.Name] = o
+	}
+	for _, a := range in.Applications {
+		n.applications[a.Namespace] = append(n.applications[a.Namespace], a)
+	}
+	for _, p := range in.NetworkPolicies {
+		n.policies[p.Namespace] = append(n.policies[p.Namespace], p)
+	}
+	for _, h := range in.Hosts {
+		n.hosts[h.Name] = h
+		for _, a := range h.Spec.Addresses {
+			n.hostOf[a] = append(n.hostOf[a], h)
+		}
+	}
+	quarantined := slices.ContainsFunc(in.ThreatConditions, func(t *bocage.ThreatCondition) bool { return t.Spec.Level == bocage.LevelQuarantine })
+	protected := slices.ContainsFunc(in.Guardrails, func(g *bocage.Guardrail) bool { return len(g.Spec.Protect) > 0 })
+	if quarantined && protected {
+		n.whole = explain.NewJudge(in)
+	}
+	return n
+}
+
+// judge prepares to judge flows between two ends.
+func (n *near) judge(in compile.Input, from, to *bocage.Workload, f bocage.Flow) *explain.Judge {
+	if n.whole != nil {
+		return n.whole
+	}
+	in.Workloads, in.Applications, in.NetworkPolicies, in.Namespaces, in.Hosts = nil, nil, nil, nil, nil
+	for _, address := range [2]netip.Addr{f.Source, f.Destination} {
+		for _, h := range n.hostOf[address] {
+			in.Hosts = appendOnce(in.Hosts, h)
+		}
+	}
+	return n.add(in, from, to)
+}
+
+func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
+	for _, w := range ends {
+		if w == nil || slices.Contains(in.Workloads, w) {
+			continue
+		}
+		in.Workloads = append(in.Workloads, w)
+		labels := w.LabelsIn(n.zones[w.Spec.Host])
+		for _, a := range n.applications[w.Namespace] {
+			if a.Spec.Workload.Matches(labels) {
+				in.Applications = appendOnce(in.Applications, a)
+			}
+		}
+		for _, p := range n.policies[w.Namespace] {
+			if p.Spec.PodSelector.Matches(labels) {
+				in.NetworkPolicies = appendOnce(in.NetworkPolicies, p)
+			}
+		}
+		if namespace := n.namespaces[w.Namespace]; namespace != nil {
+			in.Namespaces = appendOnce(in.Namespaces, namespace)
+		}
+		if h := n.hosts[w.Spec.Host]; h != nil {
+			in.Hosts = appendOnce(in.Hosts, h)
+		}
+	}
+	return explain.NewJudge(in)
+}
+
+func appendOnce[T comparable](list []T, item T) []T {
+	if slices.Contains(list, item) {
+		return list
+	}
+	return append(list, item)
+}
