@@ -14,7 +14,7 @@ import (
 //
 //	go test -run '^$' -bench RootPacket ./dataplane/
 func BenchmarkRootPacket(b *testing.B) {
-	p := newPlane(b, func(c *Config) { c.FlowEntries = 1 << 17 })
+	p := newPlane(b, func(c *Config) { c.FlowEntries, c.AnswersPerSecond = 1<<17, 1<<26 })
 	from, to := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	must(b, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, from, to)))
 	p.attach(from, to)
@@ -70,6 +70,16 @@ func BenchmarkRootPacket(b *testing.B) {
 	b.Run("refused/each-from-another-port", func(b *testing.B) { cold(b, other) })
 	b.Run("new/IPv4", func(b *testing.B) { cold(b, f) })
 	b.Run("new/IPv6", func(b *testing.B) { cold(b, six) })
+	must(b, p.Shadow(ruleset(2, nil, from, to)))
+	b.Run("established/beside-a-candidate", func(b *testing.B) { hot(b, established(f)) })
+	b.Run("new/beside-a-candidate", func(b *testing.B) { cold(b, f) })
+	must(b, p.Shadow(nil))
+	must(b, p.Apply(rejecting(3, nil, from, to)))
+	p.in(func() error { return p.writePort(Attachment{Ifindex: loopback, Port: port}) })
+	b.Run("rejected/TCP", func(b *testing.B) { cold(b, f) })
+	datagram := f
+	datagram.protocol = bocage.ProtocolUDP
+	b.Run("rejected/UDP", func(b *testing.B) { cold(b, datagram) })
 }
 
 // BenchmarkRootApply measures a change of generation.
