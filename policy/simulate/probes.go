@@ -206,13 +206,24 @@ func probeMessage(err error) string {
 func (r *probeReader) array() error {
 	counted := &lineCounter{in: io.MultiReader(bytes.NewReader(r.pending), r.in), line: r.line + 1}
 	decoder := json.NewDecoder(counted)
+	broken := func(err error) error {
+		var syntax *json.SyntaxError
+		switch {
+		case errors.As(err, &syntax):
+			return r.fail(counted.at(syntax.Offset), "is not JSON: %v", err)
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+			return r.fail(counted.at(decoder.InputOffset()), "is not JSON: the list has no end")
+		default:
+			return fmt.Errorf("read %s: %w", r.name, err)
+		}
+	}
 	if _, err := decoder.Token(); err != nil {
-		return r.fail(r.line+1, "is not JSON: %v", err)
+		return broken(err)
 	}
 	for decoder.More() {
 		var raw json.RawMessage
 		if err := decoder.Decode(&raw); err != nil {
-			return r.fail(counted.at(decoder.InputOffset()), "is not JSON: %v", err)
+			return broken(err)
 		}
 		line := counted.at(decoder.InputOffset() - int64(len(raw)))
 		if len(raw) > mostProbeBytes {
@@ -226,7 +237,10 @@ func (r *probeReader) array() error {
 		}
 	}
 	if _, err := decoder.Token(); err != nil {
-		return r.fail(counted.at(decoder.InputOffset()), "is not JSON: the list has no end")
+		return broken(err)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return r.fail(counted.at(decoder.InputOffset()), "something follows the list: only one is read")
 	}
 	return nil
 }
