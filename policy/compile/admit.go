@@ -38,6 +38,8 @@ type admitted struct {
 	networkPolicies        []*bocage.NetworkPolicy
 	clusterNetworkPolicies []*bocage.ClusterNetworkPolicy
 
+	addresses map[netip.Addr]*bocage.Workload // whose they are
+
 	digest   string
 	expires  time.Time
 	faults   bocage.Faults
@@ -168,6 +170,7 @@ func (a *admitted) admitWorkloads(digest hashWriter, workloads []*bocage.Workloa
 	names := make(map[[2]string]bool, len(sorted))
 	numbers := make(map[bocage.Identity]*bocage.Workload, len(sorted))
 	addresses := make(map[netip.Addr]*bocage.Workload, len(sorted))
+	a.addresses = addresses
 	places := make(map[place]*bocage.Workload, len(sorted))
 	for _, w := range sorted {
 		if names[[2]string{w.Namespace, w.Name}] {

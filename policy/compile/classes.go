@@ -89,7 +89,7 @@ func (g *grid) classify() {
 	g.openTable = g.tableOf(g.open)
 	g.openPatch = g.tables.over(g.openTable, g.bottom)
 	g.openStrong = g.strong(g.open)
-	g.relaxed = len(g.c.pop.subjects) > g.c.spelled
+	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
 	shapes := map[shape]uint32{}
 	g.sources = g.divide(shapes, func(s *statement) (own, other side) { return s.from, s.to })
 	g.targets = g.divide(shapes, func(s *statement) (own, other side) { return s.to, s.from })
@@ -130,6 +130,10 @@ func (g *grid) divide(shapes map[shape]uint32, sides func(*statement) (own, othe
 	bySum := map[[2]uint64]int32{}
 	first := make([]int32, n) // of the first member of a class, its number plus one
 	for s, sum := range sums {
+		if g.c.pop.subjects[s].gone() {
+			out.of[s] = unset
+			continue
+		}
 		i, known := bySum[sum]
 		if !known {
 			i = int32(len(out.list))

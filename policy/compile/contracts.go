@@ -81,8 +81,11 @@ func (c *compiler) collectOffers(apps []application) {
 			for _, g := range a.groups {
 				c.pop.subjects[g].offers = append(c.pop.subjects[g].offers, o)
 			}
+			c.pop.offering = append(c.pop.offering, a.groups...)
 		}
 	}
+	slices.Sort(c.pop.offering)
+	c.pop.offering = slices.Compact(c.pop.offering)
 }
 
 // stateConsumes states every contract from its consumer's side.

@@ -203,10 +203,7 @@ func (c *compiler) refusers() *refusers {
 		}
 	}
 	if len(r.statements) > 0 {
-		r.everyone = make([]int32, len(c.pop.subjects))
-		for i := range r.everyone {
-			r.everyone[i] = int32(i)
-		}
+		r.everyone = append(c.pop.outside(), c.pop.all()...)
 	}
 	return r
 }

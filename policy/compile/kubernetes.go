@@ -204,14 +204,10 @@ func (c *compiler) stateEnds(pods, others []int32, in, out int) {
 		c.state(statement{kind: kube, from: side{any: true}, to: side{list: list}, ports: everything, kube: &kubeRule{action: what, ingress: true}})
 	}
 	is(others, kubePlain)
-	outside := c.pop.workloads
-	if outside*outside > out*max(len(pods)-in, 0)+len(others)*len(pods) {
+	list := c.pop.outside()
+	if outside := len(list); outside*outside > out*max(len(pods)-in, 0)+len(others)*len(pods) {
 		is(pods, kubePod)
 		return
-	}
-	list := make([]int32, outside)
-	for i := range list {
-		list[i] = int32(i)
 	}
 	is(list, kubeOutside)
 	c.state(statement{kind: kube, from: side{any: true}, to: side{any: true}, ports: everything, kube: &kubeRule{action: kubePods}})
@@ -242,7 +238,7 @@ func (c *compiler) stateKubeRule(rule kubeRule, subject side, peers kubePeers, n
 		}
 		first, _ := slices.BinarySearch(peers.list, int32(c.pop.workloads))
 		outside, workloads := peers.list[:first], peers.list[first:]
-		if len(workloads) == len(c.pop.subjects)-c.pop.workloads {
+		if c.pop.isEveryWorkload(workloads) {
 			wide := rule
 			wide.among = true
 			c.stateKube(wide, subject, side{any: true}, ports, by)
@@ -429,7 +425,7 @@ func (c *compiler) stateClusterNetworkPolicies() {
 			continue
 		}
 		subject := side{list: members}
-		if len(members) == len(c.pop.subjects)-c.pop.workloads {
+		if c.pop.isEveryWorkload(members) {
 			subject = side{any: true} // an end outside has no policies: see kubeEnd
 		}
 		rule := kubeRule{tier: kubeAdmin}
@@ -584,7 +580,7 @@ func (in *admitted) askKubernetes(q *asked) {
 	if len(in.networkPolicies) > 0 {
 		for _, host := range in.hosts {
 			if len(host.Spec.Addresses) > 0 {
-				q.values[label{bocage.LabelHost, host.Name}] = true // a node reaches its own Pods
+				q.value(label{bocage.LabelHost, host.Name}) // a node reaches its own Pods
 			}
 		}
 	}

@@ -10,28 +10,16 @@ import (
 	"bocage.dev/bocage"
 )
 
-// number gives every subject its group: a hash of what the members have in
-// common. Of two with one hash, the later in the order of keys moves on, so the
-// numbers follow from the set and not from its history.
+// number gives every subject its group.
 func (p *population) number() {
-	taken := map[bocage.Group]bool{}
-	for _, i := range p.byKey() {
-		s := &p.subjects[i]
-		g := bocage.Group(hash32(s.key))
-		for g < bocage.GroupFirst || taken[g] {
-			g++
-		}
-		s.group, taken[g] = g, true
+	keys := make([]string, 0, len(p.byKey))
+	for key := range p.byKey {
+		keys = append(keys, key)
 	}
-}
-
-func (p *population) byKey() []int32 {
-	order := make([]int32, 0, len(p.subjects)-1)
-	for i := 1; i < len(p.subjects); i++ {
-		order = append(order, int32(i))
+	p.numbers = newNumbering(uint32(bocage.GroupFirst), keys)
+	for key, i := range p.byKey {
+		p.subjects[i].group = bocage.Group(p.numbers.of(key))
 	}
-	slices.SortFunc(order, func(a, b int32) int { return cmp.Compare(p.subjects[a].key, p.subjects[b].key) })
-	return order
 }
 
 // assemble writes the ruleset with all numbers.
@@ -133,7 +121,10 @@ func (c *compiler) giveReasons(rs *bocage.Ruleset, g *grid, numbers []bocage.Dec
 		rs.Reasons = g.tables.patches[patch].appendRules(rs.Reasons, senders[pair.from], receivers[pair.to], numbers)
 	}
 	slices.SortFunc(rs.Reasons, bocage.CompareRules)
-	for i := 1; i < len(c.pop.subjects); i++ {
+	for i := range c.pop.subjects {
+		if i == worldSubject || c.pop.subjects[i].gone() {
+			continue
+		}
 		at, _ := slices.BinarySearchFunc(rs.Groups, c.groupOf(int32(i)), func(info bocage.GroupInfo, want bocage.Group) int { return cmp.Compare(info.Group, want) })
 		rs.Groups[at].Sender = senders[g.sources.list[g.sources.of[i]].coarse]
 		rs.Groups[at].Receiver = receivers[g.targets.list[g.targets.of[i]].coarse]
@@ -149,8 +140,11 @@ func (c *compiler) groupOf(i int32) bocage.Group {
 
 // describe lists who has which address and group.
 func (c *compiler) describe(rs *bocage.Ruleset) {
-	for i := 1; i < len(c.pop.subjects); i++ {
+	for i := range c.pop.subjects {
 		s := &c.pop.subjects[i]
+		if i == worldSubject || s.gone() {
+			continue
+		}
 		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: s.group, Enforce: s.enforce || c.held[int32(i)], Name: s.name})
 		if i < c.pop.workloads {
 			rs.Peers = append(rs.Peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})

@@ -267,6 +267,9 @@ func (g *grid) eachEntry(visit func(entry)) {
 	}
 	show(anyone, anyone, g.openPatch)
 	for i := range g.rows {
+		if g.c.pop.subjects[i].gone() {
+			continue
+		}
 		show(int32(i), anyone, g.sources.list[g.sources.of[i]].patch)
 		show(anyone, int32(i), g.targets.list[g.targets.of[i]].patch)
 		for _, r := range g.results[i] {

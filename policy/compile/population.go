@@ -9,8 +9,9 @@ import (
 	"bocage.dev/bocage"
 )
 
-// Subject numbers index population.subjects: first the world, then the named
-// prefixes, then the groups of workloads.
+// Subject numbers index population.subjects: first the world and the named
+// prefixes, then the groups of workloads. Numbers are not in any order that
+// means something, and those of subjects that are gone stay unused.
 const worldSubject = 0
 
 // subject is what policy cannot tell apart: the world, one named prefix, or
@@ -23,9 +24,8 @@ type subject struct {
 	prefix netip.Prefix // of a named prefix
 
 	namespace string
-	labels    map[string]string // of the first member: all members answer selectors alike
-	members   []*bocage.Workload
-	threats   []*bocage.ThreatCondition // in the order of their names
+	labels    map[string]string  // of the first member: all members answer selectors alike
+	members   []*bocage.Workload // in the order of their names
 	enforce   bool
 	offers    []offer
 	// block is the longest that somebody asks for and that holds the members'
@@ -33,6 +33,9 @@ type subject struct {
 	// is several subjects.
 	block netip.Prefix
 }
+
+// gone reports whether nobody is there any more.
+func (s *subject) gone() bool { return s.key == "" }
 
 // offer is one interface that a subject's workloads offer.
 type offer struct {
@@ -42,15 +45,29 @@ type offer struct {
 
 // population is everyone, as policy sees them.
 type population struct {
+	in        *admitted
+	findings  *findings
+	asked     *asked
 	subjects  []subject
-	workloads int // index of the first group of workloads
+	workloads int     // the first number of a group of workloads
+	spare     []int32 // unused numbers below it
+	byKey     map[string]int32
 	byLabel   map[label][]int32
 	byPlace   map[string][]int32 // namespace -> groups of workloads
 	byBlock   map[netip.Prefix][]int32
-	byPort    map[string][]int32 // groups of workloads that have a port of the name
-	blocks    []netip.Prefix     // the keys of byBlock, sorted
-	named     map[string][]int32 // "namespace/name" of a workload -> its subjects
-	asked     *asked
+	byPort    map[string][]int32     // groups of workloads that have a port of the name
+	blocks    []netip.Prefix         // the keys of byBlock, sorted
+	prefixes  []int32                // the named prefixes, sorted by prefix
+	named     map[netip.Prefix]int32 // how often somebody names a prefix
+	everyone  []int32                // the groups of workloads
+	offering  []int32                // those of them that offer classes of data
+	of        []int32                // by workload, in the order of admitted.workloads: its subject
+	also      map[int32][]int32      // its other subjects
+	numbers   *numbering
+	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
+	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept
+	key       []byte
+	pairs     []string
 
 	zones      map[string]string // host -> the Zone that it stands in
 	addresses  map[string]*bocage.AddressGroup
@@ -59,21 +76,23 @@ type population struct {
 
 func populate(in *admitted, findings *findings) *population {
 	p := &population{
+		in: in, findings: findings,
+		byKey:   map[string]int32{},
 		byLabel: map[label][]int32{},
 		byPlace: map[string][]int32{},
 		byBlock: map[netip.Prefix][]int32{},
 		byPort:  map[string][]int32{},
-		named:   make(map[string][]int32, len(in.workloads)),
+		named:   map[netip.Prefix]int32{},
+		also:    map[int32][]int32{},
+		picked:  map[string]*pick{},
 
 		zones:      zonesByHost(in.zones),
 		addresses:  byName(in.addressGroups),
 		namespaces: byName(in.namespaces),
 	}
 	p.subjects = append(p.subjects, subject{key: "world", name: "world", group: bocage.GroupWorld})
-	p.addPrefixes(in, findings)
-	p.workloads = len(p.subjects)
-	p.addWorkloads(in, findings)
-	p.applyScopes(in.scopes)
+	p.addPrefixes()
+	p.addWorkloads()
 	p.number()
 	return p
 }
@@ -101,105 +120,6 @@ func byName[T bocage.Resource](list []T) map[string]T {
 	return out
 }
 
-// addPrefixes makes a subject of every prefix that somebody names, so that
-// longest-prefix matching finds the most precise one.
-func (p *population) addPrefixes(in *admitted, findings *findings) {
-	taken := make(map[netip.Addr]*bocage.Workload, len(in.workloads))
-	for _, w := range in.workloads {
-		for _, addr := range w.Spec.Addresses {
-			taken[addr] = w
-		}
-	}
-	var prefixes []netip.Prefix
-	eachPrefix(in, func(ref bocage.Ref, prefix netip.Prefix) {
-		prefix = canonicalPrefix(prefix)
-		if w := taken[prefix.Addr()]; w != nil && prefix.IsSingleIP() {
-			findings.note(ref, InInventory, "%s is the workload %s: prefixes stand for addresses outside the inventory; select it by label instead",
-				prefix, w.NamespacedName())
-			return
-		}
-		prefixes = append(prefixes, prefix)
-	})
-	in.eachKubernetesPrefix(func(prefix netip.Prefix) {
-		// Blocks of addresses stand for workloads too: see within.
-		if prefix = canonicalPrefix(prefix); prefix.IsValid() && (!prefix.IsSingleIP() || taken[prefix.Addr()] == nil) {
-			prefixes = append(prefixes, prefix)
-		}
-	})
-	slices.SortFunc(prefixes, comparePrefixes)
-	for _, prefix := range slices.Compact(prefixes) {
-		p.subjects = append(p.subjects, subject{key: "prefix " + prefix.String(), name: prefix.String(), prefix: prefix})
-	}
-}
-
-// eachPrefix visits every external prefix in the declarations.
-func eachPrefix(in *admitted, visit func(bocage.Ref, netip.Prefix)) {
-	groups := byName(in.addressGroups)
-	all := func(ref bocage.Ref, prefixes []netip.Prefix) {
-		for _, prefix := range prefixes {
-			visit(ref, prefix)
-		}
-	}
-	for _, a := range in.applications {
-		for i, provide := range a.Spec.Provides {
-			all(Ref("Application", a, field("spec.provides", i)+".toExternal"), provide.ToExternal)
-		}
-		for i, consume := range a.Spec.Consumes {
-			if consume.External.IsValid() {
-				visit(Ref("Application", a, field("spec.consumes", i)+".external"), consume.External)
-			}
-		}
-	}
-	side := func(ref bocage.Ref, s bocage.Side) {
-		at := ref.Field
-		ref.Field = at + ".external"
-		all(ref, s.External)
-		ref.Field = at + ".addressGroups"
-		for _, name := range s.AddressGroups {
-			if group := groups[name]; group != nil {
-				all(ref, group.Spec.Addresses)
-			}
-		}
-	}
-	match := func(kind string, o bocage.Resource, at string, m bocage.CellMatch) {
-		side(Ref(kind, o, at+".from"), m.From)
-		side(Ref(kind, o, at+".to"), m.To)
-	}
-	for _, g := range in.guardrails {
-		spec := g.InForce()
-		if spec == nil {
-			continue
-		}
-		match("Guardrail", g, "spec.match", spec.Match)
-		for i, m := range spec.Never {
-			match("Guardrail", g, field("spec.never", i), m)
-		}
-		for i, m := range spec.Grant {
-			match("Guardrail", g, field("spec.grant", i), m)
-		}
-		for i, m := range spec.Protect {
-			match("Guardrail", g, field("spec.protect", i), m)
-		}
-		if spec.BlastRadius != nil {
-			side(Ref("Guardrail", g, "spec.blastRadius.from"), spec.BlastRadius.From)
-		}
-	}
-	for _, e := range in.exceptions {
-		match("Exception", e, "spec.match", e.Spec.Match)
-	}
-	for _, r := range in.responses {
-		for i, cell := range r.Spec.Then.RefuseFrom {
-			side(Ref("Response", r, field("spec.then.refuseFrom", i)+".peer"), cell.Peer)
-		}
-		for i, cell := range r.Spec.Then.RefuseTo {
-			side(Ref("Response", r, field("spec.then.refuseTo", i)+".peer"), cell.Peer)
-		}
-	}
-	for _, d := range in.decoys {
-		side(Ref("Decoy", d, "spec.from"), d.Spec.From)
-	}
-}
-
 // canonicalPrefix writes IPv4-mapped prefixes as IPv4: addresses are compared so.
 func canonicalPrefix(p netip.Prefix) netip.Prefix {
 	if p.Addr().Is4In6() && p.Bits() >= 96 {
@@ -212,132 +132,109 @@ func comparePrefixes(a, b netip.Prefix) int {
 	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }
 
-// addWorkloads divides the workloads into subjects.
-func (p *population) addWorkloads(in *admitted, findings *findings) {
-	asked := questions(in)
-	p.asked = asked
-	threats := conditionsByWorkload(in, findings)
-	byKey := map[string]int32{}
-	var pairs []string
-	var key []byte
-	for _, w := range in.workloads {
-		zone := p.zones[w.Spec.Host]
-		pairs = asked.answers(pairs[:0], w, zone)
-		name := w.NamespacedName()
-		alike := len(pairs)
-		for at, address := range w.Spec.Addresses {
-			block := asked.blockAt(address)
-			if slices.ContainsFunc(w.Spec.Addresses[:at], func(a netip.Addr) bool { return asked.blockAt(a) == block }) {
-				continue
-			}
-			if pairs = pairs[:alike]; block.IsValid() {
-				pairs = append(pairs, "in "+block.String())
-			}
-			key = append(append(key[:0], "workloads "...), w.Namespace...)
-			for _, pair := range pairs {
-				key = append(append(key, ' '), pair...)
-			}
-			for _, t := range threats[name] {
-				if t.Spec.Workload == "" {
-					continue // it concerns all that answer alike where they stand
-				}
-				key = append(append(append(append(key, " threat "...), t.Name...), ' '), t.Spec.Level...)
-				key = append(append(key, ' '), t.Spec.Profile...)
-			}
-			i, known := byKey[string(key)]
-			if !known {
-				i = int32(len(p.subjects))
-				byKey[string(key)] = i
-				p.subjects = append(p.subjects, subject{
-					key: string(key), name: groupName(w.Namespace, pairs, threats[name]),
-					namespace: w.Namespace, labels: w.LabelsIn(zone), threats: threats[name], block: block,
-				})
-			}
-			p.subjects[i].members = append(p.subjects[i].members, w)
-		}
-	}
-	// Members came in the order of their names; the order of subjects must not
-	// depend on who is first of them.
-	slices.SortFunc(p.subjects[p.workloads:], func(a, b subject) int { return cmp.Compare(a.key, b.key) })
-	for i := p.workloads; i < len(p.subjects); i++ {
-		s := &p.subjects[i]
-		p.byPlace[s.namespace] = append(p.byPlace[s.namespace], int32(i))
-		for key, value := range s.labels {
-			if asked.which[key] || asked.values[label{key, value}] || key == bocage.LabelNamespace {
-				p.byLabel[label{key, value}] = append(p.byLabel[label{key, value}], int32(i))
-			}
-		}
-		if s.block.IsValid() {
-			p.byBlock[s.block] = append(p.byBlock[s.block], int32(i))
-		}
-		for j, port := range s.members[0].Spec.Ports {
-			again := slices.ContainsFunc(s.members[0].Spec.Ports[:j], func(q bocage.NamedPort) bool { return q.Name == port.Name })
-			if asked.ports[port.Name] && !again {
-				p.byPort[port.Name] = append(p.byPort[port.Name], int32(i))
-			}
-		}
-		for _, w := range s.members {
-			name := w.NamespacedName()
-			p.named[name] = append(p.named[name], int32(i))
-		}
-	}
-	for block := range p.byBlock {
-		p.blocks = append(p.blocks, block)
-	}
-	slices.SortFunc(p.blocks, comparePrefixes)
-}
-
-func groupName(namespace string, pairs []string, threats []*bocage.ThreatCondition) string {
-	name := namespace
-	for _, pair := range pairs {
-		name += " " + pair
-	}
-	for _, t := range threats {
-		if t.Spec.Workload == "" {
-			continue
-		}
-		name += " (" + string(t.Spec.Level) + ": " + t.Name + ")"
-	}
-	return name
-}
-
-// applyScopes marks the subjects whose refusals are enforced.
-func (p *population) applyScopes(scopes []*bocage.Scope) {
-	for _, scope := range scopes {
-		if scope.Spec.Mode != bocage.ModeEnforce {
-			continue
-		}
-		for _, i := range p.match(scope.Spec.Namespaces, &scope.Spec.Workload) {
-			p.subjects[i].enforce = true
-		}
-	}
-}
-
 // match returns the groups of workloads in the namespaces (none: all) that the
-// selector (nil: all) picks, sorted. It starts from the rarest label that is
-// asked for, so that its cost follows what it finds.
+// selector (nil: all) picks, sorted. Nobody may change the list.
 func (p *population) match(namespaces []string, s *bocage.Selector) []int32 {
 	if s == nil {
 		s = &bocage.Selector{}
 	}
+	if len(namespaces) == 0 {
+		if list, alone := p.oneLabel(s); alone {
+			return list
+		}
+	}
+	if p.picked == nil {
+		return p.pick(namespaces, s)
+	}
+	key := pickKey(namespaces, s)
+	if known := p.picked[key]; known != nil {
+		return known.list
+	}
+	list := p.pick(namespaces, s)
+	p.picked[key] = &pick{slices.Clone(namespaces), s, list}
+	return list
+}
+
+// pick is what a selector picked.
+type pick struct {
+	namespaces []string
+	selector   *bocage.Selector
+	list       []int32
+}
+
+func pickKey(namespaces []string, s *bocage.Selector) string {
+	var b []byte
+	for _, ns := range namespaces {
+		b = append(append(b, ns...), 0)
+	}
+	b = append(b, 1)
+	for _, key := range sortedKeys(s.MatchLabels) {
+		b = append(append(append(append(b, key...), 0), s.MatchLabels[key]...), 0)
+	}
+	for _, r := range s.MatchExpressions {
+		b = append(append(append(append(b, 1), r.Key...), 0), r.Operator...)
+		for _, value := range r.Values {
+			b = append(append(b, 0), value...)
+		}
+	}
+	return string(b)
+}
+
+func sortedKeys(m map[string]string) []string {
+	keys := make([]string, 0, len(m))
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// oneLabel answers selectors that ask for values of one label and nothing else.
+func (p *population) oneLabel(s *bocage.Selector) ([]int32, bool) {
+	switch {
+	case len(s.MatchLabels) == 1 && len(s.MatchExpressions) == 0:
+		for key, value := range s.MatchLabels {
+			return p.byLabel[label{key, value}], true
+		}
+	case len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1 && s.MatchExpressions[0].Operator == "In":
+		r := s.MatchExpressions[0]
+		if len(r.Values) == 1 {
+			return p.byLabel[label{r.Key, r.Values[0]}], true
+		}
+		lists := make([][]int32, len(r.Values))
+		for i, value := range r.Values {
+			lists[i] = p.byLabel[label{r.Key, value}]
+		}
+		return merged(lists...), true
+	}
+	return nil, false
+}
+
+// pick looks for whom a selector picks. It starts from the rarest label that is
+// asked for, so that its cost follows what it finds.
+func (p *population) pick(namespaces []string, s *bocage.Selector) []int32 {
 	candidates, narrowed := p.candidates(s)
 	if len(namespaces) > 0 {
 		if size := p.sizeOf(namespaces); !narrowed || size < len(candidates) {
-			candidates = p.in(namespaces)
+			candidates = p.placed(namespaces)
 			narrowed = true
 		}
 	}
 	if !narrowed {
-		candidates = p.all()
+		candidates = p.everyone
 	}
 	out := make([]int32, 0, min(len(candidates), 16))
 	for _, i := range candidates {
-		subject := &p.subjects[i]
-		if (len(namespaces) == 0 || slices.Contains(namespaces, subject.namespace)) && s.Matches(subject.labels) {
+		if p.subjects[i].picked(namespaces, s) {
 			out = append(out, i)
 		}
 	}
 	return out
+}
+
+// picked reports whether a selector picks the subject's workloads.
+func (s *subject) picked(namespaces []string, by *bocage.Selector) bool {
+	return (len(namespaces) == 0 || slices.Contains(namespaces, s.namespace)) && by.Matches(s.labels)
 }
 
 func (p *population) candidates(s *bocage.Selector) (least []int32, found bool) {
@@ -365,8 +262,8 @@ func (p *population) sizeOf(namespaces []string) int {
 	return size
 }
 
-// in returns the groups of the namespaces, sorted and once each.
-func (p *population) in(namespaces []string) []int32 {
+// placed returns the groups of the namespaces, sorted and once each.
+func (p *population) placed(namespaces []string) []int32 {
 	if len(namespaces) == 1 {
 		return p.byPlace[namespaces[0]]
 	}
@@ -378,13 +275,18 @@ func (p *population) in(namespaces []string) []int32 {
 	return slices.Compact(out)
 }
 
-func (p *population) all() []int32 {
-	out := make([]int32, 0, len(p.subjects)-p.workloads)
-	for i := p.workloads; i < len(p.subjects); i++ {
-		out = append(out, int32(i))
-	}
+// all returns the groups of workloads. Nobody may change the list.
+func (p *population) all() []int32 { return p.everyone }
+
+// outside returns the world and the named prefixes.
+func (p *population) outside() []int32 {
+	out := append([]int32{worldSubject}, p.prefixes...)
+	slices.Sort(out)
 	return out
 }
+
+// isEveryWorkload reports whether a list holds all groups of workloads.
+func (p *population) isEveryWorkload(list []int32) bool { return len(list) == len(p.everyone) }
 
 // matchNamespaced returns the groups of workloads whose namespace's labels and
 // own labels the selectors (nil: all) pick, sorted.
@@ -413,15 +315,18 @@ func (p *population) labelsOf(namespace string) map[string]string {
 	return map[string]string{bocage.LabelNamespaceName: namespace}
 }
 
-// under returns the named prefixes inside any of the given ones: a longer prefix
-// inherits what is said of a shorter one.
+// under returns the named prefixes inside any of the given ones, sorted by
+// number: a longer prefix inherits what is said of a shorter one.
 func (p *population) under(prefixes []netip.Prefix) []int32 {
 	var out []int32
 	for _, outer := range prefixes {
 		outer = canonicalPrefix(outer)
-		first, _ := slices.BinarySearchFunc(p.subjects[1:p.workloads], outer, func(s subject, q netip.Prefix) int { return comparePrefixes(s.prefix, q) })
-		for i := first + 1; i < p.workloads && outer.Contains(p.subjects[i].prefix.Addr()); i++ {
-			out = append(out, int32(i))
+		first, _ := slices.BinarySearchFunc(p.prefixes, outer, func(i int32, q netip.Prefix) int { return comparePrefixes(p.subjects[i].prefix, q) })
+		for _, i := range p.prefixes[first:] {
+			if !outer.Contains(p.subjects[i].prefix.Addr()) {
+				break
+			}
+			out = append(out, i)
 		}
 	}
 	slices.Sort(out)
@@ -478,11 +383,11 @@ func (p *population) portsNamed(name, protocol string) []namedPort {
 
 // pods returns the groups of workloads of Kubernetes and the groups of others.
 func (p *population) pods() (pods, others []int32) {
-	for i := p.workloads; i < len(p.subjects); i++ {
+	for _, i := range p.everyone {
 		if p.subjects[i].members[0].Spec.Orchestrator == bocage.OrchestratorKubernetes {
-			pods = append(pods, int32(i))
+			pods = append(pods, i)
 		} else {
-			others = append(others, int32(i))
+			others = append(others, i)
 		}
 	}
 	return pods, others
@@ -496,7 +401,18 @@ func (p *population) concerned(t *bocage.ThreatCondition) []int32 {
 	case t.Spec.Zone != "":
 		return p.match(nil, &bocage.Selector{MatchLabels: map[string]string{bocage.LabelZone: t.Spec.Zone}})
 	}
-	return p.named[t.Spec.Workload]
+	at, known := p.in.find(t.Spec.Workload)
+	if !known {
+		return nil
+	}
+	out := p.subjectsOf(int32(at))
+	slices.Sort(out)
+	return out
+}
+
+// subjectsOf lists the subjects of a workload.
+func (p *population) subjectsOf(at int32) []int32 {
+	return append([]int32{p.of[at]}, p.also[at]...)
 }
 
 // addressesOf lists those of a member that make it one of the subject.
@@ -532,7 +448,7 @@ func (p *population) side(s bocage.Side) side {
 	case len(s.Namespaces) > 0 || s.Workload != nil:
 		return side{list: p.match(s.Namespaces, s.Workload)}
 	case len(s.Data) > 0:
-		return side{list: p.all()}
+		return side{list: p.offering}
 	default:
 		return side{any: true}
 	}
@@ -569,13 +485,30 @@ func intersect(a, b []int32) []int32 {
 	if len(a) > len(b) {
 		a, b = b, a
 	}
-	var out []int32
-	for _, x := range a {
-		i, found := slices.BinarySearch(b, x)
-		if found {
-			out = append(out, x)
+	if len(a) == 0 {
+		return nil
+	}
+	out := make([]int32, 0, len(a))
+	if len(b) > 16*len(a) {
+		for _, x := range a {
+			i, found := slices.BinarySearch(b, x)
+			if found {
+				out = append(out, x)
+			}
+			b = b[i:]
 		}
-		b = b[i:]
+		return out
+	}
+	for i, j := 0, 0; i < len(a) && j < len(b); {
+		switch x, y := a[i], b[j]; {
+		case x == y:
+			out = append(out, x)
+			i, j = i+1, j+1
+		case x < y:
+			i++
+		default:
+			j++
+		}
 	}
 	return out
 }

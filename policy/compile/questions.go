@@ -11,24 +11,99 @@ import (
 type label struct{ key, value string }
 
 // asked is what all declarations together ask about workloads: two that answer
-// everything alike are one to policy.
+// everything alike are one to policy. It counts who asks what.
 type asked struct {
-	values  map[label]bool        // is this label this value?
-	exists  map[string]bool       // is this label there?
-	which   map[string]bool       // what is this label's value?
-	ports   map[string]bool       // which ports have this name?
-	blocks  map[netip.Prefix]bool // is an address in here?
-	lengths []int                 // of blocks, longest first
+	values  map[label]int32        // is this label this value?
+	exists  map[string]int32       // is this label there?
+	which   map[string]int32       // what is this label's value?
+	ports   map[string]int32       // which ports have this name?
+	blocks  map[netip.Prefix]int32 // is an address in here?
+	lengths []int                  // of blocks, longest first
+	sign    int32                  // 1 to ask, -1 to ask no longer
+	touched map[any]bool           // what may have changed, and whether it was asked before; nil: all
 }
 
 func questions(in *admitted) *asked {
-	q := &asked{values: map[label]bool{}, exists: map[string]bool{}, which: map[string]bool{}, ports: map[string]bool{}, blocks: map[netip.Prefix]bool{}}
+	q := &asked{values: map[label]int32{}, exists: map[string]int32{}, which: map[string]int32{}, ports: map[string]int32{},
+		blocks: map[netip.Prefix]int32{}, sign: 1}
 	for _, a := range in.applications {
-		q.selector(&a.Spec.Workload)
-		for i := range a.Spec.Provides {
-			q.selector(&a.Spec.Provides[i].To)
+		q.application(a)
+	}
+	q.others(in)
+	return q
+}
+
+// Kinds of question, but for values, which are labels.
+type (
+	askedExists string
+	askedWhich  string
+	askedPort   string
+	askedBlock  netip.Prefix
+)
+
+func count[K comparable](q *asked, counts map[K]int32, key K, question any) {
+	if q.touched != nil {
+		if _, known := q.touched[question]; !known {
+			q.touched[question] = counts[key] > 0
 		}
 	}
+	if counts[key] += q.sign; counts[key] <= 0 {
+		delete(counts, key)
+	}
+}
+
+// value asks whether a label has a value.
+func (q *asked) value(l label) { count(q, q.values, l, l) }
+
+// port asks what ports the workloads have under a name.
+func (q *asked) port(name string) { count(q, q.ports, name, askedPort(name)) }
+
+// block asks which workloads have an address in a prefix.
+func (q *asked) block(prefix netip.Prefix) {
+	if prefix = canonicalPrefix(prefix); !prefix.IsValid() {
+		return
+	}
+	if count(q, q.blocks, prefix, askedBlock(prefix)); q.blocks[prefix] == 0 || slices.Contains(q.lengths, prefix.Bits()) {
+		return // a length too many does no harm
+	}
+	q.lengths = append(q.lengths, prefix.Bits())
+	slices.Sort(q.lengths)
+	slices.Reverse(q.lengths)
+}
+
+// changed lists what is asked now and was not, or the other way round.
+func (q *asked) changed() []any {
+	var out []any
+	for question, before := range q.touched {
+		var now int32
+		switch question := question.(type) {
+		case label:
+			now = q.values[question]
+		case askedExists:
+			now = q.exists[string(question)]
+		case askedWhich:
+			now = q.which[string(question)]
+		case askedPort:
+			now = q.ports[string(question)]
+		case askedBlock:
+			now = q.blocks[netip.Prefix(question)]
+		}
+		if before != (now > 0) {
+			out = append(out, question)
+		}
+	}
+	return out
+}
+
+func (q *asked) application(a *bocage.Application) {
+	q.selector(&a.Spec.Workload)
+	for i := range a.Spec.Provides {
+		q.selector(&a.Spec.Provides[i].To)
+	}
+}
+
+// others asks what everything but Applications asks.
+func (q *asked) others(in *admitted) {
 	for _, g := range in.guardrails {
 		if spec := g.InForce(); spec != nil {
 			q.guardrail(spec)
@@ -49,13 +124,10 @@ func questions(in *admitted) *asked {
 	}
 	for _, t := range in.threatConditions {
 		if t.Spec.Zone != "" {
-			q.values[label{bocage.LabelZone, t.Spec.Zone}] = true
+			q.value(label{bocage.LabelZone, t.Spec.Zone})
 		}
 	}
 	in.askKubernetes(q)
-	slices.Sort(q.lengths)
-	slices.Reverse(q.lengths)
-	return q
 }
 
 func (q *asked) guardrail(spec *bocage.GuardrailSpec) {
@@ -69,7 +141,7 @@ func (q *asked) guardrail(spec *bocage.GuardrailSpec) {
 		q.selector(spec.BlastRadius.From.Workload)
 	}
 	if spec.Separate != nil {
-		q.which[spec.Separate.Label()] = true
+		count(q, q.which, spec.Separate.Label(), askedWhich(spec.Separate.Label()))
 	}
 	q.duties(spec.Require)
 }
@@ -87,20 +159,7 @@ func (q *asked) response(spec *bocage.ResponseSpec) {
 // duties asks how identities are vouched for, where a duty depends on it.
 func (q *asked) duties(d *bocage.Duties) {
 	if d != nil && d.Assurance != "" {
-		q.which[bocage.LabelAssurance] = true
-	}
-}
-
-// port asks what ports the workloads have under a name.
-func (q *asked) port(name string) { q.ports[name] = true }
-
-// block asks which workloads have an address in a prefix.
-func (q *asked) block(prefix netip.Prefix) {
-	if prefix = canonicalPrefix(prefix); prefix.IsValid() && !q.blocks[prefix] {
-		q.blocks[prefix] = true
-		if !slices.Contains(q.lengths, prefix.Bits()) {
-			q.lengths = append(q.lengths, prefix.Bits())
-		}
+		count(q, q.which, bocage.LabelAssurance, askedWhich(bocage.LabelAssurance))
 	}
 }
 
@@ -114,14 +173,14 @@ func (q *asked) selector(s *bocage.Selector) {
 		return
 	}
 	for key, value := range s.MatchLabels {
-		q.values[label{key, value}] = true
+		q.value(label{key, value})
 	}
 	for _, r := range s.MatchExpressions {
 		for _, value := range r.Values {
-			q.values[label{r.Key, value}] = true
+			q.value(label{r.Key, value})
 		}
 		if len(r.Values) == 0 {
-			q.exists[r.Key] = true
+			count(q, q.exists, r.Key, askedExists(r.Key))
 		}
 	}
 }
@@ -131,9 +190,9 @@ func (q *asked) selector(s *bocage.Selector) {
 func (q *asked) answers(pairs []string, w *bocage.Workload, zone string) []string {
 	answer := func(key, value string) {
 		switch {
-		case q.which[key] || q.values[label{key, value}]:
+		case q.tells(key, value):
 			pairs = append(pairs, key+"="+value)
-		case q.exists[key]:
+		case q.exists[key] > 0:
 			pairs = append(pairs, key)
 		}
 	}
@@ -149,7 +208,7 @@ func (q *asked) answers(pairs []string, w *bocage.Workload, zone string) []strin
 		answer(bocage.LabelZone, zone)
 	}
 	for _, p := range w.Spec.Ports {
-		if q.ports[p.Name] {
+		if q.ports[p.Name] > 0 {
 			pairs = append(pairs, "port "+p.Name+"="+protocolName(p.Protocol)+"/"+strconv.Itoa(int(p.Port)))
 		}
 	}
@@ -158,6 +217,11 @@ func (q *asked) answers(pairs []string, w *bocage.Workload, zone string) []strin
 	}
 	slices.Sort(pairs)
 	return slices.Compact(pairs)
+}
+
+// tells reports whether somebody can tell a label's value from others.
+func (q *asked) tells(key, value string) bool {
+	return q.which[key] > 0 || q.values[label{key, value}] > 0
 }
 
 // inherent reports whether a label is one that every workload carries by what it
@@ -189,7 +253,7 @@ func protocolName(s string) string {
 // address, or an invalid one: the shorter ones follow from it.
 func (q *asked) blockAt(address netip.Addr) netip.Prefix {
 	for _, bits := range q.lengths {
-		if block, err := address.Prefix(bits); err == nil && q.blocks[block] {
+		if block, err := address.Prefix(bits); err == nil && q.blocks[block] > 0 {
 			return block
 		}
 	}

@@ -22,14 +22,12 @@ func conditionsByWorkload(in *admitted, findings *findings) map[string][]*bocage
 	if len(in.threatConditions) == 0 {
 		return out
 	}
-	known := make(map[string]bool, len(in.workloads))
-	for _, w := range in.workloads {
-		known[w.NamespacedName()] = true
-	}
 	for _, t := range in.threatConditions {
-		switch name := t.Spec.Workload; {
+		name := t.Spec.Workload
+		_, known := in.find(name)
+		switch {
 		case name == "":
-		case !known[name]:
+		case !known:
 			findings.reject(Ref("ThreatCondition", t, "spec.workload"), UnknownWorkload, "there is no workload %s that policy knows", name)
 		default:
 			out[name] = append(out[name], t)
@@ -121,18 +119,14 @@ func (c *compiler) stateQuarantines() {
 	if len(c.in.quarantines) == 0 {
 		return
 	}
-	numbers := make(map[string]bocage.Identity, len(c.in.workloads))
-	for _, w := range c.in.workloads {
-		numbers[w.NamespacedName()] = w.Status.Identity
-	}
 	for _, q := range c.in.quarantines {
 		ref := Ref("Quarantine", q, "spec.workload")
-		identity, known := numbers[q.Spec.Workload]
+		at, known := c.in.find(q.Spec.Workload)
 		if !known {
 			c.findings.reject(ref, UnknownWorkload, "there is no workload %s that policy knows", q.Spec.Workload)
 			continue
 		}
-		c.refusals = append(c.refusals, refusal{identity, []bocage.Ref{ref}, q.Spec.Until})
+		c.refusals = append(c.refusals, refusal{c.in.workloads[at].Status.Identity, []bocage.Ref{ref}, q.Spec.Until})
 	}
 }
 

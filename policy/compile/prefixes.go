@@ -1,0 +1,133 @@
+package compile
+
+import (
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// addPrefixes makes a subject of every prefix that somebody names, so that
+// longest-prefix matching finds the most precise one.
+func (p *population) addPrefixes() {
+	visit := p.namePrefix(1)
+	for _, a := range p.in.applications {
+		prefixesOf(a, visit)
+	}
+	p.otherPrefixes(p.in, visit)
+	list := make([]netip.Prefix, 0, len(p.named))
+	for prefix := range p.named {
+		list = append(list, prefix)
+	}
+	slices.SortFunc(list, comparePrefixes)
+	for _, prefix := range list {
+		p.prefixes = append(p.prefixes, int32(len(p.subjects)))
+		p.addSubject(subject{key: prefixKey(prefix), name: prefix.String(), prefix: prefix})
+	}
+	// Room for prefixes that come later: their numbers stay below those of workloads.
+	first := len(p.subjects)
+	p.workloads = first + first/4 + 64
+	p.subjects = append(p.subjects, make([]subject, p.workloads-first)...)
+	for i := p.workloads - 1; i >= first; i-- {
+		p.spare = append(p.spare, int32(i))
+	}
+}
+
+func prefixKey(prefix netip.Prefix) string { return "prefix " + prefix.String() }
+
+// namePrefix counts, up or down, who names a prefix, and tells those who name a
+// workload so that it will not do.
+func (p *population) namePrefix(by int32) func(bocage.Ref, netip.Prefix) {
+	return func(ref bocage.Ref, prefix netip.Prefix) {
+		prefix = canonicalPrefix(prefix)
+		if w := p.in.addresses[prefix.Addr()]; w != nil && prefix.IsSingleIP() {
+			p.findings.note(ref, InInventory, "%s is the workload %s: prefixes stand for addresses outside the inventory; select it by label instead",
+				prefix, w.NamespacedName())
+			return
+		}
+		p.countPrefix(prefix, by)
+	}
+}
+
+func (p *population) countPrefix(prefix netip.Prefix, by int32) {
+	if p.named[prefix] += by; p.named[prefix] == 0 {
+		delete(p.named, prefix)
+	}
+}
+
+// prefixesOf visits the prefixes that an Application names.
+func prefixesOf(a *bocage.Application, visit func(bocage.Ref, netip.Prefix)) {
+	for i, provide := range a.Spec.Provides {
+		for _, prefix := range provide.ToExternal {
+			visit(Ref("Application", a, field("spec.provides", i)+".toExternal"), prefix)
+		}
+	}
+	for i, consume := range a.Spec.Consumes {
+		if consume.External.IsValid() {
+			visit(Ref("Application", a, field("spec.consumes", i)+".external"), consume.External)
+		}
+	}
+}
+
+// otherPrefixes visits those of everything but Applications.
+func (p *population) otherPrefixes(in *admitted, visit func(bocage.Ref, netip.Prefix)) {
+	all := func(ref bocage.Ref, prefixes []netip.Prefix) {
+		for _, prefix := range prefixes {
+			visit(ref, prefix)
+		}
+	}
+	side := func(ref bocage.Ref, s bocage.Side) {
+		at := ref.Field
+		ref.Field = at + ".external"
+		all(ref, s.External)
+		ref.Field = at + ".addressGroups"
+		for _, name := range s.AddressGroups {
+			if group := p.addresses[name]; group != nil {
+				all(ref, group.Spec.Addresses)
+			}
+		}
+	}
+	match := func(kind string, o bocage.Resource, at string, m bocage.CellMatch) {
+		side(Ref(kind, o, at+".from"), m.From)
+		side(Ref(kind, o, at+".to"), m.To)
+	}
+	for _, g := range in.guardrails {
+		spec := g.InForce()
+		if spec == nil {
+			continue
+		}
+		match("Guardrail", g, "spec.match", spec.Match)
+		for i, m := range spec.Never {
+			match("Guardrail", g, field("spec.never", i), m)
+		}
+		for i, m := range spec.Grant {
+			match("Guardrail", g, field("spec.grant", i), m)
+		}
+		for i, m := range spec.Protect {
+			match("Guardrail", g, field("spec.protect", i), m)
+		}
+		if spec.BlastRadius != nil {
+			side(Ref("Guardrail", g, "spec.blastRadius.from"), spec.BlastRadius.From)
+		}
+	}
+	for _, e := range in.exceptions {
+		match("Exception", e, "spec.match", e.Spec.Match)
+	}
+	for _, r := range in.responses {
+		for i, cell := range r.Spec.Then.RefuseFrom {
+			side(Ref("Response", r, field("spec.then.refuseFrom", i)+".peer"), cell.Peer)
+		}
+		for i, cell := range r.Spec.Then.RefuseTo {
+			side(Ref("Response", r, field("spec.then.refuseTo", i)+".peer"), cell.Peer)
+		}
+	}
+	for _, d := range in.decoys {
+		side(Ref("Decoy", d, "spec.from"), d.Spec.From)
+	}
+	in.eachKubernetesPrefix(func(prefix netip.Prefix) {
+		// Blocks of addresses stand for workloads too: see within.
+		if prefix = canonicalPrefix(prefix); prefix.IsValid() && (!prefix.IsSingleIP() || in.addresses[prefix.Addr()] == nil) {
+			visit(bocage.Ref{}, prefix)
+		}
+	})
+}
