@@ -1,0 +1,228 @@
+package audit_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"bocage.dev/bocage/api/audit"
+	"bocage.dev/bocage/store/mem"
+)
+
+// open runs a trail until the test ends or stop is called.
+func open(t *testing.T, config audit.Config) (trail *audit.Trail, stop func()) {
+	t.Helper()
+	trail, err := audit.Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = trail.Run(ctx)
+	}()
+	var once sync.Once
+	stop = func() {
+		once.Do(func() {
+			cancel()
+			<-done
+			if err := trail.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	t.Cleanup(stop)
+	return trail, stop
+}
+
+func add(t *testing.T, trail *audit.Trail, n int) {
+	t.Helper()
+	for i := range n {
+		if err := trail.Append(context.Background(), audit.Entry{Who: "alice", Verb: "create", Resource: "applications", Name: fmt.Sprint("a", i), Code: 201}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// only returns the one file of a trail.
+func only(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "audit-*.jsonl"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("files: %v, %v", files, err)
+	}
+	return files[0]
+}
+
+func TestTrailHoldsOverRestarts(t *testing.T) {
+	dir, kept := t.TempDir(), mem.New()
+	for i := range 3 {
+		trail, stop := open(t, audit.Config{Dir: dir, Node: "c1", Store: kept})
+		add(t, trail, 10)
+		stop()
+		anchor, known, err := audit.ReadAnchor(context.Background(), kept, "c1")
+		if err != nil || !known || anchor.Sequence != uint64(10*(i+1)) {
+			t.Fatalf("anchor %+v, %v, %v", anchor, known, err)
+		}
+		summary, err := audit.Verify(dir, map[uint64]string{anchor.Sequence: anchor.Hash})
+		if err != nil || summary.Entries != uint64(10*(i+1)) {
+			t.Fatalf("%+v, %v", summary, err)
+		}
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	trail, stop := open(t, audit.Config{Dir: dir, Node: "c1"})
+	var group sync.WaitGroup
+	for range 20 {
+		group.Go(func() {
+			for range 20 {
+				if err := trail.Append(context.Background(), audit.Entry{Who: "bob", Verb: "update", Code: 200}); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	stop()
+	if summary, err := audit.Verify(dir, nil); err != nil || summary.Entries != 400 {
+		t.Fatalf("%+v, %v", summary, err)
+	}
+}
+
+// TestTampering changes a trail in the ways that somebody with something to hide
+// would: each is noticed, at the place.
+func TestTampering(t *testing.T) {
+	line := func(lines [][]byte, n int) *[]byte { return &lines[n-1] }
+	for _, test := range []struct {
+		name   string
+		tamper func([][]byte) [][]byte
+		at     string
+	}{
+		{"a name is changed", func(l [][]byte) [][]byte {
+			*line(l, 5) = bytes.Replace(*line(l, 5), []byte("alice"), []byte("mallo"), 1)
+			return l
+		}, "entry 5"},
+		{"an entry is taken out", func(l [][]byte) [][]byte { return append(l[:4:4], l[5:]...) }, "entry 6"},
+		{"two are swapped", func(l [][]byte) [][]byte { l[3], l[4] = l[4], l[3]; return l }, "entry 5"},
+		{"the end is cut off", func(l [][]byte) [][]byte { return l[:7] }, "entry 10"},
+		{"the beginning is cut off and the rest kept", func(l [][]byte) [][]byte { return l[2:] }, ""},
+		{"a line is garbage", func(l [][]byte) [][]byte { *line(l, 3) = []byte("{"); return l }, ":3"},
+		{"a field is added", func(l [][]byte) [][]byte {
+			*line(l, 3) = bytes.Replace(*line(l, 3), []byte("{"), []byte(`{"note":"x",`), 1)
+			return l
+		}, ":3"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir, kept := t.TempDir(), mem.New()
+			trail, stop := open(t, audit.Config{Dir: dir, Node: "c1", Store: kept})
+			add(t, trail, 10)
+			stop()
+			file := only(t, dir)
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lines := test.tamper(bytes.Split(bytes.TrimSuffix(data, []byte("\n")), []byte("\n")))
+			if err := os.WriteFile(file, append(bytes.Join(lines, []byte("\n")), '\n'), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			anchor, _, err := audit.ReadAnchor(context.Background(), kept, "c1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			summary, err := audit.Verify(dir, map[uint64]string{anchor.Sequence: anchor.Hash})
+			var broken *audit.Break
+			switch {
+			case test.at == "":
+				// What is older than the first entry is told, not hidden.
+				if err != nil || summary.First != 3 {
+					t.Fatalf("%+v, %v", summary, err)
+				}
+			case !errors.As(err, &broken) || !strings.Contains(broken.At, test.at):
+				t.Fatalf("%v is not at %s", err, test.at)
+			}
+		})
+	}
+}
+
+// TestRewrittenTrail replaces a trail by one that is whole in itself.
+func TestRewrittenTrail(t *testing.T) {
+	kept := mem.New()
+	trail, stop := open(t, audit.Config{Dir: t.TempDir(), Node: "c1", Store: kept})
+	add(t, trail, 5)
+	stop()
+	forged := t.TempDir()
+	other, stopOther := open(t, audit.Config{Dir: forged, Node: "c1"})
+	add(t, other, 5)
+	stopOther()
+	anchor, _, err := audit.ReadAnchor(context.Background(), kept, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := audit.Verify(forged, map[uint64]string{anchor.Sequence: anchor.Hash}); err == nil || !strings.Contains(err.Error(), "rewritten") {
+		t.Fatal(err)
+	}
+}
+
+// TestKilledWhileWriting leaves half a line behind, as a crash does.
+func TestKilledWhileWriting(t *testing.T) {
+	dir := t.TempDir()
+	trail, stop := open(t, audit.Config{Dir: dir, Node: "c1"})
+	add(t, trail, 3)
+	stop()
+	file := only(t, dir)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, append(data, data[:40]...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	trail, stop = open(t, audit.Config{Dir: dir, Node: "c1"})
+	add(t, trail, 1)
+	stop()
+	summary, err := audit.Verify(dir, nil)
+	if err != nil || summary.Entries != 5 { // three, the recovery, one
+		t.Fatalf("%+v, %v", summary, err)
+	}
+	if torn, err := os.ReadFile(file + ".torn"); err != nil || len(torn) != 40 {
+		t.Fatalf("%d bytes were set aside, %v", len(torn), err)
+	}
+}
+
+// TestReadFrom reads the rest of a trail.
+func TestReadFrom(t *testing.T) {
+	trail, _ := open(t, audit.Config{Dir: t.TempDir(), Node: "c1"})
+	add(t, trail, 10)
+	var got []uint64
+	if err := trail.Read(8, func(e audit.Entry) error { got = append(got, e.Sequence); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if fmt.Sprint(got) != "[8 9 10]" {
+		t.Fatal(got)
+	}
+}
+
+func FuzzVerify(f *testing.F) {
+	f.Add([]byte(`{"sequence":1,"previous":"","hash":"x"}` + "\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "audit-00000000000000000001.jsonl"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = audit.Verify(dir, nil)
+		trail, err := audit.Open(audit.Config{Dir: dir, Node: "c1"})
+		if err == nil {
+			_ = trail.Close()
+		}
+	})
+}
