@@ -71,10 +71,20 @@ type HuntResult struct {
 
 // SuggestResult is policy drawn from what was seen, for people to review.
 type SuggestResult struct {
+	// Applications are new ones, and declared ones with what they lack.
 	Applications []*Application `json:"applications"`
 	// Review lists what was seen and left out, because it is rare, unanswered or
-	// ambiguous.
-	Review []Edge `json:"review,omitempty"`
+	// ambiguous; Why says so of each.
+	Review []Edge   `json:"review,omitempty"`
+	Why    []string `json:"why,omitempty"`
+	// Declared counts the edges that policy allows already, Covered those that it
+	// would allow with the suggestion.
+	Declared int `json:"declared,omitempty"`
+	Covered  int `json:"covered,omitempty"`
+	// Unseen counts the pairs of workloads, for each port, that the suggestion
+	// would allow although nobody was seen to use them: members of one application
+	// are taken to be alike.
+	Unseen int64 `json:"unseen,omitempty"`
 }
 
 // PlanResult says what declarations would change, before they do.

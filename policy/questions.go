@@ -10,6 +10,7 @@ import (
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/explain"
 	"bocage.dev/bocage/policy/simulate"
+	"bocage.dev/bocage/policy/suggest"
 )
 
 // ErrNoPolicy means that nothing was compiled yet.
@@ -137,4 +138,14 @@ func (p *Policy) Decision(_ uint32, id bocage.DecisionID) (bocage.Decision, bool
 		return d, true
 	}
 	return p.past.find(id)
+}
+
+// Suggest draws what the declarations lack to allow recorded flows, for some
+// namespaces (none: all).
+func (p *Policy) Suggest(edges []bocage.Edge, namespaces []string) (bocage.SuggestResult, error) {
+	o := p.current.Load()
+	if o == nil {
+		return bocage.SuggestResult{}, ErrNoPolicy
+	}
+	return suggest.Extend(edges, o.input, namespaces), nil
 }

@@ -142,7 +142,7 @@ func TestRoundTrip(t *testing.T) {
 		class := func(end string) string {
 			for _, w := range workloads {
 				if w.NamespacedName() == end {
-					key, value := namingLabel(w)
+					key, value := naming(w)
 					return w.Namespace + " " + key + " " + value
 				}
 			}
