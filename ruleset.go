@@ -311,7 +311,7 @@ func (r *Ruleset) WithRefusals(of *Ruleset) *Ruleset {
 	}
 	slices.SortFunc(decisions, func(a, b Decision) int { return cmp.Compare(a.ID, b.ID) })
 	out := &Ruleset{Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules,
-		Decisions: decisions, Default: r.Default, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy}
+		Reasons: r.Reasons, Decisions: decisions, Default: r.Default, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy}
 	for _, refusal := range refused {
 		out.Refused = append(out.Refused, refusal)
 	}

@@ -148,7 +148,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	if err != nil {
 		return err
 	}
-	c.registry.MustRegister(recognizer.Collector(), c.lake.Collector())
+	c.registry.MustRegister(recognizer.Collector(), c.lake.Collector(), c.policy.Collector())
 	server, err := c.newAPI()
 	if err != nil {
 		return err

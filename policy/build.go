@@ -343,26 +343,7 @@ func (b *build) settle(ctx context.Context) {
 			p.policies[name] = heldPolicy{o.input, o.policy}
 		}
 	}
-	now := time.Now()
-	all := b.next.Base.Policy == b.v.policy.name() && b.base != nil
-	first := p.served.Load() == nil
-	keys := p.mirror.settled(b.v.revision, all)
 	p.mu.Lock()
-	for _, key := range keys {
-		if !first {
-			p.since[key] = b.next.Base.Number
-		}
-	}
-	for host, number := range b.next.Hosts {
-		if b.was.Hosts[host][0] != number[0] {
-			p.moved[host] = now
-		}
-	}
-	for host := range p.moved {
-		if _, there := b.next.Hosts[host]; !there {
-			delete(p.moved, host)
-		}
-	}
 	p.served.Store(s)
 	close(p.advanced)
 	p.advanced = make(chan struct{})

@@ -163,7 +163,7 @@ func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutS
 		advanced := p.advanced
 		p.mu.Unlock()
 		if s := p.served.Load(); s != nil && s.revision >= at {
-			return p.rolloutStatus(s, nil), nil
+			return rolloutStatus(s, nil), nil
 		}
 		select {
 		case <-advanced:
@@ -174,7 +174,7 @@ func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutS
 }
 
 // rolloutStatus says where rollouts stand.
-func (p *Policy) rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
+func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 	r := s.record
 	status := bocage.RolloutStatus{Stage: bocage.StageActive, Generation: r.Base.Number, Active: r.Base.Number,
 		Deadline: r.deadline(s.spec).UTC(), Conditions: old}
@@ -194,12 +194,7 @@ func (p *Policy) rolloutStatus(s *served, old []bocage.Condition) bocage.Rollout
 		status.Stage, status.Generation = r.Candidate.Stage, r.Candidate.Number
 		c.Status, c.Reason = "False", r.Candidate.Stage
 		c.Message = fmt.Sprintf("generation %d is on its way until %s", r.Candidate.Number, status.Deadline.Format(time.RFC3339))
-		if last := p.replayed.Load(); last != nil && last.policy == r.Candidate.Policy {
-			status.NewlyRefused = last.refused
-			if last.err != nil {
-				c.Reason, c.Message = "ReplayFailed", fmt.Sprintf("the recorded flows cannot be read, so generation %d waits: %v", r.Candidate.Number, last.err)
-			}
-		}
+		status.NewlyRefused = r.Candidate.NewlyRefused
 	case r.Ended != nil:
 		status.Stage, status.Generation = bocage.StageRolledBack, r.Ended.Number
 		c.Status, c.Reason, c.Message = "False", r.Ended.Reason, r.held()

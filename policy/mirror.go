@@ -46,17 +46,16 @@ type mirror struct {
 
 	mu       sync.Mutex // guards the fields below
 	shelves  map[string]*shelf
-	revision store.Revision            // everything up to here is in
-	hurry    bool                      // one of the changes tightens
-	onOther  func(bocage.Kind)         // told of changes that only statuses depend on
-	rest     *buckets                  // of everything that is no policy (see snapshot.go)
-	policies *buckets                  // of what people declare as policy
-	dirty    map[string]store.Revision // keys whose input changed, until settled
+	revision store.Revision    // everything up to here is in
+	hurry    bool              // one of the changes tightens
+	onOther  func(bocage.Kind) // told of changes that only statuses depend on
+	rest     *buckets          // of everything that is no policy (see snapshot.go)
+	policies *buckets          // of what people declare as policy
 }
 
 func newMirror() *mirror {
 	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
-		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, dirty: map[string]store.Revision{}}
+		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}}
 	for _, kind := range bocage.Kinds() {
 		if kind.Name != "Incident" && kind.Name != "Event" {
 			m.kinds[kind.Plural] = kind
@@ -240,7 +239,6 @@ func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Re
 	switch {
 	case changed && input(kind):
 		m.note(kind, key, o)
-		m.dirty[key] = revision
 		m.hurry = m.hurry || tightens(kind)
 		wake(m.changed)
 	case old == nil || o == nil || old.report != o.report:
@@ -313,21 +311,6 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 		}
 	}
 	m.revision = at
-}
-
-// settled returns the keys that changed up to a revision, once: all, or those of
-// what is no policy.
-func (m *mirror) settled(upTo store.Revision, all bool) []string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	var keys []string
-	for key, at := range m.dirty {
-		if kind, _ := m.kindOf(key); at <= upTo && (all || !isPolicy(kind.Name)) {
-			keys = append(keys, key)
-			delete(m.dirty, key)
-		}
-	}
-	return keys
 }
 
 // reached notes that everything up to a revision is in.

@@ -66,6 +66,9 @@ func (b *build) place() {
 			now[1] = fresh[p.evaluated].number
 		}
 		b.next.Hosts[host] = now
+		if now != was {
+			b.next.Moved = b.now.UTC()
+		}
 	}
 	if b.base != nil {
 		b.base = fresh[b.base]
@@ -170,27 +173,46 @@ func compare(from, to *outcome) *difference {
 		return all
 	}
 	groups := map[bocage.Group]bool{}
-	note := func(r bocage.Rule) { groups[r.From], groups[r.To] = true, true }
-	i, j := 0, 0
-	for i < len(a.Rules) || j < len(b.Rules) {
-		switch {
-		case i < len(a.Rules) && j < len(b.Rules) && a.Rules[i] == b.Rules[j]:
-			if altered[a.Rules[i].Decision] {
-				note(a.Rules[i])
+	changedRules(a.Rules, b.Rules, altered, func(r bocage.Rule) { groups[r.From], groups[r.To] = true, true })
+	senders, receivers := map[bocage.Group]bool{}, map[bocage.Group]bool{}
+	changedRules(a.Reasons, b.Reasons, altered, func(r bocage.Rule) { senders[r.From], receivers[r.To] = true, true })
+	if senders[bocage.GroupAny] || receivers[bocage.GroupAny] {
+		return all
+	}
+	if len(senders) > 0 {
+		for _, g := range b.Groups {
+			if senders[g.Sender] || receivers[g.Receiver] {
+				groups[g.Group] = true
 			}
-			i, j = i+1, j+1
-		case j == len(b.Rules) || i < len(a.Rules) && bocage.CompareRules(a.Rules[i], b.Rules[j]) < 0:
-			note(a.Rules[i])
-			i++
-		default:
-			note(b.Rules[j])
-			j++
 		}
 	}
 	if groups[bocage.GroupAny] {
 		return all
 	}
 	return &difference{touched: placedDifference(from, to, groups)}
+}
+
+// changedRules calls note for every rule that only one of two sorted lists has, or
+// whose decision was altered.
+func changedRules(a, b []bocage.Rule, altered map[bocage.DecisionID]bool, note func(bocage.Rule)) {
+	if same(a, b) && len(altered) == 0 {
+		return
+	}
+	for i, j := 0, 0; i < len(a) || j < len(b); {
+		switch {
+		case i < len(a) && j < len(b) && a[i] == b[j]:
+			if altered[a[i].Decision] {
+				note(a[i])
+			}
+			i, j = i+1, j+1
+		case j == len(b) || i < len(a) && bocage.CompareRules(a[i], b[j]) < 0:
+			note(a[i])
+			i++
+		default:
+			note(b[j])
+			j++
+		}
+	}
 }
 
 func equal[T comparable](a, b []T) bool { return same(a, b) || slices.Equal(a, b) }
@@ -217,6 +239,17 @@ func alteredDecisions(a, b *bocage.Ruleset) map[bocage.DecisionID]bool {
 		}
 		if i < len(a.Decisions) && a.Decisions[i].ID == d.ID && (profiles[d.Profile] || !sameDecision(a.Decisions[i], d)) {
 			altered[d.ID] = true
+		}
+	}
+	for range bocage.MostSuccessors { // what gives way to something altered is altered
+		more := false
+		for _, d := range b.Decisions {
+			if !d.Until.IsZero() && altered[d.Then] && !altered[d.ID] {
+				altered[d.ID], more = true, true
+			}
+		}
+		if !more {
+			break
 		}
 	}
 	return altered

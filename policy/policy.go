@@ -105,10 +105,8 @@ type Policy struct {
 	notices  *noticeBoard
 	shelf    keptShelf
 
-	mu       sync.Mutex        // guards the fields below
-	advanced chan struct{}     // closed, and replaced, when served changes
-	since    map[string]uint64 // by key of an object: the generation that first had it as it is
-	moved    map[string]time.Time
+	mu       sync.Mutex    // guards the fields below
+	advanced chan struct{} // closed, and replaced, when served changes
 
 	// Of the builder alone.
 	library   library
@@ -132,7 +130,7 @@ func New(config Config) (*Policy, error) {
 		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node,
 		logger: config.Logger, prove: prove.Prove,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
-		advanced: make(chan struct{}), since: map[string]uint64{}, moved: map[string]time.Time{},
+		advanced:  make(chan struct{}),
 		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
 	}
 	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)

@@ -41,6 +41,8 @@ type record struct {
 	// Hosts has, for each host, the generation with which its ruleset changed last,
 	// and that of what it evaluates beside it; 0 is nothing.
 	Hosts map[string][2]uint64 `json:"hosts,omitempty"`
+	// Moved is when one of those changed last.
+	Moved time.Time `json:"moved,omitzero"`
 }
 
 // version is a generation: its number, its content, and the policy in it.
@@ -57,6 +59,8 @@ type candidate struct {
 	Since time.Time `json:"since"` // of the stage
 	// Canary are the hosts that have it in that stage.
 	Canary []string `json:"canary,omitempty"`
+	// NewlyRefused is what the recorded flows came to so far.
+	NewlyRefused int64 `json:"newlyRefused,omitempty"`
 	// Hurry says that a person wants the stage to end now.
 	Hurry bool `json:"hurry,omitempty"`
 }
@@ -171,7 +175,7 @@ func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
 func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record, []notice) {
 	c := r.Candidate
 	var notices []notice
-	if c.Stage != "" {
+	if c.NewlyRefused = max(c.NewlyRefused, f.refused); c.Stage != "" && !c.Hurry {
 		if reason, message := r.abort(spec, f); reason != "" {
 			r.Ended = &ended{c.version, reason, message}
 			r.Candidate = nil

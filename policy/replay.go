@@ -68,6 +68,8 @@ func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
 	edges, err := p.edges(ctx)
 	if err != nil {
 		r.err = err
+		p.notices.tell("Generation", "", generationName(s.candidate.number), "ReplayFailed",
+			fmt.Sprintf("the recorded flows cannot be read, so its rollout waits: %v", err), true)
 		p.logger.WarnContext(ctx, "replay recorded flows on a candidate", slog.Uint64("generation", s.candidate.number), slog.Any("error", err))
 		return r
 	}

@@ -16,6 +16,9 @@ import (
 	"bocage.dev/bocage/store"
 )
 
+// reportEvery is how often statuses are looked at, at most.
+const reportEvery = 20 * time.Millisecond
+
 // statusBatch is how many statuses one transaction writes.
 const statusBatch = 64
 
@@ -29,6 +32,11 @@ func (p *Policy) reportStatuses(ctx context.Context) error {
 			return ctx.Err()
 		case <-p.report:
 		case <-again:
+		}
+		select { // what comes together is told together
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(reportEvery):
 		}
 		again = nil
 		wait, err := p.reportOnce(ctx)
@@ -126,8 +134,6 @@ type reporter struct {
 	refused  map[string]map[string]string // profiles with the engine's words, by host
 	placedIn map[string][]placement       // workloads with an interface, by namespace
 	everyone []string                     // every host with such a workload
-	since    map[string]uint64
-	moved    map[string]time.Time // when a host was given something new, of the last moments
 	wait     time.Duration
 }
 
@@ -140,7 +146,7 @@ type placement struct {
 func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	r := &reporter{p: p, o: o, s: s, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs),
 		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{},
-		placedIn: map[string][]placement{}, moved: map[string]time.Time{}}
+		placedIn: map[string][]placement{}}
 	for _, f := range o.output.Findings {
 		key := strings.TrimSpace(f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/"))
 		r.findings[key] = append(r.findings[key], f)
@@ -163,14 +169,6 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	}
 	r.everyone = sortedNames(hosts)
 	r.compare()
-	p.mu.Lock()
-	r.since = maps.Clone(p.since)
-	for host, at := range p.moved {
-		if time.Since(at) < patience {
-			r.moved[host] = at
-		}
-	}
-	p.mu.Unlock()
 	if s.base != nil && len(now.tests) > 0 {
 		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testsOf, now.tests) {
 			r.tests = p.testsInForce(s.base, now.tests)
@@ -277,9 +275,9 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 		return set(conditions, r.conditions(object, meta, *conditions, findings, hosts)...)
 	}
 	usage := func(have *[]bocage.Usage) bool {
-		want, known := r.p.uses.Load().of(object.kind.Name, meta)
-		if !known || sameUses(*have, want) {
-			return false
+		want := r.p.uses.Load().of(object.kind.Name, meta)
+		if hits(want) <= hits(*have) {
+			return false // another controller may know more already
 		}
 		if write {
 			*have = want
@@ -333,7 +331,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.PolicyTest:
 		return r.updateTest(x, write)
 	case *bocage.Rollout:
-		want := r.p.rolloutStatus(r.s, slices.Clone(x.Status.Conditions))
+		want := rolloutStatus(r.s, slices.Clone(x.Status.Conditions))
 		for i := range want.Conditions {
 			if want.Conditions[i].Type == bocage.ConditionReady {
 				want.Conditions[i].ObservedGeneration = meta.Generation
@@ -587,17 +585,15 @@ func (r *reporter) enforced(object *object, meta *bocage.ObjectMeta, old []bocag
 		return c
 	}
 	before := held(old, bocage.ConditionEnforced, meta.Generation)
-	since := r.since[object.key]
+	fresh := patience - time.Since(r.s.record.Moved)
 	var waiting []string
 	for _, host := range hosts {
 		need := r.s.record.Hosts[host][0]
 		if r.reported[host] >= need {
 			continue
 		}
-		if at, fresh := r.moved[host]; fresh && before && since < need {
-			if left := patience - time.Since(at); r.wait == 0 || left < r.wait {
-				r.wait = max(left, time.Millisecond)
-			}
+		if before && fresh > 0 {
+			r.wait = fresh // until then it may be on its way
 			continue
 		}
 		waiting = append(waiting, host)

@@ -207,17 +207,19 @@ func (b *useBook) index() {
 	}
 }
 
-// of returns the usage of an object, false if nothing was counted yet.
-func (b *useBook) of(kind string, meta *bocage.ObjectMeta) ([]bocage.Usage, bool) {
-	if b == nil || b.byObject == nil {
-		return nil, false
+// of returns the usage of an object.
+func (b *useBook) of(kind string, meta *bocage.ObjectMeta) []bocage.Usage {
+	if b == nil {
+		return nil
 	}
-	return b.byObject[useKey{kind, meta.Namespace, meta.Name}], true
+	return b.byObject[useKey{kind, meta.Namespace, meta.Name}]
 }
 
-// sameUses compares what statuses say.
-func sameUses(a, b []bocage.Usage) bool {
-	return slices.EqualFunc(a, b, func(x, y bocage.Usage) bool {
-		return x.Field == y.Field && x.Hits == y.Hits && x.FirstSeen.Equal(y.FirstSeen) && x.LastSeen.Equal(y.LastSeen)
-	})
+// hits is the sum of a list. It only grows, which tells the newer of two.
+func hits(list []bocage.Usage) int64 {
+	var sum int64
+	for _, u := range list {
+		sum += u.Hits
+	}
+	return sum
 }

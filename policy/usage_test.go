@@ -1,0 +1,157 @@
+package policy
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// TestUsage counts each flow once, whoever counts, and across restarts.
+func TestUsage(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		type span struct{ since, until time.Time }
+		var asked []span
+		b.before = func(p *Policy) {
+			p.usage = func(_ context.Context, since, until time.Time) ([]DecisionUse, error) {
+				asked = append(asked, span{since, until})
+				o := p.inForce()
+				var uses []DecisionUse
+				for _, flow := range []bocage.Flow{flowOf(webIP, apiIP, 8080), flowOf(webIP, dbIP, 5432)} {
+					_, reason := o.output.Ruleset.Decide(flow)
+					uses = append(uses, DecisionUse{Decision: reason.Decision, Generation: uint32(o.number), Hits: 3, First: until.Add(-time.Second), Last: until})
+				}
+				return append(uses, DecisionUse{Decision: 4711, Generation: 99, Hits: 1}), nil
+			}
+		}
+		b.start()
+		b.start()
+		b.settle()
+		b.wait(3*usageEvery + time.Second)
+		slices.SortFunc(asked, func(x, y span) int { return x.until.Compare(y.until) })
+		counted := int64(0)
+		for i, a := range asked {
+			if i > 0 && a.since.Before(asked[i-1].until) && !a.since.Equal(asked[i-1].since) {
+				t.Errorf("%v and %v overlap", asked[i-1], a)
+			}
+			if i == 0 || !a.since.Equal(asked[i-1].since) {
+				counted++
+			}
+		}
+		app := get[*bocage.Application](b, "shop", "api")
+		if len(app.Status.Usage) != 1 || app.Status.Usage[0].Field != "spec.provides[0]" || app.Status.Usage[0].Hits != 3*counted || app.Status.Usage[0].FirstSeen.IsZero() {
+			t.Errorf("usage of the provider after %d counts: %+v", counted, app.Status.Usage)
+		}
+		if web := get[*bocage.Application](b, "shop", "web"); len(web.Status.Usage) != 1 || web.Status.Usage[0].Field != "spec.consumes[0]" {
+			t.Errorf("usage of the consumer: %+v", web.Status.Usage)
+		}
+		if g := get[*bocage.Guardrail](b, "", "pci"); len(g.Status.Usage) != 1 || g.Status.Usage[0].Field != "spec.never[0]" {
+			t.Errorf("usage of the guardrail: %+v", g.Status.Usage)
+		}
+		before := app.Status.Usage[0]
+		b.again()
+		b.wait(2 * usageEvery)
+		after := get[*bocage.Application](b, "shop", "api").Status.Usage[0]
+		if after.Hits <= before.Hits || !after.FirstSeen.Equal(before.FirstSeen) || !after.LastSeen.After(before.LastSeen) {
+			t.Errorf("after a restart: %+v, before %+v", after, before)
+		}
+	})
+}
+
+// TestBlockingTest keeps back what breaks a PolicyTest that blocks, and only
+// reports what breaks one that does not.
+func TestBlockingTest(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		test := &bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "web-needs-api"}, Spec: bocage.PolicyTestSpec{Blocks: true, Cases: []bocage.PolicyTestCase{
+			{Name: "http", From: "shop/web", To: "shop/api", Port: 8080, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}, Because: "customers"}}}}
+		b.declare(test)
+		b.start()
+		b.start()
+		b.settle()
+		b.wantActive("g1")
+		b.condition(get[*bocage.PolicyTest](b, "shop", "web-needs-api").Status.Conditions, bocage.ConditionReady, "True", "Passed")
+		s.apiApp.Spec.Provides[0].Port = 9000
+		b.declare(s.apiApp)
+		b.settle()
+		b.wantActive("g1")
+		if g := get[*bocage.Generation](b, "", "g2"); g.Status.Stage != bocage.StageBlocked || !strings.Contains(g.Status.Conditions[0].Message, "customers") {
+			t.Errorf("the generation that breaks it: %+v", g.Status)
+		}
+		b.condition(get[*bocage.Application](b, "shop", "api").Status.Conditions, bocage.ConditionEnforced, "False", "Blocked")
+		c := b.condition(get[*bocage.PolicyTest](b, "shop", "web-needs-api").Status.Conditions, bocage.ConditionReady, "True", "Passed")
+		if !strings.Contains(c.Message, "kept back") {
+			t.Errorf("the test does not say what it keeps back: %s", c.Message)
+		}
+		b.again()
+		b.wantActive("g1")
+		// The inventory goes on meanwhile.
+		more := *s.web
+		more.Name, more.Spec.Interface, more.Status.Identity = "web2", "veth-web2", s.web.Status.Identity+9
+		more.Spec.Addresses = slices.Clone(s.web.Spec.Addresses)
+		more.Spec.Addresses[0] = more.Spec.Addresses[0].Next().Next().Next()
+		b.declare(&more)
+		b.settle()
+		if v, _ := b.decide(more.Spec.Addresses[0].String(), apiIP, 8080, "h1", "h2"); !v.Allowed() {
+			t.Errorf("a new workload waits for a blocked declaration: %s", v)
+		}
+		fresh := get[*bocage.PolicyTest](b, "shop", "web-needs-api")
+		fresh.Spec.Blocks = false
+		b.declare(fresh)
+		b.settle()
+		if v, _ := b.decide(webIP, apiIP, 9000, "h1", "h2"); !v.Allowed() {
+			t.Errorf("a test that does not block blocks: %s", v)
+		}
+		failed := get[*bocage.PolicyTest](b, "shop", "web-needs-api")
+		b.condition(failed.Status.Conditions, bocage.ConditionReady, "False", "Failed")
+		if !slices.Equal(failed.Status.Failed, []string{"http"}) {
+			t.Errorf("failed: %v", failed.Status.Failed)
+		}
+		results, err := b.rooms[0].Test(b.ctx, nil)
+		if err != nil || len(results) != 1 || results[0].Passed {
+			t.Errorf("asked for: %+v, %v", results, err)
+		}
+		if m, err := b.rooms[0].Matrix(b.ctx, nil); err != nil || len(m.Workloads) != 4 {
+			t.Errorf("matrix: %+v, %v", m, err)
+		}
+		if r, err := b.rooms[0].Blast(b.ctx, bocage.BlastQuery{From: "shop/web"}); err != nil || r.Total != 4 || len(r.Reached) == 0 {
+			t.Errorf("blast radius: %+v, %v", r, err)
+		}
+	})
+}
+
+// TestNotices counts repetitions in one event and forgets it in time.
+func TestNotices(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		p := b.start()
+		for range 3 {
+			p.notices.tell("Generation", "", "g7", "Blocked", "a proof failed", true)
+		}
+		b.settle()
+		p.notices.tell("Generation", "", "g7", "Blocked", "a proof failed again", true)
+		p.notices.tell("Application", "shop", "web", "Blocked", "of another", true)
+		b.settle()
+		events := b.events()
+		i := slices.IndexFunc(events, func(e *bocage.ObjectEvent) bool { return e.InvolvedObject.Name == "g7" })
+		if len(events) != 2 || events[i].Count != 4 || events[i].Message != "a proof failed again" || events[i].Namespace != defaultNamespace || events[i].APIVersion != bocage.ObjectEventAPIVersion {
+			t.Fatalf("events: %+v", events)
+		}
+		for n := range 2 * noticesWaiting {
+			p.notices.tell("Generation", "", generationName(uint64(n)), "Blocked", "many", true)
+		}
+		b.settle()
+		if shed := p.Counters().Unnoticed; shed == 0 {
+			t.Error("what waits has no bound")
+		}
+		b.wait(noticeLife + 2*noticeTidy)
+		if left := b.events(); len(left) > 0 {
+			t.Errorf("%d events are never forgotten", len(left))
+		}
+	})
+}
