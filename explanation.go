@@ -13,8 +13,9 @@ type Explanation struct {
 	Reason      Reason  `json:"reason"`
 	// Decider is the object and field that decided.
 	Decider Ref `json:"decider"`
-	// Layers lists what each author said, in the order base, guardrails,
-	// threat, disposition, scope.
+	// Layers lists what each author said: contracts, grants, the tiers of
+	// Kubernetes, guardrails, what is protected, threats, quarantine, disposition,
+	// scope.
 	Layers []Layer `json:"layers"`
 	// Duties are those of an allowed flow, with their authors.
 	Duties []Duty `json:"duties,omitempty"`

@@ -198,11 +198,18 @@ func TestDisagreementIsSaid(t *testing.T) {
 }
 
 func BenchmarkExplain(b *testing.B) {
-	in := policytest.Site(10_000)
+	in := policytest.Site(100_000)
 	rs, judge := compile.Compile(in).Ruleset, explain.NewJudge(in)
-	f := bocage.Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("10.0.0.7"), DestinationPort: 8080, Protocol: bocage.ProtocolTCP}
-	judge.Explain(rs, f)
-	for b.Loop() {
-		judge.Explain(rs, f)
+	for _, test := range []struct {
+		name string
+		port uint16
+	}{{"allowed", 8080}, {"refused", 8081}} {
+		f := bocage.Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("10.0.0.7"), DestinationPort: test.port, Protocol: bocage.ProtocolTCP}
+		b.Run(test.name, func(b *testing.B) {
+			judge.Explain(rs, f)
+			for b.Loop() {
+				judge.Explain(rs, f)
+			}
+		})
 	}
 }

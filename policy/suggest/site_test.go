@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/explain"
@@ -277,4 +279,62 @@ func TestPrefixes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestDrawn extends drawn declarations by drawn edges: what comes back is allowed
+// with the suggestion, or set apart.
+func TestDrawn(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		in := policytest.Draw(rt)
+		ends := make([]string, 0, 40)
+		for _, w := range in.Workloads {
+			ends = append(ends, w.NamespacedName())
+		}
+		for _, a := range policytest.Addresses() {
+			ends = append(ends, a.String())
+		}
+		var edges []bocage.Edge
+		for range rapid.IntRange(0, 30).Draw(rt, "edges") {
+			from, to := rapid.SampledFrom(ends).Draw(rt, "from"), rapid.SampledFrom(ends).Draw(rt, "to")
+			e := edge(from, to, rapid.SampledFrom(policytest.Ports()).Draw(rt, "port"), 30, int64(rapid.IntRange(0, 30).Draw(rt, "replied")))
+			e.Protocol = rapid.SampledFrom([]bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolICMP, 47}).Draw(rt, "protocol")
+			edges = append(edges, e)
+		}
+		result := Extend(edges, in, nil)
+		if len(result.Why) != len(result.Review) {
+			rt.Fatalf("%d reasons for %d edges", len(result.Why), len(result.Review))
+		}
+		var changes []explain.Change
+		for _, a := range result.Applications {
+			if faults := a.Validate(); len(faults) > 0 {
+				rt.Fatalf("%s: %v", a.NamespacedName(), faults)
+			}
+			changes = append(changes, explain.Change{Object: a})
+		}
+		judge := explain.NewJudge(explain.Apply(in, changes))
+		s := &suggestion{in: in}
+		s.findEnds()
+		apart := map[string]bool{}
+		line := func(e bocage.Edge) (*line, string) {
+			l := s.resolve([]bocage.Edge{e})[0]
+			return l, fmt.Sprint(l.sourceName, " ", l.destinationName, " ", l.service())
+		}
+		for _, e := range result.Review {
+			_, key := line(e)
+			apart[key] = true
+		}
+		for _, e := range edges {
+			l, key := line(e)
+			if apart[key] || l.sourceName == "" || l.destinationName == "" {
+				continue
+			}
+			if g := judge.Judge(s.flow(l)); !g.Would.Allowed() {
+				rt.Fatalf("%s: %s (%s) and not for review\n%s", key, g.Would, g.Code, policytest.Describe(in))
+			}
+		}
+		slices.Reverse(edges)
+		if again := Extend(edges, in, nil); !reflect.DeepEqual(again.Applications, result.Applications) {
+			rt.Fatalf("another order gives another suggestion")
+		}
+	})
 }
