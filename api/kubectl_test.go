@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -48,7 +49,8 @@ func TestKubectl(t *testing.T) {
 type benchKey struct{}
 
 // room writes what people cannot: "room enforced NAMESPACE NAME" what policy says
-// of an Application, "room incident NAME" what recognition opens.
+// of an Application, "room incident NAME" what recognition opens, "room event
+// KIND NAMESPACE NAME REASON MESSAGE" what policy tells of an object.
 func room(ts *testscript.TestScript, _ bool, args []string) {
 	b := ts.Value(benchKey{}).(*bench)
 	ctx := context.Background()
@@ -65,8 +67,20 @@ func room(ts *testscript.TestScript, _ bool, args []string) {
 			ObjectMeta: bocage.ObjectMeta{Name: args[1], UID: "1"}, Status: bocage.IncidentStatus{Phase: "open", Title: "scan"},
 		}, store.Absent)
 		ts.Check(err)
+	case len(args) == 6 && args[0] == "event":
+		about, _, err := store.Object(ctx, b.store, kind(args[1]), args[2], args[3])
+		ts.Check(err)
+		now := time.Now().UTC().Truncate(time.Second)
+		meta := store.NewMeta(strings.ToLower(args[3]+"."+args[4]), now)
+		meta.Namespace = args[2]
+		_, err = store.PutObject(ctx, b.store, kind("Event"), &bocage.ObjectEvent{
+			ObjectMeta: meta, Reason: args[4], Message: args[5], Weight: "Normal", Count: 1, FirstTimestamp: now, LastTimestamp: now,
+			InvolvedObject:     bocage.ObjectReference{APIVersion: about.Type().APIVersion, Kind: args[1], Namespace: args[2], Name: args[3], UID: about.Meta().UID},
+			ReportingComponent: "policy", Source: bocage.EventSource{Component: "policy"},
+		}, store.Absent)
+		ts.Check(err)
 	default:
-		ts.Fatalf("usage: room enforced NAMESPACE NAME | room incident NAME")
+		ts.Fatalf("usage: room enforced NAMESPACE NAME | room incident NAME | room event KIND NAMESPACE NAME REASON MESSAGE")
 	}
 }
 

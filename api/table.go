@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -19,11 +20,10 @@ type table struct {
 	kind    bocage.Kind
 	columns []metav1.TableColumnDefinition
 	include metav1.IncludeObjectPolicy
-	now     time.Time
 }
 
 func newTable(kind bocage.Kind, include string) (*table, error) {
-	t := &table{kind: kind, include: metav1.IncludeObjectPolicy(include), now: time.Now()}
+	t := &table{kind: kind, include: metav1.IncludeObjectPolicy(include)}
 	switch t.include {
 	case "":
 		t.include = metav1.IncludeMetadata
@@ -55,9 +55,9 @@ func (t *table) row(value []byte) ([]byte, error) {
 	}
 	row := metav1.TableRow{Cells: []any{bocage.Column{Path: "metadata.name"}.Value(object)}}
 	for _, column := range t.kind.Columns {
-		row.Cells = append(row.Cells, column.Value(object))
+		row.Cells = append(row.Cells, t.cell(column, object))
 	}
-	row.Cells = append(row.Cells, t.age(object))
+	row.Cells = append(row.Cells, t.since(object, "metadata.creationTimestamp"))
 	switch t.include {
 	case metav1.IncludeObject:
 		row.Object = runtime.RawExtension{Raw: value}
@@ -91,10 +91,22 @@ func (t *table) around(row []byte, at store.Revision, columns bool) []byte {
 	return append(append(head, row...), "]}"...)
 }
 
-func (t *table) age(object map[string]any) string {
-	created, err := time.Parse(time.RFC3339, bocage.Column{Path: "metadata.creationTimestamp"}.Value(object))
+// cell is a column's value; an Event's are told as Kubernetes tells them.
+func (t *table) cell(column bocage.Column, object map[string]any) string {
+	switch {
+	case t.kind.Name != "Event":
+	case column.Path == "lastTimestamp":
+		return t.since(object, column.Path)
+	case column.Path == "involvedObject.name":
+		return strings.ToLower(bocage.Column{Path: "involvedObject.kind"}.Value(object)) + "/" + column.Value(object)
+	}
+	return column.Value(object)
+}
+
+func (t *table) since(object map[string]any, path string) string {
+	at, err := time.Parse(time.RFC3339, bocage.Column{Path: path}.Value(object))
 	if err != nil {
 		return "<unknown>"
 	}
-	return duration.HumanDuration(t.now.Sub(created))
+	return duration.HumanDuration(time.Since(at))
 }
