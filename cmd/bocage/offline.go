@@ -50,7 +50,7 @@ const mostNotes = 20
 // load reads the files and compiles them. Faults are all of them; what was left
 // out or takes no effect is said on standard error.
 func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
-	if len(o.files)+len(o.workloads) == 0 {
+	if !o.given() {
 		return nil, nil, usage("name the files with -f, or - for standard input")
 	}
 	if !slices.Contains([]string{gather.DefaultAuto, gather.DefaultKubernetes, gather.DefaultDeny}, o.options.Default) {
@@ -112,6 +112,9 @@ func (e *env) refuse(faults bocage.Faults) error {
 	}
 	return &exitError{code: exitFailed}
 }
+
+// given reports whether policy is to come from files.
+func (o *offline) given() bool { return len(o.files)+len(o.workloads) > 0 }
 
 // stdin reports whether standard input is one of the files.
 func (o *offline) stdin() bool {

@@ -16,7 +16,7 @@ import (
 
 // marks tell verdicts apart by shape and word, never by colour alone.
 var marks = map[bocage.Verdict]string{
-	bocage.VerdictNone: "·", bocage.VerdictAllow: "✓", bocage.VerdictInspect: "◎", bocage.VerdictDrop: "✗", bocage.VerdictDecoy: "◆",
+	bocage.VerdictNone: "·", bocage.VerdictAllow: "✓", bocage.VerdictInspect: "◎", bocage.VerdictDrop: "✗", bocage.VerdictReject: "⊘", bocage.VerdictDecoy: "◆",
 }
 
 func (e *env) observeCommand() *cobra.Command {
@@ -56,7 +56,7 @@ func (e *env) observeCommand() *cobra.Command {
 	flags.StringVar(&query.To, "to", "", "destination, likewise")
 	flags.Uint16Var(&query.Port, "port", 0, "destination port")
 	flags.StringVar(&protocol, "protocol", "", "TCP, UDP, ICMP, ...")
-	flags.StringVar(&verdict, "verdict", "", "allow, inspect, drop or decoy")
+	flags.StringVar(&verdict, "verdict", "", "allow, inspect, drop, reject or decoy")
 	flags.BoolVar(&query.WouldRefuse, "would-refuse", false, "only what passes because its scope merely observes")
 	flags.DurationVar(&since, "since", 0, "how far back, such as 10m")
 	flags.IntVar(&query.Limit, "limit", 0, "stop after so many flows")
@@ -112,76 +112,6 @@ func end(workload, address string) string {
 		return "unknown"
 	}
 	return address
-}
-
-func (e *env) explainCommand() *cobra.Command {
-	var protocol string
-	cmd := &cobra.Command{Use: "explain FROM TO [PORT]", Short: "Say why a flow gets its verdict: the object and the field, and what would change it",
-		Long: `Say why a flow gets its verdict. FROM and TO are namespace/name of a workload or
-an address. The exit code is 0 if the flow is allowed and 4 if it is refused.`,
-		Example: "  bocage explain shop/web shop/api 8080\n  bocage explain dev/red shop/db 5432",
-		Args:    cobra.RangeArgs(2, 3),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			query := bocage.ExplainQuery{From: args[0], To: args[1]}
-			if err := query.Protocol.UnmarshalText([]byte(protocol)); err != nil {
-				return usage("--protocol: %v", err)
-			}
-			if len(args) == 3 {
-				if _, err := fmt.Sscanf(args[2], "%d", &query.Port); err != nil || fmt.Sprint(query.Port) != args[2] {
-					return usage("port %q is not a number from 0 to 65535 (--protocol names a protocol)", args[2])
-				}
-			} else if query.Protocol.HasPorts() {
-				return usage("%s needs a destination port", query.Protocol)
-			}
-			c, err := e.client()
-			if err != nil {
-				return err
-			}
-			explanation, err := c.Explain(cmd.Context(), query)
-			if err != nil {
-				return err
-			}
-			if err := e.printExplanation(explanation); err != nil {
-				return err
-			}
-			if !explanation.Verdict.Allowed() {
-				return &exitError{code: exitDenied}
-			}
-			return nil
-		}}
-	cmd.Flags().StringVar(&protocol, "protocol", "TCP", "TCP, UDP, ICMP, ...")
-	e.outputFlag(cmd)
-	return cmd
-}
-
-func (e *env) printExplanation(x bocage.Explanation) error {
-	switch e.output {
-	case "json", "jsonl", "yaml":
-		return e.printValue(x)
-	}
-	fmt.Fprintf(e.out, "%s %s: %s → %s %s", marks[x.Verdict], x.Verdict,
-		end(x.Source.Workload, x.Flow.Source.String()), end(x.Destination.Workload, x.Flow.Destination.String()), x.Flow.Protocol)
-	if x.Flow.Protocol.HasPorts() {
-		fmt.Fprintf(e.out, "/%d", x.Flow.DestinationPort)
-	}
-	fmt.Fprintf(e.out, "\n  because  %s: %s\n", x.Reason.Code, x.Decider)
-	fmt.Fprintf(e.out, "  decision %s of generation %d\n", x.Reason.Decision, x.Generation)
-	if x.Reason.Would != x.Verdict && x.Reason.Would != bocage.VerdictNone {
-		fmt.Fprintf(e.out, "  would    %s, if a scope enforced\n", x.Reason.Would)
-	}
-	for _, layer := range x.Layers {
-		fmt.Fprintf(e.out, "  %-12s %s\n", layer.Name, layer.Result)
-		for _, by := range layer.By {
-			fmt.Fprintf(e.out, "  %-12s   %s\n", "", by)
-		}
-	}
-	for _, duty := range x.Duties {
-		fmt.Fprintf(e.out, "  duty         %s, owed to %s\n", duty.Duty, duty.By)
-	}
-	if x.Missing != "" {
-		fmt.Fprintf(e.out, "  to change it: %s\n", strings.ReplaceAll(strings.TrimRight(x.Missing, "\n"), "\n", "\n    "))
-	}
-	return nil
 }
 
 func (e *env) huntCommand() *cobra.Command {

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+)
+
+func (e *env) explainCommand() *cobra.Command {
+	var protocol, generation, at string
+	var event bool
+	cmd := &cobra.Command{Use: "explain FROM TO [PORT] | explain --event", Short: "Say why a flow gets its verdict: the object and the field, and what would change it",
+		Long: `Say why a flow gets its verdict. FROM and TO are namespace/name of a workload or
+an address. With --event the flows are records of "bocage observe -o json" on
+standard input, each explained under the generation that decided it, at its time.
+The exit code is 0 if the flow is allowed and 4 if it, or one of many, is refused.`,
+		Example: "  bocage explain shop/web shop/api 8080\n  bocage explain dev/red shop/db 5432 --generation g41\n  bocage observe --verdict drop --limit 1 -o json | bocage explain --event",
+		Args:    cobra.MaximumNArgs(3),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			query, err := explainQuery(args, protocol, generation, at, event)
+			if err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			if event {
+				return e.explainEvents(cmd, c, query)
+			}
+			explanation, err := c.Explain(cmd.Context(), query)
+			if err != nil {
+				return err
+			}
+			if err := e.printExplanation(explanation); err != nil {
+				return err
+			}
+			return explained(explanation.Verdict.Allowed())
+		}}
+	cmd.Flags().StringVar(&protocol, "protocol", "TCP", "TCP, UDP, ICMP, ...")
+	cmd.Flags().StringVar(&generation, "generation", "", "explain under a kept generation, such as g41 (default: the one in force)")
+	cmd.Flags().StringVar(&at, "at", "", "the moment to decide for, such as 2026-11-24T18:00:00Z (default: now)")
+	cmd.Flags().BoolVar(&event, "event", false, "explain the flow records on standard input")
+	e.outputFlag(cmd)
+	return cmd
+}
+
+func explained(allowed bool) error {
+	if allowed {
+		return nil
+	}
+	return &exitError{code: exitDenied}
+}
+
+// explainQuery reads the command line. Of an event, the rest comes with its record.
+func explainQuery(args []string, protocol, generation, at string, event bool) (bocage.ExplainQuery, error) {
+	var query bocage.ExplainQuery
+	var err error
+	if generation != "" {
+		if query.Generation, err = generationNumber(generation); err != nil {
+			return query, err
+		}
+	}
+	if at != "" {
+		if query.At, err = time.Parse(time.RFC3339, at); err != nil {
+			return query, usage("--at %q is not a time such as 2026-11-24T18:00:00Z", at)
+		}
+	}
+	switch {
+	case event && len(args) > 0:
+		return query, usage("--event takes its flows from standard input: leave out %s", strings.Join(args, " "))
+	case event:
+		return query, nil
+	case len(args) < 2:
+		return query, usage("explain needs FROM and TO, or --event: see `bocage explain --help`")
+	}
+	query.From, query.To = args[0], args[1]
+	if err := query.Protocol.UnmarshalText([]byte(protocol)); err != nil {
+		return query, usage("--protocol: %v", err)
+	}
+	if len(args) == 3 {
+		if _, err := fmt.Sscanf(args[2], "%d", &query.Port); err != nil || fmt.Sprint(query.Port) != args[2] {
+			return query, usage("port %q is not a number from 0 to 65535 (--protocol names a protocol)", args[2])
+		}
+	} else if query.Protocol.HasPorts() {
+		return query, usage("%s needs a destination port", query.Protocol)
+	}
+	return query, nil
+}
+
+// explainEvents explains the records on standard input, one after another.
+func (e *env) explainEvents(cmd *cobra.Command, c *client.Client, asked bocage.ExplainQuery) error {
+	decoder := json.NewDecoder(e.in)
+	allowed := true
+	for n := 1; ; n++ {
+		var record bocage.FlowRecord
+		switch err := decoder.Decode(&record); {
+		case errors.Is(err, io.EOF) && n == 1:
+			return usage("standard input holds no flow record: `bocage observe -o json` prints some")
+		case errors.Is(err, io.EOF):
+			return explained(allowed)
+		case err != nil:
+			return fmt.Errorf("record %d is not what `bocage observe -o json` prints: %w", n, err)
+		}
+		query, err := recordQuery(record, asked)
+		if err != nil {
+			return fmt.Errorf("record %d %w", n, err)
+		}
+		explanation, err := c.Explain(cmd.Context(), query)
+		if err != nil {
+			return fmt.Errorf("record %d: %w", n, err)
+		}
+		if err := e.printExplanation(explanation); err != nil {
+			return err
+		}
+		allowed = allowed && explanation.Verdict.Allowed()
+	}
+}
+
+// recordQuery asks about the flow of a record: between its addresses, for they
+// decided then, under its generation and at its time unless others were asked for.
+func recordQuery(r bocage.FlowRecord, asked bocage.ExplainQuery) (bocage.ExplainQuery, error) {
+	q := bocage.ExplainQuery{From: r.SourceAddress, To: r.DestinationAddress, Protocol: r.Protocol, At: asked.At, Generation: asked.Generation}
+	if q.From == "" || q.To == "" {
+		return q, errors.New("names no sourceAddress or destinationAddress: it is no flow record of `bocage observe -o json`")
+	}
+	if r.Protocol.HasPorts() {
+		q.Port = r.DestinationPort
+	}
+	if q.At.IsZero() {
+		q.At = r.Time
+	}
+	if q.Generation == 0 {
+		q.Generation = uint64(r.Generation)
+	}
+	return q, nil
+}
+
+func (e *env) printExplanation(x bocage.Explanation) error {
+	switch e.output {
+	case "json", "jsonl", "yaml":
+		return e.printValue(x)
+	}
+	fmt.Fprintf(e.out, "%s %s: %s → %s %s", marks[x.Verdict], x.Verdict,
+		end(x.Source.Workload, x.Flow.Source.String()), end(x.Destination.Workload, x.Flow.Destination.String()), x.Flow.Protocol)
+	if x.Flow.Protocol.HasPorts() {
+		fmt.Fprintf(e.out, "/%d", x.Flow.DestinationPort)
+	}
+	fmt.Fprintf(e.out, "\n  because  %s: %s\n", x.Reason.Code, x.Decider)
+	fmt.Fprintf(e.out, "  decision %s of generation %d\n", x.Reason.Decision, x.Generation)
+	if x.Reason.Would != x.Verdict && x.Reason.Would != bocage.VerdictNone {
+		fmt.Fprintf(e.out, "  would    %s, if a scope enforced\n", x.Reason.Would)
+	}
+	for _, layer := range x.Layers {
+		fmt.Fprintf(e.out, "  %-12s %s\n", layer.Name, layer.Result)
+		for _, by := range layer.By {
+			fmt.Fprintf(e.out, "  %-12s   %s\n", "", by)
+		}
+	}
+	for _, duty := range x.Duties {
+		fmt.Fprintf(e.out, "  duty         %s, owed to %s\n", duty.Duty, duty.By)
+	}
+	if x.Missing != "" {
+		fmt.Fprintf(e.out, "  to change it: %s\n", strings.ReplaceAll(strings.TrimRight(x.Missing, "\n"), "\n", "\n    "))
+	}
+	return nil
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/manifest"
+)
+
+func (e *env) planCommand() *cobra.Command {
+	var files, deleted []string
+	cmd := &cobra.Command{Use: "plan -f FILE...", Short: "Show what declarations would change, without changing it",
+		Long: `Show what declarations would change: reach that opens or closes, duties, proofs
+and tests that would fail, and what would become of the flows that were recorded.
+The exit code is 0 if nothing would change, 3 if something would, and 1 if the
+declarations could not be activated or a test would fail.`,
+		Example: "  bocage policy plan -f shop.yaml\n  bocage policy plan -f shop/ --delete old.yaml -o json",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			documents, err := e.readPlanned(files, deleted)
+			if err != nil {
+				return err
+			}
+			gone, err := e.readSome(deleted)
+			if err != nil {
+				return err
+			}
+			c, err := e.client()
+			if err != nil {
+				return err
+			}
+			plan, err := c.PlanChanges(cmd.Context(), documents, gone)
+			if err != nil {
+				return err
+			}
+			if e.output != "" && e.output != "table" && e.output != "wide" {
+				if err := e.printValue(plan); err != nil {
+					return err
+				}
+			} else if err := e.printPlan(plan); err != nil {
+				return err
+			}
+			return planOutcome(plan)
+		}}
+	fileFlag(cmd, &files)
+	cmd.Flags().StringSliceVar(&deleted, "delete", nil, "files whose objects would be deleted")
+	e.outputFlag(cmd)
+	return cmd
+}
+
+// readPlanned reads what would be applied, which may be nothing if something
+// would be deleted.
+func (e *env) readPlanned(files, deleted []string) ([]manifest.Document, error) {
+	if len(files) == 0 && len(deleted) > 0 {
+		return nil, nil
+	}
+	return e.read(files)
+}
+
+func (e *env) readSome(files []string) ([]manifest.Document, error) {
+	if len(files) == 0 {
+		return nil, nil
+	}
+	return e.read(files)
+}
+
+func planOutcome(plan bocage.PlanResult) error {
+	if err := plan.Faults.Err(); err != nil {
+		return err
+	}
+	for _, proof := range plan.Proofs {
+		if !proof.Holds {
+			return &exitError{exitFailed, "a proof fails: applied, this would not be activated"}
+		}
+	}
+	failed := 0
+	for _, result := range plan.Tests {
+		if !result.Passed {
+			failed++
+		}
+	}
+	if failed > 0 {
+		return &exitError{exitFailed, fmt.Sprintf("%d %s would fail", failed, plural(failed, "policy test"))}
+	}
+	if differs(plan) {
+		return &exitError{code: exitDifference}
+	}
+	return nil
+}
+
+// differs reports whether anything would be decided or enforced otherwise.
+func differs(plan bocage.PlanResult) bool {
+	for _, finding := range plan.Findings {
+		if finding.Field == "Scope" {
+			return true // whose refusals begin or cease to hold
+		}
+	}
+	return len(plan.Reach)+len(plan.NewlyRefused)+len(plan.NewlyAllowed)+len(plan.DutyChanged) > 0
+}
+
+func (e *env) printPlan(plan bocage.PlanResult) error {
+	if len(plan.Faults) > 0 {
+		return nil // they are the outcome
+	}
+	for _, finding := range plan.Findings {
+		fmt.Fprintf(e.out, "! %s\n", finding)
+	}
+	for _, proof := range plan.Proofs {
+		mark := "✓"
+		if !proof.Holds {
+			mark = "✗"
+		}
+		fmt.Fprintf(e.out, "%s proof: %s (%s)\n", mark, proof.Statement, proof.By)
+		if proof.Counterexample != "" {
+			fmt.Fprintf(e.out, "  counterexample: %s\n", proof.Counterexample)
+		}
+	}
+	for _, result := range plan.Tests {
+		if !result.Passed {
+			e.printTest(result)
+		}
+	}
+	if err := e.printReach(plan); err != nil {
+		return err
+	}
+	return e.printReplay(plan)
+}
+
+func (e *env) printReach(plan bocage.PlanResult) error {
+	table := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
+	for _, change := range plan.Reach {
+		sign := "~"
+		switch {
+		case change.After.Allowed() && !change.Before.Allowed():
+			sign = "+"
+		case change.Before.Allowed() && !change.After.Allowed():
+			sign = "-"
+		}
+		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s\t%s\n", sign, change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, change.By)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if len(plan.Reach) == 0 {
+		fmt.Fprintln(e.out, "no reach changes")
+	}
+	return nil
+}
+
+// printReplay says what would become of the flows that were recorded.
+func (e *env) printReplay(plan bocage.PlanResult) error {
+	for _, contract := range plan.Unused {
+		fmt.Fprintf(e.out, "? unused: no recorded flow needs %s\n", contract)
+	}
+	if plan.Replayed == 0 {
+		fmt.Fprintln(e.out, "no recorded flow was replayed: nothing can be said of what is in use")
+		return nil
+	}
+	fmt.Fprintf(e.out, "replayed %d kinds of recorded flow%s: %d newly refused, %d newly allowed, %d with other duties\n",
+		plan.Replayed, spanText(plan.Recorded), len(plan.NewlyRefused), len(plan.NewlyAllowed), len(plan.DutyChanged))
+	for _, part := range []struct {
+		sign  string
+		edges []bocage.PlannedEdge
+	}{{"-", plan.NewlyRefused}, {"+", plan.NewlyAllowed}, {"~", plan.DutyChanged}} {
+		if err := e.printPlannedEdges(part.sign, part.edges); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *env) printPlannedEdges(sign string, edges []bocage.PlannedEdge) error {
+	table := tabwriter.NewWriter(e.out, 2, 0, 2, ' ', 0)
+	for _, edge := range edges {
+		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%d\t%d seen, %d answered\tlast %s", sign, edge.Source, edge.Destination,
+			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, edge.Last.Local().Format(time.DateTime))
+		if sign == "~" {
+			fmt.Fprintf(table, "\towes %s, owed %s", dutiesText(edge.After), dutiesText(edge.Before))
+		}
+		if edge.By.Kind != "" {
+			fmt.Fprintf(table, "\tby %s", edge.By)
+		}
+		if edge.Owner != "" {
+			fmt.Fprintf(table, "\task the owner of %s", edge.Owner)
+		}
+		fmt.Fprintln(table)
+	}
+	return table.Flush()
+}
+
+func dutiesText(duties []string) string {
+	if len(duties) == 0 {
+		return "nothing"
+	}
+	return strings.Join(duties, ", ")
+}
+
+func spanText(s bocage.Span) string {
+	if s.First.IsZero() || s.Last.IsZero() {
+		return ""
+	}
+	return fmt.Sprintf(" from %s to %s", s.First.Local().Format(time.DateTime), s.Last.Local().Format(time.DateTime))
+}
