@@ -245,12 +245,9 @@ func TestCutsAgree(t *testing.T) {
 		for _, host := range cutter.Hosts() {
 			cuts[host] = cutter.Cut(host)
 		}
-		keep := rapid.IntRange(0, 19).Draw(t, "sample")
-		n := 0
-		policytest.Flows(func(f bocage.Flow) {
-			if n++; n%20 != keep {
-				return
-			}
+		moments := policytest.Moments()
+		each(t, 20, func(n int, f bocage.Flow) {
+			f.At = moments[n%len(moments)]
 			verdict, reason := whole.Decide(f)
 			for _, end := range []bocage.Peer{whole.Lookup(f.Source), whole.Lookup(f.Destination)} {
 				if end.Host == "" {
