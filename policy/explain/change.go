@@ -82,15 +82,20 @@ func (j *Judge) with(changes []Change) *Judge {
 		effective[i] = Change{c.Object, c.Delete || len(c.Object.Validate()) > 0}
 	}
 	next.in = Apply(j.in, effective)
-	sorted(&next.in.Applications)
-	sorted(&next.in.Guardrails)
-	next.in.Guardrails = slices.DeleteFunc(next.in.Guardrails, func(g *bocage.Guardrail) bool { return g.InForce() == nil })
-	sorted(&next.in.Profiles)
-	sorted(&next.in.Exceptions)
-	sorted(&next.in.Scopes)
 	var places, policies bool
 	for _, c := range changes {
 		switch c.Object.(type) {
+		case *bocage.Application:
+			sorted(&next.in.Applications)
+		case *bocage.Guardrail:
+			sorted(&next.in.Guardrails)
+			next.in.Guardrails = slices.DeleteFunc(next.in.Guardrails, func(g *bocage.Guardrail) bool { return g.InForce() == nil })
+		case *bocage.InspectionProfile:
+			sorted(&next.in.Profiles)
+		case *bocage.Exception:
+			sorted(&next.in.Exceptions)
+		case *bocage.Scope:
+			sorted(&next.in.Scopes)
 		case *bocage.Workload:
 			places = true
 		case *bocage.NetworkPolicy, *bocage.ClusterNetworkPolicy:
