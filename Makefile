@@ -52,6 +52,17 @@ else
 	BOCAGE_REQUIRE_ROOT=1 BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -p 1 -timeout 60m -run '^$$' -bench '$(BENCH)' -benchmem ./...
 endif
 
+.PHONY: bench-policy
+bench-policy: ## compile, edit, prove, simulate and publish at 10 to 300,000 workloads
+	@mkdir -p bin
+	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench '100k|300k' -benchtime 1x -benchmem ./policy/compile
+	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench . -benchmem ./policy/simulate ./policy/prove ./policy/kubernetes ./policy/suggest
+	go test -timeout 60m -run '^$$' -bench . -benchmem ./policy
+
+.PHONY: bench-api
+bench-api: ## watchers, large lists, and the latency of watches under writes
+	go run ./api/bench
+
 .PHONY: generate
 generate: ## re-make the eBPF objects and their Go twins
 	@scripts/setup generate

@@ -24,9 +24,8 @@ type Word struct {
 func Graph() []Word {
 	var words []Word
 	readers := map[string][]string{
-		"Application": {"policy"}, "Guardrail": {"policy"}, "Scope": {"policy"}, "InspectionProfile": {"policy"},
-		"Decoy": {"policy"}, "Quarantine": {"policy"}, "Workload": {"policy", "recognition"},
-		"ThreatCondition": {"policy"}, "Incident": {"people"}, "Host": {"policy", "recognition"}, "Generation": {"people"},
+		"Workload": {"policy", "recognition"}, "Host": {"policy", "recognition"},
+		"Incident": {"people"}, "Generation": {"people"}, "Event": {"people"}, "RoleBinding": {"api"},
 	}
 	kinds := bocage.Kinds()
 	word := func(name, writer, carrier string, readers ...string) {
@@ -35,13 +34,18 @@ func Graph() []Word {
 	resources := func(writer string) {
 		for _, k := range kinds {
 			if k.Writer == writer {
-				word(k.Name, writer, "store", readers[k.Name]...)
+				read := readers[k.Name]
+				if read == nil {
+					read = []string{"policy"} // what people declare is policy's to merge
+				}
+				word(k.Name, writer, "store", read...)
 			}
 		}
 	}
 	resources("api")
 	resources("policy")
 	word("Ruleset", "policy", "store, exchange", "dataplane", "inspection", "deception")
+	word("Confirmation", "policy", "exchange", "dataplane")
 	word("map entries", "dataplane", "kernel maps", "dataplane/bpf")
 	word("FlowEvent", "dataplane", "stream", "recognition")
 	word("InspectionEvent", "inspection", "stream", "recognition")
