@@ -144,6 +144,10 @@ func (b *build) makeBase(ctx context.Context) error {
 		if b.prev != nil && !changed {
 			before = b.prev.base
 		}
+		if before != nil && onlyRefusals(before, o) {
+			b.base, b.fresh = b.refusing(before, o), true
+			return nil
+		}
 		o = b.p.verified(o, before, b.v.tests)
 		if o.blocked == "" {
 			b.base, b.fresh = o, true
@@ -159,6 +163,19 @@ func (b *build) makeBase(ctx context.Context) error {
 		}
 		b.next.Base, b.next.ConfirmBy, b.next.Confirmed = b.was.Base, b.was.ConfirmBy, b.was.Confirmed
 	}
+}
+
+// refusing takes over the proofs of what differs only in who is cut off: nothing
+// that they are about is another, and a quarantine must not wait for them.
+func (b *build) refusing(before, o *outcome) *outcome {
+	copied := *o
+	copied.proofs = before.proofs
+	for _, g := range b.v.generations {
+		if g := g.resource.(*bocage.Generation); copied.proofs == nil && g.Status.Number == b.was.Base.Number {
+			copied.proofs = g.Status.Proofs
+		}
+	}
+	return copied.complete()
 }
 
 // known adds to an outcome what is known of the same content.

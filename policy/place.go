@@ -192,6 +192,15 @@ func compare(from, to *outcome) *difference {
 	return &difference{touched: placedDifference(from, to, groups)}
 }
 
+// onlyRefusals reports whether two outcomes differ in who is cut off, and in
+// nothing else that decides.
+func onlyRefusals(from, to *outcome) bool {
+	a, b := from.output.Ruleset, to.output.Ruleset
+	return a.Default == b.Default && !equal(a.Refused, b.Refused) && equal(a.Rules, b.Rules) && equal(a.Reasons, b.Reasons) &&
+		equal(a.Peers, b.Peers) && equal(a.Groups, b.Groups) && len(alteredDecisions(a, b)) == 0 &&
+		slices.EqualFunc(a.Decoys, b.Decoys, func(x, y bocage.DecoyPlacement) bool { return reflect.DeepEqual(x, y) })
+}
+
 // changedRules calls note for every rule that only one of two sorted lists has, or
 // whose decision was altered.
 func changedRules(a, b []bocage.Rule, altered map[bocage.DecisionID]bool, note func(bocage.Rule)) {

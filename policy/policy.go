@@ -128,7 +128,7 @@ func New(config Config) (*Policy, error) {
 	}
 	p := &Policy{
 		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node,
-		logger: config.Logger, prove: prove.Prove,
+		logger: config.Logger, prove: new(prove.Prover).Prove,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
 		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
