@@ -110,7 +110,12 @@ func (s selection) picks(o *object) bool {
 }
 
 // named returns the one object that is selected by its name, if that is so.
-func (s selection) named() (string, bool) { return s.fields.RequiresExactMatch("metadata.name") }
+func (s selection) named() (string, bool) {
+	if s.all {
+		return "", false
+	}
+	return s.fields.RequiresExactMatch("metadata.name")
+}
 
 // picksEntry is picks for what was just read from the store.
 func (s selection) picksEntry(kind *seenKind, entry store.Entry) (*object, bool) {
