@@ -128,12 +128,16 @@ func (g *Gatherer) document(d manifest.Document) {
 	case *bocage.ClusterNetworkPolicy:
 		in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies, o)
 	case *bocage.Workload:
-		if g.claim("Workload", &o.ObjectMeta, d.Source) {
+		if faults := g.claim("Workload", &o.ObjectMeta, d.Source); len(faults) > 0 {
+			g.faults = append(g.faults, faults...)
+		} else {
 			in.Workloads = append(in.Workloads, o)
 		}
 		return
 	case *bocage.Host:
-		if g.claim("Host", &o.ObjectMeta, d.Source) {
+		if faults := g.claim("Host", &o.ObjectMeta, d.Source); len(faults) > 0 {
+			g.faults = append(g.faults, faults...)
+		} else {
 			in.Hosts = append(in.Hosts, o)
 		}
 		return
@@ -149,15 +153,14 @@ func (g *Gatherer) document(d manifest.Document) {
 
 // claim notes who has a name: a Pod and a Workload, or a Node and a Host, cannot
 // both have one.
-func (g *Gatherer) claim(kind string, meta *bocage.ObjectMeta, source string) bool {
+func (g *Gatherer) claim(kind string, meta *bocage.ObjectMeta, source string) bocage.Faults {
 	k := objectKey{kind, meta.Namespace, meta.Name}
 	if other, taken := g.sources[k]; taken {
-		g.faults = append(g.faults, bocage.Fault{Field: "metadata.name", Source: source,
-			Message: fmt.Sprintf("%s is the name of what is declared at %s already", meta.NamespacedName(), other)})
-		return false
+		return bocage.Faults{{Field: "metadata.name", Source: source,
+			Message: fmt.Sprintf("%s is the name of what is declared at %s already", meta.NamespacedName(), other)}}
 	}
 	g.sources[k] = source
-	return true
+	return nil
 }
 
 // foreigner takes one object of another kind.
@@ -171,7 +174,10 @@ func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
 		if len(faults) == 0 {
 			faults = nameFaults(pod.Workload)
 		}
-		if len(faults) == 0 && g.claim("Workload", &pod.ObjectMeta, source) {
+		if len(faults) == 0 {
+			faults = g.claim("Workload", &pod.ObjectMeta, source)
+		}
+		if len(faults) == 0 {
 			pod.Annotations = map[string]string{bocage.SourceAnnotation: source}
 			g.pods = append(g.pods, pod)
 		}
@@ -181,7 +187,10 @@ func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
 		if len(faults) == 0 {
 			faults = host.Validate()
 		}
-		if len(faults) == 0 && g.claim("Host", &host.ObjectMeta, source) {
+		if len(faults) == 0 {
+			faults = g.claim("Host", &host.ObjectMeta, source)
+		}
+		if len(faults) == 0 {
 			host.Annotations = map[string]string{bocage.SourceAnnotation: source}
 			g.out.Input.Hosts = append(g.out.Input.Hosts, host)
 		}
