@@ -15,7 +15,8 @@ type Ruleset struct {
 	// Generation numbers the ruleset. An agent never goes back.
 	Generation uint64 `json:"generation"`
 	// Digest is the SHA-256, in hex, of the canonical inputs; it names the
-	// generation's content wherever it was compiled.
+	// generation's content wherever it was compiled. In what a host gets it is of
+	// everything else there but the generation and ConfirmBy.
 	Digest string `json:"digest"`
 	// Host is the host that this ruleset was cut for; empty for the whole.
 	Host string `json:"host,omitempty"`
@@ -52,19 +53,10 @@ type Ruleset struct {
 	index     *rulesetIndex
 }
 
-// RulesetKey is the store's key of the ruleset of a host: a signed envelope of
-// kind SignedRuleset around the JSON of the Ruleset, compressed by gzip if it is
-// large; the policy room reads both.
-func RulesetKey(host string) string { return "rulesets/" + host }
-
-// CandidateKey is the store's key of the ruleset that a host evaluates beside
-// the one in force, in the same form; absent if there is none.
-func CandidateKey(host string) string { return "candidates/" + host }
-
 // Kinds of signed envelope (see the identity package).
 const (
-	SignedRuleset   = "ruleset"
-	SignedCandidate = "candidate" // a Ruleset to evaluate and never to enforce
+	SignedRuleset   = "ruleset"   // a Ruleset of one host as JSON, compressed by gzip if it is large
+	SignedCandidate = "candidate" // likewise, to evaluate and never to enforce
 	SignedConfirm   = "confirm"   // the JSON of a Confirmation
 	SignedBatch     = "batch"
 )

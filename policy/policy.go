@@ -108,6 +108,8 @@ type Policy struct {
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes
 
+	places *whereabouts // of the reporter alone
+
 	// Of the builder alone.
 	library   library
 	compilers [2]*line // of what is declared, and of what is in force if that is another

@@ -132,8 +132,8 @@ type reporter struct {
 	reported map[string]uint64            // by host
 	unwell   map[string]string            // what is wrong with hosts
 	refused  map[string]map[string]string // profiles with the engine's words, by host
-	placedIn map[string][]placement       // workloads with an interface, by namespace
-	everyone []string                     // every host with such a workload
+	where    *whereabouts
+	everyone []string // every host with an enforcement point
 	wait     time.Duration
 }
 
@@ -145,8 +145,7 @@ type placement struct {
 
 func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	r := &reporter{p: p, o: o, s: s, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs),
-		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{},
-		placedIn: map[string][]placement{}}
+		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{}}
 	for _, f := range o.output.Findings {
 		key := strings.TrimSpace(f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/"))
 		r.findings[key] = append(r.findings[key], f)
@@ -159,15 +158,8 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 			}
 		}
 	}
-	hosts := map[string]bool{}
-	zones := zonesOf(o.input)
-	for _, w := range o.input.Workloads {
-		if w.Spec.Interface != "" {
-			r.placedIn[w.Namespace] = append(r.placedIn[w.Namespace], placement{w.Name, w.Spec.Host, w.LabelsIn(zones[w.Spec.Host])})
-			hosts[w.Spec.Host] = true
-		}
-	}
-	r.everyone = sortedNames(hosts)
+	r.where = p.whereabouts(o.input)
+	r.everyone = r.where.everyone
 	r.compare()
 	if s.base != nil && len(now.tests) > 0 {
 		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testsOf, now.tests) {
@@ -175,6 +167,46 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 		}
 	}
 	return r
+}
+
+// whereabouts is where workloads are, for as long as the inventory is the same.
+type whereabouts struct {
+	workloads []*bocage.Workload
+	zones     []*bocage.Zone
+	placedIn  map[string][]placement // workloads with an interface, by namespace
+	everyone  []string
+	selected  map[bocage.Resource][]string // by object as it was compiled: its hosts
+}
+
+// whereabouts returns where workloads are. It is the reporter's alone.
+func (p *Policy) whereabouts(in compile.Input) *whereabouts {
+	if w := p.places; w != nil && same(w.workloads, in.Workloads) && same(w.zones, in.Zones) {
+		return w
+	}
+	w := &whereabouts{workloads: in.Workloads, zones: in.Zones, placedIn: map[string][]placement{}, selected: map[bocage.Resource][]string{}}
+	hosts, zones := map[string]bool{}, zonesOf(in)
+	for _, x := range in.Workloads {
+		if x.Spec.Interface != "" {
+			w.placedIn[x.Namespace] = append(w.placedIn[x.Namespace], placement{x.Name, x.Spec.Host, x.LabelsIn(zones[x.Spec.Host])})
+			hosts[x.Spec.Host] = true
+		}
+	}
+	w.everyone = sortedNames(hosts)
+	p.places = w
+	return w
+}
+
+// of remembers the hosts of an object.
+func (w *whereabouts) of(object bocage.Resource, pick func() []string) []string {
+	if hosts, known := w.selected[object]; known {
+		return hosts
+	}
+	if len(w.selected) > 2*mostPast {
+		clear(w.selected)
+	}
+	hosts := pick()
+	w.selected[object] = hosts
+	return hosts
 }
 
 // zonesOf tells the zone of each host: the first by name that lists it.
@@ -286,7 +318,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	}
 	switch x := resource.(type) {
 	case *bocage.Application:
-		changed := all(&x.Status.Conditions, r.selected([]string{x.Namespace}, &x.Spec.Workload))
+		changed := all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected([]string{x.Namespace}, &x.Spec.Workload) }))
 		changed = usage(&x.Status.Usage) || changed
 		missing := missing(findings)
 		changed = changed || !slices.Equal(missing, x.Status.Missing)
@@ -303,7 +335,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Response:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Scope:
-		return all(&x.Status.Conditions, r.selected(x.Spec.Namespaces, &x.Spec.Workload))
+		return all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected(x.Spec.Namespaces, &x.Spec.Workload) }))
 	case *bocage.InspectionProfile:
 		want := r.conditions(object, meta, x.Status.Conditions, findings, r.everyone)
 		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, r.everyone)...)
@@ -318,7 +350,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Zone:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.NetworkPolicy:
-		return all(&x.Status.Conditions, r.selected([]string{x.Namespace}, nil))
+		return all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected([]string{x.Namespace}, nil) }))
 	case *bocage.ClusterNetworkPolicy:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Workload:
@@ -626,10 +658,10 @@ func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
 		}
 	}
 	for _, namespace := range namespaces {
-		pick(r.placedIn[namespace])
+		pick(r.where.placedIn[namespace])
 	}
 	if len(namespaces) == 0 {
-		for _, workloads := range r.placedIn {
+		for _, workloads := range r.where.placedIn {
 			pick(workloads)
 		}
 	}
@@ -639,7 +671,7 @@ func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
 // placed lists the host of one workload.
 func (r *reporter) placed(name string) []string {
 	namespace, short, _ := strings.Cut(name, "/")
-	for _, w := range r.placedIn[namespace] {
+	for _, w := range r.where.placedIn[namespace] {
 		if w.name == short {
 			return []string{w.host}
 		}
