@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -145,19 +146,23 @@ contexts:
 	}
 }
 
-// TestInformer lets client-go's informer, by which controllers live, follow a
-// kind: it lists, watches with bookmarks, and resumes where it was.
-func TestInformer(t *testing.T) {
+// informing is client-go's informer, run in a process of its own.
+type informing struct {
+	t     *testing.T
+	lines *bufio.Scanner
+	end   func() error
+}
+
+func (b *bench) inform(t *testing.T, role Role, resource string) *informing {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("the informer may have to be built, which takes minutes")
 	}
-	b := start(t, nil)
-	b.mustScope(t, "POST", "a", "")
 	config := filepath.Join(t.TempDir(), "kubeconfig")
-	b.kubeconfig(t, config, RoleViewer)
+	b.kubeconfig(t, config, role)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	informer := exec.CommandContext(ctx, tool(t, "informer"), config, "scopes")
+	t.Cleanup(cancel)
+	informer := exec.CommandContext(ctx, tool(t, "informer"), config, resource)
 	stdin, err := informer.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -170,30 +175,64 @@ func TestInformer(t *testing.T) {
 	if err := informer.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewScanner(stdout)
-	// What is there is told while the cache fills: in which order is not said.
-	want := func(all ...string) {
-		t.Helper()
-		for range all {
-			if !lines.Scan() {
-				t.Fatalf("the informer ended: %v", lines.Err())
-			}
-			if !slices.Contains(all, lines.Text()) {
-				t.Fatalf("the informer says %q, want one of %q", lines.Text(), all)
-			}
+	return &informing{t, bufio.NewScanner(stdout), func() error { return errors.Join(stdin.Close(), informer.Wait()) }}
+}
+
+// want reads as many lines as there are, in any order: what is there is told
+// while the cache fills.
+func (i *informing) want(all ...string) {
+	i.t.Helper()
+	left := slices.Clone(all)
+	for range all {
+		if !i.lines.Scan() {
+			i.t.Fatalf("the informer ended: %v", i.lines.Err())
 		}
+		at := slices.Index(left, i.lines.Text())
+		if at < 0 {
+			i.t.Fatalf("the informer says %q, want one of %q", i.lines.Text(), left)
+		}
+		left = slices.Delete(left, at, at+1)
 	}
-	want("added /a", "synced 1")
+}
+
+// TestInformer lets client-go's informer, by which controllers live, follow a
+// kind: it lists, watches with bookmarks, and resumes where it was.
+func TestInformer(t *testing.T) {
+	b := start(t, nil)
+	b.mustScope(t, "POST", "a", "")
+	informer := b.inform(t, RoleViewer, "scopes")
+	informer.want("added /a", "synced 1")
 	b.mustScope(t, "POST", "b", "")
-	want("added /b")
+	informer.want("added /b")
 	b.mustScope(t, "PATCH", "b", `{"spec":{"mode":"enforce"}}`)
-	want("updated /b")
+	informer.want("updated /b")
 	b.mustScope(t, "DELETE", "a", "")
-	want("deleted /a")
-	if err := stdin.Close(); err != nil {
-		t.Fatal(err)
+	informer.want("deleted /a")
+	if err := informer.end(); err != nil {
+		t.Error(err)
 	}
-	if err := informer.Wait(); err != nil {
+}
+
+// TestTypedInformer lets client-go read and write NetworkPolicies with the types
+// that it has compiled in, which it writes as protobuf.
+func TestTypedInformer(t *testing.T) {
+	b := start(t, nil)
+	body := `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web"},"spec":{"podSelector":{},"ingress":[{"ports":[{"port":"http"},{"port":80}]}]}}`
+	if code, text, _ := b.raw(t, "POST", policiesPath, jsonType, body); code != 201 {
+		t.Fatal(code, text)
+	}
+	informer := b.inform(t, RoleAdmin, "networkpolicies")
+	informer.want("added shop/web", "synced 1")
+	informer.want("added typed/typed", "updated typed/typed", "typed https Ingress web 2", "deleted typed/typed")
+	if code, text, _ := b.raw(t, "PATCH", policiesPath+"/web", mergeType, `{"spec":{"policyTypes":["Egress"]}}`); code != 200 {
+		t.Fatal(code, text)
+	}
+	informer.want("updated shop/web")
+	if code, text, _ := b.raw(t, "DELETE", policiesPath+"/web", "", ""); code != 200 {
+		t.Fatal(code, text)
+	}
+	informer.want("deleted shop/web")
+	if err := informer.end(); err != nil {
 		t.Error(err)
 	}
 }
