@@ -260,9 +260,10 @@ func (b IPBlock) validate() Faults {
 	return faults
 }
 
-// parseCIDR reads a CIDR as Kubernetes does since 1.36: without leading zeros,
-// IPv4-mapped addresses or bits beyond its length, which different software reads
-// differently. It says what is wrong, or "".
+// parseCIDR reads a CIDR. Bits beyond its length mean nothing: Kubernetes took them
+// until 1.36, and clusters keep them. What different software reads differently is
+// refused, as since then: leading zeros and IPv4-mapped addresses. It says what is
+// wrong, or "".
 func parseCIDR(text string) (netip.Prefix, string) {
 	prefix, err := netip.ParsePrefix(text)
 	switch {
@@ -270,9 +271,6 @@ func parseCIDR(text string) (netip.Prefix, string) {
 		return netip.Prefix{}, "is not a CIDR such as 192.0.2.0/24 or 2001:db8::/64"
 	case prefix.Addr().Is4In6():
 		return netip.Prefix{}, "is an IPv4 address written as IPv6: write it as IPv4"
-	case prefix != prefix.Masked():
-		return netip.Prefix{}, fmt.Sprintf("has bits set beyond its length: write %s or %s", prefix.Masked(),
-			netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen()))
 	}
 	return prefix, ""
 }
