@@ -62,9 +62,12 @@ func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
 	r := p.newReporter(o, s, p.mirror.view())
 	var ops []store.Op
 	write := func(object *object) error {
-		op, changed, err := r.status(object)
-		if err != nil || !changed {
+		op, fresh, err := r.status(object)
+		if err != nil || fresh == nil {
 			return err
+		}
+		if reason, message, warning := passage(object.resource, fresh); reason != "" {
+			p.notices.tell(object.kind.Name, fresh.Meta().Namespace, fresh.Meta().Name, reason, message, warning)
 		}
 		if ops = append(ops, op); len(ops) < statusBatch {
 			return nil
@@ -282,18 +285,49 @@ func (p *Policy) testsInForce(o *outcome, tests []*bocage.PolicyTest) []bocage.T
 	return run.results
 }
 
-// status makes the write that brings an object's status up to date.
-func (r *reporter) status(object *object) (store.Op, bool, error) {
+// status makes the write that brings an object's status up to date, and returns
+// the object as it will be; nil if nothing has to change.
+func (r *reporter) status(object *object) (store.Op, bocage.Resource, error) {
 	if !r.update(object, object.resource, false) {
-		return store.Op{}, false, nil
+		return store.Op{}, nil, nil
 	}
 	fresh, err := decode(object.kind, object.key, object.value, object.revision) // what the mirror holds nobody changes
 	if err != nil {
-		return store.Op{}, false, err
+		return store.Op{}, nil, err
 	}
 	r.update(object, fresh.resource, true)
 	value, err := store.EncodeObject(object.kind, fresh.resource)
-	return store.Op{Key: object.key, Value: value, IfWas: object.revision}, true, err
+	return store.Op{Key: object.key, Value: value, IfWas: object.revision}, fresh.resource, err
+}
+
+// passage tells what people should know of how a status changes: that an exception
+// is over, and that a test begins to fail or to hold.
+func passage(before, after bocage.Resource) (reason, message string, warning bool) {
+	switch after := after.(type) {
+	case *bocage.Exception:
+		was := conditionOf(before.(*bocage.Exception).Status.Conditions, bocage.ConditionCompiled)
+		if is := conditionOf(after.Status.Conditions, bocage.ConditionCompiled); was.Status == "True" && is.Reason == compile.Expired {
+			return "Ended", "the exception to Guardrail " + after.Spec.Guardrail + " is over: " + is.Message, false
+		}
+	case *bocage.PolicyTest:
+		was := conditionOf(before.(*bocage.PolicyTest).Status.Conditions, bocage.ConditionReady)
+		switch is := conditionOf(after.Status.Conditions, bocage.ConditionReady); {
+		case is.Status == "False" && was.Status != "False":
+			return "Failed", is.Message, true
+		case is.Status == "True" && was.Status == "False":
+			return "Passed", is.Message, false
+		}
+	}
+	return "", "", false
+}
+
+func conditionOf(conditions []bocage.Condition, kind string) bocage.Condition {
+	for _, c := range conditions {
+		if c.Type == kind {
+			return c
+		}
+	}
+	return bocage.Condition{}
 }
 
 // update brings a resource's status up to date, or only reports whether it has to.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
 )
 
 // TestUsage counts each flow once, whoever counts, and across restarts.
@@ -152,6 +153,46 @@ func TestNotices(t *testing.T) {
 		b.wait(noticeLife + 2*noticeTidy)
 		if left := b.events(); len(left) > 0 {
 			t.Errorf("%d events are never forgotten", len(left))
+		}
+	})
+}
+
+// TestExceptionEnds opens what a guardrail refuses for a while: its end comes by
+// itself, in what hosts have as well, and people are told.
+func TestExceptionEnds(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		s.webApp.Spec.Consumes = append(s.webApp.Spec.Consumes, bocage.Consume{Service: "db"})
+		s.dbApp.Spec.Provides[0].To = bocage.Selector{}
+		s.guardrail.Spec.Exceptions = bocage.ExceptionTerms{Allowed: true, Max: "1h"}
+		b.declare(s.all()...)
+		b.start()
+		b.start()
+		b.settle()
+		if v, c := b.decide(webIP, dbIP, 5432, "h1", "h2"); v.Allowed() || c != bocage.ReasonGuardrail {
+			t.Fatalf("without an exception: %s %s", v, c)
+		}
+		begins := time.Now()
+		b.declare(&bocage.Exception{ObjectMeta: bocage.ObjectMeta{Name: "migration"}, Spec: bocage.ExceptionSpec{Guardrail: "pci",
+			Match: bocage.CellMatch{From: bocage.Side{Namespaces: []string{"shop"}}}, From: begins, Until: begins.Add(time.Minute), Ticket: "CHG-1"}})
+		b.settle()
+		kept := b.ruleset("h2")
+		if v, _ := b.decide(webIP, dbIP, 5432, "h1", "h2"); !v.Allowed() {
+			t.Fatalf("with an exception: %s", v)
+		}
+		later := flowOf(webIP, dbIP, 5432)
+		later.At = begins.Add(61 * time.Second)
+		if v, _ := kept.Decide(later); v.Allowed() {
+			t.Error("what a host has does not end by itself")
+		}
+		b.wait(time.Minute)
+		if v, c := b.decide(webIP, dbIP, 5432, "h1", "h2"); v.Allowed() || c != bocage.ReasonGuardrail {
+			t.Errorf("after its end: %s %s", v, c)
+		}
+		b.condition(get[*bocage.Exception](b, "", "migration").Status.Conditions, bocage.ConditionCompiled, "False", compile.Expired)
+		b.wait(time.Second)
+		if !slices.ContainsFunc(b.events(), func(e *bocage.ObjectEvent) bool { return e.Reason == "Ended" && e.InvolvedObject.Name == "migration" }) {
+			t.Errorf("nobody is told: %+v", b.events())
 		}
 	})
 }
