@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -51,11 +53,74 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"--server", "https://127.0.0.1:1", "get", "hosts"}, exitUsage, "", "--server needs --ca"},
 		{[]string{"quarantine", "add", "Not A Name"}, exitFailed, "", "is not namespace/name of a workload"},
 		{[]string{"decoy", "add", "x", "--port", "0"}, exitFailed, "", "needs a port"},
+		{[]string{"explain"}, exitUsage, "", "needs FROM and TO, or --event"},
+		{[]string{"explain", "--event", "a/b"}, exitUsage, "", "leave out a/b"},
+		{[]string{"explain", "--event"}, exitUsage, "", "holds no flow record"},
+		{[]string{"explain", "a/b", "c/d", "80", "--generation", "old"}, exitUsage, "", `"old" is not a generation such as g41`},
+		{[]string{"explain", "a/b", "c/d", "80", "--at", "noon"}, exitUsage, "", `--at "noon" is not a time`},
+		{[]string{"policy", "rollback", "g0"}, exitUsage, "", `"g0" is not a generation`},
+		{[]string{"policy", "rollback", "g1", "g2"}, exitUsage, "", "at most 1 arg"},
+		{[]string{"policy", "confirm"}, exitFailed, "", "bocage up"},
+		{[]string{"policy", "history"}, exitFailed, "", "bocage up"},
+		{[]string{"policy", "blast"}, exitUsage, "", "arg(s)"},
+		{[]string{"policy", "blast", "a/b", "--hops", "-1"}, exitUsage, "", "0 is to the end"},
+		{[]string{"policy", "matrix"}, exitFailed, "", "bocage up"},
+		{[]string{"policy", "test"}, exitFailed, "", "bocage up"},
+		{[]string{"policy", "test", "-f", bad}, exitFailed, "", "nothing was decided"},
+		{[]string{"policy", "plan"}, exitUsage, "", "name the files with -f"},
+		{[]string{"simulate", "-f", bad, "--probes", bad}, exitFailed, "", bad + ":4: spec.mod: is unknown: did you mean mode?"},
 		{[]string{"controller", "--host", "Not A Name"}, exitFailed, "", "is not a lower-case DNS label"},
 	} {
 		out, errs, code := invoke(t, "", c.args...)
 		if code != c.code || !strings.Contains(out, c.out) || !strings.Contains(errs, c.err) {
 			t.Errorf("bocage %s: exit code %d, want %d\nstdout: %.200s\nstderr: %.400s\nwant %q and %q", strings.Join(c.args, " "), code, c.code, out, errs, c.out, c.err)
+		}
+	}
+}
+
+// TestRecordsBecomeQuestions: a flow record is asked about as it was decided.
+func TestRecordsBecomeQuestions(t *testing.T) {
+	at := time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
+	record := bocage.FlowRecord{FlowEvent: bocage.FlowEvent{Time: at, Protocol: bocage.ProtocolICMP, DestinationPort: 8 * 256, Generation: 41},
+		SourceAddress: "10.0.0.1", DestinationAddress: "10.0.0.2", SourceWorkload: "shop/web"}
+	q, err := recordQuery(record, bocage.ExplainQuery{})
+	if want := (bocage.ExplainQuery{From: "10.0.0.1", To: "10.0.0.2", Protocol: bocage.ProtocolICMP, At: at, Generation: 41}); err != nil || q != want {
+		t.Errorf("asked %+v, %v", q, err)
+	}
+	q, err = recordQuery(record, bocage.ExplainQuery{At: at.Add(time.Hour), Generation: 7})
+	if err != nil || q.Generation != 7 || !q.At.Equal(at.Add(time.Hour)) {
+		t.Errorf("asked %+v, %v", q, err)
+	}
+	if _, err := recordQuery(bocage.FlowRecord{}, bocage.ExplainQuery{}); err == nil {
+		t.Error("a record of nothing was asked about")
+	}
+}
+
+// TestPlansThatDiffer holds when plan says that something would change.
+func TestPlansThatDiffer(t *testing.T) {
+	edge := []bocage.PlannedEdge{{}}
+	for _, test := range []struct {
+		plan bocage.PlanResult
+		code int
+	}{
+		{bocage.PlanResult{}, exitOK},
+		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Application a/b", Message: "is half of a contract"}}, Unused: []bocage.Ref{{}}}, exitOK},
+		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Scope", Message: "begins"}}}, exitDifference},
+		{bocage.PlanResult{Reach: []bocage.ReachChange{{}}}, exitDifference},
+		{bocage.PlanResult{NewlyRefused: edge}, exitDifference},
+		{bocage.PlanResult{NewlyAllowed: edge}, exitDifference},
+		{bocage.PlanResult{DutyChanged: edge}, exitDifference},
+		{bocage.PlanResult{DutyChanged: edge, Proofs: []bocage.Proof{{}}}, exitFailed},
+		{bocage.PlanResult{Tests: []bocage.TestResult{{}}}, exitFailed},
+		{bocage.PlanResult{Tests: []bocage.TestResult{{Passed: true}}}, exitOK},
+	} {
+		code := exitOK
+		var exit *exitError
+		if err := planOutcome(test.plan); errors.As(err, &exit) {
+			code = exit.code
+		}
+		if code != test.code {
+			t.Errorf("%+v: exit code %d, want %d", test.plan, code, test.code)
 		}
 	}
 }

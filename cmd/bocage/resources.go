@@ -208,7 +208,7 @@ func (e *env) readOne(file string) ([]manifest.Document, bocage.Faults) {
 
 // refers reports whether objects of the kind name others that have to exist.
 func refers(kind string) bool {
-	return slices.Contains([]string{"Guardrail", "Decoy", "Quarantine", "ThreatCondition"}, kind)
+	return slices.Contains([]string{"Guardrail", "Exception", "Response", "Decoy", "Quarantine", "ThreatCondition"}, kind)
 }
 
 // apply declares all documents together or none. Where they name others, what is

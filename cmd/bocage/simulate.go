@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -18,7 +21,7 @@ import (
 func (e *env) simulateCommand() *cobra.Command {
 	var from offline
 	var probes string
-	var matrix bool
+	var matrix, advice bool
 	var namespaces []string
 	cmd := &cobra.Command{Use: "simulate -f FILE... --probes FILE | simulate -f FILE... --matrix",
 		Short: "Say what policy in files decides, with no controller and no data center",
@@ -57,10 +60,11 @@ code is 1 if a probe could not be decided.`,
 			if matrix {
 				return e.printMatrix(simulator, namespaces)
 			}
-			return e.answerProbes(simulator, probes)
+			return e.answerProbes(simulator, probes, advice)
 		}}
 	from.flags(cmd)
 	cmd.Flags().StringVar(&probes, "probes", "", "file with the flows to decide, or - for standard input")
+	cmd.Flags().BoolVar(&advice, "advice", true, "say of each answer what the smallest change would be; without, answers come many times as fast")
 	cmd.Flags().BoolVar(&matrix, "matrix", false, "print who may open what to whom, among all workloads")
 	cmd.Flags().StringSliceVarP(&namespaces, "namespace", "n", nil, "only workloads of these namespaces in the matrix")
 	e.outputFlag(cmd)
@@ -68,7 +72,7 @@ code is 1 if a probe could not be decided.`,
 }
 
 // answerProbes answers a stream of probes in bounded memory.
-func (e *env) answerProbes(s *simulate.Simulator, file string) error {
+func (e *env) answerProbes(s *simulate.Simulator, file string, advice bool) error {
 	in, name := e.in, "standard input"
 	if file != "-" {
 		f, err := os.Open(file)
@@ -79,44 +83,94 @@ func (e *env) answerProbes(s *simulate.Simulator, file string) error {
 		in, name = f, file
 	}
 	out := bufio.NewWriterSize(e.out, 64<<10)
-	writer := e.newAnswerWriter(out)
-	failed := 0
-	err := simulate.Probes(name, flushBefore{in, out}, func(p bocage.SimulateProbe, broken error) error {
-		answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
-		if broken == nil {
-			answer = s.Answer(p)
-		} else {
-			answer.Error = broken.Error()
-		}
-		if answer.Error != "" {
-			failed++
-		}
-		return writer.answer(answer)
-	})
+	b := &batch{answer: s.Answer, writer: e.newAnswerWriter(out), out: out}
+	if !advice {
+		b.answer = s.Verdict
+	}
+	err := simulate.Probes(name, &beforeReading{in, b.flush}, b.add)
 	if err == nil {
-		err = writer.end()
+		err = b.run()
+	}
+	if err == nil {
+		err = b.writer.end()
 	}
 	if flushed := out.Flush(); err == nil {
 		err = flushed
 	}
-	if err == nil && failed > 0 {
-		return &exitError{exitFailed, fmt.Sprintf("%d %s could not be decided: see the field error", failed, plural(failed, "probe"))}
+	if err == nil && b.failed > 0 {
+		return &exitError{exitFailed, fmt.Sprintf("%d %s could not be decided: see the field error", b.failed, plural(b.failed, "probe"))}
 	}
 	return err
 }
 
-// flushBefore writes what is ready before it waits for more, so that a program
-// on the other side gets its answers one by one.
-type flushBefore struct {
-	in  io.Reader
-	out *bufio.Writer
+// beforeReading does what is to be done before more is waited for.
+type beforeReading struct {
+	in io.Reader
+	do func() error
 }
 
-func (f flushBefore) Read(p []byte) (int, error) {
-	if err := f.out.Flush(); err != nil {
+func (r *beforeReading) Read(p []byte) (int, error) {
+	if err := r.do(); err != nil {
 		return 0, err
 	}
-	return f.in.Read(p)
+	return r.in.Read(p)
+}
+
+// mostBatched bounds how many probes are decided together.
+const mostBatched = 4096
+
+// batch collects the probes that are there, decides them side by side, and
+// writes the answers in order, so that a program on the other side gets its
+// answers before it is asked for more.
+type batch struct {
+	answer  func(bocage.SimulateProbe) bocage.SimulateAnswer
+	writer  *answerWriter
+	out     *bufio.Writer
+	answers []bocage.SimulateAnswer // with the probe, and the error of those that are none
+	failed  int
+}
+
+func (b *batch) add(p bocage.SimulateProbe, broken error) error {
+	answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
+	if broken != nil {
+		answer.Error = broken.Error()
+	}
+	if b.answers = append(b.answers, answer); len(b.answers) >= mostBatched {
+		return b.run()
+	}
+	return nil
+}
+
+func (b *batch) flush() error {
+	if err := b.run(); err != nil {
+		return err
+	}
+	return b.out.Flush()
+}
+
+func (b *batch) run() error {
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(b.answers)) {
+		workers.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(b.answers)); i = next.Add(1) - 1 {
+				if b.answers[i].Error == "" {
+					b.answers[i] = b.answer(b.answers[i].SimulateProbe)
+				}
+			}
+		})
+	}
+	workers.Wait()
+	for _, answer := range b.answers {
+		if answer.Error != "" {
+			b.failed++
+		}
+		if err := b.writer.answer(answer); err != nil {
+			return err
+		}
+	}
+	b.answers = b.answers[:0]
+	return nil
 }
 
 // answerWriter writes answers in one of the forms of -o.
