@@ -60,36 +60,49 @@ func (c *compiler) table(about []int32) table {
 	return t
 }
 
-// cells decides the ports of one protocol: it cuts them wherever a statement
-// begins or ends.
+// edge is where a statement begins or ends to cover the ports of a protocol.
+type edge struct {
+	port      uint32
+	begins    bool
+	statement int32
+}
+
+// cells decides the ports of one protocol. It goes through them once and decides
+// wherever a statement begins or ends, so that its work follows what covers a
+// port and not what is declared for others.
 func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
-	cuts := []uint32{0}
+	var edges []edge
+	covering := make([]int32, 0, len(about)) // sorted
 	for _, i := range about {
+		if c.statements[i].ports.all {
+			covering = append(covering, i)
+			continue
+		}
 		for _, r := range c.statements[i].ports.ranges {
 			if r.protocol == protocol {
-				cuts = append(cuts, uint32(r.First), uint32(r.Last)+1)
+				edges = append(edges, edge{uint32(r.First), true, i}, edge{uint32(r.Last) + 1, false, i})
 			}
 		}
 	}
-	slices.Sort(cuts)
-	cuts = slices.Compact(cuts)
-	cells := make([]cell, 0, len(cuts))
-	covering := make([]int32, 0, len(about))
-	for i, first := range cuts {
-		if first > 65535 {
-			break
-		}
-		last := uint32(65535)
-		if i+1 < len(cuts) {
-			last = cuts[i+1] - 1
-		}
-		covering = covering[:0]
-		for _, s := range about {
-			if c.statements[s].ports.covers(protocol, uint16(first)) {
-				covering = append(covering, s)
+	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
+	var cells []cell
+	for first := uint32(0); first <= 65535; {
+		for len(edges) > 0 && edges[0].port == first {
+			at, found := slices.BinarySearch(covering, edges[0].statement)
+			switch {
+			case edges[0].begins && !found:
+				covering = slices.Insert(covering, at, edges[0].statement)
+			case !edges[0].begins && found:
+				covering = slices.Delete(covering, at, at+1)
 			}
+			edges = edges[1:]
 		}
-		cells = appendCell(cells, cell{uint16(first), uint16(last), c.decide(covering)})
+		next := uint32(65536)
+		if len(edges) > 0 {
+			next = min(next, edges[0].port)
+		}
+		cells = appendCell(cells, cell{uint16(first), uint16(next - 1), c.decide(covering)})
+		first = next
 	}
 	return cells
 }
