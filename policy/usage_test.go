@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,10 +18,13 @@ func TestUsage(t *testing.T) {
 		s := newShop()
 		b.declare(s.all()...)
 		type span struct{ since, until time.Time }
+		var mu sync.Mutex // guards asked: two rooms count
 		var asked []span
 		b.before = func(p *Policy) {
 			p.usage = func(_ context.Context, since, until time.Time) ([]DecisionUse, error) {
+				mu.Lock()
 				asked = append(asked, span{since, until})
+				mu.Unlock()
 				o := p.inForce()
 				var uses []DecisionUse
 				for _, flow := range []bocage.Flow{flowOf(webIP, apiIP, 8080), flowOf(webIP, dbIP, 5432)} {
@@ -34,6 +38,7 @@ func TestUsage(t *testing.T) {
 		b.start()
 		b.settle()
 		b.wait(3*usageEvery + time.Second)
+		mu.Lock()
 		slices.SortFunc(asked, func(x, y span) int { return x.until.Compare(y.until) })
 		counted := int64(0)
 		for i, a := range asked {
@@ -44,6 +49,7 @@ func TestUsage(t *testing.T) {
 				counted++
 			}
 		}
+		mu.Unlock()
 		app := get[*bocage.Application](b, "shop", "api")
 		if len(app.Status.Usage) != 1 || app.Status.Usage[0].Field != "spec.provides[0]" || app.Status.Usage[0].Hits != 3*counted || app.Status.Usage[0].FirstSeen.IsZero() {
 			t.Errorf("usage of the provider after %d counts: %+v", counted, app.Status.Usage)
