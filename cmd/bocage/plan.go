@@ -158,8 +158,7 @@ func (e *env) printReplay(plan bocage.PlanResult) error {
 		fmt.Fprintf(e.out, "? unused: no recorded flow needs %s\n", contract)
 	}
 	if plan.Replayed == 0 {
-		fmt.Fprintln(e.out, "no recorded flow was replayed: nothing can be said of what is in use")
-		return nil
+		return nil // a finding says so
 	}
 	fmt.Fprintf(e.out, "replayed %d kinds of recorded flow%s: %d newly refused, %d newly allowed, %d with other duties\n",
 		plan.Replayed, spanText(plan.Recorded), len(plan.NewlyRefused), len(plan.NewlyAllowed), len(plan.DutyChanged))
