@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,6 +35,8 @@ import (
 //	POST joinTokens                       {"path","ttlSeconds"}  {"token"}
 //	POST login       (one-time token as bearer)              Session
 //	POST sessions                         {"person","ttlSeconds"}  Session
+//	GET  sessions                                            a list of Session, without tokens
+//	DELETE sessions  ?name=                                  {"ended"}
 //	GET  whoami                                              Person
 const functionsPath = "/apis/functions." + Group + "/" + Version
 
@@ -77,21 +78,26 @@ func (s *Server) serveFunction(c *call, name string) error {
 		method string
 		serve  func(*call) error
 	}{
-		"explain":    {http.MethodGet, s.explain},
-		"flows":      {http.MethodGet, s.flows},
-		"hunt":       {http.MethodPost, s.hunt},
-		"suggest":    {http.MethodGet, s.suggest},
-		"plan":       {http.MethodPost, s.plan},
-		"test":       {http.MethodPost, s.test},
-		"blast":      {http.MethodGet, s.blast},
-		"matrix":     {http.MethodGet, s.matrix},
-		"rollout":    {http.MethodPost, s.rollout},
-		"apply":      {http.MethodPost, s.applyAll},
-		"joinTokens": {http.MethodPost, s.joinToken},
-		"sessions":   {http.MethodPost, s.makeSession},
-		"whoami":     {http.MethodGet, func(c *call) error { writeJSON(c.w, http.StatusOK, c.person); return nil }},
+		"GET sessions":    {http.MethodGet, s.listSessions},
+		"DELETE sessions": {http.MethodDelete, s.endSessions},
+		"explain":         {http.MethodGet, s.explain},
+		"flows":           {http.MethodGet, s.flows},
+		"hunt":            {http.MethodPost, s.hunt},
+		"suggest":         {http.MethodGet, s.suggest},
+		"plan":            {http.MethodPost, s.plan},
+		"test":            {http.MethodPost, s.test},
+		"blast":           {http.MethodGet, s.blast},
+		"matrix":          {http.MethodGet, s.matrix},
+		"rollout":         {http.MethodPost, s.rollout},
+		"apply":           {http.MethodPost, s.applyAll},
+		"joinTokens":      {http.MethodPost, s.joinToken},
+		"sessions":        {http.MethodPost, s.makeSession},
+		"whoami":          {http.MethodGet, func(c *call) error { writeJSON(c.w, http.StatusOK, told(c.person)); return nil }},
 	}
-	f, ok := functions[name]
+	f, ok := functions[c.r.Method+" "+name]
+	if !ok {
+		f, ok = functions[name]
+	}
 	if !ok {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "there is no function %s", name)
 	}
@@ -111,7 +117,7 @@ func notWired(what string) *problem {
 }
 
 func (c *call) mustBe(roles ...Role) error {
-	if slices.Contains(roles, c.person.Role) {
+	if c.person.has(roles...) {
 		return nil
 	}
 	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
@@ -138,7 +144,7 @@ func (s *Server) explain(c *call) error {
 	}
 	if !c.person.mayRead(namespaceOf(q.From)) && !c.person.mayRead(namespaceOf(q.To)) {
 		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-			"User %q cannot explain flows of other namespaces than %v", c.person.Name, c.person.Namespaces)
+			"User %q cannot explain flows of other namespaces than %v", c.person.Name, c.person.namespaces())
 	}
 	if s.config.Functions.Explain == nil {
 		return notWired("explain flows")
@@ -338,7 +344,7 @@ func (l *lineWriter) write(value any) error {
 
 // hunt asks the flow history.
 func (s *Server) hunt(c *call) error {
-	if err := c.mustBe(RoleAdmin, RoleResponder, RoleViewer); err != nil {
+	if err := c.mustBe(RoleAdmin, RolePolicyAdmin, RoleResponder, RoleAuditor, RoleViewer); err != nil {
 		return err
 	}
 	var faults bocage.Faults
@@ -421,61 +427,4 @@ func readTTL(faults *bocage.Faults, seconds int64, usual, longest time.Duration)
 		faults.Add("ttlSeconds", "%d is out of range: 1 to %d", seconds, int64(longest/time.Second))
 	}
 	return time.Duration(seconds) * time.Second
-}
-
-// makeSession hands out a token for somebody with a role.
-func (s *Server) makeSession(c *call) error {
-	c.outcome = "refused"
-	if err := c.mustBe(RoleAdmin); err != nil {
-		return err
-	}
-	var request struct {
-		Person     Person `json:"person"`
-		TTLSeconds int64  `json:"ttlSeconds"`
-	}
-	if err := c.readJSON(&request); err != nil {
-		return err
-	}
-	var faults bocage.Faults
-	if !personName.MatchString(request.Person.Name) {
-		faults.Add("person.name", "%q is not a name of at most 100 letters, digits and .-_@", request.Person.Name)
-	}
-	switch role := request.Person.Role; {
-	case role != RoleAdmin && role != RoleResponder && role != RoleOwner && role != RoleViewer:
-		faults.Add("person.role", "%q is not admin, responder, owner or viewer", role)
-	case (role == RoleOwner) != (len(request.Person.Namespaces) > 0):
-		faults.Add("person.namespaces", "are an owner's, and an owner has at least one")
-	}
-	ttl := readTTL(&faults, request.TTLSeconds, defaultSession, longestSession)
-	if err := queryFaults(faults); err != nil {
-		return err
-	}
-	request.Person.Name = "token:" + request.Person.Name
-	session, err := s.createSession(c.r.Context(), request.Person, ttl)
-	if err != nil {
-		return err
-	}
-	c.name, c.outcome = session.Person.Name, "created"
-	writeJSON(c.w, http.StatusCreated, session)
-	return nil
-}
-
-var personName = regexp.MustCompile(`^[A-Za-z0-9][-A-Za-z0-9._@]{0,99}$`)
-
-// isLogin reports whether a request that nobody is known to make may be the
-// exchange of a one-time token, and returns the token.
-func (s *Server) isLogin(r *http.Request) (string, bool) {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return token, ok && r.Method == http.MethodPost && r.URL.Path == functionsPath+"/login"
-}
-
-func (s *Server) serveLogin(c *call, token string) error {
-	c.verb, c.outcome = "login", "refused"
-	session, err := s.login(c.r.Context(), token)
-	if err != nil {
-		return err
-	}
-	c.person, c.outcome = session.Person, "created"
-	writeJSON(c.w, http.StatusCreated, session)
-	return nil
 }

@@ -121,7 +121,7 @@ func tool(t *testing.T, name string) string {
 // of a role.
 func (b *bench) kubeconfig(t *testing.T, path string, role Role, namespaces ...string) {
 	t.Helper()
-	session, err := b.server.createSession(t.Context(), Person{Name: "token:kubectl-" + string(role), Role: role, Namespaces: namespaces}, defaultSession)
+	session, err := b.server.createSession(t.Context(), Person{Name: "token:kubectl-" + string(role), Grants: []Grant{{Role: role, Namespaces: namespaces}}}, defaultSession)
 	if err != nil {
 		t.Fatal(err)
 	}

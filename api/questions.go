@@ -44,8 +44,8 @@ func (s *Server) suggest(c *call) error {
 // be allowed to read. None is all of them; of an owner, their own.
 func (c *call) wantedNamespaces() ([]string, error) {
 	namespaces := c.query["namespace"]
-	if c.person.Role == RoleOwner && len(namespaces) == 0 {
-		namespaces = c.person.Namespaces
+	if len(namespaces) == 0 {
+		namespaces = c.person.namespaces()
 	}
 	for _, namespace := range namespaces {
 		if !c.person.mayRead(namespace) {
@@ -81,7 +81,10 @@ func (s *Server) plan(c *call) error {
 		objects[i] = d.Resource
 		a := access{verbUpdate, kindNamed(d.Resource.Type().Kind), "", d.Resource.Meta().Namespace}
 		if ok, why := c.person.allowed(a); !ok {
-			return forbidden(c.person, a, d.Resource.Meta().Name, why)
+			a.verb = verbCreate
+			if ok, _ := c.person.allowed(a); !ok {
+				return forbidden(c.person, a, d.Resource.Meta().Name, why)
+			}
 		}
 	}
 	if len(faults) > 0 {
@@ -151,7 +154,7 @@ func (s *Server) blast(c *call) error {
 	}
 	if !c.person.mayRead(namespaceOf(q.From)) {
 		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-			"User %q cannot ask what other namespaces than %v reach", c.person.Name, c.person.Namespaces)
+			"User %q cannot ask what other namespaces than %v reach", c.person.Name, c.person.namespaces())
 	}
 	if s.config.Functions.Blast == nil {
 		return notWired("say what can be reached")
@@ -184,7 +187,7 @@ func (s *Server) matrix(c *call) error {
 // rollout does what a person says of the newest generation.
 func (s *Server) rollout(c *call) error {
 	c.outcome = "refused"
-	if err := c.mustBe(RoleAdmin); err != nil {
+	if err := c.mustBe(RoleAdmin, RolePolicyAdmin); err != nil {
 		return err
 	}
 	var request bocage.RolloutRequest

@@ -111,7 +111,10 @@ func (s *Server) serveReview(c *call) error {
 		}
 		review.TypeMeta = metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "SelfSubjectReview"}
 		review.Status.UserInfo.Username = c.person.Name
-		review.Status.UserInfo.Groups = []string{"bocage:" + string(c.person.Role)}
+		review.Status.UserInfo.Groups = slices.Clone(c.person.Groups)
+		for _, role := range c.person.roles() {
+			review.Status.UserInfo.Groups = append(review.Status.UserInfo.Groups, "bocage:"+string(role))
+		}
 		writeJSON(c.w, http.StatusCreated, review)
 	default:
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource")
@@ -122,17 +125,25 @@ func (s *Server) serveReview(c *call) error {
 func (s *Server) reviewAccess(p Person, review *accessReview) {
 	switch a := review.Spec.ResourceAttributes; {
 	case a != nil && a.Group == "*" && a.Resource == "*":
-		review.Status.Allowed = p.Role == RoleAdmin
+		review.Status.Allowed = p.has(RoleAdmin)
 	case a != nil:
 		kind, ok := s.kinds[a.Resource]
 		if !ok || a.Group != kind.Group() && a.Group != "*" || a.Version != "" && a.Version != "*" && a.Version != kind.Version() {
 			review.Status.Reason = "there is no such resource"
 			return
 		}
-		review.Status.Allowed, review.Status.Reason = p.allowed(access{a.Verb, kind, a.Subresource, a.Namespace})
-		if review.Status.Allowed {
-			review.Status.Reason = ""
+		verbs := []string{a.Verb}
+		if a.Verb == "*" {
+			verbs = subresourceVerbs(kind, a.Subresource)
 		}
+		for _, verb := range verbs {
+			asked := &call{person: p, access: access{verb, kind, a.Subresource, a.Namespace}, name: a.Name}
+			if err := asked.mayEver(); err != nil {
+				review.Status.Reason = err.Error()
+				return
+			}
+		}
+		review.Status.Allowed = true
 	case review.Spec.NonResourceAttributes != nil:
 		review.Status.Allowed = strings.EqualFold(review.Spec.NonResourceAttributes.Verb, "get")
 	default:
@@ -143,16 +154,12 @@ func (s *Server) reviewAccess(p Person, review *accessReview) {
 func reviewRules(p Person, review *rulesReview) {
 	namespace := review.Spec.Namespace
 	for _, kind := range bocage.Kinds() {
-		for _, subresource := range []string{"", "status"} {
-			if subresource != "" && !hasStatus(kind) {
-				continue
-			}
-			verbs := verbsOf(kind)
+		for _, subresource := range subresourcesOf(kind) {
 			resource := kind.Plural
 			if subresource != "" {
-				verbs, resource = statusVerbsOf(kind), resource+"/"+subresource
+				resource += "/" + subresource
 			}
-			verbs = slices.DeleteFunc(slices.Clone(verbs), func(verb string) bool {
+			verbs := slices.DeleteFunc(slices.Clone(subresourceVerbs(kind, subresource)), func(verb string) bool {
 				ok, _ := p.allowed(access{verb, kind, subresource, namespace})
 				return !ok
 			})

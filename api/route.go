@@ -136,8 +136,8 @@ func (s *Server) serve(c *call) error {
 	if err := s.understand(c); err != nil {
 		return err
 	}
-	if ok, why := c.person.allowed(c.access); !ok {
-		return forbidden(c.person, c.access, c.name, why)
+	if err := c.authorise(); err != nil {
+		return err
 	}
 	if !c.acceptable {
 		return notAcceptable()
@@ -275,7 +275,7 @@ func (s *Server) auditWrite(c *call, a access, name, outcome string, code int) {
 		outcome = "refused"
 	}
 	s.logger.Info("audit",
-		"person", c.person.Name, "role", string(c.person.Role), "verb", a.verb,
+		"person", c.person.Name, "role", c.person.rolesText(), "verb", a.verb,
 		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,
 		"outcome", outcome, "code", code, "dryRun", c.query.Has("dryRun"),
 		"from", remote(c.r), "client", c.r.UserAgent())

@@ -64,8 +64,8 @@ func selectable(kind bocage.Kind, field string) bool {
 // selection reads which objects a request selects.
 func (c *call) selection() (selection, error) {
 	selected, err := readSelection(c.kind, c.query)
-	if c.kind.Name == "Namespace" && c.person.Role == RoleOwner {
-		selected.visible = func(_, name string) bool { return c.person.mayRead(name) }
+	if namespaces, all := c.person.readable(); c.kind.Name == "Namespace" && !all {
+		selected.visible = func(_, name string) bool { return slices.Contains(namespaces, name) }
 		selected.all = false
 	}
 	return selected, err

@@ -95,6 +95,7 @@ type Server struct {
 	logger         *slog.Logger
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
+	bindings       *bindings
 	schemas        *schemas
 	fields         *fieldManagers
 	limits         *limits
@@ -152,6 +153,7 @@ func New(config Config) (*Server, error) {
 		return nil, fmt.Errorf("api: register metrics: %w", err)
 	}
 	s.view = newView(config.Store, s.logger, s.metrics)
+	s.bindings = &bindings{view: s.view}
 	return s, nil
 }
 

@@ -208,48 +208,6 @@ func (c *Client) JoinToken(ctx context.Context, host string, ttl time.Duration) 
 	return answer.Token, answer.Expires, err
 }
 
-// Person is who the server takes somebody for.
-type Person struct {
-	Name       string   `json:"name"`
-	Role       string   `json:"role"` // admin, responder, owner or viewer
-	Namespaces []string `json:"namespaces,omitempty"`
-}
-
-// Session is a token with its bearer and its end.
-type Session struct {
-	Token   string    `json:"token"`
-	Person  Person    `json:"person"`
-	Expires time.Time `json:"expires"`
-}
-
-// WhoAmI asks who the server takes this client for.
-func (c *Client) WhoAmI(ctx context.Context) (Person, error) {
-	var person Person
-	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/whoami"}, &person)
-	return person, err
-}
-
-// Login exchanges the one-time token, which the client's configuration holds,
-// for an administrator's session.
-func (c *Client) Login(ctx context.Context) (Session, error) {
-	var session Session
-	err := c.do(ctx, request{method: http.MethodPost, path: functionsPath + "/login"}, &session)
-	return session, err
-}
-
-// CreateSession makes a token for somebody with a role. ttl 0 is twelve hours.
-func (c *Client) CreateSession(ctx context.Context, person Person, ttl time.Duration) (Session, error) {
-	body, err := json.Marshal(map[string]any{"person": person, "ttlSeconds": int64(ttl / time.Second)})
-	if err != nil {
-		return Session{}, err
-	}
-	var session Session
-	err = c.do(ctx, request{
-		method: http.MethodPost, path: functionsPath + "/sessions", contentType: "application/json", body: body,
-	}, &session)
-	return session, err
-}
-
 // Ready returns nil once the server says that everything works, or what does not.
 func (c *Client) Ready(ctx context.Context) error {
 	body, err := c.open(ctx, request{method: http.MethodGet, path: "/readyz"})

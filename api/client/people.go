@@ -1,0 +1,92 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Person is who the server takes somebody for.
+type Person struct {
+	Name   string   `json:"name"`
+	Groups []string `json:"groups,omitempty"`
+	// Role is admin, policy-admin, responder, owner, auditor or viewer: of
+	// several, the one that may do most.
+	Role string `json:"role,omitempty"`
+	// Namespaces are those that the person is held to; none is all of them.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Grants are all roles.
+	Grants []Grant `json:"grants,omitempty"`
+	// Maker is who made the token that the person came with.
+	Maker string `json:"maker,omitempty"`
+}
+
+// Grant is a role with its namespaces; none is all of them.
+type Grant struct {
+	Role       string   `json:"role"`
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Binding is the RoleBinding that gives it, if one does.
+	Binding string `json:"binding,omitempty"`
+}
+
+// Session is a token with its bearer and its end.
+type Session struct {
+	Token   string    `json:"token,omitempty"`
+	Person  Person    `json:"person"`
+	Expires time.Time `json:"expires"`
+}
+
+// WhoAmI asks who the server takes this client for.
+func (c *Client) WhoAmI(ctx context.Context) (Person, error) {
+	var person Person
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/whoami"}, &person)
+	return person, err
+}
+
+// Login exchanges the one-time token, which the client's configuration holds,
+// for an administrator's session.
+func (c *Client) Login(ctx context.Context) (Session, error) {
+	var session Session
+	err := c.do(ctx, request{method: http.MethodPost, path: functionsPath + "/login"}, &session)
+	return session, err
+}
+
+// CreateSession makes a token for somebody with roles: Role and Namespaces, and
+// Grants beside. Nobody gives more than they have. ttl 0 is twelve hours.
+func (c *Client) CreateSession(ctx context.Context, person Person, ttl time.Duration) (Session, error) {
+	asked := map[string]any{"name": person.Name, "groups": person.Groups, "grants": person.Grants}
+	if person.Role != "" {
+		asked["role"], asked["namespaces"] = person.Role, person.Namespaces
+	}
+	body, err := json.Marshal(map[string]any{"person": asked, "ttlSeconds": int64(ttl / time.Second)})
+	if err != nil {
+		return Session{}, err
+	}
+	var session Session
+	err = c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/sessions", contentType: "application/json", body: body,
+	}, &session)
+	return session, err
+}
+
+// Sessions lists the sessions that there are, without their tokens: all of them
+// for an administrator, else one's own.
+func (c *Client) Sessions(ctx context.Context) ([]Session, error) {
+	var sessions []Session
+	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/sessions"}, &sessions)
+	return sessions, err
+}
+
+// EndSessions ends every session of a name and those that were made with them,
+// and says how many. Without a name it ends the client's own.
+func (c *Client) EndSessions(ctx context.Context, name string) (int, error) {
+	var answer struct {
+		Ended int `json:"ended"`
+	}
+	err := c.do(ctx, request{
+		method: http.MethodDelete, path: functionsPath + "/sessions", query: url.Values{"name": {name}},
+	}, &answer)
+	return answer.Ended, err
+}
