@@ -8,10 +8,13 @@
 //  2. authenticate: who is it (peer credentials, client certificate, session);
 //  3. authorise: may this person do this to that kind in that namespace;
 //  4. route: what does the path mean;
-//  5. read, watch, table: the read side;
-//  6. write, patch, fields, admit: prepare a change, validate it with all faults
-//     at once, and commit it atomically;
-//  7. functions: questions to the other rooms, which node wires in.
+//  5. view, collection, namespace: one copy of all resources with their last
+//     changes, kept by one watch of the store;
+//  6. read, select, watch, table, form: the read side, answered from the view;
+//  7. write, patch, strategic, fields, batch, apply: prepare a change, validate it
+//     with all faults at once, and commit it atomically;
+//  8. sweep: delete what others leave behind when they go;
+//  9. functions, questions: what is asked of the other rooms, which node wires in.
 //
 // Promises: a write is validated whole before anything is stored, and an answer
 // of success means that the store has it. Updates are never lost: a write that
@@ -19,6 +22,6 @@
 // identity number is given once and never again. Status is written by the rooms
 // only. Every change is logged with who, what and from where.
 //
-// It never decides policy, never talks to an agent, and keeps no state of its own
-// besides open watches.
+// It never decides policy, never talks to an agent, and keeps no state that the
+// store does not have.
 package api
