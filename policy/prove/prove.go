@@ -33,6 +33,7 @@ func Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof { return new(Pro
 // not prove that again. Its zero value works; it serves one caller at a time.
 type Prover struct {
 	future future
+	host   int // where looking at hosts' parts goes on
 }
 
 // Prove checks a ruleset that was compiled from the input; see [Prove].
@@ -40,7 +41,7 @@ func (v *Prover) Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 	p := newProver(in, rs)
 	proofs := []bocage.Proof{p.totality()}
 	proofs = append(proofs, p.guardrails()...)
-	return append(proofs, p.monotony(), p.cuts(), v.future.prove(in), p.secondOpinion())
+	return append(proofs, p.monotony(), p.cuts(&v.host), v.future.prove(in), p.secondOpinion())
 }
 
 // Failed returns the proofs that do not hold.
