@@ -44,7 +44,7 @@ func Graph() []Word {
 	}
 	resources("api")
 	resources("policy")
-	word("Ruleset", "policy", "store, exchange", "dataplane", "inspection", "deception")
+	word("Ruleset", "policy", "exchange", "dataplane", "inspection", "deception")
 	word("Confirmation", "policy", "exchange", "dataplane")
 	word("map entries", "dataplane", "kernel maps", "dataplane/bpf")
 	word("FlowEvent", "dataplane", "stream", "recognition")
