@@ -68,6 +68,14 @@ func (s *Server) serveReady(c *call) {
 			fmt.Fprintf(&lines, "[+]%s ok\n", name)
 		}
 	}
+	if s.signOn != nil {
+		// Others can log in and everything goes on: that is no reason to be sent away.
+		if err := s.signOn.health(); err != nil {
+			fmt.Fprintf(&lines, "[!]single-sign-on does not work: %v\n", err)
+		} else {
+			lines.WriteString("[+]single-sign-on ok\n")
+		}
+	}
 	switch {
 	case failed:
 		lines.WriteString("readyz check failed\n")

@@ -55,6 +55,8 @@ type Config struct {
 	// AdminToken can be exchanged once, within ten minutes of the start, for an
 	// administrator's session. Empty: never.
 	AdminToken string
+	// OIDC, if it is there, accepts a provider's tokens.
+	OIDC *OIDC
 	// Functions are the other rooms' answers; those that are nil are answered
 	// with 501.
 	Functions Functions
@@ -86,6 +88,9 @@ func (c *Config) Validate() error {
 	if c.AdminToken != "" && len(c.AdminToken) < adminTokenLength {
 		faults.Add("AdminToken", "is shorter than %d characters", adminTokenLength)
 	}
+	if c.OIDC != nil {
+		faults = append(faults, c.OIDC.validate().Under("OIDC")...)
+	}
 	return faults.Err()
 }
 
@@ -96,6 +101,7 @@ type Server struct {
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
 	bindings       *bindings
+	signOn         *singleSignOn // nil: no provider's tokens are accepted
 	schemas        *schemas
 	fields         *fieldManagers
 	limits         *limits
@@ -154,6 +160,11 @@ func New(config Config) (*Server, error) {
 	}
 	s.view = newView(config.Store, s.logger, s.metrics)
 	s.bindings = &bindings{view: s.view}
+	if config.OIDC != nil {
+		if s.signOn, err = newSingleSignOn(*config.OIDC, s.logger); err != nil {
+			return nil, fmt.Errorf("api: %w", err)
+		}
+	}
 	return s, nil
 }
 
@@ -180,6 +191,9 @@ func (s *Server) Run(ctx context.Context) error {
 	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))
 	serving.Go(func() { s.view.run(viewing) })
 	serving.Go(func() { s.sweep(viewing) })
+	if s.signOn != nil {
+		serving.Go(func() { s.signOn.run(viewing) })
+	}
 	failed := make(chan error, len(listeners))
 	for _, l := range listeners {
 		serving.Go(func() { failed <- server.Serve(l) })
