@@ -175,7 +175,17 @@ func readExplain(query url.Values) (bocage.ExplainQuery, error) {
 	readParameter(&faults, query, "protocol", &q.Protocol, bocage.ParseProtocol)
 	readParameter(&faults, query, "at", &q.At, parseTime)
 	readParameter(&faults, query, "generation", &q.Generation, parseGeneration)
+	readParameter(&faults, query, "decision", &q.Decision, parseDecision)
 	return q, queryFaults(faults)
+}
+
+// parseDecision reads a decision's number, decimal or as 0x in hex.
+func parseDecision(text string) (bocage.DecisionID, error) {
+	id, err := strconv.ParseUint(text, 0, 32)
+	if err != nil {
+		return 0, fmt.Errorf("%q is not the number of a decision", text)
+	}
+	return bocage.DecisionID(id), nil
 }
 
 // readParameter parses a parameter that is there.

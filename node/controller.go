@@ -22,7 +22,6 @@ import (
 	"bocage.dev/bocage/api"
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
-	"bocage.dev/bocage/policy/suggest"
 	"bocage.dev/bocage/recognition"
 	"bocage.dev/bocage/recognition/lake"
 	"bocage.dev/bocage/store"
@@ -101,7 +100,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger,
 		Node: cfg.Host, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
-		Sign:  c.signer.Sign,
+		Sign: c.signer.Sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
 			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {
@@ -407,7 +406,7 @@ func (c *controllerProcess) suggest(ctx context.Context, since time.Duration, na
 	if err != nil {
 		return bocage.SuggestResult{}, err
 	}
-	return suggest.Suggest(edges, c.names.All(), namespaces), nil
+	return c.policy.Suggest(edges, namespaces)
 }
 
 // decider names the object behind a decision: the decoy that a refused source

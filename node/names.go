@@ -43,17 +43,6 @@ func (n *names) Name(id bocage.Identity) string {
 	return ""
 }
 
-// All returns the workloads that exist now.
-func (n *names) All() []*bocage.Workload {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	all := make([]*bocage.Workload, 0, len(n.byKey))
-	for _, id := range n.byKey {
-		all = append(all, n.byIdentity[id])
-	}
-	return all
-}
-
 // Run follows the store until ctx ends.
 func (n *names) Run(ctx context.Context) error {
 	for ctx.Err() == nil {

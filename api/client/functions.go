@@ -162,6 +162,9 @@ func (c *Client) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 	if q.Generation > 0 {
 		query.Set("generation", strconv.FormatUint(q.Generation, 10))
 	}
+	if q.Decision != 0 {
+		query.Set("decision", strconv.FormatUint(uint64(q.Decision), 10))
+	}
 	var explanation bocage.Explanation
 	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/explain", query: query}, &explanation)
 	return explanation, err

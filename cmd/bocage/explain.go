@@ -139,7 +139,7 @@ func recordQuery(r bocage.FlowRecord, asked bocage.ExplainQuery) (bocage.Explain
 		q.At = r.Time
 	}
 	if q.Generation == 0 {
-		q.Generation = uint64(r.Generation)
+		q.Generation, q.Decision = uint64(r.Generation), r.Decision
 	}
 	return q, nil
 }

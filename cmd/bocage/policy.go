@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"text/tabwriter"
 	"time"
 
@@ -37,6 +36,10 @@ error for review. Nothing is applied.`,
 				return err
 			}
 			if len(result.Applications) == 0 {
+				if result.Declared > 0 {
+					fmt.Fprintf(e.err, "nothing to suggest: what was declared allows %d %s that were seen\n", result.Declared, plural(result.Declared, "kind of flow"))
+					return e.printSuggestion(bocage.SuggestResult{Review: result.Review, Why: result.Why})
+				}
 				return fmt.Errorf("no answered flow was seen yet: is there traffic? `bocage observe -f` shows it")
 			}
 			resources := make([]bocage.Resource, len(result.Applications))
@@ -46,22 +49,35 @@ error for review. Nothing is applied.`,
 			if err := manifest.Write(e.out, resources...); err != nil {
 				return err
 			}
-			if len(result.Review) > 0 {
-				fmt.Fprintf(e.err, "left out for your review, %d %s:\n", len(result.Review), plural(len(result.Review), "kind of flow"))
-				return e.printEdges(e.err, result.Review)
-			}
-			return nil
+			return e.printSuggestion(result)
 		}}
 	cmd.Flags().DurationVar(&since, "since", 0, "how far back to look (default: all that is kept)")
 	cmd.Flags().StringSliceVarP(&namespaces, "namespace", "n", nil, "write for these namespaces (default: all)")
 	return cmd
 }
 
-func (e *env) printEdges(out io.Writer, edges []bocage.Edge) error {
-	table := tabwriter.NewWriter(out, 2, 0, 2, ' ', 0)
-	for _, edge := range edges {
-		fmt.Fprintf(table, "  %s\t→ %s\t%s/%d\t%d seen, %d answered\tlast %s\n", edge.Source, edge.Destination,
-			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, edge.Last.Local().Format(time.DateTime))
+// printSuggestion says on standard error what a suggestion covers, what it opens
+// besides, and what is left out and why.
+func (e *env) printSuggestion(result bocage.SuggestResult) error {
+	if result.Covered > 0 {
+		fmt.Fprintf(e.err, "covers %d %s that were seen and answered", result.Covered, plural(result.Covered, "kind of flow"))
+		if result.Unseen > 0 {
+			fmt.Fprintf(e.err, "; opens %d between pairs that were not seen, since members of one application are taken to be alike", result.Unseen)
+		}
+		fmt.Fprintln(e.err)
+	}
+	if len(result.Review) == 0 {
+		return nil
+	}
+	fmt.Fprintf(e.err, "left out for your review, %d %s:\n", len(result.Review), plural(len(result.Review), "kind of flow"))
+	table := tabwriter.NewWriter(e.err, 2, 0, 2, ' ', 0)
+	for i, edge := range result.Review {
+		why := ""
+		if i < len(result.Why) {
+			why = result.Why[i]
+		}
+		fmt.Fprintf(table, "  %s\t→ %s\t%s/%d\t%d seen, %d answered\t%s\n", edge.Source, edge.Destination,
+			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, why)
 	}
 	return table.Flush()
 }

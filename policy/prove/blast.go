@@ -11,10 +11,6 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// LabelWeight is the label with a workload's weight in a blast radius: a whole
-// number from 0 up. Without it a workload weighs 1.
-const LabelWeight = "bocage.dev/weight"
-
 // blastRadius proves that what anybody in From can reach, hop by hop along
 // allowed flows, weighs no more than it may.
 func (p *prover) blastRadius(g *bocage.Guardrail, b *bocage.BlastRadius) bocage.Proof {
@@ -71,7 +67,7 @@ func (p *prover) graph() *graph {
 		g.family[i] = p.families(group)
 		for _, w := range p.members[group].workloads {
 			weight := 1
-			if declared, err := strconv.Atoi(w.Labels[LabelWeight]); err == nil && declared >= 0 {
+			if declared, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && declared >= 0 {
 				weight = declared
 			}
 			g.weight[i] += weight

@@ -75,7 +75,7 @@ func TestBlastRadius(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := chain(10)
 			if test.weight != "" {
-				in.Workloads[9].Labels[prove.LabelWeight] = test.weight
+				in.Workloads[9].Labels[bocage.LabelWeight] = test.weight
 			}
 			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("radius"), Spec: bocage.GuardrailSpec{BlastRadius: &test.radius}})
 			counter, failed := failures(in, compile.Compile(in).Ruleset)["radius spec.blastRadius"]

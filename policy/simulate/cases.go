@@ -153,14 +153,15 @@ func objectName(r bocage.Ref) string {
 	return r.Kind + " " + r.Name
 }
 
-// decidedBy reports whether the object decided: the first that refuses, or any
-// that allows, for a contract has two authors and several may allow one flow.
+// decidedBy reports whether the object is one of those that decided: of several
+// that refuse a flow each would by itself, and a contract has two authors.
 func decidedBy(want string, d bocage.Decision, by bocage.Ref, reason bocage.Reason) bool {
 	if objectName(by) == want {
 		return true
 	}
-	return reason.Would.Allowed() && slices.ContainsFunc(d.By, func(r bocage.Ref) bool {
-		return objectName(r) == want && !strings.HasPrefix(r.Field, "spec.require") && r.Kind != "ThreatCondition" && r.Kind != "Response"
+	return slices.ContainsFunc(d.By, func(r bocage.Ref) bool {
+		adds := strings.HasPrefix(r.Field, "spec.require") || r.Kind == "ThreatCondition" || r.Kind == "Response"
+		return objectName(r) == want && !(reason.Would.Allowed() && adds)
 	})
 }
 
