@@ -69,7 +69,11 @@ func main() {
 	if *serving {
 		err = serve(ctx, *dir, s)
 	} else {
-		err = run(ctx, *dir, s)
+		var r report
+		if r, err = measure(ctx, *dir, s); err == nil {
+			r.print(os.Stderr)
+			err = json.NewEncoder(os.Stdout).Encode(r)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
@@ -93,38 +97,34 @@ type figure struct {
 	WallSeconds float64 `json:"wallSeconds"`
 }
 
-func run(ctx context.Context, dir string, s settings) error {
+func measure(ctx context.Context, dir string, s settings) (report, error) {
+	r := report{Settings: s, Server: map[string]figure{}}
 	if dir == "" {
 		var err error
 		if dir, err = os.MkdirTemp("", "bct-bench-api"); err != nil {
-			return err
+			return r, err
 		}
 		defer os.RemoveAll(dir)
 	}
 	server, err := startServer(ctx, dir, s)
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer server.stop()
-	r := report{Settings: s, Server: map[string]figure{"start": server.used()}}
-	c, err := server.admin(ctx)
-	if err != nil {
-		return err
+	r.Server["start"] = server.used()
+	if err := server.login(ctx); err != nil {
+		return r, err
 	}
-	defer c.Close()
 	if r.List, err = server.lists(ctx, s, 0); err != nil {
-		return err
+		return r, err
 	}
 	if r.Pages, err = server.lists(ctx, s, 500); err != nil {
-		return err
+		return r, err
 	}
 	r.Server["lists"] = server.used()
-	if r.Watch, err = server.watches(ctx, s); err != nil {
-		return err
-	}
+	r.Watch, err = server.watches(ctx, s)
 	r.Server["watches"] = server.used()
-	r.print(os.Stderr)
-	return json.NewEncoder(os.Stdout).Encode(r)
+	return r, err
 }
 
 // process is the server's.
@@ -176,20 +176,20 @@ func (p *process) stop() {
 	_ = p.command.Wait()
 }
 
-// admin logs in, and returns a client.
-func (p *process) admin(ctx context.Context) (*client.Client, error) {
+// login exchanges the one-time token for a session's.
+func (p *process) login(ctx context.Context) error {
 	tls := identity.ClientTLS(func() *identity.SVID { return nil }, p.bundle, "/controller/")
-	first, err := client.New(client.Config{Address: p.address, TLS: tls, Token: adminToken})
+	c, err := client.New(client.Config{Address: p.address, TLS: tls, Token: adminToken})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer first.Close()
-	session, err := first.Login(ctx)
+	defer c.Close()
+	session, err := c.Login(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("log in: %w", err)
+		return fmt.Errorf("log in: %w", err)
 	}
 	p.token = session.Token
-	return client.New(client.Config{Address: p.address, TLS: tls, Token: p.token})
+	return nil
 }
 
 // used is what the server's process took since it was asked last.
