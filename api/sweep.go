@@ -110,12 +110,14 @@ func (v *view) dependents(uid string) []*tended {
 // hold marks an object that is to be deleted with what has to be done before.
 func (b *batch) hold(ch *change, object *unstructured.Unstructured, options *metav1.DeleteOptions) error {
 	policy := metav1.DeletePropagationBackground
+	//lint:ignore SA1019 old clients send it
+	orphan := options.OrphanDependents
 	switch {
-	case options.PropagationPolicy != nil && options.OrphanDependents != nil:
+	case options.PropagationPolicy != nil && orphan != nil:
 		return badRequest("propagationPolicy and orphanDependents say the same: send the first")
 	case options.PropagationPolicy != nil:
 		policy = *options.PropagationPolicy
-	case options.OrphanDependents != nil && *options.OrphanDependents:
+	case orphan != nil && *orphan:
 		policy = metav1.DeletePropagationOrphan
 	}
 	finalizer := ""

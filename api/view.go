@@ -257,7 +257,9 @@ func (v *view) kindAndKey(key string) (kind *seenKind, rest string, ok bool) {
 
 // ask has the store tell how far it is, unless somebody just did.
 func (v *view) ask(ctx context.Context) error {
-	v.asking.Lock()
+	if !v.asking.TryLock() {
+		return nil // the answer to who asks is for everybody
+	}
 	defer v.asking.Unlock()
 	if time.Since(v.asked) < askInterval/5 {
 		return nil
