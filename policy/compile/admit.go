@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"hash"
 	"net/netip"
 	"slices"
 	"time"
@@ -16,7 +17,7 @@ import (
 
 // revision is part of every digest: raise it when the same objects compile to
 // something else than before, so that a new program publishes a new generation.
-const revision = "bocage policy 2\n"
+const revision = "bocage policy 3\n"
 
 // admitted is the input in canonical order, without what cannot take effect.
 type admitted struct {
@@ -44,40 +45,130 @@ type admitted struct {
 	expires  time.Time
 	faults   bocage.Faults
 	findings findings
+
+	last  Input // the lists as they were given, and when
+	parts [kindCount]part
+	rolls rolls
 }
 
-func admit(in Input) *admitted {
-	a := &admitted{}
-	digest := sha256.New()
-	digest.Write([]byte(revision))
-	a.applications = admitKind(a, digest, "Application", in.Applications, func(o *bocage.Application) any { return &o.Spec })
-	a.guardrails = admitKind(a, digest, "Guardrail", a.inForce(in.Guardrails), func(o *bocage.Guardrail) any { return &o.Spec })
-	a.scopes = admitKind(a, digest, "Scope", in.Scopes, func(o *bocage.Scope) any { return &o.Spec })
-	a.profiles = admitKind(a, digest, "InspectionProfile", in.Profiles, func(o *bocage.InspectionProfile) any { return &o.Spec })
-	a.decoys = admitKind(a, digest, "Decoy", in.Decoys, func(o *bocage.Decoy) any { return &o.Spec })
-	a.quarantines = admitKind(a, digest, "Quarantine",
-		unexpired(a, "Quarantine", in.Now, in.Quarantines, func(o *bocage.Quarantine) time.Time { return o.Spec.Until }),
-		func(o *bocage.Quarantine) any { return &o.Spec })
-	a.threatConditions = admitKind(a, digest, "ThreatCondition",
-		unexpired(a, "ThreatCondition", in.Now, in.ThreatConditions, func(o *bocage.ThreatCondition) time.Time { return o.Spec.Expires }),
-		func(o *bocage.ThreatCondition) any { return &o.Spec })
-	a.exceptions = admitKind(a, digest, "Exception", a.admitExceptions(in.Exceptions, in.Now), func(o *bocage.Exception) any { return &o.Spec })
-	a.responses = admitKind(a, digest, "Response", in.Responses, func(o *bocage.Response) any { return &o.Spec })
-	a.addressGroups = admitKind(a, digest, "AddressGroup", in.AddressGroups, func(o *bocage.AddressGroup) any { return &o.Spec })
-	a.zones = admitKind(a, digest, "Zone", in.Zones, func(o *bocage.Zone) any { return &o.Spec })
-	a.namespaces = admitKind(a, digest, "Namespace", in.Namespaces, func(o *bocage.Namespace) any { return o.Labels })
-	a.networkPolicies = admitKind(a, digest, "NetworkPolicy", in.NetworkPolicies, func(o *bocage.NetworkPolicy) any { return &o.Spec })
-	a.clusterNetworkPolicies = admitKind(a, digest, "ClusterNetworkPolicy", in.ClusterNetworkPolicies,
-		func(o *bocage.ClusterNetworkPolicy) any { return &o.Spec })
-	a.hosts = admitKind(a, digest, "Host", in.Hosts, func(o *bocage.Host) any {
+// part is what came of the objects of one kind.
+type part struct {
+	sum      [sha256.Size]byte // of what was admitted
+	expires  time.Time
+	faults   bocage.Faults
+	findings findings
+}
+
+// rolls keep what is known of the objects of each kind that was given.
+type rolls struct {
+	applications           roll[*bocage.Application]
+	guardrails             roll[*bocage.Guardrail]
+	scopes                 roll[*bocage.Scope]
+	profiles               roll[*bocage.InspectionProfile]
+	decoys                 roll[*bocage.Decoy]
+	quarantines            roll[*bocage.Quarantine]
+	threatConditions       roll[*bocage.ThreatCondition]
+	exceptions             roll[*bocage.Exception]
+	responses              roll[*bocage.Response]
+	addressGroups          roll[*bocage.AddressGroup]
+	zones                  roll[*bocage.Zone]
+	namespaces             roll[*bocage.Namespace]
+	networkPolicies        roll[*bocage.NetworkPolicy]
+	clusterNetworkPolicies roll[*bocage.ClusterNetworkPolicy]
+	hosts                  roll[*bocage.Host]
+}
+
+// admit takes an input in and says of which kinds other objects count than
+// before. Lists in which nothing changed cost a comparison of pointers.
+func (a *admitted) admit(in Input) kinds {
+	var changed kinds
+	first := a.digest == ""
+	// ended reports whether time alone admits other objects of a kind.
+	ended := func(k kinds) bool {
+		end := a.parts[k.index()].expires
+		return in.Now.Before(a.last.Now) || !end.IsZero() && !in.Now.Before(end)
+	}
+	look := func(k kinds, same bool, take func(digest hash.Hash)) {
+		if !first && same {
+			return
+		}
+		a.findings, a.faults, a.expires = nil, nil, time.Time{}
+		digest := sha256.New()
+		take(digest)
+		was := &a.parts[k.index()]
+		now := part{expires: a.expires, faults: a.faults, findings: a.findings}
+		digest.Sum(now.sum[:0])
+		if first || now.sum != was.sum {
+			changed |= k
+		}
+		*was = now
+	}
+	take(a, look, kindApplication, &a.applications, &a.rolls.applications, a.last.Applications, in.Applications, false,
+		func(list []*bocage.Application) []*bocage.Application { return list }, func(o *bocage.Application) any { return &o.Spec })
+	approved := slices.Equal(a.last.Guardrails, in.Guardrails)
+	take(a, look, kindGuardrail, &a.guardrails, &a.rolls.guardrails, a.last.Guardrails, in.Guardrails, false,
+		a.inForce, func(o *bocage.Guardrail) any { return &o.Spec })
+	take(a, look, kindScope, &a.scopes, &a.rolls.scopes, a.last.Scopes, in.Scopes, false, nil, func(o *bocage.Scope) any { return &o.Spec })
+	take(a, look, kindProfile, &a.profiles, &a.rolls.profiles, a.last.Profiles, in.Profiles, false, nil, func(o *bocage.InspectionProfile) any { return &o.Spec })
+	take(a, look, kindDecoy, &a.decoys, &a.rolls.decoys, a.last.Decoys, in.Decoys, false, nil, func(o *bocage.Decoy) any { return &o.Spec })
+	take(a, look, kindQuarantine, &a.quarantines, &a.rolls.quarantines, a.last.Quarantines, in.Quarantines, ended(kindQuarantine),
+		func(list []*bocage.Quarantine) []*bocage.Quarantine {
+			return unexpired(a, "Quarantine", in.Now, list, func(o *bocage.Quarantine) time.Time { return o.Spec.Until })
+		}, func(o *bocage.Quarantine) any { return &o.Spec })
+	take(a, look, kindThreatCondition, &a.threatConditions, &a.rolls.threatConditions, a.last.ThreatConditions, in.ThreatConditions, ended(kindThreatCondition),
+		func(list []*bocage.ThreatCondition) []*bocage.ThreatCondition {
+			return unexpired(a, "ThreatCondition", in.Now, list, func(o *bocage.ThreatCondition) time.Time { return o.Spec.Expires })
+		}, func(o *bocage.ThreatCondition) any { return &o.Spec })
+	// An exception that was never begun lasts from now.
+	floating := slices.ContainsFunc(in.Exceptions, func(e *bocage.Exception) bool { return e.Begins().IsZero() })
+	take(a, look, kindException, &a.exceptions, &a.rolls.exceptions, a.last.Exceptions, in.Exceptions,
+		ended(kindException) || !approved || floating && !in.Now.Equal(a.last.Now),
+		func(list []*bocage.Exception) []*bocage.Exception { return a.admitExceptions(list, in.Now) },
+		func(o *bocage.Exception) any { return &o.Spec })
+	take(a, look, kindResponse, &a.responses, &a.rolls.responses, a.last.Responses, in.Responses, false, nil, func(o *bocage.Response) any { return &o.Spec })
+	take(a, look, kindAddressGroup, &a.addressGroups, &a.rolls.addressGroups, a.last.AddressGroups, in.AddressGroups, false, nil,
+		func(o *bocage.AddressGroup) any { return &o.Spec })
+	take(a, look, kindZone, &a.zones, &a.rolls.zones, a.last.Zones, in.Zones, false, nil, func(o *bocage.Zone) any { return &o.Spec })
+	take(a, look, kindNamespace, &a.namespaces, &a.rolls.namespaces, a.last.Namespaces, in.Namespaces, false, nil,
+		func(o *bocage.Namespace) any { return o.Labels })
+	take(a, look, kindNetworkPolicy, &a.networkPolicies, &a.rolls.networkPolicies, a.last.NetworkPolicies, in.NetworkPolicies, false, nil,
+		func(o *bocage.NetworkPolicy) any { return &o.Spec })
+	take(a, look, kindClusterNetworkPolicy, &a.clusterNetworkPolicies, &a.rolls.clusterNetworkPolicies,
+		a.last.ClusterNetworkPolicies, in.ClusterNetworkPolicies, false, nil, func(o *bocage.ClusterNetworkPolicy) any { return &o.Spec })
+	take(a, look, kindHost, &a.hosts, &a.rolls.hosts, a.last.Hosts, in.Hosts, false, nil, func(o *bocage.Host) any {
 		return struct {
 			Labels    map[string]string
 			Addresses []netip.Addr
 		}{o.Labels, o.Spec.Addresses}
 	})
-	a.admitWorkloads(digest, in.Workloads)
+	look(kindWorkload, slices.Equal(a.last.Workloads, in.Workloads), func(digest hash.Hash) { a.admitWorkloads(digest, in.Workloads) })
+	a.gather(in)
+	return changed
+}
+
+// gather joins what came of each kind.
+func (a *admitted) gather(in Input) {
+	digest := sha256.New()
+	digest.Write([]byte(revision))
+	a.findings, a.faults, a.expires = nil, nil, time.Time{}
+	for i := range a.parts {
+		p := &a.parts[i]
+		digest.Write(p.sum[:])
+		a.findings, a.faults = append(a.findings, p.findings...), append(a.faults, p.faults...)
+		if !p.expires.IsZero() {
+			a.changesAt(p.expires)
+		}
+	}
+	slices.SortFunc(a.faults, compareFaults)
 	a.digest = hex.EncodeToString(digest.Sum(nil))
-	return a
+	a.last = in
+	// The caller may change its lists, though not the objects in them.
+	a.last.Applications, a.last.Guardrails, a.last.Scopes = slices.Clone(in.Applications), slices.Clone(in.Guardrails), slices.Clone(in.Scopes)
+	a.last.Profiles, a.last.Decoys, a.last.Quarantines = slices.Clone(in.Profiles), slices.Clone(in.Decoys), slices.Clone(in.Quarantines)
+	a.last.ThreatConditions, a.last.Workloads, a.last.Exceptions = slices.Clone(in.ThreatConditions), slices.Clone(in.Workloads), slices.Clone(in.Exceptions)
+	a.last.Responses, a.last.AddressGroups, a.last.Zones = slices.Clone(in.Responses), slices.Clone(in.AddressGroups), slices.Clone(in.Zones)
+	a.last.Namespaces, a.last.NetworkPolicies = slices.Clone(in.Namespaces), slices.Clone(in.NetworkPolicies)
+	a.last.ClusterNetworkPolicies, a.last.Hosts = slices.Clone(in.ClusterNetworkPolicies), slices.Clone(in.Hosts)
 }
 
 // unexpired leaves out what has ended and notes when the next of the rest will.
@@ -98,41 +189,112 @@ func unexpired[T bocage.Resource](a *admitted, kind string, now time.Time, objec
 	return out
 }
 
-type hashWriter interface{ Write([]byte) (int, error) }
+// roll is what is known of the objects of one kind: those that were given, in
+// their order, and those that count, in the order of their names.
+type roll[T bocage.Resource] struct {
+	given, admitted []record[T]
+}
 
-// admitKind validates, sorts and digests the objects of one kind.
-func admitKind[T bocage.Resource](a *admitted, digest hashWriter, kind string, objects []T, spec func(T) any) []T {
-	type entry struct {
-		object  T
-		name    string
-		content []byte
-	}
-	entries := make([]entry, 0, len(objects))
-	for _, o := range objects {
-		if faults := o.Validate(); len(faults) > 0 {
-			a.refuse(kind, o, faults)
-			continue
+type record[T bocage.Resource] struct {
+	object T
+	name   string
+	sum    [sha256.Size]byte
+	faults bocage.Faults
+}
+
+// take admits the objects of one kind, if they may be others than before. pick
+// leaves out those that do not count for now.
+func take[T interface {
+	comparable
+	bocage.Resource
+}](a *admitted, look func(kinds, bool, func(hash.Hash)), k kinds, admitted *[]T, r *roll[T], last, given []T, again bool,
+	pick func([]T) []T, spec func(T) any) {
+	look(k, !again && slices.Equal(last, given), func(digest hash.Hash) {
+		if pick != nil {
+			given = pick(given)
 		}
-		content, err := json.Marshal(spec(o))
-		if err != nil {
-			a.refuse(kind, o, bocage.Faults{{Field: "spec", Message: err.Error()}})
-			continue
+		r.admit(a, k, given, spec)
+		objects := make([]T, len(r.admitted))
+		for i := range r.admitted {
+			objects[i] = r.admitted[i].object
+			digest.Write(r.admitted[i].sum[:])
 		}
-		entries = append(entries, entry{o, o.Meta().NamespacedName(), content})
-	}
-	slices.SortFunc(entries, func(x, y entry) int {
-		return cmp.Or(cmp.Compare(x.name, y.name), bytes.Compare(x.content, y.content))
+		*admitted = objects
 	})
-	out := make([]T, 0, len(entries))
-	for i, e := range entries {
-		if i > 0 && entries[i-1].name == e.name {
-			continue // a store holds one object per name; of two, the same one counts everywhere
-		}
-		out = append(out, e.object)
-		writeStrings(digest, kind, e.name, e.object.Meta().Annotations[bocage.SourceAnnotation])
-		writeBytes(digest, e.content)
+}
+
+// admit validates, sorts and digests. What it knows of an object it does not
+// find out again, and of two objects with equal content the older one stays.
+func (r *roll[T]) admit(a *admitted, k kinds, given []T, spec func(T) any) {
+	old := r.given
+	same := func(i, j int) bool { return bocage.Resource(old[i].object) == bocage.Resource(given[j]) }
+	first, last := 0, 0
+	for first < len(old) && first < len(given) && same(first, first) {
+		first++
 	}
-	return out
+	for last < len(old)-first && last < len(given)-first && same(len(old)-1-last, len(given)-1-last) {
+		last++
+	}
+	entries := make([]record[T], 0, len(given))
+	entries = append(entries, old[:first]...)
+	for _, o := range given[first : len(given)-last] {
+		entries = append(entries, examine(k, o, spec))
+	}
+	entries = append(entries, old[len(old)-last:]...)
+	r.given = entries
+
+	valid := entries
+	if slices.ContainsFunc(entries, func(e record[T]) bool { return len(e.faults) > 0 }) {
+		valid = nil
+		for _, e := range entries {
+			if len(e.faults) > 0 {
+				a.refuse(k.String(), e.object, slices.Clone(e.faults))
+				continue
+			}
+			valid = append(valid, e)
+		}
+	}
+	compare := func(x, y record[T]) int {
+		return cmp.Or(cmp.Compare(x.name, y.name), bytes.Compare(x.sum[:], y.sum[:]))
+	}
+	if !slices.IsSortedFunc(valid, compare) {
+		valid = slices.Clone(valid)
+		slices.SortFunc(valid, compare)
+	}
+	// A store holds one object per name; of two, the same one counts everywhere.
+	before := r.admitted
+	r.admitted = make([]record[T], 0, len(valid))
+	for i, e := range valid {
+		if i > 0 && valid[i-1].name == e.name {
+			continue
+		}
+		for len(before) > 0 && before[0].name < e.name {
+			before = before[1:]
+		}
+		if len(before) > 0 && before[0].name == e.name && before[0].sum == e.sum {
+			e = before[0]
+		}
+		r.admitted = append(r.admitted, e)
+	}
+}
+
+// examine finds out about one object.
+func examine[T bocage.Resource](k kinds, o T, spec func(T) any) record[T] {
+	e := record[T]{object: o, name: o.Meta().NamespacedName(), faults: o.Validate()}
+	if len(e.faults) > 0 {
+		return e
+	}
+	content, err := json.Marshal(spec(o))
+	if err != nil {
+		e.faults = bocage.Faults{{Field: "spec", Message: err.Error()}}
+		return e
+	}
+	var b []byte
+	for _, text := range []string{k.String(), e.name, o.Meta().Annotations[bocage.SourceAnnotation]} {
+		b = append(binary.AppendUvarint(b, uint64(len(text))), text...)
+	}
+	e.sum = sha256.Sum256(append(b, content...))
+	return e
 }
 
 func (a *admitted) refuse(kind string, o bocage.Resource, faults bocage.Faults) {
@@ -154,7 +316,8 @@ func compareFaults(x, y bocage.Fault) int {
 // that claim one number, address or interface, the older one (by its number,
 // which is given once and only grows) keeps it, so that nobody takes over what
 // somebody else has by claiming it too.
-func (a *admitted) admitWorkloads(digest hashWriter, workloads []*bocage.Workload) {
+func (a *admitted) admitWorkloads(digest hash.Hash, workloads []*bocage.Workload) {
+	a.workloads = nil
 	sorted := slices.Clone(workloads)
 	slices.SortFunc(sorted, func(x, y *bocage.Workload) int {
 		return cmp.Or(
@@ -278,16 +441,4 @@ func appendWorkload(b []byte, keys []string, w *bocage.Workload) ([]byte, []stri
 		b = binary.LittleEndian.AppendUint16(b, p.Port)
 	}
 	return b, keys
-}
-
-func writeStrings(w hashWriter, texts ...string) {
-	for _, s := range texts {
-		writeBytes(w, []byte(s))
-	}
-}
-
-// writeBytes writes a length before the content, so that no two inputs look alike.
-func writeBytes(w hashWriter, b []byte) {
-	w.Write(binary.AppendUvarint(nil, uint64(len(b))))
-	w.Write(b)
 }

@@ -58,54 +58,131 @@ type Output struct {
 	// Expires is the first moment after Now at which the same objects compile to
 	// something else; zero if there is none.
 	Expires time.Time
+
+	changed *changed
 }
+
+// Compile makes the ruleset from nothing. A Compiler does the same for inputs that
+// follow each other.
+func Compile(in Input) Output { return NewCompiler().Compile(in) }
+
+// Compiler compiles inputs that follow each other. It gives the very bytes that
+// Compile gives, and keeps what it found out: a compilation costs what has
+// changed since the one before. Objects are never changed once they were given;
+// a changed object is another one. Lists may come in any order; in that of names
+// they cost least.
+//
+// It is for one goroutine at a time.
+type Compiler struct {
+	spelled int
+	last    *compiler
+}
+
+// NewCompiler returns a Compiler that knows nothing yet.
+func NewCompiler() *Compiler { return &Compiler{spelled: mostSpelled} }
 
 // Compile makes the ruleset. The steps, in the order of the files that hold them:
 //
 //  1. admit: sort the objects, set aside those that cannot take effect (admit.go)
 //  2. populate: workloads and named prefixes become subjects that policy cannot
-//     tell apart (population.go)
-//  3. state: each author's declarations become statements over sets of subjects
-//     (contracts.go, guardrails.go, threats.go)
+//     tell apart (population.go, members.go, prefixes.go)
+//  3. say: each author's declarations become statements over sets of subjects
+//     (authors.go, applications.go and what they name)
 //  4. tabulate: statements about one pair of subjects are combined into
-//     decisions over protocols and ports, and those that differ from what a
-//     wildcard says become rules (pairs.go, table.go, decisions.go)
-//  5. number: groups, decisions and profiles get stable numbers (number.go)
-func Compile(in Input) Output {
-	return compile(in, mostSpelled)
-}
-
-// compile is Compile with a bound of choice: see mostSpelled.
-func compile(in Input, spelled int) Output {
-	c := &compiler{in: admit(in), now: in.Now, spelled: spelled}
-	c.findings = c.in.findings
-	c.pop = populate(c.in, &c.findings)
-	c.stateAll()
-	ruleset := c.assemble(c.tabulate())
-	ruleset.Generation, ruleset.Digest = in.Generation, c.in.digest
-	return Output{
-		Ruleset:  ruleset,
-		Findings: c.findings.sorted(),
-		Faults:   c.in.faults,
-		Expires:  c.in.expires,
+//     decisions over protocols and ports, and those that differ from what lies
+//     below become rules (pairs.go, classes.go, table.go, decisions.go)
+//  5. assemble: groups, decisions and profiles get stable numbers (assemble.go)
+//
+// Each step takes what changed before it, and says what it changed.
+func (k *Compiler) Compile(in Input) Output {
+	c := k.last
+	k.last = nil // whatever happens on the way, nothing half-done is kept
+	if c == nil {
+		c = newCompiler(&admitted{}, k.spelled)
 	}
+	was := *c.in
+	d := &change{kinds: c.in.admit(in), first: c.pop == nil}
+	if !c.follow(in, &was, d) {
+		// Too much is another now: only what was found out of the objects is kept.
+		c = newCompiler(c.in, k.spelled)
+		c.follow(in, &admitted{}, &change{first: true})
+	}
+	k.last = c
+	return c.output(in)
 }
 
-// compiler carries one compilation from step to step.
+func newCompiler(in *admitted, spelled int) *compiler {
+	return &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}}
+}
+
+// follow takes every step. It gives up where it would have to begin anew.
+func (c *compiler) follow(in Input, was *admitted, d *change) bool {
+	if !d.first && d.kinds&(kindScope|kindAddressGroup|kindZone|kindNamespace|kindHost|kindWorkload) != 0 || c.crowded() {
+		return false
+	}
+	c.now = in.Now
+	c.added, c.withdrawn, c.resided = nil, nil, nil
+	c.hear(&c.units.admission, func() { c.findings = c.in.findings })
+	c.compareApplications(was, d)
+	if !c.settle(was, d) {
+		return false
+	}
+	c.say(d)
+	if !c.tabulate(d) {
+		return false
+	}
+	c.noteContradictions(d)
+	c.assemble(d)
+	for _, i := range c.withdrawn {
+		c.statements[i] = statement{}
+	}
+	c.dead += len(c.withdrawn)
+	return true
+}
+
+// crowded reports whether most of what is kept is of no use any more.
+func (c *compiler) crowded() bool {
+	const room = 1 << 16
+	return c.statements != nil && (c.dead > len(c.statements)/2+room || len(c.decisions.list) > 2*c.book.decisions.used()+room)
+}
+
+func (c *compiler) output(in Input) Output {
+	rs := c.book.ruleset
+	rs.Generation, rs.Digest = in.Generation, c.in.digest
+	return Output{Ruleset: rs, Findings: c.told.list(), Faults: c.in.faults, Expires: c.in.expires, changed: c.book.changed}
+}
+
+// compiler carries compilations from step to step.
 type compiler struct {
-	in         *admitted
-	now        time.Time
-	findings   findings
-	pop        *population
-	statements []statement
-	refusals   []refusal
+	in      *admitted
+	now     time.Time
+	spelled int // most subjects of a site whose refusals are spelled out
+	pop     *population
+
+	applications
+	units units
+	told  told
+
+	// What the unit that speaks says.
+	stated   []statement
+	findings findings
+
+	statements       []statement // all that were ever stated, by number
+	added, withdrawn []int32
+	resided          []resided
+	came             map[int32]bool // subjects that came with the last change
+	dead             int            // statements that were withdrawn
+
+	refusals   []refusal                      // those that are being stated
+	cutOff     []refusal                      // all of them, one for each workload
 	classes    map[string]bool                // of data, that somebody offers
 	exceptions map[string][]*bocage.Exception // in force, by guardrail
 	protected  []block                        // what guardrails protect
 	held       map[int32]bool                 // subjects whose refusals a threat condition enforces
 	touched    []int32                        // subjects from or to which something automatic refuses, sorted
 	placements []bocage.DecoyPlacement
-	profiles   profiles
+	proofs     proofs
 	decisions  decisions
-	spelled    int // most subjects of a class whose refusals are spelled out
+	grid       *grid
+	book       *book
 }

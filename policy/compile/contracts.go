@@ -11,36 +11,30 @@ import (
 // application is an Application with what it resolves to.
 type application struct {
 	*bocage.Application
-	groups []int32
+	groups   []int32
+	consumes unit  // what it states as a consumer
+	provides unit  // what it states as a provider
+	prefixes unit  // what it is told of the prefixes that it names
+	uses     []use // what is provided to it
 }
 
-// selectApplications finds whose the applications are and what those offer.
-func (c *compiler) selectApplications() []application {
-	apps := make([]application, len(c.in.applications))
-	for i, a := range c.in.applications {
-		apps[i] = application{a, c.pop.match([]string{a.Namespace}, &a.Spec.Workload)}
-	}
-	c.collectOffers(apps)
-	return apps
+// use is one interface that subjects consume with both halves of the contract.
+type use struct {
+	provider string
+	provide  int
+	from     []int32
 }
 
-// stateContracts allows what both halves of a contract agree on, and tells
-// authors whose other half is missing.
-func (c *compiler) stateContracts(apps []application) {
-	byName := make(map[string]*application, len(apps))
-	for i := range apps {
-		a := &apps[i]
-		byName[a.NamespacedName()] = a
-		c.checkApplication(a)
+// providers lists the names of those that the application consumes from.
+func (a *application) providers() []string {
+	var out []string
+	for _, consume := range a.Spec.Consumes {
+		if !consume.External.IsValid() {
+			out = append(out, ServiceName(a.Namespace, consume.Service))
+		}
 	}
-	// Who consumes which provide, to tell providers whom they let in for nothing.
-	consumers := map[provideKey][]int32{}
-	for i := range apps {
-		c.stateConsumes(&apps[i], byName, consumers)
-	}
-	for i := range apps {
-		c.stateProvides(&apps[i], consumers)
-	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // checkApplication tells the author what of it picks nobody, and what is only
@@ -61,15 +55,13 @@ func (c *compiler) checkApplication(a *application) {
 	}
 }
 
-type provideKey struct {
-	application string
-	provide     int
-}
-
 // collectOffers notes on every subject what its workloads offer, for data classes.
-func (c *compiler) collectOffers(apps []application) {
-	c.classes = map[string]bool{}
-	for _, a := range apps {
+func (c *compiler) collectOffers() {
+	for _, i := range c.pop.offering {
+		c.pop.subjects[i].offers = nil
+	}
+	c.classes, c.pop.offering = map[string]bool{}, nil
+	for a := range c.withData {
 		for _, provide := range a.Spec.Provides {
 			if len(provide.Data) == 0 {
 				continue
@@ -88,8 +80,13 @@ func (c *compiler) collectOffers(apps []application) {
 	c.pop.offering = slices.Compact(c.pop.offering)
 }
 
+func offersData(a *bocage.Application) bool {
+	return slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return len(p.Data) > 0 })
+}
+
 // stateConsumes states every contract from its consumer's side.
-func (c *compiler) stateConsumes(a *application, byName map[string]*application, consumers map[provideKey][]int32) {
+func (c *compiler) stateConsumes(a *application) {
+	a.uses = nil
 	for j, consume := range a.Spec.Consumes {
 		at := field("spec.consumes", j)
 		half := Ref("Application", a, at)
@@ -99,17 +96,17 @@ func (c *compiler) stateConsumes(a *application, byName map[string]*application,
 			continue
 		}
 		name := ServiceName(a.Namespace, consume.Service)
-		provider := byName[name]
+		provider := c.apps[name]
 		if provider == nil {
 			c.findings.reject(Ref("Application", a, at+".service"), UnknownApplication,
 				"there is no Application %s: declare it, with an interface under spec.provides that lets %s in", name, a.NamespacedName())
 			continue
 		}
-		c.stateContract(a, j, provider, half, consumers)
+		c.stateContract(a, j, provider, half)
 	}
 }
 
-func (c *compiler) stateContract(a *application, j int, provider *application, half bocage.Ref, consumers map[provideKey][]int32) {
+func (c *compiler) stateContract(a *application, j int, provider *application, half bocage.Ref) {
 	consume := a.Spec.Consumes[j]
 	var offered []string
 	matched, whole := false, false
@@ -130,8 +127,7 @@ func (c *compiler) stateContract(a *application, j int, provider *application, h
 		}
 		if len(from) > 0 {
 			whole = true
-			key := provideKey{provider.NamespacedName(), i}
-			consumers[key] = append(consumers[key], from...)
+			a.uses = append(a.uses, use{provider.NamespacedName(), i, from})
 			c.state(spoken(provider, i, statement{from: side{list: from}, to: side{list: provider.groups},
 				by: []bocage.Ref{Ref("Application", provider, field("spec.provides", i)), half}}))
 		}
@@ -163,7 +159,7 @@ func (c *compiler) missingProvide(consumer *application, j int, provider *applic
 
 // stateProvides states what needs no second half, and tells the provider whom it
 // lets in by name without being consumed.
-func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int32) {
+func (c *compiler) stateProvides(a *application) {
 	for i, provide := range a.Spec.Provides {
 		for k := range provide.ToExternal {
 			c.state(spoken(a, i, statement{from: side{list: c.pop.under(provide.ToExternal[k : k+1])}, to: side{list: a.groups},
@@ -172,8 +168,7 @@ func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int3
 		if !specific(provide.To) {
 			continue
 		}
-		using := consumers[provideKey{a.NamespacedName(), i}]
-		slices.Sort(using)
+		using := c.using(a, i)
 		var idle []string
 		for _, g := range c.pop.match(LetInNamespaces(a.Application, i), &provide.To) {
 			if _, found := slices.BinarySearch(using, g); !found {
@@ -187,6 +182,21 @@ func (c *compiler) stateProvides(a *application, consumers map[provideKey][]int3
 				ConsumeAdvice(idle[0], a.Application, i))
 		}
 	}
+}
+
+// using lists the subjects that consume the i-th interface of a provider.
+func (c *compiler) using(provider *application, i int) []int32 {
+	var out []int32
+	name := provider.NamespacedName()
+	for _, a := range c.consuming[name] {
+		for _, use := range a.uses {
+			if use.provide == i && use.provider == name {
+				out = append(out, use.from...)
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // spoken makes a statement an allow on the ports of the provider's i-th

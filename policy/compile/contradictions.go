@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -13,13 +14,75 @@ import (
 // the authors should know of each other. A guardrail with an exception in force
 // proves nothing, for it does not refuse all that it says.
 
-// mostSteps bounds the work of all proofs of one compilation: about as much as
-// the rest of a large one. What would take longer is not proved.
-const mostSteps = 2_000_000
+// mostSteps bounds the work of one proof. What would take longer is not proved.
+const mostSteps = 4096
+
+// proofs keeps which contracts are empty.
+type proofs struct {
+	empty    map[int32][]bocage.Ref // by statement: who empties it
+	together map[string]*together   // by those authors, where it takes several guardrails
+}
 
 // noteContradictions tells the authors of what is empty, and those who empty it.
-func (c *compiler) noteContradictions() {
+func (c *compiler) noteContradictions(d *change) {
+	if d.first {
+		c.proofs = proofs{empty: map[int32][]bocage.Ref{}, together: map[string]*together{}}
+	}
 	r := c.refusers()
+	if d.subjects || d.offers || d.of(kindGuardrail, kindException) {
+		c.hear(&c.units.contradictions, func() { c.noteEmptiedGuardrails(r) })
+	}
+	changed := map[string]bool{}
+	for _, i := range c.withdrawn {
+		c.prove(i, nil, changed)
+	}
+	for i := range c.contractsTouched(d) {
+		s := &c.statements[i]
+		by, _ := r.empties(block{s.from, s.to, s.ports})
+		c.prove(i, by, changed)
+	}
+	for key := range changed {
+		c.noteTogether(key)
+	}
+}
+
+// contractsTouched are the contracts that may have become empty, or no longer be.
+func (c *compiler) contractsTouched(d *change) map[int32]bool {
+	out := map[int32]bool{}
+	look := func(i int32) {
+		if c.statements[i].isContract() {
+			out[i] = true
+		}
+	}
+	if d.of(kindException) {
+		for _, a := range c.apps {
+			for _, u := range []*unit{&a.consumes, &a.provides} {
+				for _, i := range u.statements {
+					look(i)
+				}
+			}
+		}
+		return out
+	}
+	for _, i := range c.added {
+		look(i)
+	}
+	for _, pair := range c.grid.looked {
+		for _, m := range c.grid.mentioned(pair.from, pair.to) {
+			look(m.statement)
+		}
+	}
+	for _, i := range c.grid.broad {
+		look(i)
+	}
+	return out
+}
+
+func (s *statement) isContract() bool {
+	return s.kind == allow && len(s.by) > 0 && s.by[0].Kind == kindApplication.String()
+}
+
+func (c *compiler) noteEmptiedGuardrails(r *refusers) {
 	for _, g := range c.in.guardrails {
 		for _, list := range []struct {
 			field, verb string
@@ -30,12 +93,12 @@ func (c *compiler) noteContradictions() {
 			}
 		}
 	}
-	c.noteEmptyContracts(r)
 }
 
 // noteEmptied proves that a grant or a protection is empty: for ever, by what one
 // never says, or with the workloads of today, by what several say together.
 func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *bocage.CellMatch) {
+	r.steps = mostSteps
 	for _, g := range c.in.guardrails {
 		if r.steps--; r.steps < 0 {
 			return
@@ -81,58 +144,89 @@ func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *boca
 	}
 }
 
-// noteEmptyContracts proves contracts empty. Their owners hear of every one; the
-// owners of guardrails only of those that it takes several guardrails to empty,
-// for refusing is what a guardrail is for.
-func (c *compiler) noteEmptyContracts(r *refusers) {
-	var list []*together
-	byAuthors := map[string]*together{}
-	for i := range c.statements {
-		s := &c.statements[i]
-		if s.kind != allow || s.by[0].Kind != "Application" {
-			continue
+// prove notes who empties a contract; nobody says that it is not empty, or gone.
+// Its owners hear of it; the owners of guardrails only where it takes several of
+// them, for refusing is what a guardrail is for. changed collects the authors of
+// whom noteTogether has to be called.
+func (c *compiler) prove(i int32, by []bocage.Ref, changed map[string]bool) {
+	by = canonical(slices.Clone(by))
+	old := c.proofs.empty[i]
+	if slices.Equal(old, by) {
+		return
+	}
+	s := &c.statements[i]
+	said := func(by []bocage.Ref) (out findings) {
+		if len(by) == 0 {
+			return nil
 		}
-		by, empty := r.empties(block{s.from, s.to, s.ports})
-		if !empty {
-			continue
-		}
-		by = canonical(by)
 		for _, half := range s.by {
-			c.findings.note(half, Contradiction, "%s allows nothing today: %s", contractText(s.by), refuseAll(by))
+			out.note(half, Contradiction, "%s allows nothing today: %s", contractText(s.by), refuseAll(by))
 		}
-		if !slices.ContainsFunc(by, func(ref bocage.Ref) bool { return ref.Name != by[0].Name }) {
+		return out
+	}
+	c.told.change(said(old), said(by))
+	for n, authors := range [2][]bocage.Ref{old, by} {
+		if !slices.ContainsFunc(authors, func(ref bocage.Ref) bool { return ref.Name != authors[0].Name }) {
 			continue
 		}
-		key := joinRefs(by)
-		if byAuthors[key] == nil {
-			byAuthors[key] = &together{by: by, first: s.by}
-			list = append(list, byAuthors[key])
+		key := joinRefs(authors)
+		t := c.proofs.together[key]
+		if t == nil {
+			t = &together{by: authors, contracts: map[int32]bool{}}
+			c.proofs.together[key] = t
 		}
-		byAuthors[key].count++
+		if n == 1 {
+			t.contracts[i] = true
+		} else {
+			delete(t.contracts, i)
+		}
+		changed[key] = true
 	}
-	for _, t := range list {
+	if len(by) == 0 {
+		delete(c.proofs.empty, i)
+	} else {
+		c.proofs.empty[i] = by
+	}
+}
+
+// noteTogether tells the owners of guardrails of the contracts that they empty
+// together.
+func (c *compiler) noteTogether(key string) {
+	t := c.proofs.together[key]
+	var said findings
+	if len(t.contracts) > 0 {
+		var first []bocage.Ref
+		for i := range t.contracts {
+			if by := c.statements[i].by; first == nil || slices.CompareFunc(by, first, compareRefs) < 0 {
+				first = by
+			}
+		}
 		for _, author := range t.by {
-			c.findings.note(author, Contradiction, "%s allows nothing today%s: %s", contractText(t.first), t.others(), refuseAll(t.by))
+			said.note(author, Contradiction, "%s allows nothing today%s: %s", contractText(first), t.others(), refuseAll(t.by))
 		}
+	} else {
+		delete(c.proofs.together, key)
 	}
+	c.told.change(t.said, said)
+	t.said = said
 }
 
 // together are guardrails that empty contracts which none of them empties alone.
 type together struct {
-	by    []bocage.Ref
-	first []bocage.Ref // authors of the first such contract
-	count int
+	by        []bocage.Ref
+	contracts map[int32]bool // statements
+	said      findings
 }
 
 // others counts the contracts after the first, for people.
 func (t *together) others() string {
-	switch t.count {
+	switch n := len(t.contracts); n {
 	case 1:
 		return ""
 	case 2:
 		return ", nor does another contract"
 	default:
-		return fmt.Sprintf(", nor do %d other contracts", t.count-1)
+		return fmt.Sprintf(", nor do %d other contracts", n-1)
 	}
 }
 
@@ -167,43 +261,25 @@ func canonical(refs []bocage.Ref) []bocage.Ref {
 
 // refusers are the statements that refuse whatever else is said.
 type refusers struct {
-	statements []*statement
+	c          *compiler
+	rank       map[int32]int // by statement: its place among them
+	statements []int32
 	excepted   map[string]bool // guardrails with an exception in force
 	everyone   []int32
-	open       []int32           // statements about anyone to anyone
-	byFrom     map[int32][]int32 // statements about someone to anyone, by whom they keep in
-	byTo       map[int32][]int32 // statements about someone, by whom they keep from being reached
-	// steps is what may still be looked at before nothing more is proved.
+	// steps is what may still be looked at before the proof is given up.
 	steps int
 }
 
 func (c *compiler) refusers() *refusers {
-	r := &refusers{excepted: map[string]bool{}, byFrom: map[int32][]int32{}, byTo: map[int32][]int32{}, steps: mostSteps}
+	r := &refusers{c: c, rank: map[int32]int{}, excepted: map[string]bool{}}
 	for _, e := range c.in.exceptions {
 		r.excepted[e.Spec.Guardrail] = true
 	}
-	for i := range c.statements {
-		s := &c.statements[i]
-		if s.kind != refuse || r.excepted[s.guardrail] {
-			continue
+	for _, i := range c.units.guardrails.statements {
+		if s := &c.statements[i]; s.kind == refuse && !r.excepted[s.guardrail] {
+			r.rank[i] = len(r.statements)
+			r.statements = append(r.statements, i)
 		}
-		n := int32(len(r.statements))
-		r.statements = append(r.statements, s)
-		switch {
-		case s.to.any && s.from.any:
-			r.open = append(r.open, n)
-		case s.to.any:
-			for _, from := range s.from.list {
-				r.byFrom[from] = append(r.byFrom[from], n)
-			}
-		default:
-			for _, to := range s.to.list {
-				r.byTo[to] = append(r.byTo[to], n)
-			}
-		}
-	}
-	if len(r.statements) > 0 {
-		r.everyone = append(c.pop.outside(), c.pop.all()...)
 	}
 	return r
 }
@@ -213,17 +289,18 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 	if len(r.statements) == 0 || b.from.empty() || b.to.empty() || b.ports.empty() {
 		return nil, false
 	}
-	b = r.concrete(b)
-	if !r.firstRefused(b) {
-		return nil, false // most blocks are not empty, and their first cell shows it
-	}
 	about := r.about(b)
+	if len(about) == 0 {
+		return nil, false
+	}
+	b = r.concrete(b)
+	r.steps = mostSteps
 	for _, n := range about {
 		if r.steps--; r.steps < 0 {
 			return nil, false
 		}
-		if len(subtract(b, r.statements[n])) == 0 {
-			return r.statements[n].by, true
+		if s := &r.c.statements[n]; s.from.covers(b.from) && s.to.covers(b.to) && b.ports.minus(s.ports).empty() {
+			return s.by, true
 		}
 	}
 	used := map[int32]bool{}
@@ -233,39 +310,45 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 	var by []bocage.Ref
 	for _, n := range about {
 		if used[n] {
-			by = append(by, r.statements[n].by...)
+			by = append(by, r.c.statements[n].by...)
 		}
 	}
 	return by, true
 }
 
-// firstRefused reports whether something refuses the first cell of a block.
-func (r *refusers) firstRefused(b block) bool {
-	from, to, port := b.from.list[0], b.to.list[0], b.ports.ranges[0]
-	for _, list := range [][]int32{r.open, r.byFrom[from], r.byTo[to]} {
-		for _, n := range list {
-			if r.steps--; r.steps < 0 {
-				return false
-			}
-			if s := r.statements[n]; s.from.contains(from) && s.ports.covers(port.protocol, port.First) {
-				return true
+// about lists the refusals that some cell of a block may meet, in order; none if
+// its first pair meets none, which proves that it is not empty.
+func (r *refusers) about(b block) []int32 {
+	if b.from.any || b.to.any || len(b.from.list)*len(b.to.list) > mostNarrowAllowed {
+		return r.statements
+	}
+	found := map[int32]bool{}
+	for i, from := range b.from.list {
+		for j, to := range b.to.list {
+			r.c.grid.eachAbout(from, to, func(n int32) {
+				if r.c.statements[n].kind != refuse {
+					return
+				}
+				if _, counts := r.rank[n]; counts {
+					found[n] = true
+				}
+			})
+			if i == 0 && j == 0 && len(found) == 0 {
+				return nil
 			}
 		}
 	}
-	return false
+	out := sortedNumbers(found)
+	slices.SortFunc(out, func(a, b int32) int { return cmp.Compare(r.rank[a], r.rank[b]) })
+	return out
 }
 
-// about lists the refusals of flows from and to some of the subjects.
-func (r *refusers) about(b block) []int32 {
-	out := slices.Clone(r.open)
-	for _, from := range b.from.list {
-		out = append(out, r.byFrom[from]...)
+// covers reports whether everyone of another side is of this one.
+func (s side) covers(o side) bool {
+	if s.any || o.any {
+		return s.any
 	}
-	for _, to := range b.to.list {
-		out = append(out, r.byTo[to]...)
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
+	return len(o.list) <= len(s.list) && !slices.ContainsFunc(o.list, func(i int32) bool { return !s.contains(i) })
 }
 
 // covered takes the refusals off the block one by one until nothing is left.
@@ -274,7 +357,7 @@ func (r *refusers) covered(b block, refusals []int32, used map[int32]bool) bool 
 		if r.steps--; r.steps < 0 {
 			return false
 		}
-		s := r.statements[n]
+		s := &r.c.statements[n]
 		if b.from.meet(s.from).empty() || b.to.meet(s.to).empty() || b.ports.meet(s.ports).empty() {
 			continue
 		}
@@ -311,10 +394,10 @@ func subtract(b block, s *statement) []block {
 // concrete writes out who anyone is, and what every protocol is.
 func (r *refusers) concrete(b block) block {
 	if b.from.any {
-		b.from = side{list: r.everyone}
+		b.from = side{list: r.all()}
 	}
 	if b.to.any {
-		b.to = side{list: r.everyone}
+		b.to = side{list: r.all()}
 	}
 	if b.ports.all {
 		b.ports = ports{}
@@ -323,6 +406,13 @@ func (r *refusers) concrete(b block) block {
 		}
 	}
 	return b
+}
+
+func (r *refusers) all() []int32 {
+	if r.everyone == nil {
+		r.everyone = append(r.c.pop.outside(), r.c.pop.all()...)
+	}
+	return r.everyone
 }
 
 // minus returns what is left of a set that is not everything.

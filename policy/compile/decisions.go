@@ -30,6 +30,8 @@ type decision struct {
 // lower number than what gives way to it.
 type decisions struct {
 	list      []decision
+	keys      []string // of list
+	renewed   []int32  // decisions whose authors were declared elsewhere since
 	byContent map[string]int32
 	byCause   map[string]int32 // by the numbers of the statements that cover the cell
 	scratch   []byte
@@ -360,10 +362,13 @@ func (d *decisions) internChain(chain []decision) int32 {
 func (d *decisions) intern(x decision) int32 {
 	key := d.key(&x)
 	if i, known := d.byContent[key]; known {
+		if !slices.Equal(d.list[i].by, x.by) {
+			d.list[i].by, d.renewed = x.by, append(d.renewed, i)
+		}
 		return i
 	}
 	i := int32(len(d.list))
-	d.list = append(d.list, x)
+	d.list, d.keys = append(d.list, x), append(d.keys, key)
 	d.byContent[key] = i
 	return i
 }
@@ -396,15 +401,6 @@ func (d *decisions) key(x *decision) string {
 		b.WriteByte(1)
 		b.WriteString(strconv.FormatInt(x.until.UnixNano(), 10))
 		b.WriteByte(1)
-	}
-}
-
-// follow marks the successors of the decisions in use as used.
-func (d *decisions) follow(used []bool) {
-	for i := len(d.list) - 1; i >= 0; i-- { // successors have lower numbers
-		if then := d.list[i].then; used[i] && then != unset {
-			used[then] = true
-		}
 	}
 }
 

@@ -107,7 +107,7 @@ func (a *admitted) changesAt(moment time.Time) {
 func (c *compiler) stateExceptions(g *bocage.Guardrail) {
 	for _, e := range c.exceptions[g.Name] {
 		ref := Ref("Exception", e, "spec.match")
-		stated := len(c.statements)
+		stated := len(c.stated)
 		lift := func(shy bool, matches ...bocage.CellMatch) {
 			for _, b := range c.resolve(append(matches, g.Spec.Match, e.Spec.Match)...) {
 				c.state(statement{kind: except, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref},
@@ -124,7 +124,7 @@ func (c *compiler) stateExceptions(g *bocage.Guardrail) {
 		}
 		c.checkSide("Exception", e, "spec.match.from", &e.Spec.Match.From)
 		c.checkSide("Exception", e, "spec.match.to", &e.Spec.Match.To)
-		if len(c.statements) == stated {
+		if len(c.stated) == stated {
 			c.findings.note(ref, NothingMatches, "Guardrail %s says nothing today that it would lift: compare it with spec.match there", g.Name)
 		}
 	}

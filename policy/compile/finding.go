@@ -3,7 +3,6 @@ package compile
 import (
 	"cmp"
 	"fmt"
-	"slices"
 
 	"bocage.dev/bocage"
 )
@@ -64,13 +63,6 @@ func (f *findings) reject(object bocage.Ref, reason, format string, args ...any)
 
 func (f *findings) note(object bocage.Ref, reason, format string, args ...any) {
 	*f = append(*f, Finding{object, reason, fmt.Sprintf(format, args...), false})
-}
-
-func (f findings) sorted() []Finding {
-	slices.SortStableFunc(f, func(a, b Finding) int {
-		return cmp.Or(compareRefs(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message))
-	})
-	return slices.Compact(f)
 }
 
 func compareRefs(a, b bocage.Ref) int {

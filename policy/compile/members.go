@@ -2,6 +2,8 @@ package compile
 
 import (
 	"cmp"
+	"hash/maphash"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,10 +11,84 @@ import (
 	"bocage.dev/bocage"
 )
 
+// settle brings the population up to date with what is declared. It gives up
+// where it would have to begin anew.
+func (c *compiler) settle(was *admitted, d *change) bool {
+	if d.first {
+		c.pop = newPopulation(c.in)
+	}
+	p := c.pop
+	c.replaceApplications(d)
+	for _, o := range d.applicationsGone {
+		p.asked.sign = -1
+		p.asked.application(o)
+	}
+	for _, o := range d.applicationsCome {
+		p.asked.sign = 1
+		p.asked.application(o)
+	}
+	if d.of(allKinds &^ kindApplication) {
+		if !d.first {
+			p.asked.sign = -1
+			p.asked.others(was)
+			p.otherPrefixes(was, p.namePrefix(-1, nil))
+		}
+		p.asked.sign = 1
+		p.asked.others(c.in)
+		c.hear(&c.units.prefixes, func() { p.otherPrefixes(c.in, p.namePrefix(1, &c.findings)) })
+	}
+	threats := p.threats
+	if d.of(kindThreatCondition) {
+		c.hear(&c.units.conditions, func() { p.threats = conditionsByWorkload(c.in, &c.findings) })
+	}
+	if d.first {
+		p.addPrefixes()
+		p.addWorkloads()
+		p.number()
+		d.subjects = true
+		return true
+	}
+	if !p.changePrefixes(d) {
+		return false
+	}
+	at, few := p.askedOtherwise(p.asked.changed())
+	if !few {
+		return false
+	}
+	for name := range differing(threats, p.threats) {
+		if i, known := c.in.find(name); known {
+			at = append(at, int32(i))
+		}
+	}
+	slices.Sort(at)
+	p.move(slices.Compact(at), d)
+	p.renumber(d)
+	d.subjects = len(d.gone)+len(d.come)+len(d.altered) > 0
+	c.came = map[int32]bool{}
+	for _, i := range d.come {
+		c.came[i] = true
+	}
+	return true
+}
+
+// differing returns the names whose threat conditions are not the same.
+func differing(a, b map[string][]*bocage.ThreatCondition) map[string]bool {
+	out := map[string]bool{}
+	for _, m := range [2]map[string][]*bocage.ThreatCondition{a, b} {
+		for name := range m {
+			same := slices.EqualFunc(a[name], b[name], func(x, y *bocage.ThreatCondition) bool {
+				return x.Name == y.Name && x.Spec.Level == y.Spec.Level && x.Spec.Profile == y.Spec.Profile
+			})
+			if !same {
+				out[name] = true
+			}
+		}
+	}
+	return out
+}
+
 // addWorkloads divides the workloads into subjects.
 func (p *population) addWorkloads() {
-	p.asked = questions(p.in)
-	p.threats = conditionsByWorkload(p.in, p.findings)
 	p.of = make([]int32, len(p.in.workloads))
 	for at, w := range p.in.workloads {
 		first := true
@@ -31,9 +107,219 @@ func (p *population) addWorkloads() {
 	}
 	for i := p.workloads; i < len(p.subjects); i++ {
 		p.everyone = append(p.everyone, int32(i))
-		p.index(int32(i), func(list []int32, i int32) []int32 { return append(list, i) })
+		p.index(int32(i), false, func(list []int32, i int32) []int32 { return append(list, i) })
 	}
 	p.sortBlocks()
+	p.asked.touched = map[any]bool{}
+}
+
+// askedOtherwise lists the workloads that may answer otherwise since the questions
+// changed; false if they are too many to look at one by one.
+func (p *population) askedOtherwise(questions []any) (at []int32, few bool) {
+	few = true
+	scan := func(concerned func(*bocage.Workload) bool) {
+		for i, w := range p.in.workloads {
+			if concerned(w) {
+				at = append(at, int32(i))
+			}
+		}
+	}
+	has := func(key string) func(*bocage.Workload) bool {
+		return func(w *bocage.Workload) bool { return inherent(key) || carries(w, key) }
+	}
+	for _, question := range questions {
+		switch question := question.(type) {
+		case label:
+			switch question.key {
+			case bocage.LabelNamespace:
+			case bocage.LabelZone:
+				scan(func(w *bocage.Workload) bool { return p.zones[w.Spec.Host] == question.value })
+			case bocage.LabelAssurance:
+				scan(func(w *bocage.Workload) bool { return assuranceOf(w) == question.value })
+			default:
+				if p.labels == nil {
+					p.labels = indexLabels(p.in.workloads)
+				}
+				at = p.labels.find(at, question)
+			}
+		case askedExists:
+			scan(has(string(question)))
+		case askedWhich:
+			scan(has(string(question)))
+		case askedPort:
+			scan(func(w *bocage.Workload) bool {
+				return slices.ContainsFunc(w.Spec.Ports, func(q bocage.NamedPort) bool { return q.Name == string(question) })
+			})
+		case askedBlock:
+			scan(func(w *bocage.Workload) bool {
+				return slices.ContainsFunc(w.Spec.Addresses, netip.Prefix(question).Contains)
+			})
+		}
+	}
+	return at, len(at) <= 64+len(p.in.workloads)/4
+}
+
+func carries(w *bocage.Workload, key string) bool {
+	_, there := w.Labels[key]
+	return there
+}
+
+// move puts workloads into the subjects that they belong to now.
+func (p *population) move(at []int32, d *change) {
+	touched := map[int32]bool{}
+	fresh := len(p.subjects)
+	for _, n := range at {
+		w := p.in.workloads[n]
+		var now []int32
+		p.eachKey(w, func(key []byte, pairs []string, block netip.Prefix) {
+			i, known := p.byKey[string(key)]
+			if !known {
+				i = p.addGroup(string(key), pairs, block, w)
+			}
+			now = append(now, i)
+		})
+		before := p.subjectsOf(n)
+		if slices.Equal(before, now) {
+			continue
+		}
+		d.moved = append(d.moved, n)
+		for _, i := range before {
+			touched[i] = true
+			if members := p.subjects[i].members; len(members) == 1 && int(i) < fresh {
+				p.index(i, true, withoutNumber) // while there is somebody to look at
+			}
+			p.subjects[i].members = changeMembers(p.subjects[i].members, w, false)
+		}
+		for _, i := range now {
+			touched[i] = true
+			again := len(p.subjects[i].members) == 0 && int(i) < fresh
+			p.subjects[i].members = changeMembers(p.subjects[i].members, w, true)
+			if again {
+				p.subjects[i].labels = w.LabelsIn(p.zones[w.Spec.Host])
+				p.index(i, false, withNumber)
+			}
+		}
+		if p.of[n] = now[0]; len(now) > 1 {
+			p.also[n] = now[1:]
+		} else {
+			delete(p.also, n)
+		}
+	}
+	everyone := p.everyone
+	for _, i := range sortedNumbers(touched) {
+		switch s := &p.subjects[i]; {
+		case len(s.members) == 0 && int(i) >= fresh:
+			delete(p.byKey, s.key) // it came and went
+			s.key = ""
+		case len(s.members) == 0:
+			everyone = withoutNumber(everyone, i)
+			p.letGo(i, d)
+		case int(i) >= fresh:
+			p.index(i, false, withNumber)
+			everyone = withNumber(everyone, i)
+			d.come = append(d.come, i)
+		default:
+			// Those who stay may not have what nobody asked for so far.
+			s.labels = s.members[0].LabelsIn(p.zones[s.members[0].Spec.Host])
+			d.altered = append(d.altered, i)
+		}
+	}
+	p.everyone = everyone
+	p.sortBlocks()
+	p.pickAgain(d)
+}
+
+// pickAgain brings up to date what selectors picked.
+func (p *population) pickAgain(d *change) {
+	if len(d.gone)+len(d.come) == 0 {
+		return
+	}
+	if len(d.gone)+len(d.come) > 256 {
+		clear(p.picked)
+		return
+	}
+	for _, pick := range p.picked {
+		for _, i := range d.gone {
+			pick.list = withoutNumber(pick.list, i)
+		}
+		for _, i := range d.come {
+			if i := i; !p.subjects[i].prefix.IsValid() && p.subjects[i].picked(pick.namespaces, pick.selector) {
+				pick.list = withNumber(pick.list, i)
+			}
+		}
+	}
+}
+
+// number gives every subject its group.
+func (p *population) number() {
+	keys := make([]string, 0, len(p.byKey))
+	for key, i := range p.byKey {
+		if i != worldSubject {
+			keys = append(keys, key)
+		}
+	}
+	p.numbers = newNumbering(uint32(bocage.GroupFirst), keys)
+	for key, i := range p.byKey {
+		p.subjects[i].group = bocage.Group(p.numbers.of(key))
+	}
+	p.subjects[worldSubject].group = bocage.GroupWorld
+}
+
+// byGroup returns the subject that has a group.
+func (p *population) byGroup(g bocage.Group) int32 { return p.byKey[p.numbers.holder[uint32(g)]] }
+
+// renumber gives the subjects that came their groups.
+func (p *population) renumber(d *change) {
+	keys := make([]string, len(d.come))
+	for n, i := range d.come {
+		keys[n] = p.subjects[i].key
+	}
+	for _, key := range p.numbers.change(d.goneKeys, keys) {
+		p.subjects[p.byKey[key]].group = bocage.Group(p.numbers.of(key))
+		d.renumbered = true
+	}
+	for _, i := range d.come {
+		p.subjects[i].group = bocage.Group(p.numbers.of(p.subjects[i].key))
+	}
+}
+
+// withNumber and withoutNumber change sorted lists that others may still read.
+func withNumber(list []int32, i int32) []int32 {
+	at, found := slices.BinarySearch(list, i)
+	if found {
+		return list
+	}
+	out := make([]int32, 0, len(list)+1)
+	return append(append(append(out, list[:at]...), i), list[at:]...)
+}
+
+func withoutNumber(list []int32, i int32) []int32 {
+	at, found := slices.BinarySearch(list, i)
+	if !found {
+		return list
+	}
+	out := make([]int32, 0, len(list)-1)
+	return append(append(out, list[:at]...), list[at+1:]...)
+}
+
+// changeMembers adds or removes one of a list in the order of names.
+func changeMembers(list []*bocage.Workload, w *bocage.Workload, add bool) []*bocage.Workload {
+	at, _ := slices.BinarySearchFunc(list, w, func(a, b *bocage.Workload) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	if add {
+		return slices.Insert(slices.Clip(list), at, w)
+	}
+	return slices.Delete(slices.Clone(list), at, at+1)
+}
+
+func sortedNumbers(set map[int32]bool) []int32 {
+	out := make([]int32, 0, len(set))
+	for i := range set {
+		out = append(out, i)
+	}
+	slices.Sort(out)
+	return out
 }
 
 // eachKey visits what names the subjects of a workload: one, unless blocks of
@@ -88,12 +374,13 @@ func (p *population) addSubject(s subject) int32 {
 	return i
 }
 
-// index enters a group of workloads, or takes it out, wherever it is looked up.
-func (p *population) index(i int32, change func(list []int32, i int32) []int32) {
+// index enters a group of workloads wherever it is looked up, or takes it out:
+// then from wherever it may ever have been entered, whatever is asked now.
+func (p *population) index(i int32, out bool, change func(list []int32, i int32) []int32) {
 	s := &p.subjects[i]
 	into(p.byPlace, s.namespace, i, change)
 	for key, value := range s.labels {
-		if key == bocage.LabelNamespace || p.asked.tells(key, value) {
+		if out || key == bocage.LabelNamespace || p.asked.tells(key, value) {
 			into(p.byLabel, label{key, value}, i, change)
 		}
 	}
@@ -103,7 +390,7 @@ func (p *population) index(i int32, change func(list []int32, i int32) []int32) 
 	ports := s.members[0].Spec.Ports
 	for j, port := range ports {
 		again := slices.ContainsFunc(ports[:j], func(q bocage.NamedPort) bool { return q.Name == port.Name })
-		if p.asked.ports[port.Name] > 0 && !again {
+		if (out || p.asked.ports[port.Name] > 0) && !again {
 			into(p.byPort, port.Name, i, change)
 		}
 	}
@@ -131,4 +418,52 @@ func (a *admitted) find(name string) (int, bool) {
 	return slices.BinarySearchFunc(a.workloads, [2]string{namespace, name}, func(w *bocage.Workload, want [2]string) int {
 		return cmp.Or(cmp.Compare(w.Namespace, want[0]), cmp.Compare(w.Name, want[1]))
 	})
+}
+
+// labelIndex finds the workloads with a value of a label.
+type labelIndex struct {
+	workloads []*bocage.Workload
+	seed      maphash.Seed
+	entries   []uint64 // sorted: a hash of the label, then the workload's place
+}
+
+func indexLabels(workloads []*bocage.Workload) *labelIndex {
+	x := &labelIndex{workloads: workloads, seed: maphash.MakeSeed()}
+	for at, w := range workloads {
+		enter := func(key, value string) { x.entries = append(x.entries, x.hash(label{key, value})|uint64(at)) }
+		for key, value := range w.Labels {
+			if !inherent(key) {
+				enter(key, value)
+			}
+		}
+		enter(bocage.LabelName, w.Name)
+		enter(bocage.LabelHost, w.Spec.Host)
+	}
+	slices.Sort(x.entries)
+	return x
+}
+
+func (x *labelIndex) hash(l label) uint64 { return maphash.Comparable(x.seed, l) &^ math.MaxUint32 }
+
+// find appends the places of the workloads with the label.
+func (x *labelIndex) find(at []int32, l label) []int32 {
+	hash := x.hash(l)
+	first, _ := slices.BinarySearch(x.entries, hash)
+	for _, e := range x.entries[first:] {
+		if e&^math.MaxUint32 != hash {
+			break
+		}
+		w := x.workloads[uint32(e)]
+		value, there := w.Labels[l.key]
+		switch l.key {
+		case bocage.LabelName:
+			value, there = w.Name, true
+		case bocage.LabelHost:
+			value, there = w.Spec.Host, true
+		}
+		if there && value == l.value {
+			at = append(at, int32(uint32(e)))
+		}
+	}
+	return at
 }

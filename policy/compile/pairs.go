@@ -41,6 +41,19 @@ type result struct {
 	to, patch int32
 }
 
+// pair is two subjects.
+type pair struct{ from, to int32 }
+
+func comparePairs(a, b pair) int {
+	return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
+}
+
+// entry is a patch between two subjects, or anyone.
+type entry struct {
+	pair
+	patch int32
+}
+
 // grid is what all statements together say about every pair of subjects.
 //
 // Rules are looked up from the most to the least specific: the pair itself, its
@@ -50,11 +63,11 @@ type result struct {
 type grid struct {
 	c       *compiler
 	tables  *tables
-	open    []int32     // broad statements from anyone to anyone
+	broad   []int32     // all broad statements, sorted
+	open    []int32     // those from anyone to anyone
 	relaxed bool        // refusals that differ only in who refuses are left as they are
-	broad   []int32     // all broad statements
 	rows    [][]mention // by source
-	results [][]result  // by source
+	results [][]result  // by source, sorted
 
 	bottom, openTable, openPatch int32
 	openStrong                   []int32
@@ -62,24 +75,34 @@ type grid struct {
 	sources, targets classes
 	reasons          map[classPair]int32 // patches, by coarse classes
 	explicit         map[classPair]int32 // patches of pairs without mentions, by exact classes
+	spelled          []entry             // those pairs, sorted
 	bases            map[classPair]base
 	likeness         []likeness
 	byFace           map[face]int32
 
+	// What the last change of statements led to.
+	looked       []pair  // pairs with mentions that were looked at again
+	gone, come   []entry // patches that are no longer, and new ones
+	reclassified bool
+
 	about []int32
 }
 
-// entry is a patch between two subjects, or anyone.
-type entry struct {
-	from, to, patch int32
+// tabulate looks at everything that the changed statements tell apart. It gives
+// up where it would have to begin anew.
+func (c *compiler) tabulate(d *change) bool {
+	if d.first {
+		c.grid = &grid{c: c, tables: newTables(), byFace: map[face]int32{}}
+		c.grid.build()
+		return true
+	}
+	return c.grid.update(d)
 }
 
-// tabulate looks at everything that the statements tell apart.
-func (c *compiler) tabulate() *grid {
-	g := &grid{c: c, tables: newTables(), byFace: map[face]int32{}}
-	g.bottom = g.tables.intern(table{rest: c.decide(nil)}) // decision 0: the default
-	for i := range c.statements {
-		if c.statements[i].broad() {
+func (g *grid) build() {
+	g.bottom = g.tables.intern(table{rest: g.c.decide(nil)}) // decision 0: the default
+	for i := range g.c.statements {
+		if g.c.statements[i].broad() {
 			g.broad = append(g.broad, int32(i))
 		}
 	}
@@ -87,18 +110,26 @@ func (c *compiler) tabulate() *grid {
 	g.classify()
 	g.results = make([][]result, len(g.rows))
 	for from, row := range g.rows {
-		for first := 0; first < len(row); {
-			last := first
-			for last < len(row) && row[last].to == row[first].to {
-				last++
+		eachPair(row, func(to int32, mentions []mention) {
+			if patch := g.evaluate(int32(from), to, mentions); patch != 0 {
+				g.results[from] = append(g.results[from], result{to, patch})
 			}
-			if patch := g.evaluate(int32(from), row[first].to, row[first:last]); patch != 0 {
-				g.results[from] = append(g.results[from], result{row[first].to, patch})
-			}
-			first = last
-		}
+		})
 	}
-	return g
+	g.spelled = g.spell()
+	g.reclassified = true
+}
+
+// eachPair visits the mentions of a row pair by pair.
+func eachPair(row []mention, visit func(to int32, mentions []mention)) {
+	for first := 0; first < len(row); {
+		last := first
+		for last < len(row) && row[last].to == row[first].to {
+			last++
+		}
+		visit(row[first].to, row[first:last])
+		first = last
+	}
 }
 
 // mentionAll writes down the narrow statements.
@@ -150,6 +181,9 @@ func (g *grid) mentioned(from, to int32) []mention {
 // evaluate returns the patch of a pair with mentions.
 func (g *grid) evaluate(from, to int32, mentions []mention) int32 {
 	b := g.baseOf(g.sources.of[from], g.targets.of[to])
+	if len(mentions) == 0 {
+		return 0
+	}
 	g.about = append(g.about[:0], b.about...)
 	for _, m := range mentions {
 		g.about = append(g.about, m.statement)
@@ -258,34 +292,62 @@ func (g *grid) allows(t int32) bool {
 	return found
 }
 
+// eachAbout visits the statements that a pair is about, wide ones apart.
+func (g *grid) eachAbout(from, to int32, visit func(statement int32)) {
+	for _, i := range g.baseOf(g.sources.of[from], g.targets.of[to]).about {
+		visit(i)
+	}
+	for _, m := range g.mentioned(from, to) {
+		visit(m.statement)
+	}
+}
+
 // eachEntry visits every patch that says something between subjects or anyone.
 func (g *grid) eachEntry(visit func(entry)) {
+	g.eachWide(visit)
+	for i := range g.rows {
+		for _, r := range g.results[i] {
+			visit(entry{pair{int32(i), r.to}, r.patch})
+		}
+	}
+	for _, e := range g.spelled {
+		visit(e)
+	}
+}
+
+// eachWide visits the patches from or to anyone.
+func (g *grid) eachWide(visit func(entry)) {
 	show := func(from, to, patch int32) {
 		if patch != 0 {
-			visit(entry{from, to, patch})
+			visit(entry{pair{from, to}, patch})
 		}
 	}
 	show(anyone, anyone, g.openPatch)
-	for i := range g.rows {
-		if g.c.pop.subjects[i].gone() {
-			continue
-		}
-		show(int32(i), anyone, g.sources.list[g.sources.of[i]].patch)
-		show(anyone, int32(i), g.targets.list[g.targets.of[i]].patch)
-		for _, r := range g.results[i] {
-			show(int32(i), r.to, r.patch)
+	for i, class := range g.sources.of {
+		if class != unset {
+			show(int32(i), anyone, g.sources.list[class].patch)
+			show(anyone, int32(i), g.targets.list[g.targets.of[i]].patch)
 		}
 	}
-	for pair, patch := range g.explicit {
-		for _, from := range g.sources.list[pair.from].members {
-			for _, to := range g.targets.list[pair.to].members {
+}
+
+// spell lists the patches of pairs that no statement mentions, sorted.
+func (g *grid) spell() []entry {
+	var out []entry
+	for classes, patch := range g.explicit {
+		for _, from := range g.sources.list[classes.from].members {
+			for _, to := range g.targets.list[classes.to].members {
 				if len(g.mentioned(from, to)) == 0 {
-					show(from, to, patch)
+					out = append(out, entry{pair{from, to}, patch})
 				}
 			}
 		}
 	}
+	slices.SortFunc(out, compareEntries)
+	return out
 }
+
+func compareEntries(a, b entry) int { return comparePairs(a.pair, b.pair) }
 
 // merged joins sorted lists, without duplicates.
 func merged(lists ...[]int32) []int32 {

@@ -46,7 +46,6 @@ type offer struct {
 // population is everyone, as policy sees them.
 type population struct {
 	in        *admitted
-	findings  *findings
 	asked     *asked
 	subjects  []subject
 	workloads int     // the first number of a group of workloads
@@ -59,6 +58,7 @@ type population struct {
 	blocks    []netip.Prefix         // the keys of byBlock, sorted
 	prefixes  []int32                // the named prefixes, sorted by prefix
 	named     map[netip.Prefix]int32 // how often somebody names a prefix
+	renamed   map[netip.Prefix]bool  // those that may not be named as they were; nil: all
 	everyone  []int32                // the groups of workloads
 	offering  []int32                // those of them that offer classes of data
 	of        []int32                // by workload, in the order of admitted.workloads: its subject
@@ -66,6 +66,7 @@ type population struct {
 	numbers   *numbering
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
 	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept
+	labels    *labelIndex
 	key       []byte
 	pairs     []string
 
@@ -74,9 +75,10 @@ type population struct {
 	namespaces map[string]*bocage.Namespace // those that were declared
 }
 
-func populate(in *admitted, findings *findings) *population {
-	p := &population{
-		in: in, findings: findings,
+func newPopulation(in *admitted) *population {
+	return &population{
+		in:      in,
+		asked:   newAsked(),
 		byKey:   map[string]int32{},
 		byLabel: map[label][]int32{},
 		byPlace: map[string][]int32{},
@@ -90,11 +92,6 @@ func populate(in *admitted, findings *findings) *population {
 		addresses:  byName(in.addressGroups),
 		namespaces: byName(in.namespaces),
 	}
-	p.subjects = append(p.subjects, subject{key: "world", name: "world", group: bocage.GroupWorld})
-	p.addPrefixes()
-	p.addWorkloads()
-	p.number()
-	return p
 }
 
 // zonesByHost tells which zone each host stands in: of two that name it, the

@@ -10,19 +10,14 @@ import (
 // addPrefixes makes a subject of every prefix that somebody names, so that
 // longest-prefix matching finds the most precise one.
 func (p *population) addPrefixes() {
-	visit := p.namePrefix(1)
-	for _, a := range p.in.applications {
-		prefixesOf(a, visit)
-	}
-	p.otherPrefixes(p.in, visit)
+	p.addSubject(subject{key: "world", name: "world", group: bocage.GroupWorld})
 	list := make([]netip.Prefix, 0, len(p.named))
 	for prefix := range p.named {
 		list = append(list, prefix)
 	}
 	slices.SortFunc(list, comparePrefixes)
 	for _, prefix := range list {
-		p.prefixes = append(p.prefixes, int32(len(p.subjects)))
-		p.addSubject(subject{key: prefixKey(prefix), name: prefix.String(), prefix: prefix})
+		p.prefixes = append(p.prefixes, p.addSubject(prefixSubject(prefix)))
 	}
 	// Room for prefixes that come later: their numbers stay below those of workloads.
 	first := len(p.subjects)
@@ -31,17 +26,62 @@ func (p *population) addPrefixes() {
 	for i := p.workloads - 1; i >= first; i-- {
 		p.spare = append(p.spare, int32(i))
 	}
+	p.renamed = map[netip.Prefix]bool{}
 }
 
-func prefixKey(prefix netip.Prefix) string { return "prefix " + prefix.String() }
+func prefixSubject(prefix netip.Prefix) subject {
+	return subject{key: "prefix " + prefix.String(), name: prefix.String(), prefix: prefix}
+}
+
+// changePrefixes makes subjects of prefixes that are named now, and lets go those
+// that are no longer. It reports whether there was room.
+func (p *population) changePrefixes(d *change) bool {
+	for prefix, before := range p.renamed {
+		now := p.named[prefix] > 0
+		if before == now {
+			continue
+		}
+		d.prefixes = true
+		compare := func(i int32, q netip.Prefix) int { return comparePrefixes(p.subjects[i].prefix, q) }
+		at, _ := slices.BinarySearchFunc(p.prefixes, prefix, compare)
+		if before {
+			i := p.prefixes[at]
+			p.prefixes = slices.Delete(p.prefixes, at, at+1)
+			p.letGo(i, d)
+			continue
+		}
+		if len(p.spare) == 0 {
+			return false
+		}
+		i := p.spare[len(p.spare)-1]
+		p.spare = p.spare[:len(p.spare)-1]
+		p.subjects[i] = prefixSubject(prefix)
+		p.byKey[p.subjects[i].key] = i
+		p.prefixes = slices.Insert(p.prefixes, at, i)
+		d.come = append(d.come, i)
+	}
+	clear(p.renamed)
+	return true
+}
+
+// letGo says that nobody is left in a subject.
+func (p *population) letGo(i int32, d *change) {
+	delete(p.byKey, p.subjects[i].key)
+	d.goneKeys = append(d.goneKeys, p.subjects[i].key)
+	p.subjects[i].key = ""
+	d.gone = append(d.gone, i)
+}
 
 // namePrefix counts, up or down, who names a prefix, and tells those who name a
 // workload so that it will not do.
-func (p *population) namePrefix(by int32) func(bocage.Ref, netip.Prefix) {
+func (p *population) namePrefix(by int32, findings *findings) func(bocage.Ref, netip.Prefix) {
 	return func(ref bocage.Ref, prefix netip.Prefix) {
 		prefix = canonicalPrefix(prefix)
 		if w := p.in.addresses[prefix.Addr()]; w != nil && prefix.IsSingleIP() {
-			p.findings.note(ref, InInventory, "%s is the workload %s: prefixes stand for addresses outside the inventory; select it by label instead",
+			if findings == nil {
+				return
+			}
+			findings.note(ref, InInventory, "%s is the workload %s: prefixes stand for addresses outside the inventory; select it by label instead",
 				prefix, w.NamespacedName())
 			return
 		}
@@ -50,6 +90,11 @@ func (p *population) namePrefix(by int32) func(bocage.Ref, netip.Prefix) {
 }
 
 func (p *population) countPrefix(prefix netip.Prefix, by int32) {
+	if p.renamed != nil {
+		if _, known := p.renamed[prefix]; !known {
+			p.renamed[prefix] = p.named[prefix] > 0
+		}
+	}
 	if p.named[prefix] += by; p.named[prefix] == 0 {
 		delete(p.named, prefix)
 	}

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
@@ -11,11 +12,6 @@ import (
 
 // profileNumbers are 1 to 4094: they travel as VLAN ids.
 const profileNumbers = 4094
-
-// profiles is what the compiler knows of inspection profiles.
-type profiles struct {
-	used []bocage.Profile
-}
 
 func (c *compiler) hasProfile(name string) bool {
 	i, found := slices.BinarySearchFunc(c.in.profiles, name, func(p *bocage.InspectionProfile, name string) int { return cmp.Compare(p.Name, name) })
@@ -34,9 +30,11 @@ func ProfileNames(name string) []string {
 	return strings.Split(name, "+")
 }
 
-// numberProfiles gives the profiles in use their numbers. Where a cell owes
+// numberProfiles gives the profiles in use their numbers: combined has the names
+// of those that decisions inspect with. Where a cell owes
 // several, one profile joins their signatures, so that none of the duties is lost.
-func (c *compiler) numberProfiles(used []bool) map[string]uint16 {
+func (c *compiler) numberProfiles(combined map[string]int32) ([]bocage.Profile, map[string]uint16) {
+	var list []bocage.Profile
 	numbers := map[string]uint16{}
 	taken := map[uint16]bool{}
 	assign := func(name string) bool {
@@ -57,19 +55,10 @@ func (c *compiler) numberProfiles(used []bool) map[string]uint16 {
 			c.findings.reject(Ref("InspectionProfile", p, ""), TooMany, "there are %d profiles before it, which is all that can be told apart on the wire", profileNumbers)
 		}
 	}
-	needed := map[string][]string{}
-	for i, d := range c.decisions.list {
-		if used[i] && len(d.profiles) > 0 {
-			needed[profileName(d.profiles)] = d.profiles
-		}
-	}
-	names := make([]string, 0, len(needed))
-	for name := range needed {
-		names = append(names, name)
-	}
+	names := slices.Collect(maps.Keys(combined))
 	slices.Sort(names)
 	for _, name := range names {
-		parts := needed[name]
+		parts := ProfileNames(name)
 		if len(parts) > 1 && !assign(name) {
 			// No number is left for the combination: the first profile's stands
 			// in, so the flows are still steered and still inspected.
@@ -81,11 +70,10 @@ func (c *compiler) numberProfiles(used []bool) map[string]uint16 {
 				continue
 			}
 		}
-		c.profiles.used = append(c.profiles.used, c.joined(numbers[name], name, parts, byName))
+		list = append(list, c.joined(numbers[name], name, parts, byName))
 	}
-	slices.SortFunc(c.profiles.used, func(a, b bocage.Profile) int { return cmp.Compare(a.Number, b.Number) })
-	c.profiles.used = slices.CompactFunc(c.profiles.used, func(a, b bocage.Profile) bool { return a.Number == b.Number })
-	return numbers
+	slices.SortFunc(list, func(a, b bocage.Profile) int { return cmp.Compare(a.Number, b.Number) })
+	return slices.CompactFunc(list, func(a, b bocage.Profile) bool { return a.Number == b.Number }), numbers
 }
 
 // joined makes one profile of several: every signature once, and it fails closed

@@ -23,14 +23,9 @@ type asked struct {
 	touched map[any]bool           // what may have changed, and whether it was asked before; nil: all
 }
 
-func questions(in *admitted) *asked {
-	q := &asked{values: map[label]int32{}, exists: map[string]int32{}, which: map[string]int32{}, ports: map[string]int32{},
+func newAsked() *asked {
+	return &asked{values: map[label]int32{}, exists: map[string]int32{}, which: map[string]int32{}, ports: map[string]int32{},
 		blocks: map[netip.Prefix]int32{}, sign: 1}
-	for _, a := range in.applications {
-		q.application(a)
-	}
-	q.others(in)
-	return q
 }
 
 // Kinds of question, but for values, which are labels.
@@ -71,9 +66,11 @@ func (q *asked) block(prefix netip.Prefix) {
 	slices.Reverse(q.lengths)
 }
 
-// changed lists what is asked now and was not, or the other way round.
+// changed lists what is asked now and was not, or the other way round, since it
+// was called last.
 func (q *asked) changed() []any {
 	var out []any
+	defer func() { q.touched = map[any]bool{} }()
 	for question, before := range q.touched {
 		var now int32
 		switch question := question.(type) {

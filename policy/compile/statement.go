@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"slices"
 	"time"
 
 	"bocage.dev/bocage"
@@ -72,29 +71,12 @@ func (c *compiler) state(s statement) {
 	if s.from.empty() || s.to.empty() || s.ports.empty() {
 		return
 	}
-	c.statements = append(c.statements, s)
-}
-
-// stateAll states what every author declares.
-func (c *compiler) stateAll() {
-	apps := c.selectApplications()
-	c.prepare()
-	c.checkZones()
-	c.stateThreats()
-	c.stateResponses()
-	slices.Sort(c.touched)
-	c.touched = slices.Compact(c.touched)
-	c.stateContracts(apps)
-	c.stateGuardrails()
-	c.stateKubernetes()
-	c.stateScopes()
-	c.stateDecoys()
-	c.noteContradictions()
+	c.stated = append(c.stated, s)
 }
 
 // prepare gathers what authors' statements depend on besides their own objects.
 func (c *compiler) prepare() {
-	c.held = map[int32]bool{}
+	c.protected = nil
 	c.exceptions = map[string][]*bocage.Exception{}
 	for _, e := range c.in.exceptions {
 		c.exceptions[e.Spec.Guardrail] = append(c.exceptions[e.Spec.Guardrail], e)

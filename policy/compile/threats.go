@@ -42,8 +42,6 @@ func (c *compiler) stateThreats() {
 	for _, t := range c.in.threatConditions {
 		c.stateThreat(t)
 	}
-	c.stateQuarantines()
-	c.mergeRefusals()
 }
 
 func (c *compiler) stateThreat(t *bocage.ThreatCondition) {

@@ -1,0 +1,259 @@
+package compile
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
+)
+
+// applications keeps who declares what to whom, to find whom a change bears on.
+type applications struct {
+	apps      map[string]*application   // by "namespace/name"
+	byPlace   map[string][]*application // by namespace
+	consuming map[string][]*application // by the name of a provider: those that consume from it
+	withData  map[*application]bool     // that offer classes of data
+	external  map[*application]bool     // that name prefixes
+	inviting  map[*application]bool     // that let in workloads of other namespaces by name
+}
+
+func newApplications(n int) applications {
+	return applications{
+		apps: make(map[string]*application, n), byPlace: map[string][]*application{}, consuming: make(map[string][]*application, n),
+		withData: map[*application]bool{}, external: map[*application]bool{}, inviting: map[*application]bool{},
+	}
+}
+
+// enter takes an Application in.
+func (k *applications) enter(a *application) {
+	k.apps[a.NamespacedName()] = a
+	k.byPlace[a.Namespace] = append(k.byPlace[a.Namespace], a)
+	for _, name := range a.providers() {
+		k.consuming[name] = append(k.consuming[name], a)
+	}
+	if offersData(a.Application) {
+		k.withData[a] = true
+	}
+	external := false
+	prefixesOf(a.Application, func(bocage.Ref, netip.Prefix) { external = true })
+	if external {
+		k.external[a] = true
+	}
+	for i, provide := range a.Spec.Provides {
+		if open := LetInNamespaces(a.Application, i); specific(provide.To) && !(len(open) == 1 && open[0] == a.Namespace) {
+			k.inviting[a] = true
+		}
+	}
+}
+
+// leave takes an Application out.
+func (k *applications) leave(a *application) {
+	without := func(list []*application) []*application {
+		return slices.DeleteFunc(list, func(other *application) bool { return other == a })
+	}
+	delete(k.apps, a.NamespacedName())
+	k.byPlace[a.Namespace] = without(k.byPlace[a.Namespace])
+	for _, name := range a.providers() {
+		k.consuming[name] = without(k.consuming[name])
+	}
+	delete(k.withData, a)
+	delete(k.external, a)
+	delete(k.inviting, a)
+}
+
+// compareApplications finds the Applications that are not as they were.
+func (c *compiler) compareApplications(was *admitted, d *change) {
+	if d.first {
+		c.applications = newApplications(len(c.in.applications))
+		d.applicationsCome = c.in.applications
+		return
+	}
+	if !d.of(kindApplication) {
+		return
+	}
+	old, now := was.applications, c.in.applications
+	for len(old) > 0 || len(now) > 0 {
+		order := 0
+		switch {
+		case len(old) == 0:
+			order = 1
+		case len(now) == 0:
+			order = -1
+		case old[0] != now[0]:
+			order = cmp.Compare(old[0].NamespacedName(), now[0].NamespacedName())
+			if order == 0 {
+				d.applicationsGone, d.applicationsCome = append(d.applicationsGone, old[0]), append(d.applicationsCome, now[0])
+			}
+		}
+		if order < 0 {
+			d.applicationsGone = append(d.applicationsGone, old[0])
+		}
+		if order > 0 {
+			d.applicationsCome = append(d.applicationsCome, now[0])
+		}
+		if order <= 0 {
+			old = old[1:]
+		}
+		if order >= 0 {
+			now = now[1:]
+		}
+	}
+}
+
+// replaceApplications takes Applications out and in, and with them the prefixes
+// that they name. What they said stays until they speak.
+func (c *compiler) replaceApplications(d *change) {
+	kept := map[string]*application{}
+	for _, o := range d.applicationsGone {
+		a := c.apps[o.NamespacedName()]
+		kept[a.NamespacedName()] = a
+		d.offers = d.offers || c.withData[a]
+		d.neighbours = append(d.neighbours, a.NamespacedName())
+		for _, use := range a.uses {
+			d.used = append(d.used, use)
+		}
+		prefixesOf(a.Application, c.pop.namePrefix(-1, nil))
+		c.leave(a)
+	}
+	for _, o := range d.applicationsCome {
+		a := &application{Application: o}
+		if old := kept[o.NamespacedName()]; old != nil {
+			a.consumes, a.provides, a.prefixes, a.uses = old.consumes, old.provides, old.prefixes, old.uses
+			delete(kept, o.NamespacedName())
+		}
+		c.hear(&a.prefixes, func() { prefixesOf(a.Application, c.pop.namePrefix(1, &c.findings)) })
+		c.enter(a)
+		d.offers = d.offers || c.withData[a]
+		d.neighbours = append(d.neighbours, a.NamespacedName())
+		d.spoken = append(d.spoken, a)
+	}
+	for _, a := range kept {
+		for _, u := range []*unit{&a.consumes, &a.provides, &a.prefixes} {
+			c.forget(u)
+		}
+	}
+}
+
+// sayApplications lets those Applications speak on whom the change bears: those
+// that changed, those whose workloads or prefixes are others now, and those that
+// have contracts with them.
+func (c *compiler) sayApplications(d *change) {
+	consumers, providers := map[*application]bool{}, map[*application]bool{}
+	for _, a := range d.spoken {
+		a.groups = c.pop.pick([]string{a.Namespace}, &a.Spec.Workload)
+		consumers[a], providers[a] = true, true
+	}
+	for a := range c.regrouped(d) {
+		d.offers = d.offers || c.withData[a]
+		consumers[a], providers[a] = true, true
+		d.neighbours = append(d.neighbours, a.NamespacedName())
+	}
+	if !d.first {
+		for _, name := range d.neighbours {
+			for _, a := range c.consuming[name] {
+				consumers[a] = true
+			}
+		}
+		if d.prefixes {
+			for a := range c.external {
+				consumers[a], providers[a] = true, true
+			}
+		}
+	}
+	uses := d.used
+	for _, a := range inOrder(consumers) {
+		uses = append(uses, a.uses...)
+		c.hear(&a.consumes, func() {
+			c.checkApplication(a)
+			c.stateConsumes(a)
+		})
+		uses = append(uses, a.uses...)
+	}
+	for _, use := range uses {
+		if provider := c.apps[use.provider]; provider != nil && specificAt(provider, use.provide) {
+			providers[provider] = true
+		}
+	}
+	c.invited(d, providers)
+	for _, a := range inOrder(providers) {
+		c.hear(&a.provides, func() { c.stateProvides(a) })
+	}
+	if d.offers || d.first {
+		c.collectOffers()
+	}
+}
+
+func specificAt(provider *application, i int) bool {
+	return i < len(provider.Spec.Provides) && specific(provider.Spec.Provides[i].To)
+}
+
+// inOrder lists Applications in the order of their names.
+func inOrder(set map[*application]bool) []*application {
+	out := make([]*application, 0, len(set))
+	for a := range set {
+		out = append(out, a)
+	}
+	slices.SortFunc(out, func(a, b *application) int {
+		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+	})
+	return out
+}
+
+// regrouped selects again for the Applications whose workloads the change of
+// subjects may be among, and returns those that have others now.
+func (c *compiler) regrouped(d *change) map[*application]bool {
+	out := map[*application]bool{}
+	if d.first {
+		return out
+	}
+	seen := map[string]bool{}
+	for _, i := range d.subjectsTouched() {
+		seen[c.pop.subjects[i].namespace] = true
+	}
+	for place := range seen {
+		for _, a := range c.byPlace[place] {
+			groups := c.pop.pick([]string{a.Namespace}, &a.Spec.Workload)
+			if !slices.Equal(groups, a.groups) {
+				a.groups = groups
+				out[a] = true
+			}
+		}
+	}
+	return out
+}
+
+// invited adds the Applications that may tell their authors of changed subjects
+// as of somebody whom they let in.
+func (c *compiler) invited(d *change, providers map[*application]bool) {
+	touched := d.subjectsTouched()
+	if d.first || len(touched) == 0 {
+		return
+	}
+	look := func(a *application) {
+		if providers[a] {
+			return
+		}
+		for i := range a.Spec.Provides {
+			to := &a.Spec.Provides[i].To
+			if specific(*to) && slices.ContainsFunc(touched, func(s int32) bool {
+				return c.pop.subjects[s].picked(LetInNamespaces(a.Application, i), to)
+			}) {
+				providers[a] = true
+				return
+			}
+		}
+	}
+	seen := map[string]bool{}
+	for _, i := range touched {
+		seen[c.pop.subjects[i].namespace] = true
+	}
+	for place := range seen {
+		for _, a := range c.byPlace[place] {
+			look(a)
+		}
+	}
+	for a := range c.inviting {
+		look(a)
+	}
+}

@@ -1,0 +1,480 @@
+package compile
+
+import (
+	"cmp"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	"bocage.dev/bocage"
+)
+
+// book is the ruleset that was assembled last, and what of it is in use. A
+// ruleset is never changed: the next one shares the lists in which nothing is
+// new, and has patched copies of the others.
+type book struct {
+	ruleset *bocage.Ruleset
+	changed *changed
+
+	patches   []int32          // how often each patch is in use
+	decisions uses             // how often each decision is
+	reasons   []int32          // the patches of the reasons
+	refusals  []int32          // the decisions of those that are cut off
+	diverting map[uint16]int32 // patches in use that lead to a decoy at a port
+	combined  map[string]int32 // decisions in use, by the profiles that inspect together
+	ids       *numbering
+	profiles  map[string]uint16
+
+	enforced           []bool         // by subject
+	senders, receivers []bocage.Group // by subject
+}
+
+// uses counts how often decisions are in use, successors included.
+type uses struct {
+	counts  []int32
+	touched map[int32]bool // what may have come into use or gone out of it, and whether it was before
+}
+
+func (u *uses) count(list []decision, i, by int32) {
+	for len(u.counts) < len(list) {
+		u.counts = append(u.counts, 0)
+	}
+	for ; i != unset; i = list[i].then {
+		before := u.counts[i] > 0
+		u.counts[i] += by
+		if before == (u.counts[i] > 0) {
+			return // its successor is in use, or not, as it was
+		}
+		if _, known := u.touched[i]; !known {
+			u.touched[i] = before
+		}
+	}
+}
+
+func (u *uses) used() int {
+	n := 0
+	for _, count := range u.counts {
+		if count > 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// assemble writes the ruleset.
+func (c *compiler) assemble(d *change) {
+	if d.first {
+		c.book = &book{diverting: map[uint16]int32{}, combined: map[string]int32{}, decisions: uses{touched: map[int32]bool{}},
+			ids: newNumbering(1, nil)}
+		c.book.decisions.count(c.decisions.list, 0, 1) // the default
+		c.grid.eachEntry(func(e entry) { c.grid.come = append(c.grid.come, e) })
+	}
+	b, g := c.book, c.grid
+	refusals := make([]int32, len(c.cutOff))
+	for i, r := range c.cutOff {
+		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
+	}
+	b.changed = &changed{all: d.first}
+
+	gone := c.rules(g.gone) // while their decisions have numbers
+	c.use(g.gone, -1)
+	c.use(g.come, 1)
+	reasons := b.reasons
+	if g.reclassified {
+		reasons = slices.Sorted(maps.Values(g.reasons))
+	}
+	for _, list := range [2]struct {
+		decisions, patches []int32
+		by                 int32
+	}{{refusals, reasons, 1}, {b.refusals, b.reasons, -1}} {
+		for _, i := range list.decisions {
+			b.decisions.count(c.decisions.list, i, list.by)
+		}
+		for _, i := range list.patches {
+			c.usePatch(i, list.by)
+		}
+	}
+	sameRefusals := slices.Equal(refusals, b.refusals)
+	b.refusals, b.reasons = refusals, reasons
+
+	old := b.ruleset
+	if old == nil {
+		old = &bocage.Ruleset{Rules: []bocage.Rule{}, Decisions: []bocage.Decision{}, Peers: []bocage.Peer{}, Groups: []bocage.GroupInfo{}}
+	}
+	rs := &bocage.Ruleset{Peers: old.Peers, Groups: old.Groups, Rules: old.Rules, Reasons: old.Reasons, Decisions: old.Decisions,
+		Default: old.Default, Refused: old.Refused, Profiles: old.Profiles, Decoys: old.Decoys}
+	b.ruleset = rs
+	if moved := c.writeDecisions(rs, d); moved || d.renumbered {
+		// Numbers moved on since two hashes met: everything that carries one is written anew.
+		b.changed.all = true
+		var all []entry
+		g.eachEntry(func(e entry) { all = append(all, e) })
+		rs.Rules = exchange(nil, nil, c.rules(all), bocage.CompareRules)
+		rs.Peers, rs.Groups = []bocage.Peer{}, []bocage.GroupInfo{}
+		c.describe(rs, nil)
+	} else {
+		rs.Rules = exchange(rs.Rules, gone, c.rules(g.come), bocage.CompareRules)
+		c.describe(rs, d)
+	}
+	rs.Default = c.idOf(0)
+	if g.reclassified || b.changed.all {
+		c.giveReasons(rs)
+	}
+	if !sameRefusals || !refusedAs(rs.Refused, c.cutOff) || b.changed.all {
+		b.changed.all = true
+		rs.Refused = nil
+		for i, r := range c.cutOff {
+			rs.Refused = append(rs.Refused, bocage.Refusal{Identity: r.identity, Decision: c.idOf(refusals[i]), Until: r.until.UTC()})
+		}
+	}
+	c.place(rs)
+	c.noteChanged()
+}
+
+// refusedAs reports whether refusals are those of a ruleset, their decisions apart.
+func refusedAs(refused []bocage.Refusal, cutOff []refusal) bool {
+	return slices.EqualFunc(refused, cutOff, func(a bocage.Refusal, b refusal) bool {
+		return a.Identity == b.identity && a.Until.Equal(b.until)
+	})
+}
+
+// rules writes entries as rules.
+func (c *compiler) rules(entries []entry) []bocage.Rule {
+	n := 0
+	for _, e := range entries {
+		n += c.grid.tables.patches[e.patch].rules()
+	}
+	out := make([]bocage.Rule, 0, n)
+	for _, e := range entries {
+		out = c.appendRules(out, e.patch, c.groupOf(e.from), c.groupOf(e.to))
+	}
+	return out
+}
+
+// rules counts those of a patch.
+func (p patch) rules() int {
+	n := 0
+	each(p.rest, p.protocols, func(int32) { n++ })
+	return n
+}
+
+// appendRules writes a patch as rules between two groups.
+func (c *compiler) appendRules(rules []bocage.Rule, patch int32, from, to bocage.Group) []bocage.Rule {
+	p := c.grid.tables.patches[patch]
+	if p.rest != unset {
+		rules = append(rules, bocage.Rule{From: from, To: to, Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts, Decision: c.idOf(p.rest)})
+	}
+	for _, listed := range p.protocols {
+		for _, cell := range listed.cells {
+			rules = append(rules, bocage.Rule{From: from, To: to, Protocol: listed.protocol,
+				Ports: bocage.PortRange{First: cell.first, Last: cell.last}, Decision: c.idOf(cell.decision)})
+		}
+	}
+	return rules
+}
+
+func (c *compiler) idOf(decision int32) bocage.DecisionID {
+	return bocage.DecisionID(c.book.ids.of(c.decisions.keys[decision]))
+}
+
+func (c *compiler) groupOf(i int32) bocage.Group {
+	if i == anyone {
+		return bocage.GroupAny
+	}
+	return c.pop.subjects[i].group
+}
+
+// use counts the patches of entries in or out of use.
+func (c *compiler) use(entries []entry, by int32) {
+	for _, e := range entries {
+		c.usePatch(e.patch, by)
+	}
+}
+
+func (c *compiler) usePatch(i, by int32) {
+	b := c.book
+	for len(b.patches) < len(c.grid.tables.patches) {
+		b.patches = append(b.patches, 0)
+	}
+	before := b.patches[i] > 0
+	b.patches[i] += by
+	if before == (b.patches[i] > 0) {
+		return
+	}
+	p := c.grid.tables.patches[i]
+	each(p.rest, p.protocols, func(decision int32) { b.decisions.count(c.decisions.list, decision, by) })
+	for _, listed := range p.protocols {
+		for _, cell := range listed.cells {
+			if c.diverts(cell.decision) {
+				b.diverting[cell.first] += by // a decoy's rule covers its one port
+			}
+		}
+	}
+}
+
+// diverts reports whether a decision leads to a decoy, now or later.
+func (c *compiler) diverts(i int32) bool {
+	for ; i != unset; i = c.decisions.list[i].then {
+		if c.decisions.list[i].verdict == bocage.VerdictDecoy {
+			return true
+		}
+	}
+	return false
+}
+
+// writeDecisions gives decisions that came into use their numbers, and writes
+// them. It reports whether others moved on.
+func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
+	b, list := c.book, c.decisions.list
+	var gone, come []int32
+	combined := d.of(kindProfile)
+	for i, before := range b.decisions.touched {
+		now := b.decisions.counts[i] > 0
+		switch {
+		case before && !now:
+			gone = append(gone, i)
+		case now && !before:
+			come = append(come, i)
+		default:
+			continue
+		}
+		if names := list[i].profiles; len(names) > 0 {
+			name, was := profileName(names), 0
+			if b.combined[name] > 0 {
+				was = 1
+			}
+			if b.combined[name]++; !now {
+				b.combined[name] -= 2
+			}
+			if b.combined[name] <= 0 {
+				delete(b.combined, name)
+			}
+			combined = combined || (was == 1) != (b.combined[name] > 0)
+		}
+	}
+	clear(b.decisions.touched)
+	removed := make([]bocage.Decision, len(gone))
+	goneKeys, comeKeys := make([]string, len(gone)), make([]string, len(come))
+	for n, i := range gone {
+		removed[n], goneKeys[n] = bocage.Decision{ID: c.idOf(i)}, c.decisions.keys[i]
+	}
+	for n, i := range come {
+		comeKeys[n] = c.decisions.keys[i]
+	}
+	moved := len(b.ids.change(goneKeys, comeKeys)) > 0
+	rewrite := moved
+	if combined {
+		before := b.profiles
+		c.hear(&c.units.profiles, func() { rs.Profiles, b.profiles = c.numberProfiles(b.combined) })
+		b.changed.all = true
+		for name, number := range b.profiles {
+			if was, known := before[name]; known && was != number {
+				rewrite = true
+			}
+		}
+	}
+	if rewrite {
+		come, removed = nil, nil
+		rs.Decisions = []bocage.Decision{}
+		for i, count := range b.decisions.counts {
+			if count > 0 {
+				come = append(come, int32(i))
+			}
+		}
+	} else {
+		for _, i := range c.decisions.renewed {
+			if b.decisions.counts[i] > 0 && !slices.Contains(come, i) {
+				b.changed.all = true
+				removed = append(removed, bocage.Decision{ID: c.idOf(i)})
+				come = append(come, i)
+			}
+		}
+	}
+	c.decisions.renewed = c.decisions.renewed[:0]
+	added := make([]bocage.Decision, len(come))
+	for n, i := range come {
+		added[n] = c.written(i)
+	}
+	rs.Decisions = exchange(rs.Decisions, removed, added, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
+	return moved && !d.first
+}
+
+// written is a decision with its number.
+func (c *compiler) written(i int32) bocage.Decision {
+	d := c.decisions.list[i]
+	out := bocage.Decision{ID: c.idOf(i), Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Log: d.log, By: d.by}
+	if !d.duties.Empty() {
+		out.Duties = &d.duties
+	}
+	if !d.until.IsZero() {
+		out.Until, out.Then = d.until.UTC(), c.idOf(d.then)
+	}
+	return out
+}
+
+// describe lists who has which address and group: of all, or of those that the
+// change is about.
+func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
+	b := c.book
+	var groups, groupsGone []bocage.GroupInfo
+	var peers, peersGone []bocage.Peer
+	enter := func(i int32) {
+		s := &c.pop.subjects[i]
+		groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: s.enforce || c.held[i], Name: s.name})
+		if s.prefix.IsValid() {
+			peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
+		}
+	}
+	senders, receivers := c.standIns()
+	for len(b.enforced) < len(c.pop.subjects) {
+		b.enforced = append(b.enforced, false)
+		b.senders, b.receivers = append(b.senders, 0), append(b.receivers, 0)
+	}
+	altered := func(i int32) bool {
+		enforced := c.pop.subjects[i].enforce || c.held[i]
+		same := b.enforced[i] == enforced && b.senders[i] == senders[i] && b.receivers[i] == receivers[i]
+		b.enforced[i], b.senders[i], b.receivers[i] = enforced, senders[i], receivers[i]
+		return !same
+	}
+	whole := d == nil || d.first
+	came := map[int32]bool{}
+	if !whole {
+		for _, i := range d.gone {
+			s := &c.pop.subjects[i]
+			groupsGone = append(groupsGone, bocage.GroupInfo{Group: s.group})
+			if s.prefix.IsValid() {
+				peersGone = append(peersGone, bocage.Peer{Prefix: s.prefix})
+			}
+		}
+		came = c.came
+	}
+	if whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition) {
+		for i := range c.pop.subjects {
+			if i == worldSubject || c.pop.subjects[i].gone() {
+				continue
+			}
+			different := altered(int32(i))
+			switch {
+			case whole || came[int32(i)]:
+				enter(int32(i))
+			case different:
+				s := &c.pop.subjects[i]
+				groupsGone = append(groupsGone, bocage.GroupInfo{Group: s.group})
+				groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name})
+			}
+		}
+	}
+	for n := range groups {
+		i := c.pop.byGroup(groups[n].Group)
+		groups[n].Sender, groups[n].Receiver = b.senders[i], b.receivers[i]
+	}
+	if whole {
+		for at := range c.in.workloads {
+			peers = c.appendPeers(peers, int32(at))
+		}
+	} else {
+		for _, at := range d.moved {
+			for _, addr := range c.in.workloads[at].Spec.Addresses {
+				peersGone = append(peersGone, bocage.Peer{Prefix: netip.PrefixFrom(addr, addr.BitLen())})
+			}
+			peers = c.appendPeers(peers, at)
+		}
+	}
+	if len(peers)+len(peersGone)+len(groups)+len(groupsGone) > 0 {
+		b.changed.all = true
+	}
+	rs.Peers = exchange(rs.Peers, peersGone, peers, func(a, b bocage.Peer) int { return comparePrefixes(a.Prefix, b.Prefix) })
+	rs.Groups = exchange(rs.Groups, groupsGone, groups, func(a, b bocage.GroupInfo) int { return cmp.Compare(a.Group, b.Group) })
+}
+
+// appendPeers appends the addresses of a workload.
+func (c *compiler) appendPeers(peers []bocage.Peer, at int32) []bocage.Peer {
+	w := c.in.workloads[at]
+	host := w.Spec.Host
+	if w.Spec.Interface == "" {
+		host = "" // nothing stands in front of it
+	}
+	for _, i := range c.pop.subjectsOf(at) {
+		s := &c.pop.subjects[i]
+		for _, addr := range c.pop.addressesOf(s, w) {
+			peers = append(peers, bocage.Peer{Prefix: netip.PrefixFrom(addr, addr.BitLen()), Identity: w.Status.Identity,
+				Group: s.group, Host: host, Workload: w.NamespacedName()})
+		}
+	}
+	return peers
+}
+
+// standIns tells for every subject which group stands for it in reasons.
+func (c *compiler) standIns() (senders, receivers []bocage.Group) {
+	g, n := c.grid, len(c.pop.subjects)
+	senders, receivers = make([]bocage.Group, n), make([]bocage.Group, n)
+	if len(g.reasons) == 0 {
+		return senders, receivers
+	}
+	sending, receiving := make([]bool, len(g.sources.coarse)), make([]bool, len(g.targets.coarse))
+	for at := range g.reasons {
+		sending[at.from], receiving[at.to] = true, true
+	}
+	for i := range n {
+		if g.sources.of[i] == unset {
+			continue
+		}
+		if coarse := g.sources.list[g.sources.of[i]].coarse; sending[coarse] {
+			senders[i] = c.groupOf(g.sources.coarse[coarse].leader)
+		}
+		if coarse := g.targets.list[g.targets.of[i]].coarse; receiving[coarse] {
+			receivers[i] = c.groupOf(g.targets.coarse[coarse].leader)
+		}
+	}
+	return senders, receivers
+}
+
+// giveReasons writes the reasons.
+func (c *compiler) giveReasons(rs *bocage.Ruleset) {
+	g := c.grid
+	var reasons []bocage.Rule
+	for at, patch := range g.reasons {
+		reasons = c.appendRules(reasons, patch, c.groupOf(g.sources.coarse[at.from].leader), c.groupOf(g.targets.coarse[at.to].leader))
+	}
+	slices.SortFunc(reasons, bocage.CompareRules)
+	if !slices.Equal(reasons, rs.Reasons) {
+		c.book.changed.all = true
+		rs.Reasons = reasons
+	}
+}
+
+// place lists the decoys that some rule leads to.
+func (c *compiler) place(rs *bocage.Ruleset) {
+	var out []bocage.DecoyPlacement
+	for _, p := range c.placements {
+		if c.book.diverting[p.Port] > 0 {
+			out = append(out, p)
+		}
+	}
+	same := slices.EqualFunc(out, rs.Decoys, func(a, b bocage.DecoyPlacement) bool {
+		return a.Name == b.Name && a.Protocol == b.Protocol && a.Port == b.Port && a.Banner == b.Banner && slices.Equal(a.For, b.For)
+	})
+	if !same {
+		c.book.changed.all = true
+		rs.Decoys = out
+	}
+}
+
+func hash32(s string) uint32 {
+	h := fnv.New32a()
+	h.Write([]byte(s))
+	return h.Sum32()
+}
+
+func quoteList(names []string) string {
+	var b []byte
+	for i, n := range names {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = strconv.AppendQuote(b, n)
+	}
+	return string(b)
+}

@@ -1,0 +1,265 @@
+package compile
+
+import (
+	"cmp"
+	"slices"
+)
+
+// unit is what one author said last, or all authors of a kind: its statements, in
+// order, and what it was told. A unit speaks again when something that it depends
+// on has changed; what it says as before keeps its number, and costs nothing.
+type unit struct {
+	statements []int32
+	findings   []Finding
+}
+
+// hear lets a unit speak.
+func (c *compiler) hear(u *unit, speak func()) {
+	c.stated, c.findings = c.stated[:0], nil
+	speak()
+	c.replace(u)
+	c.told.change(u.findings, c.findings)
+	u.findings = slices.Clone(c.findings)
+}
+
+// forget lets a unit be silent.
+func (c *compiler) forget(u *unit) { c.hear(u, func() {}) }
+
+// replace takes what was stated for what the unit says now.
+func (c *compiler) replace(u *unit) {
+	old, stated := u.statements, c.stated
+	same := func(i int32, s *statement) bool { return c.keeps(i, s) }
+	first := 0
+	for first < len(old) && first < len(stated) && same(old[first], &stated[first]) {
+		first++
+	}
+	last := 0
+	for last < len(old)-first && last < len(stated)-first && same(old[len(old)-1-last], &stated[len(stated)-1-last]) {
+		last++
+	}
+	if first+last == len(old) && len(old) == len(stated) {
+		return
+	}
+	kept := slices.Clone(old[:first])
+	c.withdrawn = append(c.withdrawn, old[first:len(old)-last]...)
+	for _, s := range stated[first : len(stated)-last] {
+		i := int32(len(c.statements))
+		c.statements = append(c.statements, s)
+		c.added = append(c.added, i)
+		kept = append(kept, i)
+	}
+	u.statements = append(kept, old[len(old)-last:]...)
+}
+
+// resided is a statement whose sides hold other subjects now, with the old sides.
+type resided struct {
+	statement int32
+	from, to  side
+}
+
+// keeps reports whether a statement says what was said before. If it says it of
+// the subjects that took the place of others, it stays too, with other sides.
+func (c *compiler) keeps(i int32, s *statement) bool {
+	old := &c.statements[i]
+	if !old.alike(s) {
+		return false
+	}
+	if old.from.equal(s.from) && old.to.equal(s.to) {
+		return true
+	}
+	if old.broad() != s.broad() || !c.replaced(old.from, s.from) || !c.replaced(old.to, s.to) {
+		return false
+	}
+	c.resided = append(c.resided, resided{i, old.from, old.to})
+	old.from, old.to = s.from, s.to
+	return true
+}
+
+// replaced reports whether a side differs from an older one only in subjects that
+// are gone or that came.
+func (c *compiler) replaced(old, now side) bool {
+	if old.any || now.any {
+		return old.any == now.any
+	}
+	a, b := old.list, now.list
+	for {
+		for len(a) > 0 && c.pop.subjects[a[0]].gone() {
+			a = a[1:]
+		}
+		for len(b) > 0 && c.came[b[0]] {
+			b = b[1:]
+		}
+		if len(a) == 0 || len(b) == 0 {
+			return len(a) == len(b)
+		}
+		if a[0] != b[0] {
+			return false
+		}
+		a, b = a[1:], b[1:]
+	}
+}
+
+// alike reports whether two statements say the same by the same authors, of
+// whomever.
+func (s *statement) alike(o *statement) bool {
+	return s.kind == o.kind && s.shy == o.shy && s.duty == o.duty && s.dutyBy == o.dutyBy && s.until.Equal(o.until) &&
+		s.guardrail == o.guardrail && s.disposition == o.disposition && s.ports.all == o.ports.all &&
+		(s.kube == nil) == (o.kube == nil) && (s.kube == nil || *s.kube == *o.kube) &&
+		slices.Equal(s.ports.ranges, o.ports.ranges) && slices.Equal(s.by, o.by)
+}
+
+func (s side) equal(o side) bool {
+	if s.any != o.any || len(s.list) != len(o.list) {
+		return false
+	}
+	return len(s.list) == 0 || &s.list[0] == &o.list[0] || slices.Equal(s.list, o.list)
+}
+
+// told is all findings, each once.
+type told struct {
+	counts  map[Finding]int32
+	sorted  []Finding
+	touched map[Finding]bool // what may have changed, and whether it was there before; nil before the first time
+}
+
+// change takes findings for others.
+func (t *told) change(old, now []Finding) {
+	if slices.Equal(old, now) {
+		return
+	}
+	for _, f := range old {
+		t.count(f, -1)
+	}
+	for _, f := range now {
+		t.count(f, 1)
+	}
+}
+
+func (t *told) count(f Finding, by int32) {
+	if t.touched != nil {
+		if _, known := t.touched[f]; !known {
+			t.touched[f] = t.counts[f] > 0
+		}
+	}
+	if t.counts[f] += by; t.counts[f] == 0 {
+		delete(t.counts, f)
+	}
+}
+
+// list returns all findings in order. It is never changed afterwards.
+func (t *told) list() []Finding {
+	if t.touched == nil {
+		t.touched = map[Finding]bool{}
+		for f := range t.counts {
+			t.sorted = append(t.sorted, f)
+		}
+		slices.SortFunc(t.sorted, compareFindings)
+		return t.sorted
+	}
+	var removed, added []Finding
+	for f, before := range t.touched {
+		switch now := t.counts[f] > 0; {
+		case before && !now:
+			removed = append(removed, f)
+		case now && !before:
+			added = append(added, f)
+		}
+	}
+	clear(t.touched)
+	if t.sorted = exchange(t.sorted, removed, added, compareFindings); len(t.sorted) == 0 {
+		t.sorted = nil
+	}
+	return t.sorted
+}
+
+func compareFindings(a, b Finding) int {
+	rejected := func(f Finding) int {
+		if f.Rejected {
+			return 1
+		}
+		return 0
+	}
+	return cmp.Or(compareRefs(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message), rejected(a)-rejected(b))
+}
+
+// exchange returns a sorted list without some of its elements and with others.
+// The given list stays as it is.
+func exchange[T any](list, removed, added []T, compare func(a, b T) int) []T {
+	if len(removed) == 0 && len(added) == 0 {
+		return list
+	}
+	slices.SortFunc(removed, compare)
+	slices.SortFunc(added, compare)
+	out := make([]T, 0, len(list)-len(removed)+len(added))
+	copied := 0
+	until := func(x T) int {
+		i, _ := slices.BinarySearchFunc(list[copied:], x, compare)
+		return copied + i
+	}
+	for len(removed) > 0 || len(added) > 0 {
+		if len(added) == 0 || len(removed) > 0 && compare(removed[0], added[0]) <= 0 {
+			i := until(removed[0])
+			out, removed = append(out, list[copied:i]...), removed[1:]
+			copied = i + 1
+			continue
+		}
+		i := until(added[0])
+		out = append(append(out, list[copied:i]...), added[0])
+		copied, added = i, added[1:]
+	}
+	return append(out, list[copied:]...)
+}
+
+// say lets everyone speak on whom the change bears.
+func (c *compiler) say(d *change) {
+	c.sayApplications(d)
+	if d.others() || d.offers {
+		c.prepare()
+	}
+	if d.of(kindZone) {
+		c.hear(&c.units.zones, c.checkZones)
+	}
+	if d.subjects || d.offers || d.of(kindThreatCondition, kindResponse, kindProfile, kindGuardrail, kindZone) {
+		touched := c.touched
+		c.held, c.touched = map[int32]bool{}, nil
+		c.refusals = nil
+		c.hear(&c.units.threats, c.stateThreats)
+		c.units.refusals = c.refusals
+		c.hear(&c.units.responses, c.stateResponses)
+		slices.Sort(c.touched)
+		c.touched = slices.Compact(c.touched)
+		d.touched = !slices.Equal(touched, c.touched)
+	}
+	if d.of(kindQuarantine) || !slices.EqualFunc(c.units.refusals, c.units.refused, refusal.equal) || d.first {
+		c.refusals = slices.Clone(c.units.refusals)
+		c.units.refused = c.units.refusals
+		c.hear(&c.units.quarantines, c.stateQuarantines)
+		c.mergeRefusals()
+		c.cutOff = c.refusals
+	}
+	if d.subjects || d.offers || d.touched || d.of(kindGuardrail, kindException, kindProfile) {
+		c.hear(&c.units.guardrails, c.stateGuardrails)
+	}
+	if d.subjects || d.of(kindNetworkPolicy, kindClusterNetworkPolicy) {
+		c.hear(&c.units.kubernetes, c.stateKubernetes)
+	}
+	if d.subjects || d.of(kindScope) {
+		c.hear(&c.units.scopes, c.stateScopes)
+	}
+	if d.subjects || d.of(kindDecoy) {
+		c.placements = nil
+		c.hear(&c.units.decoys, c.stateDecoys)
+	}
+}
+
+func (r refusal) equal(o refusal) bool {
+	return r.identity == o.identity && r.until.Equal(o.until) && slices.Equal(r.by, o.by)
+}
+
+// units are those of everyone but Applications.
+type units struct {
+	admission, prefixes, conditions                               unit // told only
+	zones, threats, responses, quarantines, guardrails            unit
+	kubernetes, scopes, decoys, contradictions, profiles, emptied unit
+	refusals, refused                                             []refusal // of threat conditions
+}

@@ -1,0 +1,140 @@
+package compile_test
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
+)
+
+// TestFollowsAnyEdits lets a Compiler follow random edits of objects of every
+// kind, with lists in random orders and with time passing, and compares every
+// output with that of a compilation from nothing: byte for byte.
+func TestFollowsAnyEdits(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		most := rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out")
+		pool := []compile.Input{policytest.Draw(t), policytest.Draw(t), policytest.Draw(t)}
+		compiler := compile.NewCompilerSpelling(most)
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
+		in := pool[0]
+		var last *bocage.Ruleset
+		for step := range rapid.IntRange(2, 8).Draw(t, "steps") {
+			if step > 0 {
+				in = edited(t, in, pool[rapid.IntRange(0, len(pool)-1).Draw(t, "from")], r)
+			}
+			in.Generation++
+			want, have := compile.CompileSpelling(in, most), compiler.Compile(in)
+			if a, b := wholeOutput(t, want), wholeOutput(t, have); a != b {
+				t.Fatalf("step %d: following gives\n%s\nfrom nothing it is\n%s\n%s", step, b, a, policytest.Describe(in))
+			}
+			untouchedHosts(t, last, have, in)
+			last = have.Ruleset
+		}
+	})
+}
+
+// untouchedHosts compares the parts of the hosts that the output says are not touched.
+func untouchedHosts(t *rapid.T, last *bocage.Ruleset, out compile.Output, in compile.Input) {
+	if last == nil {
+		return
+	}
+	before, now := compile.NewCutter(last, in), compile.NewCutter(out.Ruleset, in)
+	for _, host := range now.Hosts() {
+		if out.Touches(host) {
+			continue
+		}
+		a, b := *before.Cut(host), *now.Cut(host)
+		a.Generation, a.Digest, b.Generation, b.Digest = 0, "", 0, ""
+		if x, y := asJSON(t, &a), asJSON(t, &b); x != y {
+			t.Fatalf("%s is said to be untouched, and was\n%s\nand is\n%s", host, x, y)
+		}
+	}
+}
+
+func wholeOutput(t *rapid.T, out compile.Output) string {
+	return asJSON(t, struct {
+		Ruleset  *bocage.Ruleset
+		Findings []compile.Finding
+		Faults   bocage.Faults
+		Expires  time.Time
+	}{out.Ruleset, out.Findings, out.Faults, out.Expires})
+}
+
+func asJSON(t *rapid.T, v any) string {
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// edited takes some objects from another input for those of the same name, adds
+// some and leaves some out, and lets time pass.
+func edited(t *rapid.T, in, from compile.Input, r *rand.Rand) compile.Input {
+	kinds := []func(){
+		func() { in.Applications = mixed(t, in.Applications, from.Applications) },
+		func() { in.Guardrails = mixed(t, in.Guardrails, from.Guardrails) },
+		func() { in.Scopes = mixed(t, in.Scopes, from.Scopes) },
+		func() { in.Profiles = mixed(t, in.Profiles, from.Profiles) },
+		func() { in.Decoys = mixed(t, in.Decoys, from.Decoys) },
+		func() { in.Quarantines = mixed(t, in.Quarantines, from.Quarantines) },
+		func() { in.ThreatConditions = mixed(t, in.ThreatConditions, from.ThreatConditions) },
+		func() { in.Workloads = mixed(t, in.Workloads, from.Workloads) },
+		func() { in.Exceptions = mixed(t, in.Exceptions, from.Exceptions) },
+		func() { in.Responses = mixed(t, in.Responses, from.Responses) },
+		func() { in.AddressGroups = mixed(t, in.AddressGroups, from.AddressGroups) },
+		func() { in.Zones = mixed(t, in.Zones, from.Zones) },
+		func() { in.Namespaces = mixed(t, in.Namespaces, from.Namespaces) },
+		func() { in.NetworkPolicies = mixed(t, in.NetworkPolicies, from.NetworkPolicies) },
+		func() { in.ClusterNetworkPolicies = mixed(t, in.ClusterNetworkPolicies, from.ClusterNetworkPolicies) },
+		func() { in.Hosts = mixed(t, in.Hosts, from.Hosts) },
+		func() { in.Now = in.Now.Add(time.Duration(rapid.IntRange(-90, 240).Draw(t, "seconds")) * time.Second) },
+		func() { in = policytest.Shuffle(in, r) },
+		func() { in.Applications = redeclared(t, in.Applications) },
+	}
+	for range rapid.IntRange(1, 3).Draw(t, "edits") {
+		rapid.SampledFrom(kinds).Draw(t, "kind")()
+	}
+	return in
+}
+
+func mixed[T bocage.Resource](t *rapid.T, list, other []T) []T {
+	out := slices.Clone(list)
+	for _, o := range other {
+		at := slices.IndexFunc(out, func(x T) bool { return x.Meta().NamespacedName() == o.Meta().NamespacedName() })
+		switch there := at >= 0; rapid.IntRange(0, 2).Draw(t, "take") {
+		case 0:
+			if there {
+				out[at] = o
+			} else {
+				out = append(out, o)
+			}
+		case 1:
+			if there {
+				out = slices.Delete(out, at, at+1)
+			}
+		}
+	}
+	return out
+}
+
+// redeclared says that an Application came from another place, and writes another
+// anew without changing it.
+func redeclared(t *rapid.T, list []*bocage.Application) []*bocage.Application {
+	out := slices.Clone(list)
+	for i, a := range out {
+		again := *a
+		if rapid.Bool().Draw(t, "moved") {
+			again.Annotations = map[string]string{bocage.SourceAnnotation: rapid.SampledFrom([]string{"a.yaml:1", "b.yaml:2"}).Draw(t, "source")}
+		}
+		out[i] = &again
+	}
+	return out
+}
