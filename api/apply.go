@@ -112,7 +112,7 @@ func (s *Server) answerApplied(c *call, changes []*change, written int, dry bool
 		applied := bocage.AppliedObject{Kind: ch.kind.Name, Namespace: ch.namespace, Name: ch.name, Outcome: outcomePending}
 		if i < written {
 			applied.Outcome, applied.Object = ch.outcome(), withRevision(ch.value, ch.kind, ch.revision)
-			s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK)
+			s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, ch.value)
 		}
 		result.Objects = append(result.Objects, applied)
 	}

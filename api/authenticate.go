@@ -54,7 +54,7 @@ func (s *Server) authenticate(r *http.Request) (Person, error) {
 		return Person{}, err
 	}
 	if len(p.Grants) == 0 {
-		return Person{}, newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+		return p, newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
 			"%s has no role here: an administrator gives one with a RoleBinding that names %s among its subjects", p.Name, p.subjects())
 	}
 	return p, nil

@@ -37,6 +37,8 @@ import (
 //	POST sessions                         {"person","ttlSeconds"}  Session
 //	GET  sessions                                            a list of Session, without tokens
 //	DELETE sessions  ?name=                                  {"ended"}
+//	GET  audit       ?from=                                  one audit.Entry a line
+//	GET  anchors                                             {"node","anchors"}
 //	GET  whoami                                              Person
 const functionsPath = "/apis/functions." + Group + "/" + Version
 
@@ -78,6 +80,8 @@ func (s *Server) serveFunction(c *call, name string) error {
 		method string
 		serve  func(*call) error
 	}{
+		"audit":           {http.MethodGet, s.serveAudit},
+		"anchors":         {http.MethodGet, s.serveAnchors},
 		"GET sessions":    {http.MethodGet, s.listSessions},
 		"DELETE sessions": {http.MethodDelete, s.endSessions},
 		"explain":         {http.MethodGet, s.explain},
@@ -105,7 +109,7 @@ func (s *Server) serveFunction(c *call, name string) error {
 		return newProblem(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "%s is asked with %s", name, f.method)
 	}
 	c.verb = name
-	if name == "flows" {
+	if name == "flows" || name == "audit" {
 		return f.serve(c)
 	}
 	return s.bounded(c, f.serve)
@@ -364,6 +368,7 @@ func (s *Server) hunt(c *call) error {
 	if err != nil {
 		return err
 	}
+	c.saying, c.outcome = string(sql), "refused"
 	if text := strings.TrimSpace(string(sql)); text == "" || len(text) > maxQuery {
 		faults.Add("", "the body must be SQL of at most %d KiB", maxQuery>>10)
 	}
@@ -377,6 +382,8 @@ func (s *Server) hunt(c *call) error {
 	if err != nil {
 		return functionFailed(err)
 	}
+	c.outcome = ""
+	c.note(c.access, "", "", 0, nil)
 	writeJSON(c.w, http.StatusOK, result)
 	return nil
 }

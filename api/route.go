@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/audit"
 )
 
 // call is one request to a resource, understood.
@@ -29,29 +30,48 @@ type call struct {
 	acceptable bool
 	// outcome is what the audit log says of a change.
 	outcome string
+	// entries are for the audit trail; saying is what a function was asked.
+	entries []audit.Entry
+	saying  string
+	// stored is the object as a change left it.
+	stored []byte
 	// large holds the places of large bodies; holdsLarge says that one is taken.
 	large      chan struct{}
 	holdsLarge bool
 }
 
 // ServeHTTP implements http.Handler: it bounds, authenticates, counts and logs
-// every request.
+// every request, and lets no answer to a change out before the trail has it.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
-	answer := &recorder{ResponseWriter: w, code: http.StatusOK}
+	answer := &recorder{ResponseWriter: w, code: http.StatusOK, held: s.trail != nil && mayChangeThings(r)}
 	c := &call{w: answer, r: r, query: r.URL.Query(), large: s.limits.large}
 	c.form, c.acceptable = formOf(strings.Join(r.Header.Values("Accept"), ","))
 	err := s.serveSafely(c)
+	if err != nil && answer.held && answer.began {
+		answer.discard()
+	}
 	broken := err != nil && answer.began
+	refusal := ""
 	if err != nil && !broken {
+		refusal = asProblem(err).Message
 		writeProblem(answer, err)
+	}
+	s.audit(c, answer.code)
+	if err := s.record(c, answer.code, refusal); err != nil {
+		answer.discard()
+		p := unrecorded(err)
+		if refusal == "" {
+			p.Message = "this was done, and cannot be recorded: " + p.Message
+		}
+		writeProblem(answer, p)
 	}
 	verb, resource := "other", "other"
 	if c.kind.Plural != "" {
 		verb, resource = c.verb, c.kind.Plural
 	}
 	s.metrics.answered(verb, resource, answer.code, time.Since(began))
-	s.audit(c, answer.code)
+	answer.release()
 	if broken {
 		// Half an answer must not look like a whole one.
 		panic(http.ErrAbortHandler)
@@ -83,28 +103,6 @@ func (s *Server) unhurried(client string) error {
 		"%s makes too many requests", client).retryAfter(1)
 }
 
-// recorder remembers the code of an answer.
-type recorder struct {
-	http.ResponseWriter
-	code  int
-	began bool
-}
-
-func (r *recorder) WriteHeader(code int) {
-	if !r.began {
-		r.code, r.began = code, true
-	}
-	r.ResponseWriter.WriteHeader(code)
-}
-
-func (r *recorder) Write(data []byte) (int, error) {
-	r.began = true
-	return r.ResponseWriter.Write(data)
-}
-
-// Unwrap lets http.ResponseController reach the connection.
-func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
-
 func (s *Server) serve(c *call) error {
 	if s.serveHealth(c) {
 		return nil
@@ -122,13 +120,22 @@ func (s *Server) serve(c *call) error {
 	var err error
 	if c.person, err = s.authenticate(c.r); err != nil {
 		if login, ok := s.isLogin(c.r); ok {
+			if err := s.writable(c.r.Context()); err != nil {
+				return err
+			}
 			return s.serveLogin(c, login)
 		}
 		s.logger.Warn("refused a stranger", "from", from, "path", c.r.URL.Path, "error", err)
+		s.noteStranger(c)
 		return err
 	}
 	if err := s.unhurried(c.person.Name); err != nil {
 		return err
+	}
+	if mayChangeThings(c.r) {
+		if err := s.writable(c.r.Context()); err != nil {
+			return err
+		}
 	}
 	if !isResource(c.r.URL.Path) {
 		return s.serveOther(c)
@@ -265,16 +272,19 @@ func (s *Server) audit(c *call, code int) {
 	if c.kind.Plural == "" && c.outcome == "" || c.kind.Plural != "" && reading(c.verb) {
 		return
 	}
-	s.auditWrite(c, c.access, c.name, c.outcome, code)
+	if c.kind.Plural == "" || len(c.entries) == 0 || code >= http.StatusBadRequest {
+		s.auditWrite(c, c.access, c.name, c.outcome, 0, c.stored)
+	}
 }
 
-// auditWrite logs one change. Without an outcome it was refused before anything
-// was prepared.
-func (s *Server) auditWrite(c *call, a access, name, outcome string, code int) {
+// auditWrite notes one change; code 0 is that of the answer. Without an outcome
+// it was refused before anything was prepared.
+func (s *Server) auditWrite(c *call, a access, name, outcome string, code int, stored []byte) {
 	if outcome == "" {
 		outcome = "refused"
 	}
-	s.logger.Info("audit",
+	c.note(a, name, outcome, code, stored)
+	s.logger.Debug("audit",
 		"person", c.person.Name, "role", c.person.rolesText(), "verb", a.verb,
 		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,
 		"outcome", outcome, "code", code, "dryRun", c.query.Has("dryRun"),

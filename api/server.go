@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/audit"
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/store"
 )
@@ -55,6 +57,11 @@ type Config struct {
 	// AdminToken can be exchanged once, within ten minutes of the start, for an
 	// administrator's session. Empty: never.
 	AdminToken string
+	// AdminTokenUsed, if it is there, is called once that has happened.
+	AdminTokenUsed func()
+	// AuditDir is the folder of the audit trail; empty keeps none. Node is the name
+	// that its entries carry.
+	AuditDir, Node string
 	// OIDC, if it is there, accepts a provider's tokens.
 	OIDC *OIDC
 	// Functions are the other rooms' answers; those that are nil are answered
@@ -88,6 +95,9 @@ func (c *Config) Validate() error {
 	if c.AdminToken != "" && len(c.AdminToken) < adminTokenLength {
 		faults.Add("AdminToken", "is shorter than %d characters", adminTokenLength)
 	}
+	if c.AuditDir != "" && c.Node == "" {
+		faults.Add("Node", "is missing: an audit trail names the controller")
+	}
 	if c.OIDC != nil {
 		faults = append(faults, c.OIDC.validate().Under("OIDC")...)
 	}
@@ -101,6 +111,8 @@ type Server struct {
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
 	bindings       *bindings
+	trail          *audit.Trail  // nil: none is kept
+	strangers      *rate.Limiter // of those that the trail names
 	signOn         *singleSignOn // nil: no provider's tokens are accepted
 	schemas        *schemas
 	fields         *fieldManagers
@@ -138,8 +150,8 @@ func New(config Config) (*Server, error) {
 	s := &Server{
 		config: config, logger: config.Logger.With("room", "api"), kinds: map[string]bocage.Kind{},
 		limits: newLimits(config.RequestsPerSecond, config.MaxWatches), started: time.Now(),
-		adminTokenEnds: time.Now().Add(10 * time.Minute),
-		listening:      make(chan struct{}), closing: make(chan struct{}),
+		adminTokenEnds: time.Now().Add(10 * time.Minute), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce),
+		listening: make(chan struct{}), closing: make(chan struct{}),
 	}
 	for _, kind := range bocage.Kinds() {
 		s.kinds[kind.Plural] = kind
@@ -160,6 +172,11 @@ func New(config Config) (*Server, error) {
 	}
 	s.view = newView(config.Store, s.logger, s.metrics)
 	s.bindings = &bindings{view: s.view}
+	if config.AuditDir != "" {
+		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store}); err != nil {
+			return nil, fmt.Errorf("api: %w", err)
+		}
+	}
 	if config.OIDC != nil {
 		if s.signOn, err = newSingleSignOn(*config.OIDC, s.logger); err != nil {
 			return nil, fmt.Errorf("api: %w", err)
@@ -169,7 +186,12 @@ func New(config Config) (*Server, error) {
 }
 
 // Run listens and serves until ctx ends.
-func (s *Server) Run(ctx context.Context) error {
+func (s *Server) Run(ctx context.Context) (err error) {
+	defer func() {
+		if s.trail != nil {
+			err = errors.Join(err, s.trail.Close())
+		}
+	}()
 	listeners, err := s.listen()
 	if err != nil {
 		return err
@@ -189,6 +211,11 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	var serving sync.WaitGroup
 	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))
+	recording, stopRecording := context.WithCancel(context.WithoutCancel(ctx))
+	var trail sync.WaitGroup
+	if s.trail != nil {
+		trail.Go(func() { _ = s.trail.Run(recording) })
+	}
 	serving.Go(func() { s.view.run(viewing) })
 	serving.Go(func() { s.sweep(viewing) })
 	if s.signOn != nil {
@@ -211,6 +238,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	stopViewing()
 	serving.Wait()
+	// The last answers have been written by now.
+	stopRecording()
+	trail.Wait()
 	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve the API: %w", err)
 	}

@@ -41,6 +41,13 @@ type Session struct {
 	Expires time.Time `json:"expires"`
 }
 
+// LoggedInOnce says whether a one-time token was ever used in a store, so that
+// nobody makes another.
+func LoggedInOnce(ctx context.Context, s store.Store) (bool, error) {
+	entries, _, err := s.List(ctx, loginsPrefix, "", 1, 0)
+	return len(entries) > 0, err
+}
+
 func hashOf(token string) string {
 	sum := sha256.Sum256([]byte(token))
 	return hex.EncodeToString(sum[:])
@@ -88,7 +95,7 @@ func (s *Server) login(ctx context.Context, token string) (Session, error) {
 	want := s.config.AdminToken
 	now := time.Now()
 	if len(want) < adminTokenLength || hashOf(token) != hashOf(want) || !now.Before(s.adminTokenEnds) {
-		return Session{}, unauthorized("the one-time token is unknown, used or expired: a new one is made when the controller starts")
+		return Session{}, unauthorized("the one-time token is unknown, used or expired: while none was used, each start of the controller makes one")
 	}
 	session, write, err := newSession(Person{Name: bootstrapName + "admin", Grants: []Grant{{Role: RoleAdmin}}}, defaultSession, now)
 	if err != nil {
@@ -96,7 +103,7 @@ func (s *Server) login(ctx context.Context, token string) (Session, error) {
 	}
 	used := store.Op{Key: loginsPrefix + hashOf(token), Value: []byte(now.UTC().Format(time.RFC3339)), IfWas: store.Absent}
 	if _, err = s.config.Store.Apply(ctx, used, write); errors.Is(err, store.ErrConflict) {
-		return Session{}, unauthorized("the one-time token is unknown, used or expired: a new one is made when the controller starts")
+		return Session{}, unauthorized("the one-time token is unknown, used or expired: while none was used, each start of the controller makes one")
 	}
 	return session, err
 }
@@ -366,6 +373,9 @@ func (s *Server) serveLogin(c *call, token string) error {
 		return err
 	}
 	c.person, c.outcome = session.Person, "created"
+	if s.config.AdminTokenUsed != nil {
+		s.config.AdminTokenUsed()
+	}
 	writeJSON(c.w, http.StatusCreated, toldSession(session))
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/audit"
 )
 
 // What goes because something else went: objects whose owners are gone, and what
@@ -393,5 +394,13 @@ func (s *Server) alter(ctx context.Context, o *object, verb string, edit func(*u
 }
 
 func (s *Server) logSweep(o *object, verb string) {
-	s.logger.Info("audit", "person", sweeperName, "verb", verb, "kind", o.kind.Name, "namespace", o.namespace, "name", o.name, "outcome", "swept")
+	s.logger.Debug("audit", "person", sweeperName, "verb", verb, "kind", o.kind.Name, "namespace", o.namespace, "name", o.name, "outcome", "swept")
+	if s.trail == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), writeLimit)
+	defer cancel()
+	if err := s.trail.Append(ctx, audit.Entry{Who: sweeperName, Verb: verb, Resource: o.kind.Plural, Namespace: o.namespace, Name: o.name, Code: http.StatusOK}); err != nil {
+		s.logger.Error("record what was swept", "kind", o.kind.Name, "name", o.name, "error", err)
+	}
 }

@@ -196,7 +196,7 @@ func (c *call) answer(ch *change, err error) error {
 		return err
 	}
 	code := http.StatusOK
-	c.outcome = ch.outcome()
+	c.outcome, c.stored = ch.outcome(), ch.value
 	if ch.created {
 		code = http.StatusCreated
 	}
@@ -720,7 +720,7 @@ func (s *Server) deleteCollection(c *call) error {
 		if err != nil {
 			return err
 		}
-		s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK)
+		s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, nil)
 	}
 	return c.writeList(found)
 }

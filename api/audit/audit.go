@@ -121,9 +121,10 @@ type Trail struct {
 	anchor uint64
 }
 
+// waiting is what one caller appends.
 type waiting struct {
-	entry Entry
-	done  chan error
+	entries []Entry
+	done    chan error
 }
 
 // Open opens the trail in a folder, or begins one. A last line that was not
@@ -142,7 +143,7 @@ func Open(config Config) (*Trail, error) {
 	}
 	if torn != "" {
 		entry := Entry{Who: "system", Verb: "recover", Message: "a last line without an end was set aside in " + torn}
-		if err := t.write([]*waiting{{entry: entry}}); err != nil {
+		if err := t.write([]*waiting{{entries: []Entry{entry}}}); err != nil {
 			return nil, err
 		}
 	}
@@ -235,17 +236,20 @@ func (t *Trail) flush(first *waiting) {
 	}
 }
 
-// Append adds an entry and returns once it is on the disk. Sequence, Time, Node
-// and hashes are the trail's.
-func (t *Trail) Append(ctx context.Context, e Entry) error {
-	if len(e.Message) > mostMessage {
-		e.Message = strings.ToValidUTF8(e.Message[:mostMessage], "")
+// Append adds entries, all or none, and returns once they are on the disk.
+// Sequence, Time, Node and hashes are the trail's.
+func (t *Trail) Append(ctx context.Context, entries ...Entry) error {
+	entries = slices.Clone(entries)
+	for i := range entries {
+		if e := &entries[i]; len(e.Message) > mostMessage {
+			e.Message = strings.ToValidUTF8(e.Message[:mostMessage], "")
+		}
 	}
-	w := &waiting{entry: e, done: make(chan error, 1)}
+	w := &waiting{entries: entries, done: make(chan error, 1)}
 	select {
 	case t.queue <- w:
 	case <-t.closed:
-		return errors.New("the audit trail is closed")
+		return errClosed
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -253,9 +257,17 @@ func (t *Trail) Append(ctx context.Context, e Entry) error {
 	case err := <-w.done:
 		return err
 	case <-t.closed:
-		return errors.New("the audit trail is closed")
+		// It may have been written by the last round.
+		select {
+		case err := <-w.done:
+			return err
+		default:
+			return errClosed
+		}
 	}
 }
+
+var errClosed = errors.New("the audit trail is closed")
 
 // Fault says why nothing more can be written; nil while all is well. Changes
 // should be refused meanwhile.
@@ -273,18 +285,19 @@ func (t *Trail) write(batch []*waiting) error {
 	var lines []byte
 	last := t.last
 	for _, w := range batch {
-		e := w.entry
-		e.Sequence, e.Previous, e.Node, e.Time = last.Sequence+1, last.Hash, t.config.Node, time.Now().UTC()
-		hash, err := e.digest()
-		if err != nil {
-			return fmt.Errorf("write the audit trail: %w", err)
+		for _, e := range w.entries {
+			e.Sequence, e.Previous, e.Node, e.Time = last.Sequence+1, last.Hash, t.config.Node, time.Now().UTC()
+			hash, err := e.digest()
+			if err != nil {
+				return fmt.Errorf("write the audit trail: %w", err)
+			}
+			e.Hash = hash
+			line, err := json.Marshal(e)
+			if err != nil {
+				return fmt.Errorf("write the audit trail: %w", err)
+			}
+			lines, last = append(append(lines, line...), '\n'), e
 		}
-		e.Hash = hash
-		line, err := json.Marshal(e)
-		if err != nil {
-			return fmt.Errorf("write the audit trail: %w", err)
-		}
-		lines, last = append(append(lines, line...), '\n'), e
 	}
 	if err := t.put(lines, t.last.Sequence+1); err != nil {
 		t.broken = fmt.Errorf("the audit trail in %s cannot be written (%w): make room or mend the disk; changes are refused until then", t.config.Dir, err)

@@ -99,3 +99,20 @@ func ReadAnchor(ctx context.Context, s store.Store, node string) (Anchor, bool, 
 	}
 	return a, true, nil
 }
+
+// ReadAnchors reads what the store has of all controllers' trails, by their names.
+func ReadAnchors(ctx context.Context, s store.Store) (map[string]Anchor, error) {
+	entries, _, err := s.List(ctx, anchors, "", 0, 0)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]Anchor, len(entries))
+	for _, entry := range entries {
+		var a Anchor
+		if err := json.Unmarshal(entry.Value, &a); err != nil {
+			return nil, fmt.Errorf("read %s: %w", entry.Key, err)
+		}
+		found[entry.Key[len(anchors):]] = a
+	}
+	return found, nil
+}

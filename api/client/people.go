@@ -1,11 +1,16 @@
 package client
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
+
+	"bocage.dev/bocage/api/audit"
 )
 
 // Person is who the server takes somebody for.
@@ -89,4 +94,52 @@ func (c *Client) EndSessions(ctx context.Context, name string) (int, error) {
 		method: http.MethodDelete, path: functionsPath + "/sessions", query: url.Values{"name": {name}},
 	}, &answer)
 	return answer.Ended, err
+}
+
+// Audit reads the controller's audit trail from an entry on and gives each to
+// visit, in order.
+func (c *Client) Audit(ctx context.Context, from uint64, visit func(audit.Entry) error) error {
+	body, err := c.open(ctx, request{
+		method: http.MethodGet, path: functionsPath + "/audit", query: url.Values{"from": {strconv.FormatUint(from, 10)}}, stream: true,
+	})
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	lines := bufio.NewScanner(body)
+	lines.Buffer(make([]byte, 64<<10), maxLine)
+	for lines.Scan() {
+		var line struct {
+			audit.Entry
+			Kind string `json:"kind"`
+		}
+		if err := json.Unmarshal(lines.Bytes(), &line); err != nil {
+			return fmt.Errorf("read the audit trail: %w", err)
+		}
+		if line.Kind == "Status" {
+			var s status
+			if err := json.Unmarshal(lines.Bytes(), &s); err != nil {
+				return fmt.Errorf("read the audit trail: %w", err)
+			}
+			return s.err()
+		}
+		if err := visit(line.Entry); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("read the audit trail: %w", err)
+	}
+	return nil
+}
+
+// AuditAnchors reads the newest hashes that the store has of the controllers'
+// trails, and the name of the controller that answers.
+func (c *Client) AuditAnchors(ctx context.Context) (node string, anchors map[string]audit.Anchor, err error) {
+	var answer struct {
+		Node    string                  `json:"node"`
+		Anchors map[string]audit.Anchor `json:"anchors"`
+	}
+	err = c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/anchors"}, &answer)
+	return answer.Node, answer.Anchors, err
 }
