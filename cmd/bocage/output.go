@@ -39,7 +39,7 @@ func (e *env) outputFlag(cmd *cobra.Command) {
 func (e *env) printObjects(kind bocage.Kind, objects []bocage.Resource) error {
 	switch e.output {
 	case "json":
-		return e.printValue(list{bocage.APIVersion, kind.Name + "List", objects})
+		return e.printValue(list{kind.APIVersion, kind.Name + "List", objects})
 	case "yaml":
 		return manifest.Write(e.out, objects...)
 	}
