@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -111,9 +112,14 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 	return r, notice{}, fmt.Errorf("%q is none of confirm, rollback and promote", request.Action)
 }
 
-// rollbackTo finds what to go back to: the generation that is named, or the last
-// whose policy is another than that of the newest.
+// rollbackTo finds what to go back to: the generation that is named; else what is
+// in force, where something is on its way; else the last policy that was in force
+// before. What is declared and held already is not gone back from once more: two
+// people who see the same trouble mean one step.
 func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelfList, error) {
+	if number == 0 && (r.Pin != nil || r.Ended != nil) {
+		return shelfList{}, fmt.Errorf("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
+	}
 	entries, _, err := listAll(ctx, p.store, snapshots)
 	if err != nil {
 		return shelfList{}, err
@@ -124,36 +130,25 @@ func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelf
 			return shelfList{}, fmt.Errorf("read %s: %w", e.Key, err)
 		}
 	}
-	slices.SortFunc(lists, func(a, b shelfList) int { return int(b.Number) - int(a.Number) })
-	newest := r.Base.Policy
-	if number == 0 && r.Candidate != nil {
-		newest = r.Candidate.Policy // what is in force is the one before
-	}
-	for _, list := range lists {
-		switch {
-		case number != 0 && list.Number == number:
-			return list, nil
-		case number == 0 && list.Number <= r.Base.Number && list.Of != newest && !p.keptBack(list.Number):
-			return list, nil
-		}
-	}
+	slices.SortFunc(lists, func(a, b shelfList) int { return cmp.Compare(b.Number, a.Number) })
 	if number != 0 {
+		if i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Number == number }); i >= 0 {
+			return lists[i], nil
+		}
 		return shelfList{}, fmt.Errorf("generation %d: %w: see bocage policy history", number, errNotKept)
 	}
+	before := r.Stood
+	if r.Candidate != nil {
+		before = []string{r.Base.Policy}
+	}
+	for _, policy := range slices.Backward(before) {
+		if i := slices.IndexFunc(lists, func(l shelfList) bool {
+			return l.Of == policy && l.Number <= r.Base.Number && (r.Candidate != nil || policy != r.Base.Policy)
+		}); i >= 0 {
+			return lists[i], nil
+		}
+	}
 	return shelfList{}, errors.New("there is no generation before to go back to")
-}
-
-// keptBack reports whether a generation was never in force.
-func (p *Policy) keptBack(number uint64) bool {
-	o := p.mirror.find(generationKind().Key("", generationName(number)))
-	if o == nil {
-		return false
-	}
-	switch o.resource.(*bocage.Generation).Status.Stage {
-	case bocage.StageBlocked, bocage.StageShadow:
-		return true
-	}
-	return false
 }
 
 // effect waits until this controller has made something of a request.

@@ -81,6 +81,9 @@ func (b *build) place() {
 	if b.next.ConfirmBy.IsZero() {
 		b.next.Confirmed = b.next.Base
 	}
+	if b.was.Base.Number != 0 && b.next.Pin == nil && b.next.Base.Policy != b.was.Base.Policy {
+		b.next.Stood = b.was.left(b.was.Base.Policy)
+	}
 }
 
 // touched reports whether what a host enforces is another than it has.

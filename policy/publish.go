@@ -266,6 +266,14 @@ func (b *build) forgotten(all map[uint64]*bocage.Generation) map[uint64]bool {
 	}
 	const recent = 3
 	policyOf := func(number uint64) string { return b.p.library.lists[number].Of }
+	if n := len(b.next.Stood); n > 0 { // many attempts must not push out the way back
+		for _, number := range slices.Backward(numbers) {
+			if policyOf(number) == b.next.Stood[n-1] {
+				needed[number] = true
+				break
+			}
+		}
+	}
 	for len(numbers)-len(gone) > keep {
 		oldest, between := uint64(0), uint64(0)
 		left := slices.DeleteFunc(slices.Clone(numbers), func(n uint64) bool { return gone[n] })

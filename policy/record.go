@@ -28,6 +28,9 @@ type record struct {
 	ConfirmBy time.Time `json:"confirmBy,omitzero"`
 	// Confirmed is the last Base that needed no confirmation, or had it.
 	Confirmed version `json:"confirmed"`
+	// Stood names the policies that were in force everywhere before that of Base
+	// and were left for another, not for what came before them: the last one last.
+	Stood []string `json:"stood,omitempty"`
 	// Said is the generation up to which a person confirmed.
 	Said uint64 `json:"said,omitempty"`
 	// Candidate is on its way.
@@ -249,6 +252,13 @@ func (r record) abort(spec bocage.RolloutSpec, f facts) (reason, message string)
 		return "NewlyRefused", message
 	}
 	return "", ""
+}
+
+// left is Stood, once a policy is left for the next. Each is named once.
+func (r record) left(policy string) []string {
+	stood := slices.DeleteFunc(slices.Clone(r.Stood), func(p string) bool { return p == policy })
+	stood = append(stood, policy)
+	return stood[max(len(stood)-keep, 0):]
 }
 
 // deadline is when the present stage ends, zero if nothing ends by itself.

@@ -459,3 +459,73 @@ func TestAbort(t *testing.T) {
 		})
 	}
 }
+
+// TestRollbackMeansWhatStood goes back by one: to what was in force, not to a
+// candidate that came to nothing, and not twice because somebody was faster.
+func TestRollbackMeansWhatStood(t *testing.T) {
+	for name, end := range map[string]func(b *bench, s *shop, h1 *agent){
+		"a candidate that was left for another": func(b *bench, _ *shop, _ *agent) { b.stage(bocage.StageShadow) },
+		"a candidate whose rollout ended": func(b *bench, _ *shop, h1 *agent) {
+			h1.differs = 3
+			h1.poll()
+			b.stage(bocage.StageRolledBack)
+			h1.differs = 0
+			_, err := b.rooms[0].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback"})
+			if err == nil || !strings.Contains(err.Error(), "its rollout ended") {
+				b.t.Errorf("a rollback of what came to nothing: %v", err)
+			}
+			b.wantActive("g2")
+		},
+		"a candidate that a person ended": func(b *bench, _ *shop, _ *agent) {
+			status, err := b.rooms[0].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback"})
+			if err != nil || status.Stage != bocage.StageRolledBack {
+				b.t.Fatalf("rollback: %+v, %v", status, err)
+			}
+			if _, err := b.rooms[0].Rollout(b.ctx, "bob", bocage.RolloutRequest{Action: "rollback"}); err == nil || !strings.Contains(err.Error(), "ann") {
+				b.t.Errorf("somebody else was faster: %v", err)
+			}
+			if _, err := b.rooms[0].Rollout(b.ctx, "bob", bocage.RolloutRequest{Action: "confirm"}); err != nil {
+				b.t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				s := newShop()
+				b.declare(s.all()...)
+				b.start()
+				b.start()
+				b.settle()
+				agents := b.agents("h1", "h2")
+				declare := func(port uint16) {
+					s.apiApp.Spec.Provides[0].Port = port
+					b.declare(s.apiApp)
+					b.settle()
+					b.poll(agents...)
+				}
+				declare(9001)
+				b.wantActive("g2")
+				b.declare(rollout(bocage.RolloutSpec{ShadowSeconds: 60, MostNewlyRefused: 0}))
+				b.settle()
+				declare(9002)
+				end(b, s, agents[0])
+				declare(9001)
+				b.stage(bocage.StageActive)
+				q := &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "q"}, Spec: bocage.QuarantineSpec{Workload: "shop/db"}}
+				b.declare(q) // what is in force is newer than what came to nothing
+				b.settle()
+				b.remove(q)
+				b.settle()
+				b.again()
+				if _, err := b.rooms[1].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback"}); err != nil {
+					t.Fatal(err)
+				}
+				b.settle()
+				b.poll(agents...)
+				if a := agents[0]; !a.allows(webIP, apiIP, 8080) || a.allows(webIP, apiIP, 9001) || a.allows(webIP, apiIP, 9002) {
+					t.Error("it did not go back to what was in force before")
+				}
+			})
+		})
+	}
+}
