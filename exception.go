@@ -77,6 +77,9 @@ type Approval struct {
 	Generation int64     `json:"generation,omitempty"`
 	By         string    `json:"by,omitempty"`
 	At         time.Time `json:"at,omitzero"`
+	// Deleter is who deletes the object, where a second person has to agree to
+	// that: it stays in force until then.
+	Deleter string `json:"deleter,omitempty"`
 	// Approved is the guardrail's spec of that generation, which stays in force
 	// while a newer one waits.
 	Approved *GuardrailSpec `json:"approved,omitempty"`

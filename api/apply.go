@@ -42,18 +42,23 @@ func (s *Server) applyAll(c *call) error {
 	for i, d := range documents {
 		meta := d.Resource.Meta()
 		kind := kindNamed(d.Resource.Type().Kind)
-		for _, verb := range []string{verbCreate, verbPatch} {
-			a := access{verb, kind, "", meta.Namespace}
-			if ok, why := c.person.allowed(a); !ok {
-				faults = append(faults, d.Place(bocage.Faults{{
-					Message: fmt.Sprintf("User %q cannot %s %s: %s", c.person.Name, verb, kind.Plural, why),
-				}})...)
-				break
-			}
+		creating, changing := access{verbCreate, kind, "", meta.Namespace}, access{verbPatch, kind, "", meta.Namespace}
+		mayCreate, why := c.person.allowed(creating)
+		mayChange, whyNot := c.person.allowed(changing)
+		if !mayCreate && !mayChange {
+			faults = append(faults, d.Place(bocage.Faults{{
+				Message: fmt.Sprintf("User %q cannot %s %s: %s", c.person.Name, verbCreate, kind.Plural, why),
+			}})...)
 		}
 		changes[i] = &change{
 			access: access{verbPatch, kind, "", meta.Namespace}, name: meta.Name,
-			manager: manager, dryRun: dry, validation: metav1.FieldValidationStrict,
+			manager: manager, dryRun: dry, validation: metav1.FieldValidationStrict, by: c.person,
+		}
+		if !mayCreate {
+			changes[i].mayNotCreate = forbidden(c.person, creating, meta.Name, why)
+		}
+		if !mayChange {
+			changes[i].mayNotChange = forbidden(c.person, changing, meta.Name, whyNot)
 		}
 		parsed, broken := manifest.Parse("", d.JSON)
 		if len(parsed) != 1 {
@@ -166,6 +171,7 @@ func (s *Server) commitAll(ctx context.Context, changes []*change, prepare func(
 				if !ch.same {
 					ch.revision = revision
 				}
+				s.tell(ctx, ch)
 			}
 			written += part.changes
 		}

@@ -1,7 +1,359 @@
 package api
 
-import "bocage.dev/bocage"
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
 
-const subresourceApproval = "approval"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
+)
+
+// Some declarations take effect once a second person agrees: guardrails where two
+// people decide, and exceptions whose guardrail names approvers, or whose author
+// could not decide alone. What was approved before stays in force meanwhile. Who
+// wrote a generation never approves it, with whatever token.
+
+const (
+	subresourceApproval = "approval"
+	// finalizerApproval holds a guardrail that is to be deleted until a second
+	// person agrees.
+	finalizerApproval = "bocage.dev/approval"
+)
 
 func approvable(kind bocage.Kind) bool { return kind.Name == "Guardrail" || kind.Name == "Exception" }
+
+// awaitApproval notes in an object that is being written whether somebody has to
+// agree. Its spec has changed if the generation has.
+func (b *batch) awaitApproval(ch *change, resource bocage.Resource) error {
+	if ch.approving != nil {
+		return nil // this write is the approval
+	}
+	var old bocage.Resource
+	if ch.old != nil {
+		var err error
+		if old, err = typed(ch.kind, ch.old.object); err != nil {
+			return err
+		}
+		if old.Meta().Generation == resource.Meta().Generation {
+			return nil
+		}
+	}
+	switch o := resource.(type) {
+	case *bocage.Guardrail:
+		before, _ := old.(*bocage.Guardrail)
+		o.Status.Approval = b.guardrailApproval(ch, before)
+		ch.tellWaiting(o.Status.Approval)
+	case *bocage.Exception:
+		before, _ := old.(*bocage.Exception)
+		approval, err := b.exceptionApproval(ch, o, before)
+		if err != nil {
+			return err
+		}
+		o.Status.Approval = approval
+		ch.tellWaiting(approval)
+	}
+	return nil
+}
+
+func (b *batch) guardrailApproval(ch *change, before *bocage.Guardrail) *bocage.Approval {
+	if !b.server.config.TwoPerson {
+		return nil
+	}
+	approval := &bocage.Approval{}
+	switch {
+	case before == nil:
+	case before.Status.Approval != nil:
+		*approval = *before.Status.Approval
+	default:
+		// It was written when nobody had to agree, and is in force.
+		approval.Generation, approval.Approved = before.Generation, &before.Spec
+	}
+	approval.Author, approval.Approvers = ch.by.principal(), nil
+	return approval
+}
+
+func (b *batch) exceptionApproval(ch *change, e, before *bocage.Exception) (*bocage.Approval, error) {
+	approvers, known, err := b.approversOf(e.Spec.Guardrail)
+	if err != nil {
+		return nil, err
+	}
+	// Whoever cannot decide about exceptions asks for one; and what a guardrail that
+	// is not there would ask for nobody knows.
+	if known && len(approvers) == 0 && ch.by.mayChange(ch.kind) {
+		return nil, nil
+	}
+	approval := &bocage.Approval{}
+	if before != nil && before.Status.Approval != nil {
+		*approval = *before.Status.Approval
+	}
+	approval.Author, approval.Approvers = ch.by.principal(), approvers
+	return approval, nil
+}
+
+// approversOf reads who a guardrail names, as it is in force and as it is being
+// written by the same request.
+func (b *batch) approversOf(name string) (approvers []string, known bool, err error) {
+	kind := kindNamed("Guardrail")
+	key := kind.Key("", name)
+	var entry store.Entry
+	if i, writes := b.at[key]; writes && !b.ops[i].Delete {
+		entry = store.Entry{Key: key, Value: b.ops[i].Value}
+	} else if entry, err = b.server.config.Store.Get(b.ctx, key); isAny(err, store.ErrNotFound) {
+		return nil, false, nil
+	} else if err != nil {
+		return nil, false, err
+	}
+	object, err := store.DecodeObject(kind, entry)
+	if err != nil {
+		return nil, false, err
+	}
+	guardrail := object.(*bocage.Guardrail)
+	spec := guardrail.InForce()
+	if spec == nil {
+		spec = &guardrail.Spec
+	}
+	return spec.Exceptions.Approvers, true, nil
+}
+
+// holdDeletion keeps a guardrail until a second person agrees that it goes.
+func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) error {
+	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil {
+		return nil
+	}
+	if !slices.Contains(object.GetFinalizers(), finalizerApproval) {
+		object.SetFinalizers(append(object.GetFinalizers(), finalizerApproval))
+	}
+	ch.told = nil
+	if object.GetDeletionTimestamp() != nil {
+		return nil
+	}
+	resource, err := typed(ch.kind, object)
+	if err != nil {
+		return err
+	}
+	guardrail := resource.(*bocage.Guardrail)
+	if guardrail.Status.Approval == nil {
+		guardrail.Status.Approval = &bocage.Approval{Generation: guardrail.Generation, Approved: &guardrail.Spec}
+	}
+	guardrail.Status.Approval.Deleter = ch.by.principal()
+	if ch.by.Name == "" {
+		guardrail.Status.Approval.Deleter = sweeperName
+	}
+	ch.told = append(ch.told, notice{"DeletionWaits", guardrail.Status.Approval.Deleter + " deletes it: it stays in force until somebody else approves that: bocage approve guardrail " + ch.name})
+	changed, err := untyped(ch.kind, guardrail)
+	if err != nil {
+		return err
+	}
+	object.Object = changed.Object
+	return nil
+}
+
+// keepHold undoes what a person's write does to the hold of a deletion.
+func (b *batch) keepHold(ch *change, resource bocage.Resource) {
+	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil || ch.old == nil ||
+		!slices.Contains(ch.old.object.GetFinalizers(), finalizerApproval) {
+		return
+	}
+	if meta := resource.Meta(); meta.DeletionTimestamp != nil && !slices.Contains(meta.Finalizers, finalizerApproval) {
+		meta.Finalizers = append(meta.Finalizers, finalizerApproval)
+	}
+}
+
+// approval is what a person agrees to.
+type approval struct {
+	// Generation, if it is there, is the one that they looked at.
+	Generation int64 `json:"generation,omitempty"`
+	person     Person
+}
+
+// approve serves the approval of one object:
+//
+//	POST .../guardrails/NAME/approval   {"generation": 3}
+//
+// The body may be left out: then the object is approved as it stands. "approve"
+// is another name for it.
+func (s *Server) approve(c *call) error {
+	given := &approval{person: c.person}
+	data, err := c.readBody()
+	if err != nil {
+		return err
+	}
+	if text := strings.TrimSpace(string(data)); text != "" && text != "null" {
+		if err := json.Unmarshal(data, given); err != nil {
+			return badRequest("the approval cannot be read: %v: send {\"generation\": N}, or nothing", err)
+		}
+	}
+	ch, err := s.newChange(c)
+	if err != nil {
+		return err
+	}
+	ch.approving = given
+	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.approve(ch) })
+	return c.answer(ch, err)
+}
+
+func (b *batch) approve(ch *change) error {
+	ch.created, ch.removed, ch.same, ch.told = false, false, false, nil
+	if err := b.load(ch); err != nil {
+		return err
+	}
+	resource, err := typed(ch.kind, ch.old.object)
+	if err != nil {
+		return err
+	}
+	meta := resource.Meta()
+	if ch.approving.Generation == 0 {
+		// Should its author be faster now, then that is not what was approved.
+		ch.approving.Generation = meta.Generation
+	}
+	var a *bocage.Approval
+	switch o := resource.(type) {
+	case *bocage.Guardrail:
+		a = o.Status.Approval
+	case *bocage.Exception:
+		a = o.Status.Approval
+	}
+	deleting := meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, finalizerApproval)
+	if err := ch.mayApprove(a, meta, deleting); err != nil {
+		return err
+	}
+	by := ch.approving.person.principal()
+	if deleting {
+		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == finalizerApproval })
+		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
+	} else {
+		a.Generation, a.By, a.At = meta.Generation, by, time.Now().UTC().Truncate(time.Second)
+		if g, ok := resource.(*bocage.Guardrail); ok {
+			a.Approved = &g.Spec
+		}
+		ch.told = append(ch.told, notice{"Approved", fmt.Sprintf("%s approved generation %d, which %s wrote", by, meta.Generation, a.Author)})
+	}
+	object, err := untyped(ch.kind, resource)
+	if err != nil {
+		return err
+	}
+	return b.put(ch, object)
+}
+
+// mayApprove says why somebody may not approve what waits.
+func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleting bool) error {
+	p := ch.approving.person
+	refuse := func(format string, args ...any) error {
+		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden, "%s %q: User %q cannot approve it: %s",
+			qualified(ch.kind), ch.name, p.Name, fmt.Sprintf(format, args...)).about(ch.kind, ch.name)
+	}
+	var approvers []string
+	author := ""
+	if a != nil {
+		approvers, author = a.Approvers, a.Author
+	}
+	if deleting {
+		approvers, author = nil, ""
+		if a != nil {
+			author = a.Deleter
+		}
+	}
+	switch {
+	case len(approvers) > 0 && !slices.ContainsFunc(approvers, p.isNamed):
+		return refuse("its approvers are %s", strings.Join(approvers, ", "))
+	case len(approvers) == 0 && !p.mayChange(ch.kind):
+		return refuse("whoever may write it may approve it")
+	case a == nil && !deleting:
+		return conflict(ch.kind, ch.name, "nobody has to approve it: it is in force")
+	case author != "" && author == p.principal():
+		what := fmt.Sprintf("wrote generation %d", meta.Generation)
+		if deleting {
+			what = "deleted it"
+		}
+		return refuse("%s %s, and a second person has to agree", author, what)
+	case ch.approving.Generation != meta.Generation:
+		return conflict(ch.kind, ch.name, fmt.Sprintf("generation %d was to be approved, and it is %d by now: look at it again", ch.approving.Generation, meta.Generation))
+	case !deleting && !a.Waits(meta.Generation):
+		return conflict(ch.kind, ch.name, fmt.Sprintf("generation %d is approved already, by %s", meta.Generation, a.By))
+	}
+	return nil
+}
+
+// isNamed says whether an approver, a name or group:NAME, means this person. A
+// token that only whoever has the machine can make stands for its name.
+func (p Person) isNamed(approver string) bool {
+	if group, ok := strings.CutPrefix(approver, bocage.GroupSubject); ok {
+		return slices.Contains(p.Groups, group)
+	}
+	return approver == p.Name || p.Maker == nil && tokenName+approver == p.Name
+}
+
+// notice is what people are told of an object, as an Event.
+type notice struct{ reason, message string }
+
+func (ch *change) tellWaiting(a *bocage.Approval) {
+	ch.told = nil
+	if a == nil {
+		return
+	}
+	who := "somebody else than its author"
+	if len(a.Approvers) > 0 {
+		who = strings.Join(a.Approvers, " or ")
+	}
+	ch.told = append(ch.told, notice{"ApprovalWaits", fmt.Sprintf("%s wrote it, and %s has to approve it: bocage approve %s %s",
+		a.Author, who, strings.ToLower(ch.kind.Name), ch.name)})
+}
+
+const (
+	noticeLife = time.Hour
+	noticeText = 1024
+)
+
+// tell writes what happened to an object as Events, one for each reason, and
+// forgets those that are old. Nothing depends on them: who is told late or not
+// at all reads the object.
+func (s *Server) tell(ctx context.Context, ch *change) {
+	if len(ch.told) == 0 || ch.dryRun || ch.same {
+		return
+	}
+	kind := kindNamed("Event")
+	now := time.Now().UTC().Truncate(time.Second)
+	var ops []store.Op
+	objects, _, _ := s.view.snapshot(kind.Plural, "")
+	for _, o := range objects {
+		var e bocage.ObjectEvent
+		if strings.Contains(string(o.value), `"reportingComponent":"api"`) && json.Unmarshal(o.value, &e) == nil &&
+			now.Sub(e.LastTimestamp) > noticeLife && len(ops) < 100 {
+			ops = append(ops, store.Op{Key: kind.Key(o.namespace, o.name), Delete: true, IfWas: store.AnyRevision})
+		}
+	}
+	for _, n := range ch.told {
+		hash := sha256.Sum256([]byte("api\x00" + ch.kind.Name + "\x00" + ch.namespace + "\x00" + ch.name + "\x00" + n.reason))
+		meta := store.NewMeta(ch.name[:min(len(ch.name), 200)]+"."+hex.EncodeToString(hash[:8]), now)
+		if meta.Namespace = ch.namespace; meta.Namespace == "" {
+			meta.Namespace = defaultNamespace
+		}
+		event := &bocage.ObjectEvent{
+			ObjectMeta: meta, Reason: n.reason, Message: n.message[:min(len(n.message), noticeText)], Weight: "Normal",
+			InvolvedObject: bocage.ObjectReference{APIVersion: ch.kind.APIVersion, Kind: ch.kind.Name, Namespace: ch.namespace, Name: ch.name},
+			Source:         bocage.EventSource{Component: "api", Host: s.config.Node}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
+			ReportingComponent: "api", ReportingInstance: s.config.Node,
+		}
+		value, err := store.EncodeObject(kind, event)
+		if err != nil {
+			s.logger.Error("write an event", "error", err)
+			return
+		}
+		key := kind.Key(meta.Namespace, meta.Name)
+		ops = slices.DeleteFunc(ops, func(op store.Op) bool { return op.Key == key })
+		ops = append(ops, store.Op{Key: key, Value: value, IfWas: store.AnyRevision})
+	}
+	if _, err := s.config.Store.Apply(ctx, ops...); err != nil {
+		s.logger.Warn("write an event", "kind", ch.kind.Name, "name", ch.name, "error", err)
+	}
+}

@@ -41,9 +41,9 @@ func resources(groupVersion string) ([]metav1.APIResource, bool) {
 			resource.Categories = nil
 		}
 		out = append(out, resource)
-		if hasStatus(kind) {
+		for _, subresource := range subresourcesOf(kind)[1:] {
 			out = append(out, metav1.APIResource{
-				Name: kind.Plural + "/status", Kind: kind.Name, Namespaced: kind.Namespaced, Verbs: statusVerbsOf(kind),
+				Name: kind.Plural + "/" + subresource, Kind: kind.Name, Namespaced: kind.Namespaced, Verbs: subresourceVerbs(kind, subresource),
 			})
 		}
 	}

@@ -113,6 +113,9 @@ func (b *batch) apply(ch *change, declared *manifest.Tree, force bool) error {
 	case err != nil:
 		return err
 	default:
+		if ch.mayNotChange != nil {
+			return ch.mayNotChange
+		}
 		if err := ch.precondition(object); err != nil {
 			return err
 		}

@@ -201,7 +201,7 @@ func (s *Server) understand(c *call) error {
 		c.namespace, parts = parts[1], parts[2:]
 	}
 	kind, ok := s.kindOf(apiVersion, parts[0])
-	if !ok || len(parts) > 3 || (len(parts) == 3 && (parts[2] != "status" || !hasStatus(kind))) || slices.Contains(parts, "") ||
+	if !ok || len(parts) > 3 || (len(parts) == 3 && !slices.Contains(subresourcesOf(kind), subresourceNamed(parts[2]))) || slices.Contains(parts, "") ||
 		inNamespace && (!kind.Namespaced || c.namespace == "") || (kind.Namespaced && !inNamespace && len(parts) > 1) {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
 			"the server could not find the requested resource")
@@ -211,13 +211,31 @@ func (s *Server) understand(c *call) error {
 		c.name = parts[1]
 	}
 	if len(parts) > 2 {
-		c.subresource = parts[2]
+		c.subresource = subresourceNamed(parts[2])
 	}
 	return c.understandVerb()
 }
 
+// subresourceNamed reads what stands behind an object's name.
+func subresourceNamed(name string) string {
+	switch name {
+	case "":
+		return "?" // the object itself has nothing there
+	case "approve":
+		return subresourceApproval
+	}
+	return name
+}
+
 func (c *call) understandVerb() error {
 	method := c.r.Method
+	if c.subresource == subresourceApproval {
+		if method != http.MethodPost && method != http.MethodPut {
+			return newProblem(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed, "an approval is given with POST or PUT")
+		}
+		c.verb = verbCreate
+		return nil
+	}
 	switch {
 	case (method == http.MethodGet || method == http.MethodHead) && c.name != "":
 		c.verb = verbGet
@@ -249,6 +267,9 @@ func (c *call) understandVerb() error {
 func isTrue(value string) bool { return value == "true" || value == "1" }
 
 func (s *Server) serveResource(c *call) error {
+	if c.subresource == subresourceApproval {
+		return s.approve(c)
+	}
 	switch c.verb {
 	case verbGet:
 		return s.get(c)

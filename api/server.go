@@ -59,6 +59,8 @@ type Config struct {
 	AdminToken string
 	// AdminTokenUsed, if it is there, is called once that has happened.
 	AdminTokenUsed func()
+	// TwoPerson lets a guardrail take effect, and go, once a second person agrees.
+	TwoPerson bool
 	// AuditDir is the folder of the audit trail; empty keeps none. Node is the name
 	// that its entries carry.
 	AuditDir, Node string

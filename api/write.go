@@ -44,6 +44,13 @@ type change struct {
 	// mayNotCreate is the answer to an apply that would create what the person
 	// may only change.
 	mayNotCreate error
+	// mayNotChange is that to one that would change what they may only create.
+	mayNotChange error
+	// by is who makes the change; nobody is the system itself.
+	by Person
+	// approving is there if the change is an approval.
+	approving *approval
+	told      []notice
 
 	old      *stored // nil: nothing is there
 	value    []byte  // as it will be stored
@@ -81,7 +88,7 @@ func decodeStored(value []byte) (*unstructured.Unstructured, error) {
 
 // newChange reads what the query says of a write.
 func (s *Server) newChange(c *call) (*change, error) {
-	ch := &change{access: c.access, name: c.name, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
+	ch := &change{access: c.access, name: c.name, by: c.person, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
 	if len(ch.manager) > 128 {
 		return nil, badRequest("fieldManager is longer than 128 characters")
 	}
@@ -130,6 +137,7 @@ func (s *Server) commit(ctx context.Context, changes []*change, prepare func(*ba
 				if !ch.same {
 					ch.revision = revision
 				}
+				s.tell(ctx, ch)
 			}
 			return nil
 		}
@@ -568,7 +576,11 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 		if err := b.place(ch, resource); err != nil {
 			return err
 		}
+		if err := b.awaitApproval(ch, resource); err != nil {
+			return err
+		}
 	}
+	b.keepHold(ch, resource)
 	held := len(resource.Meta().Finalizers) > 0
 	if namespace, ok := resource.(*bocage.Namespace); ok {
 		complete(namespace, ch.old == nil)
@@ -644,7 +656,7 @@ func (s *Server) delete(c *call) error {
 
 // newDeletion reads the options of a deletion from the query and the body.
 func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
-	ch := &change{access: c.access, name: c.name}
+	ch := &change{access: c.access, name: c.name, by: c.person}
 	data, err := c.readBody()
 	if err != nil {
 		return nil, nil, err
@@ -685,6 +697,9 @@ func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
 	}
 	object := ch.old.object.DeepCopy()
 	if err := b.hold(ch, object, options); err != nil {
+		return err
+	}
+	if err := b.holdDeletion(ch, object); err != nil {
 		return err
 	}
 	if len(object.GetFinalizers()) == 0 && ch.kind.Name != "Namespace" {

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"time"
 
+	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/audit"
 )
 
@@ -142,4 +143,22 @@ func (c *Client) AuditAnchors(ctx context.Context) (node string, anchors map[str
 	}
 	err = c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/anchors"}, &answer)
 	return answer.Node, answer.Anchors, err
+}
+
+// Approve agrees to a generation of an object that waits for a second person, or
+// to its deletion; 0 is the object as it stands. It returns the object as it is
+// then.
+func (c *Client) Approve(ctx context.Context, kind bocage.Kind, namespace, name string, generation int64) (bocage.Resource, error) {
+	path, err := objectPath(kind, namespace, name)
+	if err != nil {
+		return nil, err
+	}
+	var body []byte
+	if generation != 0 {
+		if body, err = json.Marshal(map[string]int64{"generation": generation}); err != nil {
+			return nil, err
+		}
+	}
+	object := kind.New()
+	return object, c.do(ctx, request{method: http.MethodPost, path: path + "/approval", contentType: "application/json", body: body}, object)
 }
