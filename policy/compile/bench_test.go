@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/policytest"
@@ -230,4 +232,130 @@ func byNames[T bocage.Resource](list []T) []T {
 		return cmp.Or(cmp.Compare(a.Meta().Namespace, b.Meta().Namespace), cmp.Compare(a.Meta().Name, b.Meta().Name))
 	})
 	return list
+}
+
+// BenchmarkOneEdit100k changes one declaration at a time in a site of 100,000
+// workloads and 10,000 policies: ports, peers, selectors and new questions of
+// Applications, and guardrails. The figures are processor time, collection of
+// garbage included.
+func BenchmarkOneEdit100k(b *testing.B) {
+	in := variedSite(100_000, 10_000)
+	compiler := compile.NewCompiler()
+	compiler.Compile(in)
+	r := rand.New(rand.NewPCG(1, 2))
+	took := map[string][]time.Duration{}
+	n := 0
+	for b.Loop() {
+		kind := editKinds[n%len(editKinds)]
+		in = kind.edit(in, r, n)
+		n++
+		started := processorTime(b)
+		out := compiler.Compile(in)
+		spent := processorTime(b) - started
+		took["all"], took[kind.name] = append(took["all"], spent), append(took[kind.name], spent)
+		if out.Ruleset.Digest == "" {
+			b.Fatal("no digest")
+		}
+	}
+	for name, list := range took {
+		reportPercentiles(b, name, list)
+	}
+}
+
+// BenchmarkQuarantine100k cuts one workload off at a time, and lets it free again.
+func BenchmarkQuarantine100k(b *testing.B) {
+	in := variedSite(100_000, 10_000)
+	compiler := compile.NewCompiler()
+	compiler.Compile(in)
+	var took []time.Duration
+	standing := in.Quarantines
+	n := 0
+	for b.Loop() {
+		if n++; n%2 == 1 {
+			in.Quarantines = append(slices.Clone(standing), quarantineOf(in, 1000+n, n*7919%len(in.Workloads)))
+		} else {
+			in.Quarantines = standing
+		}
+		started := processorTime(b)
+		compiler.Compile(in)
+		took = append(took, processorTime(b)-started)
+	}
+	reportPercentiles(b, "all", took)
+}
+
+func reportPercentiles(b *testing.B, name string, took []time.Duration) {
+	slices.Sort(took)
+	for _, p := range []int{50, 99} {
+		b.ReportMetric(took[min(len(took)*p/100, len(took)-1)].Seconds()*1000, fmt.Sprintf("%s-p%d-cpu-ms", name, p))
+	}
+}
+
+// processorTime is that of the process, to the nanosecond.
+func processorTime(b *testing.B) time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_PROCESS_CPUTIME_ID, &t); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(t.Nano())
+}
+
+type editKind struct {
+	name string
+	edit func(in compile.Input, r *rand.Rand, n int) compile.Input
+}
+
+var editKinds = []editKind{
+	{"ports", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		return editApplication(in, r, func(a *bocage.Application) { a.Spec.Provides[0].Port = uint16(20_000 + n%40_000) })
+	}},
+	{"peers", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		return editApplication(in, r, func(a *bocage.Application) {
+			a.Spec.Consumes = append(a.Spec.Consumes, bocage.Consume{Service: in.Applications[r.IntN(len(in.Applications))].NamespacedName()})
+		})
+	}},
+	{"addresses", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		return editApplication(in, r, func(a *bocage.Application) {
+			a.Spec.Consumes = append(a.Spec.Consumes, bocage.Consume{Port: 443,
+				External: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}), 32)})
+		})
+	}},
+	{"selector", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		return editApplication(in, r, func(a *bocage.Application) {
+			a.Spec.Provides[0].To = bocage.Selector{MatchLabels: map[string]string{"tier": tiers[r.IntN(len(tiers))]}}
+		})
+	}},
+	{"question", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		return editApplication(in, r, func(a *bocage.Application) {
+			w := in.Workloads[r.IntN(len(in.Workloads))] // nobody asks for names yet
+			a.Spec.Provides[0].To = bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: w.Name}}
+		})
+	}},
+	{"guardrail", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		in.Guardrails = slices.Clone(in.Guardrails)
+		i := r.IntN(len(in.Guardrails))
+		g := *in.Guardrails[i]
+		switch {
+		case len(g.Spec.Never) > 0:
+			g.Spec.Never = []bocage.CellMatch{g.Spec.Never[0]}
+			g.Spec.Never[0].Ports = []bocage.PortMatch{{Port: uint16(1 + n%1000)}}
+		case g.Spec.Require != nil:
+			g.Spec.Require = &bocage.Duties{Log: "full", Rate: fmt.Sprintf("%d/s", 1+n)}
+		default:
+			g.Spec.Grant = []bocage.CellMatch{g.Spec.Grant[0]}
+			g.Spec.Grant[0].Ports = []bocage.PortMatch{{Port: uint16(1 + n%1000)}}
+		}
+		in.Guardrails[i] = &g
+		return in
+	}},
+}
+
+// editApplication changes one Application at random.
+func editApplication(in compile.Input, r *rand.Rand, edit func(*bocage.Application)) compile.Input {
+	in.Applications = slices.Clone(in.Applications)
+	i := r.IntN(len(in.Applications))
+	a := *in.Applications[i]
+	a.Spec.Provides, a.Spec.Consumes = slices.Clone(a.Spec.Provides), slices.Clone(a.Spec.Consumes)
+	edit(&a)
+	in.Applications[i] = &a
+	return in
 }
