@@ -180,6 +180,7 @@ type compiler struct {
 	protected  []block                        // what guardrails protect
 	held       map[int32]bool                 // subjects whose refusals a threat condition enforces
 	touched    []int32                        // subjects from or to which something automatic refuses, sorted
+	namedPorts map[kubePortName][]namedPort   // what Kubernetes' policies that are being stated call so
 	placements []bocage.DecoyPlacement
 	proofs     proofs
 	decisions  decisions

@@ -187,6 +187,7 @@ func (c *compiler) stateKubernetes() {
 	if len(pods) == 0 && len(c.in.networkPolicies) == 0 && len(c.in.clusterNetworkPolicies) == 0 {
 		return
 	}
+	c.namedPorts = map[kubePortName][]namedPort{}
 	in, out := c.stateNetworkPolicies()
 	c.stateOwnNodes(in)
 	c.stateClusterNetworkPolicies()
@@ -248,7 +249,12 @@ func (c *compiler) stateKubeRule(rule kubeRule, subject side, peers kubePeers, n
 	}
 	state(subject, peers, numbers)
 	for _, name := range names {
-		for _, meaning := range c.pop.portsNamed(name.name, name.protocol) {
+		meanings, known := c.namedPorts[name]
+		if !known {
+			meanings = c.pop.portsNamed(name.name, name.protocol)
+			c.namedPorts[name] = meanings
+		}
+		for _, meaning := range meanings {
 			groups := side{list: meaning.groups}
 			switch {
 			case rule.ingress:
@@ -318,29 +324,45 @@ func (c *compiler) networkPeers(p *bocage.NetworkPolicy, peers []bocage.NetworkP
 		return kubePeers{everyone: true}
 	}
 	var out []int32
+	without := map[netip.Prefix][]int32{} // by block: whom each of its peers leaves out
 	for _, peer := range peers {
 		switch {
 		case peer.IPBlock != nil:
-			out = append(out, c.inBlock(peer.IPBlock)...)
+			c.addBlock(without, peer.IPBlock)
 		case peer.NamespaceSelector != nil:
 			out = append(out, c.pop.matchNamespaced(peer.NamespaceSelector, peer.PodSelector)...)
 		default:
 			out = append(out, c.pop.match([]string{p.Namespace}, peer.PodSelector)...)
 		}
 	}
+	for block, left := range without {
+		for _, i := range c.pop.within(block) {
+			if _, excepted := slices.BinarySearch(left, i); !excepted {
+				out = append(out, i)
+			}
+		}
+	}
 	return kubePeers{list: sortedOnce(out)}
 }
 
-func (c *compiler) inBlock(b *bocage.IPBlock) []int32 {
-	var without []int32
-	for _, except := range b.Except {
-		without = append(without, c.pop.within(blockOf(except))...)
+// addBlock adds a block of a rule's peers: of several with one CIDR, only what all
+// of them except is left out. A wide one is looked through once, however often it
+// stands there.
+func (c *compiler) addBlock(without map[netip.Prefix][]int32, b *bocage.IPBlock) {
+	block := blockOf(b.CIDR)
+	left, again := without[block]
+	if again && len(left) == 0 {
+		return
 	}
-	slices.Sort(without)
-	return slices.DeleteFunc(c.pop.within(blockOf(b.CIDR)), func(i int32) bool {
-		_, excepted := slices.BinarySearch(without, i)
-		return excepted
-	})
+	var excepted []int32
+	for _, except := range b.Except {
+		excepted = append(excepted, c.pop.within(blockOf(except))...)
+	}
+	excepted = sortedOnce(excepted)
+	if again {
+		excepted = intersect(left, excepted)
+	}
+	without[block] = excepted
 }
 
 // blockOf reads a CIDR that was validated.
