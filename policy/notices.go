@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,7 +59,7 @@ func (b *noticeBoard) tell(kind, namespace, name, reason, message string, warnin
 	now := time.Now().UTC().Truncate(time.Second)
 	e := bocage.ObjectEvent{
 		InvolvedObject: bocage.ObjectReference{APIVersion: of.APIVersion, Kind: kind, Namespace: namespace, Name: name},
-		Reason:         reason, Message: message[:min(len(message), noticeText)], Weight: "Normal",
+		Reason:         reason, Message: strings.ToValidUTF8(message[:min(len(message), noticeText)], ""), Weight: "Normal",
 		Source: bocage.EventSource{Component: "policy", Host: b.node}, FirstTimestamp: now, LastTimestamp: now, Count: 1,
 		ReportingComponent: "policy", ReportingInstance: b.node,
 	}
@@ -115,8 +117,14 @@ func (b *noticeBoard) run(ctx context.Context) error {
 
 func (b *noticeBoard) write(ctx context.Context, e *bocage.ObjectEvent) error {
 	kind := eventKind()
+	if err := b.identify(ctx, &e.InvolvedObject); err != nil {
+		return err
+	}
 	err := store.UpdateObject(ctx, b.store, kind, e.Namespace, e.Name, func(old *bocage.ObjectEvent) (bool, error) {
-		old.Count += e.Count
+		if old.Count += e.Count; old.InvolvedObject.UID != e.InvolvedObject.UID { // another object of that name
+			old.Count, old.FirstTimestamp = e.Count, e.FirstTimestamp
+		}
+		old.InvolvedObject = e.InvolvedObject
 		old.LastTimestamp, old.Message, old.Weight = e.LastTimestamp, e.Message, e.Weight
 		old.Source, old.ReportingInstance = e.Source, e.ReportingInstance
 		return true, nil
@@ -133,6 +141,21 @@ func (b *noticeBoard) write(ctx context.Context, e *bocage.ObjectEvent) error {
 		b.written.Add(1)
 	}
 	return err
+}
+
+// identify adds the object's UID, by which clients ask for what happened to it.
+// One that is gone meanwhile keeps its name only.
+func (b *noticeBoard) identify(ctx context.Context, of *bocage.ObjectReference) error {
+	kind, _ := bocage.KindNamed(of.Kind)
+	object, _, err := store.Object(ctx, b.store, kind, of.Namespace, of.Name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read %s %s, which an event is about: %w", of.Kind, of.Name, err)
+	}
+	of.UID = object.Meta().UID
+	return nil
 }
 
 // tidy forgets Events that are old, and the oldest if there are too many. Those

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"bocage.dev/bocage"
@@ -230,7 +231,12 @@ func stageText(stage string, spec bocage.RolloutSpec) string {
 	if stage == bocage.StageShadow {
 		return fmt.Sprintf("evaluated beside the policy in force for %s", lasts)
 	}
-	return fmt.Sprintf("in force on %d hosts for %s", len(spec.Canary), lasts)
+	const few = 3
+	hosts := strings.Join(spec.Canary[:min(len(spec.Canary), few)], ", ")
+	if more := len(spec.Canary) - few; more > 0 {
+		hosts += fmt.Sprintf(" and %d more", more)
+	}
+	return fmt.Sprintf("in force on %s alone for %s", hosts, lasts)
 }
 
 // abort says why the rollout of the candidate must end; empty if it may go on.

@@ -2,11 +2,13 @@ package policy
 
 import (
 	"context"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -149,12 +151,38 @@ func TestNotices(t *testing.T) {
 		if len(events) != 2 || events[i].Count != 4 || events[i].Message != "a proof failed again" || events[i].Namespace != defaultNamespace || events[i].APIVersion != bocage.ObjectEventAPIVersion {
 			t.Fatalf("events: %+v", events)
 		}
-		for n := range 2 * noticesWaiting {
-			p.notices.tell("Generation", "", generationName(uint64(n)), "Blocked", "many", true)
+		// describe asks for an object's events by its UID; another object of the same
+		// name is another.
+		q := &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "q", UID: "one"}, Spec: bocage.QuarantineSpec{Workload: "shop/nobody"}}
+		about := func(count int32) {
+			t.Helper()
+			b.declare(q)
+			b.settle()
+			p.notices.tell("Quarantine", "", "q", "Seen", "by night", false)
+			b.settle()
+			for _, e := range b.events() {
+				if e.Reason == "Seen" && (e.InvolvedObject.UID != q.UID || e.Count != count) {
+					t.Errorf("about %s: %d of %+v", q.UID, e.Count, e.InvolvedObject)
+				}
+			}
 		}
+		about(1)
+		about(2)
+		q.UID = "two"
+		about(1)
+		p.notices.tell("Quarantine", "", "q", "Told", strings.Repeat("ü", noticeText), false)
 		b.settle()
-		if shed := p.Counters().Unnoticed; shed == 0 {
-			t.Error("what waits has no bound")
+		for _, e := range b.events() {
+			if !utf8.ValidString(e.Message) {
+				t.Errorf("%s is cut within a letter", e.Reason)
+			}
+		}
+		idle := newNoticeBoard(b.store, "", slog.New(slog.DiscardHandler)) // nobody writes what it is told
+		for n := range 2 * noticesWaiting {
+			idle.tell("Generation", "", generationName(uint64(n)), "Blocked", "many", true)
+		}
+		if shed := idle.shed.Load(); shed != noticesWaiting || len(idle.waiting) != noticesWaiting {
+			t.Errorf("%d wait and %d are shed", len(idle.waiting), shed)
 		}
 		b.wait(noticeLife + 2*noticeTidy)
 		if left := b.events(); len(left) > 0 {
