@@ -24,7 +24,9 @@ type batch struct {
 	// claims are the claims as they were when they were looked at: what was found
 	// free is taken only if it still is.
 	claims map[string]store.Entry
-	last   *uint64 // last identity given; nil until it is asked for
+	// creates counts new objects by kind and namespace, where a quota bounds them.
+	creates map[string]int
+	last    *uint64 // last identity given; nil until it is asked for
 }
 
 // Keys beside the resources.
@@ -35,7 +37,7 @@ const (
 )
 
 func newBatch(ctx context.Context, s *Server) *batch {
-	return &batch{ctx: ctx, server: s, at: map[string]int{}, claims: map[string]store.Entry{}}
+	return &batch{ctx: ctx, server: s, at: map[string]int{}, claims: map[string]store.Entry{}, creates: map[string]int{}}
 }
 
 // write adds an operation. A key that was to be deleted may be written after all.
@@ -82,6 +84,8 @@ func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, erro
 		more, err = b.claimsFree(object)
 	case *bocage.Incident:
 		more, err = b.phaseOnly(ch, object)
+	case *bocage.Namespace:
+		more, err = quotaFaults(ch, object)
 	}
 	return append(faults, more...), err
 }

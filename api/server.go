@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -59,6 +61,11 @@ type Config struct {
 	AdminToken string
 	// AdminTokenUsed, if it is there, is called once that has happened.
 	AdminTokenUsed func()
+	// Quotas bound the objects of a kind, by its plural, in each namespace; a
+	// Namespace's annotations count before them.
+	Quotas map[string]int
+	// MaxObjects bounds all objects together; zero is a million.
+	MaxObjects int
 	// TwoPerson lets a guardrail take effect, and go, once a second person agrees.
 	TwoPerson bool
 	// AuditDir is the folder of the audit trail; empty keeps none. Node is the name
@@ -99,6 +106,11 @@ func (c *Config) Validate() error {
 	}
 	if c.AuditDir != "" && c.Node == "" {
 		faults.Add("Node", "is missing: an audit trail names the controller")
+	}
+	for _, plural := range slices.Sorted(maps.Keys(c.Quotas)) {
+		if kind, ok := bocage.KindNamed(plural); !ok || kind.Plural != plural || !kind.Namespaced || c.Quotas[plural] < 0 {
+			faults.Add("Quotas", "%q: %d is no bound of a kind that is in namespaces: name it as in paths, such as applications", plural, c.Quotas[plural])
+		}
 	}
 	if c.OIDC != nil {
 		faults = append(faults, c.OIDC.validate().Under("OIDC")...)

@@ -418,6 +418,9 @@ type track func(live, object *unstructured.Unstructured) (*unstructured.Unstruct
 // add finishes a new object: what the system says of it, its owners, its faults.
 func (b *batch) add(ch *change, object *unstructured.Unstructured, faults bocage.Faults, own track) error {
 	ch.old, ch.created, ch.same = nil, true, false
+	if err := b.withinQuota(ch, object.GetName()); err != nil {
+		return err
+	}
 	if ch.kind.Namespaced {
 		if err := b.server.accepting(ch, object.GetName()); err != nil {
 			return err

@@ -148,7 +148,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 		return err
 	}
 	c.registry.MustRegister(recognizer.Collector(), c.lake.Collector(), c.policy.Collector())
-	server, err := c.newAPI()
+	server, err := c.newAPI(ctx)
 	if err != nil {
 		return err
 	}
@@ -164,6 +164,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return c.keepCertificate(ctx) })
 	group.Go(func() error { return c.trimLog(ctx, recognizer) })
 	group.Go(func() error { return c.watchStore(ctx) })
+	group.Go(func() error { return c.endAdminToken(ctx) })
 	group.Go(func() error { return c.noticeSilence(ctx) })
 	group.Go(func() error { return server.Run(ctx) })
 	group.Go(func() error {
@@ -348,8 +349,23 @@ func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, na
 	return err
 }
 
-func (c *controllerProcess) newAPI() (*api.Server, error) {
+func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
+	adminToken, err := c.makeAdminToken(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var provider *api.OIDC
+	if c.cfg.OIDC.Issuer != "" {
+		provider = &c.cfg.OIDC
+	}
 	return api.New(api.Config{
+		AdminToken: adminToken, AdminTokenUsed: func() {
+			if err := c.dropAdminToken(); err != nil {
+				c.logger.Warn("the one-time token", "err", err)
+			}
+		},
+		OIDC: provider, TwoPerson: c.cfg.TwoPerson, Quotas: c.cfg.Quotas,
+		AuditDir: c.cfg.controllerDir("audit"), Node: c.cfg.Host,
 		Store: c.store, Listen: c.cfg.APIListen, Socket: c.cfg.Socket(), TrustDomain: c.cfg.TrustDomain,
 		Ready: map[string]func(context.Context) error{"history": func(context.Context) error { return c.lake.Fault() }},
 		SVID:  c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,

@@ -19,6 +19,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"bocage.dev/bocage/api"
 )
 
 // Config says what a process is and where its things are. The zero value with
@@ -47,6 +49,12 @@ type Config struct {
 	AcceptRisk bool
 	// NoInspection and NoDeception leave the engine or the decoys out of this agent.
 	NoInspection, NoDeception bool
+	// OIDC accepts a provider's tokens at the API, if it names one.
+	OIDC api.OIDC
+	// TwoPerson lets guardrails take effect once a second person agrees.
+	TwoPerson bool
+	// Quotas bound the objects of a kind, by its plural, in each namespace.
+	Quotas map[string]int
 	// QuarantineFor is how long recognition's own quarantine lasts.
 	QuarantineFor time.Duration
 	Version       string

@@ -30,6 +30,14 @@ func controllerFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags := cmd.Flags()
 	flags.StringVar(&cfg.APIListen, "api-listen", node.DefaultAPIListen, "address of the HTTPS API; empty for the local socket only")
 	flags.StringVar(&cfg.TransportListen, "transport-listen", node.DefaultTransportListen, "address that agents connect to")
+	flags.BoolVar(&cfg.TwoPerson, "two-person", false, "let guardrails take effect, and go, once a second person approves")
+	flags.StringToIntVar(&cfg.Quotas, "quota", nil, "most objects of a kind in each namespace, such as applications=500")
+	flags.StringVar(&cfg.OIDC.Issuer, "oidc-issuer", "", "URL of the OpenID Connect provider whose tokens are accepted")
+	flags.StringVar(&cfg.OIDC.ClientID, "oidc-client-id", "", "audience that the provider's tokens must have")
+	flags.StringVar(&cfg.OIDC.CAFile, "oidc-ca-file", "", "certificates that the provider's is signed by (default: the system's)")
+	flags.StringVar(&cfg.OIDC.UsernameClaim, "oidc-username-claim", "", "claim that names the person (default: email, else sub)")
+	flags.StringVar(&cfg.OIDC.GroupsClaim, "oidc-groups-claim", "groups", "claim that names the person's groups")
+	flags.StringToStringVar(&cfg.OIDC.RequiredClaims, "oidc-required-claim", nil, "claim that tokens must have, as NAME=VALUE; may be repeated")
 	flags.DurationVar(&cfg.QuarantineFor, "quarantine-for", 15*time.Minute, "how long a quarantine by recognition lasts")
 }
 
@@ -93,7 +101,7 @@ func (e *env) controllerCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.serve(cmd, cfg) }}
 	e.nodeFlags(cmd, &cfg)
 	controllerFlags(cmd, &cfg)
-	cmd.AddCommand(e.sessionCommand())
+	cmd.AddCommand(e.sessionCommand(), e.sessionsCommand())
 	return cmd
 }
 
@@ -118,8 +126,9 @@ func (e *env) sessionCommand() *cobra.Command {
 			fmt.Fprintf(e.err, "%s is %s until %s\n", session.Person.Name, session.Person.Role, session.Expires.Local().Format(time.DateTime))
 			return nil
 		}}
-	cmd.Flags().StringVar(&person.Role, "role", "viewer", "admin, responder, owner or viewer")
+	cmd.Flags().StringVar(&person.Role, "role", "viewer", "admin, policy-admin, responder, owner, auditor or viewer")
 	cmd.Flags().StringSliceVarP(&person.Namespaces, "namespace", "n", nil, "namespaces of an owner or viewer (a viewer's default: all)")
+	cmd.Flags().StringSliceVar(&person.Groups, "group", nil, "groups that the person is in")
 	cmd.Flags().DurationVar(&life, "for", 12*time.Hour, "how long it is good for")
 	return cmd
 }

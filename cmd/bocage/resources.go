@@ -19,10 +19,21 @@ import (
 
 // client reaches a controller: the local socket unless --server names another.
 func (e *env) client() (*client.Client, error) {
-	if e.server == "" {
-		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock")})
+	if e.server == "" && e.token == "" {
+		return e.clientWith("") // whoever may open the socket needs no token
 	}
-	config := client.Config{Address: e.server}
+	token, err := e.bearer()
+	if err != nil {
+		return nil, err
+	}
+	return e.clientWith(token)
+}
+
+// clientWith makes a client with a bearer token; empty is none.
+func (e *env) clientWith(token string) (*client.Client, error) {
+	if e.server == "" {
+		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock"), Token: token})
+	}
 	if e.ca == "" {
 		return nil, usage("--server needs --ca: the trust bundle is the file authority/bundle.pem in the controller's state folder")
 	}
@@ -34,15 +45,10 @@ func (e *env) client() (*client.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", e.ca, err)
 	}
-	config.TLS = identity.ClientTLS(func() *identity.SVID { return nil }, bundle, "/controller/")
-	if e.token != "" {
-		token, err := os.ReadFile(e.token)
-		if err != nil {
-			return nil, fmt.Errorf("read the bearer token: %w", err)
-		}
-		config.Token = strings.TrimSpace(string(token))
-	}
-	return client.New(config)
+	return client.New(client.Config{
+		Address: e.server, Token: token,
+		TLS: identity.ClientTLS(func() *identity.SVID { return nil }, bundle, "/controller/"),
+	})
 }
 
 // kindArgument reads a kind's name as people type it.
