@@ -49,7 +49,11 @@ func (d *Dataplane) attach(a Attachment) error {
 		}
 	}
 	a.Port.Addresses = slices.Clone(a.Port.Addresses)
+	was, known := d.ports[a.Ifindex]
 	d.ports[a.Ifindex] = a
+	if known && was.Port.Workload == a.Port.Workload && was.Port.Identity == a.Port.Identity {
+		return nil // every new ruleset comes by here
+	}
 	d.log.Info("attached", "interface", a.Port.Interface, "ifindex", a.Ifindex, "workload", a.Port.Workload,
 		"identity", uint32(a.Port.Identity))
 	return nil

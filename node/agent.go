@@ -83,7 +83,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
 		return err
 	}
-	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(), Logger: a.logger}); err != nil {
+	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(), Logger: cfg.Logger}); err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
 	defer a.dataplane.Close()
@@ -93,7 +93,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
 	loop, err := agent.New(agent.Config{
 		Host: cfg.Host, Dataplane: reportedDataplane{a.dataplane, a}, Rulesets: rulesets, Links: a.followLinks,
-		Publish: a.publishFlows, Logger: a.logger,
+		Publish: a.publishFlows, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err

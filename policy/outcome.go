@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,10 +140,12 @@ func (o *outcome) failed(result bocage.TestResult) bool {
 }
 
 func resultText(r bocage.TestResult) string {
-	text := fmt.Sprintf("%s: %s: want %s, got %s", r.Case, r.Flow, r.Want, r.Got)
-	if r.By.Kind != "" {
-		text += " by " + r.By.String()
+	const decider = ", decided by "
+	got := r.Got
+	if i := strings.LastIndex(got, decider); i >= 0 && r.By.Kind != "" {
+		got = got[:i] + decider + r.By.String() // with the field, and where it is written
 	}
+	text := fmt.Sprintf("%s: %s: want %s, got %s", r.Case, r.Flow, r.Want, got)
 	if r.Because != "" {
 		text += " (" + r.Because + ")"
 	}
@@ -169,15 +172,4 @@ func (s *served) of(host string) (enforced, evaluated *outcome) {
 		return s.base, s.candidate
 	}
 	return s.base, nil
-}
-
-// kept returns what a kept generation came to, nil if it is not kept any more.
-func (p *Policy) kept(generation uint64) *outcome {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	o, err := p.recall(ctx, generation)
-	if err != nil {
-		return nil
-	}
-	return o
 }

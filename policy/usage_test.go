@@ -95,7 +95,7 @@ func TestBlockingTest(t *testing.T) {
 		}
 		b.condition(get[*bocage.Application](b, "shop", "api").Status.Conditions, bocage.ConditionEnforced, "False", "Blocked")
 		c := b.condition(get[*bocage.PolicyTest](b, "shop", "web-needs-api").Status.Conditions, bocage.ConditionReady, "True", "Passed")
-		if !strings.Contains(c.Message, "kept back") {
+		if !strings.Contains(c.Message, "kept back") || strings.Count(c.Message, "decided by") != 1 {
 			t.Errorf("the test does not say what it keeps back: %s", c.Message)
 		}
 		b.again()
@@ -133,6 +133,15 @@ func TestBlockingTest(t *testing.T) {
 			t.Errorf("blast radius: %+v, %v", r, err)
 		}
 	})
+}
+
+// TestResultText names who decided once, with the field.
+func TestResultText(t *testing.T) {
+	text := resultText(bocage.TestResult{Case: "http", Flow: "a -> b TCP/80", Want: "allow", Got: "refuse (guardrail), decided by Guardrail pci",
+		By: bocage.Ref{Kind: "Guardrail", Name: "pci", Field: "spec.never[0]"}, Because: "customers"})
+	if want := "http: a -> b TCP/80: want allow, got refuse (guardrail), decided by Guardrail pci spec.never[0] (customers)"; text != want {
+		t.Errorf("%s, want %s", text, want)
+	}
 }
 
 // TestNotices counts repetitions in one event and forgets it in time.
