@@ -12,14 +12,14 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// keptShelf holds the last generations that somebody asked for.
-type keptShelf struct {
+// recalled holds the last generations that somebody asked for.
+type recalled struct {
 	mu       sync.Mutex // guards outcomes, and lets one be made at a time
 	outcomes []*outcome // the last asked first
 }
 
-// mostKept is how many generations are held in memory besides those in force.
-const mostKept = 2
+// mostRecalled is how many generations are held in memory besides those in force.
+const mostRecalled = 2
 
 // recall returns what a generation came to: from memory, or compiled again from
 // what was kept of it. Where its inventory was too large to be kept, today's takes
@@ -32,12 +32,12 @@ func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 			}
 		}
 	}
-	p.shelf.mu.Lock()
-	defer p.shelf.mu.Unlock()
-	for i, o := range p.shelf.outcomes {
+	p.recalled.mu.Lock()
+	defer p.recalled.mu.Unlock()
+	for i, o := range p.recalled.outcomes {
 		if o.number == number {
-			copy(p.shelf.outcomes[1:i+1], p.shelf.outcomes[:i])
-			p.shelf.outcomes[0] = o
+			copy(p.recalled.outcomes[1:i+1], p.recalled.outcomes[:i])
+			p.recalled.outcomes[0] = o
 			return o, nil
 		}
 	}
@@ -70,7 +70,7 @@ func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 	}
 	o := &outcome{input: in, output: compile.Compile(in), policy: policy, rest: rest, number: number, at: in.Now}
 	p.counters.compiled.Add(1)
-	p.shelf.outcomes = append([]*outcome{o.complete()}, p.shelf.outcomes...)
-	p.shelf.outcomes = p.shelf.outcomes[:min(len(p.shelf.outcomes), mostKept)]
+	p.recalled.outcomes = append([]*outcome{o.complete()}, p.recalled.outcomes...)
+	p.recalled.outcomes = p.recalled.outcomes[:min(len(p.recalled.outcomes), mostRecalled)]
 	return o, nil
 }

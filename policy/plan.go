@@ -3,12 +3,27 @@ package policy
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/plan"
+	"bocage.dev/bocage/policy/prove"
 )
+
+// planProver proves what is planned. It is apart from the builder's prover, so that
+// generations never wait for a plan; plans wait for each other.
+type planProver struct {
+	mu     sync.Mutex // guards prover
+	prover prove.Prover
+}
+
+func (v *planProver) prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.prover.Prove(in, rs)
+}
 
 // Plan says what the objects would change if they were declared, or deleted where
 // they have a deletionTimestamp: it compiles, proves and tests them together with
@@ -20,7 +35,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 	}
 	situation := plan.Situation{
 		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset,
-		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: time.Now(), Prove: p.prove,
+		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: time.Now(), Prove: p.planned.prove,
 	}
 	if p.edges != nil {
 		var err error

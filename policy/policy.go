@@ -15,7 +15,8 @@
 // It never writes a declaration: of resources it writes Generations and Events,
 // and the status of the kinds that it reads.
 //
-// Locks: mirror.mu, noticeBoard.mu and Policy.mu are never held together.
+// Locks: whoever holds recalled.mu may take mirror.mu. No other two of this
+// package's locks are ever held together.
 package policy
 
 import (
@@ -89,7 +90,7 @@ type Policy struct {
 	usage  func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
 	node   string
 	logger *slog.Logger
-	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof
+	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof // the builder's alone
 
 	mirror   *mirror
 	report   chan struct{}           // holds a token when statuses may have to change
@@ -103,7 +104,8 @@ type Policy struct {
 	past     past
 	counters counters
 	notices  *noticeBoard
-	shelf    keptShelf
+	recalled recalled
+	planned  planProver
 
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes

@@ -18,17 +18,21 @@ var ErrNoPolicy = errors.New("no policy was compiled yet: try again in a moment"
 
 // Explain answers why a flow gets its verdict under the policy in force, or under
 // a kept generation; or why a recorded event got the one that it carries.
-func (p *Policy) Explain(_ context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
+func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
 	o := p.inForce()
 	if o == nil {
 		return bocage.Explanation{}, ErrNoPolicy
 	}
 	forgotten := false
 	if q.Generation != 0 && q.Generation != o.number {
-		if kept := p.kept(q.Generation); kept != nil {
+		kept, err := p.recall(ctx, q.Generation)
+		switch {
+		case err == nil:
 			o = kept
-		} else {
+		case errors.Is(err, errNotKept):
 			forgotten = true
+		default:
+			return bocage.Explanation{}, err
 		}
 	}
 	recorded, known := o.output.Ruleset.Decision(q.Decision)

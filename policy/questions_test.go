@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +36,14 @@ func TestExplainWhatWas(t *testing.T) {
 				t.Fatalf("generation %d, decision %s: %v", generation, decision, err)
 			}
 			return e
+		}
+		// That a store does not answer does not mean that a generation is not kept.
+		gone, cancel := context.WithCancel(b.ctx)
+		cancel()
+		early := q
+		early.Generation, early.Decision = 1, was.Reason.Decision
+		if e, err := p.Explain(gone, early); !errors.Is(err, context.Canceled) {
+			t.Errorf("for somebody who has left: %+v, %v", e, err)
 		}
 		if e := explainAs(0, 0); e.Verdict != bocage.VerdictDrop || e.Generation != 2 {
 			t.Errorf("now: %s under generation %d", e.Verdict, e.Generation)

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -369,8 +370,8 @@ func TestRollback(t *testing.T) {
 		if g := get[*bocage.Generation](b, "", "g2"); g.Status.Digest != o.output.Ruleset.Digest {
 			t.Errorf("generation 2 compiles to %s, and was %s", o.output.Ruleset.Digest, g.Status.Digest)
 		}
-		if b.rooms[0].kept(4711) != nil {
-			t.Error("keeps what never was")
+		if _, err := b.rooms[0].recall(b.ctx, 4711); !errors.Is(err, errNotKept) {
+			t.Errorf("what never was: %v", err)
 		}
 	})
 }

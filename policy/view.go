@@ -229,12 +229,6 @@ func relevant(resource bocage.Resource) []any {
 	return parts
 }
 
-// keyOf is the store's key of a resource of a kind.
-func keyOf(kind string, o bocage.Resource) string {
-	k, _ := bocage.KindNamed(kind)
-	return k.Key(o.Meta().Namespace, o.Meta().Name)
-}
-
 // nameOf is "Kind namespace/name".
 func nameOf(kind string, o bocage.Resource) string {
 	return kind + " " + strings.TrimPrefix(o.Meta().NamespacedName(), "/")
