@@ -31,7 +31,10 @@ type future struct {
 	known bool
 	last  compile.Input
 	shown map[string]bool // by pair; whether a flow was possible
-	proof bocage.Proof
+	// shownOf holds the objects that shown names by their addresses, so that no
+	// other object can come to have one of those.
+	shownOf compile.Input
+	proof   bocage.Proof
 }
 
 // obligation is what a guardrail says of the flows in a box.
@@ -130,7 +133,7 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	}
 	counter := refute(in, witnesses)
 	if counter == "" {
-		v.shown = shown
+		v.shown, v.shownOf = shown, in
 	}
 	return proof(statement, whole("future"), counter)
 }
