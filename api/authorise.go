@@ -1,9 +1,11 @@
 package api
 
 import (
+	"context"
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -321,6 +323,44 @@ func (c *call) mayEver() error {
 		return forbidden(c.person, c.access, c.name, "it is a namespace of others")
 	}
 	return nil
+}
+
+// recheckEvery is how long whoever follows something goes on seeing it after they
+// lost the right to.
+const recheckEvery = 30 * time.Second
+
+// whileAllowed serves what has no end of its own, and ends it once the person is
+// not who they were, or may not any more.
+func (s *Server) whileAllowed(c *call, serve func(*call) error) error {
+	ctx, cancel := context.WithCancel(c.r.Context())
+	defer cancel()
+	asked := c.r
+	// A timer and not a goroutine: many follow at once.
+	var again *time.Timer
+	made := make(chan struct{})
+	again = time.AfterFunc(s.recheck, func() {
+		<-made
+		p, err := s.authenticate(asked)
+		if err == nil && isResource(asked.URL.Path) {
+			err = (&call{person: p, access: c.access, name: c.name}).authorise()
+		}
+		if code := codeOf(err); code == http.StatusUnauthorized || code == http.StatusForbidden {
+			cancel()
+		} else if ctx.Err() == nil {
+			again.Reset(s.recheck)
+		}
+	})
+	close(made)
+	defer again.Stop()
+	c.r = c.r.WithContext(ctx)
+	return serve(c)
+}
+
+func codeOf(err error) int {
+	if err == nil {
+		return http.StatusOK
+	}
+	return int(asProblem(err).Code)
 }
 
 func forbidden(p Person, a access, name, why string) *problem {

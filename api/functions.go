@@ -110,7 +110,7 @@ func (s *Server) serveFunction(c *call, name string) error {
 	}
 	c.verb = name
 	if name == "flows" || name == "audit" {
-		return f.serve(c)
+		return s.whileAllowed(c, f.serve)
 	}
 	return s.bounded(c, f.serve)
 }

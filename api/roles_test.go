@@ -3,6 +3,8 @@ package api
 import (
 	"flag"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -211,6 +213,51 @@ func TestEndedSessions(t *testing.T) {
 	}
 	if _, err := viewer.WhoAmI(ctx); !client.HasReason(err, "Unauthorized") {
 		t.Errorf("after logging out: %v", err)
+	}
+}
+
+// TestWatchEnds: who follows a kind with a token that was ended is cut off.
+func TestWatchEnds(t *testing.T) {
+	b := start(t, nil)
+	b.server.recheck = 20 * time.Millisecond
+	alice := b.named(t, "alice", RoleViewer)
+	ended := make(chan error, 1)
+	began := make(chan struct{})
+	b.mustScope(t, "POST", "a", "")
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://bocage/apis/bocage.dev/v1/scopes?watch=true", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	session, err := b.client.CreateSession(t.Context(), client.Person{Name: "alice", Role: "viewer"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer "+session.Token)
+	go func() {
+		answer, err := (&http.Client{Transport: unixTransport(b.socket)}).Do(request)
+		close(began)
+		if err == nil {
+			_, err = io.Copy(io.Discard, answer.Body)
+			_ = answer.Body.Close()
+		}
+		ended <- err
+	}()
+	<-began
+	select {
+	case err := <-ended:
+		t.Fatalf("it ended by itself: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	if n, err := b.client.EndSessions(t.Context(), "alice"); err != nil || n != 2 {
+		t.Fatal(n, err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("who has no token any more still watches")
+	}
+	if _, err := alice.WhoAmI(t.Context()); !client.HasReason(err, "Unauthorized") {
+		t.Error(err)
 	}
 }
 

@@ -150,7 +150,7 @@ func (s *Server) serve(c *call) error {
 		return notAcceptable()
 	}
 	if c.verb == verbWatch {
-		return s.watch(c)
+		return s.whileAllowed(c, s.watch)
 	}
 	return s.bounded(c, s.serveResource)
 }

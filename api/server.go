@@ -125,6 +125,7 @@ type Server struct {
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
 	bindings       *bindings
+	recheck        time.Duration // of those who follow something
 	trail          *audit.Trail  // nil: none is kept
 	strangers      *rate.Limiter // of those that the trail names
 	signOn         *singleSignOn // nil: no provider's tokens are accepted
@@ -164,7 +165,7 @@ func New(config Config) (*Server, error) {
 	s := &Server{
 		config: config, logger: config.Logger.With("room", "api"), kinds: map[string]bocage.Kind{},
 		limits: newLimits(config.RequestsPerSecond, config.MaxWatches), started: time.Now(),
-		adminTokenEnds: time.Now().Add(10 * time.Minute), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce),
+		adminTokenEnds: time.Now().Add(10 * time.Minute), strangers: rate.NewLimiter(strangersPerSecond, strangersAtOnce), recheck: recheckEvery,
 		listening: make(chan struct{}), closing: make(chan struct{}),
 	}
 	for _, kind := range bocage.Kinds() {
