@@ -273,7 +273,7 @@ func (e *env) printMatrix(s *simulate.Simulator, namespaces []string) error {
 	out := bufio.NewWriterSize(e.out, 64<<10)
 	rows := s.Rows(namespaces)
 	if len(rows) == 0 {
-		return fmt.Errorf("there is no workload to show: the files declare none%s", inNamespaces(namespaces))
+		fmt.Fprintf(e.err, "note: there is no workload to show: the files declare none%s\n", inNamespaces(namespaces))
 	}
 	var err error
 	switch form := e.output; form {
@@ -321,7 +321,7 @@ func inNamespaces(namespaces []string) string {
 
 // matrixJSON writes a bocage.ReachMatrix without holding it.
 func (e *env) matrixJSON(out io.Writer, s *simulate.Simulator, rows, namespaces []string) error {
-	head, err := json.Marshal(rows)
+	head, err := json.Marshal(append([]string{}, rows...)) // an empty list, not null
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package simulate
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -46,6 +47,12 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		return answer, nothing
 	}
 	verdict, reason := s.Decide(q.from, q.to, q.protocol, p.Port, moment)
+	if reason.Code == bocage.ReasonDefaultDeny && s.isNodes(q.from, q.to) {
+		// No policy selects a node or a Pod in its network: what nobody refuses
+		// there, Kubernetes accepts. Rulesets speak of workloads only.
+		answer.Verdict, answer.Disposition, answer.Reason = "allow", bocage.VerdictAllow.String(), bocage.ReasonKubernetes.String()
+		return answer, nothing
+	}
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
 		answer.Verdict = "allow"
@@ -72,6 +79,28 @@ func (s *Simulator) isItself(from, to End) bool {
 	}
 	w := s.workloadAt(from)
 	return w != nil && w == s.workloadAt(to) && w.Spec.Orchestrator == bocage.OrchestratorKubernetes
+}
+
+// isNodes reports whether, in a cluster, neither end is a workload and one is a
+// node or a Pod in a node's network.
+func (s *Simulator) isNodes(from, to End) bool {
+	if s.workloadAt(from) != nil || s.workloadAt(to) != nil || !s.isCluster() {
+		return false
+	}
+	for _, named := range []map[string][]netip.Addr{s.hosts, s.others} {
+		for _, addresses := range named {
+			if slices.Contains(addresses, from.Address) || slices.Contains(addresses, to.Address) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// isCluster reports whether the input comes from Kubernetes.
+func (s *Simulator) isCluster() bool {
+	return len(s.in.NetworkPolicies) > 0 || len(s.in.ClusterNetworkPolicies) > 0 ||
+		slices.ContainsFunc(s.in.Workloads, func(w *bocage.Workload) bool { return w.Spec.Orchestrator == bocage.OrchestratorKubernetes })
 }
 
 // workloadAt is the workload at an end; nil if none is there.

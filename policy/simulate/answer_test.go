@@ -50,6 +50,12 @@ func TestAnswersAgreeWithTheJudge(t *testing.T) {
 				}
 				return // rulesets have no cell for it
 			}
+			if g.Code == bocage.ReasonDefaultDeny && s.isNodes(s.Find(f.Source), s.Find(f.Destination)) {
+				if a.Verdict != "allow" {
+					t.Fatalf("%s: nobody refuses it, no workload is at either end and a node is: %+v", f, a)
+				}
+				return
+			}
 			if a.Error != "" || (a.Verdict == "allow") != g.Would.Allowed() || a.Disposition != g.Would.String() || a.Reason != g.Code.String() {
 				t.Fatalf("%s: answered %+v, the objects say %s (%s)\n%s", f, a, g.Would, g.Code, policytest.Describe(in))
 			}
