@@ -266,6 +266,15 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 	return d, ok
 }
 
+// Copy returns a ruleset that says the same, whose fields may be set before it is
+// asked anything. Its lists are those of the original: nobody changes what is in them.
+func (r *Ruleset) Copy() *Ruleset {
+	return &Ruleset{
+		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules, Reasons: r.Reasons,
+		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
+	}
+}
+
 // WithRefusals returns the ruleset with the refusals of another, where those last
 // longer than its own. It only tightens: an agent that goes back to an older
 // ruleset takes along who is cut off.
@@ -302,8 +311,8 @@ func (r *Ruleset) WithRefusals(of *Ruleset) *Ruleset {
 		refused[refusal.Identity] = refusal
 	}
 	slices.SortFunc(decisions, func(a, b Decision) int { return cmp.Compare(a.ID, b.ID) })
-	out := &Ruleset{Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules,
-		Reasons: r.Reasons, Decisions: decisions, Default: r.Default, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy}
+	out := r.Copy()
+	out.Decisions, out.Refused = decisions, nil
 	for _, refusal := range refused {
 		out.Refused = append(out.Refused, refusal)
 	}

@@ -318,11 +318,8 @@ func withoutInspection(ruleset *bocage.Ruleset, absent func(bocage.Profile) bool
 	if len(modes) == 0 {
 		return ruleset
 	}
-	changed := &bocage.Ruleset{
-		Generation: ruleset.Generation, Digest: ruleset.Digest, Host: ruleset.Host, Peers: ruleset.Peers, Groups: ruleset.Groups,
-		Rules: ruleset.Rules, Decisions: slices.Clone(ruleset.Decisions), Default: ruleset.Default, Refused: ruleset.Refused,
-		Profiles: ruleset.Profiles, Ports: ruleset.Ports, Decoys: ruleset.Decoys, ConfirmBy: ruleset.ConfirmBy,
-	}
+	changed := ruleset.Copy()
+	changed.Decisions = slices.Clone(ruleset.Decisions)
 	for i, d := range changed.Decisions {
 		if verdict, ok := modes[d.Profile]; ok && d.Verdict == bocage.VerdictInspect {
 			changed.Decisions[i].Verdict, changed.Decisions[i].Code, changed.Decisions[i].Profile = verdict, bocage.ReasonInspectionDown, 0

@@ -56,12 +56,9 @@ func (o *outcome) numbered(number uint64) *outcome {
 		return o
 	}
 	copied := *o
-	rs := o.output.Ruleset
 	copied.number, copied.input.Generation = number, number
-	copied.output.Ruleset = &bocage.Ruleset{
-		Generation: number, Digest: rs.Digest, Host: rs.Host, Peers: rs.Peers, Groups: rs.Groups, Rules: rs.Rules, Reasons: rs.Reasons, Decisions: rs.Decisions,
-		Default: rs.Default, Refused: rs.Refused, Profiles: rs.Profiles, Ports: rs.Ports, Decoys: rs.Decoys, ConfirmBy: rs.ConfirmBy,
-	}
+	copied.output.Ruleset = o.output.Ruleset.Copy()
+	copied.output.Ruleset.Generation = number
 	return copied.complete()
 }
 
