@@ -331,6 +331,43 @@ func TestSingleSignOn(t *testing.T) {
 	if out := run("get", "app", "-n", "shop"); !strings.Contains(out, "web") {
 		t.Error(out)
 	}
+	// Nobody becomes somebody else by asking for it.
+	out, err := exec.Command(kubectl, "--kubeconfig", config, "--token", alice.idToken, "--as", "local:root", "--as-group", "system:masters", "get", "decoys").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "Forbidden") || !strings.Contains(string(out), "alice@example.org") {
+		t.Errorf("alice as root: %v %s", err, out)
+	}
+
+	// A client certificate does as well as a token.
+	svid, err := b.authority.IssueSVID("/auditor/dora", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certificate, key := filepath.Join(t.TempDir(), "crt"), filepath.Join(t.TempDir(), "key")
+	shown := svid.Certificate()
+	var chain bytes.Buffer
+	for _, raw := range shown.Certificate {
+		if err := pem.Encode(&chain, &pem.Block{Type: "CERTIFICATE", Bytes: raw}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(shown.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, data := range map[string][]byte{certificate: chain.Bytes(), key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	bundle := filepath.Join(t.TempDir(), "ca")
+	if err := os.WriteFile(bundle, b.authority.Bundle().MarshalPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err = exec.Command(kubectl, "--server", b.address, "--certificate-authority", bundle, "--tls-server-name", "localhost",
+		"--client-certificate", certificate, "--client-key", key, "auth", "whoami").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "spiffe://test.local/auditor/dora") || !strings.Contains(string(out), "bocage:auditor") {
+		t.Errorf("with a certificate: %v %s", err, out)
+	}
 }
 
 // glewlwyd is a running provider with one client.

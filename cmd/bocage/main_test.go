@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/audit"
 )
 
 // invoke runs one command line in a place where no controller is.
@@ -52,6 +54,11 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"get", "hosts"}, exitFailed, "", "bocage up"},
 		{[]string{"--server", "https://127.0.0.1:1", "get", "hosts"}, exitUsage, "", "--server needs --ca"},
 		{[]string{"quarantine", "add", "Not A Name"}, exitFailed, "", "is not namespace/name of a workload"},
+		{[]string{"approve", "scope", "x"}, exitUsage, "", "guardrails and exceptions can"},
+		{[]string{"approve", "guardrail"}, exitUsage, "", "arg(s)"},
+		{[]string{"audit", "verify", "--dir", t.TempDir()}, exitFailed, "", "holds no audit trail"},
+		{[]string{"audit", "verify", "--dir", brokenTrail(t)}, exitFailed, "", "the audit trail is broken: entry 2"},
+		{[]string{"login", "--admin-token", "/does/not/exist"}, exitFailed, "", "read the one-time token"},
 		{[]string{"decoy", "add", "x", "--port", "0"}, exitFailed, "", "needs a port"},
 		{[]string{"explain"}, exitUsage, "", "needs FROM and TO, or --event"},
 		{[]string{"explain", "--event", "a/b"}, exitUsage, "", "leave out a/b"},
@@ -134,4 +141,44 @@ func TestCompareNames(t *testing.T) {
 			t.Errorf("%s and %s: %d, want %d", c.a, c.b, got, c.want)
 		}
 	}
+}
+
+// brokenTrail writes an audit trail and then something else into it.
+func brokenTrail(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	trail, err := audit.Open(audit.Config{Dir: dir, Node: "c1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = trail.Run(ctx)
+	}()
+	for range 3 {
+		if err := trail.Append(t.Context(), audit.Entry{Who: "alice", Verb: "create", Code: 201}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cancel()
+	<-done
+	if err := trail.Close(); err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.jsonl"))
+	if err != nil || len(files) != 1 {
+		t.Fatal(files, err)
+	}
+	data, err := os.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.SplitAfter(string(data), "\n")
+	lines[1] = strings.Replace(lines[1], "alice", "malice", 1)
+	if err := os.WriteFile(files[0], []byte(strings.Join(lines, "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
