@@ -1,9 +1,6 @@
 package bocage
 
-import (
-	"fmt"
-	"net/netip"
-)
+import "net/netip"
 
 // AddressGroup names addresses outside the inventory, so that many declarations
 // share one list.
@@ -32,40 +29,4 @@ func (g *AddressGroup) Validate() Faults {
 		faults.Add("spec.addresses", "needs at least one CIDR")
 	}
 	return append(faults, validatePrefixes(g.Spec.Addresses).Under("spec.addresses")...)
-}
-
-// Zone is a part of the data center that fails or is attacked together.
-// Workloads on its hosts carry the label bocage.dev/zone with its name.
-type Zone struct {
-	TypeMeta   `json:",inline"`
-	ObjectMeta `json:"metadata"`
-	Spec       ZoneSpec   `json:"spec"`
-	Status     ZoneStatus `json:"status,omitzero"`
-}
-
-// ZoneSpec is the declaration.
-type ZoneSpec struct {
-	Description string `json:"description,omitempty"`
-	// Hosts are the names of the hosts that stand in it. Of two zones that name
-	// one host, the first by name has it.
-	Hosts []string `json:"hosts,omitempty"`
-}
-
-// ZoneStatus is what the system says of it.
-type ZoneStatus struct {
-	Conditions []Condition `json:"conditions,omitempty"`
-}
-
-// Validate implements Resource.
-func (z *Zone) Validate() Faults {
-	faults := validateMeta(&z.ObjectMeta, false)
-	if !labelValue.MatchString(z.Name) {
-		faults.Add("metadata.name", "%q is longer than the 63 characters of a label's value", z.Name)
-	}
-	for i, host := range z.Spec.Hosts {
-		if !dnsSubdomain.MatchString(host) {
-			faults.Add(fmt.Sprintf("spec.hosts[%d]", i), "%q is not a host's name", host)
-		}
-	}
-	return faults
 }

@@ -18,8 +18,8 @@ type Guardrail struct {
 	Status     GuardrailStatus `json:"status,omitzero"`
 }
 
-// GuardrailSpec is the declaration. Match narrows Never and Require to the cells
-// it covers; Grant stands by itself.
+// GuardrailSpec is the declaration. Match narrows Never, Separate and Require to
+// the cells it covers; everything else stands by itself.
 type GuardrailSpec struct {
 	Description string    `json:"description,omitempty"`
 	Match       CellMatch `json:"match,omitzero"`

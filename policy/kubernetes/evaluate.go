@@ -3,9 +3,9 @@
 // (policy.networking.k8s.io/v1alpha2), tier by tier, as upstream documents them.
 //
 // It promises to answer from the objects alone, one flow at a time and in the
-// plainest way: it is what the compiler's tables and the judge are checked
-// against, so it shares no code with them. It never decides what comes of a flow:
-// contracts, guardrails and threat conditions have their say elsewhere.
+// plainest way: the judge asks it, and the compiler's tables are checked against
+// it, so it shares no code with the compiler. It never decides what comes of a
+// flow: contracts, guardrails and threat conditions have their say elsewhere.
 package kubernetes
 
 import (
