@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"maps"
 	"slices"
 	"testing"
 )
@@ -86,6 +87,15 @@ func other(t *testing.T) { TestRootDirect(t) }
 		if asks[name] != want {
 			t.Errorf("%s asks for root: %v, want %v", name, asks[name], want)
 		}
+	}
+}
+
+func TestWhatIsTakenFromAPackageIsSeen(t *testing.T) {
+	taken := selected(parse(t, "room/x.go", `package room
+func f(in compile.Input) { other.Ref(compile.Compile(in), in.compile) }
+`), "compile")
+	if names := slices.Sorted(maps.Keys(taken)); !slices.Equal(names, []string{"Compile", "Input"}) {
+		t.Errorf("found %v", names)
 	}
 }
 

@@ -2,6 +2,8 @@ package tidy
 
 import (
 	"fmt"
+	"go/ast"
+	"go/token"
 	"strings"
 	"testing"
 )
@@ -146,6 +148,46 @@ func TestRootWordsNeedOnlyTheStandardLibrary(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestTheJudgeIsIndependent keeps the second opinion on policy one: what judges
+// flows and what compiles them share the words of the root package only.
+func TestTheJudgeIsIndependent(t *testing.T) {
+	const why = "a step that compiler and judge share is a step in which both go wrong together, and no proof sees it"
+	all := readTree(t)
+	all.goFiles(func(f *file) {
+		if f.test {
+			return
+		}
+		for imported, pos := range f.imports() {
+			folder, ours := folderOf(imported)
+			compiler := f.folder() == "policy/compile" && strings.HasPrefix(folder, "policy/")
+			if ours && (compiler || f.folder() == "policy/kubernetes" && folder == "policy/compile") {
+				all.broken(t, pos, f.folder()+" may not import "+folder, why)
+			}
+		}
+		if f.folder() == "policy/explain" {
+			for name, pos := range selected(f, "compile") {
+				if name != "Input" {
+					all.broken(t, pos, "the judge takes compile.Input and nothing else from the compiler, not compile."+name, why)
+				}
+			}
+		}
+	})
+}
+
+// selected lists what a file takes from an imported package, by the package's name.
+func selected(f *file, from string) map[string]token.Pos {
+	names := map[string]token.Pos{}
+	ast.Inspect(f.ast, func(n ast.Node) bool {
+		if s, is := n.(*ast.SelectorExpr); is {
+			if x, is := s.X.(*ast.Ident); is && x.Name == from {
+				names[s.Sel.Name] = s.Pos()
+			}
+		}
+		return true
+	})
+	return names
 }
 
 func TestTestKitsStayInTests(t *testing.T) {
