@@ -198,15 +198,16 @@ func (j *Judge) withdrawFromKubernetes(kind, namespace, name string, fields []st
 				after.Spec.PolicyTypes = append(after.Spec.PolicyTypes, "Egress")
 			}
 		}
-		after.Spec.Ingress, after.Spec.Egress = slices.Clone(after.Spec.Ingress), slices.Clone(after.Spec.Egress)
-		for _, field := range slices.Backward(fields) {
+		ingress, egress := map[int]bool{}, map[int]bool{}
+		for _, field := range fields {
 			if i, of := index(field, "spec.ingress"); of {
-				after.Spec.Ingress = slices.Delete(after.Spec.Ingress, i, i+1)
+				ingress[i] = true
 			} else if i, of := index(field, "spec.egress"); of {
-				after.Spec.Egress = slices.Delete(after.Spec.Egress, i, i+1)
+				egress[i] = true
 			}
 		}
-		return Step{Change{Object: &after}, "withdraw " + ref(kind, policy, strings.Join(fields, " and ")).String()}, true
+		after.Spec.Ingress, after.Spec.Egress = without(after.Spec.Ingress, ingress), without(after.Spec.Egress, egress)
+		return Step{Change{Object: &after}, "withdraw " + ref(kind, policy, joined(fields)).String()}, true
 	}
 	policy, ok := j.clusterPolicy(name)
 	if !ok {
@@ -221,7 +222,27 @@ func (j *Judge) withdrawFromKubernetes(kind, namespace, name string, fields []st
 			after.Spec.Egress[i].Action = bocage.ActionDeny
 		}
 	}
-	return Step{Change{Object: &after}, "set action: Deny in " + ref(kind, policy, strings.Join(fields, " and ")).String()}, true
+	return Step{Change{Object: &after}, "set action: Deny in " + ref(kind, policy, joined(fields)).String()}, true
+}
+
+// without returns the elements whose places are not among the given.
+func without[T any](list []T, places map[int]bool) []T {
+	var out []T
+	for i, element := range list {
+		if !places[i] {
+			out = append(out, element)
+		}
+	}
+	return out
+}
+
+// joined names fields for people: of very many, the first few and the number.
+func joined(fields []string) string {
+	const most = 20
+	if len(fields) <= most {
+		return strings.Join(fields, " and ")
+	}
+	return fmt.Sprintf("%s and %d more that allow it too", strings.Join(fields[:most], " and "), len(fields)-most)
 }
 
 func (j *Judge) networkPolicy(namespace, name string) (*bocage.NetworkPolicy, bool) {
