@@ -305,7 +305,7 @@ func (s *Server) auditWrite(c *call, a access, name, outcome string, code int, s
 		outcome = "refused"
 	}
 	c.note(a, name, outcome, code, stored)
-	s.logger.Debug("audit",
+	s.logger.Log(c.r.Context(), s.auditLevel(), "audit",
 		"person", c.person.Name, "role", c.person.rolesText(), "verb", a.verb,
 		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,
 		"outcome", outcome, "code", code, "dryRun", c.query.Has("dryRun"),

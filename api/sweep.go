@@ -394,7 +394,7 @@ func (s *Server) alter(ctx context.Context, o *object, verb string, edit func(*u
 }
 
 func (s *Server) logSweep(o *object, verb string) {
-	s.logger.Debug("audit", "person", sweeperName, "verb", verb, "kind", o.kind.Name, "namespace", o.namespace, "name", o.name, "outcome", "swept")
+	s.logger.Log(context.Background(), s.auditLevel(), "audit", "person", sweeperName, "verb", verb, "kind", o.kind.Name, "namespace", o.namespace, "name", o.name, "outcome", "swept")
 	if s.trail == nil {
 		return
 	}

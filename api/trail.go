@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"net/http"
 	"strconv"
@@ -98,6 +99,14 @@ func (s *Server) writable(ctx context.Context) error {
 
 func unrecorded(err error) *problem {
 	return newProblem(http.StatusInsufficientStorage, metav1.StatusReasonInternalError, "%v", err)
+}
+
+// auditLevel is how loud the log tells changes: without a trail it is all there is.
+func (s *Server) auditLevel() slog.Level {
+	if s.trail == nil {
+		return slog.LevelInfo
+	}
+	return slog.LevelDebug
 }
 
 const systemName = "system:api"
