@@ -215,8 +215,10 @@ func (g *Judgement) ToItself() bool {
 // once drops later mentions and keeps the order.
 func once(refs []bocage.Ref) []bocage.Ref {
 	var out []bocage.Ref
+	said := make(map[bocage.Ref]bool, len(refs))
 	for _, r := range refs {
-		if !slices.Contains(out, r) {
+		if !said[r] {
+			said[r] = true
 			out = append(out, r)
 		}
 	}
