@@ -103,51 +103,55 @@ func (a *admitted) admit(in Input) kinds {
 		}
 		*was = now
 	}
-	take(a, look, kindApplication, &a.applications, &a.rolls.applications, a.last.Applications, in.Applications, false,
-		func(list []*bocage.Application) []*bocage.Application { return list }, func(o *bocage.Application) any { return &o.Spec })
-	approved := slices.Equal(a.last.Guardrails, in.Guardrails)
-	take(a, look, kindGuardrail, &a.guardrails, &a.rolls.guardrails, a.last.Guardrails, in.Guardrails, false,
+	take(a, look, kindApplication, &a.applications, &a.rolls.applications, &a.last.Applications, in.Applications, false, nil,
+		func(o *bocage.Application) any { return &o.Spec })
+	sameGuardrails := slices.Equal(a.last.Guardrails, in.Guardrails)
+	take(a, look, kindGuardrail, &a.guardrails, &a.rolls.guardrails, &a.last.Guardrails, in.Guardrails, false,
 		a.inForce, func(o *bocage.Guardrail) any { return &o.Spec })
-	take(a, look, kindScope, &a.scopes, &a.rolls.scopes, a.last.Scopes, in.Scopes, false, nil, func(o *bocage.Scope) any { return &o.Spec })
-	take(a, look, kindProfile, &a.profiles, &a.rolls.profiles, a.last.Profiles, in.Profiles, false, nil, func(o *bocage.InspectionProfile) any { return &o.Spec })
-	take(a, look, kindDecoy, &a.decoys, &a.rolls.decoys, a.last.Decoys, in.Decoys, false, nil, func(o *bocage.Decoy) any { return &o.Spec })
-	take(a, look, kindQuarantine, &a.quarantines, &a.rolls.quarantines, a.last.Quarantines, in.Quarantines, ended(kindQuarantine),
+	take(a, look, kindScope, &a.scopes, &a.rolls.scopes, &a.last.Scopes, in.Scopes, false, nil, func(o *bocage.Scope) any { return &o.Spec })
+	take(a, look, kindProfile, &a.profiles, &a.rolls.profiles, &a.last.Profiles, in.Profiles, false, nil, func(o *bocage.InspectionProfile) any { return &o.Spec })
+	take(a, look, kindDecoy, &a.decoys, &a.rolls.decoys, &a.last.Decoys, in.Decoys, false, nil, func(o *bocage.Decoy) any { return &o.Spec })
+	take(a, look, kindQuarantine, &a.quarantines, &a.rolls.quarantines, &a.last.Quarantines, in.Quarantines, ended(kindQuarantine),
 		func(list []*bocage.Quarantine) []*bocage.Quarantine {
 			return unexpired(a, "Quarantine", in.Now, list, func(o *bocage.Quarantine) time.Time { return o.Spec.Until })
 		}, func(o *bocage.Quarantine) any { return &o.Spec })
-	take(a, look, kindThreatCondition, &a.threatConditions, &a.rolls.threatConditions, a.last.ThreatConditions, in.ThreatConditions, ended(kindThreatCondition),
+	take(a, look, kindThreatCondition, &a.threatConditions, &a.rolls.threatConditions, &a.last.ThreatConditions, in.ThreatConditions, ended(kindThreatCondition),
 		func(list []*bocage.ThreatCondition) []*bocage.ThreatCondition {
 			return unexpired(a, "ThreatCondition", in.Now, list, func(o *bocage.ThreatCondition) time.Time { return o.Spec.Expires })
 		}, func(o *bocage.ThreatCondition) any { return &o.Spec })
 	// An exception that was never begun lasts from now.
 	floating := slices.ContainsFunc(in.Exceptions, func(e *bocage.Exception) bool { return e.Begins().IsZero() })
-	take(a, look, kindException, &a.exceptions, &a.rolls.exceptions, a.last.Exceptions, in.Exceptions,
-		ended(kindException) || !approved || floating && !in.Now.Equal(a.last.Now),
+	take(a, look, kindException, &a.exceptions, &a.rolls.exceptions, &a.last.Exceptions, in.Exceptions,
+		ended(kindException) || !sameGuardrails || floating && !in.Now.Equal(a.last.Now),
 		func(list []*bocage.Exception) []*bocage.Exception { return a.admitExceptions(list, in.Now) },
 		func(o *bocage.Exception) any { return &o.Spec })
-	take(a, look, kindResponse, &a.responses, &a.rolls.responses, a.last.Responses, in.Responses, false, nil, func(o *bocage.Response) any { return &o.Spec })
-	take(a, look, kindAddressGroup, &a.addressGroups, &a.rolls.addressGroups, a.last.AddressGroups, in.AddressGroups, false, nil,
+	take(a, look, kindResponse, &a.responses, &a.rolls.responses, &a.last.Responses, in.Responses, false, nil, func(o *bocage.Response) any { return &o.Spec })
+	take(a, look, kindAddressGroup, &a.addressGroups, &a.rolls.addressGroups, &a.last.AddressGroups, in.AddressGroups, false, nil,
 		func(o *bocage.AddressGroup) any { return &o.Spec })
-	take(a, look, kindZone, &a.zones, &a.rolls.zones, a.last.Zones, in.Zones, false, nil, func(o *bocage.Zone) any { return &o.Spec })
-	take(a, look, kindNamespace, &a.namespaces, &a.rolls.namespaces, a.last.Namespaces, in.Namespaces, false, nil,
+	take(a, look, kindZone, &a.zones, &a.rolls.zones, &a.last.Zones, in.Zones, false, nil, func(o *bocage.Zone) any { return &o.Spec })
+	take(a, look, kindNamespace, &a.namespaces, &a.rolls.namespaces, &a.last.Namespaces, in.Namespaces, false, nil,
 		func(o *bocage.Namespace) any { return o.Labels })
-	take(a, look, kindNetworkPolicy, &a.networkPolicies, &a.rolls.networkPolicies, a.last.NetworkPolicies, in.NetworkPolicies, false, nil,
+	take(a, look, kindNetworkPolicy, &a.networkPolicies, &a.rolls.networkPolicies, &a.last.NetworkPolicies, in.NetworkPolicies, false, nil,
 		func(o *bocage.NetworkPolicy) any { return &o.Spec })
 	take(a, look, kindClusterNetworkPolicy, &a.clusterNetworkPolicies, &a.rolls.clusterNetworkPolicies,
-		a.last.ClusterNetworkPolicies, in.ClusterNetworkPolicies, false, nil, func(o *bocage.ClusterNetworkPolicy) any { return &o.Spec })
-	take(a, look, kindHost, &a.hosts, &a.rolls.hosts, a.last.Hosts, in.Hosts, false, nil, func(o *bocage.Host) any {
+		&a.last.ClusterNetworkPolicies, in.ClusterNetworkPolicies, false, nil, func(o *bocage.ClusterNetworkPolicy) any { return &o.Spec })
+	take(a, look, kindHost, &a.hosts, &a.rolls.hosts, &a.last.Hosts, in.Hosts, false, nil, func(o *bocage.Host) any {
 		return struct {
 			Labels    map[string]string
 			Addresses []netip.Addr
 		}{o.Labels, o.Spec.Addresses}
 	})
-	look(kindWorkload, slices.Equal(a.last.Workloads, in.Workloads), func(digest hash.Hash) { a.admitWorkloads(digest, in.Workloads) })
-	a.gather(in)
+	look(kindWorkload, slices.Equal(a.last.Workloads, in.Workloads), func(digest hash.Hash) {
+		a.last.Workloads = slices.Clone(in.Workloads)
+		a.admitWorkloads(digest, in.Workloads)
+	})
+	a.last.Now = in.Now
+	a.gather()
 	return changed
 }
 
 // gather joins what came of each kind.
-func (a *admitted) gather(in Input) {
+func (a *admitted) gather() {
 	digest := sha256.New()
 	digest.Write([]byte(revision))
 	a.findings, a.faults, a.expires = nil, nil, time.Time{}
@@ -161,14 +165,6 @@ func (a *admitted) gather(in Input) {
 	}
 	slices.SortFunc(a.faults, compareFaults)
 	a.digest = hex.EncodeToString(digest.Sum(nil))
-	a.last = in
-	// The caller may change its lists, though not the objects in them.
-	a.last.Applications, a.last.Guardrails, a.last.Scopes = slices.Clone(in.Applications), slices.Clone(in.Guardrails), slices.Clone(in.Scopes)
-	a.last.Profiles, a.last.Decoys, a.last.Quarantines = slices.Clone(in.Profiles), slices.Clone(in.Decoys), slices.Clone(in.Quarantines)
-	a.last.ThreatConditions, a.last.Workloads, a.last.Exceptions = slices.Clone(in.ThreatConditions), slices.Clone(in.Workloads), slices.Clone(in.Exceptions)
-	a.last.Responses, a.last.AddressGroups, a.last.Zones = slices.Clone(in.Responses), slices.Clone(in.AddressGroups), slices.Clone(in.Zones)
-	a.last.Namespaces, a.last.NetworkPolicies = slices.Clone(in.Namespaces), slices.Clone(in.NetworkPolicies)
-	a.last.ClusterNetworkPolicies, a.last.Hosts = slices.Clone(in.ClusterNetworkPolicies), slices.Clone(in.Hosts)
 }
 
 // unexpired leaves out what has ended and notes when the next of the rest will.
@@ -191,11 +187,13 @@ func unexpired[T bocage.Resource](a *admitted, kind string, now time.Time, objec
 
 // roll is what is known of the objects of one kind: those that were given, in
 // their order, and those that count, in the order of their names.
-type roll[T bocage.Resource] struct {
-	given, admitted []record[T]
+type roll[T comparable] struct {
+	given, admitted []*record[T]
+	sums            []byte // of the admitted ones
+	plain           bool   // those given are those admitted, in the same order
 }
 
-type record[T bocage.Resource] struct {
+type record[T comparable] struct {
 	object T
 	name   string
 	sum    [sha256.Size]byte
@@ -204,68 +202,97 @@ type record[T bocage.Resource] struct {
 
 // take admits the objects of one kind, if they may be others than before. pick
 // leaves out those that do not count for now.
-func take[T interface {
-	comparable
-	bocage.Resource
-}](a *admitted, look func(kinds, bool, func(hash.Hash)), k kinds, admitted *[]T, r *roll[T], last, given []T, again bool,
+func take[T resource](a *admitted, look func(kinds, bool, func(hash.Hash)), k kinds, admitted *[]T, r *roll[T], last *[]T, given []T, again bool,
 	pick func([]T) []T, spec func(T) any) {
-	look(k, !again && slices.Equal(last, given), func(digest hash.Hash) {
+	look(k, !again && slices.Equal(*last, given), func(digest hash.Hash) {
+		*last = slices.Clone(given) // the caller may change its list
 		if pick != nil {
 			given = pick(given)
 		}
-		r.admit(a, k, given, spec)
-		objects := make([]T, len(r.admitted))
-		for i := range r.admitted {
-			objects[i] = r.admitted[i].object
-			digest.Write(r.admitted[i].sum[:])
+		objects := slices.Clone(*admitted)
+		if !replace(r, k, given, objects, spec) {
+			admitRoll(r, a, k, given, spec)
+			objects = make([]T, len(r.admitted))
+			for i, e := range r.admitted {
+				objects[i] = e.object
+			}
 		}
 		*admitted = objects
+		digest.Write(r.sums)
 	})
 }
 
-// admit validates, sorts and digests. What it knows of an object it does not
-// find out again, and of two objects with equal content the older one stays.
-func (r *roll[T]) admit(a *admitted, k kinds, given []T, spec func(T) any) {
+type resource interface {
+	comparable
+	bocage.Resource
+}
+
+// replace takes over a list in which some objects have become others of the same
+// name, and reports whether that is all that happened.
+func replace[T resource](r *roll[T], k kinds, given, objects []T, spec func(T) any) bool {
+	if !r.plain || len(given) != len(r.given) || len(objects) != len(given) {
+		return false
+	}
+	for i, o := range given {
+		if r.given[i].object == o {
+			continue
+		}
+		e := examine(k, o, spec)
+		if len(e.faults) > 0 || e.name != r.given[i].name {
+			return false
+		}
+		r.given[i] = e
+		if e.sum != r.admitted[i].sum { // of two objects with equal content the older one stays
+			r.admitted[i], objects[i] = e, o
+			copy(r.sums[i*sha256.Size:], e.sum[:])
+		}
+	}
+	return true
+}
+
+// admitRoll validates, sorts and digests. What is known of an object is not found
+// out again, and of two objects with equal content the older one stays.
+func admitRoll[T resource](r *roll[T], a *admitted, k kinds, given []T, spec func(T) any) {
 	old := r.given
-	same := func(i, j int) bool { return bocage.Resource(old[i].object) == bocage.Resource(given[j]) }
 	first, last := 0, 0
-	for first < len(old) && first < len(given) && same(first, first) {
+	for first < len(old) && first < len(given) && old[first].object == given[first] {
 		first++
 	}
-	for last < len(old)-first && last < len(given)-first && same(len(old)-1-last, len(given)-1-last) {
+	for last < len(old)-first && last < len(given)-first && old[len(old)-1-last].object == given[len(given)-1-last] {
 		last++
 	}
-	entries := make([]record[T], 0, len(given))
+	entries := make([]*record[T], 0, len(given))
 	entries = append(entries, old[:first]...)
 	for _, o := range given[first : len(given)-last] {
 		entries = append(entries, examine(k, o, spec))
 	}
 	entries = append(entries, old[len(old)-last:]...)
-	r.given = entries
+	r.given, r.plain = entries, true
 
-	valid := entries
-	if slices.ContainsFunc(entries, func(e record[T]) bool { return len(e.faults) > 0 }) {
-		valid = nil
-		for _, e := range entries {
-			if len(e.faults) > 0 {
-				a.refuse(k.String(), e.object, slices.Clone(e.faults))
-				continue
-			}
-			valid = append(valid, e)
+	valid := make([]*record[T], 0, len(entries))
+	for _, e := range entries {
+		if len(e.faults) > 0 {
+			a.refuse(k.String(), e.object, slices.Clone(e.faults))
+			r.plain = false
+			continue
 		}
+		valid = append(valid, e)
 	}
-	compare := func(x, y record[T]) int {
-		return cmp.Or(cmp.Compare(x.name, y.name), bytes.Compare(x.sum[:], y.sum[:]))
+	if !slices.IsSortedFunc(valid, func(x, y *record[T]) int { return cmp.Compare(x.name, y.name) }) {
+		r.plain = false
 	}
-	if !slices.IsSortedFunc(valid, compare) {
-		valid = slices.Clone(valid)
-		slices.SortFunc(valid, compare)
-	}
+	slices.SortStableFunc(valid, func(x, y *record[T]) int {
+		if order := cmp.Compare(x.name, y.name); order != 0 {
+			return order
+		}
+		return bytes.Compare(x.sum[:], y.sum[:])
+	})
 	// A store holds one object per name; of two, the same one counts everywhere.
 	before := r.admitted
-	r.admitted = make([]record[T], 0, len(valid))
+	r.admitted, r.sums = make([]*record[T], 0, len(valid)), make([]byte, 0, len(valid)*sha256.Size)
 	for i, e := range valid {
 		if i > 0 && valid[i-1].name == e.name {
+			r.plain = false
 			continue
 		}
 		for len(before) > 0 && before[0].name < e.name {
@@ -274,13 +301,13 @@ func (r *roll[T]) admit(a *admitted, k kinds, given []T, spec func(T) any) {
 		if len(before) > 0 && before[0].name == e.name && before[0].sum == e.sum {
 			e = before[0]
 		}
-		r.admitted = append(r.admitted, e)
+		r.admitted, r.sums = append(r.admitted, e), append(r.sums, e.sum[:]...)
 	}
 }
 
 // examine finds out about one object.
-func examine[T bocage.Resource](k kinds, o T, spec func(T) any) record[T] {
-	e := record[T]{object: o, name: o.Meta().NamespacedName(), faults: o.Validate()}
+func examine[T resource](k kinds, o T, spec func(T) any) *record[T] {
+	e := &record[T]{object: o, name: o.Meta().NamespacedName(), faults: o.Validate()}
 	if len(e.faults) > 0 {
 		return e
 	}

@@ -155,9 +155,11 @@ func (c *compiler) sayApplications(d *change) {
 				consumers[a] = true
 			}
 		}
-		if d.prefixes {
+		if len(d.prefixes) > 0 {
 			for a := range c.external {
-				consumers[a], providers[a] = true, true
+				if around(a.Application, d.prefixes) {
+					consumers[a], providers[a] = true, true
+				}
 			}
 		}
 	}
@@ -182,6 +184,17 @@ func (c *compiler) sayApplications(d *change) {
 	if d.offers || d.first {
 		c.collectOffers()
 	}
+}
+
+// around reports whether an Application names a prefix with one of the given ones
+// inside.
+func around(a *bocage.Application, inner []netip.Prefix) bool {
+	found := false
+	prefixesOf(a, func(_ bocage.Ref, outer netip.Prefix) {
+		outer = canonicalPrefix(outer)
+		found = found || slices.ContainsFunc(inner, func(p netip.Prefix) bool { return outer.Bits() <= p.Bits() && outer.Contains(p.Addr()) })
+	})
+	return found
 }
 
 func specificAt(provider *application, i int) bool {

@@ -327,6 +327,11 @@ func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
 			peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
 		}
 	}
+	whole := d == nil || d.first
+	look := whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition)
+	if !look && len(d.moved) == 0 {
+		return
+	}
 	senders, receivers := c.standIns()
 	for len(b.enforced) < len(c.pop.subjects) {
 		b.enforced = append(b.enforced, false)
@@ -338,7 +343,6 @@ func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
 		b.enforced[i], b.senders[i], b.receivers[i] = enforced, senders[i], receivers[i]
 		return !same
 	}
-	whole := d == nil || d.first
 	came := map[int32]bool{}
 	if !whole {
 		for _, i := range d.gone {
@@ -350,7 +354,7 @@ func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
 		}
 		came = c.came
 	}
-	if whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition) {
+	if look {
 		for i := range c.pop.subjects {
 			if i == worldSubject || c.pop.subjects[i].gone() {
 				continue

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"math/bits"
+	"net/netip"
 
 	"bocage.dev/bocage"
 )
@@ -57,10 +58,10 @@ type change struct {
 	moved               []int32 // workloads that are in other subjects, by place
 	renumbered          bool    // subjects that stayed have other groups
 
-	subjects bool // some subject is gone, new or has other members
-	prefixes bool // some prefix is named that was not, or is no longer
-	offers   bool // somebody offers other classes of data
-	touched  bool // other subjects are refused something automatically
+	subjects bool           // some subject is gone, new or has other members
+	prefixes []netip.Prefix // that are named and were not, or are no longer
+	offers   bool           // somebody offers other classes of data
+	touched  bool           // other subjects are refused something automatically
 }
 
 func (d *change) of(kinds ...kinds) bool {

@@ -16,10 +16,15 @@ import (
 // statements are no longer spelled out pair by pair: see relate.
 const mostSpelled = 256
 
-// classes divides the subjects at one side of flows.
+// classes divides the subjects at one side of flows. A class is named by the sum
+// of random numbers, one for each statement that names its members, so that a
+// changed statement changes the sums of those whom it names and no others.
 type classes struct {
-	of     []int32 // by subject
-	list   []class
+	sides  func(*statement) (own, other side)
+	sums   [][2]uint64 // by subject
+	of     []int32     // by subject; unset: nobody is left in it
+	bySum  map[[2]uint64]int32
+	list   []class // those without members stay, for they may come again
 	coarse []coarse
 }
 
@@ -28,9 +33,10 @@ type class struct {
 	wide    []int32 // statements from or to anyone, sorted
 	named   []int32 // statements between two named sides, sorted
 	members []int32 // sorted
+	table   int32   // what open and wide statements come to
+	patch   int32   // that, over what the open ones come to
+	alike   string  // equal for classes whose statements that are not weak say the same
 	coarse  int32
-	table   int32 // what open and wide statements come to
-	patch   int32 // that, over what the open ones come to
 }
 
 // coarse is classes whose statements that are not weak say the same, though
@@ -50,6 +56,8 @@ type classPair struct{ from, to int32 }
 type base struct {
 	about []int32 // broad statements, sorted
 	below int32   // table under the rules of the pair itself
+	// reason is the patch of the coarse classes that lies below too.
+	reason int32
 }
 
 // shape is a statement without its sides and authors.
@@ -78,22 +86,29 @@ func (s *statement) shape() shape {
 	return out
 }
 
-// classify divides the subjects and relates the classes.
-func (g *grid) classify() {
-	g.open = g.open[:0]
+// classify divides the subjects and relates the classes. Statements were added
+// to the broad ones or withdrawn from them, and subjects came.
+func (g *grid) classify(added, withdrawn, came []int32) {
+	var open []int32
 	for _, i := range g.broad {
 		if s := &g.c.statements[i]; s.from.any && s.to.any {
-			g.open = append(g.open, i)
+			open = append(open, i)
 		}
 	}
-	g.openTable = g.tableOf(g.open)
-	g.openPatch = g.tables.over(g.openTable, g.bottom)
-	g.openStrong = g.strong(g.open)
+	if g.sources.bySum == nil || !slices.Equal(open, g.open) || g.sources.crowded() || g.targets.crowded() {
+		g.open = open
+		g.openTable = g.tableOf(g.open)
+		g.openPatch = g.tables.over(g.openTable, g.bottom)
+		g.openStrong = g.strong(g.open)
+		g.shapes = map[shape]uint32{}
+		g.sources = newClasses(func(s *statement) (own, other side) { return s.from, s.to })
+		g.targets = newClasses(func(s *statement) (own, other side) { return s.to, s.from })
+		g.bases = map[classPair]base{}
+		added, withdrawn, came = g.broad, nil, nil
+	}
 	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
-	shapes := map[shape]uint32{}
-	g.sources = g.divide(shapes, func(s *statement) (own, other side) { return s.from, s.to })
-	g.targets = g.divide(shapes, func(s *statement) (own, other side) { return s.to, s.from })
-	g.bases = map[classPair]base{}
+	g.divide(&g.sources, added, withdrawn, came)
+	g.divide(&g.targets, added, withdrawn, came)
 	g.reasons, g.explicit = map[classPair]int32{}, map[classPair]int32{}
 	for from := range g.sources.coarse {
 		for to := range g.targets.coarse {
@@ -101,6 +116,13 @@ func (g *grid) classify() {
 		}
 	}
 }
+
+func newClasses(sides func(*statement) (own, other side)) classes {
+	return classes{sides: sides, bySum: map[[2]uint64]int32{}}
+}
+
+// crowded reports whether most classes have no members any more.
+func (k *classes) crowded() bool { return len(k.list) > 4*len(k.coarse)+4*len(k.of)/2+1<<12 }
 
 // strong returns the statements that are not weak.
 func (g *grid) strong(statements []int32) []int32 {
@@ -114,93 +136,123 @@ func (g *grid) strong(statements []int32) []int32 {
 }
 
 // divide puts the subjects into classes.
-func (g *grid) divide(shapes map[shape]uint32, sides func(*statement) (own, other side)) classes {
-	n := len(g.c.pop.subjects)
-	out := classes{of: make([]int32, n)}
-	// A class is named by the sum of random numbers, one for each statement.
-	sums := make([][2]uint64, n)
-	for _, i := range g.broad {
-		own, _ := sides(&g.c.statements[i])
+func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
+	subjects := g.c.pop.subjects
+	for len(k.sums) < len(subjects) {
+		k.sums = append(k.sums, [2]uint64{})
+	}
+	for _, i := range added {
+		own, _ := k.sides(&g.c.statements[i])
 		low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
 		for _, s := range own.list {
-			sums[s][0] += low
-			sums[s][1] += high
+			k.sums[s][0] += low
+			k.sums[s][1] += high
 		}
 	}
-	bySum := map[[2]uint64]int32{}
-	first := make([]int32, n) // of the first member of a class, its number plus one
-	for s, sum := range sums {
-		if g.c.pop.subjects[s].gone() {
-			out.of[s] = unset
+	for _, i := range withdrawn {
+		own, _ := k.sides(&g.c.statements[i])
+		low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
+		for _, s := range own.list {
+			k.sums[s][0] -= low
+			k.sums[s][1] -= high
+		}
+	}
+	for _, s := range came {
+		k.sums[s] = [2]uint64{}
+		for _, i := range g.broad {
+			if own, _ := k.sides(&g.c.statements[i]); !own.any && own.contains(s) {
+				k.sums[s][0] += scramble(uint64(i)*2 + 1)
+				k.sums[s][1] += scramble(uint64(i)*2 + 2)
+			}
+		}
+	}
+	for i := range k.list {
+		k.list[i].members = nil
+	}
+	k.of = make([]int32, len(subjects))
+	for s, sum := range k.sums {
+		if subjects[s].gone() {
+			k.of[s] = unset
 			continue
 		}
-		i, known := bySum[sum]
+		i, known := k.bySum[sum]
 		if !known {
-			i = int32(len(out.list))
-			bySum[sum] = i
-			out.list = append(out.list, class{})
-			first[s] = i + 1
+			i = int32(len(k.list))
+			k.bySum[sum] = i
+			k.list = append(k.list, g.newClass(k, int32(s)))
 		}
-		out.of[s] = i
-		out.list[i].members = append(out.list[i].members, int32(s))
+		k.of[s] = i
+		k.list[i].members = append(k.list[i].members, int32(s))
 	}
+	g.group(k)
+}
+
+// newClass makes the class of a subject.
+func (g *grid) newClass(k *classes, s int32) class {
+	var out class
 	for _, i := range g.broad {
-		own, other := sides(&g.c.statements[i])
-		for _, s := range own.list {
-			if first[s] == 0 {
-				continue
-			}
-			if class := &out.list[first[s]-1]; other.any {
-				class.wide = append(class.wide, i)
-			} else {
-				class.named = append(class.named, i)
-			}
+		own, other := k.sides(&g.c.statements[i])
+		switch {
+		case own.any || !own.contains(s):
+		case other.any:
+			out.wide = append(out.wide, i)
+		default:
+			out.named = append(out.named, i)
 		}
 	}
-	byKey := map[string]int32{}
-	var key []byte
+	out.table = g.tableOf(merged(g.open, out.wide))
+	out.patch = g.tables.over(out.table, g.openTable)
+	key := appendNumbers(nil, g.strong(out.named))
 	var numbers []uint32
-	for i := range out.list {
-		class := &out.list[i]
-		class.table = g.tableOf(merged(g.open, class.wide))
-		class.patch = g.tables.over(class.table, g.openTable)
-		named, wide := g.strong(class.named), g.strong(class.wide)
-		key, numbers = appendNumbers(key[:0], named), numbers[:0]
-		for _, n := range wide {
-			shape := g.c.statements[n].shape()
-			number, known := shapes[shape]
-			if !known {
-				number = uint32(len(shapes))
-				shapes[shape] = number
-			}
-			numbers = append(numbers, number)
-		}
-		slices.Sort(numbers)
-		key = append(key, 255, 255, 255, 255)
-		for _, number := range slices.Compact(numbers) {
-			key = binary.LittleEndian.AppendUint32(key, number)
-		}
-		at, known := byKey[string(key)]
+	for _, n := range g.strong(out.wide) {
+		shape := g.c.statements[n].shape()
+		number, known := g.shapes[shape]
 		if !known {
-			at = int32(len(out.coarse))
-			byKey[string(key)] = at
-			out.coarse = append(out.coarse, coarse{leader: class.members[0], named: named})
+			number = uint32(len(g.shapes))
+			g.shapes[shape] = number
+		}
+		numbers = append(numbers, number)
+	}
+	slices.Sort(numbers)
+	key = append(key, 255, 255, 255, 255)
+	for _, number := range slices.Compact(numbers) {
+		key = binary.LittleEndian.AppendUint32(key, number)
+	}
+	out.alike = string(key)
+	return out
+}
+
+// group puts the classes with members together that are coarsely one.
+func (g *grid) group(k *classes) {
+	k.coarse = nil
+	byKey := map[string]int32{}
+	for i := range k.list {
+		class := &k.list[i]
+		if len(class.members) == 0 {
+			continue
+		}
+		at, known := byKey[class.alike]
+		if !known {
+			at = int32(len(k.coarse))
+			byKey[class.alike] = at
+			k.coarse = append(k.coarse, coarse{leader: class.members[0]})
 		}
 		class.coarse = at
-		group := &out.coarse[at]
+		group := &k.coarse[at]
 		group.classes = append(group.classes, int32(i))
 		for _, s := range class.members {
-			if s == class.members[0] && !known || g.c.pop.subjects[s].group < g.c.pop.subjects[group.leader].group {
-				group.leader, group.wide = s, wide
+			if g.c.pop.subjects[s].group < g.c.pop.subjects[group.leader].group {
+				group.leader = s
 			}
 		}
 	}
-	for i := range out.coarse {
-		group := &out.coarse[i]
+	for i := range k.coarse {
+		group := &k.coarse[i]
+		leading := &k.list[k.of[group.leader]]
+		group.wide, group.named = g.strong(leading.wide), g.strong(leading.named)
 		group.table = g.tableOf(merged(g.openStrong, group.wide))
 		group.patch = g.tables.over(group.table, g.tableOf(g.openStrong))
 	}
-	return out
 }
 
 // scramble spreads a number over 64 bits (splitmix64).
@@ -230,7 +282,7 @@ func (g *grid) relate(from, to int32) {
 	below := g.tables.lay(t.patch, f.table)
 	spell := g.allows(truth) || g.allows(below) || g.allows(t.table)
 	if len(shared) > 0 || len(f.wide) > 0 && len(t.wide) > 0 {
-		refined := g.refine(truth, below, t.table)
+		refined := g.refined(truth, below, t.table)
 		if patch := g.tables.over(refined, below); patch != 0 {
 			g.reasons[classPair{from, to}] = patch
 		}
@@ -239,6 +291,17 @@ func (g *grid) relate(from, to int32) {
 	if spell {
 		g.spellOut(f, t)
 	}
+}
+
+// refined is refine, done once for the same tables.
+func (g *grid) refined(truth, below, target int32) int32 {
+	key := [3]int32{truth, below, target}
+	i, known := g.tables.refined[key]
+	if !known {
+		i = g.refine(truth, below, target)
+		g.tables.refined[key] = i
+	}
+	return i
 }
 
 // refine returns the table below with the better reasons of another, where both
@@ -285,14 +348,15 @@ func (g *grid) spellOut(f, t *coarse) {
 // baseOf returns what pairs of two classes have in common.
 func (g *grid) baseOf(from, to int32) base {
 	pair := classPair{from, to}
+	source, target := &g.sources.list[from], &g.targets.list[to]
+	reason := g.reasons[classPair{source.coarse, target.coarse}]
 	b, known := g.bases[pair]
-	if known {
+	if known && b.reason == reason {
 		return b
 	}
-	source, target := &g.sources.list[from], &g.targets.list[to]
-	b.about = merged(g.open, source.wide, target.wide, intersect(source.named, target.named))
+	b = base{about: merged(g.open, source.wide, target.wide, intersect(source.named, target.named)), reason: reason}
 	b.below = g.tables.lay(target.patch, source.table)
-	if reason := g.reasons[classPair{source.coarse, target.coarse}]; reason != 0 {
+	if reason != 0 {
 		// Whoever passes over reasons must find the same effect all the same: where
 		// they would hide another one, the pair has to say it.
 		bare := b.below

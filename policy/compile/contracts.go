@@ -117,9 +117,9 @@ func (c *compiler) stateContract(a *application, j int, provider *application, h
 		}
 		matched = true
 		var from, outside []int32
+		open := LetInNamespaces(provider.Application, i)
 		for _, g := range a.groups {
-			subject := &c.pop.subjects[g]
-			if LetsIn(provider.Application, i, subject.namespace, subject.labels) {
+			if c.pop.subjects[g].picked(open, &provider.Spec.Provides[i].To) {
 				from = append(from, g)
 			} else {
 				outside = append(outside, g)

@@ -320,6 +320,9 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 // its first pair meets none, which proves that it is not empty.
 func (r *refusers) about(b block) []int32 {
 	if b.from.any || b.to.any || len(b.from.list)*len(b.to.list) > mostNarrowAllowed {
+		if !r.firstRefused(b) {
+			return nil
+		}
 		return r.statements
 	}
 	found := map[int32]bool{}
@@ -341,6 +344,25 @@ func (r *refusers) about(b block) []int32 {
 	out := sortedNumbers(found)
 	slices.SortFunc(out, func(a, b int32) int { return cmp.Compare(r.rank[a], r.rank[b]) })
 	return out
+}
+
+// firstRefused reports whether something refuses the first cell of a block.
+func (r *refusers) firstRefused(b block) bool {
+	first := func(s side) int32 {
+		if s.any {
+			return worldSubject
+		}
+		return s.list[0]
+	}
+	from, to := first(b.from), first(b.to)
+	protocol, port := bocage.ProtocolAny, uint16(0)
+	if !b.ports.all {
+		protocol, port = b.ports.ranges[0].protocol, b.ports.ranges[0].First
+	}
+	return slices.ContainsFunc(r.statements, func(n int32) bool {
+		s := &r.c.statements[n]
+		return s.from.contains(from) && s.to.contains(to) && s.ports.covers(protocol, port)
+	})
 }
 
 // covers reports whether everyone of another side is of this one.

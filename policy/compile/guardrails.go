@@ -77,7 +77,7 @@ type labelled struct {
 }
 
 func (c *compiler) labelOf(i int32, key string) labelled {
-	value, present := c.pop.subjects[i].labels[key]
+	value, present := c.pop.subjects[i].label(key)
 	return labelled{value, present}
 }
 

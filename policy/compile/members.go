@@ -195,7 +195,7 @@ func (p *population) move(at []int32, d *change) {
 			again := len(p.subjects[i].members) == 0 && int(i) < fresh
 			p.subjects[i].members = changeMembers(p.subjects[i].members, w, true)
 			if again {
-				p.subjects[i].labels = w.LabelsIn(p.zones[w.Spec.Host])
+				p.lookAt(&p.subjects[i], w)
 				p.index(i, false, withNumber)
 			}
 		}
@@ -219,8 +219,7 @@ func (p *population) move(at []int32, d *change) {
 			everyone = withNumber(everyone, i)
 			d.come = append(d.come, i)
 		default:
-			// Those who stay may not have what nobody asked for so far.
-			s.labels = s.members[0].LabelsIn(p.zones[s.members[0].Spec.Host])
+			p.lookAt(s, s.members[0]) // those who stay may not have what nobody asked for so far
 			d.altered = append(d.altered, i)
 		}
 	}
@@ -352,7 +351,8 @@ func (p *population) eachKey(w *bocage.Workload, visit func(key []byte, pairs []
 
 // addGroup makes a subject of workloads like the given one.
 func (p *population) addGroup(key string, pairs []string, block netip.Prefix, w *bocage.Workload) int32 {
-	s := subject{key: key, name: w.Namespace, namespace: w.Namespace, labels: w.LabelsIn(p.zones[w.Spec.Host]), block: block}
+	s := subject{key: key, name: w.Namespace, namespace: w.Namespace, block: block}
+	p.lookAt(&s, w)
 	for _, pair := range pairs {
 		s.name += " " + pair
 	}
@@ -367,6 +367,11 @@ func (p *population) addGroup(key string, pairs []string, block netip.Prefix, w 
 	return p.addSubject(s)
 }
 
+// lookAt makes a workload the one that tells of its subject.
+func (p *population) lookAt(s *subject, w *bocage.Workload) {
+	s.first, s.zone = w, p.zones[w.Spec.Host]
+}
+
 func (p *population) addSubject(s subject) int32 {
 	i := int32(len(p.subjects))
 	p.subjects = append(p.subjects, s)
@@ -379,15 +384,24 @@ func (p *population) addSubject(s subject) int32 {
 func (p *population) index(i int32, out bool, change func(list []int32, i int32) []int32) {
 	s := &p.subjects[i]
 	into(p.byPlace, s.namespace, i, change)
-	for key, value := range s.labels {
-		if out || key == bocage.LabelNamespace || p.asked.tells(key, value) {
+	enter := func(key string) {
+		value, there := s.label(key)
+		if there && (out || key == bocage.LabelNamespace || p.asked.tells(key, value)) {
 			into(p.byLabel, label{key, value}, i, change)
 		}
+	}
+	for key := range s.first.Labels {
+		if !inherent(key) {
+			enter(key)
+		}
+	}
+	for _, key := range [5]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelZone, bocage.LabelAssurance} {
+		enter(key)
 	}
 	if s.block.IsValid() {
 		into(p.byBlock, s.block, i, change)
 	}
-	ports := s.members[0].Spec.Ports
+	ports := s.first.Spec.Ports
 	for j, port := range ports {
 		again := slices.ContainsFunc(ports[:j], func(q bocage.NamedPort) bool { return q.Name == port.Name })
 		if (out || p.asked.ports[port.Name] > 0) && !again {

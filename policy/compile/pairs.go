@@ -75,14 +75,16 @@ type grid struct {
 	sources, targets classes
 	reasons          map[classPair]int32 // patches, by coarse classes
 	explicit         map[classPair]int32 // patches of pairs without mentions, by exact classes
-	spelled          []entry             // those pairs, sorted
+	spelled          map[int32][]result  // the same by source class, sorted by target
+	shapes           map[shape]uint32
 	bases            map[classPair]base
 	likeness         []likeness
 	byFace           map[face]int32
 
 	// What the last change of statements led to.
-	looked       []pair  // pairs with mentions that were looked at again
-	gone, come   []entry // patches that are no longer, and new ones
+	looked       []pair        // pairs with mentions that were looked at again
+	mentioning   map[pair]bool // whether those whose mentions changed had some before
+	gone, come   []entry       // patches that are no longer, and new ones
 	reclassified bool
 
 	about []int32
@@ -107,7 +109,7 @@ func (g *grid) build() {
 		}
 	}
 	g.mentionAll()
-	g.classify()
+	g.classify(g.broad, nil, nil)
 	g.results = make([][]result, len(g.rows))
 	for from, row := range g.rows {
 		eachPair(row, func(to int32, mentions []mention) {
@@ -310,8 +312,14 @@ func (g *grid) eachEntry(visit func(entry)) {
 			visit(entry{pair{int32(i), r.to}, r.patch})
 		}
 	}
-	for _, e := range g.spelled {
-		visit(e)
+	for class, list := range g.spelled {
+		for _, from := range g.sources.list[class].members {
+			for _, r := range list {
+				if len(g.mentioned(from, r.to)) == 0 {
+					visit(entry{pair{from, r.to}, r.patch})
+				}
+			}
+		}
 	}
 }
 
@@ -331,23 +339,22 @@ func (g *grid) eachWide(visit func(entry)) {
 	}
 }
 
-// spell lists the patches of pairs that no statement mentions, sorted.
-func (g *grid) spell() []entry {
-	var out []entry
+// spell lists, for every source class, the targets that its members have rules
+// towards where no statement mentions the pair.
+func (g *grid) spell() map[int32][]result {
+	out := map[int32][]result{}
 	for classes, patch := range g.explicit {
-		for _, from := range g.sources.list[classes.from].members {
-			for _, to := range g.targets.list[classes.to].members {
-				if len(g.mentioned(from, to)) == 0 {
-					out = append(out, entry{pair{from, to}, patch})
-				}
-			}
+		for _, to := range g.targets.list[classes.to].members {
+			out[classes.from] = append(out[classes.from], result{to, patch})
 		}
 	}
-	slices.SortFunc(out, compareEntries)
+	for _, list := range out {
+		slices.SortFunc(list, compareResults)
+	}
 	return out
 }
 
-func compareEntries(a, b entry) int { return comparePairs(a.pair, b.pair) }
+func compareResults(a, b result) int { return cmp.Compare(a.to, b.to) }
 
 // merged joins sorted lists, without duplicates.
 func merged(lists ...[]int32) []int32 {

@@ -24,7 +24,8 @@ type subject struct {
 	prefix netip.Prefix // of a named prefix
 
 	namespace string
-	labels    map[string]string  // of the first member: all members answer selectors alike
+	zone      string
+	first     *bocage.Workload   // one of the members, who all answer alike, or the last that there was
 	members   []*bocage.Workload // in the order of their names
 	enforce   bool
 	offers    []offer
@@ -50,6 +51,7 @@ type population struct {
 	subjects  []subject
 	workloads int     // the first number of a group of workloads
 	spare     []int32 // unused numbers below it
+	freed     []int32 // numbers below it that the last change freed
 	byKey     map[string]int32
 	byLabel   map[label][]int32
 	byPlace   map[string][]int32 // namespace -> groups of workloads
@@ -186,23 +188,17 @@ func sortedKeys(m map[string]string) []string {
 	return keys
 }
 
-// oneLabel answers selectors that ask for values of one label and nothing else.
+// oneLabel answers selectors that ask for one value of one label and nothing else.
 func (p *population) oneLabel(s *bocage.Selector) ([]int32, bool) {
 	switch {
 	case len(s.MatchLabels) == 1 && len(s.MatchExpressions) == 0:
 		for key, value := range s.MatchLabels {
 			return p.byLabel[label{key, value}], true
 		}
-	case len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1 && s.MatchExpressions[0].Operator == "In":
-		r := s.MatchExpressions[0]
-		if len(r.Values) == 1 {
+	case len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1:
+		if r := s.MatchExpressions[0]; r.Operator == "In" && len(r.Values) == 1 {
 			return p.byLabel[label{r.Key, r.Values[0]}], true
 		}
-		lists := make([][]int32, len(r.Values))
-		for i, value := range r.Values {
-			lists[i] = p.byLabel[label{r.Key, value}]
-		}
-		return merged(lists...), true
 	}
 	return nil, false
 }
@@ -210,6 +206,13 @@ func (p *population) oneLabel(s *bocage.Selector) ([]int32, bool) {
 // pick looks for whom a selector picks. It starts from the rarest label that is
 // asked for, so that its cost follows what it finds.
 func (p *population) pick(namespaces []string, s *bocage.Selector) []int32 {
+	if len(namespaces) == 0 && len(s.MatchLabels) == 0 && len(s.MatchExpressions) == 1 && s.MatchExpressions[0].Operator == "In" {
+		var out []int32
+		for _, value := range s.MatchExpressions[0].Values {
+			out = union(out, p.byLabel[label{s.MatchExpressions[0].Key, value}])
+		}
+		return out
+	}
 	candidates, narrowed := p.candidates(s)
 	if len(namespaces) > 0 {
 		if size := p.sizeOf(namespaces); !narrowed || size < len(candidates) {
@@ -231,7 +234,7 @@ func (p *population) pick(namespaces []string, s *bocage.Selector) []int32 {
 
 // picked reports whether a selector picks the subject's workloads.
 func (s *subject) picked(namespaces []string, by *bocage.Selector) bool {
-	return (len(namespaces) == 0 || slices.Contains(namespaces, s.namespace)) && by.Matches(s.labels)
+	return (len(namespaces) == 0 || slices.Contains(namespaces, s.namespace)) && s.matches(by)
 }
 
 func (p *population) candidates(s *bocage.Selector) (least []int32, found bool) {
@@ -428,7 +431,62 @@ func (p *population) addressesOf(s *subject, w *bocage.Workload) []netip.Addr {
 
 // assurance is how the subject's members are vouched for; outside the inventory
 // nobody is.
-func (s *subject) assurance() string { return s.labels[bocage.LabelAssurance] }
+func (s *subject) assurance() string {
+	if s.first == nil {
+		return ""
+	}
+	return assuranceOf(s.first)
+}
+
+// label returns the value of a label of the subject's workloads: what
+// Workload.LabelsIn has, without a map for every subject.
+func (s *subject) label(key string) (value string, there bool) {
+	if s.first == nil {
+		return "", false
+	}
+	switch key {
+	case bocage.LabelNamespace:
+		return s.namespace, true
+	case bocage.LabelName:
+		return s.first.Name, true
+	case bocage.LabelHost:
+		return s.first.Spec.Host, true
+	case bocage.LabelZone:
+		return s.zone, s.zone != ""
+	case bocage.LabelAssurance:
+		return assuranceOf(s.first), true
+	}
+	value, there = s.first.Labels[key]
+	return value, there
+}
+
+// matches is Selector.Matches.
+func (s *subject) matches(by *bocage.Selector) bool {
+	for key, want := range by.MatchLabels {
+		if value, there := s.label(key); !there || value != want {
+			return false
+		}
+	}
+	for i := range by.MatchExpressions {
+		r := &by.MatchExpressions[i]
+		value, there := s.label(r.Key)
+		var holds bool
+		switch r.Operator {
+		case "In":
+			holds = there && slices.Contains(r.Values, value)
+		case "NotIn":
+			holds = !there || !slices.Contains(r.Values, value)
+		case "Exists":
+			holds = there
+		case "DoesNotExist":
+			holds = !there
+		}
+		if !holds {
+			return false
+		}
+	}
+	return true
+}
 
 // side resolves one end of a corporate declaration, its data classes apart.
 // Unknown address groups name nobody.
@@ -475,6 +533,25 @@ func (s side) meet(o side) side {
 		return s
 	}
 	return side{list: intersect(s.list, o.list)}
+}
+
+// union joins two sorted lists.
+func union(a, b []int32) []int32 {
+	if len(a) == 0 {
+		return b
+	}
+	out := make([]int32, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		switch {
+		case a[0] < b[0]:
+			out, a = append(out, a[0]), a[1:]
+		case a[0] > b[0]:
+			out, b = append(out, b[0]), b[1:]
+		default:
+			out, a, b = append(out, a[0]), a[1:], b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 // intersect returns what two sorted lists share.

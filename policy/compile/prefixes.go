@@ -36,18 +36,21 @@ func prefixSubject(prefix netip.Prefix) subject {
 // changePrefixes makes subjects of prefixes that are named now, and lets go those
 // that are no longer. It reports whether there was room.
 func (p *population) changePrefixes(d *change) bool {
+	p.spare = append(p.spare, p.freed...) // nothing speaks of them any more
+	p.freed = p.freed[:0]
 	for prefix, before := range p.renamed {
 		now := p.named[prefix] > 0
 		if before == now {
 			continue
 		}
-		d.prefixes = true
+		d.prefixes = append(d.prefixes, prefix)
 		compare := func(i int32, q netip.Prefix) int { return comparePrefixes(p.subjects[i].prefix, q) }
 		at, _ := slices.BinarySearchFunc(p.prefixes, prefix, compare)
 		if before {
 			i := p.prefixes[at]
 			p.prefixes = slices.Delete(p.prefixes, at, at+1)
 			p.letGo(i, d)
+			p.freed = append(p.freed, i)
 			continue
 		}
 		if len(p.spare) == 0 {

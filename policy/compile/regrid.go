@@ -9,17 +9,21 @@ import (
 // It gives up where it would have to begin anew.
 func (g *grid) update(d *change) bool {
 	g.gone, g.come, g.looked, g.reclassified = nil, nil, nil, false
+	g.mentioning = map[pair]bool{}
 	for len(g.rows) < len(g.c.pop.subjects) {
 		g.rows, g.results = append(g.rows, nil), append(g.results, nil)
 	}
 	g.mentionAgain()
-	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified && !g.classifyAgain() {
+	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified && !g.classifyAgain(d) {
 		return false
 	}
 	slices.SortFunc(g.looked, comparePairs)
 	g.looked = slices.Compact(g.looked)
 	for _, p := range g.looked {
 		g.evaluateAgain(p)
+	}
+	if !g.reclassified {
+		g.spellAgain(g.sources.of, g.spelled)
 	}
 	return true
 }
@@ -70,8 +74,12 @@ func (g *grid) mentionAgain() {
 func (g *grid) eachMention(i int32, from, to side, change func([]mention, mention) []mention) {
 	for _, f := range from.list {
 		for _, t := range to.list {
+			p := pair{f, t}
+			if _, known := g.mentioning[p]; !known {
+				g.mentioning[p] = len(g.mentioned(f, t)) > 0
+				g.looked = append(g.looked, p)
+			}
 			g.rows[f] = change(g.rows[f], mention{t, i})
-			g.looked = append(g.looked, pair{f, t})
 		}
 	}
 }
@@ -98,9 +106,6 @@ func (g *grid) evaluateAgain(p pair) {
 	default:
 		list[at].patch = now
 	}
-	if !g.reclassified {
-		g.spellAgain(p, len(mentions) > 0)
-	}
 }
 
 // note remembers that the patch of a pair changed.
@@ -116,43 +121,112 @@ func (g *grid) note(p pair, was, now int32) {
 	}
 }
 
-// spellAgain spells a pair out like its classes if nobody mentions it any more,
-// and no longer if somebody does.
-func (g *grid) spellAgain(p pair, mentioned bool) {
-	patch := g.explicit[classPair{g.sources.of[p.from], g.targets.of[p.to]}]
-	if mentioned {
-		patch = 0
+// spellAgain finds which pairs are spelled out like their classes now and were
+// not, or the other way round: since their classes are others or say something
+// else, or since statements mention them that did not.
+func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
+	patchOf := func(of []int32, spelled map[int32][]result, p pair) int32 {
+		if int(p.from) >= len(of) || of[p.from] == unset {
+			return 0
+		}
+		list := spelled[of[p.from]]
+		at, found := slices.BinarySearchFunc(list, result{to: p.to}, compareResults)
+		if !found {
+			return 0
+		}
+		return list[at].patch
 	}
-	at, found := slices.BinarySearchFunc(g.spelled, entry{p, 0}, compareEntries)
-	switch {
-	case found && patch == 0:
-		g.note(p, g.spelled[at].patch, 0)
-		g.spelled = slices.Delete(g.spelled, at, at+1)
-	case !found && patch != 0:
-		g.note(p, 0, patch)
-		g.spelled = slices.Insert(g.spelled, at, entry{p, patch})
+	for p, before := range g.mentioning {
+		var was, now int32
+		if !before {
+			was = patchOf(sourcesOf, old, p)
+		}
+		if len(g.mentioned(p.from, p.to)) == 0 {
+			now = patchOf(g.sources.of, g.spelled, p)
+		}
+		g.note(p, was, now)
 	}
+	if !g.reclassified {
+		return
+	}
+	type step struct{ was, now int32 }
+	differing := map[step][]respelled{}
+	for f := range g.sources.of {
+		at := step{unset, g.sources.of[f]}
+		if f < len(sourcesOf) {
+			at.was = sourcesOf[f]
+		}
+		if at.was == unset && at.now == unset {
+			continue
+		}
+		list, known := differing[at]
+		if !known {
+			list = compareSpelled(old[at.was], g.spelled[at.now])
+			differing[at] = list
+		}
+		for _, d := range list {
+			p := pair{int32(f), d.to}
+			if _, changed := g.mentioning[p]; !changed && len(g.mentioned(p.from, p.to)) == 0 {
+				g.note(p, d.was, d.now)
+			}
+		}
+	}
+}
+
+// respelled is what was and is said towards a target.
+type respelled struct{ to, was, now int32 }
+
+func compareSpelled(old, now []result) []respelled {
+	var out []respelled
+	for len(old) > 0 || len(now) > 0 {
+		order := 0
+		switch {
+		case len(old) == 0:
+			order = 1
+		case len(now) == 0:
+			order = -1
+		default:
+			order = compareResults(old[0], now[0])
+		}
+		var d respelled
+		if order <= 0 {
+			d.to, d.was = old[0].to, old[0].patch
+			old = old[1:]
+		}
+		if order >= 0 {
+			d.to, d.now = now[0].to, now[0].patch
+			now = now[1:]
+		}
+		if d.was != d.now {
+			out = append(out, d)
+		}
+	}
+	return out
 }
 
 // classifyAgain divides the subjects into classes again, and looks at the pairs
 // that lie over something else now.
-func (g *grid) classifyAgain() bool {
+func (g *grid) classifyAgain(d *change) bool {
 	relaxed := g.relaxed
 	wide := map[pair]int32{}
 	g.eachWide(func(e entry) { wide[e.pair] = e.patch })
-	sources, targets, reasons, spelled := g.sources, g.targets, g.reasons, g.spelled
+	before := g.reasoned()
+	sourcesOf, spelled := g.sources.of, g.spelled
 
-	withdrawn := map[int32]bool{}
+	var added, withdrawn []int32
+	gone := map[int32]bool{}
 	for _, i := range g.c.withdrawn {
-		withdrawn[i] = true
-	}
-	g.broad = slices.DeleteFunc(g.broad, func(i int32) bool { return withdrawn[i] })
-	for _, i := range g.c.added {
-		if g.c.statements[i].broad() {
-			g.broad = append(g.broad, i) // added ones have the highest numbers
+		if gone[i] = true; g.c.statements[i].broad() {
+			withdrawn = append(withdrawn, i)
 		}
 	}
-	g.classify()
+	g.broad = slices.DeleteFunc(g.broad, func(i int32) bool { return gone[i] })
+	for _, i := range g.c.added {
+		if g.c.statements[i].broad() {
+			g.broad, added = append(g.broad, i), append(added, i) // added ones have the highest numbers
+		}
+	}
+	g.classify(added, withdrawn, d.come)
 	if g.relaxed != relaxed {
 		return false
 	}
@@ -164,39 +238,10 @@ func (g *grid) classifyAgain() bool {
 		g.note(p, patch, 0)
 	}
 	g.spelled = g.spell()
-	g.compareSpelled(spelled)
+	g.spellAgain(sourcesOf, spelled)
 	g.lookWhereStated()
-	g.lookWhereReasoned(sources, targets, reasons)
+	g.lookWhereReasoned(before, g.reasoned())
 	return true
-}
-
-func (g *grid) compareSpelled(old []entry) {
-	now := g.spelled
-	for len(old) > 0 || len(now) > 0 {
-		order := 0
-		switch {
-		case len(old) == 0:
-			order = 1
-		case len(now) == 0:
-			order = -1
-		default:
-			order = compareEntries(old[0], now[0])
-		}
-		switch {
-		case order < 0:
-			g.note(old[0].pair, old[0].patch, 0)
-		case order > 0:
-			g.note(now[0].pair, 0, now[0].patch)
-		default:
-			g.note(now[0].pair, old[0].patch, now[0].patch)
-		}
-		if order <= 0 {
-			old = old[1:]
-		}
-		if order >= 0 {
-			now = now[1:]
-		}
-	}
 }
 
 // lookWhereStated looks at the pairs with mentions that broad statements are about
@@ -246,46 +291,64 @@ func (g *grid) look(from, to int32) {
 	}
 }
 
+// reasoned is which reasons lie below which pairs.
+type reasoned struct {
+	from, to []int32   // by subject: its coarse class; unset: none
+	patches  [][]int32 // by coarse classes; nil: none from there
+}
+
+func (g *grid) reasoned() *reasoned {
+	if len(g.reasons) == 0 {
+		return &reasoned{}
+	}
+	r := &reasoned{patches: make([][]int32, len(g.sources.coarse))}
+	for at, patch := range g.reasons {
+		if r.patches[at.from] == nil {
+			r.patches[at.from] = make([]int32, len(g.targets.coarse))
+		}
+		r.patches[at.from][at.to] = patch
+	}
+	spread := func(k *classes) []int32 {
+		out := make([]int32, len(k.of))
+		for s, class := range k.of {
+			if out[s] = unset; class != unset {
+				out[s] = k.list[class].coarse
+			}
+		}
+		return out
+	}
+	r.from, r.to = spread(&g.sources), spread(&g.targets)
+	return r
+}
+
+func (r *reasoned) row(from int) []int32 {
+	if from >= len(r.from) || r.from[from] == unset {
+		return nil
+	}
+	return r.patches[r.from[from]]
+}
+
+func (r *reasoned) patch(row []int32, to int32) int32 {
+	if row == nil || int(to) >= len(r.to) || r.to[to] == unset {
+		return 0
+	}
+	return row[r.to[to]]
+}
+
 // lookWhereReasoned looks at the pairs with mentions that have other reasons below.
-func (g *grid) lookWhereReasoned(sources, targets classes, reasons map[classPair]int32) {
-	if len(reasons) == 0 && len(g.reasons) == 0 {
+func (g *grid) lookWhereReasoned(before, now *reasoned) {
+	if slices.Equal(before.from, now.from) && slices.Equal(before.to, now.to) && slices.EqualFunc(before.patches, now.patches, slices.Equal[[]int32]) {
 		return
 	}
-	before, now := spread(sources, targets, reasons), spread(g.sources, g.targets, g.reasons)
 	for f, row := range g.rows {
-		if len(row) == 0 || f >= len(sources.of) || sources.of[f] == unset || g.sources.of[f] == unset {
-			continue // all that a subject that came or went is mentioned in was looked at
-		}
-		was, is := before[sources.list[sources.of[f]].coarse], now[g.sources.list[g.sources.of[f]].coarse]
-		if was == nil && is == nil {
+		was, is := before.row(f), now.row(f)
+		if len(row) == 0 || was == nil && is == nil {
 			continue
 		}
 		for _, m := range row {
-			if int(m.to) >= len(targets.of) || targets.of[m.to] == unset || g.targets.of[m.to] == unset {
-				continue
-			}
-			var x, y int32
-			if was != nil {
-				x = was[targets.list[targets.of[m.to]].coarse]
-			}
-			if is != nil {
-				y = is[g.targets.list[g.targets.of[m.to]].coarse]
-			}
-			if x != y {
+			if before.patch(was, m.to) != now.patch(is, m.to) {
 				g.look(int32(f), m.to)
 			}
 		}
 	}
-}
-
-// spread writes reasons out by source and target.
-func spread(sources, targets classes, reasons map[classPair]int32) [][]int32 {
-	out := make([][]int32, len(sources.coarse))
-	for at, patch := range reasons {
-		if out[at.from] == nil {
-			out[at.from] = make([]int32, len(targets.coarse))
-		}
-		out[at.from][at.to] = patch
-	}
-	return out
 }

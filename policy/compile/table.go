@@ -269,6 +269,7 @@ type tables struct {
 	byCause   map[string]int32 // by the numbers of the statements that the pair is about
 	laid      map[[2]int32]int32
 	patched   map[patching]int32
+	refined   map[[3]int32]int32
 	scratch   []byte
 }
 
@@ -279,7 +280,7 @@ type patching struct {
 
 func newTables() *tables {
 	t := &tables{byContent: map[string]int32{}, byPatch: map[string]int32{}, byCause: map[string]int32{},
-		laid: map[[2]int32]int32{}, patched: map[patching]int32{}}
+		laid: map[[2]int32]int32{}, patched: map[patching]int32{}, refined: map[[3]int32]int32{}}
 	t.patch(patch{rest: unset})
 	return t
 }
