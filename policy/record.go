@@ -117,6 +117,8 @@ type facts struct {
 	// refusing are hosts that cannot apply what they were given, with their words,
 	// by the generation that it is about.
 	refusing map[uint64][]string
+	// absent are canaries from which nothing can be learned.
+	absent []string
 }
 
 // notice is something that people should know about a generation.
@@ -195,6 +197,13 @@ func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record
 			over := !now.Before(c.Since.Add(lasts)) && (f.replayed || lasts == 0)
 			if !over && !c.Hurry {
 				return r, notices
+			}
+			if stage == bocage.StageCanary && len(f.absent) > 0 && !c.Hurry {
+				// What was to be learned from them is not known, and a dead canary may say it all.
+				message := fmt.Sprintf("canary %s is gone or silent, or never took generation %d, so that nothing is known of how it went", f.absent[0], c.Number)
+				r.Ended = &ended{c.version, "CanaryLost", message}
+				r.Candidate = nil
+				return r, append(notices, notice{c.Number, "CanaryLost", message + ": the policy in force stays as it was", true})
 			}
 			c.Hurry = false
 			continue

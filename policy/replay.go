@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"bocage.dev/bocage"
@@ -113,6 +114,7 @@ func edgeText(e bocage.Edge) string {
 func (p *Policy) facts(r record, v view) facts {
 	f := facts{refusing: map[uint64][]string{}}
 	c := r.Candidate
+	f.absent = r.absent(v.hosts, time.Now())
 	for _, h := range v.hosts {
 		numbers := r.Hosts[h.Name]
 		for _, condition := range h.Status.Conditions {
@@ -145,6 +147,26 @@ func (p *Policy) facts(r record, v view) facts {
 		f.replayed = !last.begun.Before(c.Since)
 	}
 	return f
+}
+
+// absent lists the canaries from which nothing can be learned: hosts that have no
+// agent, whose agent is silent, or that never took what they were given.
+func (r record) absent(hosts []*bocage.Host, now time.Time) []string {
+	if r.Candidate == nil {
+		return nil
+	}
+	const takesMost = 15 * time.Second // until an agent has what is new, and says so
+	var absent []string
+	for _, name := range r.Candidate.Canary {
+		i := slices.IndexFunc(hosts, func(h *bocage.Host) bool { return h.Name == name })
+		if i < 0 || hosts[i].Status.Generation < r.Hosts[name][0] && now.Sub(r.Moved) > takesMost ||
+			slices.ContainsFunc(hosts[i].Status.Conditions, func(c bocage.Condition) bool {
+				return c.Type == bocage.ConditionReady && c.Status == "Unknown"
+			}) {
+			absent = append(absent, name)
+		}
+	}
+	return absent
 }
 
 // notApplied is the reason of a host that cannot apply the ruleset that it was

@@ -405,6 +405,27 @@ func TestAbort(t *testing.T) {
 			},
 			reason: "NotApplied",
 		},
+		"a canary whose agent dies": {
+			spec: bocage.RolloutSpec{Canary: []string{"h1"}, CanarySeconds: 60},
+			hurt: func(b *bench, agents []*agent) {
+				agents[0].poll()
+				agents[0].ready = []bocage.Condition{{Type: bocage.ConditionReady, Status: "Unknown", Reason: "Silent"}}
+				agents[0].poll()
+				b.stage(bocage.StageCanary)
+				b.wait(61 * time.Second)
+			},
+			reason: "CanaryLost",
+		},
+		"a canary that never was": {
+			spec:   bocage.RolloutSpec{Canary: []string{"h1", "h9"}, CanarySeconds: 60},
+			hurt:   func(b *bench, agents []*agent) { b.poll(agents...); b.wait(61 * time.Second) },
+			reason: "CanaryLost",
+		},
+		"a canary that does not take it": {
+			spec:   bocage.RolloutSpec{Canary: []string{"h1"}, CanarySeconds: 60},
+			hurt:   func(b *bench, _ []*agent) { b.wait(61 * time.Second) },
+			reason: "CanaryLost",
+		},
 		"a host that cannot apply it": {
 			spec: bocage.RolloutSpec{ConfirmSeconds: 60},
 			hurt: func(b *bench, agents []*agent) {
