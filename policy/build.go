@@ -64,7 +64,7 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	if err := b.makeBase(ctx); err != nil {
 		return time.Time{}, err
 	}
-	if err := b.makeCandidate(); err != nil {
+	if err := b.makeCandidate(ctx); err != nil {
 		return time.Time{}, err
 	}
 	b.place()
@@ -280,14 +280,14 @@ func (b *build) inForce(ctx context.Context) (*outcome, error) {
 }
 
 // makeCandidate compiles what is declared, where that is on its way into force.
-func (b *build) makeCandidate() error {
+func (b *build) makeCandidate(ctx context.Context) error {
 	c := b.next.Candidate
 	if c == nil {
 		// Authors are told of what they declared, even while something else holds.
-		_, err := b.named(context.Background(), b.v.policy.name())
+		_, err := b.named(ctx, b.v.policy.name())
 		return err
 	}
-	o, err := b.named(context.Background(), c.Policy) // declared: it is in memory
+	o, err := b.named(ctx, c.Policy)
 	if err != nil {
 		return err
 	}
@@ -392,14 +392,6 @@ func (b *build) settle(ctx context.Context) {
 
 // announce tells people of a turn that this controller made.
 func (p *Policy) announce(ctx context.Context, n notice, b *build) {
-	switch n.reason {
-	case "Blocked":
-		p.counters.blocked.Add(1)
-	case "NewlyRefused":
-		p.counters.ended.Add(1)
-	case "NotApplied":
-		p.counters.ended.Add(1)
-	}
 	number := n.number
 	if number == 0 && b.next.Candidate != nil {
 		number = b.next.Candidate.Number
@@ -408,7 +400,7 @@ func (p *Policy) announce(ctx context.Context, n notice, b *build) {
 	if n.warning {
 		level = slog.LevelWarn
 	}
-	p.logger.Log(ctx, level, "policy", slog.Uint64("generation", number), slog.String("reason", n.reason), slog.String("what", n.message))
+	p.logger.Log(ctx, level, "rollout turned", slog.Uint64("generation", number), slog.String("reason", n.reason), slog.String("what", n.message))
 	p.notices.tell("Generation", "", generationName(number), n.reason, n.message, n.warning)
 	if b.v.rollout != nil {
 		p.notices.tell("Rollout", "", b.v.rollout.Name, n.reason, n.message, n.warning)

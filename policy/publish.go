@@ -90,6 +90,12 @@ func (b *build) told(ctx context.Context) {
 	if b.next.Pin != nil && b.next.Base.Policy != b.was.Base.Policy {
 		p.counters.rolledBack.Add(1)
 	}
+	if b.next.Ended != nil && b.next.Ended != b.was.Ended {
+		p.counters.ended.Add(1)
+	}
+	if b.next.Blocked != nil && b.next.Blocked != b.was.Blocked {
+		p.counters.blocked.Add(1)
+	}
 	p.notify(b.next.Number)
 }
 

@@ -153,3 +153,57 @@ func (p *Policy) Suggest(edges []bocage.Edge, namespaces []string) (bocage.Sugge
 	}
 	return suggest.Extend(edges, o.input, namespaces), nil
 }
+
+// Blast says what can be reached from somewhere under the policy in force.
+func (p *Policy) Blast(_ context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
+	o := p.inForce()
+	if o == nil {
+		return bocage.BlastResult{}, ErrNoPolicy
+	}
+	return o.simulator().Blast(q)
+}
+
+// Matrix says who reaches whom in some namespaces (none: all) under the policy in
+// force.
+func (p *Policy) Matrix(_ context.Context, namespaces []string) (bocage.ReachMatrix, error) {
+	o := p.inForce()
+	if o == nil {
+		return bocage.ReachMatrix{}, ErrNoPolicy
+	}
+	return o.simulator().Matrix(namespaces)
+}
+
+// Test runs the PolicyTests among the objects on what would be in force with the
+// others; without any, those that are declared.
+func (p *Policy) Test(_ context.Context, objects []bocage.Resource) ([]bocage.TestResult, error) {
+	o := p.current.Load()
+	if o == nil {
+		return nil, ErrNoPolicy
+	}
+	var tests []*bocage.PolicyTest
+	var others []bocage.Resource
+	for _, object := range objects {
+		if faults := object.Validate(); len(faults) > 0 {
+			return nil, fmt.Errorf("%s %s: %w", object.Type().Kind, object.Meta().NamespacedName(), faults)
+		}
+		if t, is := object.(*bocage.PolicyTest); is {
+			tests = append(tests, t)
+		} else {
+			others = append(others, object)
+		}
+	}
+	if len(tests) == 0 {
+		tests = p.mirror.view().tests
+	}
+	simulator := o.simulator
+	if len(others) > 0 {
+		input := merge(o.input, others)
+		input.Now = time.Now()
+		output := compile.Compile(input)
+		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset) }
+	}
+	if len(tests) == 0 {
+		return []bocage.TestResult{}, nil
+	}
+	return simulator().Test(tests), nil
+}

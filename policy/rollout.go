@@ -6,12 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/policy/compile"
-	"bocage.dev/bocage/policy/simulate"
 	"bocage.dev/bocage/store"
 )
 
@@ -56,7 +55,7 @@ func (p *Policy) Rollout(ctx context.Context, who string, request bocage.Rollout
 		if request.Action == actionConfirm {
 			p.counters.confirmed.Add(1)
 		}
-		p.logger.InfoContext(ctx, "rollout", "action", request.Action, "by", who, "generation", said.number)
+		p.logger.InfoContext(ctx, "rollout is changed by a person", slog.String("action", request.Action), slog.String("by", who), slog.Uint64("generation", said.number))
 		p.notices.tell("Generation", "", generationName(said.number), said.reason, said.message, said.warning)
 		p.notify(next.Number)
 		wake(p.mirror.changed)
@@ -163,7 +162,7 @@ func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutS
 		select {
 		case <-advanced:
 		case <-ctx.Done():
-			return bocage.RolloutStatus{}, fmt.Errorf("wait until it is so: %w", ctx.Err())
+			return bocage.RolloutStatus{}, fmt.Errorf("the request is recorded, and this controller has not acted on it yet: see bocage policy history: %w", ctx.Err())
 		}
 	}
 }
@@ -213,58 +212,4 @@ func (r record) held() string {
 		return "held: its rollout ended, for " + r.Ended.Message + "; change the declarations, or try again with bocage policy confirm"
 	}
 	return ""
-}
-
-// Blast says what can be reached from somewhere under the policy in force.
-func (p *Policy) Blast(_ context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
-	o := p.inForce()
-	if o == nil {
-		return bocage.BlastResult{}, ErrNoPolicy
-	}
-	return o.simulator().Blast(q)
-}
-
-// Matrix says who reaches whom in some namespaces (none: all) under the policy in
-// force.
-func (p *Policy) Matrix(_ context.Context, namespaces []string) (bocage.ReachMatrix, error) {
-	o := p.inForce()
-	if o == nil {
-		return bocage.ReachMatrix{}, ErrNoPolicy
-	}
-	return o.simulator().Matrix(namespaces)
-}
-
-// Test runs the PolicyTests among the objects on what would be in force with the
-// others; without any, those that are declared.
-func (p *Policy) Test(_ context.Context, objects []bocage.Resource) ([]bocage.TestResult, error) {
-	o := p.current.Load()
-	if o == nil {
-		return nil, ErrNoPolicy
-	}
-	var tests []*bocage.PolicyTest
-	var others []bocage.Resource
-	for _, object := range objects {
-		if faults := object.Validate(); len(faults) > 0 {
-			return nil, fmt.Errorf("%s %s: %w", object.Type().Kind, object.Meta().NamespacedName(), faults)
-		}
-		if t, is := object.(*bocage.PolicyTest); is {
-			tests = append(tests, t)
-		} else {
-			others = append(others, object)
-		}
-	}
-	if len(tests) == 0 {
-		tests = p.mirror.view().tests
-	}
-	simulator := o.simulator
-	if len(others) > 0 {
-		input := merge(o.input, others)
-		input.Now = time.Now()
-		output := compile.Compile(input)
-		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset) }
-	}
-	if len(tests) == 0 {
-		return []bocage.TestResult{}, nil
-	}
-	return simulator().Test(tests), nil
 }
