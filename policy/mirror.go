@@ -57,7 +57,9 @@ func newMirror() *mirror {
 	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
 		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}}
 	for _, kind := range bocage.Kinds() {
-		if kind.Name != "Incident" && kind.Name != "Event" {
+		switch kind.Name {
+		case "Incident", "Event", "RoleBinding": // nothing here depends on them
+		default:
 			m.kinds[kind.Plural] = kind
 			m.shelves[kind.Plural] = newShelf()
 		}

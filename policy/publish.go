@@ -336,11 +336,7 @@ func (b *build) generation(o *outcome) *bocage.Generation {
 
 func count(in compile.Input) int {
 	n := 0
-	for _, more := range []int{len(in.Applications), len(in.Guardrails), len(in.Scopes), len(in.Profiles), len(in.Decoys),
-		len(in.Exceptions), len(in.Responses), len(in.AddressGroups), len(in.NetworkPolicies), len(in.ClusterNetworkPolicies),
-		len(in.Quarantines), len(in.ThreatConditions), len(in.Workloads), len(in.Zones), len(in.Namespaces)} {
-		n += more
-	}
+	each(in, func(string, bocage.Resource) { n++ })
 	return n
 }
 
