@@ -27,7 +27,6 @@ var (
 	blocks      = []string{"10.0.0.0/8", "10.0.0.0/30", "10.0.0.4/31", "10.0.0.1/32", "192.0.2.0/24", "192.0.2.128/25", "0.0.0.0/0", "::/0", "2001:db8::/32"}
 	portNames   = []string{"web", "dns", "none"}
 	portNumbers = []int32{1, 53, 80, 81, 443, 8080, 65535}
-	protocols   = []string{"TCP", "UDP", "SCTP"}
 )
 
 func drawCluster(t *rapid.T, least, most int) cluster {
