@@ -40,19 +40,7 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		answer.Error = err.Error()
 		return answer, nothing
 	}
-	if s.isItself(q.from, q.to) {
-		// Nothing stands between a Pod and itself: rulesets, which speak of groups,
-		// have no cell for it.
-		answer.Verdict, answer.Disposition, answer.Reason = "allow", bocage.VerdictAllow.String(), bocage.ReasonKubernetes.String()
-		return answer, nothing
-	}
-	verdict, reason := s.Decide(q.from, q.to, q.protocol, p.Port, moment)
-	if reason.Code == bocage.ReasonDefaultDeny && s.isNodes(q.from, q.to) {
-		// No policy selects a node or a Pod in its network: what nobody refuses
-		// there, Kubernetes accepts. Rulesets speak of workloads only.
-		answer.Verdict, answer.Disposition, answer.Reason = "allow", bocage.VerdictAllow.String(), bocage.ReasonKubernetes.String()
-		return answer, nothing
-	}
+	verdict, reason := s.decide(q.from, q.to, q.protocol, p.Port, moment)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
 		answer.Verdict = "allow"
@@ -67,9 +55,27 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		file, line := s.place(decider)
 		answer.Decision = bocage.SimulateDecision{Kind: decider.Kind, Namespace: decider.Namespace, Name: decider.Name, Field: decider.Field, File: file, Line: line}
 	}
+	if reason.Decision == 0 {
+		return answer, nothing // no ruleset decided it, so none has to change
+	}
 	return answer, func() string {
 		return s.missing(q, bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
 	}
+}
+
+// decide is Decide, and accepts what Kubernetes accepts where rulesets, which speak
+// of groups of workloads, have no cell: nothing stands between a Pod and itself,
+// and no policy selects a node or a Pod in its network.
+func (s *Simulator) decide(from, to End, protocol bocage.Protocol, port uint16, at time.Time) (bocage.Verdict, bocage.Reason) {
+	accepted := bocage.Reason{Code: bocage.ReasonKubernetes, Would: bocage.VerdictAllow}
+	if s.isItself(from, to) {
+		return bocage.VerdictAllow, accepted
+	}
+	verdict, reason := s.Decide(from, to, protocol, port, at)
+	if reason.Code == bocage.ReasonDefaultDeny && s.isNodes(from, to) {
+		return bocage.VerdictAllow, accepted
+	}
+	return verdict, reason
 }
 
 // isItself reports whether both ends are one Pod.

@@ -203,3 +203,25 @@ func TestMomentsShareCompilations(t *testing.T) {
 		t.Errorf("%d stretches of time are kept, want 3", n)
 	}
 }
+
+// TestCasesSayWhatAnswersSay asks both ways about a Pod that policy closes to all
+// others: nothing stands between it and itself.
+func TestCasesSayWhatAnswersSay(t *testing.T) {
+	pod := &bocage.Workload{ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "a", Labels: map[string]string{"app": "a"}},
+		Spec:   bocage.WorkloadSpec{Host: "h", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Orchestrator: bocage.OrchestratorKubernetes},
+		Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst}}
+	s, _ := Compile(compile.Input{Now: policytest.Now, Workloads: []*bocage.Workload{pod}, NetworkPolicies: []*bocage.NetworkPolicy{{
+		ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "closed"}, Spec: bocage.NetworkPolicySpec{PolicyTypes: []string{"Ingress"}}}}})
+	if a := s.Answer(bocage.SimulateProbe{From: "x/a", To: "x/a", Port: 80}); a.Verdict != "allow" {
+		t.Errorf("the probe: %+v", a)
+	}
+	everyone := &bocage.Side{Namespaces: []string{"x"}}
+	for _, r := range s.Test([]*bocage.PolicyTest{{ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "t"}, Spec: bocage.PolicyTestSpec{Cases: []bocage.PolicyTestCase{
+		{From: "x/a", To: "x/a", Port: 80, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}},
+		{FromAll: everyone, ToAll: everyone, Port: 80, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}},
+	}}}}) {
+		if !r.Passed {
+			t.Errorf("%s: want %s, got %s", r.Case, r.Want, r.Got)
+		}
+	}
+}

@@ -64,7 +64,7 @@ func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
 				continue
 			}
 			compared = true
-			_, reason := s.Decide(from.end, to.end, protocol, c.Port, moment)
+			_, reason := s.decide(from.end, to.end, protocol, c.Port, moment)
 			got, by, holds := s.compare(c.Expect, reason)
 			result.Passed, result.Got, result.By = holds, got, by
 			result.Flow = fmt.Sprintf("%s -> %s %s", from.name, to.name, protocol)
