@@ -193,15 +193,22 @@ func (r Ref) String() string {
 // any source, then any destination, then any pair; within a pair the exact
 // protocol before any protocol.
 func CompareRules(a, b Rule) int {
-	return cmp.Or(
-		cmp.Compare(a.rank(), b.rank()),
-		cmp.Compare(a.From, b.From),
-		cmp.Compare(a.To, b.To),
-		cmp.Compare(a.Protocol, b.Protocol),
-		cmp.Compare(a.Ports.First, b.Ports.First),
-		cmp.Compare(a.Ports.Last, b.Ports.Last),
-		cmp.Compare(a.Decision, b.Decision),
-	)
+	switch { // rulesets have millions of rules: cmp.Or would compare all of it every time
+	case a.rank() != b.rank():
+		return cmp.Compare(a.rank(), b.rank())
+	case a.From != b.From:
+		return cmp.Compare(a.From, b.From)
+	case a.To != b.To:
+		return cmp.Compare(a.To, b.To)
+	case a.Protocol != b.Protocol:
+		return cmp.Compare(a.Protocol, b.Protocol)
+	case a.Ports.First != b.Ports.First:
+		return cmp.Compare(a.Ports.First, b.Ports.First)
+	case a.Ports.Last != b.Ports.Last:
+		return cmp.Compare(a.Ports.Last, b.Ports.Last)
+	default:
+		return cmp.Compare(a.Decision, b.Decision)
+	}
 }
 
 func (r Rule) rank() int {

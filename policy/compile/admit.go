@@ -347,8 +347,10 @@ func (a *admitted) admitWorkloads(digest hash.Hash, workloads []*bocage.Workload
 	a.workloads = nil
 	sorted := slices.Clone(workloads)
 	slices.SortFunc(sorted, func(x, y *bocage.Workload) int {
+		if x.Status.Identity != y.Status.Identity {
+			return cmp.Compare(x.Status.Identity, y.Status.Identity)
+		}
 		return cmp.Or(
-			cmp.Compare(x.Status.Identity, y.Status.Identity),
 			cmp.Compare(x.Namespace, y.Namespace),
 			cmp.Compare(x.Name, y.Name),
 			slices.CompareFunc(x.Spec.Addresses, y.Spec.Addresses, netip.Addr.Compare),
@@ -396,15 +398,20 @@ func (a *admitted) admitWorkloads(digest hash.Hash, workloads []*bocage.Workload
 		}
 		a.workloads = append(a.workloads, w)
 	}
-	slices.SortFunc(a.workloads, func(x, y *bocage.Workload) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
-	})
+	slices.SortFunc(a.workloads, compareWorkloads)
 	var buffer []byte
 	var keys []string
 	for _, w := range a.workloads {
 		buffer, keys = appendWorkload(buffer[:0], keys[:0], w)
 		digest.Write(buffer)
 	}
+}
+
+func compareWorkloads(x, y *bocage.Workload) int {
+	if x.Namespace != y.Namespace {
+		return cmp.Compare(x.Namespace, y.Namespace)
+	}
+	return cmp.Compare(x.Name, y.Name)
 }
 
 // admissible checks what the compiler relies on. The rest of Validate was done

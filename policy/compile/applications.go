@@ -163,6 +163,9 @@ func (c *compiler) sayApplications(d *change) {
 			}
 		}
 	}
+	if d.first {
+		c.statements = make([]statement, 0, 5*len(c.apps))
+	}
 	uses := d.used
 	for _, a := range inOrder(consumers) {
 		uses = append(uses, a.uses...)

@@ -66,8 +66,7 @@ func (u *uses) used() int {
 // assemble writes the ruleset.
 func (c *compiler) assemble(d *change) {
 	if d.first {
-		c.book = &book{diverting: map[uint16]int32{}, combined: map[string]int32{}, decisions: uses{touched: map[int32]bool{}},
-			ids: newNumbering(1, nil)}
+		c.book = &book{diverting: map[uint16]int32{}, combined: map[string]int32{}, decisions: uses{touched: map[int32]bool{}}}
 		c.book.decisions.count(c.decisions.list, 0, 1) // the default
 		c.grid.eachEntry(func(e entry) { c.grid.come = append(c.grid.come, e) })
 	}
@@ -263,7 +262,12 @@ func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
 	for n, i := range come {
 		comeKeys[n] = c.decisions.keys[i]
 	}
-	moved := len(b.ids.change(goneKeys, comeKeys)) > 0
+	moved := false
+	if d.first {
+		b.ids = newNumbering(1, comeKeys)
+	} else {
+		moved = len(b.ids.change(goneKeys, comeKeys)) > 0
+	}
 	rewrite := moved
 	if combined {
 		before := b.profiles
@@ -375,6 +379,7 @@ func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
 		groups[n].Sender, groups[n].Receiver = b.senders[i], b.receivers[i]
 	}
 	if whole {
+		peers = slices.Grow(peers, len(c.in.workloads))
 		for at := range c.in.workloads {
 			peers = c.appendPeers(peers, int32(at))
 		}

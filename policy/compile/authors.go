@@ -173,23 +173,34 @@ func (t *told) list() []Finding {
 }
 
 func compareFindings(a, b Finding) int {
-	rejected := func(f Finding) int {
-		if f.Rejected {
-			return 1
-		}
-		return 0
+	if order := compareRefs(a.Object, b.Object); order != 0 {
+		return order
 	}
-	return cmp.Or(compareRefs(a.Object, b.Object), cmp.Compare(a.Reason, b.Reason), cmp.Compare(a.Message, b.Message), rejected(a)-rejected(b))
+	switch {
+	case a.Reason != b.Reason:
+		return cmp.Compare(a.Reason, b.Reason)
+	case a.Message != b.Message:
+		return cmp.Compare(a.Message, b.Message)
+	case a.Rejected == b.Rejected:
+		return 0
+	case a.Rejected:
+		return 1
+	default:
+		return -1
+	}
 }
 
 // exchange returns a sorted list without some of its elements and with others.
-// The given list stays as it is.
+// The given list stays as it is; the others are used up.
 func exchange[T any](list, removed, added []T, compare func(a, b T) int) []T {
 	if len(removed) == 0 && len(added) == 0 {
 		return list
 	}
 	slices.SortFunc(removed, compare)
 	slices.SortFunc(added, compare)
+	if len(list) == 0 {
+		return added
+	}
 	out := make([]T, 0, len(list)-len(removed)+len(added))
 	copied := 0
 	until := func(x T) int {

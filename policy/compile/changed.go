@@ -19,6 +19,10 @@ func (o Output) Touches(host string) bool {
 func (c *compiler) noteChanged() {
 	out := c.book.changed
 	out.hosts = map[string]bool{}
+	if out.all {
+		return
+	}
+	seen := make([]bool, len(c.pop.subjects))
 	for _, list := range [2][]entry{c.grid.gone, c.grid.come} {
 		for _, e := range list {
 			if e.from == anyone || e.to == anyone {
@@ -27,10 +31,13 @@ func (c *compiler) noteChanged() {
 			if out.all {
 				return
 			}
-			for _, i := range [2]int32{e.from, e.to} {
-				for _, w := range c.pop.subjects[i].members {
-					out.hosts[w.Spec.Host] = true
-				}
+			seen[e.from], seen[e.to] = true, true
+		}
+	}
+	for i, concerned := range seen {
+		if concerned {
+			for _, w := range c.pop.subjects[i].members {
+				out.hosts[w.Spec.Host] = true
 			}
 		}
 	}

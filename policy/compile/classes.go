@@ -169,10 +169,25 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
 	for i := range k.list {
 		k.list[i].members = nil
 	}
+	before := k.of
+	if len(added)+len(withdrawn) > 0 {
+		before = nil // the sums of many may be others now
+	}
+	for _, s := range came {
+		if int(s) < len(before) {
+			before = slices.Clone(before)
+			before[s] = unset
+		}
+	}
 	k.of = make([]int32, len(subjects))
 	for s, sum := range k.sums {
 		if subjects[s].gone() {
 			k.of[s] = unset
+			continue
+		}
+		if s < len(before) && before[s] != unset {
+			k.of[s] = before[s]
+			k.list[before[s]].members = append(k.list[before[s]].members, int32(s))
 			continue
 		}
 		i, known := k.bySum[sum]

@@ -320,7 +320,7 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 // its first pair meets none, which proves that it is not empty.
 func (r *refusers) about(b block) []int32 {
 	if b.from.any || b.to.any || len(b.from.list)*len(b.to.list) > mostNarrowAllowed {
-		if !r.firstRefused(b) {
+		if !r.seemsRefused(b) {
 			return nil
 		}
 		return r.statements
@@ -346,23 +346,31 @@ func (r *refusers) about(b block) []int32 {
 	return out
 }
 
-// firstRefused reports whether something refuses the first cell of a block.
-func (r *refusers) firstRefused(b block) bool {
-	first := func(s side) int32 {
+// seemsRefused looks at some cells of a large block: if one of them meets no
+// refusal, the block is not empty.
+func (r *refusers) seemsRefused(b block) bool {
+	const cells = 64
+	someone := func(s side, n int) int32 {
 		if s.any {
 			return worldSubject
 		}
-		return s.list[0]
+		return s.list[n*(len(s.list)-1)/cells]
 	}
-	from, to := first(b.from), first(b.to)
 	protocol, port := bocage.ProtocolAny, uint16(0)
 	if !b.ports.all {
 		protocol, port = b.ports.ranges[0].protocol, b.ports.ranges[0].First
 	}
-	return slices.ContainsFunc(r.statements, func(n int32) bool {
-		s := &r.c.statements[n]
-		return s.from.contains(from) && s.to.contains(to) && s.ports.covers(protocol, port)
-	})
+	for n := range cells {
+		from, to := someone(b.from, n), someone(b.to, n*17%cells)
+		refused := slices.ContainsFunc(r.statements, func(n int32) bool {
+			s := &r.c.statements[n]
+			return s.from.contains(from) && s.to.contains(to) && s.ports.covers(protocol, port)
+		})
+		if !refused {
+			return false
+		}
+	}
+	return true
 }
 
 // covers reports whether everyone of another side is of this one.

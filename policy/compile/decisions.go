@@ -116,7 +116,10 @@ func moments(covering []*statement, now time.Time) []time.Time {
 // depend on who was read first.
 func sortStatements(list []*statement) {
 	slices.SortStableFunc(list, func(a, b *statement) int {
-		return cmp.Or(cmp.Compare(a.kind, b.kind), slices.CompareFunc(a.by, b.by, compareRefs))
+		if a.kind != b.kind {
+			return cmp.Compare(a.kind, b.kind)
+		}
+		return slices.CompareFunc(a.by, b.by, compareRefs)
 	})
 }
 

@@ -66,13 +66,18 @@ func (f *findings) note(object bocage.Ref, reason, format string, args ...any) {
 }
 
 func compareRefs(a, b bocage.Ref) int {
-	return cmp.Or(
-		cmp.Compare(a.Kind, b.Kind),
-		cmp.Compare(a.Namespace, b.Namespace),
-		cmp.Compare(a.Name, b.Name),
-		cmp.Compare(a.Field, b.Field),
-		cmp.Compare(a.Source, b.Source),
-	)
+	switch {
+	case a.Kind != b.Kind:
+		return cmp.Compare(a.Kind, b.Kind)
+	case a.Namespace != b.Namespace:
+		return cmp.Compare(a.Namespace, b.Namespace)
+	case a.Name != b.Name:
+		return cmp.Compare(a.Name, b.Name)
+	case a.Field != b.Field:
+		return cmp.Compare(a.Field, b.Field)
+	default:
+		return cmp.Compare(a.Source, b.Source)
+	}
 }
 
 // Ref points at a field of an object, or at the whole with an empty field.

@@ -303,9 +303,7 @@ func withoutNumber(list []int32, i int32) []int32 {
 
 // changeMembers adds or removes one of a list in the order of names.
 func changeMembers(list []*bocage.Workload, w *bocage.Workload, add bool) []*bocage.Workload {
-	at, _ := slices.BinarySearchFunc(list, w, func(a, b *bocage.Workload) int {
-		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
-	})
+	at, _ := slices.BinarySearchFunc(list, w, compareWorkloads)
 	if add {
 		return slices.Insert(slices.Clip(list), at, w)
 	}

@@ -33,7 +33,10 @@ type mention struct {
 }
 
 func compareMentions(a, b mention) int {
-	return cmp.Or(cmp.Compare(a.to, b.to), cmp.Compare(a.statement, b.statement))
+	if a.to != b.to {
+		return cmp.Compare(a.to, b.to)
+	}
+	return cmp.Compare(a.statement, b.statement)
 }
 
 // result is what the rules of one pair with mentions say.
@@ -45,7 +48,10 @@ type result struct {
 type pair struct{ from, to int32 }
 
 func comparePairs(a, b pair) int {
-	return cmp.Or(cmp.Compare(a.from, b.from), cmp.Compare(a.to, b.to))
+	if a.from != b.from {
+		return cmp.Compare(a.from, b.from)
+	}
+	return cmp.Compare(a.to, b.to)
 }
 
 // entry is a patch between two subjects, or anyone.

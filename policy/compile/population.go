@@ -128,7 +128,10 @@ func canonicalPrefix(p netip.Prefix) netip.Prefix {
 }
 
 func comparePrefixes(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	if order := a.Addr().Compare(b.Addr()); order != 0 {
+		return order
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
 }
 
 // match returns the groups of workloads in the namespaces (none: all) that the
