@@ -2,12 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -221,15 +223,8 @@ func refers(kind string) bool {
 // in force is asked first: a name that does not exist is a fault like any other.
 func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.Document, options client.WriteOptions) error {
 	if slices.ContainsFunc(documents, func(d manifest.Document) bool { return refers(d.Resource.Type().Kind) }) {
-		plan, err := c.Plan(ctx, documents)
-		if err != nil {
+		if err := e.foresee(ctx, c, documents); err != nil {
 			return err
-		}
-		if err := plan.Faults.Err(); err != nil {
-			return err
-		}
-		for _, finding := range plan.Findings {
-			fmt.Fprintf(e.err, "! %s\n", finding)
 		}
 	}
 	result, err := c.Apply(ctx, documents, options)
@@ -242,6 +237,41 @@ func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.
 	}
 	for _, object := range result.Objects {
 		fmt.Fprintf(e.out, "%s %s %s%s\n", object.Kind, kindName(object.Namespace, object.Name), object.Outcome, suffix)
+	}
+	return nil
+}
+
+// planPatience is how long an apply waits to hear what it would change. The
+// answer is advice: without it the objects are declared all the same.
+const planPatience = 30 * time.Second
+
+// foresee refuses documents that make no sense together with what is in force,
+// and says what of the rest is remarkable: not least that it would not come into
+// force.
+func (e *env) foresee(ctx context.Context, c *client.Client, documents []manifest.Document) error {
+	within, cancel := context.WithTimeout(ctx, planPatience)
+	defer cancel()
+	plan, err := c.Plan(within, documents)
+	switch {
+	case ctx.Err() == nil && errors.Is(within.Err(), context.DeadlineExceeded):
+		fmt.Fprintf(e.err, "! what this changes could not be told within %s; `bocage policy plan` takes its time\n", planPatience)
+		return nil
+	case err != nil:
+		return err
+	}
+	if err := plan.Faults.Err(); err != nil {
+		return err
+	}
+	for _, finding := range plan.Findings {
+		fmt.Fprintf(e.err, "! %s\n", finding)
+	}
+	for _, proof := range plan.Proofs {
+		if !proof.Holds {
+			fmt.Fprintf(e.err, "! it would not come into force: %s does not hold: %s\n", proof.Statement, proof.Counterexample)
+		}
+	}
+	for _, test := range plan.Tests {
+		fmt.Fprintf(e.err, "! PolicyTest %s, %s fails then: want %s, got %s\n", test.Test, test.Case, test.Want, test.Got)
 	}
 	return nil
 }

@@ -124,7 +124,7 @@ func (j *Judge) grantLayer(g *Judgement, f bocage.Flow) bocage.Layer {
 	for _, by := range g.Allows {
 		if by[0].Kind == "Guardrail" {
 			layer.By = append(layer.By, by...)
-			layer.Result = "granted to all"
+			layer.Result = "granted, without any contract"
 		}
 	}
 	if len(layer.By) > 0 {

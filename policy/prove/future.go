@@ -127,7 +127,10 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 			}
 		}
 	}
-	statement := fmt.Sprintf("the guardrails hold for workloads to come: of %d ways in which a declaration could meet one, %d are possible", len(shown), possible)
+	statement := "the guardrails hold for workloads to come"
+	if len(shown) > 0 {
+		statement += fmt.Sprintf(": a declaration could meet one in %d ways, of which %d are possible", len(shown), possible)
+	}
 	if left > 0 {
 		statement += fmt.Sprintf(" (%d more are looked at with the next generations)", left)
 	}

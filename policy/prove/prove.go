@@ -60,6 +60,7 @@ type prover struct {
 	offers  map[string][]*bocage.Application // by "namespace/name" of a workload
 	zones   map[string]string                // host -> zone
 	blocks  map[string][]netip.Prefix        // by AddressGroup
+	outside []namedPrefix                    // sorted by address
 }
 
 // members is who a group stands for.
@@ -101,6 +102,7 @@ func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 		switch {
 		case peer.Identity < bocage.IdentityFirst:
 			m.prefixes = append(m.prefixes, peer.Prefix)
+			p.outside = append(p.outside, namedPrefix{peer.Prefix, peer.Group})
 		case w != nil && !seen[peer.Identity]:
 			seen[peer.Identity] = true
 			m.workloads = append(m.workloads, w)
@@ -115,6 +117,7 @@ func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 	}
 	slices.Sort(p.groups)
 	p.groups = slices.Insert(p.groups, 0, bocage.GroupWorld)
+	slices.SortFunc(p.outside, func(a, b namedPrefix) int { return a.prefix.Addr().Compare(b.prefix.Addr()) })
 	p.collectOffers()
 	return p
 }
@@ -152,19 +155,40 @@ func byName[T bocage.Resource](objects []T) []T {
 // group should be meant makes the statements stronger, never weaker.
 func (p *prover) side(s bocage.Side) map[bocage.Group]bool {
 	out := map[bocage.Group]bool{}
-	prefixes := p.prefixes(s)
+	if s.Outside() {
+		for _, outer := range p.prefixes(s) {
+			p.eachInside(outer, func(g bocage.Group) { out[g] = true })
+		}
+		return out
+	}
 	for _, g := range p.groups {
-		m := p.members[g]
-		switch {
-		case s.Outside():
-			out[g] = slices.ContainsFunc(m.prefixes, func(inner netip.Prefix) bool { return inside(inner, prefixes) })
-		case len(s.Namespaces) == 0 && s.Workload == nil && len(s.Data) == 0:
+		if anyone(s) || slices.ContainsFunc(p.members[g].workloads, func(w *bocage.Workload) bool { return p.means(s, w) }) {
 			out[g] = true
-		default:
-			out[g] = slices.ContainsFunc(m.workloads, func(w *bocage.Workload) bool { return p.means(s, w) })
 		}
 	}
 	return out
+}
+
+// anyone reports whether a side narrows nothing.
+func anyone(s bocage.Side) bool {
+	return !s.Outside() && len(s.Namespaces) == 0 && s.Workload == nil && len(s.Data) == 0
+}
+
+// namedPrefix is a prefix that declarations name, with its group.
+type namedPrefix struct {
+	prefix netip.Prefix
+	group  bocage.Group
+}
+
+// eachInside visits the groups with a named prefix inside the given one.
+func (p *prover) eachInside(outer netip.Prefix, visit func(bocage.Group)) {
+	outer = canonical(outer)
+	i, _ := slices.BinarySearchFunc(p.outside, outer, func(n namedPrefix, outer netip.Prefix) int { return n.prefix.Addr().Compare(outer.Addr()) })
+	for ; i < len(p.outside) && outer.Contains(p.outside[i].prefix.Addr()); i++ {
+		if p.outside[i].prefix.Bits() >= outer.Bits() {
+			visit(p.outside[i].group)
+		}
+	}
 }
 
 // prefixes are all that a side names outside the inventory.
@@ -216,15 +240,6 @@ func (p *prover) label(w *bocage.Workload, key string) (string, bool) {
 	return value, ok
 }
 
-func inside(inner netip.Prefix, prefixes []netip.Prefix) bool {
-	return slices.ContainsFunc(prefixes, func(outer netip.Prefix) bool {
-		if outer.Addr().Is4In6() && outer.Bits() >= 96 {
-			outer = netip.PrefixFrom(outer.Addr().Unmap(), outer.Bits()-96)
-		}
-		return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
-	})
-}
-
 // region is a set of cells as a guardrail describes it.
 type region struct {
 	from, to []map[bocage.Group]bool
@@ -235,8 +250,12 @@ type region struct {
 func (p *prover) region(matches ...bocage.CellMatch) region {
 	var r region
 	for _, m := range matches {
-		r.from = append(r.from, p.side(m.From))
-		r.to = append(r.to, p.side(m.To))
+		if !anyone(m.From) {
+			r.from = append(r.from, p.side(m.From))
+		}
+		if !anyone(m.To) {
+			r.to = append(r.to, p.side(m.To))
+		}
 		r.ports = append(r.ports, m.Ports)
 		if len(m.To.Data) > 0 {
 			r.data = append(r.data, m.To.Data)
