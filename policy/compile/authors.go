@@ -201,24 +201,39 @@ func exchange[T any](list, removed, added []T, compare func(a, b T) int) []T {
 	if len(list) == 0 {
 		return added
 	}
-	out := make([]T, 0, len(list)-len(removed)+len(added))
-	copied := 0
-	until := func(x T) int {
-		i, _ := slices.BinarySearchFunc(list[copied:], x, compare)
-		return copied + i
+	// A clone is not cleared before it is written, and often has room for a few more.
+	n := len(list) - len(removed) + len(added)
+	out := slices.Clone(list)
+	if cap(out) < n {
+		out = make([]T, n)
+		copy(out, list)
+	}
+	out = out[:max(n, len(list))]
+	place := func(from int, x T) int {
+		i, _ := slices.BinarySearchFunc(list[from:], x, compare)
+		return from + i
+	}
+	read, written := 0, 0
+	keep := func(until int) {
+		if written != read {
+			copy(out[written:], list[read:until])
+		}
+		written += until - read
+		read = until
 	}
 	for len(removed) > 0 || len(added) > 0 {
 		if len(added) == 0 || len(removed) > 0 && compare(removed[0], added[0]) <= 0 {
-			i := until(removed[0])
-			out, removed = append(out, list[copied:i]...), removed[1:]
-			copied = i + 1
+			keep(place(read, removed[0]))
+			read, removed = read+1, removed[1:]
 			continue
 		}
-		i := until(added[0])
-		out = append(append(out, list[copied:i]...), added[0])
-		copied, added = i, added[1:]
+		keep(place(read, added[0]))
+		out[written] = added[0]
+		written, added = written+1, added[1:]
 	}
-	return append(out, list[copied:]...)
+	keep(len(list))
+	clear(out[n:])
+	return out[:n:n]
 }
 
 // say lets everyone speak on whom the change bears.

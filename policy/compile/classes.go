@@ -180,6 +180,7 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
 		}
 	}
 	k.of = make([]int32, len(subjects))
+	first := len(k.list)
 	for s, sum := range k.sums {
 		if subjects[s].gone() {
 			k.of[s] = unset
@@ -194,27 +195,54 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
 		if !known {
 			i = int32(len(k.list))
 			k.bySum[sum] = i
-			k.list = append(k.list, g.newClass(k, int32(s)))
+			k.list = append(k.list, class{})
 		}
 		k.of[s] = i
 		k.list[i].members = append(k.list[i].members, int32(s))
 	}
+	g.fill(k, first)
 	g.group(k)
 }
 
-// newClass makes the class of a subject.
-func (g *grid) newClass(k *classes, s int32) class {
-	var out class
-	for _, i := range g.broad {
-		own, other := k.sides(&g.c.statements[i])
-		switch {
-		case own.any || !own.contains(s):
-		case other.any:
-			out.wide = append(out.wide, i)
-		default:
-			out.named = append(out.named, i)
+// fill finds the statements of the classes from the first new one on.
+func (g *grid) fill(k *classes, first int) {
+	fresh := k.list[first:]
+	enter := func(class *class, i int32, other side) {
+		if other.any {
+			class.wide = append(class.wide, i)
+		} else {
+			class.named = append(class.named, i)
 		}
 	}
+	if len(fresh) <= 16 {
+		for n := range fresh {
+			for _, i := range g.broad {
+				if own, other := k.sides(&g.c.statements[i]); !own.any && own.contains(fresh[n].members[0]) {
+					enter(&fresh[n], i, other)
+				}
+			}
+		}
+	} else {
+		leading := make([]int32, len(k.of)) // by first member: its class, counted from one
+		for n := range fresh {
+			leading[fresh[n].members[0]] = int32(n) + 1
+		}
+		for _, i := range g.broad {
+			own, other := k.sides(&g.c.statements[i])
+			for _, s := range own.list {
+				if n := leading[s]; n > 0 {
+					enter(&fresh[n-1], i, other)
+				}
+			}
+		}
+	}
+	for n := range fresh {
+		g.finish(&fresh[n])
+	}
+}
+
+// finish finds what the statements of a class come to.
+func (g *grid) finish(out *class) {
 	out.table = g.tableOf(merged(g.open, out.wide))
 	out.patch = g.tables.over(out.table, g.openTable)
 	key := appendNumbers(nil, g.strong(out.named))
@@ -234,7 +262,6 @@ func (g *grid) newClass(k *classes, s int32) class {
 		key = binary.LittleEndian.AppendUint32(key, number)
 	}
 	out.alike = string(key)
-	return out
 }
 
 // group puts the classes with members together that are coarsely one.

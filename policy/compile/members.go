@@ -91,6 +91,7 @@ func differing(a, b map[string][]*bocage.ThreatCondition) map[string]bool {
 func (p *population) addWorkloads() {
 	p.of = make([]int32, len(p.in.workloads))
 	for at, w := range p.in.workloads {
+		p.orchestrated = p.orchestrated || w.Spec.Orchestrator != ""
 		first := true
 		p.eachKey(w, func(key []byte, pairs []string, block netip.Prefix) {
 			i, known := p.byKey[string(key)]

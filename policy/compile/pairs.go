@@ -300,7 +300,7 @@ func (g *grid) allows(t int32) bool {
 	return found
 }
 
-// eachAbout visits the statements that a pair is about, wide ones apart.
+// eachAbout visits the statements that a pair is about.
 func (g *grid) eachAbout(from, to int32, visit func(statement int32)) {
 	for _, i := range g.baseOf(g.sources.of[from], g.targets.of[to]).about {
 		visit(i)
@@ -348,14 +348,38 @@ func (g *grid) eachWide(visit func(entry)) {
 // spell lists, for every source class, the targets that its members have rules
 // towards where no statement mentions the pair.
 func (g *grid) spell() map[int32][]result {
-	out := map[int32][]result{}
+	towards := map[int32]map[int32]int32{} // by source class and target class
+	sizes := map[int32]int{}
 	for classes, patch := range g.explicit {
-		for _, to := range g.targets.list[classes.to].members {
-			out[classes.from] = append(out[classes.from], result{to, patch})
+		if towards[classes.from] == nil {
+			towards[classes.from] = map[int32]int32{}
 		}
+		towards[classes.from][classes.to] = patch
+		sizes[classes.from] += len(g.targets.list[classes.to].members)
 	}
-	for _, list := range out {
-		slices.SortFunc(list, compareResults)
+	out := make(map[int32][]result, len(towards))
+	patches := make([]int32, len(g.targets.list))
+	for from, targets := range towards {
+		list := make([]result, 0, sizes[from])
+		if 8*sizes[from] < len(g.targets.of) {
+			for class, patch := range targets {
+				for _, to := range g.targets.list[class].members {
+					list = append(list, result{to, patch})
+				}
+			}
+			slices.SortFunc(list, compareResults)
+		} else {
+			clear(patches)
+			for class, patch := range targets {
+				patches[class] = patch
+			}
+			for to, class := range g.targets.of {
+				if class != unset && patches[class] != 0 {
+					list = append(list, result{int32(to), patches[class]})
+				}
+			}
+		}
+		out[from] = list
 	}
 	return out
 }

@@ -69,8 +69,10 @@ type population struct {
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
 	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept
 	labels    *labelIndex
-	key       []byte
-	pairs     []string
+
+	orchestrated bool // some workload is a Pod
+	key          []byte
+	pairs        []string
 
 	zones      map[string]string // host -> the Zone that it stands in
 	addresses  map[string]*bocage.AddressGroup
@@ -386,6 +388,9 @@ func (p *population) portsNamed(name, protocol string) []namedPort {
 
 // pods returns the groups of workloads of Kubernetes and the groups of others.
 func (p *population) pods() (pods, others []int32) {
+	if !p.orchestrated {
+		return nil, p.everyone
+	}
 	for _, i := range p.everyone {
 		if p.subjects[i].members[0].Spec.Orchestrator == bocage.OrchestratorKubernetes {
 			pods = append(pods, i)
