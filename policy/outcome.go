@@ -68,7 +68,7 @@ type line struct {
 	last *outcome
 }
 
-func newLine() *line { return &line{run: compile.Compile} }
+func newLine() *line { return &line{run: compile.NewCompiler().Compile} }
 
 // compile makes the outcome of an input, or returns the last one if that is still
 // what it would be.

@@ -376,9 +376,7 @@ const mostOpinions = 400_000
 
 // secondOpinion asks the judge about flows at the edges of the rules.
 func (p *prover) secondOpinion() bocage.Proof {
-	objects := 1 + len(p.in.Applications) + len(p.in.Guardrails) + len(p.in.Scopes) + len(p.in.ThreatConditions) +
-		len(p.in.Exceptions) + len(p.in.Responses) + len(p.in.NetworkPolicies) + len(p.in.ClusterNetworkPolicies)
-	step := 1 + 4*len(p.rs.Rules)*objects/mostOpinions
+	step := 1 + 4*len(p.rs.Rules)*p.entries()/mostOpinions
 	statement := "the declarations, read one flow at a time, say the same at every edge of a rule"
 	if step > 1 {
 		statement = fmt.Sprintf("the declarations, read one flow at a time, say the same at the edges of every %d. rule", step)
@@ -393,6 +391,24 @@ func (p *prover) secondOpinion() bocage.Proof {
 		}
 	}
 	return proof(statement, whole("opinion"), "")
+}
+
+// entries counts what the judge reads for one flow.
+func (p *prover) entries() int {
+	n := 1 + len(p.in.Scopes) + len(p.in.ThreatConditions) + len(p.in.Exceptions) + len(p.in.Responses)
+	for _, a := range p.in.Applications {
+		n += 1 + len(a.Spec.Provides) + len(a.Spec.Consumes)
+	}
+	for _, g := range p.in.Guardrails {
+		n += 1 + len(g.Spec.Never) + len(g.Spec.Grant) + len(g.Spec.Protect)
+	}
+	for _, np := range p.in.NetworkPolicies {
+		n += 1 + len(np.Spec.Ingress) + len(np.Spec.Egress)
+	}
+	for _, cnp := range p.in.ClusterNetworkPolicies {
+		n += 1 + len(cnp.Spec.Ingress) + len(cnp.Spec.Egress)
+	}
+	return n
 }
 
 func (p *prover) opinion(judge *explain.Judge, r bocage.Rule) string {
