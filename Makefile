@@ -55,7 +55,8 @@ endif
 .PHONY: bench-policy
 bench-policy: ## compile, edit, prove, simulate and publish at 10 to 300,000 workloads
 	@mkdir -p bin
-	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench '100k|300k' -benchtime 1x -benchmem ./policy/compile
+	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench 'Full' -benchtime 1x -benchmem ./policy/compile
+	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench 'Edit|Quarantine' -benchtime 1000x -benchmem ./policy/compile
 	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench . -benchmem ./policy/simulate ./policy/prove ./policy/kubernetes ./policy/suggest
 	go test -timeout 60m -run '^$$' -bench . -benchmem ./policy
 
