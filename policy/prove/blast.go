@@ -66,6 +66,9 @@ func (p *prover) graph() *graph {
 		g.outside[i] = len(p.members[group].workloads) == 0
 		g.family[i] = p.families(group)
 		for _, w := range p.members[group].workloads {
+			if p.groupsOf[w.Status.Identity][0] != group {
+				continue // it weighs once, where its first address is
+			}
 			weight := 1
 			if declared, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && declared >= 0 {
 				weight = declared

@@ -144,14 +144,7 @@ func (w *whereabouts) group(prefix netip.Prefix) bocage.Group {
 // pair notes the intervals in which two classes get something else than before.
 func (c *comparison) pair(from, to class) {
 	places := levels(from.before, to.before)
-	var spans []span
-	for _, at := range places {
-		for _, rule := range c.before.rules[at] {
-			if rule.Protocol != bocage.ProtocolAny {
-				spans = append(spans, span{rule.Protocol, rule.Ports})
-			}
-		}
-	}
+	spans := c.before.spans(places)
 	unnamed := c.unnamed(from, to, spans)
 	c.after.eachCell(from.after, to.after, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
 		was, is := c.before.decisions[c.before.lookUp(places, protocol, ports.First)], c.after.decisions[id]

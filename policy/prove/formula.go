@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -69,7 +70,7 @@ func (v *vocabulary) near(o *obligation, a allowing) *vocabulary {
 
 // nearOffers takes over the offers of a class by whom all sides may mean.
 func (v *vocabulary) nearOffers(class string, sides []bocage.Side, out *vocabulary) {
-	namespaces := sortedNames(v.offers[class])
+	namespaces := slices.Sorted(maps.Keys(v.offers[class]))
 	for _, s := range sides {
 		if len(s.Namespaces) > 0 {
 			namespaces = slices.DeleteFunc(slices.Clone(s.Namespaces), func(ns string) bool { return v.offers[class][ns] == nil })
@@ -90,7 +91,7 @@ func (v *vocabulary) nearOffers(class string, sides []bocage.Side, out *vocabula
 // of lists the offers of a class.
 func (v *vocabulary) of(class string) []offer {
 	var out []offer
-	for _, ns := range sortedNames(v.offers[class]) {
+	for _, ns := range slices.Sorted(maps.Keys(v.offers[class])) {
 		out = append(out, v.offers[class][ns]...)
 	}
 	return out
@@ -149,7 +150,7 @@ func canonical(p netip.Prefix) netip.Prefix {
 
 func (f *formula) selector(end string, s bocage.Selector) bf.Formula {
 	all := []bf.Formula{not(outside(end))}
-	for _, key := range sortedNames(s.MatchLabels) {
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
 		all = append(all, f.is(end, key, s.MatchLabels[key]))
 	}
 	for _, r := range s.MatchExpressions {
@@ -173,36 +174,25 @@ func (f *formula) selector(end string, s bocage.Selector) bf.Formula {
 
 // either and every keep constants out of formulas: the solver's conversion takes
 // none inside of them.
-func either(of []bf.Formula) bf.Formula {
-	var rest []bf.Formula
-	for _, f := range of {
-		if f == bf.True {
-			return bf.True
-		}
-		if f != bf.False {
-			rest = append(rest, f)
-		}
-	}
-	if len(rest) == 0 {
-		return bf.False
-	}
-	return bf.Or(rest...)
-}
+func either(of []bf.Formula) bf.Formula { return join(of, bf.False, bf.True, bf.Or) }
 
-func every(of []bf.Formula) bf.Formula {
+func every(of []bf.Formula) bf.Formula { return join(of, bf.True, bf.False, bf.And) }
+
+// join leaves out what is neutral, and is what decides alone if that is among them.
+func join(of []bf.Formula, neutral, decides bf.Formula, operator func(...bf.Formula) bf.Formula) bf.Formula {
 	var rest []bf.Formula
 	for _, f := range of {
-		if f == bf.False {
-			return bf.False
+		if f == decides {
+			return decides
 		}
-		if f != bf.True {
+		if f != neutral {
 			rest = append(rest, f)
 		}
 	}
 	if len(rest) == 0 {
-		return bf.True
+		return neutral
 	}
-	return bf.And(rest...)
+	return operator(rest...)
 }
 
 func implies(a, b bf.Formula) bf.Formula { return either([]bf.Formula{not(a), b}) }
@@ -351,7 +341,7 @@ func (f *formula) offers(classes []string) bf.Formula {
 func (f *formula) differ(key string) bf.Formula {
 	any := []bf.Formula{bf.Xor(f.exists(source, key), f.exists(destination, key)),
 		every([]bf.Formula{bf.Var("unlike"), f.unasked(source, key), f.unasked(destination, key)})}
-	for _, value := range sortedNames(f.values[key]) {
+	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
 		any = append(any, bf.Xor(f.is(source, key, value), f.is(destination, key, value)))
 	}
 	return every([]bf.Formula{not(outside(source)), not(outside(destination)), either(any)})
@@ -360,7 +350,7 @@ func (f *formula) differ(key string) bf.Formula {
 // unasked says that the label is there with a value that nobody asks for.
 func (f *formula) unasked(end, key string) bf.Formula {
 	all := []bf.Formula{f.exists(end, key)}
-	for _, value := range sortedNames(f.values[key]) {
+	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
 		all = append(all, not(f.is(end, key, value)))
 	}
 	return every(all)
@@ -395,13 +385,13 @@ func (f *formula) placed(end string) []bf.Formula {
 		return nil
 	}
 	var all, zones []bf.Formula
-	hosts := sortedNames(f.values[bocage.LabelHost])
-	for _, zone := range sortedNames(f.values[bocage.LabelZone]) {
+	hosts := slices.Sorted(maps.Keys(f.values[bocage.LabelHost]))
+	for _, zone := range slices.Sorted(maps.Keys(f.values[bocage.LabelZone])) {
 		if len(f.words.zones[zone]) == 0 {
 			all = append(all, not(f.is(end, bocage.LabelZone, zone)))
 		}
 	}
-	for _, zone := range sortedNames(f.words.zones) {
+	for _, zone := range slices.Sorted(maps.Keys(f.words.zones)) {
 		is := f.is(end, bocage.LabelZone, zone)
 		zones = append(zones, is)
 		if f.freeHost(zone) == "" {
@@ -444,13 +434,13 @@ func (f *formula) freeHost(zone string) string {
 // or apart.
 func (f *formula) natureOf(end string) []bf.Formula {
 	all := f.placed(end)
-	for _, key := range sortedNames(f.values) {
+	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		exists := f.exists(end, key)
 		all = append(all, implies(outside(end), not(exists)))
 		if slices.Contains([]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelAssurance}, key) {
 			all = append(all, bf.Or(outside(end), exists))
 		}
-		values := sortedNames(f.values[key])
+		values := slices.Sorted(maps.Keys(f.values[key]))
 		for i, value := range values {
 			is := f.is(end, key, value)
 			all = append(all, implies(is, exists))
@@ -479,13 +469,4 @@ func (f *formula) natureOf(end string) []bf.Formula {
 		}
 	}
 	return all
-}
-
-func sortedNames[V any](m map[string]V) []string {
-	names := make([]string, 0, len(m))
-	for name := range m {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
 }

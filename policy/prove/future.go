@@ -2,6 +2,7 @@ package prove
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -157,15 +158,10 @@ func pairKey(o *obligation, a allowing, near *vocabulary) string {
 }
 
 func vocabularyOf(in compile.Input) *vocabulary {
-	words := &vocabulary{zones: map[string][]string{}, zoneOf: map[string]string{},
+	words := &vocabulary{zones: map[string][]string{}, zoneOf: bocage.ZonesOfHosts(byName(in.Zones)),
 		groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
-	for _, z := range byName(in.Zones) {
-		for _, host := range z.Spec.Hosts {
-			if words.zoneOf[host] == "" {
-				words.zoneOf[host] = z.Name
-				words.zones[z.Name] = append(words.zones[z.Name], host)
-			}
-		}
+	for _, host := range slices.Sorted(maps.Keys(words.zoneOf)) {
+		words.zones[words.zoneOf[host]] = append(words.zones[words.zoneOf[host]], host)
 	}
 	for _, g := range byName(in.AddressGroups) {
 		words.groups[g.Name] = g
@@ -366,7 +362,7 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 		return imagined{outside: true, address: address}, found
 	}
 	labels := map[string]string{}
-	for _, key := range sortedNames(f.values) {
+	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		if !model[end+" has "+key] {
 			continue
 		}
@@ -467,7 +463,7 @@ func (e imagined) String() string {
 		return e.address.String()
 	}
 	var pairs []string
-	for _, key := range sortedNames(e.labels) {
+	for _, key := range slices.Sorted(maps.Keys(e.labels)) {
 		pairs = append(pairs, key+"="+e.labels[key])
 	}
 	return "a workload with " + strings.Join(pairs, ", ")

@@ -202,10 +202,8 @@ func (p *prover) cutByThreat(r region) string {
 		if slices.ContainsFunc(d.By, func(by bocage.Ref) bool { return by.Kind == "Quarantine" }) {
 			continue // a person's decision
 		}
-		for g, m := range p.members {
-			whole := func() bool { return len(r.data) == 0 || len(p.extent(r, g)) > 0 }
-			hit := slices.ContainsFunc(m.workloads, func(w *bocage.Workload) bool { return w.Status.Identity == refusal.Identity })
-			if hit && (in(g, r.from) || in(g, r.to) && whole()) {
+		for _, g := range p.groupsOf[refusal.Identity] {
+			if in(g, r.from) || in(g, r.to) && (len(r.data) == 0 || len(p.extent(r, g)) > 0) {
 				return fmt.Sprintf("%s is cut off%s", p.who(g), by(d))
 			}
 		}

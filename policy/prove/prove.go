@@ -61,6 +61,9 @@ type prover struct {
 	zones   map[string]string                // host -> zone
 	blocks  map[string][]netip.Prefix        // by AddressGroup
 	outside []namedPrefix                    // sorted by address
+	// groupsOf tells where an identity is: in several groups if policy tells its
+	// addresses apart.
+	groupsOf map[bocage.Identity][]bocage.Group
 }
 
 // members is who a group stands for.
@@ -73,14 +76,8 @@ type members struct {
 
 func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 	p := &prover{in: in, rs: rs, reach: newReach(rs), members: map[bocage.Group]*members{}, named: map[string]*bocage.Workload{},
-		offers: map[string][]*bocage.Application{}, zones: map[string]string{}, blocks: map[string][]netip.Prefix{}}
-	for _, z := range byName(in.Zones) {
-		for _, host := range z.Spec.Hosts {
-			if _, named := p.zones[host]; !named {
-				p.zones[host] = z.Name
-			}
-		}
-	}
+		offers: map[string][]*bocage.Application{}, zones: bocage.ZonesOfHosts(byName(in.Zones)), blocks: map[string][]netip.Prefix{},
+		groupsOf: map[bocage.Identity][]bocage.Group{}}
 	for _, g := range byName(in.AddressGroups) {
 		p.blocks[g.Name] = g.Spec.Addresses
 	}
@@ -91,7 +88,6 @@ func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 		}
 	}
 	p.members[bocage.GroupWorld] = &members{name: "the world", address: netip.MustParseAddr("192.0.2.1")}
-	seen := make(map[bocage.Identity]bool, len(in.Workloads))
 	for _, peer := range rs.Peers {
 		m := p.members[peer.Group]
 		if m == nil {
@@ -103,8 +99,8 @@ func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 		case peer.Identity < bocage.IdentityFirst:
 			m.prefixes = append(m.prefixes, peer.Prefix)
 			p.outside = append(p.outside, namedPrefix{peer.Prefix, peer.Group})
-		case w != nil && !seen[peer.Identity]:
-			seen[peer.Identity] = true
+		case w != nil && !slices.Contains(p.groupsOf[peer.Identity], peer.Group):
+			p.groupsOf[peer.Identity] = append(p.groupsOf[peer.Identity], peer.Group)
 			m.workloads = append(m.workloads, w)
 			m.name = m.workloads[0].NamespacedName()
 			p.named[w.NamespacedName()] = w

@@ -219,6 +219,19 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 	}
 }
 
+// spans lists the ranges of the rules in some places, every protocol's by its own.
+func (r *reach) spans(places [4]pair) []span {
+	var out []span
+	for _, at := range places {
+		for _, rule := range r.rules[at] {
+			if rule.Protocol != bocage.ProtocolAny {
+				out = append(out, span{rule.Protocol, rule.Ports})
+			}
+		}
+	}
+	return out
+}
+
 // split divides the picked groups by whether they have a wildcard of their own.
 func split(groups []bocage.Group, picked func(bocage.Group) bool, special map[bocage.Group]bool) (specials, plains []bocage.Group) {
 	for _, g := range groups {

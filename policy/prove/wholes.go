@@ -190,14 +190,7 @@ func (p *prover) loosened(calm *bocage.Ruleset) string {
 
 // looserPair finds a cell of a pair that got more than without threat conditions.
 func (p *prover) looserPair(base *reach, from, to bocage.Group, calmPlaces [4]pair) string {
-	var spans []span
-	for _, at := range calmPlaces {
-		for _, rule := range base.rules[at] {
-			if rule.Protocol != bocage.ProtocolAny {
-				spans = append(spans, span{rule.Protocol, rule.Ports})
-			}
-		}
-	}
+	spans := base.spans(calmPlaces)
 	found := ""
 	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
 		calm := base.lookUp(calmPlaces, protocol, ports.First)
@@ -327,14 +320,7 @@ func (p *prover) disagreement(cut *bocage.Ruleset, exact map[bocage.Group][]pair
 // differs finds a cell of a pair that the part decides otherwise than the whole.
 func (p *prover) differs(part *reach, from, to bocage.Group) string {
 	places := levels(from, to)
-	var spans []span
-	for _, at := range places {
-		for _, rule := range part.rules[at] {
-			if rule.Protocol != bocage.ProtocolAny {
-				spans = append(spans, span{rule.Protocol, rule.Ports})
-			}
-		}
-	}
+	spans := part.spans(places)
 	found := ""
 	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
 		here := part.lookUp(places, protocol, ports.First)
