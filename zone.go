@@ -24,6 +24,20 @@ type ZoneStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
+// ZonesOfHosts tells the zone of each host that some zone lists: of several the
+// first by name, in whatever order they are given.
+func ZonesOfHosts(zones []*Zone) map[string]string {
+	of := map[string]string{}
+	for _, z := range zones {
+		for _, host := range z.Spec.Hosts {
+			if first, known := of[host]; !known || z.Name < first {
+				of[host] = z.Name
+			}
+		}
+	}
+	return of
+}
+
 // Validate implements Resource.
 func (z *Zone) Validate() Faults {
 	faults := validateMeta(&z.ObjectMeta, false)

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -235,7 +236,7 @@ func (o *singleSignOn) person(ctx context.Context, token string, now time.Time) 
 	if err := inTime(claims, now); err != nil {
 		return Person{}, err
 	}
-	for _, claim := range sortedKeys(o.config.RequiredClaims) {
+	for _, claim := range slices.Sorted(maps.Keys(o.config.RequiredClaims)) {
 		if got, _ := textOf(claims[claim]); got != o.config.RequiredClaims[claim] {
 			return Person{}, fmt.Errorf("its claim %s is not %q, which this controller asks for", claim, o.config.RequiredClaims[claim])
 		}
@@ -280,15 +281,6 @@ func inTime(claims map[string]json.RawMessage, now time.Time) error {
 		}
 	}
 	return nil
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // textOf reads a claim that is a text, a number or true or false.

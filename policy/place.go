@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"maps"
 	"reflect"
 	"slices"
 
@@ -124,16 +125,7 @@ func (b *build) hosts() []string {
 		names[w.Spec.Host] = true
 	}
 	delete(names, "")
-	return sortedNames(names)
-}
-
-func sortedNames(set map[string]bool) []string {
-	names := make([]string, 0, len(set))
-	for name := range set {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
+	return slices.Sorted(maps.Keys(names))
 }
 
 // difference is how two outcomes differ, for hosts.

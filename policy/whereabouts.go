@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"bocage.dev/bocage"
@@ -28,14 +30,14 @@ func (p *Policy) whereabouts(in compile.Input) *whereabouts {
 		return w
 	}
 	w := &whereabouts{workloads: in.Workloads, zones: in.Zones, placedIn: map[string][]placement{}, selected: map[bocage.Resource][]string{}}
-	hosts, zones := map[string]bool{}, zonesOf(in)
+	hosts, zones := map[string]bool{}, bocage.ZonesOfHosts(in.Zones)
 	for _, x := range in.Workloads {
 		if x.Spec.Interface != "" {
 			w.placedIn[x.Namespace] = append(w.placedIn[x.Namespace], placement{x.Name, x.Spec.Host, x.LabelsIn(zones[x.Spec.Host])})
 			hosts[x.Spec.Host] = true
 		}
 	}
-	w.everyone = sortedNames(hosts)
+	w.everyone = slices.Sorted(maps.Keys(hosts))
 	p.places = w
 	return w
 }
@@ -54,19 +56,6 @@ func (w *whereabouts) of(object bocage.Resource, pick func() []string) []string 
 	hosts := pick()
 	w.selected[object] = hosts
 	return hosts
-}
-
-// zonesOf tells the zone of each host: the first by name that lists it.
-func zonesOf(in compile.Input) map[string]string {
-	zones := map[string]string{}
-	for _, z := range in.Zones {
-		for _, host := range z.Spec.Hosts {
-			if first, has := zones[host]; !has || z.Name < first {
-				zones[host] = z.Name
-			}
-		}
-	}
-	return zones
 }
 
 // concerned lists the hosts of those whom a threat condition concerns.
@@ -103,7 +92,7 @@ func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
 			pick(workloads)
 		}
 	}
-	return sortedNames(hosts)
+	return slices.Sorted(maps.Keys(hosts))
 }
 
 // placed lists the host of one workload.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/http"
 	"reflect"
 	"slices"
@@ -108,7 +107,7 @@ func (i *Informer[T]) Run(ctx context.Context) error {
 		resyncing.Go(func() { i.resync(ctx) })
 	}
 	revision := ""
-	wait := time.Duration(0)
+	var pause pause
 	for {
 		began := time.Now()
 		err := i.read(ctx, &revision)
@@ -123,14 +122,8 @@ func (i *Informer[T]) Run(ctx context.Context) error {
 		case errors.As(err, &answer) && answer.Code < 500 && answer.Code != http.StatusTooManyRequests:
 			return err
 		}
-		if time.Since(began) > 10*time.Second {
-			wait = 0
-		}
-		wait = min(max(2*wait, 100*time.Millisecond), 10*time.Second)
-		select {
-		case <-time.After(wait/2 + rand.N(wait)):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := pause.after(ctx, began); err != nil {
+			return err
 		}
 	}
 }

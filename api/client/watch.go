@@ -43,7 +43,7 @@ func (c *Client) Watch(ctx context.Context, kind bocage.Kind, options ListOption
 
 // WatchFrom is Watch from the revision of a list on.
 func (c *Client) WatchFrom(ctx context.Context, kind bocage.Kind, options ListOptions, revision string, each func(Event) error) error {
-	wait := time.Duration(0)
+	var pause pause
 	for {
 		began := time.Now()
 		err := c.watchOnce(ctx, kind, options, &revision, each)
@@ -59,16 +59,28 @@ func (c *Client) WatchFrom(ctx context.Context, kind bocage.Kind, options ListOp
 		case errors.As(err, &answer) && answer.Code < 500 && answer.Code != http.StatusTooManyRequests:
 			return err
 		}
-		// Back off only while watches end at once.
-		if time.Since(began) > 10*time.Second {
-			wait = 0
+		if err := pause.after(ctx, began); err != nil {
+			return err
 		}
-		wait = min(max(2*wait, 100*time.Millisecond), 10*time.Second)
-		select {
-		case <-time.After(wait/2 + rand.N(wait)):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+	}
+}
+
+// pause is the time between attempts to follow the server. It grows while they
+// end at once.
+type pause time.Duration
+
+// after waits before the attempt that follows one that began then, until ctx ends.
+func (p *pause) after(ctx context.Context, began time.Time) error {
+	if time.Since(began) > 10*time.Second {
+		*p = 0
+	}
+	wait := min(max(2*time.Duration(*p), 100*time.Millisecond), 10*time.Second)
+	*p = pause(wait)
+	select {
+	case <-time.After(wait/2 + rand.N(wait)):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 }
 

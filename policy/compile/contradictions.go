@@ -3,6 +3,7 @@ package compile
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -341,7 +342,7 @@ func (r *refusers) about(b block) []int32 {
 			}
 		}
 	}
-	out := sortedNumbers(found)
+	out := slices.Sorted(maps.Keys(found))
 	slices.SortFunc(out, func(a, b int32) int { return cmp.Compare(r.rank[a], r.rank[b]) })
 	return out
 }

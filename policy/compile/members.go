@@ -3,6 +3,7 @@ package compile
 import (
 	"cmp"
 	"hash/maphash"
+	"maps"
 	"math"
 	"net/netip"
 	"slices"
@@ -207,7 +208,7 @@ func (p *population) move(at []int32, d *change) {
 		}
 	}
 	everyone := p.everyone
-	for _, i := range sortedNumbers(touched) {
+	for _, i := range slices.Sorted(maps.Keys(touched)) {
 		switch s := &p.subjects[i]; {
 		case len(s.members) == 0 && int(i) >= fresh:
 			delete(p.byKey, s.key) // it came and went
@@ -309,15 +310,6 @@ func changeMembers(list []*bocage.Workload, w *bocage.Workload, add bool) []*boc
 		return slices.Insert(slices.Clip(list), at, w)
 	}
 	return slices.Delete(slices.Clone(list), at, at+1)
-}
-
-func sortedNumbers(set map[int32]bool) []int32 {
-	out := make([]int32, 0, len(set))
-	for i := range set {
-		out = append(out, i)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // eachKey visits what names the subjects of a workload: one, unless blocks of

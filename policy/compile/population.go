@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -172,7 +173,7 @@ func pickKey(namespaces []string, s *bocage.Selector) string {
 		b = append(append(b, ns...), 0)
 	}
 	b = append(b, 1)
-	for _, key := range sortedKeys(s.MatchLabels) {
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
 		b = append(append(append(append(b, key...), 0), s.MatchLabels[key]...), 0)
 	}
 	for _, r := range s.MatchExpressions {
@@ -182,15 +183,6 @@ func pickKey(namespaces []string, s *bocage.Selector) string {
 		}
 	}
 	return string(b)
-}
-
-func sortedKeys(m map[string]string) []string {
-	keys := make([]string, 0, len(m))
-	for key := range m {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // oneLabel answers selectors that ask for one value of one label and nothing else.

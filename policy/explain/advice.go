@@ -304,14 +304,19 @@ func (j *Judge) adviseToRefuse(g *Judgement, f bocage.Flow) Advice {
 	return a
 }
 
+// newGuardrail makes a guardrail with a name that none has.
+func (j *Judge) newGuardrail(base string, spec bocage.GuardrailSpec) *bocage.Guardrail {
+	name := base
+	for n := 2; slices.ContainsFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name }); n++ {
+		name = fmt.Sprintf("%s-%d", base, n)
+	}
+	return &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"},
+		ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: spec}
+}
+
 // neverStep is a guardrail that refuses this very flow.
 func (j *Judge) neverStep(g *Judgement, f bocage.Flow) Step {
-	name := "never"
-	for n := 2; slices.ContainsFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name }); n++ {
-		name = fmt.Sprintf("never-%d", n)
-	}
-	gr := &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"},
-		ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{cellOf(g, f)}}}
+	gr := j.newGuardrail("never", bocage.GuardrailSpec{Never: []bocage.CellMatch{cellOf(g, f)}})
 	return Step{Change{Object: gr}, "declare a Guardrail with spec.never " + flowYAML(gr.Spec.Never)}
 }
 

@@ -45,12 +45,7 @@ func (j *Judge) allow(g *Judgement, f bocage.Flow) []Step {
 
 // grantStep is all that allows a flow between two ends outside.
 func (j *Judge) grantStep(g *Judgement, f bocage.Flow) Step {
-	name := "grant"
-	for n := 2; slices.ContainsFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name }); n++ {
-		name = fmt.Sprintf("grant-%d", n)
-	}
-	gr := &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"},
-		ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{cellOf(g, f)}}}
+	gr := j.newGuardrail("grant", bocage.GuardrailSpec{Grant: []bocage.CellMatch{cellOf(g, f)}})
 	return Step{Change{Object: gr}, "neither end is a workload, so only a Guardrail could allow it: declare one with spec.grant " + flowYAML(gr.Spec.Grant)}
 }
 

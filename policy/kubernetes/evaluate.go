@@ -114,7 +114,7 @@ func NewEvaluator(o Objects) *Evaluator {
 	e := &Evaluator{
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		labels:     make(map[*bocage.Workload]map[string]string, len(o.Workloads)),
-		zones:      zonesOfHosts(o.Zones),
+		zones:      bocage.ZonesOfHosts(o.Zones),
 		hosts:      o.Hosts,
 		policies:   map[string][]*bocage.NetworkPolicy{},
 	}
@@ -147,18 +147,6 @@ func NewEvaluator(o Objects) *Evaluator {
 		})
 	}
 	return e
-}
-
-func zonesOfHosts(zones []*bocage.Zone) map[string]string {
-	of := map[string]string{}
-	for _, z := range zones {
-		for _, host := range z.Spec.Hosts {
-			if first, known := of[host]; !known || z.Name < first {
-				of[host] = z.Name
-			}
-		}
-	}
-	return of
 }
 
 // Evaluate says what Kubernetes' policies decide.

@@ -221,7 +221,7 @@ func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16
 		prefixes = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
 	if !side.Outside() {
-		zones := zonesOf(s.in.Zones)
+		zones := bocage.ZonesOfHosts(s.in.Zones)
 		for i := range s.workloads {
 			w := &s.workloads[i]
 			if (len(side.Namespaces) == 0 || slices.Contains(side.Namespaces, w.object.Namespace)) &&
@@ -305,21 +305,6 @@ func last(p netip.Prefix) netip.Addr {
 	}
 	address, _ := netip.AddrFromSlice(raw)
 	return address
-}
-
-// zonesOf says in which zone each host stands.
-func zonesOf(declared []*bocage.Zone) map[string]string {
-	zones := slices.Clone(declared)
-	slices.SortFunc(zones, func(a, b *bocage.Zone) int { return strings.Compare(a.Name, b.Name) })
-	of := map[string]string{}
-	for _, z := range zones {
-		for _, host := range z.Spec.Hosts {
-			if _, taken := of[host]; !taken {
-				of[host] = z.Name
-			}
-		}
-	}
-	return of
 }
 
 // offers reports whether a port of a workload is an interface with one of the

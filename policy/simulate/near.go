@@ -25,7 +25,7 @@ type near struct {
 }
 
 func newNear(in compile.Input) *near {
-	n := &near{zones: zonesOf(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: map[string][]*bocage.Application{},
+	n := &near{zones: bocage.ZonesOfHosts(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: map[string][]*bocage.Application{},
 		policies: map[string][]*bocage.NetworkPolicy{}, hosts: map[string]*bocage.Host{}, hostOf: map[netip.Addr][]*bocage.Host{}}
 	for _, o := range in.Namespaces {
 		n.namespaces[o.Name] = o
