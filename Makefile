@@ -45,7 +45,7 @@ bench: ## the figures that the documents name; BENCH=regexp for others
 	@scripts/setup bench
 	@$(MAKE) --no-print-directory build
 ifeq ($(BENCH),)
-	go run ./dataplane/bench -repeats 7
+	go run ./dataplane/bench -repeats 7 -only ' 1k'
 	BOCAGE_REQUIRE_ROOT=1 go test -p 1 -timeout 30m -run '^$$' -bench Root ./dataplane
 	BOCAGE_REQUIRE_ROOT=1 BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -timeout 30m -run '^$$' -bench Root ./e2e
 else
@@ -59,6 +59,17 @@ bench-policy: ## compile, edit, prove, simulate and publish at 10 to 300,000 wor
 	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench 'Edit|Quarantine' -benchtime 1000x -benchmem ./policy/compile
 	GOMAXPROCS=1 go test -timeout 60m -run '^$$' -bench . -benchmem ./policy/simulate ./policy/prove ./policy/kubernetes ./policy/suggest
 	go test -timeout 60m -run '^$$' -bench . -benchmem ./policy
+
+# What the kernel does with packets, in every size; FIGURES says where the
+# figures go, for people and for machines.
+FIGURES ?= bin/bench-dataplane
+.PHONY: bench-dataplane
+bench-dataplane: ## packets: beside an unfiltered path and nftables, up to 1,000,000 entries
+	@scripts/setup bench
+	@mkdir -p $(dir $(FIGURES))
+	go build -o bin/bench-dataplane.bin ./dataplane/bench
+	bin/bench-dataplane.bin -repeats 7 -realtime -json $(FIGURES).json | tee $(FIGURES).txt
+	BOCAGE_REQUIRE_ROOT=1 go test -p 1 -timeout 60m -run '^$$' -bench Root -count 3 ./dataplane | tee -a $(FIGURES).txt
 
 .PHONY: bench-api
 bench-api: ## watchers, large lists, and the latency of watches under writes

@@ -1,48 +1,60 @@
 package main
 
 import (
-	"strings"
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
 	"bocage.dev/bocage/host/hosttest"
 )
 
-// BenchmarkRootPath is the command in the form that `go test -bench` runs.
-func BenchmarkRootPath(b *testing.B) {
-	hosttest.Root(b)
-	r, err := measure(5, 500*time.Millisecond, 1000, false)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var table strings.Builder
-	if err := r.print(&table); err != nil {
-		b.Fatal(err)
-	}
-	b.Log("\n" + table.String())
-	for _, v := range r.variants {
-		b.Run(v, func(b *testing.B) {
-			for _, t := range tests {
-				unit := strings.ReplaceAll(t.name, " ", "-")
-				b.ReportMetric(median(r.rates[v][t.name]), unit)
-				b.ReportMetric(median(r.ratios(v, t.name)), unit+"-ratio")
-			}
-		})
-	}
-}
-
-// TestRootPathShort sees that every variant carries every kind of traffic.
-func TestRootPathShort(t *testing.T) {
+// TestRootShort sees that every variant carries every kind of traffic and that
+// all of it is written down.
+func TestRootShort(t *testing.T) {
 	hosttest.Root(t)
-	r, err := measure(1, 50*time.Millisecond, 10, false)
+	o := options{repeats: 1, duration: 50 * time.Millisecond, only: regexp.MustCompile(""), sizes: []int{10, 1000}, linear: []int{10}, mapped: 1000}
+	file := filepath.Join(t.TempDir(), "figures.json")
+	if err := run(o, file); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, v := range r.variants {
-		for _, test := range tests {
-			if rates := r.rates[v][test.name]; len(rates) != 1 || rates[0] <= 0 {
-				t.Errorf("%s, %s: rates %v", v, test.name, rates)
-			}
+	var got record
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]bool)
+	for _, f := range got.Figures {
+		seen[f.Variant+": "+f.Figure] = true
+		if f.Median <= 0 || f.Ratio <= 0 || len(f.Values) != 1 {
+			t.Errorf("%s, %s: median %v, ratio %v, values %v", f.Variant, f.Figure, f.Median, f.Ratio, f.Values)
 		}
+	}
+	for _, want := range []string{"unfiltered: TCP Gbit/s, 1 stream", "nftables rules 10: connections/s", "nftables map 1k: requests/s",
+		"bocage 1k: UDP 60 B packets/s", "bocage observing 1k: TCP Gbit/s, 8 streams", "bocage 10: request p99 µs",
+		"nftables netdev ingress: SYNs refused/s", "bocage 1k: SYNs refused/s", "generator alone: SYNs refused/s"} {
+		if !seen[want] {
+			t.Errorf("no figure %q", want)
+		}
+	}
+}
+
+// TestFloodFrame sees that the flood's frame is one that hosts accept.
+func TestFloodFrame(t *testing.T) {
+	p := &path{client: end{address: netip.MustParseAddr("10.0.0.1"), mac: make([]byte, 6), hostMAC: make([]byte, 6)},
+		server: end{address: netip.MustParseAddr("10.0.0.2")}}
+	f := p.syn(80)
+	if got := checksum(f[14:34]); got != 0 {
+		t.Errorf("IPv4 checksum leaves %#x", got)
+	}
+	pseudo := append(append([]byte{}, f[26:34]...), 0, 6, 0, 20)
+	if got := checksum(append(pseudo, f[34:]...)); got != 0 {
+		t.Errorf("TCP checksum leaves %#x", got)
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,18 +26,20 @@ const (
 	ofServer = 11
 )
 
-// test measures one rate. Client and server are threads with blocking sockets;
-// where the path's cost is wanted without wake-ups between CPUs, they share one.
+// test measures figures of a variant that stands on the path. Client and server
+// are threads with blocking sockets; where the path's cost is wanted without
+// wake-ups between CPUs, they share one.
 type test struct {
-	name string
-	run  func(p *path, d time.Duration) (float64, error)
+	figures []figure
+	run     func(p *path, d time.Duration) ([]float64, error)
 }
 
 var tests = []test{
-	{"TCP Gbit/s", throughput},
-	{"requests/s", requests},
-	{"connections/s", connections},
-	{"UDP 60 B packets/s", datagrams},
+	{[]figure{{name: "TCP Gbit/s, 1 stream"}}, streams(1)},
+	{[]figure{{name: "TCP Gbit/s, 8 streams"}}, streams(8)},
+	{[]figure{{name: "requests/s"}, {name: "request p50 µs", less: true}, {name: "request p99 µs", less: true}}, requests},
+	{[]figure{{name: "connections/s"}}, connections},
+	{[]figure{{name: "UDP 60 B packets/s"}}, datagrams},
 }
 
 // limit sets after how long a blocked call lets its thread look at the clock.
@@ -130,45 +134,59 @@ func stream(p *path, port int) (client, server int, err error) {
 		limit(server, unix.SO_RCVTIMEO))
 }
 
-func throughput(p *path, d time.Duration) (float64, error) {
-	client, server, err := stream(p, portTCP)
-	if err != nil {
-		return 0, err
+// streams sends as fast as it goes on n connections at once.
+func streams(n int) func(*path, time.Duration) ([]float64, error) {
+	return func(p *path, d time.Duration) ([]float64, error) {
+		var total atomic.Int64
+		var waits []func()
+		start := time.Now()
+		for range n {
+			client, server, err := stream(p, portTCP)
+			if err != nil {
+				return nil, err
+			}
+			defer unix.Close(server)
+			received := p.onCPU(1, ofServer, func() { total.Add(drain(server)) })
+			sent := p.onCPU(0, ofClient, func() {
+				fill(client, start, d)
+				unix.Close(client)
+			})
+			waits = append(waits, sent, received)
+		}
+		for _, wait := range waits {
+			wait()
+		}
+		return []float64{float64(total.Load()) * 8 / time.Since(start).Seconds() / 1e9}, nil
 	}
-	total := 0
-	received := p.onCPU(1, ofServer, func() {
-		b := make([]byte, 256<<10)
-		for {
-			n, err := unix.Read(server, b)
-			if again(err) {
-				continue
-			}
-			if n <= 0 {
-				return
-			}
-			total += n
-		}
-	})
-	start := time.Now()
-	p.onCPU(0, ofClient, func() {
-		b := make([]byte, 256<<10)
-		for time.Since(start) < d {
-			if _, err := unix.Write(client, b); err != nil && !again(err) {
-				return
-			}
-		}
-	})()
-	unix.Close(client)
-	received()
-	took := time.Since(start)
-	unix.Close(server)
-	return float64(total) * 8 / took.Seconds() / 1e9, nil
 }
 
-func requests(p *path, d time.Duration) (float64, error) {
+func fill(fd int, start time.Time, d time.Duration) {
+	b := make([]byte, 256<<10)
+	for time.Since(start) < d {
+		if _, err := unix.Write(fd, b); err != nil && !again(err) {
+			return
+		}
+	}
+}
+
+func drain(fd int) (total int64) {
+	b := make([]byte, 256<<10)
+	for {
+		n, err := unix.Read(fd, b)
+		if again(err) {
+			continue
+		}
+		if n <= 0 {
+			return total
+		}
+		total += int64(n)
+	}
+}
+
+func requests(p *path, d time.Duration) ([]float64, error) {
 	client, server, err := stream(p, portTCP)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	answered := p.onCPU(0, ofServer, func() {
 		var b [1]byte
@@ -183,11 +201,11 @@ func requests(p *path, d time.Duration) (float64, error) {
 			unix.Write(server, b[:])
 		}
 	})
-	n := 0
+	took := make([]time.Duration, 0, 1<<20)
 	start := time.Now()
 	p.onCPU(0, ofClient, func() {
 		var b [1]byte
-		for time.Since(start) < d {
+		for sent := start; sent.Sub(start) < d; {
 			if _, err := unix.Write(client, b[:]); err != nil {
 				return
 			}
@@ -198,20 +216,27 @@ func requests(p *path, d time.Duration) (float64, error) {
 			if err != nil {
 				return
 			}
-			n++
+			now := time.Now()
+			took = append(took, now.Sub(sent))
+			sent = now
 		}
 	})()
-	took := time.Since(start)
+	all := time.Since(start)
 	unix.Close(client)
 	answered()
 	unix.Close(server)
-	return float64(n) / took.Seconds(), nil
+	if len(took) == 0 {
+		return nil, errors.New("no request was answered")
+	}
+	slices.Sort(took)
+	at := func(share float64) float64 { return took[int(share*float64(len(took)-1))].Seconds() * 1e6 }
+	return []float64{float64(len(took)) / all.Seconds(), at(0.5), at(0.99)}, nil
 }
 
-func connections(p *path, d time.Duration) (float64, error) {
+func connections(p *path, d time.Duration) ([]float64, error) {
 	l, err := listen(p, portConnections)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	start := time.Now()
 	accepted := p.onCPU(0, ofServer, func() {
@@ -249,25 +274,25 @@ func connections(p *path, d time.Duration) (float64, error) {
 	took := time.Since(start)
 	accepted()
 	unix.Close(l)
-	return float64(n) / took.Seconds(), failed
+	return []float64{float64(n) / took.Seconds()}, failed
 }
 
-func datagrams(p *path, d time.Duration) (float64, error) {
+func datagrams(p *path, d time.Duration) ([]float64, error) {
 	server, err := socket(p.server.namespace, unix.SOCK_DGRAM)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer unix.Close(server)
 	client, err := socket(p.client.namespace, unix.SOCK_DGRAM)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer unix.Close(client)
 	err = errors.Join(unix.SetsockoptInt(server, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20),
 		unix.Bind(server, &unix.SockaddrInet4{Port: portUDP}),
 		unix.Connect(client, &unix.SockaddrInet4{Port: portUDP, Addr: p.server.address.As4()}))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	received := 0
 	start := time.Now()
@@ -286,5 +311,5 @@ func datagrams(p *path, d time.Duration) (float64, error) {
 		}
 	})()
 	drained()
-	return float64(received) / d.Seconds(), nil
+	return []float64{float64(received) / d.Seconds()}, nil
 }
