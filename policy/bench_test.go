@@ -165,7 +165,7 @@ func cpuTime(b *testing.B) time.Duration {
 // BenchmarkParts measures the parts of what one change costs.
 func BenchmarkParts(b *testing.B) {
 	in := policytest.Site(10_000)
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	b.Run("compile", func(b *testing.B) {
 		for b.Loop() {
 			compile.Compile(in)

@@ -126,7 +126,7 @@ func (b *build) makeBase(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		digest := o.output.Ruleset.Digest
+		digest := o.output.Digest()
 		changed := b.next.Base.Policy != b.was.Base.Policy || b.was.Base.Number == 0
 		promoted := changed && b.next.Base.Number > b.was.Base.Number && digest == b.next.Base.Digest
 		if promoted || !changed && digest == b.was.Base.Digest {
@@ -144,7 +144,7 @@ func (b *build) makeBase(ctx context.Context) error {
 		if b.prev != nil && !changed {
 			before = b.prev.base
 		}
-		if before != nil && onlyRefusals(before, o) {
+		if before != nil && differs(before, o).OnlyRefused {
 			b.base, b.fresh = b.refusing(before, o), true
 			return nil
 		}
@@ -184,7 +184,7 @@ func (b *build) known(o *outcome) *outcome {
 		return o
 	}
 	for _, same := range []*outcome{b.prev.base, b.prev.candidate} {
-		if same != nil && same.output.Ruleset.Digest == o.output.Ruleset.Digest && same.proofs != nil && o.proofs == nil {
+		if same != nil && same.output.Digest() == o.output.Digest() && same.proofs != nil && o.proofs == nil {
 			copied := *o
 			copied.proofs, copied.tests, copied.testsOf = same.proofs, same.tests, same.testsOf
 			return copied.complete()
@@ -207,14 +207,14 @@ func (p *Policy) verified(o, inForce *outcome, tests []*bocage.PolicyTest) *outc
 // hold notes that an outcome is kept back.
 func (b *build) hold(o *outcome) {
 	b.next.Candidate = nil
-	if w := b.was.Blocked; w != nil && w.Digest == o.output.Ruleset.Digest {
+	if w := b.was.Blocked; w != nil && w.Digest == o.output.Digest() {
 		b.held = o.numbered(w.Number)
 		b.next.Blocked = w
 		return
 	}
 	b.next.Number++
 	b.held = o.numbered(b.next.Number)
-	b.next.Blocked = &version{b.next.Number, o.output.Ruleset.Digest, o.policy.name()}
+	b.next.Blocked = &version{b.next.Number, o.output.Digest(), o.policy.name()}
 	b.notices = append(b.notices, notice{b.next.Number, "Blocked", fmt.Sprintf("generation %d is kept back, %s", b.next.Number, o.blocked), true})
 }
 
@@ -233,7 +233,7 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 	input.Now, input.Generation = b.now, b.was.Number+1
 	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, rest: in.rest, at: b.now}
 	b.p.counters.compiled.Add(1)
-	if tight.output.Ruleset.Digest == b.was.Base.Digest {
+	if tight.output.Digest() == b.was.Base.Digest {
 		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
 		return nil
 	}
@@ -241,13 +241,14 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 		b.base, b.fresh = tight, true
 		return nil
 	}
-	more := in.output.Ruleset.WithRefusals(o.output.Ruleset)
-	if slices.Equal(more.Refused, in.output.Ruleset.Refused) {
+	more := in.output.Ruleset().WithRefusals(o.output.Ruleset())
+	if slices.Equal(more.Refused, in.output.Ruleset().Refused) {
 		b.base = in
 		return nil
 	}
-	more.Digest = tight.output.Ruleset.Digest
-	tight.output.Ruleset, tight.blocked, tight.proofs, tight.tests = more, "", in.proofs, in.tests
+	more.Digest = tight.output.Digest()
+	tight.output = tight.output.Replaced(more)
+	tight.blocked, tight.proofs, tight.tests = "", in.proofs, in.tests
 	b.base, b.fresh = tight.complete(), true
 	return nil
 }
@@ -293,7 +294,7 @@ func (b *build) makeCandidate(ctx context.Context) error {
 	}
 	was := b.was.Candidate
 	same := was != nil && was.Policy == c.Policy
-	if same && was.Digest == o.output.Ruleset.Digest {
+	if same && was.Digest == o.output.Digest() {
 		b.candidate = b.known(o).numbered(c.Number)
 		return nil
 	}
@@ -351,7 +352,7 @@ func (b *build) settle(ctx context.Context) {
 		}
 		// The next compilation of the same is this one, with what was made of it.
 		for _, line := range p.compilers {
-			if line.last != nil && line.last.output.Ruleset.Digest == o.output.Ruleset.Digest && line.last.policy.hash == o.policy.hash && line.last.rest.hash == o.rest.hash {
+			if line.last != nil && line.last.output.Digest() == o.output.Digest() && line.last.policy.hash == o.policy.hash && line.last.rest.hash == o.rest.hash {
 				line.last = o
 			}
 		}
@@ -367,7 +368,7 @@ func (b *build) settle(ctx context.Context) {
 	p.mu.Unlock()
 	if s.base != nil {
 		if last := p.active.Swap(s.base); last != nil && last.number != s.base.number {
-			p.past.remember(last.output.Ruleset.Decisions)
+			p.past.remember(last.output.Outdated(s.base.output))
 		}
 	}
 	switch {
@@ -380,8 +381,8 @@ func (b *build) settle(ctx context.Context) {
 	case s.base != nil:
 		p.current.Store(s.base)
 	}
-	if c := b.next.Candidate; c != nil && s.candidate != nil {
-		p.past.remember(s.candidate.output.Ruleset.Decisions)
+	if c := b.next.Candidate; c != nil && s.candidate != nil && s.base != nil {
+		p.past.remember(s.candidate.output.Outdated(s.base.output))
 	}
 	for _, n := range b.notices {
 		p.announce(ctx, n, b)

@@ -18,7 +18,7 @@ func TestEncodeIsJSON(t *testing.T) {
 		if n == 10 {
 			in.Decoys = nil // no wildcards
 		}
-		rs := compile.Compile(in).Ruleset
+		rs := compile.Compile(in).Ruleset()
 		cutter := compile.NewCutter(rs, in)
 		e, err := newEncoder(rs, cutter.Cut)
 		if err != nil {
@@ -57,7 +57,7 @@ func encoded(t *testing.T, rs *bocage.Ruleset) string {
 
 func FuzzDecodeRuleset(f *testing.F) {
 	in := policytest.Site(20)
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	e, err := newEncoder(rs, compile.NewCutter(rs, in).Cut)
 	if err != nil {
 		f.Fatal(err)

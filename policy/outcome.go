@@ -40,11 +40,11 @@ type outcome struct {
 // complete makes what is only made where somebody asks for it.
 func (o *outcome) complete() *outcome {
 	o.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(o.input) })
-	o.simulator = sync.OnceValue(func() *simulate.Simulator { return simulate.New(o.input, o.output.Ruleset) })
-	o.cutter = sync.OnceValue(func() *compile.Cutter { return compile.NewCutter(o.output.Ruleset, o.input) })
+	o.simulator = sync.OnceValue(func() *simulate.Simulator { return simulate.New(o.input, o.output.Ruleset()) })
+	o.cutter = sync.OnceValue(func() *compile.Cutter { return compile.NewCutter(o.output.Ruleset(), o.input) })
 	o.encoder = sync.OnceValues(func() (*encoder, error) {
 		cutter := o.cutter()
-		return newEncoder(o.output.Ruleset, cutter.Cut)
+		return newEncoder(o.output.Ruleset(), cutter.Cut)
 	})
 	o.compared = &atomic.Pointer[difference]{}
 	return o
@@ -57,8 +57,7 @@ func (o *outcome) numbered(number uint64) *outcome {
 	}
 	copied := *o
 	copied.number, copied.input.Generation = number, number
-	copied.output.Ruleset = o.output.Ruleset.Copy()
-	copied.output.Ruleset.Generation = number
+	copied.output = o.output.Numbered(number)
 	return copied.complete()
 }
 
@@ -95,7 +94,7 @@ func (p *Policy) verify(o, inForce *outcome, tests []*bocage.PolicyTest) *outcom
 	checked := *o
 	o = checked.complete()
 	o.testsOf = tests
-	o.proofs = p.prove(o.input, o.output.Ruleset)
+	o.proofs = p.prove(o.input, o.output.Ruleset())
 	o.blocked = ""
 	if failed := prove.Failed(o.proofs); len(failed) > 0 {
 		o.blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)

@@ -34,7 +34,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 		return bocage.PlanResult{}, ErrNoPolicy
 	}
 	situation := plan.Situation{
-		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset,
+		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
 		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: time.Now(), Prove: p.planned.prove,
 	}
 	if p.edges != nil {

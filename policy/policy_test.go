@@ -654,7 +654,7 @@ func TestLargeSite(t *testing.T) {
 		if r, _, err := readRecord(b.ctx, b.store); err != nil || r.Base.Number != 1 || len(r.Hosts) != 1250 {
 			t.Errorf("record of %d hosts: %+v, %v", len(r.Hosts), r.Base, err)
 		}
-		whole := compile.Compile(in).Ruleset
+		whole := compile.Compile(in).Ruleset()
 		for _, host := range []string{"h0", "h700", "h1249"} {
 			rs := b.ruleset(host)
 			if len(rs.Ports) != 2 || len(rs.Peers) != len(whole.Peers) {

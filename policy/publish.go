@@ -84,8 +84,9 @@ func (b *build) told(ctx context.Context) {
 	p := b.p
 	if b.next.Base.Number != b.was.Base.Number {
 		p.counters.published.Add(1)
+		_, _, rules := b.base.output.Size()
 		p.logger.InfoContext(ctx, "generation active", slog.Uint64("generation", b.next.Base.Number), slog.Uint64("before", b.was.Base.Number),
-			slog.Int("rules", len(b.base.output.Ruleset.Rules)), slog.Int("hosts", b.moved()), slog.Duration("took", time.Since(b.now)))
+			slog.Int("rules", rules), slog.Int("hosts", b.moved()), slog.Duration("took", time.Since(b.now)))
 	}
 	if b.next.Pin != nil && b.next.Base.Policy != b.was.Base.Policy {
 		p.counters.rolledBack.Add(1)
@@ -319,14 +320,15 @@ func (p *Policy) applied(ops []store.Op, at store.Revision) {
 
 // generation describes an outcome.
 func (b *build) generation(o *outcome) *bocage.Generation {
-	rs := o.output.Ruleset
+	digest := o.output.Digest()
+	peers, groups, rules := o.output.Size()
 	created := o.at.UTC().Truncate(time.Second)
 	g := &bocage.Generation{
 		ObjectMeta: bocage.ObjectMeta{Name: generationName(o.number), Generation: 1, CreationTimestamp: &created,
-			UID: fmt.Sprintf("generation-%d-%.16s", o.number, rs.Digest)},
+			UID: fmt.Sprintf("generation-%d-%.16s", o.number, digest)},
 		Status: bocage.GenerationStatus{
-			Number: o.number, Digest: rs.Digest, Compiled: o.at.UTC(), Duration: o.took.Seconds(), Objects: count(o.input),
-			Peers: len(rs.Peers), Groups: len(rs.Groups), Rules: len(rs.Rules), Proofs: o.proofs, Changed: b.changes(o),
+			Number: o.number, Digest: digest, Compiled: o.at.UTC(), Duration: o.took.Seconds(), Objects: count(o.input),
+			Peers: peers, Groups: groups, Rules: rules, Proofs: o.proofs, Changed: b.changes(o),
 		},
 	}
 	g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = b.stage(o.number, "")
@@ -412,7 +414,13 @@ func compareAt[T bocage.Resource](a []T, i int, b []T, j int) int {
 		return -1
 	}
 	x, y := a[i].Meta(), b[j].Meta()
-	return cmp.Compare(x.Namespace+"/"+x.Name, y.Namespace+"/"+y.Name)
+	switch {
+	case x == y:
+		return 0
+	case x.Namespace == y.Namespace:
+		return cmp.Compare(x.Name, y.Name)
+	}
+	return cmp.Compare(x.Namespace+"/", y.Namespace+"/")
 }
 
 func provedCondition(o *outcome, generation int64) bocage.Condition {

@@ -35,7 +35,7 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 			return bocage.Explanation{}, err
 		}
 	}
-	recorded, known := o.output.Ruleset.Decision(q.Decision)
+	recorded, known := o.output.Decision(q.Decision)
 	if !known {
 		recorded, known = p.Decision(uint32(q.Generation), q.Decision)
 	}
@@ -61,11 +61,11 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 func (o *outcome) explain(f bocage.Flow) bocage.Explanation {
 	expires := o.output.Expires
 	if !f.At.Before(o.input.Now) && (expires.IsZero() || f.At.Before(expires)) {
-		return o.judge().Explain(o.output.Ruleset, f)
+		return o.judge().Explain(o.output.Ruleset(), f)
 	}
 	in := o.input
 	in.Now, in.Generation = f.At, o.number
-	return explain.NewJudge(in).Explain(compile.Compile(in).Ruleset, f)
+	return explain.NewJudge(in).Explain(compile.Compile(in).Ruleset(), f)
 }
 
 // tell has an explanation say what a recorded event was decided by. Where that is
@@ -138,7 +138,7 @@ func (p *Policy) Decision(_ uint32, id bocage.DecisionID) (bocage.Decision, bool
 	if o == nil {
 		return bocage.Decision{}, false
 	}
-	if d, ok := o.output.Ruleset.Decision(id); ok {
+	if d, ok := o.output.Decision(id); ok {
 		return d, true
 	}
 	return p.past.find(id)
@@ -200,7 +200,7 @@ func (p *Policy) Test(_ context.Context, objects []bocage.Resource) ([]bocage.Te
 		input := merge(o.input, others)
 		input.Now = time.Now()
 		output := compile.Compile(input)
-		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset) }
+		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset()) }
 	}
 	if len(tests) == 0 {
 		return []bocage.TestResult{}, nil

@@ -364,11 +364,11 @@ func TestRollback(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if v, _ := o.output.Ruleset.Decide(flowOf(webIP, apiIP, 9001)); !v.Allowed() {
+		if v, _ := o.output.Ruleset().Decide(flowOf(webIP, apiIP, 9001)); !v.Allowed() {
 			t.Errorf("generation 2 says %s", v)
 		}
-		if g := get[*bocage.Generation](b, "", "g2"); g.Status.Digest != o.output.Ruleset.Digest {
-			t.Errorf("generation 2 compiles to %s, and was %s", o.output.Ruleset.Digest, g.Status.Digest)
+		if g := get[*bocage.Generation](b, "", "g2"); g.Status.Digest != o.output.Ruleset().Digest {
+			t.Errorf("generation 2 compiles to %s, and was %s", o.output.Ruleset().Digest, g.Status.Digest)
 		}
 		if _, err := b.rooms[0].recall(b.ctx, 4711); !errors.Is(err, errNotKept) {
 			t.Errorf("what never was: %v", err)

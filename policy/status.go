@@ -143,7 +143,7 @@ type reporter struct {
 func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	r := &reporter{p: p, o: o, s: s, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs),
 		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{}}
-	for _, f := range o.output.Findings {
+	for _, f := range o.output.Findings() {
 		key := strings.TrimSpace(f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/"))
 		r.findings[key] = append(r.findings[key], f)
 	}

@@ -157,7 +157,7 @@ func (p *Policy) add(ctx context.Context, book *useBook, uses []DecisionUse) *us
 				recalled[u.Generation], _ = p.recall(ctx, uint64(u.Generation)) // nil if it is not kept
 			}
 			if o := recalled[u.Generation]; o != nil {
-				d, _ = o.output.Ruleset.Decision(u.Decision)
+				d, _ = o.output.Decision(u.Decision)
 			}
 		}
 		told := map[field]bool{}

@@ -30,7 +30,7 @@ func TestUsage(t *testing.T) {
 				o := p.inForce()
 				var uses []DecisionUse
 				for _, flow := range []bocage.Flow{flowOf(webIP, apiIP, 8080), flowOf(webIP, dbIP, 5432)} {
-					_, reason := o.output.Ruleset.Decide(flow)
+					_, reason := o.output.Ruleset().Decide(flow)
 					uses = append(uses, DecisionUse{Decision: reason.Decision, Generation: uint32(o.number), Hits: 3, First: until.Add(-time.Second), Last: until})
 				}
 				return append(uses, DecisionUse{Decision: 4711, Generation: 99, Hits: 1}), nil

@@ -90,7 +90,7 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 		fmt.Fprintln(e.err, "note: "+note)
 	}
 	shown := 0
-	for _, f := range output.Findings {
+	for _, f := range output.Findings() {
 		if !f.Rejected {
 			continue
 		}

@@ -1,7 +1,6 @@
 package compile
 
 import (
-	"cmp"
 	"hash/fnv"
 	"maps"
 	"net/netip"
@@ -15,7 +14,7 @@ import (
 // ruleset is never changed: the next one shares the lists in which nothing is
 // new, and has patched copies of the others.
 type book struct {
-	ruleset *bocage.Ruleset
+	whole   *whole
 	changed *changed
 
 	patches   []int32          // how often each patch is in use
@@ -98,34 +97,33 @@ func (c *compiler) assemble(d *change) {
 	sameRefusals := slices.Equal(refusals, b.refusals)
 	b.refusals, b.reasons = refusals, reasons
 
-	old := b.ruleset
+	old := b.whole
 	if old == nil {
-		old = &bocage.Ruleset{Rules: []bocage.Rule{}, Decisions: []bocage.Decision{}, Peers: []bocage.Peer{}, Groups: []bocage.GroupInfo{}}
+		old = emptyWhole()
 	}
-	rs := &bocage.Ruleset{Peers: old.Peers, Groups: old.Groups, Rules: old.Rules, Reasons: old.Reasons, Decisions: old.Decisions,
-		Default: old.Default, Refused: old.Refused, Profiles: old.Profiles, Decoys: old.Decoys}
-	b.ruleset = rs
+	rs := old.next()
+	b.whole = rs
 	if moved := c.writeDecisions(rs, d); moved || d.renumbered {
 		// Numbers moved on since two hashes met: everything that carries one is written anew.
 		b.changed.all = true
 		var all []entry
 		g.eachEntry(func(e entry) { all = append(all, e) })
-		rs.Rules = exchange(nil, nil, c.rules(all), bocage.CompareRules)
-		rs.Peers, rs.Groups = []bocage.Peer{}, []bocage.GroupInfo{}
+		rs.rules = newList[bocage.Rule](nil).exchange(nil, c.rules(all), bocage.CompareRules)
+		rs.peers, rs.groups = newList[bocage.Peer](nil), newList[bocage.GroupInfo](nil)
 		c.describe(rs, nil)
 	} else {
-		rs.Rules = exchange(rs.Rules, gone, c.rules(g.come), bocage.CompareRules)
+		rs.rules = rs.rules.exchange(gone, c.rules(g.come), bocage.CompareRules)
 		c.describe(rs, d)
 	}
-	rs.Default = c.idOf(0)
+	rs.fallback = c.idOf(0)
 	if g.reclassified || b.changed.all {
 		c.giveReasons(rs)
 	}
-	if !sameRefusals || !refusedAs(rs.Refused, c.cutOff) || b.changed.all {
+	if !sameRefusals || !refusedAs(rs.refused, c.cutOff) || b.changed.all {
 		b.changed.all = true
-		rs.Refused = nil
+		rs.refused = nil
 		for i, r := range c.cutOff {
-			rs.Refused = append(rs.Refused, bocage.Refusal{Identity: r.identity, Decision: c.idOf(refusals[i]), Until: r.until.UTC()})
+			rs.refused = append(rs.refused, bocage.Refusal{Identity: r.identity, Decision: c.idOf(refusals[i]), Until: r.until.UTC()})
 		}
 	}
 	c.place(rs)
@@ -225,7 +223,7 @@ func (c *compiler) diverts(i int32) bool {
 
 // writeDecisions gives decisions that came into use their numbers, and writes
 // them. It reports whether others moved on.
-func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
+func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 	b, list := c.book, c.decisions.list
 	var gone, come []int32
 	combined := d.of(kindProfile)
@@ -271,7 +269,7 @@ func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
 	rewrite := moved
 	if combined {
 		before := b.profiles
-		c.hear(&c.units.profiles, func() { rs.Profiles, b.profiles = c.numberProfiles(b.combined) })
+		c.hear(&c.units.profiles, func() { rs.profiles, b.profiles = c.numberProfiles(b.combined) })
 		b.changed.all = true
 		for name, number := range b.profiles {
 			if was, known := before[name]; known && was != number {
@@ -281,7 +279,7 @@ func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
 	}
 	if rewrite {
 		come, removed = nil, nil
-		rs.Decisions = []bocage.Decision{}
+		rs.decisions = newList[bocage.Decision](nil)
 		for i, count := range b.decisions.counts {
 			if count > 0 {
 				come = append(come, int32(i))
@@ -301,7 +299,7 @@ func (c *compiler) writeDecisions(rs *bocage.Ruleset, d *change) bool {
 	for n, i := range come {
 		added[n] = c.written(i)
 	}
-	rs.Decisions = exchange(rs.Decisions, removed, added, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
+	rs.decisions = rs.decisions.exchange(removed, added, compareDecisions)
 	return moved && !d.first
 }
 
@@ -320,7 +318,7 @@ func (c *compiler) written(i int32) bocage.Decision {
 
 // describe lists who has which address and group: of all, or of those that the
 // change is about.
-func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
+func (c *compiler) describe(rs *whole, d *change) {
 	b := c.book
 	var groups, groupsGone []bocage.GroupInfo
 	var peers, peersGone []bocage.Peer
@@ -394,8 +392,8 @@ func (c *compiler) describe(rs *bocage.Ruleset, d *change) {
 	if len(peers)+len(peersGone)+len(groups)+len(groupsGone) > 0 {
 		b.changed.all = true
 	}
-	rs.Peers = exchange(rs.Peers, peersGone, peers, func(a, b bocage.Peer) int { return comparePrefixes(a.Prefix, b.Prefix) })
-	rs.Groups = exchange(rs.Groups, groupsGone, groups, func(a, b bocage.GroupInfo) int { return cmp.Compare(a.Group, b.Group) })
+	rs.peers = rs.peers.exchange(peersGone, peers, comparePeers)
+	rs.groups = rs.groups.exchange(groupsGone, groups, compareGroups)
 }
 
 // appendPeers appends the addresses of a workload.
@@ -441,33 +439,33 @@ func (c *compiler) standIns() (senders, receivers []bocage.Group) {
 }
 
 // giveReasons writes the reasons.
-func (c *compiler) giveReasons(rs *bocage.Ruleset) {
+func (c *compiler) giveReasons(rs *whole) {
 	g := c.grid
 	var reasons []bocage.Rule
 	for at, patch := range g.reasons {
 		reasons = c.appendRules(reasons, patch, c.groupOf(g.sources.coarse[at.from].leader), c.groupOf(g.targets.coarse[at.to].leader))
 	}
 	slices.SortFunc(reasons, bocage.CompareRules)
-	if !slices.Equal(reasons, rs.Reasons) {
+	if !slices.Equal(reasons, rs.reasons) {
 		c.book.changed.all = true
-		rs.Reasons = reasons
+		rs.reasons = reasons
 	}
 }
 
 // place lists the decoys that some rule leads to.
-func (c *compiler) place(rs *bocage.Ruleset) {
+func (c *compiler) place(rs *whole) {
 	var out []bocage.DecoyPlacement
 	for _, p := range c.placements {
 		if c.book.diverting[p.Port] > 0 {
 			out = append(out, p)
 		}
 	}
-	same := slices.EqualFunc(out, rs.Decoys, func(a, b bocage.DecoyPlacement) bool {
+	same := slices.EqualFunc(out, rs.decoys, func(a, b bocage.DecoyPlacement) bool {
 		return a.Name == b.Name && a.Protocol == b.Protocol && a.Port == b.Port && a.Banner == b.Banner && slices.Equal(a.For, b.For)
 	})
 	if !same {
 		c.book.changed.all = true
-		rs.Decoys = out
+		rs.decoys = out
 	}
 }
 

@@ -118,7 +118,7 @@ func (s side) equal(o side) bool {
 // told is all findings, each once.
 type told struct {
 	counts  map[Finding]int32
-	sorted  []Finding
+	sorted  *list[Finding]
 	touched map[Finding]bool // what may have changed, and whether it was there before; nil before the first time
 }
 
@@ -146,14 +146,16 @@ func (t *told) count(f Finding, by int32) {
 	}
 }
 
-// list returns all findings in order. It is never changed afterwards.
-func (t *told) list() []Finding {
+// list returns all findings in order.
+func (t *told) list() *list[Finding] {
 	if t.touched == nil {
 		t.touched = map[Finding]bool{}
+		all := make([]Finding, 0, len(t.counts))
 		for f := range t.counts {
-			t.sorted = append(t.sorted, f)
+			all = append(all, f)
 		}
-		slices.SortFunc(t.sorted, compareFindings)
+		slices.SortFunc(all, compareFindings)
+		t.sorted = newList(all)
 		return t.sorted
 	}
 	var removed, added []Finding
@@ -166,9 +168,7 @@ func (t *told) list() []Finding {
 		}
 	}
 	clear(t.touched)
-	if t.sorted = exchange(t.sorted, removed, added, compareFindings); len(t.sorted) == 0 {
-		t.sorted = nil
-	}
+	t.sorted = t.sorted.exchange(removed, added, compareFindings)
 	return t.sorted
 }
 
@@ -188,52 +188,6 @@ func compareFindings(a, b Finding) int {
 	default:
 		return -1
 	}
-}
-
-// exchange returns a sorted list without some of its elements and with others.
-// The given list stays as it is; the others are used up.
-func exchange[T any](list, removed, added []T, compare func(a, b T) int) []T {
-	if len(removed) == 0 && len(added) == 0 {
-		return list
-	}
-	slices.SortFunc(removed, compare)
-	slices.SortFunc(added, compare)
-	if len(list) == 0 {
-		return added
-	}
-	// A clone is not cleared before it is written, and often has room for a few more.
-	n := len(list) - len(removed) + len(added)
-	out := slices.Clone(list)
-	if cap(out) < n {
-		out = make([]T, n)
-		copy(out, list)
-	}
-	out = out[:max(n, len(list))]
-	place := func(from int, x T) int {
-		i, _ := slices.BinarySearchFunc(list[from:], x, compare)
-		return from + i
-	}
-	read, written := 0, 0
-	keep := func(until int) {
-		if written != read {
-			copy(out[written:], list[read:until])
-		}
-		written += until - read
-		read = until
-	}
-	for len(removed) > 0 || len(added) > 0 {
-		if len(added) == 0 || len(removed) > 0 && compare(removed[0], added[0]) <= 0 {
-			keep(place(read, removed[0]))
-			read, removed = read+1, removed[1:]
-			continue
-		}
-		keep(place(read, added[0]))
-		out[written] = added[0]
-		written, added = written+1, added[1:]
-	}
-	keep(len(list))
-	clear(out[n:])
-	return out[:n:n]
 }
 
 // say lets everyone speak on whom the change bears.

@@ -173,10 +173,10 @@ func benchmarkFull(b *testing.B, workloads, policies int) {
 	b.ReportMetric(float64(peak)/(1<<20), "heap-MiB")
 	b.ReportMetric(float64(before)/(1<<20), "input-MiB")
 	b.ReportMetric(float64(resident())/(1<<20), "rss-peak-MiB")
-	b.ReportMetric(float64(len(out.Ruleset.Rules)), "rules")
-	b.ReportMetric(float64(len(out.Ruleset.Reasons)), "reasons")
-	b.ReportMetric(float64(len(out.Ruleset.Decisions)), "decisions")
-	b.ReportMetric(float64(len(out.Ruleset.Groups)), "groups")
+	b.ReportMetric(float64(len(out.Ruleset().Rules)), "rules")
+	b.ReportMetric(float64(len(out.Ruleset().Reasons)), "reasons")
+	b.ReportMetric(float64(len(out.Ruleset().Decisions)), "decisions")
+	b.ReportMetric(float64(len(out.Ruleset().Groups)), "groups")
 }
 
 // heap is what the heap holds, dead objects included.
@@ -215,7 +215,7 @@ func BenchmarkCompile(b *testing.B) {
 			b.ReportAllocs()
 			rules := 0
 			for b.Loop() {
-				rules = len(compile.Compile(in).Ruleset.Rules)
+				rules = len(compile.Compile(in).Ruleset().Rules)
 			}
 			b.ReportMetric(float64(rules), "rules")
 		})

@@ -22,7 +22,7 @@ func TestHundredThousandEntries(t *testing.T) {
 	}
 	g.Spec.Grant = []bocage.CellMatch{{To: bocage.Side{Workload: ptr(named("db"))}}}
 	in.Guardrails = []*bocage.Guardrail{g}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	for port, want := range map[uint16]bocage.ReasonCode{1: bocage.ReasonGuardrail, 2: bocage.ReasonRule, 8079: bocage.ReasonGuardrail, 65533: bocage.ReasonGuardrail, 65534: bocage.ReasonRule} {
 		if verdict, d := askAt(rs, 0, 2, port, policytest.Now); d.Code != want {
 			t.Errorf("port %d: %s by %d authors", port, verdict, len(d.By))

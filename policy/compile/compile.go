@@ -45,13 +45,10 @@ type Input struct {
 	Now time.Time
 }
 
-// Output is what comes of it.
+// Output is what comes of it. It shares with the outputs before it what did not
+// change: making one costs what changed, and the flat lists of Ruleset and Findings
+// are made where somebody asks for them.
 type Output struct {
-	// Ruleset is the whole: Cut makes a host's out of it.
-	Ruleset *bocage.Ruleset
-	// Findings say what of the input takes no effect, or less than its author
-	// may think, sorted by object.
-	Findings []Finding
 	// Faults are those of objects that are not valid by themselves; such objects
 	// were left out.
 	Faults bocage.Faults
@@ -59,7 +56,32 @@ type Output struct {
 	// something else; zero if there is none.
 	Expires time.Time
 
-	changed *changed
+	whole    *whole
+	findings *list[Finding]
+	changed  *changed
+}
+
+// Ruleset is the whole: Cut makes a host's out of it.
+func (o Output) Ruleset() *bocage.Ruleset { return o.whole.flat() }
+
+// Digest is the ruleset's.
+func (o Output) Digest() string { return o.whole.digest }
+
+// Findings say what of the input takes no effect, or less than its author may
+// think, sorted by object.
+func (o Output) Findings() []Finding { return o.findings.flat() }
+
+// Numbered returns the output with another generation.
+func (o Output) Numbered(generation uint64) Output {
+	o.whole = o.whole.next()
+	o.whole.generation = generation
+	return o
+}
+
+// Replaced returns the output with another ruleset.
+func (o Output) Replaced(rs *bocage.Ruleset) Output {
+	o.whole, o.changed = wholeOf(rs), nil
+	return o
 }
 
 // Compile makes the ruleset from nothing. A Compiler does the same for inputs that
@@ -147,9 +169,9 @@ func (c *compiler) crowded() bool {
 }
 
 func (c *compiler) output(in Input) Output {
-	rs := c.book.ruleset
-	rs.Generation, rs.Digest = in.Generation, c.in.digest
-	return Output{Ruleset: rs, Findings: c.told.list(), Faults: c.in.faults, Expires: c.in.expires, changed: c.book.changed}
+	rs := c.book.whole
+	rs.generation, rs.digest = in.Generation, c.in.digest
+	return Output{Faults: c.in.faults, Expires: c.in.expires, whole: rs, findings: c.told.list(), changed: c.book.changed}
 }
 
 // compiler carries compilations from step to step.

@@ -151,18 +151,18 @@ func TestFindings(t *testing.T) {
 			in := shop()
 			test.change(&in)
 			out := compile.Compile(in)
-			i := slices.IndexFunc(out.Findings, func(f compile.Finding) bool { return f.Object.String() == test.object && f.Reason == test.reason })
+			i := slices.IndexFunc(out.Findings(), func(f compile.Finding) bool { return f.Object.String() == test.object && f.Reason == test.reason })
 			if i < 0 {
-				t.Fatalf("no finding %s of %s in %v", test.reason, test.object, out.Findings)
+				t.Fatalf("no finding %s of %s in %v", test.reason, test.object, out.Findings())
 			}
-			f := out.Findings[i]
+			f := out.Findings()[i]
 			if f.Rejected != test.rejected || !strings.Contains(f.Message, test.message) {
 				t.Errorf("rejected %v: %s", f.Rejected, f.Message)
 			}
 			if (test.reason == compile.Invalid) != (len(out.Faults) > 0) {
 				t.Errorf("faults: %v", out.Faults)
 			}
-			if _, d := ask(out.Ruleset, address(2), address(1), 8080); d.Verdict.Allowed() {
+			if _, d := ask(out.Ruleset(), address(2), address(1), 8080); d.Verdict.Allowed() {
 				t.Errorf("db reaches api by %v", d.By)
 			}
 		})
@@ -178,7 +178,7 @@ func TestNestedPrefixes(t *testing.T) {
 		bocage.Consume{External: wide, Port: 443}, bocage.Consume{External: narrow, Port: 8443})
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{
 		Never: []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("203.0.113.200/32")}}}}}}}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	for _, test := range []struct {
 		destination string
 		port        uint16
@@ -203,7 +203,7 @@ func TestDataClasses(t *testing.T) {
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "pci"}, Spec: bocage.GuardrailSpec{
 		Match: bocage.CellMatch{To: bocage.Side{Data: []string{"pci"}}},
 		Never: []bocage.CellMatch{{From: bocage.Side{Workload: ptr(named("web"))}}}}}}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	for port, want := range map[uint16]bocage.ReasonCode{5432: bocage.ReasonGuardrail, 9187: bocage.ReasonRule, 22: bocage.ReasonDefaultDeny} {
 		if _, d := ask(rs, address(0), address(2), port); d.Code != want {
 			t.Errorf("%d: %s by %v", port, d.Code, d.By)
@@ -230,13 +230,13 @@ func TestLevels(t *testing.T) {
 					Workload: "shop/web", Level: level, Profile: "deep", Expires: policytest.Now.Add(time.Hour)}}}
 				out := compile.Compile(in)
 				cut := level == bocage.LevelQuarantine && enforced
-				if got := len(out.Ruleset.Refused) == 1; got != cut {
+				if got := len(out.Ruleset().Refused) == 1; got != cut {
 					t.Fatalf("cut off: %v", got)
 				}
 				if !out.Expires.Equal(policytest.Now.Add(time.Hour)) {
 					t.Errorf("expires %s", out.Expires)
 				}
-				verdict, d := ask(out.Ruleset, address(0), address(1), 8080)
+				verdict, d := ask(out.Ruleset(), address(0), address(1), 8080)
 				switch {
 				case cut:
 					if verdict != bocage.VerdictDrop || d.Code != bocage.ReasonQuarantine || d.By[0].String() != "ThreatCondition t spec.level" {
@@ -247,17 +247,17 @@ func TestLevels(t *testing.T) {
 						t.Errorf("%s, log %v", verdict, d.Log)
 					}
 				default:
-					if verdict != bocage.VerdictInspect || !d.Log || d.Profile == 0 || out.Ruleset.Profiles[0].Name != "deep" {
+					if verdict != bocage.VerdictInspect || !d.Log || d.Profile == 0 || out.Ruleset().Profiles[0].Name != "deep" {
 						t.Errorf("%s, log %v, profile %d", verdict, d.Log, d.Profile)
 					}
 				}
 				// What is refused holds where scopes only observe from restrict on.
-				verdict, d = ask(out.Ruleset, address(0), address(2), 5432)
+				verdict, d = ask(out.Ruleset(), address(0), address(2), 5432)
 				if want := !enforced && !level.Includes(bocage.LevelRestrict); verdict.Allowed() != want || !d.Log {
 					t.Errorf("refused flow: %s, log %v", verdict, d.Log)
 				}
 				// Others are not concerned.
-				if _, d := ask(out.Ruleset, address(2), address(1), 5432); d.Log {
+				if _, d := ask(out.Ruleset(), address(2), address(1), 5432); d.Log {
 					t.Errorf("flows of others are kept in full detail")
 				}
 			})
@@ -277,24 +277,24 @@ func TestTwoDutiesToInspect(t *testing.T) {
 	profile("b", "open", "# of b\ndrop tcp any any -> any any (msg:\"one\"; sid:1;)\ndrop tcp any any -> any any (msg:\"two\"; sid:2;)\n")
 	profile("a", "closed", "drop tcp any any -> any any (msg:\"one\"; sid:1;)\nalert tcp any any -> any any (msg:\"three\"; sid:3;)")
 	out := compile.Compile(in)
-	if len(out.Ruleset.Profiles) != 1 {
-		t.Fatalf("profiles: %v", out.Ruleset.Profiles)
+	if len(out.Ruleset().Profiles) != 1 {
+		t.Fatalf("profiles: %v", out.Ruleset().Profiles)
 	}
-	p := out.Ruleset.Profiles[0]
+	p := out.Ruleset().Profiles[0]
 	want := "drop tcp any any -> any any (msg:\"one\"; sid:1;)\nalert tcp any any -> any any (msg:\"three\"; sid:3;)\ndrop tcp any any -> any any (msg:\"two\"; sid:2;)\n"
 	if p.Name != "a+b" || p.FailOpen || p.Signatures != want {
 		t.Errorf("joined: %+v", p)
 	}
-	verdict, d := ask(out.Ruleset, address(0), address(1), 8080)
+	verdict, d := ask(out.Ruleset(), address(0), address(1), 8080)
 	if verdict != bocage.VerdictInspect || d.Profile != p.Number || len(d.By) != 4 {
 		t.Errorf("%s with %d by %v", verdict, d.Profile, d.By)
 	}
 	in.Profiles[0].Spec.Signatures = "drop tcp any any -> any any (msg:\"other\"; sid:3;)\n"
 	out = compile.Compile(in)
-	if !slices.ContainsFunc(out.Findings, func(f compile.Finding) bool {
+	if !slices.ContainsFunc(out.Findings(), func(f compile.Finding) bool {
 		return f.Reason == compile.SignatureTwice && f.Object.String() == "InspectionProfile b spec.signatures"
 	}) {
-		t.Errorf("findings: %v", out.Findings)
+		t.Errorf("findings: %v", out.Findings())
 	}
 }
 
@@ -302,14 +302,14 @@ func TestTwoDutiesToInspect(t *testing.T) {
 // numbers.
 func TestStableNumbers(t *testing.T) {
 	in := policytest.Site(500)
-	before := compile.Compile(in).Ruleset
+	before := compile.Compile(in).Ruleset()
 	newcomer := workload(0, "ns0/newcomer")
 	newcomer.Status.Identity, newcomer.Spec.Addresses[0], newcomer.Spec.Interface = 9000, netip.MustParseAddr("10.9.9.9"), "veth-new"
 	in.Workloads = append(in.Workloads, newcomer)
 	in.Applications[3].Spec.Provides[0].Port = 8081
 	in.Profiles = append(in.Profiles, &bocage.InspectionProfile{ObjectMeta: bocage.ObjectMeta{Name: "aaa"}, Spec: bocage.InspectionProfileSpec{Signatures: "x"}})
 	in.ThreatConditions = []*bocage.ThreatCondition{{ObjectMeta: bocage.ObjectMeta{Name: "t"}, Spec: bocage.ThreatConditionSpec{Workload: "ns1/w210", Level: bocage.LevelWatch, Expires: policytest.Now.Add(time.Hour)}}}
-	after := compile.Compile(in).Ruleset
+	after := compile.Compile(in).Ruleset()
 	if before.Digest == after.Digest {
 		t.Error("the digest is the same")
 	}
@@ -350,12 +350,12 @@ func TestDecoysShareAPort(t *testing.T) {
 			Spec: bocage.DecoySpec{Protocol: "ssh", Port: 22, Banner: banner, For: side, From: bocage.Side{Namespaces: []string{"shop"}}}})
 	}
 	decoy("first", "SSH-2.0-a", bocage.Side{Workload: ptr(named("db"))})
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	if len(rs.Decoys) != 1 || rs.Decoys[0].For != nil {
 		t.Errorf("one decoy stands for any address: %v", rs.Decoys)
 	}
 	decoy("second", "SSH-2.0-b", bocage.Side{Workload: ptr(named("api"))})
-	rs = compile.Compile(in).Ruleset
+	rs = compile.Compile(in).Ruleset()
 	if len(rs.Decoys) != 2 || !slices.Equal(rs.Decoys[0].For, []netip.Prefix{netip.PrefixFrom(address(2), 32)}) {
 		t.Errorf("decoys: %v", rs.Decoys)
 	}
@@ -370,7 +370,7 @@ func TestDecoysShareAPort(t *testing.T) {
 	}
 	// An allowed cell never meets a decoy.
 	in.Applications[1].Spec.Provides[0].Port = 22
-	if verdict, _ := ask(compile.Compile(in).Ruleset, address(0), address(1), 22); verdict != bocage.VerdictAllow {
+	if verdict, _ := ask(compile.Compile(in).Ruleset(), address(0), address(1), 22); verdict != bocage.VerdictAllow {
 		t.Errorf("allowed: %s", verdict)
 	}
 }
@@ -383,7 +383,7 @@ func TestQuarantinesJoin(t *testing.T) {
 			Spec: bocage.QuarantineSpec{Workload: "shop/web", Until: until}})
 	}
 	refused := func() bocage.Refusal {
-		rs := compile.Compile(in).Ruleset
+		rs := compile.Compile(in).Ruleset()
 		if len(rs.Refused) != 1 {
 			t.Fatalf("refused: %v", rs.Refused)
 		}

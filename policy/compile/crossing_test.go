@@ -41,7 +41,7 @@ func policyAddress(i int) netip.Addr {
 // needs a rule.
 func TestClosedNamespaces(t *testing.T) {
 	const n = 10_000
-	rs := compile.Compile(closedNamespaces(n)).Ruleset
+	rs := compile.Compile(closedNamespaces(n)).Ruleset()
 	if len(rs.Rules) > 6*n {
 		t.Errorf("%d rules for %d namespaces", len(rs.Rules), n)
 	}

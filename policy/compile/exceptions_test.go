@@ -77,7 +77,7 @@ func TestExceptions(t *testing.T) {
 			test.change(e)
 			in.Exceptions = []*bocage.Exception{e}
 			out := compile.Compile(in)
-			verdict, d := askAt(out.Ruleset, 0, 1, 8080, policytest.Now)
+			verdict, d := askAt(out.Ruleset(), 0, 1, 8080, policytest.Now)
 			if verdict.Allowed() != test.counts {
 				t.Errorf("%s by %v", verdict, d.By)
 			}
@@ -85,7 +85,7 @@ func TestExceptions(t *testing.T) {
 				t.Errorf("expires %s, want %s", out.Expires, test.expires)
 			}
 			var found []compile.Finding
-			for _, f := range out.Findings {
+			for _, f := range out.Findings() {
 				if f.Object.Kind == "Exception" {
 					found = append(found, f)
 				}
@@ -101,7 +101,7 @@ func TestExceptions(t *testing.T) {
 				}
 			}
 			// db is nobody's business.
-			if verdict, d := askAt(out.Ruleset, 2, 1, 5432, policytest.Now); verdict != bocage.VerdictDrop || d.Code != bocage.ReasonDefaultDeny {
+			if verdict, d := askAt(out.Ruleset(), 2, 1, 5432, policytest.Now); verdict != bocage.VerdictDrop || d.Code != bocage.ReasonDefaultDeny {
 				t.Errorf("db: %s by %v", verdict, d.By)
 			}
 		})
@@ -112,7 +112,7 @@ func TestExceptions(t *testing.T) {
 func TestExceptionsEndByThemselves(t *testing.T) {
 	in := guarded(bocage.ExceptionTerms{Allowed: true})
 	in.Exceptions = []*bocage.Exception{exception("short", after(time.Minute)), exception("long", after(time.Hour))}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	for _, test := range []struct {
 		at   time.Time
 		want bocage.Verdict
@@ -149,7 +149,7 @@ func TestManyEnds(t *testing.T) {
 	last := exception("last", after(100*time.Minute))
 	last.Spec.Guardrail = in.Guardrails[len(in.Guardrails)-1].Name
 	in.Exceptions = append(in.Exceptions, last)
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	links := 0
 	for _, d := range rs.Decisions {
 		length := 0
@@ -193,7 +193,7 @@ func TestExceptionsLiftTheirOwn(t *testing.T) {
 		{ObjectMeta: bocage.ObjectMeta{Name: "other"}, Spec: bocage.GuardrailSpec{Require: &bocage.Duties{Witness: true}}},
 	}
 	in.Exceptions = []*bocage.Exception{exception("e", after(time.Minute))}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	verdict, d := askAt(rs, 0, 1, 8080, policytest.Now)
 	if verdict != bocage.VerdictAllow || d.Duties == nil || *d.Duties != (bocage.Duties{Witness: true}) {
 		t.Errorf("excepted: %s owing %+v", verdict, d.Duties)
@@ -226,11 +226,11 @@ func TestApproval(t *testing.T) {
 			in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g", Generation: 2}, Spec: test.spec,
 				Status: bocage.GuardrailStatus{Approval: test.approval}}}
 			out := compile.Compile(in)
-			if verdict, d := askAt(out.Ruleset, 0, 1, 8080, policytest.Now); verdict.Allowed() == test.refused {
+			if verdict, d := askAt(out.Ruleset(), 0, 1, 8080, policytest.Now); verdict.Allowed() == test.refused {
 				t.Errorf("%s by %v", verdict, d.By)
 			}
 			var found []compile.Finding
-			for _, f := range out.Findings {
+			for _, f := range out.Findings() {
 				if f.Reason == compile.NotApproved {
 					found = append(found, f)
 				}

@@ -57,8 +57,8 @@ func FuzzCompile(f *testing.F) {
 			t.Fatalf("another order gives\n%s\nbefore it was\n%s", again, first)
 		}
 		for _, address := range policytest.Addresses()[:4] {
-			_, reason := out.Ruleset.Decide(bocage.Flow{Source: address, Destination: policytest.Addresses()[0], Protocol: bocage.ProtocolTCP, DestinationPort: 80})
-			if _, known := out.Ruleset.Decision(reason.Decision); !known {
+			_, reason := out.Ruleset().Decide(bocage.Flow{Source: address, Destination: policytest.Addresses()[0], Protocol: bocage.ProtocolTCP, DestinationPort: 80})
+			if _, known := out.Ruleset().Decision(reason.Decision); !known {
 				t.Fatalf("decision %s is not there", reason.Decision)
 			}
 		}

@@ -35,7 +35,7 @@ func TestFollowsAnyEdits(t *testing.T) {
 				t.Fatalf("step %d: following gives\n%s\nfrom nothing it is\n%s\n%s", step, b, a, policytest.Describe(in))
 			}
 			untouchedHosts(t, last, have, in)
-			last = have.Ruleset
+			last = have.Ruleset()
 		}
 	})
 }
@@ -45,7 +45,7 @@ func untouchedHosts(t *rapid.T, last *bocage.Ruleset, out compile.Output, in com
 	if last == nil {
 		return
 	}
-	before, now := compile.NewCutter(last, in), compile.NewCutter(out.Ruleset, in)
+	before, now := compile.NewCutter(last, in), compile.NewCutter(out.Ruleset(), in)
 	for _, host := range now.Hosts() {
 		if out.Touches(host) {
 			continue
@@ -64,7 +64,7 @@ func wholeOutput(t *rapid.T, out compile.Output) string {
 		Findings []compile.Finding
 		Faults   bocage.Faults
 		Expires  time.Time
-	}{out.Ruleset, out.Findings, out.Faults, out.Expires})
+	}{out.Ruleset(), out.Findings(), out.Faults, out.Expires})
 }
 
 func asJSON(t *rapid.T, v any) string {

@@ -27,7 +27,7 @@ func TestAgreesWithJudge(t *testing.T) {
 
 func agrees(t *rapid.T) (cells int) {
 	in := policytest.Draw(t)
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	judge := explain.NewJudge(in)
 	names := map[uint16]string{}
 	for _, p := range rs.Profiles {
@@ -111,7 +111,7 @@ func encoded(t *rapid.T, out compile.Output) string {
 		Ruleset  *bocage.Ruleset
 		Findings []compile.Finding
 		Faults   bocage.Faults
-	}{out.Ruleset, out.Findings, out.Faults}, "", " ")
+	}{out.Ruleset(), out.Findings(), out.Faults}, "", " ")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +124,7 @@ func encoded(t *rapid.T, out compile.Output) string {
 func TestThreatsOnlyTighten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
-		before := compile.Compile(in).Ruleset
+		before := compile.Compile(in).Ruleset()
 		tightened := in
 		switch rapid.IntRange(0, 2).Draw(t, "what") {
 		case 0:
@@ -134,7 +134,7 @@ func TestThreatsOnlyTighten(t *testing.T) {
 		default:
 			tightened.ThreatConditions = append(slices.Clone(in.ThreatConditions), policytest.DrawThreat(t, 9))
 		}
-		after := compile.Compile(tightened).Ruleset
+		after := compile.Compile(tightened).Ruleset()
 		moments := policytest.Moments()
 		each(t, 20, func(n int, f bocage.Flow) {
 			f.At = moments[n%len(moments)]
@@ -193,7 +193,7 @@ func TestEndsComeTrue(t *testing.T) {
 			return e.Begins().IsZero() || e.Begins().After(in.Now)
 		})
 		first := compile.Compile(in)
-		rs := first.Ruleset
+		rs := first.Ruleset()
 		for out := first; !out.Expires.IsZero(); {
 			if !out.Expires.After(in.Now) {
 				t.Fatalf("at %s, the next change is at %s", in.Now, out.Expires)
@@ -203,7 +203,7 @@ func TestEndsComeTrue(t *testing.T) {
 			each(t, 40, func(_ int, f bocage.Flow) {
 				f.At = in.Now
 				was, had := rs.Decide(f)
-				is, has := out.Ruleset.Decide(f)
+				is, has := out.Ruleset().Decide(f)
 				if had.Code != has.Code || had.Would != has.Would {
 					t.Fatalf("%s at %s: before it was %s (would %s), now it is %s (would %s)\n%s", f, f.At.Sub(policytest.Now), had.Code, had.Would, has.Code, has.Would, policytest.Describe(in))
 				}
@@ -211,7 +211,7 @@ func TestEndsComeTrue(t *testing.T) {
 					t.Fatalf("%s at %s: before it was %s, now it is %s\n%s", f, f.At.Sub(policytest.Now), was, is, policytest.Describe(in))
 				}
 				old, _ := rs.Decision(had.Decision)
-				now, _ := out.Ruleset.Decision(has.Decision)
+				now, _ := out.Ruleset().Decision(has.Decision)
 				if had.Code != bocage.ReasonQuarantine && (!sameAuthors(old.By, now.By) || !atLeast(old.Duties, now.Duties) || !atLeast(now.Duties, old.Duties)) {
 					t.Fatalf("%s at %s: before %v owing %+v, now %v owing %+v\n%s", f, f.At.Sub(policytest.Now), old.By, old.Duties, now.By, now.Duties, policytest.Describe(in))
 				}
@@ -239,7 +239,7 @@ func TestDrawnObjectsCount(t *testing.T) {
 func TestCutsAgree(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
-		whole := compile.Compile(in).Ruleset
+		whole := compile.Compile(in).Ruleset()
 		cutter := compile.NewCutter(whole, in)
 		cuts := map[string]*bocage.Ruleset{}
 		for _, host := range cutter.Hosts() {
@@ -268,7 +268,7 @@ func TestCutsAgree(t *testing.T) {
 // TestWellFormed checks what readers of a ruleset rely on.
 func TestWellFormed(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		rs := compile.Compile(policytest.Draw(t)).Ruleset
+		rs := compile.Compile(policytest.Draw(t)).Ruleset()
 		for i, r := range rs.Rules {
 			if i == 0 {
 				continue

@@ -17,7 +17,7 @@ func TestReasonsAgree(t *testing.T) {
 	used := 0
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
-		spelled, classes := compile.CompileSpelling(in, 1<<30).Ruleset, compile.CompileSpelling(in, 0).Ruleset
+		spelled, classes := compile.CompileSpelling(in, 1<<30).Ruleset(), compile.CompileSpelling(in, 0).Ruleset()
 		if len(spelled.Reasons) > 0 {
 			t.Fatalf("%d reasons although everything is spelled out", len(spelled.Reasons))
 		}

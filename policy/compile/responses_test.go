@@ -105,7 +105,7 @@ func TestResponses(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := shop()
 			test.change(&in)
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			for at, want := range map[time.Time]bocage.ReasonCode{policytest.Now: test.code, soon: test.then} {
 				if verdict, d := askAt(rs, 0, 1, 8080, at); d.Code != want || verdict.Allowed() != (want == bocage.ReasonRule) {
 					t.Errorf("at %s: %s (%s) by %v", at, verdict, d.Code, d.By)
@@ -140,7 +140,7 @@ func TestProtectedAround(t *testing.T) {
 			in.Guardrails = []*bocage.Guardrail{protecting(test.protect),
 				{ObjectMeta: bocage.ObjectMeta{Name: "open"}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{{}}}}}
 			in.ThreatConditions = []*bocage.ThreatCondition{condition(bocage.LevelQuarantine, after(time.Minute))}
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			if got := len(rs.Refused) == 1; got != test.cut {
 				t.Errorf("cut off: %v", rs.Refused)
 			}
@@ -192,7 +192,7 @@ func TestDispositions(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := shop()
 			test.change(&in)
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			if verdict, d := askAt(rs, 0, 1, 8080, policytest.Now); verdict != test.toAPI {
 				t.Errorf("to api: %s by %v", verdict, d.By)
 			}
@@ -219,7 +219,7 @@ func TestSeparate(t *testing.T) {
 		{ObjectMeta: bocage.ObjectMeta{Name: "all"}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{{}}}},
 		{ObjectMeta: bocage.ObjectMeta{Name: "env"}, Spec: bocage.GuardrailSpec{Separate: &bocage.Separate{By: "env"}}},
 	}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	for _, test := range []struct {
 		from, to int
 		together bool
@@ -249,7 +249,7 @@ func TestDutiesJoin(t *testing.T) {
 	require("b", bocage.Duties{Rate: "5/s", Witness: true, Assurance: "L3"})
 	require("c", bocage.Duties{Provenance: true, Log: "full"})
 	out := compile.Compile(in)
-	verdict, d := askAt(out.Ruleset, 0, 1, 8080, policytest.Now)
+	verdict, d := askAt(out.Ruleset(), 0, 1, 8080, policytest.Now)
 	want := bocage.Duties{Log: "full", Verify: "http+tls", Rate: "5/s", Witness: true, Provenance: true, Assurance: "L3"}
 	if verdict != bocage.VerdictAllow || d.Duties == nil || *d.Duties != want || !d.Log {
 		t.Fatalf("%s owing %+v", verdict, d.Duties)
@@ -258,7 +258,7 @@ func TestDutiesJoin(t *testing.T) {
 		t.Errorf("by %v", d.By)
 	}
 	recorded := map[string]int{}
-	for _, f := range out.Findings {
+	for _, f := range out.Findings() {
 		if f.Reason == compile.DutyRecorded {
 			recorded[f.Object.String()]++
 			if f.Rejected {
@@ -270,7 +270,7 @@ func TestDutiesJoin(t *testing.T) {
 		t.Errorf("recorded: %v", recorded)
 	}
 	in.Workloads[0].Status.Assurance = "L2"
-	if verdict, d = askAt(compile.Compile(in).Ruleset, 0, 1, 8080, policytest.Now); verdict != bocage.VerdictDrop || d.Code != bocage.ReasonGuardrail ||
+	if verdict, d = askAt(compile.Compile(in).Ruleset(), 0, 1, 8080, policytest.Now); verdict != bocage.VerdictDrop || d.Code != bocage.ReasonGuardrail ||
 		len(d.By) != 1 || d.By[0].String() != "Guardrail b spec.require.assurance" || d.Duties != nil {
 		t.Errorf("%s by %v owing %+v", verdict, d.By, d.Duties)
 	}
@@ -281,7 +281,7 @@ func TestSpoken(t *testing.T) {
 	in := shop()
 	in.Applications[1].Spec.Provides[0].AppProtocol = "http"
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{Grant: []bocage.CellMatch{{From: bocage.Side{Workload: ptr(named("db"))}}}}}}
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	if _, d := askAt(rs, 0, 1, 8080, policytest.Now); d.Duties == nil || d.Duties.Verify != "http" {
 		t.Errorf("by contract: %+v", d.Duties)
 	}

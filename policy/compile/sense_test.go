@@ -45,7 +45,7 @@ func TestImpossibleSelectors(t *testing.T) {
 			in := shop()
 			side := bocage.Side{Namespaces: test.namespaces, Workload: &test.selector}
 			in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{Protect: []bocage.CellMatch{{To: side}}}}}
-			found := told(compile.Compile(in).Findings, "Guardrail g spec.protect[0].to.workload", compile.NothingMatches)
+			found := told(compile.Compile(in).Findings(), "Guardrail g spec.protect[0].to.workload", compile.NothingMatches)
 			switch {
 			case test.message == "" && len(found) == 0:
 			case len(found) != 1 || test.message == "" || !strings.Contains(found[0].Message, "it can never match, whoever joins") || !strings.Contains(found[0].Message, test.message):
@@ -112,7 +112,7 @@ func TestNamesThatNobodyHas(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := shop()
 			test.change(&in)
-			found := told(compile.Compile(in).Findings, test.object, test.reason)
+			found := told(compile.Compile(in).Findings(), test.object, test.reason)
 			switch {
 			case test.message == "" && len(found) == 0:
 			case len(found) != 1 || test.message == "" || found[0].Rejected != test.rejected || !strings.Contains(found[0].Message, test.message):
@@ -204,7 +204,7 @@ func TestProofsOfEmptiness(t *testing.T) {
 			in.Applications[1].Spec.Provides[0].EndPort = 8090
 			in.Guardrails = test.guardrails
 			in.Exceptions = []*bocage.Exception{exception("e", after(1))}
-			found := slices.DeleteFunc(compile.Compile(in).Findings, func(f compile.Finding) bool { return f.Reason != compile.Contradiction })
+			found := slices.DeleteFunc(compile.Compile(in).Findings(), func(f compile.Finding) bool { return f.Reason != compile.Contradiction })
 			for _, f := range found {
 				want, expected := test.told[f.Object.String()]
 				if !expected || !strings.Contains(f.Message, want) || f.Rejected != (f.Object.String() == test.rejected) {

@@ -63,7 +63,7 @@ func follow(t *rapid.T, in compile.Input, f bocage.Flow, before explain.Judgemen
 	}
 	changed := explain.Apply(in, changes)
 	after := explain.NewJudge(changed).Judge(f)
-	_, reason := compile.Compile(changed).Ruleset.Decide(f)
+	_, reason := compile.Compile(changed).Ruleset().Decide(f)
 	switch steps[0].Change.Object.(type) {
 	case *bocage.Scope: // observed before, refused afterwards
 		if after.Verdict.Allowed() {

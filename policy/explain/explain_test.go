@@ -153,7 +153,7 @@ func TestExplain(t *testing.T) {
 			}
 			f := bocage.Flow{Source: netip.MustParseAddr(test.source), Destination: netip.MustParseAddr(test.destination),
 				DestinationPort: test.port, Protocol: bocage.ProtocolTCP, At: in.Now}
-			e := explain.Explain(in, compile.Compile(in).Ruleset, f)
+			e := explain.Explain(in, compile.Compile(in).Ruleset(), f)
 			if e.Verdict != test.verdict || e.Reason.Code != test.code || e.Decider.String() != test.decider {
 				t.Errorf("%s (%s) by %q", e.Verdict, e.Reason.Code, e.Decider)
 			}
@@ -188,7 +188,7 @@ func TestExplain(t *testing.T) {
 // TestDisagreementIsSaid explains under a ruleset of other objects.
 func TestDisagreementIsSaid(t *testing.T) {
 	in := site()
-	rs := compile.Compile(in).Ruleset
+	rs := compile.Compile(in).Ruleset()
 	in.Applications = nil
 	f := bocage.Flow{Source: netip.MustParseAddr(web), Destination: netip.MustParseAddr(api), DestinationPort: 8080, Protocol: bocage.ProtocolTCP}
 	e := explain.Explain(in, rs, f)
@@ -199,7 +199,7 @@ func TestDisagreementIsSaid(t *testing.T) {
 
 func BenchmarkExplain(b *testing.B) {
 	in := policytest.Site(100_000)
-	rs, judge := compile.Compile(in).Ruleset, explain.NewJudge(in)
+	rs, judge := compile.Compile(in).Ruleset(), explain.NewJudge(in)
 	for _, test := range []struct {
 		name string
 		port uint16

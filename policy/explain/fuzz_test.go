@@ -17,7 +17,7 @@ import (
 func FuzzExplain(f *testing.F) {
 	f.Fuzz(rapid.MakeFuzz(func(t *rapid.T) {
 		in := policytest.Draw(t)
-		rs, judge := compile.Compile(in).Ruleset, explain.NewJudge(in)
+		rs, judge := compile.Compile(in).Ruleset(), explain.NewJudge(in)
 		address := func(name string) netip.Addr {
 			if rapid.Bool().Draw(t, name+" known") {
 				return rapid.SampledFrom(policytest.Addresses()).Draw(t, name)

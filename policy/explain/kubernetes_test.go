@@ -66,7 +66,7 @@ func TestExplainKubernetes(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := pods()
 			f := bocage.Flow{Source: netip.MustParseAddr(test.from), Destination: netip.MustParseAddr(test.to), DestinationPort: test.port, Protocol: bocage.ProtocolTCP, At: in.Now}
-			e := explain.Explain(in, compile.Compile(in).Ruleset, f)
+			e := explain.Explain(in, compile.Compile(in).Ruleset(), f)
 			if e.Decider.String() != test.decider {
 				t.Errorf("%s (%s) by %q", e.Verdict, e.Reason.Code, e.Decider)
 			}

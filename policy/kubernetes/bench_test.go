@@ -54,8 +54,8 @@ func BenchmarkCompile(b *testing.B) {
 		b.Run(fmt.Sprintf("%d Pods, %d policies", len(in.Workloads), len(in.NetworkPolicies)), func(b *testing.B) {
 			for b.Loop() {
 				out := compile.Compile(in)
-				b.ReportMetric(float64(len(out.Ruleset.Rules)), "rules")
-				b.ReportMetric(float64(len(out.Ruleset.Groups)), "groups")
+				b.ReportMetric(float64(len(out.Ruleset().Rules)), "rules")
+				b.ReportMetric(float64(len(out.Ruleset().Groups)), "groups")
 			}
 		})
 	}

@@ -295,7 +295,7 @@ func (c cluster) compare(t *rapid.T, kinds []traffic) int {
 		}
 	}
 	ruleset := compile.Compile(compile.Input{Namespaces: c.Namespaces, Workloads: c.Workloads, Hosts: c.Hosts,
-		NetworkPolicies: c.NetworkPolicies, ClusterNetworkPolicies: c.ClusterNetworkPolicies}).Ruleset
+		NetworkPolicies: c.NetworkPolicies, ClusterNetworkPolicies: c.ClusterNetworkPolicies}).Ruleset()
 	evaluator := kubernetes.NewEvaluator(c.Objects)
 	type end struct {
 		address  netip.Addr

@@ -49,7 +49,7 @@ func TestMeetsTheRestOfPolicy(t *testing.T) {
 			if test.guardrail != nil {
 				in.Guardrails = []*bocage.Guardrail{test.guardrail}
 			}
-			ruleset := compile.Compile(in).Ruleset
+			ruleset := compile.Compile(in).Ruleset()
 			_, reason := ruleset.Decide(bocage.Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("10.0.0.2"), Protocol: bocage.ProtocolTCP, DestinationPort: 80})
 			decision, _ := ruleset.Decision(reason.Decision)
 			by := ""
@@ -77,10 +77,10 @@ func TestFindings(t *testing.T) {
 		{Object: bocage.Ref{Kind: "ClusterNetworkPolicy", Name: "names", Field: "spec.subject"}, Reason: compile.NoWorkloads},
 		{Object: bocage.Ref{Kind: "NetworkPolicy", Namespace: "x", Name: "nobody", Field: "spec.podSelector"}, Reason: compile.NoWorkloads},
 	}
-	if len(out.Findings) != len(want) {
-		t.Fatalf("%d findings, want %d: %v", len(out.Findings), len(want), out.Findings)
+	if len(out.Findings()) != len(want) {
+		t.Fatalf("%d findings, want %d: %v", len(out.Findings()), len(want), out.Findings())
 	}
-	for i, f := range out.Findings {
+	for i, f := range out.Findings() {
 		if f.Message == "" {
 			t.Errorf("%v says nothing", f.Object)
 		}

@@ -108,7 +108,7 @@ func newCase(t *testing.T, documents string) *reachCase {
 	}
 	c.evaluator = kubernetes.NewEvaluator(c.objects)
 	c.ruleset = compile.Compile(compile.Input{Namespaces: c.objects.Namespaces, Workloads: c.objects.Workloads, Hosts: c.objects.Hosts,
-		NetworkPolicies: c.objects.NetworkPolicies, ClusterNetworkPolicies: c.objects.ClusterNetworkPolicies}).Ruleset
+		NetworkPolicies: c.objects.NetworkPolicies, ClusterNetworkPolicies: c.objects.ClusterNetworkPolicies}).Ruleset()
 	return c
 }
 

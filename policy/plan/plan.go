@@ -50,12 +50,12 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	}
 	input := Merge(s.Declared, objects, s.Now)
 	simulator, output := simulate.Compile(input)
-	result.Faults, result.Findings = sortFindings(output.Findings, objects)
+	result.Faults, result.Findings = sortFindings(output.Findings(), objects)
 	if len(result.Faults) > 0 {
 		result.Findings = nil
 		return result
 	}
-	candidate := output.Ruleset
+	candidate := output.Ruleset()
 	result.Digest = candidate.Digest
 	result.Proofs = s.Prove(input, candidate)
 	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))

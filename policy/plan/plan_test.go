@@ -21,7 +21,7 @@ import (
 
 func situation(in compile.Input) Situation {
 	s, out := simulate.Compile(in)
-	return Situation{Declared: in, InForce: s, Ruleset: out.Ruleset, Now: in.Now, Prove: prove.Prove}
+	return Situation{Declared: in, InForce: s, Ruleset: out.Ruleset(), Now: in.Now, Prove: prove.Prove}
 }
 
 // shop is web -> api -> db, with card data in db.
@@ -240,7 +240,7 @@ func TestPlanIsWhatComes(t *testing.T) {
 			return
 		}
 		merged := Merge(in, objects, in.Now)
-		if digest := compile.Compile(merged).Ruleset.Digest; r.Digest != digest {
+		if digest := compile.Compile(merged).Ruleset().Digest; r.Digest != digest {
 			t.Fatalf("the candidate is %s, compiled it is %s", r.Digest, digest)
 		}
 		before, after := explain.NewJudge(in), explain.NewJudge(merged)

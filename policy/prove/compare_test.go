@@ -19,7 +19,7 @@ func TestCompareMissesNothing(t *testing.T) {
 		one := policytest.Draw(t)
 		other := policytest.Draw(t)
 		other.Workloads = one.Workloads // who is who stays; what is declared changes
-		before, after := compile.Compile(one).Ruleset, compile.Compile(other).Ruleset
+		before, after := compile.Compile(one).Ruleset(), compile.Compile(other).Ruleset()
 		if same := prove.Compare(before, before); len(same) > 0 {
 			t.Fatalf("a policy differs from itself: %v", same)
 		}

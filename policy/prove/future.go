@@ -441,7 +441,7 @@ func refute(in compile.Input, witnesses []witness) string {
 				rest = append(rest, w)
 			}
 		}
-		rs := compile.Compile(world.in).Ruleset
+		rs := compile.Compile(world.in).Ruleset()
 		for i, w := range held {
 			_, reason := rs.Decide(flows[i])
 			d, _ := rs.Decision(reason.Decision)

@@ -62,7 +62,7 @@ func TestImaginesEveryMeeting(t *testing.T) {
 					flow, _ := world.place(w)
 					calm := world.in
 					calm.Guardrails = nil
-					if _, reason := compile.Compile(calm).Ruleset.Decide(flow); !reason.Would.Allowed() {
+					if _, reason := compile.Compile(calm).Ruleset().Decide(flow); !reason.Would.Allowed() {
 						t.Errorf("%s -> %s %s/%d is not what the contract allows", w.from, w.to, w.protocol, w.port)
 					}
 				}

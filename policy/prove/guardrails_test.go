@@ -78,7 +78,7 @@ func TestBlastRadius(t *testing.T) {
 				in.Workloads[9].Labels[bocage.LabelWeight] = test.weight
 			}
 			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("radius"), Spec: bocage.GuardrailSpec{BlastRadius: &test.radius}})
-			counter, failed := failures(in, compile.Compile(in).Ruleset)["radius spec.blastRadius"]
+			counter, failed := failures(in, compile.Compile(in).Ruleset())["radius spec.blastRadius"]
 			if failed == test.fulfilled {
 				t.Fatalf("fails: %v (%s)", failed, counter)
 			}
@@ -102,7 +102,7 @@ func TestBlastRadiusThroughWildcards(t *testing.T) {
 		{ObjectMeta: named("way"), Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{From: picking("app", "7"), MaxHops: 1, MaxWeight: 1}}},
 		{ObjectMeta: named("two"), Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{From: picking("app", "7"), MaxHops: 2, MaxWeight: 198}}},
 	}
-	failed := failures(in, compile.Compile(in).Ruleset)
+	failed := failures(in, compile.Compile(in).Ruleset())
 	if _, ok := failed["radius spec.blastRadius"]; !ok {
 		t.Error("the hub reaches 199 in one hop, and that is not noticed")
 	}
@@ -180,10 +180,10 @@ func TestSpoiledGuardrails(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			in := site()
 			in.Exceptions = test.exceptions
-			if failed := failures(in, compile.Compile(in).Ruleset); len(failed) > 0 {
+			if failed := failures(in, compile.Compile(in).Ruleset()); len(failed) > 0 {
 				t.Fatalf("fails unspoiled: %v", failed)
 			}
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			test.spoil(rs)
 			if failed := failures(in, rs); failed[test.field] == "" {
 				t.Fatalf("no proof of %s fails: %v", test.field, failed)
@@ -198,10 +198,10 @@ func TestProtectedCellsAreNotCut(t *testing.T) {
 	in.Scopes = []*bocage.Scope{{ObjectMeta: named("all"), Spec: bocage.ScopeSpec{Mode: bocage.ModeEnforce}}}
 	in.ThreatConditions = []*bocage.ThreatCondition{{ObjectMeta: named("t"), Spec: bocage.ThreatConditionSpec{
 		Workload: "row/w0", Level: bocage.LevelQuarantine, Reason: "test", Expires: now.Add(time.Hour)}}}
-	unprotected := compile.Compile(in).Ruleset
+	unprotected := compile.Compile(in).Ruleset()
 	in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("life"), Spec: bocage.GuardrailSpec{
 		Protect: []bocage.CellMatch{{To: picking("place", "1"), Ports: []bocage.PortMatch{{Port: 80}}}}}})
-	if failed := failures(in, compile.Compile(in).Ruleset); len(failed) > 0 {
+	if failed := failures(in, compile.Compile(in).Ruleset()); len(failed) > 0 {
 		t.Fatalf("fails unspoiled: %v", failed)
 	}
 	if failed := failures(in, unprotected); failed["life spec.protect[0]"] == "" {
@@ -215,7 +215,7 @@ func BenchmarkBlastRadius(b *testing.B) {
 			in := policytest.Site(n)
 			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("radius"),
 				Spec: bocage.GuardrailSpec{BlastRadius: &bocage.BlastRadius{MaxWeight: n}}})
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			prover := new(prove.Prover)
 			prover.Prove(in, rs) // the pairs of declarations are known then
 			for b.Loop() {
@@ -239,7 +239,7 @@ func TestBlastRadiusAgainstWalks(t *testing.T) {
 			return slices.ContainsFunc(w.Spec.Addresses, netip.Addr.Is6)
 		})
 		hops := rapid.IntRange(0, 4).Draw(t, "hops")
-		rs := compile.Compile(in).Ruleset
+		rs := compile.Compile(in).Ruleset()
 		most := heaviest(rs, hops)
 		for _, radius := range []int{most, most - 1} {
 			if radius < 0 {
@@ -248,7 +248,7 @@ func TestBlastRadiusAgainstWalks(t *testing.T) {
 			bounded := in
 			bounded.Guardrails = append(slices.Clone(in.Guardrails), &bocage.Guardrail{ObjectMeta: named("zz-radius"), Spec: bocage.GuardrailSpec{
 				BlastRadius: &bocage.BlastRadius{MaxHops: hops, MaxWeight: radius}}})
-			counter := failures(bounded, compile.Compile(bounded).Ruleset)["zz-radius spec.blastRadius"]
+			counter := failures(bounded, compile.Compile(bounded).Ruleset())["zz-radius spec.blastRadius"]
 			if holds := counter == ""; holds != (radius == most) {
 				t.Fatalf("the walks reach %d in %d hops, a bound of %d holds: %v (%s)\n%s", most, hops, radius, holds, counter, policytest.Describe(in))
 			}

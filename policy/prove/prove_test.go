@@ -17,7 +17,7 @@ import (
 func TestWhatIsCompiledIsProved(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
-		for _, p := range prove.Failed(prove.Prove(in, compile.Compile(in).Ruleset)) {
+		for _, p := range prove.Failed(prove.Prove(in, compile.Compile(in).Ruleset())) {
 			t.Fatalf("%s (%s): %s\n%s", p.Statement, p.By, p.Counterexample, policytest.Describe(in))
 		}
 	})
@@ -72,11 +72,11 @@ func TestSpoiledRulesetsFail(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			if failed := prove.Failed(prove.Prove(in, rs)); len(failed) > 0 {
 				t.Fatalf("fails unspoiled: %v", failed)
 			}
-			rs = compile.Compile(in).Ruleset // without the index of the first
+			rs = compile.Compile(in).Ruleset() // without the index of the first
 			test.spoil(rs)
 			failed := prove.Failed(prove.Prove(in, rs))
 			if !slices.ContainsFunc(failed, func(p bocage.Proof) bool {
@@ -95,7 +95,7 @@ func BenchmarkProve(b *testing.B) {
 	for _, n := range []int{10, 1_000, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			in := policytest.Site(n)
-			rs := compile.Compile(in).Ruleset
+			rs := compile.Compile(in).Ruleset()
 			for b.Loop() {
 				if failed := prove.Failed(prove.Prove(in, rs)); len(failed) > 0 {
 					b.Fatal(failed)

@@ -137,7 +137,7 @@ func (p *prover) monotony() bocage.Proof {
 	}
 	calm := p.in
 	calm.ThreatConditions, calm.Quarantines = nil, nil // responses do nothing without conditions, and name prefixes
-	return proof(statement, ref, p.loosened(compile.Compile(calm).Ruleset))
+	return proof(statement, ref, p.loosened(compile.Compile(calm).Ruleset()))
 }
 
 func (p *prover) loosened(calm *bocage.Ruleset) string {

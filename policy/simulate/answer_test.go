@@ -115,7 +115,7 @@ func small() compile.Input {
 
 func TestAnswers(t *testing.T) {
 	s, out := Compile(small())
-	for _, f := range out.Findings {
+	for _, f := range out.Findings() {
 		if f.Rejected {
 			t.Errorf("%s: %s", f.Object, f.Message)
 		}

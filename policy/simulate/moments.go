@@ -56,8 +56,8 @@ func (s *Simulator) at(moment time.Time) *Simulator {
 			return known.simulator
 		}
 	}
-	then := newSimulator(in, out.Ruleset)
-	then.reject(out.Findings)
+	then := newSimulator(in, out.Ruleset())
+	then.reject(out.Findings())
 	then.moments, then.place, then.others, then.gone = m, s.place, s.others, s.gone
 	m.keep(then, moment, out.Expires)
 	return then

@@ -65,9 +65,9 @@ func New(in compile.Input, rs *bocage.Ruleset) *Simulator {
 // of it.
 func Compile(in compile.Input) (*Simulator, compile.Output) {
 	out := compile.Compile(in)
-	s := newSimulator(in, out.Ruleset)
-	s.reject(out.Findings)
-	s.moments = newMoments(in, len(out.Ruleset.Peers))
+	s := newSimulator(in, out.Ruleset())
+	s.reject(out.Findings())
+	s.moments = newMoments(in, len(out.Ruleset().Peers))
 	s.moments.keep(s, in.Now, out.Expires)
 	return s, out
 }

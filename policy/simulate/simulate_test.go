@@ -20,7 +20,7 @@ func TestAgreesWithDecide(t *testing.T) {
 	cells := 0
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
-		rs := compile.Compile(in).Ruleset
+		rs := compile.Compile(in).Ruleset()
 		s := New(in, rs)
 		skip := rapid.IntRange(0, 4).Draw(t, "sample")
 		later := time.Duration(rapid.IntRange(-10, 100).Draw(t, "minutes")) * time.Minute

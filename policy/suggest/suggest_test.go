@@ -134,7 +134,7 @@ func TestRoundTrip(t *testing.T) {
 			}
 		}
 		out := compile.Compile(compile.Input{Applications: result.Applications, Workloads: workloads})
-		for _, f := range out.Findings {
+		for _, f := range out.Findings() {
 			t.Fatalf("the suggestion is incomplete: %v\n%s", f, policytest.Describe(compile.Input{Applications: result.Applications}))
 		}
 
@@ -176,7 +176,7 @@ func TestRoundTrip(t *testing.T) {
 					for _, port := range []uint16{21, 22, 80, 81, 82, 83, 5432, 8080} {
 						e := bocage.Edge{Source: source, Destination: destination, Protocol: protocol, DestinationPort: port}
 						want := seen[fmt.Sprint(class(source), "|", class(destination), "|", protocol, portOf(e))]
-						_, reason := out.Ruleset.Decide(bocage.Flow{Source: address(source), Destination: address(destination), Protocol: protocol, DestinationPort: port})
+						_, reason := out.Ruleset().Decide(bocage.Flow{Source: address(source), Destination: address(destination), Protocol: protocol, DestinationPort: port})
 						if reason.Would.Allowed() != want {
 							t.Fatalf("%s -> %s %s/%d: allowed %v, seen %v", source, destination, protocol, port, !want, want)
 						}
