@@ -21,9 +21,11 @@ type Workload struct {
 type WorkloadSpec struct {
 	// Host is the host that it runs on.
 	Host string `json:"host"`
-	// Interface is the name of the host's side of its interface.
+	// Interface is the name of the host's side of its interface, or of the host's
+	// wire that the workload is at the inside of.
 	Interface string `json:"interface,omitempty"`
-	// MAC is the workload's own hardware address. Frames with another one are spoofed.
+	// MAC is the workload's own hardware address. Frames with another one are
+	// spoofed. Behind a router it is not seen on a wire, and is not to be said.
 	MAC string `json:"mac,omitempty"`
 	// Addresses are the workload's own. Packets with another source are spoofed.
 	Addresses []netip.Addr `json:"addresses"`
@@ -130,6 +132,8 @@ type Host struct {
 type HostSpec struct {
 	// Addresses are the host's own, for policies that mean the host itself.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Wires are pairs of its interfaces that it stands between.
+	Wires []Wire `json:"wires,omitempty"`
 }
 
 // HostStatus is what its agent last reported.
@@ -157,7 +161,7 @@ type HostStatus struct {
 
 // Validate implements Resource.
 func (h *Host) Validate() Faults {
-	faults := validateMeta(&h.ObjectMeta, false)
+	faults := append(validateMeta(&h.ObjectMeta, false), validateWires(h.Spec.Wires)...)
 	for i, a := range h.Spec.Addresses {
 		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.Zone() != "" || a.Is4In6() {
 			faults.Add(fmt.Sprintf("spec.addresses[%d]", i), "%q is not a unicast address", a)

@@ -43,6 +43,8 @@ type Ruleset struct {
 	Profiles []Profile `json:"profiles,omitempty"`
 	// Ports are the enforcement points of Host, sorted by interface.
 	Ports []Port `json:"ports,omitempty"`
+	// Wires are the inline enforcement points, sorted by host and name.
+	Wires []Wire `json:"wires,omitempty"`
 	// Decoys are those that refused flows may meet, sorted by name.
 	Decoys []DecoyPlacement `json:"decoys,omitempty"`
 	// ConfirmBy is when the agent goes back to the ruleset before, by itself,
@@ -278,7 +280,7 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
 		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules, Reasons: r.Reasons,
-		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
+		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
 	}
 }
 

@@ -139,7 +139,8 @@ func (a *admitted) admit(in Input) kinds {
 		return struct {
 			Labels    map[string]string
 			Addresses []netip.Addr
-		}{o.Labels, o.Spec.Addresses}
+			Wires     []bocage.Wire
+		}{o.Labels, o.Spec.Addresses, o.Spec.Wires}
 	})
 	look(kindWorkload, slices.Equal(a.last.Workloads, in.Workloads), func(digest hash.Hash) {
 		a.last.Workloads = slices.Clone(in.Workloads)

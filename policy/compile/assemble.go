@@ -1,11 +1,13 @@
 package compile
 
 import (
+	"cmp"
 	"hash/fnv"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"bocage.dev/bocage"
 )
@@ -127,6 +129,7 @@ func (c *compiler) assemble(d *change) {
 		}
 	}
 	c.place(rs)
+	c.placeWires(rs)
 	c.noteChanged()
 }
 
@@ -466,6 +469,24 @@ func (c *compiler) place(rs *whole) {
 	if !same {
 		c.book.changed.all = true
 		rs.decoys = out
+	}
+}
+
+// placeWires lists the wires of all hosts.
+func (c *compiler) placeWires(rs *whole) {
+	var wires []bocage.Wire
+	for _, h := range c.in.hosts {
+		for _, w := range h.Spec.Wires {
+			w.Host = h.Name
+			wires = append(wires, w)
+		}
+	}
+	slices.SortFunc(wires, func(a, b bocage.Wire) int {
+		return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Name, b.Name))
+	})
+	if !slices.Equal(wires, rs.wires) {
+		c.book.changed.all = true
+		rs.wires = wires
 	}
 }
 

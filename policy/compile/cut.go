@@ -80,6 +80,11 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 		Peers: whole.Peers, Groups: whole.Groups, Default: whole.Default, Refused: whole.Refused,
 		Ports: slices.Clone(c.ports[host]), Rules: []bocage.Rule{},
 	}
+	for _, w := range whole.Wires {
+		if w.Host == host {
+			out.Wires = append(out.Wires, w)
+		}
+	}
 	slices.SortFunc(out.Ports, func(a, b bocage.Port) int {
 		return cmp.Or(cmp.Compare(a.Interface, b.Interface), cmp.Compare(a.Identity, b.Identity))
 	})

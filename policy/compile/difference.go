@@ -51,7 +51,7 @@ func (o Output) Compare(to Output) Difference {
 	}
 	everyone = everyone || groups[bocage.GroupAny]
 	shared := a.fallback != b.fallback || altered[a.fallback] || differ(a.peers, b.peers, comparePeers) || differ(a.groups, b.groups, compareGroups) ||
-		!slices.EqualFunc(a.decoys, b.decoys, func(x, y bocage.DecoyPlacement) bool { return reflect.DeepEqual(x, y) })
+		!slices.Equal(a.wires, b.wires) || !slices.EqualFunc(a.decoys, b.decoys, func(x, y bocage.DecoyPlacement) bool { return reflect.DeepEqual(x, y) })
 	refused := !slices.Equal(a.refused, b.refused)
 	d := Difference{Refused: refused, OnlyRefused: refused && !shared && !reasons && len(groups) == 0 && len(altered) == 0, Groups: groups}
 	if shared || everyone || refused || slices.ContainsFunc(a.refused, func(r bocage.Refusal) bool { return altered[r.Decision] }) {
