@@ -23,12 +23,22 @@ type Link struct {
 	Up     bool
 	// Peer is the index of a veth's other end, in the namespace of that end.
 	Peer uint32
+	// PeerNamespace is the number by which this namespace knows that of the other
+	// end (see NamespaceID); -1 if it is this one, or has no number here.
+	PeerNamespace int32
+	// Ethernet says that its packets are frames: a tun interface's are not.
+	Ethernet bool
+	// Born changes when the index is that of another link than before, or of one
+	// that was away meanwhile; Doubts when notices were lost, so that this may have
+	// happened. Only FollowLinks knows.
+	Born, Doubts uint64
 }
 
 // equal says whether two links look the same.
 func (l Link) equal(o Link) bool {
 	return l.Index == o.Index && l.Name == o.Name && l.Kind == o.Kind && slices.Equal(l.MAC, o.MAC) &&
-		l.MTU == o.MTU && l.Master == o.Master && l.Up == o.Up && l.Peer == o.Peer
+		l.MTU == o.MTU && l.Master == o.Master && l.Up == o.Up && l.Peer == o.Peer && l.PeerNamespace == o.PeerNamespace &&
+		l.Ethernet == o.Ethernet && l.Born == o.Born && l.Doubts == o.Doubts
 }
 
 // Links lists the links of a namespace by index.
@@ -68,9 +78,9 @@ func LinkNamed(namespace, name string) (Link, error) {
 func linkOf(l netlink.Link) Link {
 	a := l.Attrs()
 	link := Link{Index: uint32(a.Index), Name: a.Name, Kind: l.Type(), MAC: a.HardwareAddr, MTU: a.MTU,
-		Master: uint32(a.MasterIndex), Up: a.Flags&net.FlagUp != 0}
+		Master: uint32(a.MasterIndex), Up: a.Flags&net.FlagUp != 0, PeerNamespace: -1, Ethernet: a.EncapType == "ether"}
 	if link.Kind == "veth" {
-		link.Peer = uint32(a.ParentIndex)
+		link.Peer, link.PeerNamespace = uint32(a.ParentIndex), int32(a.NetNsID)
 	}
 	return link
 }
