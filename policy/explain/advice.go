@@ -166,12 +166,14 @@ func (j *Judge) exceptionOr(gr *bocage.Guardrail, g *Judgement, f bocage.Flow, o
 // fieldsText names what of a guardrail stands in the way.
 func fieldsText(g *Judgement, guardrail string) string {
 	var fields []string
+	said := map[string]bool{}
 	for _, by := range slices.Concat(g.Nevers, g.Impossible) {
-		if by.Kind == "Guardrail" && by.Name == guardrail && !slices.Contains(fields, by.Field) {
+		if by.Kind == "Guardrail" && by.Name == guardrail && !said[by.Field] {
+			said[by.Field] = true
 			fields = append(fields, by.Field)
 		}
 	}
-	return strings.Join(fields, " and ")
+	return joined(fields)
 }
 
 func (j *Judge) freeExceptionName(guardrail string) string {
@@ -185,15 +187,15 @@ func (j *Judge) freeExceptionName(guardrail string) string {
 // withdraw takes fields out of a guardrail, and the guardrail away if that
 // leaves nothing.
 func withdraw(gr *bocage.Guardrail, fields []string) Step {
-	by := ref("Guardrail", gr, strings.Join(fields, " and "))
+	by := ref("Guardrail", gr, joined(fields))
 	text := fmt.Sprintf("no contract can open this: the owner of %s would have to withdraw that, or admit exceptions by spec.exceptions.allowed", by)
 	after := approved(gr)
-	for _, field := range slices.Backward(fields) {
+	nevers, grants := map[int]bool{}, map[int]bool{}
+	for _, field := range fields {
 		if i, of := index(field, "spec.never"); of {
-			after.Spec.Never = slices.Delete(slices.Clone(after.Spec.Never), i, i+1)
-		}
-		if i, of := index(field, "spec.grant"); of {
-			after.Spec.Grant = slices.Delete(slices.Clone(after.Spec.Grant), i, i+1)
+			nevers[i] = true
+		} else if i, of := index(field, "spec.grant"); of {
+			grants[i] = true
 		}
 		if field == "spec.separate" {
 			after.Spec.Separate = nil
@@ -202,6 +204,7 @@ func withdraw(gr *bocage.Guardrail, fields []string) Step {
 			after.Spec.Require = nil
 		}
 	}
+	after.Spec.Never, after.Spec.Grant = without(after.Spec.Never, nevers), without(after.Spec.Grant, grants)
 	return Step{Change{after, len(after.Validate()) > 0}, text}
 }
 

@@ -244,6 +244,7 @@ func (j *Judge) naming(p party) bocage.Selector {
 func (j *Judge) withdrawals(g *Judgement) []Step {
 	type object struct{ kind, namespace, name string }
 	fields := map[object][]string{}
+	said := map[bocage.Ref]bool{}
 	var order []object
 	for _, by := range append(slices.Clone(g.Allows), single(g.Kubernetes.By)...) {
 		half := by[len(by)-1]
@@ -251,7 +252,8 @@ func (j *Judge) withdrawals(g *Judgement) []Step {
 		if fields[o] == nil {
 			order = append(order, o)
 		}
-		if !slices.Contains(fields[o], half.Field) {
+		if !said[half] {
+			said[half] = true
 			fields[o] = append(fields[o], half.Field)
 		}
 	}
@@ -285,27 +287,34 @@ func (j *Judge) withdrawal(kind, namespace, name string, fields []string) (Step,
 		}
 		before := j.applications[namespace][i]
 		after := *before
-		after.Spec.Consumes, after.Spec.Provides = slices.Clone(before.Spec.Consumes), slices.Clone(before.Spec.Provides)
-		for _, field := range slices.Backward(fields) {
+		consumes, prefixes := map[int]bool{}, map[int]map[int]bool{}
+		for _, field := range fields {
 			if k, of := index(field, "spec.consumes"); of {
-				after.Spec.Consumes = slices.Delete(after.Spec.Consumes, k, k+1)
+				consumes[k] = true
 				continue
 			}
 			var provide, prefix int
 			if _, err := fmt.Sscanf(field, "spec.provides[%d].toExternal[%d]", &provide, &prefix); err != nil {
 				return Step{}, false
 			}
-			p := &after.Spec.Provides[provide]
-			p.ToExternal = slices.Delete(slices.Clone(p.ToExternal), prefix, prefix+1)
+			if prefixes[provide] == nil {
+				prefixes[provide] = map[int]bool{}
+			}
+			prefixes[provide][prefix] = true
 		}
-		return Step{Change{Object: &after}, "withdraw " + ref(kind, before, strings.Join(fields, " and ")).String()}, true
+		after.Spec.Consumes, after.Spec.Provides = without(before.Spec.Consumes, consumes), slices.Clone(before.Spec.Provides)
+		for provide, gone := range prefixes {
+			p := &after.Spec.Provides[provide]
+			p.ToExternal = without(p.ToExternal, gone)
+		}
+		return Step{Change{Object: &after}, "withdraw " + ref(kind, before, joined(fields)).String()}, true
 	case "Guardrail":
 		i := slices.IndexFunc(j.in.Guardrails, func(gr *bocage.Guardrail) bool { return gr.Name == name })
 		if i < 0 {
 			return Step{}, false
 		}
 		step := withdraw(j.in.Guardrails[i], fields)
-		step.Text = "withdraw " + ref(kind, j.in.Guardrails[i], strings.Join(fields, " and ")).String()
+		step.Text = "withdraw " + ref(kind, j.in.Guardrails[i], joined(fields)).String()
 		return step, true
 	default:
 		return j.withdrawFromKubernetes(kind, namespace, name, fields)

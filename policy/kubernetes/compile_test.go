@@ -11,6 +11,7 @@ import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/kubernetes"
+	"bocage.dev/bocage/policy/policytest"
 )
 
 // cluster is a small world in which everything that policies can mean is there:
@@ -24,9 +25,19 @@ var (
 	labelKeys   = []string{"app", "tier"}
 	labelValues = []string{"a", "b", ""}
 	namespaces  = []string{"x", "y", "z"}
-	blocks      = []string{"10.0.0.0/8", "10.0.0.0/30", "10.0.0.4/31", "10.0.0.1/32", "192.0.2.0/24", "192.0.2.128/25", "0.0.0.0/0", "::/0", "2001:db8::/32"}
-	portNames   = []string{"web", "dns", "none"}
-	portNumbers = []int32{1, 53, 80, 81, 443, 8080, 65535}
+	words       = policytest.KubernetesWords{
+		Namespaces: namespaces,
+		Ports:      []uint16{1, 53, 80, 81, 443, 8080, 65535},
+		PortNames:  []string{"web", "dns", "none"},
+		Blocks: []bocage.IPBlock{
+			{CIDR: "10.0.0.0/8", Except: []string{"10.0.0.0/30"}}, {CIDR: "0.0.0.0/0", Except: []string{"10.0.0.4/31", "192.0.2.128/25"}},
+			{CIDR: "192.0.2.0/24"}, {CIDR: "10.0.0.0/30"}, {CIDR: "10.0.0.4/31"}, {CIDR: "10.0.0.1/32"}, {CIDR: "192.0.2.128/25"},
+			{CIDR: "0.0.0.0/0"}, {CIDR: "::/0"}, {CIDR: "2001:db8::/32", Except: []string{"2001:db8::/64"}},
+		},
+		Domains:           []string{"*.example.org"},
+		Selector:          drawSelector,
+		NamespaceSelector: drawSelector,
+	}
 )
 
 func drawCluster(t *rapid.T, least, most int) cluster {
@@ -57,18 +68,14 @@ func drawCluster(t *rapid.T, least, most int) cluster {
 		if !mixed || rapid.Bool().Draw(t, "Pod") {
 			w.Spec.Orchestrator = bocage.OrchestratorKubernetes
 		}
-		for _, name := range portNames[:rapid.IntRange(0, 2).Draw(t, "named ports")] {
+		for _, name := range words.PortNames[:rapid.IntRange(0, 2).Draw(t, "named ports")] {
 			w.Spec.Ports = append(w.Spec.Ports, bocage.NamedPort{Name: name,
-				Port: uint16(rapid.SampledFrom(portNumbers).Draw(t, "port")), Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP"}).Draw(t, "protocol")})
+				Port: rapid.SampledFrom(words.Ports).Draw(t, "port"), Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP"}).Draw(t, "protocol")})
 		}
 		c.Workloads = append(c.Workloads, w)
 	}
-	for i := range rapid.IntRange(0, 5).Draw(t, "network policies") {
-		c.NetworkPolicies = append(c.NetworkPolicies, drawNetworkPolicy(t, i))
-	}
-	for i := range rapid.IntRange(0, 4).Draw(t, "cluster network policies") {
-		c.ClusterNetworkPolicies = append(c.ClusterNetworkPolicies, drawClusterNetworkPolicy(t, i))
-	}
+	c.NetworkPolicies = words.NetworkPolicies(t, 5)
+	c.ClusterNetworkPolicies = words.ClusterNetworkPolicies(t, 4)
 	for _, text := range []string{"192.0.2.1", "192.0.2.129", "192.0.2.77", "10.0.0.250", "203.0.113.9", "2001:db8::ffff", "2001:dead::1"} {
 		c.outside = append(c.outside, netip.MustParseAddr(text))
 	}
@@ -99,151 +106,6 @@ func drawSelector(t *rapid.T) bocage.Selector {
 		s.MatchExpressions = []bocage.Requirement{r}
 	}
 	return s
-}
-
-func maybe[T any](t *rapid.T, draw func(*rapid.T) T) *T {
-	if rapid.Bool().Draw(t, "there") {
-		v := draw(t)
-		return &v
-	}
-	return nil
-}
-
-func drawNetworkPolicy(t *rapid.T, i int) *bocage.NetworkPolicy {
-	p := &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Namespace: rapid.SampledFrom(namespaces).Draw(t, "namespace"), Name: fmt.Sprintf("np%d", i)}}
-	p.Spec.PodSelector = drawSelector(t)
-	p.Spec.PolicyTypes = rapid.SampledFrom([][]string{nil, {}, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}}).Draw(t, "policy types")
-	for range rapid.IntRange(0, 2).Draw(t, "ingress rules") {
-		p.Spec.Ingress = append(p.Spec.Ingress, bocage.NetworkPolicyIngressRule{Ports: drawPorts(t), From: drawPeers(t)})
-	}
-	for range rapid.IntRange(0, 2).Draw(t, "egress rules") {
-		p.Spec.Egress = append(p.Spec.Egress, bocage.NetworkPolicyEgressRule{Ports: drawPorts(t), To: drawPeers(t)})
-	}
-	return p
-}
-
-func drawPorts(t *rapid.T) []bocage.NetworkPolicyPort {
-	var out []bocage.NetworkPolicyPort
-	for range rapid.IntRange(0, 2).Draw(t, "ports") {
-		p := bocage.NetworkPolicyPort{Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP", "SCTP"}).Draw(t, "protocol")}
-		switch rapid.IntRange(0, 3).Draw(t, "port form") {
-		case 0:
-		case 1:
-			p.Port = &bocage.IntOrString{Name: rapid.SampledFrom(portNames).Draw(t, "name")}
-		case 2:
-			p.Port = &bocage.IntOrString{Number: rapid.SampledFrom(portNumbers).Draw(t, "port")}
-		default:
-			n := rapid.IntRange(0, len(portNumbers)-1).Draw(t, "first")
-			p.Port = &bocage.IntOrString{Number: portNumbers[n]}
-			p.EndPort = &portNumbers[rapid.IntRange(n, len(portNumbers)-1).Draw(t, "last")]
-		}
-		out = append(out, p)
-	}
-	return out
-}
-
-func drawPeers(t *rapid.T) []bocage.NetworkPolicyPeer {
-	var out []bocage.NetworkPolicyPeer
-	for range rapid.IntRange(0, 2).Draw(t, "peers") {
-		var p bocage.NetworkPolicyPeer
-		switch rapid.IntRange(0, 3).Draw(t, "peer form") {
-		case 0:
-			block := rapid.SampledFrom([]*bocage.IPBlock{
-				{CIDR: "10.0.0.0/8", Except: []string{"10.0.0.0/30"}}, {CIDR: "0.0.0.0/0", Except: []string{"10.0.0.4/31", "192.0.2.128/25"}},
-				{CIDR: "192.0.2.0/24"}, {CIDR: "10.0.0.1/32"}, {CIDR: "0.0.0.0/0"}, {CIDR: "::/0"}, {CIDR: "2001:db8::/32", Except: []string{"2001:db8::/64"}},
-			}).Draw(t, "block")
-			p.IPBlock = block
-		case 1:
-			s := drawSelector(t)
-			p.PodSelector, p.NamespaceSelector = &s, maybe(t, drawSelector)
-		default:
-			s := drawSelector(t)
-			p.NamespaceSelector, p.PodSelector = &s, maybe(t, drawSelector)
-		}
-		out = append(out, p)
-	}
-	return out
-}
-
-func drawClusterNetworkPolicy(t *rapid.T, i int) *bocage.ClusterNetworkPolicy {
-	priority := rapid.Int32Range(0, 2).Draw(t, "priority")
-	p := &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("cnp%d", i)}}
-	p.Spec.Tier = rapid.SampledFrom([]string{bocage.TierAdmin, bocage.TierBaseline}).Draw(t, "tier")
-	p.Spec.Priority = &priority
-	p.Spec.Subject.Namespaces, p.Spec.Subject.Pods = drawWho(t)
-	actions := rapid.SampledFrom([]string{bocage.ActionAccept, bocage.ActionDeny, bocage.ActionPass})
-	for range rapid.IntRange(0, 3).Draw(t, "ingress rules") {
-		r := bocage.ClusterNetworkPolicyIngressRule{Action: actions.Draw(t, "action"), Protocols: drawProtocols(t, true)}
-		for range rapid.IntRange(1, 2).Draw(t, "peers") {
-			var peer bocage.ClusterNetworkPolicyIngressPeer
-			peer.Namespaces, peer.Pods = drawWho(t)
-			r.From = append(r.From, peer)
-		}
-		p.Spec.Ingress = append(p.Spec.Ingress, r)
-	}
-	for range rapid.IntRange(0, 3).Draw(t, "egress rules") {
-		r := bocage.ClusterNetworkPolicyEgressRule{Action: actions.Draw(t, "action")}
-		named := true
-		for range rapid.IntRange(1, 2).Draw(t, "peers") {
-			var peer bocage.ClusterNetworkPolicyEgressPeer
-			switch rapid.IntRange(0, 5).Draw(t, "peer form") {
-			case 0:
-				s := drawSelector(t)
-				peer.Nodes, named = &s, false
-			case 1:
-				peer.Networks, named = []string{rapid.SampledFrom(blocks).Draw(t, "network")}, false
-			case 2:
-				if r.Action == bocage.ActionAccept {
-					peer.DomainNames, named = []string{"*.example.org"}, false
-					break
-				}
-				fallthrough
-			default:
-				peer.Namespaces, peer.Pods = drawWho(t)
-			}
-			r.To = append(r.To, peer)
-		}
-		r.Protocols = drawProtocols(t, named)
-		p.Spec.Egress = append(p.Spec.Egress, r)
-	}
-	return p
-}
-
-func drawWho(t *rapid.T) (*bocage.Selector, *bocage.NamespacedPod) {
-	namespace, pod := drawSelector(t), drawSelector(t)
-	if rapid.Bool().Draw(t, "whole namespaces") {
-		return &namespace, nil
-	}
-	return nil, &bocage.NamespacedPod{NamespaceSelector: namespace, PodSelector: &pod}
-}
-
-func drawProtocols(t *rapid.T, named bool) []bocage.ClusterNetworkPolicyProtocol {
-	var out []bocage.ClusterNetworkPolicyProtocol
-	for range rapid.IntRange(0, 2).Draw(t, "protocols") {
-		var p bocage.ClusterNetworkPolicyProtocol
-		n := rapid.IntRange(0, len(portNumbers)-2).Draw(t, "port")
-		port := &bocage.ClusterNetworkPolicyPort{Number: &portNumbers[n]}
-		if rapid.Bool().Draw(t, "range") {
-			port = &bocage.ClusterNetworkPolicyPort{Range: &bocage.ClusterNetworkPolicyPortRange{Start: portNumbers[n], End: portNumbers[n+1]}}
-		}
-		transport := &bocage.ClusterNetworkPolicyTransport{DestinationPort: port}
-		switch rapid.IntRange(0, 3).Draw(t, "protocol") {
-		case 0:
-			p.UDP = transport
-		case 1:
-			p.SCTP = transport
-		case 2:
-			if named {
-				p.DestinationNamedPort = rapid.SampledFrom(portNames).Draw(t, "name")
-				break
-			}
-			fallthrough
-		default:
-			p.TCP = transport
-		}
-		out = append(out, p)
-	}
-	return out
 }
 
 // TestCompiledAsEvaluated compares every cell of random clusters: the compiled

@@ -2,6 +2,7 @@ package policytest
 
 import (
 	"fmt"
+	"slices"
 
 	"pgregory.net/rapid"
 
@@ -11,71 +12,102 @@ import (
 
 var (
 	portNames = []string{"web", "db"}
-	// blocks lie over workloads as well as outside; each has a part to except.
-	blocks = [][2]string{{"0.0.0.0/0", "10.0.0.0/8"}, {"10.0.0.0/30", "10.0.0.1/32"}, {"10.0.0.0/8", "10.0.0.4/30"},
-		{"203.0.113.0/24", "203.0.113.128/25"}, {"::/0", "fd00::1/128"}, {"fd00::/64", "fd00::/127"}}
+	// words lie over workloads as well as outside; each block has a part to except.
+	words = KubernetesWords{
+		Namespaces: namespaces,
+		Ports:      ports,
+		PortNames:  portNames,
+		Blocks: []bocage.IPBlock{
+			{CIDR: "0.0.0.0/0", Except: []string{"10.0.0.0/8"}}, {CIDR: "10.0.0.0/30", Except: []string{"10.0.0.1/32"}},
+			{CIDR: "10.0.0.0/8", Except: []string{"10.0.0.4/30"}}, {CIDR: "203.0.113.0/24", Except: []string{"203.0.113.128/25"}},
+			{CIDR: "::/0", Except: []string{"fd00::1/128"}}, {CIDR: "fd00::/64", Except: []string{"fd00::/127"}},
+		},
+		Selector:          drawSelector,
+		NamespaceSelector: drawNamespaceSelector,
+	}
 )
+
+// KubernetesWords are what drawn policies in Kubernetes' own words can say.
+type KubernetesWords struct {
+	Namespaces []string
+	// Ports are in ascending order: ranges begin and end at them.
+	Ports     []uint16
+	PortNames []string
+	// Blocks are taken with and without what they except, and as networks.
+	Blocks []bocage.IPBlock
+	// Domains are names outside; without any, no peer is named so.
+	Domains []string
+	// Selector picks workloads and nodes, NamespaceSelector namespaces.
+	Selector, NamespaceSelector func(*rapid.T) bocage.Selector
+}
 
 // drawKubernetes makes policies in Kubernetes' own words.
 func drawKubernetes(t *rapid.T, in *compile.Input) {
-	for i := range rapid.IntRange(0, 3).Draw(t, "network policies") {
-		in.NetworkPolicies = append(in.NetworkPolicies, drawNetworkPolicy(t, i))
-	}
-	for i := range rapid.IntRange(0, 3).Draw(t, "cluster network policies") {
-		in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies, drawClusterNetworkPolicy(t, i))
-	}
+	in.NetworkPolicies = words.NetworkPolicies(t, 3)
+	in.ClusterNetworkPolicies = words.ClusterNetworkPolicies(t, 3)
 }
 
-func drawNetworkPolicy(t *rapid.T, i int) *bocage.NetworkPolicy {
-	p := &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Namespace: rapid.SampledFrom(namespaces).Draw(t, "namespace"), Name: fmt.Sprintf("np%d", i)}}
-	p.Spec.PodSelector = drawSelector(t)
-	p.Spec.PolicyTypes = rapid.SampledFrom([][]string{nil, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}}).Draw(t, "types")
-	for range rapid.IntRange(0, 2).Draw(t, "ingress") {
-		p.Spec.Ingress = append(p.Spec.Ingress, bocage.NetworkPolicyIngressRule{Ports: drawNetworkPorts(t), From: drawNetworkPeers(t)})
-	}
-	for range rapid.IntRange(0, 2).Draw(t, "egress") {
-		p.Spec.Egress = append(p.Spec.Egress, bocage.NetworkPolicyEgressRule{Ports: drawNetworkPorts(t), To: drawNetworkPeers(t)})
-	}
-	return p
-}
-
-func drawNetworkPorts(t *rapid.T) []bocage.NetworkPolicyPort {
-	var out []bocage.NetworkPolicyPort
-	for range rapid.IntRange(0, 2).Draw(t, "ports") {
-		p := bocage.NetworkPolicyPort{Protocol: rapid.SampledFrom(protocols[:3]).Draw(t, "protocol")}
-		switch rapid.IntRange(0, 3).Draw(t, "port") {
-		case 0:
-			p.Port = &bocage.IntOrString{Name: rapid.SampledFrom(portNames).Draw(t, "name")}
-		case 1:
-			p.Port = &bocage.IntOrString{Number: int32(rapid.SampledFrom(ports).Draw(t, "number"))}
-		case 2:
-			i := rapid.IntRange(0, len(ports)-1).Draw(t, "first")
-			last := int32(ports[rapid.IntRange(i, len(ports)-1).Draw(t, "last")])
-			p.Port, p.EndPort = &bocage.IntOrString{Number: int32(ports[i])}, &last
+// NetworkPolicies makes up to so many of them, all valid.
+func (w KubernetesWords) NetworkPolicies(t *rapid.T, most int) []*bocage.NetworkPolicy {
+	var out []*bocage.NetworkPolicy
+	for i := range rapid.IntRange(0, most).Draw(t, "network policies") {
+		p := &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Namespace: rapid.SampledFrom(w.Namespaces).Draw(t, "namespace"), Name: fmt.Sprintf("np%d", i)}}
+		p.Spec.PodSelector = w.Selector(t)
+		p.Spec.PolicyTypes = rapid.SampledFrom([][]string{nil, {}, {"Ingress"}, {"Egress"}, {"Ingress", "Egress"}}).Draw(t, "types")
+		for range rapid.IntRange(0, 2).Draw(t, "ingress") {
+			p.Spec.Ingress = append(p.Spec.Ingress, bocage.NetworkPolicyIngressRule{Ports: w.networkPorts(t), From: w.networkPeers(t)})
+		}
+		for range rapid.IntRange(0, 2).Draw(t, "egress") {
+			p.Spec.Egress = append(p.Spec.Egress, bocage.NetworkPolicyEgressRule{Ports: w.networkPorts(t), To: w.networkPeers(t)})
 		}
 		out = append(out, p)
 	}
 	return out
 }
 
-func drawNetworkPeers(t *rapid.T) []bocage.NetworkPolicyPeer {
+func (w KubernetesWords) networkPorts(t *rapid.T) []bocage.NetworkPolicyPort {
+	var out []bocage.NetworkPolicyPort
+	for range rapid.IntRange(0, 2).Draw(t, "ports") {
+		p := bocage.NetworkPolicyPort{Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP", "SCTP"}).Draw(t, "protocol")}
+		switch rapid.IntRange(0, 3).Draw(t, "port") {
+		case 0:
+			p.Port = &bocage.IntOrString{Name: rapid.SampledFrom(w.PortNames).Draw(t, "name")}
+		case 1:
+			p.Port = &bocage.IntOrString{Number: int32(rapid.SampledFrom(w.Ports).Draw(t, "number"))}
+		case 2:
+			first, last := w.span(t, 0)
+			p.Port, p.EndPort = &bocage.IntOrString{Number: first}, &last
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+// span makes a range of ports that ends so many of the known ports later at least.
+func (w KubernetesWords) span(t *rapid.T, later int) (first, last int32) {
+	i := rapid.IntRange(0, len(w.Ports)-1-later).Draw(t, "first")
+	return int32(w.Ports[i]), int32(w.Ports[rapid.IntRange(i+later, len(w.Ports)-1).Draw(t, "last")])
+}
+
+func (w KubernetesWords) networkPeers(t *rapid.T) []bocage.NetworkPolicyPeer {
 	var out []bocage.NetworkPolicyPeer
 	for range rapid.IntRange(0, 2).Draw(t, "peers") {
 		var p bocage.NetworkPolicyPeer
 		kind := rapid.IntRange(0, 3).Draw(t, "peer")
 		if kind == 0 {
-			block := rapid.SampledFrom(blocks).Draw(t, "block")
-			p.IPBlock = &bocage.IPBlock{CIDR: block[0]}
-			if rapid.Bool().Draw(t, "except") {
-				p.IPBlock.Except = block[1:]
+			block := rapid.SampledFrom(w.Blocks).Draw(t, "block")
+			block.Except = slices.Clone(block.Except)
+			if rapid.Bool().Draw(t, "whole") {
+				block.Except = nil
 			}
+			p.IPBlock = &block
 		}
 		if kind == 1 || kind == 3 {
-			s := drawSelector(t)
+			s := w.Selector(t)
 			p.PodSelector = &s
 		}
 		if kind == 2 || kind == 3 {
-			s := drawNamespaceSelector(t)
+			s := w.NamespaceSelector(t)
 			p.NamespaceSelector = &s
 		}
 		out = append(out, p)
@@ -96,78 +128,93 @@ func drawNamespaceSelector(t *rapid.T) bocage.Selector {
 	return bocage.Selector{MatchLabels: map[string]string{key: labelPairs[key][0]}}
 }
 
-func drawClusterNetworkPolicy(t *rapid.T, i int) *bocage.ClusterNetworkPolicy {
-	p := &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("cnp%d", i)}}
-	priority := int32(rapid.IntRange(0, 2).Draw(t, "priority"))
-	p.Spec.Tier, p.Spec.Priority = rapid.SampledFrom([]string{bocage.TierAdmin, bocage.TierBaseline}).Draw(t, "tier"), &priority
-	p.Spec.Subject.Namespaces, p.Spec.Subject.Pods = drawNamespacesOrPods(t)
-	for range rapid.IntRange(0, 2).Draw(t, "ingress") {
-		rule := bocage.ClusterNetworkPolicyIngressRule{Action: drawAction(t), Protocols: drawClusterProtocols(t, true)}
-		for range rapid.IntRange(1, 2).Draw(t, "peers") {
-			var peer bocage.ClusterNetworkPolicyIngressPeer
-			peer.Namespaces, peer.Pods = drawNamespacesOrPods(t)
-			rule.From = append(rule.From, peer)
-		}
-		p.Spec.Ingress = append(p.Spec.Ingress, rule)
-	}
-	for range rapid.IntRange(0, 2).Draw(t, "egress") {
-		rule := bocage.ClusterNetworkPolicyEgressRule{Action: drawAction(t)}
-		inside := true
-		for range rapid.IntRange(1, 2).Draw(t, "peers") {
-			var peer bocage.ClusterNetworkPolicyEgressPeer
-			switch rapid.IntRange(0, 3).Draw(t, "peer") {
-			case 0:
-				s := drawSelector(t)
-				peer.Nodes, inside = &s, false
-			case 1:
-				peer.Networks, inside = []string{rapid.SampledFrom(blocks).Draw(t, "network")[0]}, false
-			default:
-				peer.Namespaces, peer.Pods = drawNamespacesOrPods(t)
+// ClusterNetworkPolicies makes up to so many of them, all valid, in both tiers;
+// some have one priority.
+func (w KubernetesWords) ClusterNetworkPolicies(t *rapid.T, most int) []*bocage.ClusterNetworkPolicy {
+	var out []*bocage.ClusterNetworkPolicy
+	for i := range rapid.IntRange(0, most).Draw(t, "cluster network policies") {
+		p := &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("cnp%d", i)}}
+		priority := int32(rapid.IntRange(0, 2).Draw(t, "priority"))
+		p.Spec.Tier, p.Spec.Priority = rapid.SampledFrom([]string{bocage.TierAdmin, bocage.TierBaseline}).Draw(t, "tier"), &priority
+		p.Spec.Subject.Namespaces, p.Spec.Subject.Pods = w.namespacesOrPods(t)
+		for range rapid.IntRange(0, 3).Draw(t, "ingress") {
+			rule := bocage.ClusterNetworkPolicyIngressRule{Action: drawAction(t), Protocols: w.clusterProtocols(t, true)}
+			for range rapid.IntRange(1, 2).Draw(t, "peers") {
+				var peer bocage.ClusterNetworkPolicyIngressPeer
+				peer.Namespaces, peer.Pods = w.namespacesOrPods(t)
+				rule.From = append(rule.From, peer)
 			}
-			rule.To = append(rule.To, peer)
+			p.Spec.Ingress = append(p.Spec.Ingress, rule)
 		}
-		rule.Protocols = drawClusterProtocols(t, inside)
-		p.Spec.Egress = append(p.Spec.Egress, rule)
+		for range rapid.IntRange(0, 3).Draw(t, "egress") {
+			rule := bocage.ClusterNetworkPolicyEgressRule{Action: drawAction(t)}
+			inside := true
+			for range rapid.IntRange(1, 2).Draw(t, "peers") {
+				peer, within := w.egressPeer(t, rule.Action)
+				rule.To, inside = append(rule.To, peer), inside && within
+			}
+			rule.Protocols = w.clusterProtocols(t, inside)
+			p.Spec.Egress = append(p.Spec.Egress, rule)
+		}
+		out = append(out, p)
 	}
-	return p
+	return out
+}
+
+// egressPeer also says whether it means workloads, which alone have named ports.
+func (w KubernetesWords) egressPeer(t *rapid.T, action string) (peer bocage.ClusterNetworkPolicyEgressPeer, inside bool) {
+	switch kind := rapid.IntRange(0, 5).Draw(t, "peer"); {
+	case kind == 0:
+		s := w.Selector(t)
+		peer.Nodes = &s
+	case kind == 1:
+		peer.Networks = []string{rapid.SampledFrom(w.Blocks).Draw(t, "network").CIDR}
+	case kind == 2 && action == bocage.ActionAccept && len(w.Domains) > 0:
+		peer.DomainNames = w.Domains
+	default:
+		inside = true
+		peer.Namespaces, peer.Pods = w.namespacesOrPods(t)
+	}
+	return peer, inside
 }
 
 func drawAction(t *rapid.T) string {
 	return rapid.SampledFrom([]string{bocage.ActionAccept, bocage.ActionDeny, bocage.ActionPass}).Draw(t, "action")
 }
 
-func drawNamespacesOrPods(t *rapid.T) (*bocage.Selector, *bocage.NamespacedPod) {
+func (w KubernetesWords) namespacesOrPods(t *rapid.T) (*bocage.Selector, *bocage.NamespacedPod) {
 	namespaces := bocage.Selector{}
 	if rapid.Bool().Draw(t, "some namespaces") {
-		namespaces = drawNamespaceSelector(t)
+		namespaces = w.NamespaceSelector(t)
 	}
 	if rapid.Bool().Draw(t, "whole namespaces") {
 		return &namespaces, nil
 	}
-	pods := drawSelector(t)
+	pods := w.Selector(t)
 	return nil, &bocage.NamespacedPod{NamespaceSelector: namespaces, PodSelector: &pods}
 }
 
-// drawClusterProtocols makes what of a flow is matched; named ports only where
-// every peer is inside.
-func drawClusterProtocols(t *rapid.T, named bool) []bocage.ClusterNetworkPolicyProtocol {
+// clusterProtocols makes what of a flow is matched; named ports only where every
+// peer is inside.
+func (w KubernetesWords) clusterProtocols(t *rapid.T, named bool) []bocage.ClusterNetworkPolicyProtocol {
 	var out []bocage.ClusterNetworkPolicyProtocol
 	for range rapid.IntRange(0, 2).Draw(t, "protocols") {
 		if named && rapid.IntRange(0, 2).Draw(t, "named") == 0 {
-			out = append(out, bocage.ClusterNetworkPolicyProtocol{DestinationNamedPort: rapid.SampledFrom(portNames).Draw(t, "name")})
+			out = append(out, bocage.ClusterNetworkPolicyProtocol{DestinationNamedPort: rapid.SampledFrom(w.PortNames).Draw(t, "name")})
 			continue
 		}
-		i := rapid.IntRange(0, len(ports)-2).Draw(t, "first")
-		number := int32(ports[i])
-		port := &bocage.ClusterNetworkPolicyPort{Number: &number}
+		first, last := w.span(t, 1)
+		port := &bocage.ClusterNetworkPolicyPort{Number: &first}
 		if rapid.Bool().Draw(t, "range") {
-			last := ports[rapid.IntRange(i+1, len(ports)-1).Draw(t, "last")]
-			port = &bocage.ClusterNetworkPolicyPort{Range: &bocage.ClusterNetworkPolicyPortRange{Start: number, End: int32(last)}}
+			port = &bocage.ClusterNetworkPolicyPort{Range: &bocage.ClusterNetworkPolicyPortRange{Start: first, End: last}}
 		}
 		transport := &bocage.ClusterNetworkPolicyTransport{DestinationPort: port}
-		if rapid.Bool().Draw(t, "udp") {
+		switch rapid.IntRange(0, 3).Draw(t, "protocol") {
+		case 0:
 			out = append(out, bocage.ClusterNetworkPolicyProtocol{UDP: transport})
-		} else {
+		case 1:
+			out = append(out, bocage.ClusterNetworkPolicyProtocol{SCTP: transport})
+		default:
 			out = append(out, bocage.ClusterNetworkPolicyProtocol{TCP: transport})
 		}
 	}
