@@ -98,7 +98,7 @@ func validateMeta(m *ObjectMeta, namespaced bool) Faults {
 func validateLabels(labels map[string]string) Faults {
 	var faults Faults
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		faults = append(faults, validateLabelKey(key)...)
+		faults = append(faults, validateLabelKey(key).Under("["+key+"]")...)
 		if value := labels[key]; !labelValue.MatchString(value) {
 			faults.Add("["+key+"]", "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
 		}
@@ -106,6 +106,7 @@ func validateLabels(labels map[string]string) Faults {
 	return faults
 }
 
+// validateLabelKey checks one key; the fault has no path of its own.
 func validateLabelKey(key string) Faults {
 	var faults Faults
 	prefix, name, found := strings.Cut(key, "/")
@@ -113,7 +114,7 @@ func validateLabelKey(key string) Faults {
 		prefix, name = "", key
 	}
 	if found && (len(prefix) > 253 || !dnsSubdomain.MatchString(prefix)) || !labelName.MatchString(name) {
-		faults.Add("["+key+"]", "%q is not a label key: an optional DNS name and '/', then at most 63 letters, digits, '-', '_' or '.'", key)
+		faults.Add("", "%q is not a label key: an optional DNS name and '/', then at most 63 letters, digits, '-', '_' or '.'", key)
 	}
 	return faults
 }

@@ -3,6 +3,7 @@ package bocage
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -54,11 +55,24 @@ type NetworkPolicyEgressRule struct {
 // a port of the destination.
 type NetworkPolicyPort struct {
 	// Protocol is TCP (the default), UDP or SCTP.
-	Protocol string `json:"protocol,omitempty"`
+	Protocol NetworkProtocol `json:"protocol,omitempty"`
 	// Port is a number or a name; none is every port of the protocol.
 	Port *IntOrString `json:"port,omitempty"`
 	// EndPort makes a range with a numeric Port.
 	EndPort *int32 `json:"endPort,omitempty"`
+}
+
+// NetworkProtocol is the name of a transport protocol. Not to write one is to mean
+// TCP; to write an empty one is a mistake, as it is to Kubernetes.
+type NetworkProtocol string
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *NetworkProtocol) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		return errors.New("is empty: name TCP, UDP or SCTP, or leave it out to mean TCP")
+	}
+	*p = NetworkProtocol(text)
+	return nil
 }
 
 // NetworkPolicyPeer is who is on the other side: workloads by label, in the
@@ -169,7 +183,7 @@ func (p NetworkPolicyPort) validate() Faults {
 			faults.Add("endPort", "a range needs its first port: set port too")
 		}
 	case p.Port.Name != "":
-		if fault := portNameFault(p.Port.Name); fault != "" {
+		if fault := PortNameFault(p.Port.Name); fault != "" {
 			faults.Add("port", "%q is not the name of a port: it %s", p.Port.Name, fault)
 		}
 		if p.EndPort != nil {
@@ -191,9 +205,9 @@ func (p NetworkPolicyPort) validate() Faults {
 
 func isPort(n int32) bool { return 1 <= n && n <= 65535 }
 
-// portNameFault says what keeps a text from being an IANA service name (RFC
+// PortNameFault says what keeps a text from being an IANA service name (RFC
 // 6335), which is what a port may be called; "" if nothing does.
-func portNameFault(name string) string {
+func PortNameFault(name string) string {
 	letter := false
 	for _, c := range []byte(name) {
 		switch {

@@ -228,7 +228,7 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 	document := Document{Resource: resource, Source: tree.Source(""), tree: tree}
 	faults = append(unknown, wrong...)
 	for _, fault := range document.Place(resource.Validate()) {
-		if !follows(fault.Field, wrong) {
+		if !follows(fault.Field, wrong) && !emptied(fault.Field, unknown) {
 			faults = append(faults, fault)
 		}
 	}
@@ -273,6 +273,15 @@ func follows(field string, wrong bocage.Faults) bool {
 		}
 	}
 	return false
+}
+
+// emptied reports whether a field's fault may come from an unknown field in it,
+// which was read as if it were not there.
+func emptied(field string, unknown bocage.Faults) bool {
+	return slices.ContainsFunc(unknown, func(u bocage.Fault) bool {
+		i := strings.LastIndexByte(u.Field, '.')
+		return i > 0 && u.Field[:i] == field
+	})
 }
 
 // kind finds the kind that a document names.

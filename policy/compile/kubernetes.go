@@ -392,15 +392,15 @@ func networkPorts(list []bocage.NetworkPolicyPort) (ports, []kubePortName) {
 	for _, p := range list {
 		switch {
 		case p.Port == nil:
-			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(p.Protocol), bocage.AllPorts})
+			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(string(p.Protocol)), bocage.AllPorts})
 		case p.Port.Name != "":
-			names = append(names, kubePortName{p.Port.Name, protocolName(p.Protocol)})
+			names = append(names, kubePortName{p.Port.Name, protocolName(string(p.Protocol))})
 		default:
 			first, last := p.Port.Number, p.Port.Number
 			if p.EndPort != nil {
 				last = *p.EndPort
 			}
-			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(p.Protocol), bocage.PortRange{First: uint16(first), Last: uint16(last)}})
+			numbers.ranges = append(numbers.ranges, protocolRange{protocolOf(string(p.Protocol)), bocage.PortRange{First: uint16(first), Last: uint16(last)}})
 		}
 	}
 	return numbers.normal(), names

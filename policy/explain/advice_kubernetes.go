@@ -88,7 +88,7 @@ func (j *Judge) acceptIn(e end) (Step, bool) {
 	}
 	var ports []bocage.NetworkPolicyPort
 	if e.protocol.HasPorts() {
-		ports = []bocage.NetworkPolicyPort{{Protocol: e.protocol.String(), Port: &bocage.IntOrString{Number: int32(e.port)}}}
+		ports = []bocage.NetworkPolicyPort{{Protocol: bocage.NetworkProtocol(e.protocol.String()), Port: &bocage.IntOrString{Number: int32(e.port)}}}
 	}
 	var rule any
 	if e.ingress {

@@ -428,7 +428,7 @@ func networkPortsMatch(entries []bocage.NetworkPolicyPort, f Flow) bool {
 		return true
 	}
 	return slices.ContainsFunc(entries, func(entry bocage.NetworkPolicyPort) bool {
-		protocol := protocolNamed(entry.Protocol)
+		protocol := protocolNamed(string(entry.Protocol))
 		switch {
 		case protocol != f.Protocol:
 			return false

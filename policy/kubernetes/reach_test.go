@@ -2,20 +2,18 @@ package kubernetes_test
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
-
-	"github.com/rogpeppe/go-internal/txtar"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/manifest"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/kubernetes"
+	"bocage.dev/bocage/policy/policytest"
 )
 
 // TestReach goes through the tables of testdata: each case has policies and what
@@ -26,7 +24,7 @@ func TestReach(t *testing.T) {
 		"rules.txtar":           "houses.yaml",
 		"tiers.txtar":           "houses.yaml",
 	} {
-		archive, err := txtar.ParseFile(filepath.Join("testdata", tables))
+		cases, err := policytest.ReadReachCases(filepath.Join("testdata", tables))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -34,19 +32,10 @@ func TestReach(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		policies := map[string][]byte{}
-		for _, file := range archive.Files {
-			name, part, _ := strings.Cut(file.Name, ": ")
-			if part == "policies" {
-				policies[name] = file.Data
-				continue
-			}
-			if part != "reach" || policies[name] == nil {
-				t.Fatalf("%s: %q is neither policies nor, after them, reach", tables, file.Name)
-			}
-			t.Run(name, func(t *testing.T) {
-				c := newCase(t, string(objects)+"\n---\n"+string(policies[name]))
-				if cells := c.check(t, string(file.Data)); cells == 0 {
+		for _, table := range cases {
+			t.Run(table.Name, func(t *testing.T) {
+				c := newCase(t, string(objects)+"\n---\n"+table.Policies)
+				if cells := c.check(t, table); cells == 0 {
 					t.Error("the table is empty")
 				}
 			})
@@ -121,86 +110,37 @@ func read[T any](t *testing.T, data []byte) *T {
 	return object
 }
 
-// check goes through lines such as "TCP/80 x/* -> 192.0.2.1 yes" and counts the
-// cells. A Pod reaches itself whatever they say: see kubernetes.Flow.
-func (c *reachCase) check(t *testing.T, table string) int {
+// check goes through the table's cells and counts them. A Pod reaches itself
+// whatever they say: see kubernetes.Flow.
+func (c *reachCase) check(t *testing.T, table policytest.ReachCase) int {
 	t.Helper()
-	type cell struct{ ports, from, to string }
-	var cells []cell
-	expected := map[cell]bool{}
-	for line := range strings.Lines(table) {
-		fields := strings.Fields(line)
-		if len(fields) != 5 || fields[2] != "->" || fields[4] != "yes" && fields[4] != "no" {
-			t.Fatalf("%q is not such as TCP/80 x/* -> y/a yes", line)
-		}
-		for _, from := range c.ends(t, fields[1]) {
-			for _, to := range c.ends(t, fields[3]) {
-				this := cell{fields[0], from, to}
-				if _, again := expected[this]; !again {
-					cells = append(cells, this)
-				}
-				expected[this] = fields[4] == "yes"
-			}
-		}
+	cells, err := table.Cells(slices.Collect(maps.Keys(c.named)))
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, this := range cells {
-		f := c.flow(t, this.ports, this.from, this.to)
+	for _, cell := range cells {
+		f := kubernetes.Flow{Protocol: cell.Protocol, Port: cell.Port}
+		f.Source, f.From = c.end(cell.From)
+		f.Destination, f.To = c.end(cell.To)
 		result := c.evaluator.Evaluate(f)
 		if f.From != nil && f.From == f.To {
 			if !result.Allows {
-				t.Errorf("%v: a Pod does not reach itself", this)
+				t.Errorf("%v: a Pod does not reach itself", cell)
 			}
 			continue
 		}
 		if f.From == nil && f.To == nil {
 			continue // nobody's business
 		}
-		if result.Allows != expected[this] {
-			t.Errorf("%v: evaluated %t, egress %v, ingress %v", this, result.Allows, result.Egress, result.Ingress)
+		if result.Allows != cell.Reaches {
+			t.Errorf("%v: evaluated %t, egress %v, ingress %v", cell, result.Allows, result.Egress, result.Ingress)
 		}
 		_, reason := c.ruleset.Decide(bocage.Flow{Source: f.Source, Destination: f.Destination, Protocol: f.Protocol, DestinationPort: f.Port})
-		if reason.Would.Allowed() != expected[this] {
-			t.Errorf("%v: compiled %s (%s)", this, reason.Would, reason.Code)
+		if reason.Would.Allowed() != cell.Reaches {
+			t.Errorf("%v: compiled %s (%s)", cell, reason.Would, reason.Code)
 		}
 	}
 	return len(cells)
-}
-
-// ends expands *, namespace/*, namespace/name or an address.
-func (c *reachCase) ends(t *testing.T, pattern string) []string {
-	t.Helper()
-	if _, err := netip.ParseAddr(pattern); err == nil {
-		return []string{pattern}
-	}
-	var out []string
-	for name := range c.named {
-		namespace, _, _ := strings.Cut(name, "/")
-		if pattern == "*" || pattern == name || pattern == namespace+"/*" {
-			out = append(out, name)
-		}
-	}
-	if len(out) == 0 {
-		t.Fatalf("%q is nobody", pattern)
-	}
-	slices.Sort(out)
-	return out
-}
-
-func (c *reachCase) flow(t *testing.T, ports, from, to string) kubernetes.Flow {
-	t.Helper()
-	name, number, _ := strings.Cut(ports, "/")
-	protocol, err := bocage.ParseProtocol(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	port, err := strconv.ParseUint(number, 10, 16)
-	if err != nil && number != "" {
-		t.Fatal(err)
-	}
-	f := kubernetes.Flow{Protocol: protocol, Port: uint16(port)}
-	f.Source, f.From = c.end(from)
-	f.Destination, f.To = c.end(to)
-	return f
 }
 
 func (c *reachCase) end(name string) (netip.Addr, *bocage.Workload) {

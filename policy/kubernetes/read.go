@@ -2,9 +2,11 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"bocage.dev/bocage"
 )
@@ -57,12 +59,35 @@ func (m objectMeta) of() bocage.ObjectMeta {
 }
 
 type container struct {
-	RestartPolicy string `json:"restartPolicy"`
-	Ports         []struct {
-		Name          string `json:"name"`
-		ContainerPort int64  `json:"containerPort"`
-		Protocol      string `json:"protocol"`
-	} `json:"ports"`
+	RestartPolicy string          `json:"restartPolicy"`
+	Ports         []containerPort `json:"ports"`
+}
+
+type containerPort struct {
+	Name string `json:"name"`
+	// ContainerPort is what was written, number or not.
+	ContainerPort json.RawMessage `json:"containerPort"`
+	Protocol      string          `json:"protocol"`
+}
+
+// number reads the port; what is wrong with it is said for people.
+func (p containerPort) number() (port uint16, wrong string) {
+	text := string(p.ContainerPort)
+	if text == "" || text == "null" {
+		return 0, "is missing: write the number of the port, 1 to 65535"
+	}
+	var quoted string
+	if json.Unmarshal(p.ContainerPort, &quoted) == nil {
+		if _, err := strconv.Atoi(quoted); err == nil {
+			return 0, fmt.Sprintf("is text where a number is needed: write %s without quotes", quoted)
+		}
+		return 0, fmt.Sprintf("%q is text where a number is needed: a port's name belongs under name", quoted)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Sprintf("%s is not a port: 1 to 65535", text)
+	}
+	return uint16(n), ""
 }
 
 // ReadPod reads the JSON of a Pod. It asks only for what it needs: the hundreds
@@ -106,20 +131,16 @@ func ReadPod(data []byte) (Pod, bocage.Faults) {
 }
 
 // addPorts appends the named ports of containers: those without a name cannot be
-// meant by it.
+// meant by it. All are checked as an API server does.
 func addPorts(ports []bocage.NamedPort, faults *bocage.Faults, list string, containers []container, counts func(container) bool) []bocage.NamedPort {
 	for i, c := range containers {
-		if !counts(c) {
-			continue
-		}
+		first := map[string]int{}
 		for j, p := range c.Ports {
-			if p.Name == "" {
-				continue
-			}
 			at := fmt.Sprintf("%s[%d].ports[%d]", list, i, j)
-			if p.ContainerPort < 1 || p.ContainerPort > 65535 {
-				faults.Add(at+".containerPort", "%d is not a port: 1 to 65535", p.ContainerPort)
-				continue
+			before := len(*faults)
+			number, wrong := p.number()
+			if wrong != "" {
+				faults.Add(at+".containerPort", "%s", wrong)
 			}
 			switch p.Protocol {
 			case "":
@@ -127,10 +148,18 @@ func addPorts(ports []bocage.NamedPort, faults *bocage.Faults, list string, cont
 			case "TCP", "UDP", "SCTP":
 			default:
 				faults.Add(at+".protocol", "%q is not TCP, UDP or SCTP", p.Protocol)
+			}
+			if p.Name == "" {
 				continue
 			}
-			named := bocage.NamedPort{Name: p.Name, Port: uint16(p.ContainerPort), Protocol: p.Protocol}
-			if !slices.Contains(ports, named) {
+			if wrong := bocage.PortNameFault(p.Name); wrong != "" {
+				faults.Add(at+".name", "%q is not the name of a port: it %s", p.Name, wrong)
+			} else if other, twice := first[p.Name]; twice {
+				faults.Add(at+".name", "%q is the name of ports[%d] already", p.Name, other)
+			}
+			first[p.Name] = j
+			named := bocage.NamedPort{Name: p.Name, Port: number, Protocol: p.Protocol}
+			if len(*faults) == before && counts(c) && !slices.Contains(ports, named) {
 				ports = append(ports, named)
 			}
 		}
@@ -170,7 +199,12 @@ func ReadNode(data []byte) (*bocage.Host, bocage.Faults) {
 // decode reads an object of a kind; named tells the kind and the name that it read.
 func decode(data []byte, kind string, into any, named func() (string, string)) bocage.Faults {
 	var faults bocage.Faults
-	if err := json.Unmarshal(data, into); err != nil {
+	var wrong *json.UnmarshalTypeError
+	switch err := json.Unmarshal(data, into); {
+	case errors.As(err, &wrong):
+		faults.Add(wrong.Field, "is of the wrong kind (%s): this is not how a %s is written", wrong.Value, kind)
+		return faults
+	case err != nil:
 		faults.Add("", "is not a %s: %v", kind, err)
 		return faults
 	}

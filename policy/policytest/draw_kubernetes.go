@@ -68,7 +68,7 @@ func (w KubernetesWords) NetworkPolicies(t *rapid.T, most int) []*bocage.Network
 func (w KubernetesWords) networkPorts(t *rapid.T) []bocage.NetworkPolicyPort {
 	var out []bocage.NetworkPolicyPort
 	for range rapid.IntRange(0, 2).Draw(t, "ports") {
-		p := bocage.NetworkPolicyPort{Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP", "SCTP"}).Draw(t, "protocol")}
+		p := bocage.NetworkPolicyPort{Protocol: rapid.SampledFrom([]bocage.NetworkProtocol{"", "TCP", "UDP", "SCTP"}).Draw(t, "protocol")}
 		switch rapid.IntRange(0, 3).Draw(t, "port") {
 		case 0:
 			p.Port = &bocage.IntOrString{Name: rapid.SampledFrom(w.PortNames).Draw(t, "name")}
