@@ -14,13 +14,28 @@ import (
 // age makes every flow look as if it had been idle, and unreported, for long.
 func (p *plane) age(idle time.Duration) {
 	p.t.Helper()
-	then := uint64(readClock().ns - idle.Nanoseconds())
-	for key, err := range keysIn[bpf.KernelFlowKey](p.objects.Flows) {
-		must(p.t, err)
-		var flow bpf.KernelFlow
-		must(p.t, p.objects.Flows.Lookup(key, &flow))
-		flow.Seen, flow.Reported = then, then
-		must(p.t, p.objects.Flows.Put(key, flow))
+	then := readClock().ns - idle.Nanoseconds()
+	p.rewrite(func(flow *bpf.KernelFlow) {
+		flow.Seen, flow.Reported = uint32(then>>beatShift), uint16(then>>roundShift)
+	})
+}
+
+// rewrite changes every flow.
+func (p *plane) rewrite(change func(*bpf.KernelFlow)) {
+	p.t.Helper()
+	for i := range p.objects.Flows.MaxEntries() {
+		var bucket bpf.KernelBucket
+		must(p.t, p.objects.Flows.Lookup(i, &bucket))
+		live := false
+		for way := range bucket.Rows {
+			if row := &bucket.Rows[way]; row.Word&flowLive != 0 {
+				change(row)
+				live = true
+			}
+		}
+		if live {
+			must(p.t, p.objects.Flows.Put(i, bucket))
+		}
 	}
 }
 
@@ -133,44 +148,6 @@ func TestRootRefusalsFold(t *testing.T) {
 	}
 	if told != flood {
 		t.Errorf("%d refusals told, want %d", told, flood)
-	}
-}
-
-// A full table of flows forgets, and says how many; what it forgot goes on.
-func TestRootFullTableCutsNobody(t *testing.T) {
-	p := newPlane(t, func(c *Config) { c.FlowEntries, c.Pickup = 1024, time.Minute })
-	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	p.attach(a, b)
-	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)))
-	// As if the ports had been attached long ago.
-	for _, w := range []*workload{a, b} {
-		var row bpf.KernelPort
-		must(t, p.objects.Ports.Lookup(w.ifindex, &row))
-		row.Attached -= uint64(time.Hour)
-		must(t, p.objects.Ports.Put(w.ifindex, row))
-	}
-	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, tcpFlags: ack}
-	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != dropped {
-		t.Fatalf("middle of nothing: program returned %d", int32(got))
-	}
-	flood := f
-	flood.protocol = bocage.ProtocolUDP
-	p.in(func() error {
-		for range 20_000 {
-			flood.sport++
-			p.judged(true, a.ifindex, flood.bytes())
-		}
-		return nil
-	})
-	p.run()
-	eventually(t, "a sweep", func() bool { c, err := p.Counters(); must(t, err); return c.FlowsLive > 0 })
-	c, err := p.Counters()
-	must(t, err)
-	if c.FlowsLive > 1024 || c.FlowsOpened != 20_000 || c.Forgotten() < 18_000 {
-		t.Errorf("counters %+v, %d forgotten", c, c.Forgotten())
-	}
-	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != next {
-		t.Errorf("middle of what may have been forgotten: program returned %d", int32(got))
 	}
 }
 

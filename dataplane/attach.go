@@ -51,6 +51,9 @@ func (d *Dataplane) attach(a Attachment) error {
 	a.Port.Addresses = slices.Clone(a.Port.Addresses)
 	was, known := d.ports[a.Ifindex]
 	d.ports[a.Ifindex] = a
+	if err := d.share(); err != nil {
+		return err
+	}
 	if known && was.Port.Workload == a.Port.Workload && was.Port.Identity == a.Port.Identity {
 		return nil // every new ruleset comes by here
 	}
@@ -183,8 +186,13 @@ func (d *Dataplane) detach(ifindex uint32) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.sweep(sweepFlows, ifindex)
-	return err
+	if _, err := d.sweep(sweepFlows, ifindex); err != nil {
+		return err
+	}
+	if err := d.objects.Holdings.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete holding of port: %w", err)
+	}
+	return d.share()
 }
 
 // SetInspection says where the engine's links are and whether it is up. The

@@ -17,23 +17,15 @@ type Counters struct {
 	Refused map[bocage.ReasonCode]Count
 	// Offered events were due; of these, Lost found no room in the ring buffer.
 	Offered, Lost uint64
-	// Flows opened and ended since the start, and live at the last sweep.
-	FlowsOpened, FlowsEnded, FlowsLive uint64
+	// Flows opened and ended since the start, and live at the last sweep. Of those
+	// that ended, FlowsEvicted did before their time, to make room for others.
+	FlowsOpened, FlowsEnded, FlowsEvicted, FlowsLive uint64
 	// Folded refusals found no row of their own in the table of refusals and
 	// were reported by port and reason only.
 	Folded uint64
 	// Unanswered packets were to be rejected and were dropped in silence: the
 	// point's share of answers was spent, or the answer could not be made.
 	Unanswered uint64
-}
-
-// Forgotten is how many flows were pushed out to make room for others, by the
-// last sweep.
-func (c Counters) Forgotten() uint64 {
-	if kept := c.FlowsEnded + c.FlowsLive; kept < c.FlowsOpened {
-		return c.FlowsOpened - kept
-	}
-	return 0
 }
 
 // Counters reads the counters.
@@ -70,6 +62,7 @@ func (d *Dataplane) Counters() (Counters, error) {
 		c.Lost += t.Lost
 		c.FlowsOpened += t.Opened
 		c.FlowsEnded += t.Ended
+		c.FlowsEvicted += t.Evicted
 		c.Folded += t.Folded
 		c.Unanswered += t.Unanswered
 	}

@@ -49,9 +49,16 @@ type Config struct {
 	// PinDir is a folder in a bpffs, of this agent alone. Where no bpffs is
 	// mounted, Open mounts one. Default: DefaultPinDir.
 	PinDir string
-	// FlowEntries bounds the flows remembered at a time, 200 bytes each. When
-	// there are more, the least recently used are forgotten. Default 131,072.
+	// FlowEntries bounds the flows remembered at a time, 128 bytes each. When
+	// there is no room for another, flows that are over make it, then those that
+	// nobody answered, then the one that was idle for longest, if for more than
+	// five minutes. Where none of these is left, the new flow is refused and
+	// counted (ReasonTableFull), and those that are there go on. Default 131,072.
 	FlowEntries int
+	// FlowsPerPort bounds the flows that one enforcement point may hold while
+	// there are others, so that no workload takes the table from the rest: beyond,
+	// only flows of its own make room for another. Default: half of FlowEntries.
+	FlowsPerPort int
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
 	// RefusedEntries its refused identities, EndingEntries its decisions that end
@@ -76,8 +83,8 @@ type Config struct {
 // Validate names all faults at once.
 func (c Config) Validate() error {
 	var faults []error
-	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "PeerEntries": c.PeerEntries,
-		"PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
+	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "FlowsPerPort": c.FlowsPerPort,
+		"PeerEntries": c.PeerEntries, "PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
 		"EndingEntries": c.EndingEntries, "AnswersPerSecond": c.AnswersPerSecond} {
 		if n < 0 || n > 1<<26 {
 			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
@@ -100,6 +107,7 @@ func (c Config) withDefaults() Config {
 		}
 	}
 	orElse(&c.FlowEntries, 1<<17)
+	orElse(&c.FlowsPerPort, c.FlowEntries/2)
 	orElse(&c.PeerEntries, 1<<17)
 	orElse(&c.PrefixEntries, 1<<15)
 	orElse(&c.RuleEntries, 1<<18)

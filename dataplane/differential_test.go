@@ -55,7 +55,8 @@ func (p *plane) judged(from bool, ifindex uint32, b []byte) uint32 {
 // forget empties what is remembered of packets.
 func (p *plane) forget() {
 	p.t.Helper()
-	must(p.t, clearRows(p.objects.Flows, func(bpf.KernelFlowKey) bool { return true }))
+	p.rewrite(func(flow *bpf.KernelFlow) { *flow = bpf.KernelFlow{} })
+	must(p.t, clearRows(p.objects.Holdings, func(ifindex uint32) bool { return ifindex != 0 }))
 	must(p.t, clearRows(p.objects.Refusals, func(bpf.KernelRefusalKey) bool { return true }))
 	must(p.t, clearRows(p.objects.Fragments, func(bpf.KernelFragmentKey) bool { return true }))
 	must(p.t, clearRows(p.objects.Questions, func(bpf.KernelQuestion) bool { return true }))

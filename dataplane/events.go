@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -123,18 +122,10 @@ func (d *Dataplane) sweep(tables, ifindex uint32) (bpf.KernelSweepOrder, error) 
 		return order, nil
 	}
 	d.live = order.Live
-	// Every processor keeps some free rows to itself, up to 128 twice.
-	if order.Live+256*uint64(runtime.NumCPU()) > uint64(d.cfg.FlowEntries)/8*7 {
-		// What the full table forgot may be picked up again.
-		until := uint64(readClock().ns + d.cfg.Pickup.Nanoseconds())
-		if err := d.objects.Pressure.Put(uint32(0), bpf.KernelPressure{Until: until}); err != nil {
-			return order, fmt.Errorf("note pressure: %w", err)
-		}
-		if d.full.IsZero() || time.Since(d.full) > time.Minute {
-			d.full = time.Now()
-			d.log.Warn("table of flows nearly full: the least recently used are forgotten; raise FlowEntries",
-				"live", order.Live, "entries", d.cfg.FlowEntries)
-		}
+	if order.Live > uint64(d.cfg.FlowEntries)/8*7 && time.Since(d.full) > time.Minute {
+		d.full = time.Now()
+		d.log.Warn("table of flows nearly full: new flows are refused where no old one makes room; raise FlowEntries",
+			"live", order.Live, "entries", d.cfg.FlowEntries)
 	}
 	return order, nil
 }

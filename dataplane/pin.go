@@ -42,7 +42,7 @@ const (
 func sizeOf(cfg Config, name string) (uint32, bool) {
 	switch name {
 	case "flows":
-		return uint32(cfg.FlowEntries), true
+		return bucketsOf(cfg), true
 	case "peers":
 		return uint32(2 * cfg.PeerEntries), true
 	case "groups":
@@ -71,6 +71,9 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 		if size, ok := sizeOf(cfg, name); ok {
 			m.MaxEntries = size
 		}
+	}
+	if err := spec.Variables["flow_buckets"].Set(bucketsOf(cfg)); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
 	for name, ns := range map[string]time.Duration{
 		"pickup_period":   cfg.Pickup,
@@ -142,6 +145,9 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 			options.MapReplacements[name] = m
 		}
 	}
+	if err := seed(spec, options.MapReplacements["seeds"]); err != nil {
+		return nil, fmt.Errorf("seed the table of flows: %w", err)
+	}
 	objects := &bpf.KernelObjects{}
 	if err := spec.LoadAndAssign(objects, options); err != nil {
 		return nil, fmt.Errorf("load eBPF programs (Linux 6.6 or newer is needed): %w", err)
@@ -180,7 +186,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
-		"comparisons": o.Comparisons,
+		"comparisons": o.Comparisons, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds,
 	}
 }
 

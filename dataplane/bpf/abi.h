@@ -211,33 +211,39 @@ struct flow_key {
 	struct address address[2];
 	__u16 port[2]; // host order; an ICMP query's identifier is the port of who asks
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 family; // 4 or 6
+	__u16 link;  // a link that has addresses of its own, as a VLAN or a wire; zero: the host's
 };
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 
+// A row of the table of flows: two cache lines, of which the first decides. What
+// is told of an end lies at the end's place in the key.
 struct flow {
+	__u64 word; // FLOW_*: flags, version and tag; see table.h
+	struct flow_key key;
+	__u32 epoch;    // in which it was judged
+	__u32 topology; // in which its ends were bound
+	__u32 until;    // in eras: when the verdict ends by itself; 0 of a cut flow
+	__u32 seen;     // in beats, of the last packet
+
 	__u64 packets; // both directions, counted by the owner only
 	__u64 bytes;
-	__u64 seen;     // coarse monotonic ns of the last packet
-	__u64 reported; // of the last event
-	__u64 until;    // monotonic ns: when the verdict ends by itself; 0 of a cut flow
-	__u32 flags;    // FLOW_*
-	__u32 epoch;    // in which it was judged
-	__u32 source;   // identities; source opened it
+	__u32 source; // identities; source opened it
 	__u32 destination;
 	__u32 decision;
 	__u32 generation;
-	__u32 owner;   // index of the interface that counts and reports
-	__u32 differs; // number of the candidate that decides its reach otherwise
+	__u32 ifindex[2]; // of the points; 0: none was seen
+	__u8 mac[2][6] __attribute__((aligned(2)));
 	__u16 service; // destination port; type*256+code of ICMP
 	__u16 profile;
-	__u8 verdict;
-	__u8 would;
+	__u16 reported; // in rounds, of the last event; with `differs` one word
+	__u16 differs;  // of the candidate that decides its reach otherwise; see differing
+	__u8 verdicts;  // what is done, and in the upper half what would be
 	__u8 reason;
-	__u8 peer_mac[6]; // of the other end of the owner's link, for decoys
-	__u8 pad[3];
+	__u8 expects; // index of the protocol that it is to speak; 0: any
+	__u8 speech;  // how far it is known what it speaks
 };
-_Static_assert(sizeof(struct flow) == 88, "flow");
+_Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_SECOND 0x1 // the source is the second end of the key
 #define FLOW_TO 0x2     // the owner stands before the destination
 #define FLOW_REPLIED 0x4
@@ -250,7 +256,42 @@ _Static_assert(sizeof(struct flow) == 88, "flow");
 #define FLOW_ENROLLED 0x200  // the destination's point inspects, else the source's
 #define FLOW_FAIL_OPEN 0x400 // passes while the engine is down
 #define FLOW_UNINSPECTED 0x800
-#define FLOW_ICMP_REPLY 0x1000
+#define FLOW_ESTABLISHED 0x1000 // both ends are known to be there
+#define FLOW_LIVE 0x400000    // the row is a flow's
+#define FLOW_WRITING 0x800000 // somebody writes it
+#define FLOW_FLAGS 0xffffffULL
+#define FLOW_VERSION_SHIFT 24
+#define FLOW_VERSION 0xffff000000ULL
+#define FLOW_TAG 0xffffff0000000000ULL
+
+// Units of time in a row, as shifts of nanoseconds: 4.2 ms, 67 ms and 1.1 s. A
+// number of beats wraps after 208 days, of eras after nine years.
+#define BEAT_SHIFT 22
+#define ERA_SHIFT 26
+#define ROUND_SHIFT 30
+#define ERA_FOREVER 0xffffffff
+
+// Rows that a flow may lie in come in buckets: two, chosen by its key.
+#define WAYS 8
+struct bucket {
+	struct flow rows[WAYS];
+};
+_Static_assert(sizeof(struct bucket) == 1024, "bucket");
+
+// Keeps two processors from opening the same flow twice.
+struct bpf_spin_lock {
+	__u32 val;
+};
+struct opening {
+	struct bpf_spin_lock lock;
+	__u32 pad[15];
+};
+_Static_assert(sizeof(struct opening) == 64, "opening");
+
+// How many rows an enforcement point holds; of 0, how many one may.
+struct holding {
+	__u64 rows;
+};
 
 struct fragment_key {
 	struct address source;
@@ -331,8 +372,8 @@ struct steering {
 };
 _Static_assert(sizeof(struct steering) == 24, "steering");
 
-// The table of flows was nearly full lately, so it may have forgotten flows that
-// live: until then (monotonic ns) packets in their middle are picked up.
+// The table of flows forgot flows that may live, though idle, to make room: until
+// then (monotonic ns) packets in their middle are picked up.
 struct pressure {
 	__u64 until;
 };
@@ -353,6 +394,7 @@ struct tally {
 	__u64 lost;    // of these, without room in the ring buffer
 	__u64 opened;  // flows
 	__u64 ended;
+	__u64 evicted; // of these, before their time, to make room
 	__u64 folded; // refusals that found no row of their own and were counted by port and reason only
 	__u64 unanswered; // refusals that ask for an answer and were dropped in silence: too many at once
 };

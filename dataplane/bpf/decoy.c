@@ -7,6 +7,18 @@
 
 #include "enforce.h"
 
+// Writes the MACs that the link of the port goes by.
+STAGE int readdress(struct __sk_buff *skb, const struct flow *flow, const struct port *port, __u32 from)
+{
+	if (!flow || !port)
+		return -1;
+	bool other = !own_end(flow->word);
+	__u8 macs[12];
+	memcpy(macs, from ? flow->mac[other] : port->mac, 6);
+	memcpy(macs + 6, from ? port->mac : flow->mac[other], 6);
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
+}
+
 SEC("tcx/ingress")
 int from_decoy(struct __sk_buff *skb)
 {
@@ -21,23 +33,20 @@ int from_decoy(struct __sk_buff *skb)
 	if (!whole || p->protocol != PROTOCOL_TCP || (p->marks & (PACKET_FIRST | PACKET_LATER)))
 		goto drop;
 
-	struct flow_key key = {};
-	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
-	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->verdict != VERDICT_DECOY || second == !!(flow->flags & FLOW_SECOND))
+	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at.key);
+	struct flow *flow = find_row(&at.key, &at.found) ? row_at(at.found.row) : NULL;
+	__u64 word = at.found.word;
+	if (!flow || verdict_of(flow) != VERDICT_DECOY || second == !!(word & FLOW_SECOND) || !is_still(flow, word))
 		goto drop;
-	__u32 owner = flow->owner;
-	bool from = flow->flags & FLOW_TO; // diverted on the way in: answers as if from the workload
+	__u32 owner = owner_of(flow);
+	bool from = word & FLOW_TO; // diverted on the way in: answers as if from the workload
 	struct port *port = bpf_map_lookup_elem(&ports, &owner);
 	if (!port)
 		goto drop;
 
 	at.ifindex = owner; // who counts
 	advance(&at, flow, false);
-	__u8 macs[12];
-	memcpy(macs, from ? flow->peer_mac : port->mac, 6);
-	memcpy(macs + 6, from ? port->mac : flow->peer_mac, 6);
-	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+	if (readdress(skb, flow, port, from))
 		return TCX_DROP;
 	return resume(skb, port, owner, from);
 drop:

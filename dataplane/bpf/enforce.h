@@ -137,88 +137,123 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 	return answers;
 }
 
-// Writes a row for a new flow; 0 if there was none and there is one now, as
-// bpf_map_update_elem says otherwise.
-STAGE int open_flow(const struct passage *at, const struct flow_key *key, const struct outcome *out, __u32 original)
+// Whom a new flow may take room from: 0 is anybody; its own port, if that one
+// holds its share of the table already.
+static __always_inline __u32 room_of(const struct passage *at)
 {
-	if (!at || !key || !out)
-		return -1;
-	const struct packet *p = &at->packet;
-	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
-	struct flow flow = {
-		.seen = at->now,
-		.reported = at->now,
-		.flags = (second == !!original ? FLOW_SECOND : 0) | (!at->from == !original ? 0 : FLOW_TO),
-		.owner = at->ifindex,
-		.service = original ? service_of(p) : p->source_port,
-	};
-	memcpy(flow.peer_mac, at->from ? p->destination_mac : p->source_mac, 6);
-	settle(at, &flow, out, original);
-	int failed = bpf_map_update_elem(&flows, key, &flow, BPF_NOEXIST);
-	struct tally *t = tally();
-	if (!failed && t)
-		t->opened++;
-	return failed;
+	__u32 everybody = 0, ifindex = at->ifindex;
+	struct holding *most = bpf_map_lookup_elem(&holdings, &everybody);
+	struct holding *held = bpf_map_lookup_elem(&holdings, &ifindex);
+	return most && held && held->rows >= most->rows ? ifindex : 0;
 }
 
-static __always_inline void end_flow(const struct flow_key *key, struct flow *flow)
+// Writes a row for a new flow, unless it is cut, or there is no room.
+STAGE int open_flow(struct passage *at, struct outcome *out)
 {
-	report_flow(key, flow, EVENT_END);
+	if (!at || !out)
+		return 0;
+	const struct packet *p = &at->packet;
+	const struct flow_key *key = &at->key;
+	bool original = at->original;
+	struct steering *s = steering_now();
+	if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
+		out->verdict = VERDICT_DROP;
+	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
+		return 0;
+	at->found.row = make_row(key, at->now, room_of(at));
+	struct flow *flow = at->found.row ? row_at(at->found.row) : NULL;
+	if (!flow) {
+		decide_alone(at, REASON_TABLE_FULL, out);
+		return 0;
+	}
+	at->found.word = word_of(flow);
+	if (at->found.word & FLOW_LIVE)
+		return 0; // another processor opened it at the same time
+	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
+	__u64 flags = settle(at, flow, out, original) | FLOW_LIVE | (second == original ? FLOW_SECOND : 0) |
+		      (!at->from == !original ? 0 : FLOW_TO);
+	bool own = own_end(flags);
+	flow->topology = 0;
+	flow->seen = beat_of(at);
+	flow->packets = flow->bytes = 0;
+	flow->ifindex[own] = at->ifindex;
+	flow->ifindex[!own] = 0;
+	memcpy(flow->mac[own], at->from ? p->source_mac : p->destination_mac, 6);
+	memcpy(flow->mac[!own], at->from ? p->destination_mac : p->source_mac, 6);
+	flow->service = original ? service_of(p) : p->source_port;
+	flow->reported = at->now >> ROUND_SHIFT;
+	flow->expects = flow->speech = 0;
+	hold(at->ifindex, 1);
+	at->found.word = give(flow, flags, FLOW_FLAGS & ~flags);
+	at->news = true;
 	struct tally *t = tally();
-	if (!bpf_map_delete_elem(&flows, key) && t)
-		t->ended++;
+	if (t)
+		t->opened++;
+	return 0;
 }
 
 // Tells of a flow that passes without the inspection that it should have had.
-STAGE int report_uninspected(const struct flow_key *key, const struct flow *flow, __u32 kind)
+STAGE int report_uninspected(const struct flow *flow, __u32 kind)
 {
-	if (!key || !flow)
+	if (!flow)
 		return 0;
 	struct flow copy = *flow;
-	copy.verdict = VERDICT_ALLOW;
-	copy.would = VERDICT_INSPECT;
+	copy.verdicts = VERDICT_ALLOW | VERDICT_INSPECT << 4;
 	copy.reason = REASON_INSPECTION_DOWN;
-	return report_flow(key, &copy, kind);
+	return report_flow(&copy, kind);
 }
 
 // What to do with a packet that is not refused.
 #define ACT_PASS 0
 #define ACT_STEER 1
 #define ACT_DIVERT 2
-#define ACT_JUDGE 3 // not known yet: judge first
+#define ACT_JUDGE 3    // not known yet: judge first
+#define ACT_DISPATCH 4 // its flow says
+
+// Whether this packet is the one to bring news of a flow that goes on.
+static __always_inline bool is_due(const struct passage *at, struct flow *flow)
+{
+	__u16 round = at->now >> ROUND_SHIFT, differs = flow->differs, last = flow->reported;
+	if (owner_of(flow) != at->ifindex || (__u16)(round - last) <= UPDATE_ROUNDS)
+		return false;
+	__u32 was = last | (__u32)differs << 16, next = round | (__u32)differs << 16;
+	return __sync_val_compare_and_swap((__u32 *)&flow->reported, was, next) == was;
+}
 
 // What a flow's packet meets beyond allow and drop: the engine, or a decoy.
-// News says that the flow is new, or judged otherwise than before.
-static __always_inline int dispatch(const struct passage *at, const struct flow_key *key, struct flow *flow,
-				    struct outcome *out, bool original, bool news)
+STAGE int dispatch(const struct passage *at, struct outcome *out)
 {
+	if (!at || !out)
+		return ACT_PASS;
+	struct flow *flow = row_at(at->found.row);
+	if (!flow)
+		return ACT_PASS;
 	const struct packet *p = &at->packet;
+	bool original = at->original, news = at->news;
 	const struct steering *s = steering_now();
-	bool here = out->verdict == VERDICT_INSPECT && inspects(at, flow->flags & FLOW_ENROLLED, original);
+	bool here = out->verdict == VERDICT_INSPECT && inspects(at, at->found.word & FLOW_ENROLLED, original);
 	bool down = here && !(s && s->up);
-	if (down && !(flow->flags & FLOW_FAIL_OPEN)) {
+	if (down && !(at->found.word & FLOW_FAIL_OPEN)) {
 		out->verdict = VERDICT_DROP;
 		out->reason = REASON_INSPECTION_DOWN;
 		account(at, out, !original);
 		return ACT_PASS;
 	}
-	bool first_answer = !original && !(flow->flags & FLOW_REPLIED);
+	bool first_answer = !original && !(at->found.word & FLOW_REPLIED);
 	advance(at, flow, original);
 	if (news && !is_allowed(out->would))
 		account(at, out, !original);
 	else if (news && !down)
-		report_flow(key, flow, EVENT_START);
+		report_flow(flow, EVENT_START);
 	// A flow that is merely observed is told of at once when it is answered:
 	// what answers is what policy is suggested from.
 	if (first_answer && !is_allowed(out->would))
-		report_flow(key, flow, EVENT_UPDATE);
-	__u64 last = flow->reported;
-	if (flow->owner == at->ifindex && at->now - last > UPDATE_PERIOD &&
-	    __sync_val_compare_and_swap(&flow->reported, last, at->now) == last)
-		report_flow(key, flow, EVENT_UPDATE);
+		report_flow(flow, EVENT_UPDATE);
+	if (is_due(at, flow))
+		report_flow(flow, EVENT_UPDATE);
 
 	if (out->verdict == VERDICT_DECOY) {
-		if (s && s->decoy && original && flow->owner == at->ifindex &&
+		if (s && s->decoy && original && owner_of(flow) == at->ifindex &&
 		    !(p->marks & (PACKET_FIRST | PACKET_LATER)))
 			return ACT_DIVERT;
 		out->verdict = VERDICT_DROP;
@@ -226,14 +261,16 @@ static __always_inline int dispatch(const struct passage *at, const struct flow_
 	}
 	if (down) {
 		out->reason = REASON_INSPECTION_DOWN;
-		if (!(flow->flags & FLOW_UNINSPECTED))
-			report_uninspected(key, flow, news ? EVENT_START : EVENT_UPDATE);
-		raise(flow, FLOW_UNINSPECTED);
+		if (!(at->found.word & FLOW_UNINSPECTED)) {
+			report_uninspected(flow, news ? EVENT_START : EVENT_UPDATE);
+			turn(flow, at->found.word, FLOW_UNINSPECTED, 0);
+		}
 		return ACT_PASS;
 	}
 	if (!here)
 		return ACT_PASS;
-	lower(flow, FLOW_UNINSPECTED);
+	if (at->found.word & FLOW_UNINSPECTED)
+		turn(flow, at->found.word, 0, FLOW_UNINSPECTED);
 	return ACT_STEER;
 }
 
@@ -244,17 +281,17 @@ STAGE int track(struct passage *at, struct outcome *out)
 	if (!at || !out)
 		return ACT_PASS;
 	const struct packet *p = &at->packet;
-	struct flow_key key = {};
-	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
-	struct flow *flow = bpf_map_lookup_elem(&flows, &key);
+	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at->key);
+	struct flow *flow = find_row(&at->key, &at->found) ? row_at(at->found.row) : NULL;
+	__u64 word = at->found.word;
 	at->original = true;
-	at->known = false;
 	if (!flow)
 		return ACT_JUDGE;
-	bool original = second == !!(flow->flags & FLOW_SECOND);
+	bool original = second == !!(word & FLOW_SECOND);
 	bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
-	if (opener && FLOW_CLOSED(flow->flags)) {
-		end_flow(&key, flow); // its ports are used again
+	if (opener && FLOW_CLOSED(word)) {
+		end_flow(flow, word, true); // its ports are used again
+		at->found.row = 0;
 		return ACT_JUDGE;
 	}
 	if (opener && !original) {
@@ -262,80 +299,77 @@ STAGE int track(struct passage *at, struct outcome *out)
 		account(at, out, false);
 		return ACT_PASS;
 	}
-	if (!holds(at, flow, original)) {
-		at->original = original;
-		at->known = true;
+	at->original = original;
+	if (!holds(at, flow, original))
 		return ACT_JUDGE;
-	}
-	outcome_of(flow, out);
-	return dispatch(at, &key, flow, out, original, false);
+	outcome_of(flow, word, out);
+	return is_still(flow, word) ? ACT_DISPATCH : ACT_JUDGE;
 }
 
-// Writes down what was judged, opening the flow if need be, and says what to do.
-STAGE int conclude(const struct passage *at, struct outcome *out)
+// Writes down what a flow that has a row was judged to be now.
+STAGE int renew(struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return 0;
+	struct flow *flow = row_at(at->found.row);
+	if (!flow)
+		return 0;
+	bool passed = !is_cut(verdict_of(flow)), allowed = is_allowed(would_of(flow));
+	__u16 differed = flow->differs;
+	if (!reconsider(at, flow, out)) {
+		at->found.row = 0;
+		return 0;
+	}
+	bool passes = !is_cut(out->verdict);
+	at->news = passes && (!passed || allowed != is_allowed(out->would));
+	if (passes && !at->news && out->differs && differing(out->differs) != differed)
+		report_flow(flow, EVENT_UPDATE); // a candidate came meanwhile
+	return 0;
+}
+
+// Tells of a packet that is refused, by its flow or without one.
+STAGE int refuse(const struct passage *at, struct outcome *out)
 {
 	if (!at || !out)
 		return ACT_PASS;
-	const struct packet *p = &at->packet;
-	struct flow_key key = {};
-	struct flow *flow = NULL;
-	bool news = false;
-	if (at->known || !is_cut(out->verdict)) // else there is no row, and will be none
-		flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &key);
-	if (at->known)
-		flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow) {
-		bool passed = !is_cut(flow->verdict), allowed = is_allowed(flow->would);
-		__u32 differed = flow->differs;
-		reconsider(at, flow, out);
-		bool passes = !is_cut(out->verdict);
-		news = passes && (!passed || allowed != is_allowed(out->would));
-		if (passes && !news && out->differs && out->differs != differed)
-			report_flow(&key, flow, EVENT_UPDATE); // a candidate came meanwhile
-	} else {
-		struct steering *s = steering_now();
-		if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
-			out->verdict = VERDICT_DROP;
-		if (!is_cut(out->verdict) && out->reason != REASON_INVALID_STATE) {
-			news = !open_flow(at, &key, out, at->original);
-			flow = bpf_map_lookup_elem(&flows, &key);
-			if (!flow)
-				decide_alone(at, REASON_TABLE_FULL, out);
-		}
-	}
-	if (!flow || is_cut(out->verdict)) {
-		soften(at, out);
-		if (at->ruled)
-			account(at, out, !at->original);
-		return ACT_PASS;
-	}
-	return dispatch(at, &key, flow, out, at->original, news);
+	soften(at, out);
+	if (at->ruled)
+		account(at, out, !at->original);
+	return ACT_PASS;
 }
 
 // Whether an ICMP error quotes a packet of a flow that is allowed.
-STAGE int is_related(struct __sk_buff *skb, const struct passage *at)
+STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 {
 	if (!at)
 		return false;
 	struct frame f = frame_of(skb);
-	struct flow_key key = {};
-	struct flow *flow = quoted_flow(&f, &at->packet, &key);
-	return flow && stands(at, flow);
+	if (!quoted_key(&f, &at->packet, &at->key) || !find_row(&at->key, &at->found))
+		return false;
+	struct flow *flow = row_at(at->found.row);
+	return flow && stands(at, flow) && is_still(flow, at->found.word);
 }
 
 // Tracks a packet, and judges it where its flow is not known or no longer settled.
 static __always_inline int pass_on(struct passage *at, struct outcome *out)
 {
 	int act = track(at, out);
-	if (act != ACT_JUDGE)
-		return act;
-	if (at->known)
-		judge(at, at->original, out);
-	else
-		at->original = !judge_first(at, out);
-	if (out->reason != REASON_INVALID_STATE)
-		compare(at, at->original, out);
-	return conclude(at, out);
+	if (act == ACT_JUDGE) {
+		if (at->found.row)
+			judge(at, at->original, out);
+		else
+			at->original = !judge_first(at, out);
+		if (out->reason != REASON_INVALID_STATE)
+			compare(at, at->original, out);
+		if (at->found.row)
+			renew(at, out);
+		if (!at->found.row)
+			open_flow(at, out);
+		if (!at->found.row || is_cut(out->verdict))
+			return refuse(at, out);
+		act = ACT_DISPATCH;
+	}
+	return act == ACT_DISPATCH ? dispatch(at, out) : act;
 }
 
 // Whom the packet belongs to and what becomes of it.

@@ -49,10 +49,10 @@ STAGE int recall(struct packet *p)
 	return true;
 }
 
-// Finds the flow of the packet that an ICMP error quotes. The error must go to
-// the quoted packet's source, and its kind must be one that hosts need: a
+// Writes the key of the flow that an ICMP error quotes a packet of. The error must
+// go to the quoted packet's source, and its kind must be one that hosts need: a
 // redirect is not.
-static __always_inline struct flow *quoted_flow(struct frame *f, const struct packet *p, struct flow_key *key)
+static __always_inline bool quoted_key(struct frame *f, const struct packet *p, struct flow_key *key)
 {
 	struct address source, destination;
 	__u8 protocol;
@@ -60,7 +60,7 @@ static __always_inline struct flow *quoted_flow(struct frame *f, const struct pa
 	if (p->protocol == PROTOCOL_ICMP) {
 		struct ipv4 *ip = header_at(f, l4, sizeof(*ip));
 		if (p->type == 5 || !ip || ip->version_length >> 4 != 4 || (ip->fragment & bswap16(0x1fff)))
-			return NULL;
+			return false;
 		source = address4(ip->source);
 		destination = address4(ip->destination);
 		protocol = ip->protocol;
@@ -68,30 +68,30 @@ static __always_inline struct flow *quoted_flow(struct frame *f, const struct pa
 	} else {
 		struct ipv6 *ip = header_at(f, l4, sizeof(*ip));
 		if (!ip || (ip->version_class_label & 0xf0) != 0x60)
-			return NULL;
+			return false;
 		source = address6(ip->source);
 		destination = address6(ip->destination);
 		protocol = ip->next;
 		l4 += sizeof(*ip);
 	}
 	if (!same(&source, &p->destination))
-		return NULL;
+		return false;
 	__u16 source_port = 0, destination_port = 0;
 	if (has_ports(protocol)) {
 		struct udp *ports = header_at(f, l4, sizeof(*ports));
 		if (!ports)
-			return NULL;
+			return false;
 		source_port = bswap16(ports->source);
 		destination_port = bswap16(ports->destination);
 	} else if (protocol == PROTOCOL_ICMP || protocol == PROTOCOL_ICMPV6) {
 		struct icmp *icmp = header_at(f, l4, sizeof(*icmp));
 		if (!icmp)
-			return NULL;
+			return false;
 		bool query = icmp->type == 8 || icmp->type == 13 || icmp->type == 15 || icmp->type == 17 ||
 			     icmp->type == 128;
 		source_port = query ? bswap16(icmp->id) : 0;
 		destination_port = query ? 0 : bswap16(icmp->id);
 	}
 	flow_key_of(&source, &destination, source_port, destination_port, protocol, key);
-	return bpf_map_lookup_elem(&flows, key);
+	return true;
 }

@@ -39,6 +39,7 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_RINGBUF 27
 
 #define BPF_F_NO_PREALLOC 1
+#define BPF_F_MMAPABLE 0x400
 #define BPF_ANY 0
 #define BPF_NOEXIST 1
 #define BPF_F_INGRESS 1
@@ -117,6 +118,8 @@ static long (*const bpf_csum_diff)(const __u32 *from, __u32 from_size, const __u
 static long (*const bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
 static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static long (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;
+static long (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;

@@ -36,6 +36,11 @@ type KernelAsked struct {
 	Pad      uint32
 }
 
+type KernelBucket struct {
+	_    structs.HostLayout
+	Rows [8]KernelFlow
+}
+
 type KernelComparison struct {
 	_         structs.HostLayout
 	Evaluated uint64
@@ -60,35 +65,36 @@ type KernelDecision struct {
 }
 
 type KernelFlow struct {
-	_           structs.HostLayout
+	_    structs.HostLayout
+	Word uint64
+	Key  struct {
+		_        structs.HostLayout
+		Address  [2]KernelAddress
+		Port     [2]uint16
+		Protocol uint8
+		Family   uint8
+		Link     uint16
+	}
+	Epoch       uint32
+	Topology    uint32
+	Until       uint32
+	Seen        uint32
 	Packets     uint64
 	Bytes       uint64
-	Seen        uint64
-	Reported    uint64
-	Until       uint64
-	Flags       uint32
-	Epoch       uint32
 	Source      uint32
 	Destination uint32
 	Decision    uint32
 	Generation  uint32
-	Owner       uint32
-	Differs     uint32
+	Ifindex     [2]uint32
+	Mac         [2][6]uint8
 	Service     uint16
 	Profile     uint16
-	Verdict     uint8
-	Would       uint8
+	Reported    uint16
+	Differs     uint16
+	Verdicts    uint8
 	Reason      uint8
-	PeerMac     [6]uint8
-	Pad         [3]uint8
-}
-
-type KernelFlowKey struct {
-	_        structs.HostLayout
-	Address  [2]KernelAddress
-	Port     [2]uint16
-	Protocol uint8
-	Pad      [3]uint8
+	Expects     uint8
+	Speech      uint8
 }
 
 type KernelFragment struct {
@@ -115,10 +121,24 @@ type KernelGroupKey struct {
 	Group uint32
 }
 
+type KernelHolding struct {
+	_    structs.HostLayout
+	Rows uint64
+}
+
 type KernelMoment struct {
 	_    structs.HostLayout
 	Tick uint64
 	Ns   uint64
+}
+
+type KernelOpening struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad [15]uint32
 }
 
 type KernelPeer struct {
@@ -291,6 +311,7 @@ type KernelTally struct {
 	Lost       uint64
 	Opened     uint64
 	Ended      uint64
+	Evicted    uint64
 	Folded     uint64
 	Unanswered uint64
 }
@@ -308,7 +329,9 @@ const (
 	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
 	KernelMapGroups             = "groups"
+	KernelMapHoldings           = "holdings"
 	KernelMapMoments            = "moments"
+	KernelMapOpenings           = "openings"
 	KernelMapPeers              = "peers"
 	KernelMapPortAddresses      = "port_addresses"
 	KernelMapPorts              = "ports"
@@ -318,6 +341,7 @@ const (
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
 	KernelMapRulesets           = "rulesets"
+	KernelMapSeeds              = "seeds"
 	KernelMapSteering           = "steering"
 	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
@@ -329,6 +353,8 @@ const (
 	KernelProgToWorkload        = "to_workload"
 	KernelVarAnswerBurst        = "answer_burst"
 	KernelVarAnswerInterval     = "answer_interval"
+	KernelVarFlowBuckets        = "flow_buckets"
+	KernelVarFlowSeeds          = "flow_seeds"
 	KernelVarPickupPeriod       = "pickup_period"
 )
 
@@ -395,7 +421,9 @@ type KernelMapSpecs struct {
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
+	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
+	Openings          *ebpf.MapSpec `ebpf:"openings"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	PortAddresses     *ebpf.MapSpec `ebpf:"port_addresses"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
@@ -405,6 +433,7 @@ type KernelMapSpecs struct {
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
 	Rulesets          *ebpf.MapSpec `ebpf:"rulesets"`
+	Seeds             *ebpf.MapSpec `ebpf:"seeds"`
 	Steering          *ebpf.MapSpec `ebpf:"steering"`
 	Successions       *ebpf.MapSpec `ebpf:"successions"`
 	Tallies           *ebpf.MapSpec `ebpf:"tallies"`
@@ -416,6 +445,8 @@ type KernelMapSpecs struct {
 type KernelVariableSpecs struct {
 	AnswerBurst    *ebpf.VariableSpec `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.VariableSpec `ebpf:"answer_interval"`
+	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
+	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
 }
 
@@ -448,7 +479,9 @@ type KernelMaps struct {
 	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Groups            *ebpf.Map `ebpf:"groups"`
+	Holdings          *ebpf.Map `ebpf:"holdings"`
 	Moments           *ebpf.Map `ebpf:"moments"`
+	Openings          *ebpf.Map `ebpf:"openings"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	PortAddresses     *ebpf.Map `ebpf:"port_addresses"`
 	Ports             *ebpf.Map `ebpf:"ports"`
@@ -458,6 +491,7 @@ type KernelMaps struct {
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
 	Rulesets          *ebpf.Map `ebpf:"rulesets"`
+	Seeds             *ebpf.Map `ebpf:"seeds"`
 	Steering          *ebpf.Map `ebpf:"steering"`
 	Successions       *ebpf.Map `ebpf:"successions"`
 	Tallies           *ebpf.Map `ebpf:"tallies"`
@@ -474,7 +508,9 @@ func (m *KernelMaps) Close() error {
 		m.Folded,
 		m.Fragments,
 		m.Groups,
+		m.Holdings,
 		m.Moments,
+		m.Openings,
 		m.Peers,
 		m.PortAddresses,
 		m.Ports,
@@ -484,6 +520,7 @@ func (m *KernelMaps) Close() error {
 		m.Refusals,
 		m.RefusedIdentities,
 		m.Rulesets,
+		m.Seeds,
 		m.Steering,
 		m.Successions,
 		m.Tallies,
@@ -496,6 +533,8 @@ func (m *KernelMaps) Close() error {
 type KernelVariables struct {
 	AnswerBurst    *ebpf.Variable `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.Variable `ebpf:"answer_interval"`
+	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
+	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`
 }
 

@@ -7,6 +7,9 @@
 
 #include "kernel.h"
 
+#define OPENINGS 256
+#define SEEDS 12
+
 // The ruleset.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -94,14 +97,36 @@ struct {
 	__type(value, struct steering);
 } steering SEC(".maps");
 
-// What is remembered of packets. All are bounded; what does not fit pushes out
-// the least recently used, but for refusals, whose count would be lost.
+// The flows, in rows of our own (see table.h), which the agent reads in place.
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1 << 17);
-	__type(key, struct flow_key);
-	__type(value, struct flow);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1 << 14);
+	__type(key, __u32);
+	__type(value, struct bucket);
 } flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OPENINGS);
+	__type(key, __u32);
+	__type(value, struct opening);
+} openings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, __u32);
+	__type(value, struct holding);
+} holdings SEC(".maps");
+
+// What the hash of flows starts from; drawn when the table is made.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SEEDS);
+	__type(key, __u32);
+	__type(value, __u64);
+} seeds SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -110,6 +135,8 @@ struct {
 	__type(value, struct pressure);
 } pressure SEC(".maps");
 
+// What else is remembered of packets. All are bounded; what does not fit pushes
+// out the least recently used, but for refusals, whose count would be lost.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 12);

@@ -8,26 +8,36 @@
 #include "parse.h"
 
 #define REPORT_PERIOD SECOND       // of a refusal that goes on
-#define UPDATE_PERIOD (30 * SECOND) // of a flow that goes on
+#define UPDATE_ROUNDS (30 * SECOND >> ROUND_SHIFT) // of a flow that goes on
+
+// A row that was found, and its word then. Rows are numbered from 1 where they are
+// handed from stage to stage; 0 is none.
+struct found {
+	__u64 word;
+	__u32 row;
+	__u32 pad;
+};
 
 // What is known of the packet in hand. Stages cannot hand pointers into maps to
 // each other, so they hand what leads there.
 struct passage {
 	struct packet packet;
+	struct flow_key key; // of its flow
 	__u64 now;      // coarse
 	__u64 attached; // since when the port is
 	__u32 ifindex;
 	__u32 identity; // of the port; 0: nobody vouches for it
 	__u32 group;
-	__u32 ruled; // there is a ruleset
-	__u32 index; // of the ruleset
 	__u32 epoch;
 	__u32 length;   // of the IP packet, in bytes
 	__u32 segments; // packets in it
 	__u8 from;      // the workload sent it
 	__u8 original;  // it goes the way that its flow was opened
-	__u8 known;     // its flow has a row
-	__u8 pad[5];
+	__u8 news;      // its flow is new, or judged otherwise than before
+	__u8 ruled;     // there is a ruleset
+	__u8 index;     // of the ruleset
+	__u8 pad[3];
+	struct found found; // the row of its flow
 };
 
 // What becomes of it, and why.
@@ -94,11 +104,15 @@ static __always_inline struct event *event_begin(void)
 	return event;
 }
 
-static __always_inline struct address remote_of(const struct flow_key *key, const struct flow *flow)
+// Which end of the key is the owner's: the one that it stands before.
+static __always_inline bool own_end(__u64 flags)
 {
-	// The source's side is the remote one if the owner stands before the destination.
-	bool second = !!(flow->flags & FLOW_SECOND) == !!(flow->flags & FLOW_TO);
-	return key->address[second];
+	return !!(flags & FLOW_SECOND) != !!(flags & FLOW_TO);
+}
+
+static __always_inline __u32 owner_of(const struct flow *flow)
+{
+	return flow->ifindex[own_end(flow->word)];
 }
 
 // Number of the candidate that is evaluated beside the ruleset in force, or 0.
@@ -109,15 +123,22 @@ static __always_inline __u32 candidate_now(void)
 	return word ? word->candidate : 0;
 }
 
-// Tells a moment of a flow; false if it found no room.
-STAGE int report_flow(const struct flow_key *key, const struct flow *flow, __u32 kind)
+// The number of a candidate as rows have room for it.
+static __always_inline __u16 differing(__u32 candidate)
 {
-	if (!key || !flow)
+	return candidate ? candidate % 0xffff + 1 : 0;
+}
+
+// Tells a moment of a flow; false if it found no room.
+STAGE int report_flow(const struct flow *flow, __u32 kind)
+{
+	if (!flow)
 		return false;
 	struct event *event = event_begin();
 	if (!event)
 		return false;
-	__u32 flags = flow->flags;
+	__u32 flags = flow->word;
+	const struct flow_key *key = &flow->key;
 	bool second = flags & FLOW_SECOND;
 	bool closed = (flags & FLOW_RESET) || (flags & (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION)) ==
 						      (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION);
@@ -128,15 +149,15 @@ STAGE int report_flow(const struct flow_key *key, const struct flow *flow, __u32
 	event->protocol = key->protocol;
 	event->kind = kind | (flags & FLOW_TO ? EVENT_TO : 0) | (flags & FLOW_REPLIED ? EVENT_REPLIED : 0) |
 		      (closed ? EVENT_CLOSED : 0) |
-		      (flow->differs && flow->differs == candidate_now() ? EVENT_DIFFERS : 0);
-	event->verdict = flow->verdict | flow->would << 4;
+		      (flow->differs && flow->differs == differing(candidate_now()) ? EVENT_DIFFERS : 0);
+	event->verdict = flow->verdicts;
 	event->reason = flow->reason;
 	event->decision = flow->decision;
 	event->generation = flow->generation;
-	event->ifindex = flow->owner;
+	event->ifindex = owner_of(flow);
 	event->packets = flow->packets > 0xffffffff ? 0xffffffff : flow->packets;
 	event->bytes = flow->bytes;
-	event->remote = remote_of(key, flow);
+	event->remote = key->address[!own_end(flags)];
 	bpf_ringbuf_submit(event, 0);
 	return true;
 }

@@ -6,7 +6,7 @@
 // unanswered questions that nothing brought up again are told. A row goes only
 // when its event found room.
 
-#include "track.h"
+#include "table.h"
 
 #define CLOSED_PERIOD (10 * SECOND)
 #define OPENING_PERIOD (120 * SECOND)
@@ -27,14 +27,13 @@ struct round {
 	__u32 pad;
 };
 
-static __always_inline __u64 patience(const struct flow_key *key, const struct flow *flow)
+static __always_inline __u64 patience(const struct flow *flow, __u64 word)
 {
-	bool replied = flow->flags & FLOW_REPLIED;
-	switch (key->protocol) {
+	switch (flow->key.protocol) {
 	case PROTOCOL_TCP:
-		return FLOW_CLOSED(flow->flags) ? CLOSED_PERIOD : replied ? TCP_PERIOD : OPENING_PERIOD;
+		return FLOW_CLOSED(word) ? CLOSED_PERIOD : word & FLOW_ESTABLISHED ? TCP_PERIOD : OPENING_PERIOD;
 	case PROTOCOL_UDP:
-		return replied ? STREAM_PERIOD : DATAGRAM_PERIOD;
+		return word & FLOW_REPLIED ? STREAM_PERIOD : DATAGRAM_PERIOD;
 	case PROTOCOL_ICMP:
 	case PROTOCOL_ICMPV6:
 		return DATAGRAM_PERIOD;
@@ -42,25 +41,27 @@ static __always_inline __u64 patience(const struct flow_key *key, const struct f
 	return OTHER_PERIOD;
 }
 
-static long sweep_flow(void *map, const struct flow_key *key, struct flow *flow, struct round *round)
+static long sweep_bucket(void *map, const __u32 *index, struct bucket *bucket, struct round *round)
 {
-	bool orphan = round->ifindex && flow->owner == round->ifindex;
-	__u64 seen = flow->seen;
-	if (!orphan && (seen > round->now || round->now - seen < patience(key, flow))) {
-		round->live++;
-		return 0;
+	for (int i = 0; i < WAYS; i++) {
+		struct flow *flow = &bucket->rows[i];
+		__u64 word = word_of(flow);
+		if (!(word & FLOW_LIVE))
+			continue;
+		bool orphan = round->ifindex && owner_of(flow) == round->ifindex;
+		__u32 idle = (__u32)(round->now >> BEAT_SHIFT) - flow->seen;
+		if ((__s32)idle < 0)
+			idle = 0; // seen since the sweep began
+		if (!orphan && idle < patience(flow, word) >> BEAT_SHIFT) {
+			round->live++;
+			continue;
+		}
+		if (!end_flow(flow, word, false)) {
+			round->live++; // the ring is full: next time
+			return 1;
+		}
+		round->ended++;
 	}
-	struct flow_key copy = *key; // a stage may write what it is given, as far as the verifier knows
-	if (!report_flow(&copy, flow, EVENT_END)) {
-		round->live++;
-		return 1; // the ring is full: go on next time
-	}
-	if (!bpf_map_delete_elem(&flows, key)) {
-		struct tally *t = tally();
-		if (t)
-			t->ended++;
-	}
-	round->ended++;
 	return 0;
 }
 
@@ -120,7 +121,7 @@ int sweep(struct sweep_order *order)
 {
 	struct round round = {.now = bpf_ktime_get_ns(), .ifindex = order->ifindex};
 	if (order->tables & SWEEP_FLOWS)
-		bpf_for_each_map_elem(&flows, sweep_flow, &round, 0);
+		bpf_for_each_map_elem(&flows, sweep_bucket, &round, 0);
 	if (order->tables & SWEEP_REPORTS) {
 		bpf_for_each_map_elem(&refusals, sweep_refusal, &round, 0);
 		bpf_for_each_map_elem(&folded, sweep_refusal, &round, 0);

@@ -9,12 +9,7 @@
 #pragma once
 
 #include "policy.h"
-
-// A TCP packet that cannot open a flow opens one all the same for a while after
-// its port was attached, or after the table was nearly full: it belongs to one
-// that was there before. Other protocols have no such packets. Open configures
-// the period.
-const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
+#include "table.h"
 
 static __always_inline bool may_pick_up(const struct passage *at)
 {
@@ -22,10 +17,6 @@ static __always_inline bool may_pick_up(const struct passage *at)
 	struct pressure *pressed = bpf_map_lookup_elem(&pressure, &zero);
 	return at->now - at->attached < pickup_period || (pressed && at->now < pressed->until);
 }
-
-#define FLOW_CLOSED(flags) \
-	(((flags) & FLOW_RESET) || \
-	 ((flags) & (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION)) == (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION))
 
 // Writes the key of a packet; true if its source is the second end.
 static __always_inline bool flow_key_of(const struct address *source, const struct address *destination,
@@ -40,75 +31,106 @@ static __always_inline bool flow_key_of(const struct address *source, const stru
 	key->port[0] = second ? destination_port : source_port;
 	key->port[1] = second ? source_port : destination_port;
 	key->protocol = protocol;
+	key->family = is4(source) ? 4 : 6;
+	key->link = 0;
 	return second;
 }
 
-static __always_inline void raise(struct flow *flow, __u32 flags)
-{
-	if ((flow->flags & flags) != flags)
-		__sync_fetch_and_or(&flow->flags, flags);
-}
-
-static __always_inline void lower(struct flow *flow, __u32 flags)
-{
-	if (flow->flags & flags)
-		__sync_fetch_and_and(&flow->flags, ~flags);
-}
-
-static __always_inline __u32 judged_here(const struct passage *at, bool original)
+static __always_inline __u64 judged_here(const struct passage *at, bool original)
 {
 	return !at->from == !original ? FLOW_JUDGED_SOURCE : FLOW_JUDGED_DESTINATION;
 }
 
-static __always_inline void settle(const struct passage *at, struct flow *flow, const struct outcome *out, bool original)
+static __always_inline __u32 beat_of(const struct passage *at)
 {
-	__u32 judged = out->partial ? judged_here(at, original) : FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION;
+	return at->now >> BEAT_SHIFT;
+}
+
+// A verdict counts for whole eras only, so that none outlasts its end.
+static __always_inline __u32 era_of(__u64 until)
+{
+	__u64 era = until >> ERA_SHIFT;
+	return era < ERA_FOREVER ? era : ERA_FOREVER;
+}
+
+static __always_inline bool is_icmp(const struct packet *p)
+{
+	return p->protocol == PROTOCOL_ICMP || p->protocol == PROTOCOL_ICMPV6;
+}
+
+static __always_inline __u8 verdict_of(const struct flow *flow)
+{
+	return flow->verdicts & 0xf;
+}
+
+static __always_inline __u8 would_of(const struct flow *flow)
+{
+	return flow->verdicts >> 4;
+}
+
+// What settling says anew of a row's flags.
+#define FLOW_SETTLED (FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION | FLOW_UNKNOWN | FLOW_ENROLLED | FLOW_FAIL_OPEN | \
+		      FLOW_UNINSPECTED)
+
+// Writes what was judged into a row that was taken; the flags that go with it are
+// set when it is given.
+static __always_inline __u64 settle(const struct passage *at, struct flow *flow, const struct outcome *out, bool original)
+{
 	flow->source = out->source;
 	flow->destination = out->destination;
 	flow->decision = out->decision;
 	flow->profile = out->profile;
-	flow->verdict = out->verdict;
-	flow->would = out->would;
+	flow->verdicts = out->verdict | out->would << 4;
 	flow->reason = out->reason;
 	flow->generation = generation_of(at);
-	flow->differs = out->differs;
-	lower(flow, FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION | FLOW_UNKNOWN | FLOW_ENROLLED | FLOW_FAIL_OPEN |
-			    FLOW_UNINSPECTED);
-	raise(flow, judged | (is_unknown(at) ? FLOW_UNKNOWN : 0) | (out->enrolled ? FLOW_ENROLLED : 0) |
-			    (out->fail_open ? FLOW_FAIL_OPEN : 0));
-	// Until these two are there, another processor judges for itself.
-	barrier();
-	flow->until = is_cut(out->verdict) ? 0 : out->until;
-	barrier();
+	flow->differs = differing(out->differs);
+	flow->until = is_cut(out->verdict) ? 0 : era_of(out->until);
 	flow->epoch = at->epoch;
+	return (out->partial ? judged_here(at, original) : FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION) |
+	       (is_unknown(at) ? FLOW_UNKNOWN : 0) | (out->enrolled ? FLOW_ENROLLED : 0) |
+	       (out->fail_open ? FLOW_FAIL_OPEN : 0);
 }
 
-static __always_inline void outcome_of(const struct flow *flow, struct outcome *out)
+static __always_inline void outcome_of(const struct flow *flow, __u64 word, struct outcome *out)
 {
 	*out = (struct outcome){
 		.source = flow->source,
 		.destination = flow->destination,
 		.decision = flow->decision,
 		.profile = flow->profile,
-		.verdict = flow->verdict,
-		.would = flow->would,
+		.verdict = verdict_of(flow),
+		.would = would_of(flow),
 		.reason = flow->reason,
-		.fail_open = !!(flow->flags & FLOW_FAIL_OPEN),
-		.enrolled = !!(flow->flags & FLOW_ENROLLED),
+		.fail_open = !!(word & FLOW_FAIL_OPEN),
+		.enrolled = !!(word & FLOW_ENROLLED),
 	};
 }
 
+// Whether a row still is what it was when its word was read.
+static __always_inline bool is_still(const struct flow *flow, __u64 word)
+{
+	barrier();
+	return !((word_of(flow) ^ word) & (FLOW_SELF | FLOW_WRITING));
+}
+
+// What a packet says of its flow.
 static __always_inline void advance(const struct passage *at, struct flow *flow, bool original)
 {
 	const struct packet *p = &at->packet;
-	if (!original)
-		raise(flow, FLOW_REPLIED);
+	__u64 said = 0;
+	bool tcp = p->protocol == PROTOCOL_TCP;
+	if (!original) // echoes do not count: they cost a row and nobody misses one
+		said |= FLOW_REPLIED | (tcp || is_icmp(p) ? 0 : FLOW_ESTABLISHED);
+	else if (tcp && (at->found.word & FLOW_REPLIED) && !(p->tcp_flags & TCP_SYN))
+		said |= FLOW_ESTABLISHED;
 	if (p->tcp_flags & TCP_RST)
-		raise(flow, FLOW_RESET);
+		said |= FLOW_RESET;
 	if (p->tcp_flags & TCP_FIN)
-		raise(flow, original ? FLOW_FIN_SOURCE : FLOW_FIN_DESTINATION);
-	flow->seen = at->now;
-	if (flow->owner == at->ifindex) {
+		said |= original ? FLOW_FIN_SOURCE : FLOW_FIN_DESTINATION;
+	if ((at->found.word & said) != said)
+		turn(flow, at->found.word, said, 0);
+	flow->seen = beat_of(at);
+	if (owner_of(flow) == at->ifindex) {
 		__sync_fetch_and_add(&flow->packets, at->segments);
 		__sync_fetch_and_add(&flow->bytes, at->length);
 	}
@@ -117,36 +139,52 @@ static __always_inline void advance(const struct passage *at, struct flow *flow,
 // Whether the flow's verdict, which is not to cut it, still counts.
 static __always_inline bool stands(const struct passage *at, const struct flow *flow)
 {
-	return flow->epoch == at->epoch && at->now < flow->until;
+	return flow->epoch == at->epoch && at->now >> ERA_SHIFT < flow->until;
 }
 
 // Whether what is known of the flow still holds for this packet at this port.
 static __always_inline bool holds(const struct passage *at, const struct flow *flow, bool original)
 {
-	return stands(at, flow) && (flow->flags & judged_here(at, original)) &&
-	       (!is_unknown(at) || (flow->flags & FLOW_UNKNOWN));
+	return !(at->found.word & FLOW_WRITING) && stands(at, flow) && (at->found.word & judged_here(at, original)) &&
+	       (!is_unknown(at) || (at->found.word & FLOW_UNKNOWN));
 }
 
 // Joins what a known flow was judged to be with what it is judged now. A flow at
 // a decoy stays there, and none goes there in the middle. Refusals of an interface
-// that nobody vouches for do not touch the row: it may be another's.
-static __always_inline void reconsider(const struct passage *at, struct flow *flow, struct outcome *out)
+// that nobody vouches for do not touch the row: it may be another's. False if the
+// row is another flow's by now.
+static __always_inline bool reconsider(struct passage *at, struct flow *flow, struct outcome *out)
 {
 	bool original = at->original;
-	if (flow->verdict == VERDICT_DECOY && !is_cut(out->verdict)) {
+	if (verdict_of(flow) == VERDICT_DECOY && !is_cut(out->verdict)) {
 		out->verdict = VERDICT_DECOY;
 	} else if (out->verdict == VERDICT_DECOY) {
 		out->verdict = VERDICT_DROP;
 	}
 	if (is_unknown(at) && is_cut(out->verdict))
-		return;
-	if (stands(at, flow) && is_allowed(flow->verdict) && is_allowed(out->verdict)) {
+		return true;
+	__u64 word = word_of(flow);
+	if (!(word & FLOW_WRITING) && stands(at, flow) && is_allowed(verdict_of(flow)) && is_allowed(out->verdict)) {
 		// The other end's point allowed it too; its word stands.
-		if (out->differs)
-			flow->differs = out->differs;
-		raise(flow, judged_here(at, original) | (is_unknown(at) ? FLOW_UNKNOWN : 0));
-		outcome_of(flow, out);
-		return;
+		struct outcome agreed;
+		outcome_of(flow, word, &agreed);
+		__u16 differs = differing(out->differs);
+		if (turn(flow, at->found.word, judged_here(at, original) | (is_unknown(at) ? FLOW_UNKNOWN : 0), 0)) {
+			if (differs)
+				flow->differs = differs;
+			*out = agreed;
+			at->found.word = word_of(flow);
+			return true;
+		}
 	}
-	settle(at, flow, out, original);
+	if (take(flow, at->found.word)) {
+		__u64 flags = settle(at, flow, out, original);
+		at->found.word = give(flow, flags, FLOW_SETTLED & ~flags);
+		return true;
+	}
+	// Another processor judges it just now too, or the row has become another's.
+	word = word_of(flow);
+	bool ours = !((word ^ at->found.word) & (FLOW_TAG | FLOW_LIVE));
+	at->found.word = word;
+	return ours;
 }

@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The table of flows: buckets of rows, two for each key, chosen by a hash whose
+// seed nobody outside knows. It never forgets a flow that is established and in
+// use: room is made of flows that are over, then of those that nobody answered,
+// then of the one that was idle longest, and if there is none, there is no room.
+//
+// Rows are read without locks by any processor while others write. `word` says
+// whose a row is: tag, version and FLOW_LIVE. Who acts on what it read of a row
+// reads the word once more; if it is no longer the same, what was read may be
+// torn. Who writes more than a counter takes FLOW_WRITING by compare-and-swap, and
+// leaves another version behind. A lock only keeps one flow from being opened
+// twice. (Loads are taken to be seen in order, as x86-64 has it.)
+#pragma once
+
+#include "report.h"
+
+// Open draws and configures these.
+const volatile __u64 flow_seeds[SEEDS];
+const volatile __u32 flow_buckets = 1 << 14;
+
+// A TCP packet that cannot open a flow opens one all the same for a while after
+// its port was attached, or after flows were forgotten that may live: it belongs
+// to one that was there before. Other protocols have no such packets. Open
+// configures the period.
+const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
+
+#define FLOW_SELF (FLOW_TAG | FLOW_VERSION | FLOW_LIVE)
+
+// An established flow that was idle for this long may go when room is needed.
+#define IDLE_BEATS (300 * SECOND >> BEAT_SHIFT)
+
+#define FLOW_CLOSED(flags) \
+	(((flags) & FLOW_RESET) || \
+	 ((flags) & (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION)) == (FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION))
+
+// Where a flow may lie.
+struct place {
+	__u64 tag; // where the word has it
+	__u32 first;
+	__u32 second;
+};
+
+// One factor of a sum that is the same for two given keys with a chance of 2^-32,
+// whoever chose them, as long as he does not know the seeds (NH, of UMAC).
+static __always_inline __u64 mixed(__u64 word, __u64 seed)
+{
+	return (__u64)(__u32)((__u32)word + (__u32)seed) * (__u32)((__u32)(word >> 32) + (__u32)(seed >> 32));
+}
+
+static __always_inline __u32 scaled(__u64 hash)
+{
+	return (hash >> 32) * flow_buckets >> 32;
+}
+
+static __always_inline struct place place_of(const struct flow_key *key)
+{
+	const __u64 *rest = (const __u64 *)&key->port[0];
+	__u64 sum = mixed(key->address[0].high, flow_seeds[0]) + mixed(key->address[0].low, flow_seeds[1]) +
+		    mixed(key->address[1].high, flow_seeds[2]) + mixed(key->address[1].low, flow_seeds[3]) +
+		    mixed(*rest, flow_seeds[4]);
+	__u64 first = sum * flow_seeds[5], second = sum * flow_seeds[6]; // odd
+	return (struct place){.tag = (second << 32) & FLOW_TAG, .first = scaled(first), .second = scaled(second)};
+}
+
+static __always_inline bool same_key(const struct flow_key *a, const struct flow_key *b)
+{
+	return same(&a->address[0], &b->address[0]) && same(&a->address[1], &b->address[1]) &&
+	       *(const __u64 *)&a->port[0] == *(const __u64 *)&b->port[0];
+}
+
+static __always_inline __u64 word_of(const struct flow *flow)
+{
+	return *(const volatile __u64 *)&flow->word;
+}
+
+static __always_inline __u32 number_of(__u32 bucket, __u32 way)
+{
+	return bucket * WAYS + (way % WAYS) + 1;
+}
+
+static __always_inline struct flow *row_at(__u32 number)
+{
+	__u32 index = (number - 1) / WAYS;
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
+	if (!bucket)
+		return NULL;
+	barrier_var(bucket);
+	return &bucket->rows[(number - 1) % WAYS];
+}
+
+// The key's row among those of a bucket whose state is one of two, or NULL.
+static __always_inline struct flow *row_in(struct bucket *bucket, const struct flow_key *key, __u64 tag, __u64 states,
+					   __u64 *found)
+{
+	for (int i = 0; i < WAYS; i++) {
+		struct flow *row = &bucket->rows[i];
+		__u64 word = word_of(row);
+		if ((word & FLOW_TAG) == tag && (word & states) && same_key(&row->key, key)) {
+			*found = word;
+			return row;
+		}
+	}
+	return NULL;
+}
+
+// Finds the row of a flow; its number, or 0.
+STAGE __u32 find_row(const struct flow_key *key, struct found *found)
+{
+	if (!key || !found)
+		return 0;
+	found->word = 0;
+	found->row = 0;
+	struct place place = place_of(key);
+	__u32 index = place.first;
+	for (int i = 0; i < 2; i++) {
+		struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
+		struct flow *row = bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, &found->word) : NULL;
+		if (row)
+			return found->row = number_of(index, row - bucket->rows);
+		index = place.second;
+	}
+	return 0;
+}
+
+// Sets and clears flags of a row if it still is what it was; false if not.
+static __always_inline bool turn(struct flow *flow, __u64 known, __u64 set, __u64 clear)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 was = word_of(flow), next = (was | set) & ~clear;
+		if ((was ^ known) & FLOW_SELF)
+			return false;
+		if (was == next || __sync_val_compare_and_swap(&flow->word, was, next) == was)
+			return true;
+	}
+	return false;
+}
+
+// Takes a row to write it, if it still is what it was and nobody else does.
+static __always_inline bool take(struct flow *flow, __u64 known)
+{
+	for (int i = 0; i < 4; i++) {
+		__u64 was = word_of(flow);
+		if (((was ^ known) & FLOW_SELF) || (was & FLOW_WRITING))
+			return false;
+		if (__sync_val_compare_and_swap(&flow->word, was, was | FLOW_WRITING) == was)
+			return true;
+	}
+	return false;
+}
+
+static __always_inline __u64 next_version(__u64 word)
+{
+	return (word & ~FLOW_VERSION) | ((word + (1ULL << FLOW_VERSION_SHIFT)) & FLOW_VERSION);
+}
+
+// Gives a row that was taken back, as another version, and returns its word.
+static __always_inline __u64 give(struct flow *flow, __u64 set, __u64 clear)
+{
+	__u64 was = 0, next = 0;
+	for (int i = 0; i < 8; i++) { // others may only turn flags meanwhile
+		was = word_of(flow);
+		next = (next_version(was) & ~(clear | FLOW_WRITING)) | set;
+		if (__sync_val_compare_and_swap(&flow->word, was, next) == was)
+			return next;
+	}
+	__sync_lock_test_and_set(&flow->word, next);
+	return next;
+}
+
+static __always_inline void hold(__u32 ifindex, __s64 rows)
+{
+	struct holding *holding = bpf_map_lookup_elem(&holdings, &ifindex);
+	if (!holding && rows > 0) {
+		struct holding fresh = {};
+		bpf_map_update_elem(&holdings, &ifindex, &fresh, BPF_NOEXIST);
+		holding = bpf_map_lookup_elem(&holdings, &ifindex);
+	}
+	if (holding)
+		__sync_fetch_and_add(&holding->rows, rows);
+}
+
+// Ends a flow and frees its row; false if another does, or if it must be told and
+// cannot. What must go goes untold, and is counted as a lost event.
+STAGE int end_flow(struct flow *flow, __u64 known, __u32 must)
+{
+	if (!flow || !take(flow, known))
+		return false;
+	if (!report_flow(flow, EVENT_END) && !must) {
+		turn(flow, known, 0, FLOW_WRITING);
+		return false;
+	}
+	hold(owner_of(flow), -1);
+	give(flow, 0, FLOW_FLAGS);
+	struct tally *t = tally();
+	if (t)
+		t->ended++;
+	return true;
+}
+
+// Ends a flow before its time.
+static __always_inline bool evict_flow(struct flow *flow, __u64 known)
+{
+	struct tally *t = tally();
+	if (!end_flow(flow, known, true))
+		return false;
+	if (t)
+		t->evicted++;
+	return true;
+}
+
+// A packet may still come of a flow that was only idle.
+static __always_inline void note_forgotten(__u64 now)
+{
+	__u32 zero = 0;
+	struct pressure *pressed = bpf_map_lookup_elem(&pressure, &zero);
+	if (pressed)
+		pressed->until = now + pickup_period;
+}
+
+// How readily a row makes room, in the upper half; in the lower, how long it has
+// been idle. An owner that holds its share already gets room from its own flows
+// only. Without branches, of which the verifier would have to go through all
+// combinations; the barriers keep the compiler from putting them back.
+#define ROOM_FREE 4ULL
+#define ROOM_OVER 3ULL
+#define ROOM_UNANSWERED 2ULL
+#define ROOM_IDLE 1ULL
+static __always_inline __u64 bit(__u64 word, __u64 flag)
+{
+	__u64 set = (word & flag) / flag;
+	barrier_var(set);
+	return set;
+}
+
+static __always_inline __u64 is_less(__u64 a, __u64 b) // both below 2^63
+{
+	__u64 less = (a - b) >> 63;
+	barrier_var(less);
+	return less;
+}
+
+static __always_inline __u64 room_in(const struct flow *row, __u32 beat, __u32 only)
+{
+	__u64 word = word_of(row), idle = beat - row->seen;
+	__u64 live = bit(word, FLOW_LIVE), writing = bit(word, FLOW_WRITING), established = bit(word, FLOW_ESTABLISHED);
+	__u64 over = bit(word, FLOW_RESET) | (bit(word, FLOW_FIN_SOURCE) & bit(word, FLOW_FIN_DESTINATION)) |
+		     is_less(row->until, 1);
+	__u64 second = bit(word, FLOW_SECOND) ^ bit(word, FLOW_TO);
+	__u64 owner = row->ifindex[0] * (1 - second) + row->ifindex[1] * second;
+	__u64 may = is_less(only, 1) | (live & is_less(owner ^ only, 1));
+	__u64 used = over * ROOM_OVER + (1 - over) * ((1 - established) * ROOM_UNANSWERED +
+						      established * is_less(IDLE_BEATS, idle) * ROOM_IDLE);
+	__u64 room = (live * used + (1 - live) * ROOM_FREE) * may * (1 - writing);
+	return room << 32 | idle * is_less(0, room) * live;
+}
+
+// What a bucket has to offer: the readiest row, and how many are free.
+struct offer {
+	__u64 room;
+	__u64 way;
+	__u64 free;
+};
+
+static __always_inline struct offer offer_of(struct bucket *bucket, __u32 beat, __u32 only)
+{
+	struct offer offer = {};
+	for (__u64 i = 0; i < WAYS; i++) {
+		__u64 room = room_in(&bucket->rows[i], beat, only);
+		__u64 better = is_less(offer.room, room);
+		offer.room += (room - offer.room) * better;
+		offer.way += (i - offer.way) * better;
+		offer.free += room >> 34;
+	}
+	return offer;
+}
+
+// The row of a flow that another processor is opening, once it is there.
+static __always_inline __u32 await_row(const struct flow_key *key)
+{
+	struct found found = {};
+	for (int i = 0; i < 32 && !found.row; i++)
+		find_row(key, &found);
+	return found.row;
+}
+
+// Chooses the row that a new flow is to have: its number, and in the upper half how
+// it makes room; 0 if there is none.
+STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only)
+{
+	if (!key)
+		return 0;
+	struct place place = place_of(key);
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place.first);
+	if (!bucket)
+		return 0;
+	__u32 index = place.first, beat = now >> BEAT_SHIFT;
+	struct offer best = offer_of(bucket, beat, only);
+	if (best.free < WAYS / 4) {
+		bucket = bpf_map_lookup_elem(&flows, &place.second);
+		if (!bucket)
+			return 0;
+		struct offer other = offer_of(bucket, beat, only);
+		if (other.free > best.free || other.room > best.room) {
+			best = other;
+			index = place.second;
+		}
+	}
+	return best.room ? best.room >> 32 << 32 | number_of(index, best.way) : 0;
+}
+
+// Claims a row that is free, for a key that has none. The row has its key and tag
+// then, is taken, and is nobody's until it is given. Returns its number, or 0 if
+// another processor was faster; or, if that one opens the same flow just now, the
+// number of its row, which lives.
+STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
+{
+	if (!key)
+		return 0;
+	struct place place = place_of(key);
+	__u32 stripe = place.first % OPENINGS;
+	struct opening *opening = bpf_map_lookup_elem(&openings, &stripe);
+	struct bucket *first = bpf_map_lookup_elem(&flows, &place.first);
+	struct bucket *second = bpf_map_lookup_elem(&flows, &place.second);
+	struct flow *row = row_at(number);
+	if (!opening || !first || !second || !row)
+		return 0;
+	__u64 was = word_of(row), theirs;
+	if (was & (FLOW_LIVE | FLOW_WRITING))
+		return 0;
+	__u64 claimed = (next_version(was) & FLOW_VERSION) | place.tag | FLOW_WRITING;
+	bool mine = false;
+	bpf_spin_lock(&opening->lock);
+	struct flow *twin = row_in(first, key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
+	if (!twin)
+		twin = row_in(second, key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
+	if (!twin && __sync_val_compare_and_swap(&row->word, was, claimed) == was) {
+		row->key = *key;
+		mine = true;
+	}
+	bpf_spin_unlock(&opening->lock);
+	if (twin)
+		return await_row(key);
+	return mine ? number : 0;
+}
+
+// Makes a new flow's row; its number, or 0 if there is no room.
+static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 only)
+{
+	__u32 number = 0;
+	for (int tries = 0; tries < 3 && !number; tries++) {
+		__u64 chosen = choose_row(key, now, only), room = chosen >> 32;
+		struct flow *row = chosen ? row_at(chosen) : NULL;
+		if (!row)
+			return 0;
+		__u64 was = word_of(row);
+		if ((was & FLOW_LIVE) && evict_flow(row, was) && room == ROOM_IDLE)
+			note_forgotten(now);
+		number = claim_row(key, chosen);
+	}
+	return number;
+}
