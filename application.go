@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
-	"slices"
 	"strings"
 )
 
@@ -93,8 +92,8 @@ func (a *Application) Validate() Faults {
 			names[p.Name] = i
 		}
 		faults = append(faults, validatePorts(p.Port, p.EndPort, p.Protocol).Under(at)...)
-		if p.AppProtocol != "" && !slices.Contains(verifiable(), p.AppProtocol) {
-			faults.Add(at+".appProtocol", "%q is not one of %s", p.AppProtocol, strings.Join(verifiable(), ", "))
+		if p.AppProtocol != "" && !isAppProtocol(p.AppProtocol) {
+			faults.Add(at+".appProtocol", "%q is not one of %s", p.AppProtocol, strings.Join(AppProtocolNames(), ", "))
 		}
 		faults = append(faults, p.To.Validate().Under(at+".to")...)
 		faults = append(faults, Side{Data: p.Data}.Validate().Under(at)...)

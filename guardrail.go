@@ -3,7 +3,6 @@ package bocage
 import (
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -171,12 +170,6 @@ func AssuranceLevel(s string) (int, bool) {
 	return int(s[1] - '0'), true
 }
 
-// Protocols that Duties.Verify can name.
-func verifiable() []string {
-	return []string{"amqp", "dns", "http", "http2", "kafka", "ldap", "memcached", "mongodb", "mqtt", "mysql", "ntp",
-		"postgresql", "rdp", "redis", "smb", "ssh", "tls"}
-}
-
 func (d Duties) validate() Faults {
 	var faults Faults
 	if d.Empty() {
@@ -188,8 +181,8 @@ func (d Duties) validate() Faults {
 	if d.Inspect != "" && !dnsSubdomain.MatchString(d.Inspect) {
 		faults.Add("inspect", "%q is not the name of an InspectionProfile", d.Inspect)
 	}
-	if d.Verify != "" && !slices.Contains(verifiable(), d.Verify) {
-		faults.Add("verify", "%q is not one of %s", d.Verify, strings.Join(verifiable(), ", "))
+	if d.Verify != "" && !isAppProtocol(d.Verify) {
+		faults.Add("verify", "%q is not one of %s", d.Verify, strings.Join(AppProtocolNames(), ", "))
 	}
 	if d.Rate != "" && !rateForm.MatchString(d.Rate) {
 		faults.Add("rate", "%q is not a rate such as 20/s, of 1 to 999999 new flows a second", d.Rate)

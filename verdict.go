@@ -67,6 +67,9 @@ const (
 	ReasonDarkAddress     ReasonCode = 23 // somebody asked for an address that nobody has
 	ReasonControl         ReasonCode = 24 // ARP, neighbour discovery: passed once anti-spoofing agreed
 	ReasonRelated         ReasonCode = 25 // an ICMP error that belongs to an allowed flow
+	// ReasonProtocolMismatch is a rule's in part: the decision that owes the duty to
+	// verify keeps its id, the enforcement point heard that the flow does not keep it.
+	ReasonProtocolMismatch ReasonCode = 26
 )
 
 var reasonNames = map[ReasonCode]string{
@@ -74,7 +77,7 @@ var reasonNames = map[ReasonCode]string{
 	ReasonQuarantine: "quarantine", ReasonThreat: "threat", ReasonKubernetes: "kubernetes", ReasonNoRuleset: "no-ruleset", ReasonSpoofed: "spoofed",
 	ReasonMalformed: "malformed", ReasonFragment: "fragment", ReasonIdentityUnknown: "identity-unknown",
 	ReasonInvalidState: "invalid-state", ReasonTableFull: "table-full", ReasonInspectionDown: "inspection-down",
-	ReasonDarkAddress: "dark-address", ReasonControl: "control", ReasonRelated: "related",
+	ReasonDarkAddress: "dark-address", ReasonControl: "control", ReasonRelated: "related", ReasonProtocolMismatch: "protocol-mismatch",
 }
 
 func (r ReasonCode) String() string {

@@ -38,6 +38,7 @@ typedef long long __s64;
 #define REASON_DARK_ADDRESS 23
 #define REASON_CONTROL 24
 #define REASON_RELATED 25
+#define REASON_PROTOCOL_MISMATCH 26
 #define REASONS 64 // room for reasons to come
 
 #define EVENT_START 1
@@ -48,6 +49,31 @@ typedef long long __s64;
 #define EVENT_REPLIED 0x20
 #define EVENT_CLOSED 0x40
 #define EVENT_DIFFERS 0x80
+
+// What flows speak (appprotocol.go).
+#define SPEECH_UNKNOWN 0
+#define SPEECH_TLS 1
+#define SPEECH_HTTP 2
+#define SPEECH_HTTP2 3
+#define SPEECH_SSH 4
+#define SPEECH_POSTGRESQL 5
+#define SPEECH_MYSQL 6
+#define SPEECH_MONGODB 7
+#define SPEECH_KAFKA 8
+#define SPEECH_MQTT 9
+#define SPEECH_AMQP 10
+#define SPEECH_LDAP 11
+#define SPEECH_SMB 12
+#define SPEECH_RDP 13
+#define SPEECH_DNS 14
+#define SPEECH_NTP 15
+#define SPEECH_QUIC 16
+#define SPEECH_MEMCACHED 17
+#define SPEECH_REDIS 18
+#define SPEECH_PROTOCOLS 18
+#define SPEECH_NOTHING 254 // what nobody can speak: two protocols at once
+#define SPEECH_OTHER 255
+#define SPEECH_WINDOW 64 // bytes of each direction that are read
 
 #define IDENTITY_UNKNOWN 0
 #define IDENTITY_WORLD 1

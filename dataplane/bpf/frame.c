@@ -2,10 +2,11 @@
 
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
-// The parser alone, for tests: XDP takes frames as short as 14 bytes, which
+// The pure parts alone, for tests: XDP takes frames as short as 14 bytes, which
 // BPF_PROG_RUN refuses for tc. Never attached.
 
 #include "parse.h"
+#include "speech.h"
 
 SEC("xdp")
 int parse_frame(struct xdp_md *xdp)
@@ -17,6 +18,31 @@ int parse_frame(struct xdp_md *xdp)
 		.length = xdp->data_end - xdp->data,
 	};
 	return parse(&f, &p) ? XDP_PASS : XDP_DROP;
+}
+
+// Reads a struct speech and names what is spoken.
+SEC("xdp")
+int read_speech(struct xdp_md *xdp)
+{
+	struct speech speech;
+	struct speech *given = (void *)(long)xdp->data;
+	if ((void *)(given + 1) > (void *)(long)xdp->data_end || given->length > SPEECH_WINDOW)
+		return -1;
+	speech = *given;
+	return classify(&speech);
+}
+
+// Reads a struct speech and the number of a protocol behind it.
+SEC("xdp")
+int read_as(struct xdp_md *xdp)
+{
+	struct speech speech;
+	struct speech *given = (void *)(long)xdp->data;
+	__u32 *protocol = (void *)(given + 1);
+	if ((void *)(protocol + 1) > (void *)(long)xdp->data_end || given->length > SPEECH_WINDOW)
+		return -1;
+	speech = *given;
+	return speaks(&speech, *protocol);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

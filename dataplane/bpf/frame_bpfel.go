@@ -17,6 +17,8 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FrameProgParseFrame = "parse_frame"
+	FrameProgReadAs     = "read_as"
+	FrameProgReadSpeech = "read_speech"
 )
 
 // LoadFrame returns the embedded CollectionSpec for Frame.
@@ -62,6 +64,8 @@ type FrameSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FrameProgramSpecs struct {
 	ParseFrame *ebpf.ProgramSpec `ebpf:"parse_frame"`
+	ReadAs     *ebpf.ProgramSpec `ebpf:"read_as"`
+	ReadSpeech *ebpf.ProgramSpec `ebpf:"read_speech"`
 }
 
 // FrameMapSpecs contains maps before they are loaded into the kernel.
@@ -113,11 +117,15 @@ type FrameVariables struct {
 // It can be passed to LoadFrameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FramePrograms struct {
 	ParseFrame *ebpf.Program `ebpf:"parse_frame"`
+	ReadAs     *ebpf.Program `ebpf:"read_as"`
+	ReadSpeech *ebpf.Program `ebpf:"read_speech"`
 }
 
 func (p *FramePrograms) Close() error {
 	return _FrameClose(
 		p.ParseFrame,
+		p.ReadAs,
+		p.ReadSpeech,
 	)
 }
 
