@@ -85,6 +85,10 @@ type Approval struct {
 	Approved *GuardrailSpec `json:"approved,omitempty"`
 }
 
+// FinalizerApproval holds an object that is to be deleted until a second person
+// agrees that it goes.
+const FinalizerApproval = "bocage.dev/approval"
+
 // Waits reports whether the object as it stands has not been approved.
 func (a *Approval) Waits(generation int64) bool {
 	return a != nil && cmp.Compare(a.Generation, generation) != 0

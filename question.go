@@ -271,6 +271,9 @@ type ApplyResult struct {
 	Objects []AppliedObject `json:"objects,omitempty"`
 }
 
+// OutcomePending is the outcome of objects which were valid and not written.
+const OutcomePending = "pending"
+
 // AppliedObject is what became of one.
 type AppliedObject struct {
 	Kind      string `json:"kind"`
@@ -279,6 +282,8 @@ type AppliedObject struct {
 	// Outcome is created, configured or unchanged; pending if a part that could
 	// not be written held it.
 	Outcome string `json:"outcome"`
+	// Note says what it waits for, if it does not take effect yet.
+	Note string `json:"note,omitempty"`
 	// Object is the outcome itself.
 	Object json.RawMessage `json:"object,omitempty"`
 }

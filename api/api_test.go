@@ -72,10 +72,10 @@ func TestLifeOfAnObject(t *testing.T) {
 	if err != nil || len(list) != 1 {
 		t.Errorf("list: %d, %v", len(list), err)
 	}
-	if err := b.client.Delete(ctx, scopes, "", "all", client.WriteOptions{DryRun: true}); err != nil {
+	if _, err := b.client.Delete(ctx, scopes, "", "all", client.WriteOptions{DryRun: true}); err != nil {
 		t.Error(err)
 	}
-	if err := b.client.Delete(ctx, scopes, "", "all", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, scopes, "", "all", client.WriteOptions{}); err != nil {
 		t.Error(err)
 	}
 	if _, err := b.client.Get(ctx, scopes, "", "all"); !client.HasReason(err, client.ReasonNotFound) {
@@ -192,7 +192,7 @@ func TestIdentitiesAreGivenOnce(t *testing.T) {
 					t.Errorf("%s is %s", name, w.Status.SPIFFEID)
 				}
 				if round%2 == 0 {
-					if err := b.client.Delete(ctx, workloads, "shop", name, client.WriteOptions{}); err != nil {
+					if _, err := b.client.Delete(ctx, workloads, "shop", name, client.WriteOptions{}); err != nil {
 						t.Error(err)
 					}
 				}

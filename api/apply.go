@@ -15,9 +15,6 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// outcomePending is that of objects which were valid and not written.
-const outcomePending = "pending"
-
 // applyAll is a server-side apply of many objects: all are valid, or nothing is
 // written and every fault of every object is told.
 func (s *Server) applyAll(c *call) error {
@@ -114,9 +111,10 @@ func (s *Server) answerApplied(c *call, changes []*change, written int, dry bool
 			"%d of %d objects were applied before that, and the others were not: apply all of them again", written, len(changes))})
 	}
 	for i, ch := range changes {
-		applied := bocage.AppliedObject{Kind: ch.kind.Name, Namespace: ch.namespace, Name: ch.name, Outcome: outcomePending}
+		applied := bocage.AppliedObject{Kind: ch.kind.Name, Namespace: ch.namespace, Name: ch.name, Outcome: bocage.OutcomePending}
 		if i < written {
 			applied.Outcome, applied.Object = ch.outcome(), withRevision(ch.value, ch.kind, ch.revision)
+			applied.Note = waiting(ch.kind, ch.value)
 			s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, ch.value)
 		}
 		result.Objects = append(result.Objects, applied)

@@ -71,7 +71,7 @@ func TestApplyOfTenThousand(t *testing.T) {
 
 	// One fault among many: nothing is written.
 	bad := append(manyObjects(t, 3000), documents(t, workload("shop", "late", "h1", "vlate", "10.0.0.0"))...)
-	if err := b.client.Delete(ctx, kind("Workload"), "shop", "w00003", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, kind("Workload"), "shop", "w00003", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = b.client.Apply(ctx, bad, client.WriteOptions{})

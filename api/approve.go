@@ -23,12 +23,7 @@ import (
 // could not decide alone. What was approved before stays in force meanwhile. Who
 // wrote a generation never approves it, with whatever token.
 
-const (
-	subresourceApproval = "approval"
-	// finalizerApproval holds a guardrail that is to be deleted until a second
-	// person agrees.
-	finalizerApproval = "bocage.dev/approval"
-)
+const subresourceApproval = "approval"
 
 func approvable(kind bocage.Kind) bool { return kind.Name == "Guardrail" || kind.Name == "Exception" }
 
@@ -130,8 +125,8 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil {
 		return nil
 	}
-	if !slices.Contains(object.GetFinalizers(), finalizerApproval) {
-		object.SetFinalizers(append(object.GetFinalizers(), finalizerApproval))
+	if !slices.Contains(object.GetFinalizers(), bocage.FinalizerApproval) {
+		object.SetFinalizers(append(object.GetFinalizers(), bocage.FinalizerApproval))
 	}
 	ch.told = nil
 	if object.GetDeletionTimestamp() != nil {
@@ -161,11 +156,11 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 // keepHold undoes what a person's write does to the hold of a deletion.
 func (b *batch) keepHold(ch *change, resource bocage.Resource) {
 	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil || ch.old == nil ||
-		!slices.Contains(ch.old.object.GetFinalizers(), finalizerApproval) {
+		!slices.Contains(ch.old.object.GetFinalizers(), bocage.FinalizerApproval) {
 		return
 	}
-	if meta := resource.Meta(); meta.DeletionTimestamp != nil && !slices.Contains(meta.Finalizers, finalizerApproval) {
-		meta.Finalizers = append(meta.Finalizers, finalizerApproval)
+	if meta := resource.Meta(); meta.DeletionTimestamp != nil && !slices.Contains(meta.Finalizers, bocage.FinalizerApproval) {
+		meta.Finalizers = append(meta.Finalizers, bocage.FinalizerApproval)
 	}
 }
 
@@ -223,13 +218,13 @@ func (b *batch) approve(ch *change) error {
 	case *bocage.Exception:
 		a = o.Status.Approval
 	}
-	deleting := meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, finalizerApproval)
+	deleting := meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval)
 	if err := ch.mayApprove(a, meta, deleting); err != nil {
 		return err
 	}
 	by := ch.approving.person.principal()
 	if deleting {
-		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == finalizerApproval })
+		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == bocage.FinalizerApproval })
 		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
 	} else {
 		a.Generation, a.By, a.At = meta.Generation, by, time.Now().UTC().Truncate(time.Second)
@@ -307,6 +302,40 @@ func (ch *change) tellWaiting(a *bocage.Approval) {
 	}
 	ch.told = append(ch.told, notice{"ApprovalWaits", fmt.Sprintf("%s wrote it, and %s has to approve it: bocage approve %s %s",
 		a.Author, who, strings.ToLower(ch.kind.Name), ch.name)})
+}
+
+// waiting says what a stored object still waits for, in words for who just wrote
+// it; empty: nothing.
+func waiting(kind bocage.Kind, value []byte) string {
+	if !approvable(kind) || len(value) == 0 {
+		return ""
+	}
+	var object struct {
+		Metadata bocage.ObjectMeta `json:"metadata"`
+		Status   struct {
+			Approval *bocage.Approval `json:"approval"`
+		} `json:"status"`
+	}
+	if json.Unmarshal(value, &object) != nil {
+		return ""
+	}
+	meta, a := object.Metadata, object.Status.Approval
+	command := fmt.Sprintf("bocage approve %s %s", strings.ToLower(kind.Name), meta.Name)
+	switch {
+	case meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval):
+		return fmt.Sprintf("%s %s is not gone: it stays in force until a second person agrees to its deletion: %s", kind.Name, meta.Name, command)
+	case a == nil || !a.Waits(meta.Generation):
+		return ""
+	}
+	who := "somebody else than " + a.Author
+	if len(a.Approvers) > 0 {
+		who = strings.Join(a.Approvers, " or ")
+	}
+	before := "it has no effect"
+	if a.Approved != nil {
+		before = "what was approved before is in force"
+	}
+	return fmt.Sprintf("%s %s waits: %s until %s agrees to generation %d: %s", kind.Name, meta.Name, before, who, meta.Generation, command)
 }
 
 const (

@@ -114,7 +114,7 @@ func TestTwoPeople(t *testing.T) {
 	if g := b.guardrail(t, "g"); g.Status.Approval.Waits(g.Generation) {
 		t.Error("a label has to be approved")
 	}
-	if err := alice.Delete(ctx, rails, "", "g", client.WriteOptions{}); err != nil {
+	if _, err := alice.Delete(ctx, rails, "", "g", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := alice.Patch(ctx, rails, "", "g", "", map[string]any{"metadata": map[string]any{"finalizers": nil}}, client.WriteOptions{}); err != nil {
@@ -158,7 +158,7 @@ func TestDeletionByOwner(t *testing.T) {
 	if _, err := b.client.ApplyObject(ctx, kind("Guardrail"), g, client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.client.Delete(ctx, kind("Scope"), "", "owner", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, kind("Scope"), "", "owner", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	tick := time.NewTicker(10 * time.Millisecond)
@@ -184,7 +184,7 @@ func TestWithoutTheRule(t *testing.T) {
 	if _, err := b.named(t, "bob", RoleAdmin).Approve(t.Context(), kind("Guardrail"), "", "g", 0); !client.HasReason(err, client.ReasonConflict) {
 		t.Errorf("nothing is to be approved: %v", err)
 	}
-	if err := b.client.Delete(t.Context(), kind("Guardrail"), "", "g", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(t.Context(), kind("Guardrail"), "", "g", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.client.Get(t.Context(), kind("Guardrail"), "", "g"); !client.HasReason(err, client.ReasonNotFound) {

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/identity"
 )
 
 type peerKey struct{}
@@ -91,7 +92,7 @@ func (s *Server) identify(r *http.Request) (Person, error) {
 		if err != nil {
 			return Person{}, unauthorized("the client certificate is not accepted: %v", err)
 		}
-		return certifiedPerson(id), nil
+		return certifiedPerson(id, identity.Groups(r.TLS.PeerCertificates[0])), nil
 	}
 	return Person{}, unauthorized("nobody is named: use the unix socket, a client certificate or a bearer token")
 }
@@ -116,13 +117,15 @@ func localPerson(peer *unix.Ucred) (Person, error) {
 
 // certifiedPerson reads a role from a SPIFFE id: /admin/NAME, /policy-admin/NAME,
 // /responder/NAME, /auditor/NAME, /viewer/NAME or /owner/NAMESPACE/NAME. Others,
-// such as a workload that deploys, have the roles that RoleBindings give to their
-// id; agents and controllers have no business here.
-func certifiedPerson(id string) Person {
+// people at /user/NAME, who may be in groups, and a workload that deploys, have the
+// roles that RoleBindings give them; agents and controllers have no business here.
+func certifiedPerson(id string, groups []string) Person {
 	p := Person{Name: id}
 	_, path, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 	parts := strings.Split(path, "/")
 	switch role := Role(parts[0]); {
+	case parts[0] == "user":
+		p.Groups = groups
 	case len(parts) == 2 && role != RoleOwner && slices.Contains(bocage.Roles(), role):
 		p.Grants = []Grant{{Role: role}}
 	case len(parts) == 3 && role == RoleOwner:

@@ -33,6 +33,7 @@ import (
 //	POST rollout                          RolloutRequest     RolloutStatus
 //	POST apply       ?name=&dryRun=&force=&fieldManager=  YAML or JSON   ApplyResult
 //	POST joinTokens                       {"path","ttlSeconds"}  {"token"}
+//	POST certificates                     {"name","groups","ttlSeconds","csr"}  Certificate
 //	POST login       (one-time token as bearer)              Session
 //	POST sessions                         {"person","ttlSeconds"}  Session
 //	GET  sessions                                            a list of Session, without tokens
@@ -64,6 +65,10 @@ type Functions struct {
 	Rollout func(ctx context.Context, who string, r bocage.RolloutRequest) (bocage.RolloutStatus, error)
 	// JoinToken makes a token with which an agent joins, for a path such as /agent/h1.
 	JoinToken func(ctx context.Context, path string, ttl time.Duration) (string, error)
+	// Certificate signs a certificate for a person's path, /user/NAME, with which
+	// nobody can be a server, and returns its chain in PEM. The request (PKCS#10,
+	// DER) only proves possession of the key.
+	Certificate func(ctx context.Context, path string, groups []string, csr []byte, ttl time.Duration) ([]byte, error)
 }
 
 // Limits of questions.
@@ -96,6 +101,7 @@ func (s *Server) serveFunction(c *call, name string) error {
 		"apply":           {http.MethodPost, s.applyAll},
 		"joinTokens":      {http.MethodPost, s.joinToken},
 		"sessions":        {http.MethodPost, s.makeSession},
+		"certificates":    {http.MethodPost, s.makeCertificate},
 		"whoami":          {http.MethodGet, func(c *call) error { writeJSON(c.w, http.StatusOK, told(c.person)); return nil }},
 	}
 	f, ok := functions[c.r.Method+" "+name]

@@ -34,6 +34,9 @@ func (s *Server) serveReady(c *call) {
 	defer cancel()
 	checks := map[string]func(context.Context) error{
 		"store": func(ctx context.Context) error {
+			if asked, ok := s.config.Store.(interface{ Responsive(context.Context) error }); ok {
+				return asked.Responsive(ctx)
+			}
 			_, err := s.view.now(ctx)
 			return err
 		},

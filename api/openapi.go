@@ -90,6 +90,23 @@ func describePaths(paths map[string]any, kind bocage.Kind) {
 	if hasStatus(kind) {
 		paths[collection+"/{name}/status"] = status
 	}
+	if approvable(kind) {
+		paths[collection+"/{name}/approval"] = map[string]any{"post": approvalOperation(kind), "put": approvalOperation(kind), "parameters": name}
+	}
+}
+
+// approvalOperation describes how a second person agrees: with the generation that
+// they looked at, or with nothing.
+func approvalOperation(kind bocage.Kind) map[string]any {
+	o := operation(kind, "connect", writeParameters()[:1])
+	o["description"] = "Agrees, as a second person, to the object as it stands, or to its deletion."
+	o["requestBody"] = map[string]any{"required": false, "content": map[string]any{"application/json": map[string]any{"schema": map[string]any{
+		"type": "object",
+		"properties": map[string]any{"generation": map[string]any{
+			"type": "integer", "format": "int64", "description": "The generation that is agreed to; another one is refused.",
+		}},
+	}}}}
+	return o
 }
 
 func operation(kind bocage.Kind, action string, parameters []any) map[string]any {

@@ -86,14 +86,14 @@ func pathOf2(item map[string]any) map[string]any {
 			}
 			rewritten["consumes"] = consumes
 			parameters = append(parameters, map[string]any{
-				"name": "body", "in": "body", "required": true, "schema": schemaOf2(schemaOfContent(body)),
+				"name": "body", "in": "body", "required": body["required"], "schema": schemaOf2(schemaOfContent(body)),
 			})
 		}
 		if len(parameters) > 0 {
 			rewritten["parameters"] = parameters
 		}
 		for key, value := range operation {
-			if strings.HasPrefix(key, "x-") {
+			if strings.HasPrefix(key, "x-") || key == "description" {
 				rewritten[key] = value
 			}
 		}

@@ -63,7 +63,7 @@ func TestClientCertificates(t *testing.T) {
 		{"spiffe://x/admin/a", RoleAdmin}, {"spiffe://x/viewer/a", RoleViewer}, {"spiffe://x/responder/a", RoleResponder},
 		{"spiffe://x/owner/shop/a", RoleOwner}, {"spiffe://x/auditor/a", RoleAuditor}, {"spiffe://x/policy-admin/a", RolePolicyAdmin}, {"spiffe://x/owner/a", ""}, {"spiffe://x/admin", ""}, {"spiffe://x/admin/a/b", ""}, {"spiffe://x", ""},
 	} {
-		if person := certifiedPerson(test.id); person.rolesText() != string(test.role) || person.Name != test.id {
+		if person := certifiedPerson(test.id, nil); person.rolesText() != string(test.role) || person.Name != test.id {
 			t.Errorf("%s is %+v", test.id, person)
 		}
 	}

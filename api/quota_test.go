@@ -70,7 +70,7 @@ func TestQuotas(t *testing.T) {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
-	if err := b.client.Delete(ctx, kind("Application"), "bank", "a0", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, kind("Application"), "bank", "a0", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := create("bank", "again"); err != nil {

@@ -165,7 +165,7 @@ func TestBindings(t *testing.T) {
 	if _, err := nightly.CreateSession(ctx, client.Person{Name: "x", Role: "viewer", Namespaces: []string{"shop"}}, 0); !client.HasReason(err, client.ReasonForbidden) {
 		t.Errorf("a token made a token: %v", err)
 	}
-	if err := b.client.Delete(ctx, kind("RoleBinding"), "", "ci", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, kind("RoleBinding"), "", "ci", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := deployer.Get(ctx, apps, "shop", "web"); !client.HasReason(err, client.ReasonForbidden) {

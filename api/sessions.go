@@ -69,7 +69,30 @@ func (s *Server) session(ctx context.Context, token string) (Person, error) {
 	if !time.Now().Before(session.Expires) {
 		return Person{}, unauthorized("the token is unknown or expired: log in again")
 	}
+	if len(session.Person.Grants) == 0 {
+		return Person{}, unlessEarly(session.Person.Name, entry.Value)
+	}
 	return s.heldTo(ctx, session.Person)
+}
+
+// unlessEarly says what to do about a token without roles: earlier versions kept
+// them in another way.
+func unlessEarly(name string, value []byte) error {
+	var early struct {
+		Person struct {
+			Role       Role     `json:"role"`
+			Namespaces []string `json:"namespaces"`
+		} `json:"person"`
+	}
+	if json.Unmarshal(value, &early) != nil || early.Person.Role == "" {
+		return unauthorized("the token of %s gives no role: make a new one", name)
+	}
+	again := fmt.Sprintf("bocage user token %s --role %s", strings.TrimPrefix(name, tokenName), early.Person.Role)
+	if len(early.Person.Namespaces) > 0 {
+		again += " --namespace " + strings.Join(early.Person.Namespaces, ",")
+	}
+	return unauthorized("the token of %s was made by an earlier version, which kept roles in another way: it gives none any more. "+
+		"An administrator makes a new one with `%s`, and ends this one with `bocage user sessions --end %s`", name, again, name)
 }
 
 // heldTo takes from the bearer of a token what its maker does not have any more.

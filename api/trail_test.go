@@ -67,7 +67,7 @@ func TestTrail(t *testing.T) {
 	if _, err := viewer.Hunt(ctx, "select secrets", 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.client.Delete(ctx, scopes, "", "s1", client.WriteOptions{}); err != nil {
+	if _, err := b.client.Delete(ctx, scopes, "", "s1", client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.withToken(t, "wrong-token").Login(ctx); err == nil {

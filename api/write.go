@@ -197,18 +197,26 @@ func (s *Server) update(c *call) error {
 // answer writes the outcome of a change.
 func (c *call) answer(ch *change, err error) error {
 	for _, warning := range ch.warnings {
-		c.w.Header().Add("Warning", "299 - "+strconv.Quote(warning))
+		c.warn(warning)
 	}
 	if err != nil {
 		c.outcome = "refused"
 		return err
 	}
+	c.warn(waiting(ch.kind, ch.value))
 	code := http.StatusOK
 	c.outcome, c.stored = ch.outcome(), ch.value
 	if ch.created {
 		code = http.StatusCreated
 	}
 	return c.writeObject(code, withRevision(ch.value, ch.kind, ch.revision))
+}
+
+// warn has clients such as kubectl tell people something beside the answer.
+func (c *call) warn(text string) {
+	if text != "" {
+		c.w.Header().Add("Warning", "299 - "+strconv.Quote(text))
+	}
 }
 
 // outcome is what became of a change, for people.
@@ -648,6 +656,8 @@ func (s *Server) delete(c *call) error {
 	}
 	c.outcome = ch.outcome()
 	if !ch.removed {
+		c.outcome = "held" // by its finalizers
+		c.warn(waiting(ch.kind, ch.value))
 		return c.writeObject(http.StatusOK, withRevision(ch.value, ch.kind, ch.revision))
 	}
 	writeJSON(c.w, http.StatusOK, metav1.Status{

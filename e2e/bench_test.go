@@ -130,7 +130,8 @@ func BenchmarkRootAttackToQuarantine(b *testing.B) {
 			objects, _, err := c.List(b.Context(), conditions, client.ListOptions{})
 			s.must(err)
 			for _, object := range objects {
-				s.must(c.Delete(b.Context(), conditions, "", object.Meta().Name, client.WriteOptions{}))
+				_, err := c.Delete(b.Context(), conditions, "", object.Meta().Name, client.WriteOptions{})
+				s.must(err)
 			}
 			s.hostsSince(c, after)
 			s.await(10*time.Second, "web passes again", func() error { return s.get(b.Context(), time.Second) })

@@ -123,12 +123,20 @@ func (a *Authority) Bundle() *Bundle { return a.bundle }
 // TrustDomain is the domain that the authority issues names in.
 func (a *Authority) TrustDomain() string { return a.bundle.TrustDomain() }
 
-// IssueOptions are what a server's certificate says besides its SPIFFE id, so
-// that tools that know nothing of SPIFFE can verify it.
+// IssueOptions are what a certificate says besides its SPIFFE id.
 type IssueOptions struct {
+	// DNSNames and Addresses are a server's, so that tools that know nothing of
+	// SPIFFE can verify it.
 	DNSNames  []string
 	Addresses []netip.Addr
+	// ClientOnly keeps a person's certificate from being a server's.
+	ClientOnly bool
+	// Groups are those that a person is in; see [Groups].
+	Groups []string
 }
+
+// Groups returns those that a certificate of a person vouches for.
+func Groups(leaf *x509.Certificate) []string { return leaf.Subject.OrganizationalUnit }
 
 // Issue signs a certificate for the path. The request (PKCS#10, DER) only proves
 // possession of the key: nothing else is taken from it. ttl 0 means [DefaultTTL].
@@ -198,6 +206,10 @@ func (a *Authority) sign(path string, public crypto.PublicKey, ttl time.Duration
 		for _, address := range o.Addresses {
 			template.IPAddresses = append(template.IPAddresses, net.IP(address.Unmap().AsSlice()))
 		}
+		if o.ClientOnly {
+			template.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+		}
+		template.Subject.OrganizationalUnit = append(template.Subject.OrganizationalUnit, o.Groups...)
 	}
 	raw, err := x509.CreateCertificate(rand.Reader, template, issuer, public, a.signer.key)
 	if err != nil {

@@ -45,7 +45,7 @@ var label = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 // Roles by the first part of a path, with the number of names that follow.
 func namesAfter(role string) (int, bool) {
 	switch role {
-	case "agent", "controller", "admin", "policy-admin", "responder", "auditor", "viewer":
+	case "agent", "controller", "user", "admin", "policy-admin", "responder", "auditor", "viewer":
 		return 1, true
 	case "workload", "owner":
 		return 2, true
@@ -54,9 +54,9 @@ func namesAfter(role string) (int, bool) {
 }
 
 // CheckPath says whether a path names somebody: /agent/HOST, /controller/NAME,
-// /workload/NAMESPACE/NAME, or a person by role: /admin/NAME, /policy-admin/NAME,
-// /responder/NAME, /auditor/NAME, /viewer/NAME or /owner/NAMESPACE/NAME. Each name
-// is a DNS label.
+// /workload/NAMESPACE/NAME, a person: /user/NAME, or a person by role: /admin/NAME,
+// /policy-admin/NAME, /responder/NAME, /auditor/NAME, /viewer/NAME or
+// /owner/NAMESPACE/NAME. Each name is a DNS label.
 func CheckPath(path string) error {
 	role, names, err := splitPath(path)
 	if err != nil {
@@ -64,7 +64,7 @@ func CheckPath(path string) error {
 	}
 	want, known := namesAfter(role)
 	if !known {
-		return fmt.Errorf("path %q starts with neither /agent, /controller, /workload nor a person's role, such as /admin", path)
+		return fmt.Errorf("path %q starts with neither /agent, /controller, /workload nor /user, nor a person's role, such as /admin", path)
 	}
 	if len(names) != want {
 		return fmt.Errorf("path %q holds %d names after /%s: want %d", path, len(names), role, want)

@@ -105,6 +105,33 @@ func (s *SVID) Save(dir string) error {
 	return writeFile(filepath.Join(dir, svidFile), data, 0o600, true)
 }
 
+// SaveFile writes the SVID to a file of its own, key first: whole, or leaving what
+// was there.
+func (s *SVID) SaveFile(path string) error {
+	data, err := s.encode()
+	if err != nil {
+		return err
+	}
+	return writeFile(path, data, 0o600, true)
+}
+
+// LoadSVIDFile reads what [SVID.SaveFile] wrote. The certificate may have expired.
+func LoadSVIDFile(path string) (*SVID, error) {
+	data, err := readPrivate(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := parseCredential(data)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	s, err := newSVID(c)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return s, nil
+}
+
 // LoadSVID reads what [SVID.Save] wrote; the error wraps fs.ErrNotExist if there
 // is none. The certificate may have expired.
 func LoadSVID(dir string) (*SVID, error) {

@@ -380,6 +380,9 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 			Matrix:    c.policy.Matrix,
 			Rollout:   c.policy.Rollout,
 			JoinToken: c.tokens.Create,
+			Certificate: func(_ context.Context, path string, groups []string, csr []byte, ttl time.Duration) ([]byte, error) {
+				return c.authority.Issue(path, csr, ttl, identity.IssueOptions{ClientOnly: true, Groups: groups})
+			},
 		},
 	})
 }

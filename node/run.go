@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"bocage.dev/bocage/store/etcd"
 )
 
 // Run makes the process that the configuration describes and serves until ctx
@@ -41,6 +43,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	defer cancel()
 	group, ctx := errgroup.WithContext(ctx)
 	if cfg.Controller {
+		etcd.UseThreads()
 		controller, err := openController(ctx, cfg, registry)
 		if err != nil {
 			return err

@@ -26,6 +26,8 @@ type build struct {
 	next     record
 	notices  []notice
 	prev     *served // what was came to, nil where this process does not know
+	// lost cannot be read, and nothing is known of it (see unreadable.go).
+	lost []unreadable
 
 	live            *outcome // what is declared, where it was compiled
 	base, candidate *outcome
@@ -37,11 +39,12 @@ type build struct {
 // buildOnce brings into force what should be now. It returns when to look again
 // although nothing changed. The steps:
 //
-//  1. turn: what people, time and hosts' reports make of rollouts (record.go)
-//  2. base, candidate: compile, prove and test both
-//  3. place: which hosts get something new, and under which number (place.go)
-//  4. write: one transaction, refused if another controller was faster (publish.go)
-//  5. settle: answer hosts from it, and tell
+//  1. mend: what cannot be read is as it was known last (unreadable.go)
+//  2. turn: what people, time and hosts' reports make of rollouts (record.go)
+//  3. base, candidate: compile, prove and test both
+//  4. place: which hosts get something new, and under which number (place.go)
+//  5. write: one transaction, refused if another controller was faster (publish.go)
+//  6. settle: answer hosts from it, and tell
 func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	b := &build{p: p, v: p.mirror.view(), now: time.Now()}
 	var err error
@@ -58,6 +61,9 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	}
 	if s := p.served.Load(); s != nil && s.revision == b.revision {
 		b.prev = s
+	}
+	if err := b.mend(ctx); err != nil {
+		return time.Time{}, err
 	}
 	b.spec = b.v.spec()
 	b.next, b.notices = b.was.turn(b.v.policy.name(), b.spec, p.facts(b.was, b.v), b.now)
@@ -148,7 +154,7 @@ func (b *build) makeBase(ctx context.Context) error {
 			b.base, b.fresh = b.refusing(before, o), true
 			return nil
 		}
-		o = b.p.verified(o, before, b.v.tests)
+		o = b.unread(b.p.verified(o, before, b.v.tests))
 		if o.blocked == "" {
 			b.base, b.fresh = o, true
 			return nil
@@ -302,7 +308,7 @@ func (b *build) makeCandidate(ctx context.Context) error {
 	if same && b.prev != nil {
 		before = b.prev.candidate
 	}
-	if o = b.p.verified(o, before, b.v.tests); o.blocked != "" {
+	if o = b.unread(b.p.verified(o, before, b.v.tests)); o.blocked != "" {
 		b.hold(o)
 		return nil
 	}

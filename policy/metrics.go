@@ -42,6 +42,10 @@ func generationDesc() *prometheus.Desc {
 	return prometheus.NewDesc("bocage_policy_generation", "Number of the generation in force.", nil, nil)
 }
 
+func unreadableDesc() *prometheus.Desc {
+	return prometheus.NewDesc("bocage_policy_unreadable_objects", "Objects that cannot be read: what was known of them last counts.", nil, nil)
+}
+
 // Describe implements prometheus.Collector.
 func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range metrics() {
@@ -49,6 +53,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	out <- stageDesc()
 	out <- generationDesc()
+	out <- unreadableDesc()
 }
 
 // Collect implements prometheus.Collector.
@@ -57,6 +62,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range metrics() {
 		out <- prometheus.MustNewConstMetric(m.desc(), prometheus.CounterValue, float64(m.value(counters)))
 	}
+	out <- prometheus.MustNewConstMetric(unreadableDesc(), prometheus.GaugeValue, float64(c.p.mirror.unread()))
 	s := c.p.served.Load()
 	if s == nil || s.record.Base.Number == 0 {
 		return

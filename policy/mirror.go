@@ -51,11 +51,15 @@ type mirror struct {
 	onOther  func(bocage.Kind) // told of changes that only statuses depend on
 	rest     *buckets          // of everything that is no policy (see snapshot.go)
 	policies *buckets          // of what people declare as policy
+	// unreadable holds, by key, what cannot be read (see unreadable.go), toldOf
+	// whether people know of all of it.
+	unreadable map[string]*unreadable
+	toldOf     bool
 }
 
 func newMirror() *mirror {
 	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
-		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}}
+		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, unreadable: map[string]*unreadable{}}
 	for _, kind := range bocage.Kinds() {
 		switch kind.Name {
 		case "Incident", "Event", "RoleBinding": // nothing here depends on them
@@ -207,7 +211,7 @@ func tightens(kind bocage.Kind) bool {
 }
 
 // put takes over one change unless something newer is known.
-func (m *mirror) put(key string, value []byte, revision store.Revision, logger *slog.Logger) {
+func (m *mirror) put(key string, value []byte, revision store.Revision) {
 	kind, known := m.kindOf(key)
 	if !known {
 		return
@@ -216,9 +220,10 @@ func (m *mirror) put(key string, value []byte, revision store.Revision, logger *
 	if value != nil {
 		var err error
 		if o, err = decode(kind, key, value, revision); err != nil {
-			// The api room writes nothing that cannot be read. What can't be is
-			// as good as absent, and said once.
-			logger.Error("unreadable object is left out", slog.String("key", key), slog.Any("error", err))
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.spoil(kind, key, revision, err)
+			return
 		}
 	}
 	m.mu.Lock()
@@ -230,6 +235,11 @@ func (m *mirror) put(key string, value []byte, revision store.Revision, logger *
 func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Revision) {
 	shelf := m.shelves[kind.Plural]
 	old := shelf.objects[key]
+	if u := m.unreadable[key]; u != nil && u.revision < revision {
+		delete(m.unreadable, key)
+		m.toldOf = false
+		wake(m.changed)
+	}
 	if old != nil && old.revision >= revision || old == nil && o == nil {
 		return
 	}
@@ -267,7 +277,7 @@ func (m *mirror) bucketsOf(kind bocage.Kind) *buckets {
 
 // replace takes over a whole list, unless the watch has brought the mirror past
 // it already.
-func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.Logger) {
+func (m *mirror) replace(entries []store.Entry, at store.Revision) {
 	m.mu.Lock()
 	known := make(map[string]store.Revision)
 	for _, shelf := range m.shelves {
@@ -278,6 +288,7 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 	m.mu.Unlock()
 	listed := make(map[string]bool, len(entries))
 	var fresh []*object
+	var spoiled []unreadable
 	for _, e := range entries {
 		kind, is := m.kindOf(e.Key)
 		if !is {
@@ -287,12 +298,12 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 			listed[e.Key] = true
 			continue
 		}
+		listed[e.Key] = true
 		o, err := decode(kind, e.Key, e.Value, e.Revision)
 		if err != nil {
-			logger.Error("unreadable object is left out", slog.String("key", e.Key), slog.Any("error", err))
+			spoiled = append(spoiled, unreadable{kind: kind, key: e.Key, revision: e.Revision, err: err})
 			continue
 		}
-		listed[e.Key] = true
 		fresh = append(fresh, o)
 	}
 	m.mu.Lock()
@@ -304,6 +315,14 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision, logger *slog.
 	}
 	for _, o := range fresh {
 		m.take(o.kind, o.key, o, o.revision)
+	}
+	for _, u := range spoiled {
+		m.spoil(u.kind, u.key, u.revision, u.err)
+	}
+	for key, u := range m.unreadable {
+		if !listed[key] && u.revision <= at { // nobody knew it, and it is gone
+			m.take(u.kind, key, nil, at)
+		}
 	}
 	for _, shelf := range m.shelves {
 		for key, o := range shelf.objects {
@@ -357,7 +376,7 @@ func (p *Policy) resync(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.mirror.replace(entries, at, p.logger)
+	p.mirror.replace(entries, at)
 	return nil
 }
 
@@ -387,7 +406,7 @@ func (p *Policy) watch(ctx context.Context) error {
 			p.mirror.reached(e.Revision)
 			continue
 		}
-		p.mirror.put(e.Key, e.Value, e.Revision, p.logger)
+		p.mirror.put(e.Key, e.Value, e.Revision)
 		p.mirror.reached(e.Revision)
 	}
 	return w.Err()

@@ -144,17 +144,19 @@ func (b *noticeBoard) write(ctx context.Context, e *bocage.ObjectEvent) error {
 }
 
 // identify adds the object's UID, by which clients ask for what happened to it.
-// One that is gone meanwhile keeps its name only.
+// One that is gone meanwhile, or that cannot be read, keeps its name only.
 func (b *noticeBoard) identify(ctx context.Context, of *bocage.ObjectReference) error {
 	kind, _ := bocage.KindNamed(of.Kind)
-	object, _, err := store.Object(ctx, b.store, kind, of.Namespace, of.Name)
+	entry, err := b.store.Get(ctx, kind.Key(of.Namespace, of.Name))
 	if errors.Is(err, store.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("read %s %s, which an event is about: %w", of.Kind, of.Name, err)
 	}
-	of.UID = object.Meta().UID
+	if object, err := store.DecodeObject(kind, entry); err == nil {
+		of.UID = object.Meta().UID
+	}
 	return nil
 }
 

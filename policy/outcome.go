@@ -27,6 +27,7 @@ type outcome struct {
 	testsOf []*bocage.PolicyTest // whose results those are
 	number  uint64
 	blocked string // why it may not come into force
+	lacks   bool   // since it may lack what cannot be read
 	at      time.Time
 	took    time.Duration
 

@@ -314,7 +314,7 @@ func (p *Policy) applied(ops []store.Op, at store.Revision) {
 		if !op.Delete {
 			value = op.Value
 		}
-		p.mirror.put(op.Key, value, at, p.logger)
+		p.mirror.put(op.Key, value, at)
 	}
 }
 
@@ -432,6 +432,9 @@ func provedCondition(o *outcome, generation int64) bocage.Condition {
 		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
 	} else if o.blocked != "" {
 		c.Status, c.Reason, c.Message = "False", "TestFailed", o.blocked
+		if o.lacks {
+			c.Reason = "Unreadable"
+		}
 	}
 	return c
 }

@@ -84,6 +84,9 @@ func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
 			if object.kind.Name != "Generation" && (object.kind.Name == "Host" || object.changed > s.inputs) {
 				continue // hosts are not ours; what is not compiled yet has its turn
 			}
+			if r.now.unreadable[object.key] {
+				continue // what is in the store is another
+			}
 			if err := write(object); err != nil {
 				return 0, err
 			}

@@ -18,14 +18,18 @@ type view struct {
 	generations []*object
 	objects     map[string][]*object // by plural, sorted by key
 	revision    store.Revision
-	policy      *snapshot // what people declare as policy
-	rest        *snapshot // everything else that policy depends on
+	policy      *snapshot       // what people declare as policy
+	rest        *snapshot       // everything else that policy depends on
+	unreadable  map[string]bool // keys of what is as it was known last
 }
 
 func (m *mirror) view() view {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v := view{revision: m.revision, objects: make(map[string][]*object, len(m.shelves))}
+	v := view{revision: m.revision, objects: make(map[string][]*object, len(m.shelves)), unreadable: map[string]bool{}}
+	for key := range m.unreadable {
+		v.unreadable[key] = true
+	}
 	for plural, shelf := range m.shelves {
 		v.objects[plural] = shelf.settled()
 	}

@@ -5,14 +5,17 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"bocage.dev/bocage"
@@ -145,6 +148,28 @@ type watchFigures struct {
 	Worst              time.Duration `json:"worstNanoseconds"`
 	AfterP50           time.Duration `json:"afterAnswerP50Nanoseconds"`
 	AfterP99           time.Duration `json:"afterAnswerP99Nanoseconds"`
+	// LateP50 and LateP99 are how long after it was due a write was begun: what
+	// this program, which has the machine together with the server, adds itself.
+	LateP50 time.Duration `json:"lateP50Nanoseconds"`
+	LateP99 time.Duration `json:"lateP99Nanoseconds"`
+	Disk    diskFigures   `json:"disk"`
+	// Server and Own are what the server and this program had of the processors
+	// while there were writes.
+	Server share `json:"server"`
+	Own    share `json:"own"`
+}
+
+// share is how many seconds a process had of the processors, and how many it could
+// have used besides.
+type share struct {
+	Worked float64 `json:"workedSeconds"`
+	Waited float64 `json:"waitedSeconds"`
+}
+
+func shareOf(pid int) share { return share{cpuSeconds(pid), waited(pid)} }
+
+func (s share) since(before share) share {
+	return share{s.Worked - before.Worked, s.Waited - before.Waited}
 }
 
 // sample is one event that a watcher got.
@@ -221,12 +246,13 @@ func (p *process) watches(ctx context.Context, s settings) (watchFigures, error)
 	}
 	f.Opened = time.Since(began)
 
-	wrote, err := p.write(ctx, s)
+	wrote, err := p.writeWatched(ctx, s, &f)
 	if err != nil {
 		return f, err
 	}
 	f.Writes, f.WritesPerSecond = len(wrote.took), float64(len(wrote.took))/wrote.elapsed.Seconds()
 	f.WriteP50, f.WriteP99 = quantile(wrote.took, .5), quantile(wrote.took, .99)
+	f.LateP50, f.LateP99 = quantile(wrote.late, .5), quantile(wrote.late, .99)
 	for _, n := range wrote.namespaces {
 		f.Expected += int64(s.Everything) + perNamespace[n]
 	}
@@ -302,9 +328,54 @@ func dueOf(line []byte, now time.Time) (sample, bool) {
 	return sample{n, now.Sub(time.Unix(0, nanoseconds)), now}, true
 }
 
+// writeWatched writes, and looks at the disk and the processors meanwhile.
+func (p *process) writeWatched(ctx context.Context, s settings, f *watchFigures) (*written, error) {
+	const walSync, dbCommit = "etcd_disk_wal_fsync_duration_seconds", "etcd_disk_backend_commit_duration_seconds"
+	before, err := p.histograms(ctx, walSync, dbCommit)
+	if err != nil {
+		return nil, err
+	}
+	probing, stop := context.WithCancel(ctx)
+	defer stop()
+	type outcome struct {
+		figures diskFigures
+		err     error
+	}
+	probed := make(chan outcome, 1)
+	go func() {
+		figures, err := probeDisk(probing, p.dir)
+		probed <- outcome{figures, err}
+	}()
+	server, own := shareOf(p.command.Process.Pid), shareOf(os.Getpid())
+	p.profiles(s)
+	wrote, err := p.write(ctx, s)
+	p.profiles(s)
+	f.Server, f.Own = shareOf(p.command.Process.Pid).since(server), shareOf(os.Getpid()).since(own)
+	stop()
+	disk := <-probed
+	if err := errors.Join(err, disk.err); err != nil {
+		return nil, err
+	}
+	after, err := p.histograms(ctx, walSync, dbCommit)
+	if err != nil {
+		return nil, err
+	}
+	f.Disk = disk.figures
+	f.Disk.Log, f.Disk.Commit = after[walSync].since(before[walSync]), after[dbCommit].since(before[dbCommit])
+	return wrote, nil
+}
+
+// profiles has the server begin, or end, its profile.
+func (p *process) profiles(s settings) {
+	if s.Profile != "" {
+		_ = p.command.Process.Signal(syscall.SIGUSR1)
+	}
+}
+
 // written is what became of the writes.
 type written struct {
 	took       []time.Duration
+	late       []time.Duration
 	answered   []time.Time
 	namespaces []int
 	elapsed    time.Duration
@@ -316,7 +387,7 @@ func (p *process) write(ctx context.Context, s settings) (*written, error) {
 	defer t.CloseIdleConnections()
 	c := &http.Client{Transport: t}
 	count := int(float64(s.Rate) * s.Duration.Seconds())
-	w := &written{took: make([]time.Duration, count), answered: make([]time.Time, count), namespaces: make([]int, count)}
+	w := &written{took: make([]time.Duration, count), late: make([]time.Duration, count), answered: make([]time.Time, count), namespaces: make([]int, count)}
 	began := time.Now()
 	var writing sync.WaitGroup
 	var mu sync.Mutex
@@ -332,6 +403,7 @@ func (p *process) write(ctx context.Context, s settings) (*written, error) {
 		object := n * 7919 % s.Objects
 		w.namespaces[n] = object % s.Namespaces
 		writing.Go(func() {
+			w.late[n] = time.Since(due)
 			if err := p.patch(ctx, c, s, object, n, due); err != nil {
 				mu.Lock()
 				failure = err

@@ -41,6 +41,7 @@ type settings struct {
 	Rate       int           `json:"writesPerSecond"`
 	Duration   time.Duration `json:"duration"`
 	Lists      int           `json:"lists"`
+	Trail      bool          `json:"auditTrail"`
 	Profile    string        `json:"-"`
 }
 
@@ -59,8 +60,9 @@ func main() {
 	flag.IntVar(&s.Rate, "rate", 500, "writes per second")
 	flag.DurationVar(&s.Duration, "duration", 20*time.Second, "of the writing")
 	flag.IntVar(&s.Lists, "lists", 5, "how often everything is listed")
+	flag.BoolVar(&s.Trail, "audit", true, "keep the audit trail, as controllers do: an answer waits until it is on the disk")
 	dir := flag.String("dir", "", "where the store lies; empty: a directory for the time of the measurement")
-	flag.StringVar(&s.Profile, "profile", "", "a file to write the server's CPU profile to")
+	flag.StringVar(&s.Profile, "profile", "", "a file for the server's CPU profile while there are writes")
 	serving := flag.Bool("serve", false, "be the server; the bench starts itself with it")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -131,6 +133,7 @@ func measure(ctx context.Context, dir string, s settings) (report, error) {
 type process struct {
 	command *exec.Cmd
 	bundle  *identity.Bundle
+	dir     string
 	address string
 	token   string
 
@@ -144,9 +147,9 @@ func startServer(ctx context.Context, dir string, s settings) (*process, error) 
 	if err != nil {
 		return nil, err
 	}
-	p := &process{lastTime: time.Now()}
+	p := &process{dir: dir, lastTime: time.Now()}
 	p.command = exec.CommandContext(ctx, self, "-serve", "-dir", dir,
-		"-objects", strconv.Itoa(s.Objects), "-namespaces", strconv.Itoa(s.Namespaces), "-watchers", strconv.Itoa(s.Watchers), "-profile", s.Profile)
+		"-objects", strconv.Itoa(s.Objects), "-namespaces", strconv.Itoa(s.Namespaces), "-watchers", strconv.Itoa(s.Watchers), "-profile", s.Profile, "-audit="+strconv.FormatBool(s.Trail))
 	p.command.Cancel = func() error { return p.command.Process.Signal(syscall.SIGTERM) }
 	p.command.Stderr = os.Stderr
 	out, err := p.command.StdoutPipe()
@@ -196,16 +199,8 @@ func (p *process) login(ctx context.Context) error {
 func (p *process) used() figure {
 	pid := p.command.Process.Pid
 	var f figure
-	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil {
-		// The name of the program ends with the last parenthesis.
-		fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-		if len(fields) > 12 {
-			user, _ := strconv.ParseFloat(fields[11], 64)
-			system, _ := strconv.ParseFloat(fields[12], 64)
-			total := (user + system) / 100 // USER_HZ
-			f.CPUSeconds, p.lastCPU = total-p.lastCPU, total
-		}
-	}
+	total := cpuSeconds(pid)
+	f.CPUSeconds, p.lastCPU = total-p.lastCPU, total
 	if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid)); err == nil {
 		for _, line := range strings.Split(string(text), "\n") {
 			if fields := strings.Fields(line); len(fields) > 1 && fields[0] == "VmRSS:" {
@@ -219,6 +214,37 @@ func (p *process) used() figure {
 	return f
 }
 
+// cpuSeconds is how long a process has worked.
+func cpuSeconds(pid int) float64 {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// The name of the program ends with the last parenthesis.
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) <= 12 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	return (user + system) / 100 // USER_HZ
+}
+
+// waited is how long a process's threads were ready to run and did not: others had
+// the processors.
+func waited(pid int) float64 {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	total := 0.0
+	for _, thread := range threads {
+		text, _ := os.ReadFile(thread)
+		if fields := strings.Fields(string(text)); len(fields) > 1 {
+			nanoseconds, _ := strconv.ParseFloat(fields[1], 64)
+			total += nanoseconds / 1e9
+		}
+	}
+	return total
+}
+
 func (r report) print(out io.Writer) {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	line := func(what, format string, args ...any) { fmt.Fprintf(w, "%s\t%s\n", what, fmt.Sprintf(format, args...)) }
@@ -230,6 +256,12 @@ func (r report) print(out io.Writer) {
 	line("events", "%d delivered of %d, %.0f/s", r.Watch.Delivered, r.Watch.Expected, r.Watch.DeliveredPerSecond)
 	line("event latency, from when the write was due", "p50 %s, p99 %s, worst %s", r.Watch.P50, r.Watch.P99, r.Watch.Worst)
 	line("event latency, from the write's answer", "p50 %s, p99 %s", r.Watch.AfterP50, r.Watch.AfterP99)
+	line("  of that, writes that this program began late", "p50 %s, p99 %s", r.Watch.LateP50, r.Watch.LateP99)
+	d := r.Watch.Disk
+	line("the disk meanwhile, one sync", "p50 %s, p99 %s, worst %s of %d", d.P50, d.P99, d.Worst, d.Syncs)
+	line("  of etcd's log", "p50 <= %s, p99 <= %s of %.0f", d.Log.AtMost, d.Log.Tail, d.Log.Count)
+	line("  of etcd's database", "p50 <= %s, p99 <= %s of %.0f", d.Commit.AtMost, d.Commit.Tail, d.Commit.Count)
+	line("processors while writing", "server %.1f s and %.1f s waiting for one, this program %.1f s and %.1f s", r.Watch.Server.Worked, r.Watch.Server.Waited, r.Watch.Own.Worked, r.Watch.Own.Waited)
 	for _, phase := range []string{"start", "lists", "watches"} {
 		f := r.Server[phase]
 		line("server, "+phase, "%.1f s CPU in %.1f s, %.0f MiB resident", f.CPUSeconds, f.WallSeconds, f.MemoryMiB)

@@ -2,13 +2,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
+	"sync"
+	"syscall"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api"
@@ -19,6 +25,7 @@ import (
 
 // serve fills a store and serves it until ctx ends.
 func serve(ctx context.Context, dir string, s settings) error {
+	etcd.UseThreads()
 	st, err := etcd.Open(etcd.Config{Dir: filepath.Join(dir, "store")})
 	if err != nil {
 		return err
@@ -38,7 +45,16 @@ func serve(ctx context.Context, dir string, s settings) error {
 	if err != nil {
 		return err
 	}
+	registry, ok := prometheus.DefaultRegisterer.(*prometheus.Registry) // where etcd counts
+	if !ok {
+		return errors.New("Prometheus' default registry is another's")
+	}
+	trail := ""
+	if s.Trail {
+		trail = filepath.Join(dir, "audit")
+	}
 	server, err := api.New(api.Config{
+		Registry: registry, AuditDir: trail, Node: "bench",
 		Store: st, TrustDomain: trustDomain, Listen: "127.0.0.1:0", AdminToken: adminToken,
 		SVID: func() *identity.SVID { return svid }, Bundle: authority.Bundle(),
 		RequestsPerSecond: 1e6, MaxWatches: s.Watchers + 100, Logger: slog.New(slog.DiscardHandler),
@@ -47,15 +63,13 @@ func serve(ctx context.Context, dir string, s settings) error {
 		return err
 	}
 	if s.Profile != "" {
-		file, err := os.Create(s.Profile)
-		if err != nil {
-			return err
-		}
-		defer file.Close()
-		if err := pprof.StartCPUProfile(file); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+		profiling, stop := context.WithCancel(ctx)
+		var profiled sync.WaitGroup
+		defer profiled.Wait()
+		defer stop()
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGUSR1)
+		profiled.Go(func() { profile(profiling, s.Profile, signals) })
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Run(ctx) }()
@@ -65,6 +79,34 @@ func serve(ctx context.Context, dir string, s settings) error {
 	}
 	fmt.Fprintln(os.Stdout, addresses[0])
 	return <-done
+}
+
+// profile writes a CPU profile from one signal to the next.
+func profile(ctx context.Context, path string, signals <-chan os.Signal) {
+	wait := func() bool {
+		select {
+		case <-signals:
+			return true
+		case <-ctx.Done():
+			return false
+		}
+	}
+	if !wait() {
+		return
+	}
+	file, err := os.Create(path)
+	if err == nil {
+		err = pprof.StartCPUProfile(file)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench: profile:", err)
+		return
+	}
+	wait()
+	pprof.StopCPUProfile()
+	if err := file.Close(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench: profile:", err)
+	}
 }
 
 // fill writes the workloads, as many at a time as one write takes.

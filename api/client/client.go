@@ -531,15 +531,32 @@ func (c *Client) Patch(ctx context.Context, kind bocage.Kind, namespace, name, s
 	}, stored)
 }
 
-// Delete removes an object, or marks it for removal if it has finalizers.
-func (c *Client) Delete(ctx context.Context, kind bocage.Kind, namespace, name string, options WriteOptions) error {
+// Delete removes an object. What finalizers hold is only marked for removal and
+// stays until they are gone, as a guardrail stays in force until a second person
+// agrees that it goes: held is the object then, and nil once it is gone.
+func (c *Client) Delete(ctx context.Context, kind bocage.Kind, namespace, name string, options WriteOptions) (held bocage.Resource, err error) {
 	path, err := objectPath(kind, namespace, name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	query := url.Values{}
 	if options.DryRun {
 		query.Set("dryRun", "All")
 	}
-	return c.do(ctx, request{method: http.MethodDelete, path: path, query: query}, nil)
+	var answer json.RawMessage
+	if err := c.do(ctx, request{method: http.MethodDelete, path: path, query: query}, &answer); err != nil {
+		return nil, err
+	}
+	var what bocage.TypeMeta
+	if err := json.Unmarshal(answer, &what); err != nil {
+		return nil, fmt.Errorf("read the controller's answer: %w", err)
+	}
+	if what.Kind == "Status" {
+		return nil, nil
+	}
+	held = kind.New()
+	if err := json.Unmarshal(answer, held); err != nil {
+		return nil, fmt.Errorf("read what is left of %s %s: %w", kind.Name, name, err)
+	}
+	return held, nil
 }

@@ -77,6 +77,34 @@ func (c *Client) CreateSession(ctx context.Context, person Person, ttl time.Dura
 	return session, err
 }
 
+// Certificate is a person's, as the controller made it.
+type Certificate struct {
+	ID      string    `json:"id"`
+	Groups  []string  `json:"groups,omitempty"`
+	Serial  string    `json:"serial"`
+	Expires time.Time `json:"expires"`
+	// Chain and Bundle are PEM: the certificate, and the anchors by which the
+	// server is known.
+	Chain  string `json:"chain"`
+	Bundle string `json:"bundle"`
+	// Roles are those that RoleBindings give the person now.
+	Roles []Grant `json:"roles,omitempty"`
+}
+
+// CreateCertificate has the controller sign a certificate for a person, whose key
+// made the request (PKCS#10, DER; see identity.NewKey). ttl 0 is a day.
+func (c *Client) CreateCertificate(ctx context.Context, name string, groups []string, csr []byte, ttl time.Duration) (Certificate, error) {
+	body, err := json.Marshal(map[string]any{"name": name, "groups": groups, "csr": csr, "ttlSeconds": int64(ttl / time.Second)})
+	if err != nil {
+		return Certificate{}, err
+	}
+	var made Certificate
+	err = c.do(ctx, request{
+		method: http.MethodPost, path: functionsPath + "/certificates", contentType: "application/json", body: body,
+	}, &made)
+	return made, err
+}
+
 // Sessions lists the sessions that there are, without their tokens: all of them
 // for an administrator, else one's own.
 func (c *Client) Sessions(ctx context.Context) ([]Session, error) {

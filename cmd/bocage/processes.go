@@ -110,7 +110,7 @@ func (e *env) sessionCommand() *cobra.Command {
 	person := client.Person{}
 	var life time.Duration
 	cmd := &cobra.Command{Use: "token PERSON", Short: "Make a bearer token for the HTTPS API, with a role and an end",
-		Example: "  bocage controller token alice --role viewer > alice.token\n  kubectl --server https://127.0.0.1:8443 --token \"$(cat alice.token)\" ...",
+		Example: "  bocage user token alice --role viewer > alice.token\n  kubectl --server https://127.0.0.1:8443 --token \"$(cat alice.token)\" ...",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			person.Name = args[0]

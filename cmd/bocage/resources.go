@@ -24,6 +24,9 @@ func (e *env) client() (*client.Client, error) {
 	if e.server == "" && e.token == "" {
 		return e.clientWith("") // whoever may open the socket needs no token
 	}
+	if e.certificate != "" && e.token == "" {
+		return e.clientWith("") // the certificate says who it is
+	}
 	token, err := e.bearer()
 	if err != nil {
 		return nil, err
@@ -47,9 +50,19 @@ func (e *env) clientWith(token string) (*client.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", e.ca, err)
 	}
+	var own *identity.SVID
+	if e.certificate != "" {
+		if own, err = identity.LoadSVIDFile(e.certificate); err != nil {
+			return nil, fmt.Errorf("read the client certificate: %w", err)
+		}
+		if time.Now().After(own.Expires().Add(identity.ClockTolerance)) {
+			return nil, fmt.Errorf("the client certificate %s in %s ended on %s: have a new one made with `bocage user certificate`",
+				own.ID(), e.certificate, own.Expires().Local().Format(time.DateTime))
+		}
+	}
 	return client.New(client.Config{
 		Address: e.server, Token: token,
-		TLS: identity.ClientTLS(func() *identity.SVID { return nil }, bundle, "/controller/"),
+		TLS: identity.ClientTLS(func() *identity.SVID { return own }, bundle, "/controller/"),
 	})
 }
 
@@ -228,15 +241,29 @@ func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.
 		}
 	}
 	result, err := c.Apply(ctx, documents, options)
-	if err != nil {
+	if err != nil && len(result.Objects) == 0 {
 		return err
 	}
 	suffix := ""
 	if result.DryRun {
 		suffix = " (dry run)"
 	}
+	written := 0
 	for _, object := range result.Objects {
+		if object.Outcome == bocage.OutcomePending {
+			object.Outcome = "NOT applied"
+		} else {
+			written++
+		}
 		fmt.Fprintf(e.out, "%s %s %s%s\n", object.Kind, kindName(object.Namespace, object.Name), object.Outcome, suffix)
+		if object.Note != "" {
+			fmt.Fprintf(e.err, "! %s\n", object.Note)
+		}
+	}
+	if err != nil {
+		// What one write of the store does not hold goes in parts.
+		return &exitError{exitFailed, fmt.Sprintf("%d of %d objects were applied, and %d were not, as listed above: %v\n  apply the same again: what was applied stays as it is",
+			written, len(result.Objects), len(result.Objects)-written, err)}
 	}
 	return nil
 }
@@ -319,10 +346,21 @@ func (e *env) deleteCommand() *cobra.Command {
 }
 
 func (e *env) delete(ctx context.Context, c *client.Client, kind bocage.Kind, namespace, name string) error {
-	if err := c.Delete(ctx, kind, namespace, name, client.WriteOptions{}); err != nil {
+	held, err := c.Delete(ctx, kind, namespace, name, client.WriteOptions{})
+	switch {
+	case err != nil:
 		return err
+	case held == nil:
+		fmt.Fprintf(e.out, "%s %s deleted\n", kind.Name, kindName(namespace, name))
+	case slices.Contains(held.Meta().Finalizers, bocage.FinalizerApproval):
+		fmt.Fprintf(e.out, "%s %s not deleted yet: it stays in force until a second person agrees: bocage approve %s %s\n",
+			kind.Name, kindName(namespace, name), strings.ToLower(kind.Name), name)
+	case len(held.Meta().Finalizers) > 0:
+		fmt.Fprintf(e.out, "%s %s marked for deletion: it goes once %s let go of it\n",
+			kind.Name, kindName(namespace, name), strings.Join(held.Meta().Finalizers, ", "))
+	default:
+		fmt.Fprintf(e.out, "%s %s is being deleted\n", kind.Name, kindName(namespace, name))
 	}
-	fmt.Fprintf(e.out, "%s %s deleted\n", kind.Name, kindName(namespace, name))
 	return nil
 }
 

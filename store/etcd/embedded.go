@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -27,6 +28,10 @@ const (
 	maxRequest = store.MaxApply + store.MaxOps*(2*store.MaxKey+64)
 	// maxSocketPath is what fits into sockaddr_un (unix(7)).
 	maxSocketPath = 107
+
+	// leastThreads leaves two places when the log, the database and the audit trail
+	// all wait for the disk, and one more for a compaction.
+	leastThreads = 6
 
 	defaultQuota     = 2 << 30
 	defaultReserve   = 256 << 20
@@ -283,6 +288,16 @@ func (e *engine) failure() error {
 		return nil
 	}
 	return fmt.Errorf("etcd ended: %s: see to the disk of %s and restart; what was acknowledged is safe", *why, e.config.Dir)
+}
+
+// UseThreads lets a program with an embedded server run enough Go at a time, unless
+// GOMAXPROCS in its environment says how much. A thread that waits for the disk
+// keeps its place until the runtime notices, and on few processors etcd's log, its
+// database and the audit trail, which wait at the same time, leave none to others.
+func UseThreads() {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < leastThreads {
+		runtime.GOMAXPROCS(leastThreads)
+	}
 }
 
 // Failed is closed when the embedded server had to end itself, say on a disk that
