@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -29,11 +31,38 @@ type WorkloadSpec struct {
 	MAC string `json:"mac,omitempty"`
 	// Addresses are the workload's own. Packets with another source are spoofed.
 	Addresses []netip.Addr `json:"addresses"`
+	// MoreInterfaces are those that it has besides Interface.
+	MoreInterfaces []WorkloadInterface `json:"moreInterfaces,omitempty"`
+	// Instance names the very thing that runs, such as a container by its ID, where
+	// an interface's name alone does not: the next one may get that. Its host knows.
+	Instance string `json:"instance,omitempty"`
 	// Ports are the named ports that it listens on, for policies that say a name.
 	Ports []NamedPort `json:"ports,omitempty"`
 	// Orchestrator is "kubernetes" for a Pod: what no policy decides about it is
 	// accepted, as Kubernetes has it. Empty: what nobody declares is refused.
 	Orchestrator string `json:"orchestrator,omitempty"`
+}
+
+// WorkloadInterface is one of several interfaces of a workload.
+type WorkloadInterface struct {
+	Interface string `json:"interface"`
+	MAC       string `json:"mac,omitempty"`
+	// Addresses are those of the workload's that are on this interface; the rest are
+	// on its first one.
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Interfaces lists where the workload is connected, with the addresses of each. A
+// workload without an interface is connected nowhere that a host knows of.
+func (s *WorkloadSpec) Interfaces() []WorkloadInterface {
+	if s.Interface == "" {
+		return nil
+	}
+	first := WorkloadInterface{Interface: s.Interface, MAC: s.MAC, Addresses: slices.Clone(s.Addresses)}
+	for _, more := range s.MoreInterfaces {
+		first.Addresses = slices.DeleteFunc(first.Addresses, func(a netip.Addr) bool { return slices.Contains(more.Addresses, a) })
+	}
+	return append([]WorkloadInterface{first}, s.MoreInterfaces...)
 }
 
 // OrchestratorKubernetes is the WorkloadSpec.Orchestrator of a Pod.
@@ -55,7 +84,12 @@ type WorkloadStatus struct {
 	SPIFFEID string `json:"spiffeID,omitempty"`
 	// Assurance is how its identity is vouched for, L0 to L5; empty is L1, an
 	// address that is pinned to a port.
-	Assurance  string      `json:"assurance,omitempty"`
+	Assurance string `json:"assurance,omitempty"`
+	// VouchedBy is the host that saw it and says so; empty: somebody declared it.
+	VouchedBy string `json:"vouchedBy,omitempty"`
+	// Image is the name of what it was started from, Digest what that was.
+	Image      string      `json:"image,omitempty"`
+	Digest     string      `json:"digest,omitempty"`
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
@@ -94,10 +128,10 @@ func (w *Workload) Validate() Faults {
 	if len(w.Spec.Interface) > 15 {
 		faults.Add("spec.interface", "%q is longer than the 15 characters of a Linux interface", w.Spec.Interface)
 	}
-	if w.Spec.MAC != "" {
-		if mac, err := net.ParseMAC(w.Spec.MAC); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
-			faults.Add("spec.mac", "%q is not a unicast MAC such as 02:00:00:00:00:01", w.Spec.MAC)
-		}
+	faults = append(faults, validateMAC(w.Spec.MAC).Under("spec.mac")...)
+	faults = append(faults, w.Spec.validateMore().Under("spec")...)
+	if len(w.Spec.Instance) > 253 || strings.ContainsFunc(w.Spec.Instance, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		faults.Add("spec.instance", "%.80q is not a name of at most 253 printable characters", w.Spec.Instance)
 	}
 	if len(w.Spec.Addresses) == 0 {
 		faults.Add("spec.addresses", "needs at least one address")
@@ -120,6 +154,43 @@ func (w *Workload) Validate() Faults {
 	return faults
 }
 
+func validateMAC(text string) Faults {
+	var faults Faults
+	if text == "" {
+		return nil
+	}
+	if mac, err := net.ParseMAC(text); err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		faults.Add("", "%q is not a unicast MAC such as 02:00:00:00:00:01", text)
+	}
+	return faults
+}
+
+// validateMore checks further interfaces against the first and each other.
+func (s *WorkloadSpec) validateMore() Faults {
+	var faults Faults
+	if s.Interface == "" && len(s.MoreInterfaces) > 0 {
+		faults.Add("interface", "is empty and there are more")
+	}
+	names, taken := []string{s.Interface}, map[netip.Addr]bool{}
+	for i, more := range s.MoreInterfaces {
+		at := fmt.Sprintf("moreInterfaces[%d]", i)
+		if !interfaceName.MatchString(more.Interface) {
+			faults.Add(at+".interface", "%q is not a name of 1 to 15 characters without spaces, slashes and colons", more.Interface)
+		} else if slices.Contains(names, more.Interface) {
+			faults.Add(at+".interface", "%q is another of its interfaces too", more.Interface)
+		}
+		names = append(names, more.Interface)
+		faults = append(faults, validateMAC(more.MAC).Under(at+".mac")...)
+		for j, a := range more.Addresses {
+			if !slices.Contains(s.Addresses, a) || taken[a] {
+				faults.Add(fmt.Sprintf("%s.addresses[%d]", at, j), "%s is not among spec.addresses, or is on two interfaces", a)
+			}
+			taken[a] = true
+		}
+	}
+	return faults
+}
+
 // Host is a machine with an agent.
 type Host struct {
 	TypeMeta   `json:",inline"`
@@ -132,8 +203,25 @@ type Host struct {
 type HostSpec struct {
 	// Addresses are the host's own, for policies that mean the host itself.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// MayPlace bounds what the host may vouch for: a host that somebody took over
+	// could otherwise give any identity to its own guests.
+	MayPlace Placeable `json:"mayPlace,omitzero"`
 	// Wires are pairs of its interfaces that it stands between.
 	Wires []Wire `json:"wires,omitempty"`
+}
+
+// Placeable bounds the workloads that a host discovers.
+type Placeable struct {
+	// Namespaces are those that they may be in; none: any.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// Addresses are those that they may have; none: any.
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+}
+
+// Validate returns the faults of the bounds.
+func (p *Placeable) Validate() Faults {
+	faults := Side{Namespaces: p.Namespaces}.Validate()
+	return append(faults, validatePrefixes(p.Addresses).Under("addresses")...)
 }
 
 // HostStatus is what its agent last reported.
@@ -162,6 +250,7 @@ type HostStatus struct {
 // Validate implements Resource.
 func (h *Host) Validate() Faults {
 	faults := append(validateMeta(&h.ObjectMeta, false), validateWires(h.Spec.Wires)...)
+	faults = append(faults, h.Spec.MayPlace.Validate().Under("spec.mayPlace")...)
 	for i, a := range h.Spec.Addresses {
 		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.Zone() != "" || a.Is4In6() {
 			faults.Add(fmt.Sprintf("spec.addresses[%d]", i), "%q is not a unicast address", a)

@@ -86,6 +86,10 @@ const (
 	ConditionEnforced = "Enforced" // every agent concerned has taken that generation
 	ConditionDegraded = "Degraded" // something promised is not being kept
 	ConditionReady    = "Ready"    // the thing works
+	// Of a Host: whether every workload that it saw is in the inventory, and whether
+	// an enforcement point stands in front of each.
+	ConditionDiscovered = "Discovered"
+	ConditionGoverned   = "Governed"
 )
 
 // SetCondition adds or replaces a condition by type. The transition time moves
@@ -162,8 +166,9 @@ func Kinds() []Kind {
 				{"PHASE", "status.phase", false}, {"ENTITIES", "status.entities[*].name", false}, {"TITLE", "status.title", false}}},
 		{Name: "Workload", Plural: "workloads", Short: []string{"wl"}, Namespaced: true, Writer: "api",
 			New: func() Resource { return new(Workload) }, Columns: []Column{{"HOST", "spec.host", false},
-				{"ADDRESSES", "spec.addresses[*]", false}, {"IDENTITY", "status.identity", false},
-				{"INTERFACE", "spec.interface", true}, {"SPIFFE-ID", "status.spiffeID", true}}},
+				{"ADDRESSES", "spec.addresses[*]", false}, {"IDENTITY", "status.identity", false}, {"INTERFACE", "spec.interface", false},
+				{"ASSURANCE", "status.assurance", false}, {"IMAGE", "status.image", false},
+				{"VOUCHED-BY", "status.vouchedBy", true}, {"SPIFFE-ID", "status.spiffeID", true}}},
 		{Name: "Host", Plural: "hosts", Writer: "node",
 			New: func() Resource { return new(Host) }, Columns: []Column{{"GENERATION", "status.generation", false},
 				{"READY", "status.conditions[Ready]", false}, {"LAST-SEEN", "status.lastSeen", false},

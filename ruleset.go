@@ -41,6 +41,9 @@ type Ruleset struct {
 	Refused []Refusal `json:"refused,omitempty"`
 	// Profiles are the inspection profiles that decisions name, sorted by number.
 	Profiles []Profile `json:"profiles,omitempty"`
+	// Newcomers are the scopes that enforce, as they concern interfaces of Host that
+	// nobody vouches for yet.
+	Newcomers []Newcomers `json:"newcomers,omitempty"`
 	// Ports are the enforcement points of Host, sorted by interface.
 	Ports []Port `json:"ports,omitempty"`
 	// Wires are the inline enforcement points, sorted by host and name.
@@ -152,6 +155,9 @@ type Port struct {
 	Workload  string       `json:"workload"` // namespace/name
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
+	// Instance is the very thing behind it, where the host has to know that before
+	// the interface, whose name may be another's by now, gets the identity.
+	Instance string `json:"instance,omitempty"`
 }
 
 // DecoyPlacement is a Decoy as the hosts that run it need it.
@@ -280,7 +286,7 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
 		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules, Reasons: r.Reasons,
-		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
+		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Newcomers: r.Newcomers, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
 	}
 }
 

@@ -173,8 +173,8 @@ func claimsOf(w *bocage.Workload) []string {
 	for _, address := range w.Spec.Addresses {
 		keys = append(keys, addressClaims+address.String())
 	}
-	if w.Spec.Interface != "" {
-		keys = append(keys, portClaims+w.Spec.Host+"/"+w.Spec.Interface)
+	for _, i := range w.Spec.Interfaces() {
+		keys = append(keys, portClaims+w.Spec.Host+"/"+i.Interface)
 	}
 	return keys
 }
@@ -198,13 +198,17 @@ func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
 			faults.Add(field, "%s belongs to workload %s already", address, holder)
 		}
 	}
-	if w.Spec.Interface != "" {
-		holder, err := b.holder(portClaims + w.Spec.Host + "/" + w.Spec.Interface)
+	for i, link := range w.Spec.Interfaces() {
+		holder, err := b.holder(portClaims + w.Spec.Host + "/" + link.Interface)
 		if err != nil {
 			return nil, err
 		}
+		field := "spec.interface"
+		if i > 0 {
+			field = fmt.Sprintf("spec.moreInterfaces[%d].interface", i-1)
+		}
 		if holder != "" && holder != w.NamespacedName() {
-			faults.Add("spec.interface", "%s of host %s is the interface of workload %s already", w.Spec.Interface, w.Spec.Host, holder)
+			faults.Add(field, "%s of host %s is the interface of workload %s already", link.Interface, w.Spec.Host, holder)
 		}
 	}
 	return faults, nil

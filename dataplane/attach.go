@@ -20,6 +20,7 @@ const (
 	portMACDeclared   = 1
 	portMACLearned    = 2
 	portMoreAddresses = 4
+	portClosed        = 8
 )
 
 // Attach makes an interface an enforcement point, or changes who is behind one.
@@ -50,6 +51,12 @@ func (d *Dataplane) attach(a Attachment) error {
 	}
 	a.Port.Addresses = slices.Clone(a.Port.Addresses)
 	was, known := d.ports[a.Ifindex]
+	if known && (was.Port.Identity != a.Port.Identity || was.Closed != a.Closed) {
+		// What passed before somebody vouched for it, or was refused, is judged again.
+		if err := d.judgeAnew(); err != nil {
+			return err
+		}
+	}
 	d.ports[a.Ifindex] = a
 	if err := d.share(); err != nil {
 		return err
@@ -60,6 +67,28 @@ func (d *Dataplane) attach(a Attachment) error {
 	d.log.Info("attached", "interface", a.Port.Interface, "ifindex", a.Ifindex, "workload", a.Port.Workload,
 		"identity", uint32(a.Port.Identity))
 	return nil
+}
+
+// judgeAnew has every flow judged again at its next packet.
+func (d *Dataplane) judgeAnew() error {
+	header, active, err := d.inForce()
+	if err != nil || header == nil {
+		return err
+	}
+	active.Word = nextEpoch(active.Word, uint32(active.Word&(wordSlot|wordRefused)))
+	if err := d.objects.Active.Put(uint32(0), active); err != nil {
+		return fmt.Errorf("have flows judged again: %w", err)
+	}
+	return nil
+}
+
+// Gone says whether the interface of an enforcement point has gone: another may
+// bear its number by now, and nothing stands in front of that.
+func (d *Dataplane) Gone(ifindex uint32) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, attached := d.ports[ifindex]
+	return attached && !d.pins.alive(ifindex, programFrom)
 }
 
 // writePort writes the row of a port and its further addresses, keeping what the
@@ -75,6 +104,9 @@ func (d *Dataplane) writePort(a Attachment) error {
 	}
 	row.Identity, row.Group = uint32(a.Port.Identity), uint32(a.Port.Group)
 	row.Flags &= portMACLearned
+	if a.Closed {
+		row.Flags |= portClosed
+	}
 	if row.HostMac, err = macOf(a.Ifindex); err != nil {
 		return err
 	}
@@ -83,7 +115,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 		if err != nil || len(mac) != 6 {
 			return fmt.Errorf("MAC %q is not six bytes in hexadecimal", a.Port.MAC)
 		}
-		row.Mac, row.Flags = [6]byte(mac), portMACDeclared
+		row.Mac, row.Flags = [6]byte(mac), row.Flags&portClosed|portMACDeclared
 	}
 	row.Address4, row.Address6 = bpf.KernelAddress{}, bpf.KernelAddress{}
 	more := make(map[bpf.KernelPortAddress]bool)
@@ -116,12 +148,12 @@ func (d *Dataplane) writePort(a Attachment) error {
 }
 
 // readPort reads back what the kernel knows of a port.
-func (d *Dataplane) readPort(ifindex uint32) (bocage.Port, error) {
+func (d *Dataplane) readPort(ifindex uint32) (port bocage.Port, closed bool, err error) {
 	var row bpf.KernelPort
 	if err := d.objects.Ports.Lookup(ifindex, &row); err != nil {
-		return bocage.Port{}, err
+		return bocage.Port{}, false, err
 	}
-	port := bocage.Port{Identity: bocage.Identity(row.Identity), Group: bocage.Group(row.Group)}
+	port = bocage.Port{Identity: bocage.Identity(row.Identity), Group: bocage.Group(row.Group)}
 	if i, err := net.InterfaceByIndex(int(ifindex)); err == nil {
 		port.Interface = i.Name
 	}
@@ -135,13 +167,13 @@ func (d *Dataplane) readPort(ifindex uint32) (bocage.Port, error) {
 	}
 	for key, err := range keysIn[bpf.KernelPortAddress](d.objects.PortAddresses) {
 		if err != nil {
-			return port, err
+			return port, false, err
 		}
 		if key.Ifindex == ifindex {
 			port.Addresses = append(port.Addresses, addrOf(key.Address))
 		}
 	}
-	return port, nil
+	return port, row.Flags&portClosed != 0, nil
 }
 
 // macOf is the MAC of the host's side. Interfaces without one (a tunnel) have

@@ -154,6 +154,9 @@ type Dataplane struct {
 type Attachment struct {
 	Ifindex uint32
 	Port    bocage.Port
+	// Closed has everything refused at a port without Identity, as it would be for a
+	// workload that is enforced: it may be one. Else such a port is observed.
+	Closed bool
 }
 
 // Inspection is where the inspection engine's two links end on the host. Packets
@@ -248,12 +251,12 @@ func (d *Dataplane) recall() error {
 		}
 	}
 	for ifindex, n := range directions {
-		port, err := d.readPort(ifindex)
+		port, closed, err := d.readPort(ifindex)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return err
 		}
 		if err == nil && n == 2 { // else attaching was cut short, and is to be done again
-			d.ports[ifindex] = Attachment{Ifindex: ifindex, Port: port}
+			d.ports[ifindex] = Attachment{Ifindex: ifindex, Port: port, Closed: closed}
 		}
 	}
 	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 }

@@ -42,7 +42,7 @@ func TestRootDecisionsEndByThemselves(t *testing.T) {
 	begun := time.Now()
 	moments := []time.Time{begun.Add(2 * time.Second), begun.Add(4 * time.Second), begun.Add(6 * time.Second)}
 	rs := chained(1, []bocage.Verdict{bocage.VerdictAllow, bocage.VerdictDrop, bocage.VerdictAllow, bocage.VerdictReject}, moments, a, b)
-	kill := p.startChild(order{Attachments: []Attachment{{a.ifindex, a.port}, {b.ifindex, b.port}}, Ruleset: rs})
+	kill := p.startChild(order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs})
 	echo(t, b, b.v4, 80)
 	live := mustDial(t, a, b.v4, 80)
 	must(t, ping(live, long))

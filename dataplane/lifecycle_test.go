@@ -171,7 +171,7 @@ func TestRootKillLosesNothing(t *testing.T) {
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
 	must(t, p.Close())
-	all := order{Attachments: []Attachment{{a.ifindex, a.port}, {b.ifindex, b.port}}, Ruleset: rs}
+	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
 	kill := p.startChild(all)
 	l := startLoad(t, a, b)
 	for range 3 {

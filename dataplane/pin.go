@@ -315,6 +315,21 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 	return nil
 }
 
+// alive says whether a program is still on the interface that it was put on.
+func (p *pins) alive(ifindex uint32, name string) bool {
+	l, err := link.LoadPinnedLink(filepath.Join(p.linksDir(), linkName(ifindex, name)), nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	tcx := info.TCX()
+	return tcx != nil && tcx.Ifindex != 0
+}
+
 // detach takes a program off an interface; nil if it is not there.
 func (p *pins) detach(ifindex uint32, name string) error {
 	return cutLink(filepath.Join(p.linksDir(), linkName(ifindex, name)))

@@ -51,6 +51,7 @@ type ownPart struct {
 	Profiles   []bocage.Profile        `json:"profiles,omitempty"`
 	Ports      []bocage.Port           `json:"ports,omitempty"`
 	Wires      []bocage.Wire           `json:"wires,omitempty"`
+	Newcomers  []bocage.Newcomers      `json:"newcomers,omitempty"`
 	Decoys     []bocage.DecoyPlacement `json:"decoys,omitempty"`
 }
 
@@ -134,7 +135,7 @@ func (e *encoder) encode(host string, number uint64, confirmBy time.Time) ([]byt
 		sharedHash = sha256.Sum256(shared)
 	}
 	part := ownPart{Host: cut.Host, Decisions: cut.Decisions, Default: cut.Default, Refused: cut.Refused,
-		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Decoys: cut.Decoys}
+		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Newcomers: cut.Newcomers, Decoys: cut.Decoys}
 	own, err := json.Marshal(part)
 	if err != nil {
 		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)

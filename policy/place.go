@@ -2,6 +2,7 @@ package policy
 
 import (
 	"maps"
+	"reflect"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -150,11 +151,24 @@ func differs(from, to *outcome) *difference {
 		return d
 	}
 	d := &difference{Difference: from.output.Compare(to.output), to: to}
+	d.Everywhere = d.Everywhere || newcomersDiffer(from, to)
 	if !d.Everywhere {
 		d.touched = placedDifference(from, to, d.Groups)
 	}
 	from.compared.Store(d)
 	return d
+}
+
+// newcomersDiffer says whether somewhere an interface that nobody vouches for would
+// be treated in another way.
+func newcomersDiffer(from, to *outcome) bool {
+	before, after := from.input, to.input
+	if same(before.Scopes, after.Scopes) && same(before.Zones, after.Zones) {
+		return false
+	}
+	a, b := compile.Enforcing(before), compile.Enforcing(after)
+	return !slices.EqualFunc(a, b, func(x, y *bocage.Scope) bool { return x == y || reflect.DeepEqual(x.Spec, y.Spec) }) ||
+		len(a) > 0 && !maps.Equal(bocage.ZonesOfHosts(before.Zones), bocage.ZonesOfHosts(after.Zones))
 }
 
 // placedDifference tells hosts by what is placed on them: enforcement points of
@@ -174,8 +188,8 @@ func placedDifference(from, to *outcome, groups map[bocage.Group]bool) map[strin
 			touched[after[j].Spec.Host] = true
 			j++
 		default:
-			if old, w := before[i], after[j]; old != w && (old.Spec.Interface != w.Spec.Interface || old.Spec.MAC != w.Spec.MAC ||
-				old.Spec.Host != w.Spec.Host || old.Status.Identity != w.Status.Identity || !slices.Equal(old.Spec.Addresses, w.Spec.Addresses)) {
+			if old, w := before[i], after[j]; old != w && (old.Spec.Interface != w.Spec.Interface || old.Spec.MAC != w.Spec.MAC || old.Spec.Instance != w.Spec.Instance ||
+				!reflect.DeepEqual(old.Spec.MoreInterfaces, w.Spec.MoreInterfaces) || old.Spec.Host != w.Spec.Host || old.Status.Identity != w.Status.Identity || !slices.Equal(old.Spec.Addresses, w.Spec.Addresses)) {
 				touched[old.Spec.Host], touched[w.Spec.Host] = true, true
 			}
 			i, j = i+1, j+1

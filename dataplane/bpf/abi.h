@@ -224,6 +224,7 @@ _Static_assert(sizeof(struct port) == 80, "port");
 #define PORT_MAC_DECLARED 1
 #define PORT_MAC_LEARNED 2
 #define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
+#define PORT_CLOSED 8 // nobody vouches for it, and where it stands policy is enforced
 
 struct port_address {
 	__u32 ifindex;

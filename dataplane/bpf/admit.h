@@ -14,6 +14,7 @@
 #define ADMIT_CONTROL 1
 #define ADMIT_SPOOFED 2
 #define ADMIT_ASIDE 3 // not addressed to this workload
+#define ADMIT_UNKNOWN 4 // what links need, of whom nobody knows, where policy is enforced
 
 static __always_inline bool owns(const struct passage *at, const struct port *port, const struct address *address)
 {
@@ -181,6 +182,7 @@ static __always_inline struct port *find_port(struct passage *at)
 		at->identity = port->identity;
 		at->group = port->group;
 		at->attached = port->attached;
+		at->closed = !port->identity && (port->flags & PORT_CLOSED);
 	}
 	return port;
 }
@@ -202,5 +204,7 @@ STAGE int admit(struct passage *at)
 		admitted = admit_received(at, port);
 	if (!at->ruled && (admitted == ADMIT_SPOOFED || admitted == ADMIT_ASIDE))
 		return at->packet.ethertype == ETHERNET_ARP ? ADMIT_CONTROL : ADMIT_ON;
+	if (at->ruled && at->closed && admitted == ADMIT_CONTROL)
+		return ADMIT_UNKNOWN;
 	return admitted;
 }

@@ -389,6 +389,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	case ADMIT_SPOOFED:
 		refusal = REASON_SPOOFED;
 		break;
+	case ADMIT_UNKNOWN:
+		refusal = REASON_IDENTITY_UNKNOWN;
+		break;
 	default:
 		if ((p->marks & PACKET_LATER) && !recall(p)) {
 			refusal = REASON_FRAGMENT;

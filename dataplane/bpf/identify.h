@@ -47,7 +47,7 @@ STAGE int strict(const struct passage *at)
 	const struct ruleset *rules = rules_of(at);
 	if (!rules)
 		return false;
-	if (at->identity && group_enforces(rules, at->group))
+	if (at->closed || (at->identity && group_enforces(rules, at->group)))
 		return true;
 	identify(rules, &at->packet.source, &peer);
 	if (peer.enforce)

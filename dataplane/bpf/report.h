@@ -36,7 +36,8 @@ struct passage {
 	__u8 news;      // its flow is new, or judged otherwise than before
 	__u8 ruled;     // there is a ruleset
 	__u8 index;     // of the ruleset
-	__u8 pad[3];
+	__u8 closed;    // nobody vouches for the port, and that is reason enough to refuse
+	__u8 pad[2];
 	struct found found; // the row of its flow
 };
 

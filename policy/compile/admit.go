@@ -381,16 +381,17 @@ func (a *admitted) admitWorkloads(digest hash.Hash, workloads []*bocage.Workload
 				w.Spec.Addresses[i], addresses[w.Spec.Addresses[i]].NamespacedName())
 			continue
 		}
-		at := place{w.Spec.Host, w.Spec.Interface}
-		if other := places[at]; other != nil {
+		links := w.Spec.Interfaces()
+		if i := slices.IndexFunc(links, func(l bocage.WorkloadInterface) bool { return places[place{w.Spec.Host, l.Interface}] != nil }); i >= 0 {
 			a.findings.reject(Ref("Workload", w, "spec.interface"), InterfaceTaken, "%s on %s is the interface of the older workload %s",
-				at.link, at.host, other.NamespacedName())
+				links[i].Interface, w.Spec.Host, places[place{w.Spec.Host, links[i].Interface}].NamespacedName())
 			continue
 		}
-		if at.link != "" {
-			places[at] = w
-		} else {
-			a.findings.note(Ref("Workload", w, "spec.interface"), NotPlaced, "no interface on %s is named: no enforcement point stands in front of it", at.host)
+		for _, l := range links {
+			places[place{w.Spec.Host, l.Interface}] = w
+		}
+		if len(links) == 0 {
+			a.findings.note(Ref("Workload", w, "spec.interface"), NotPlaced, "no interface on %s is named: no enforcement point stands in front of it", w.Spec.Host)
 		}
 		names[[2]string{w.Namespace, w.Name}] = true
 		numbers[w.Status.Identity] = w
@@ -452,6 +453,17 @@ func appendWorkload(b []byte, keys []string, w *bocage.Workload) ([]byte, []stri
 	text(w.Spec.Host)
 	text(w.Spec.Interface)
 	text(w.Spec.MAC)
+	text(w.Spec.Instance)
+	b = binary.AppendUvarint(b, uint64(len(w.Spec.MoreInterfaces)))
+	for _, more := range w.Spec.MoreInterfaces {
+		text(more.Interface)
+		text(more.MAC)
+		b = binary.AppendUvarint(b, uint64(len(more.Addresses)))
+		for _, addr := range more.Addresses {
+			raw := addr.As16()
+			b = append(b, raw[:]...)
+		}
+	}
 	b = binary.AppendUvarint(b, uint64(w.Status.Identity))
 	b = binary.AppendUvarint(b, uint64(len(w.Spec.Addresses)))
 	for _, addr := range w.Spec.Addresses {

@@ -22,6 +22,21 @@ type Cutter struct {
 	byGroup  map[bocage.Group][]int32  // rules that name the group, in order
 	wildcard []int32                   // rules in which a side is anyone
 	reasons  *reasons
+
+	enforcing []*bocage.Scope   // by name
+	zones     map[string]string // of hosts
+}
+
+// Enforcing lists the scopes of an input that enforce, by name.
+func Enforcing(in Input) []*bocage.Scope {
+	var scopes []*bocage.Scope
+	for _, s := range in.Scopes {
+		if s.Spec.Mode == bocage.ModeEnforce && len(s.Validate()) == 0 {
+			scopes = append(scopes, s)
+		}
+	}
+	slices.SortFunc(scopes, func(a, b *bocage.Scope) int { return cmp.Compare(a.Name, b.Name) })
+	return scopes
 }
 
 // NewCutter prepares to cut a ruleset that was compiled from the input.
@@ -45,9 +60,12 @@ func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
 			continue
 		}
 		seen[w.Status.Identity] = true
-		c.ports[w.Spec.Host] = append(c.ports[w.Spec.Host], bocage.Port{Interface: w.Spec.Interface, Identity: peer.Identity,
-			Group: peer.Group, Workload: peer.Workload, MAC: w.Spec.MAC, Addresses: slices.Clone(w.Spec.Addresses)})
+		for _, i := range w.Spec.Interfaces() {
+			c.ports[w.Spec.Host] = append(c.ports[w.Spec.Host], bocage.Port{Interface: i.Interface, Identity: peer.Identity,
+				Group: peer.Group, Workload: peer.Workload, MAC: i.MAC, Addresses: i.Addresses, Instance: w.Spec.Instance})
+		}
 	}
+	c.enforcing, c.zones = Enforcing(in), bocage.ZonesOfHosts(in.Zones)
 	for i, r := range rs.Rules {
 		if r.From == bocage.GroupAny || r.To == bocage.GroupAny {
 			c.wildcard = append(c.wildcard, int32(i))
@@ -83,6 +101,11 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 	for _, w := range whole.Wires {
 		if w.Host == host {
 			out.Wires = append(out.Wires, w)
+		}
+	}
+	for _, scope := range c.enforcing {
+		if newcomers, ok := bocage.NewcomersOn(scope, host, c.zones[host]); ok {
+			out.Newcomers = append(out.Newcomers, newcomers)
 		}
 	}
 	slices.SortFunc(out.Ports, func(a, b bocage.Port) int {

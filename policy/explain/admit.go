@@ -91,14 +91,17 @@ func (j *Judge) place(workloads []*bocage.Workload) {
 		if w.Status.Identity < bocage.IdentityFirst || len(w.Spec.Addresses) == 0 || numbers[w.Status.Identity] || names[w.NamespacedName()] {
 			continue
 		}
-		at := w.Spec.Host + " " + w.Spec.Interface
-		if w.Spec.Interface != "" && interfaces[at] {
+		links := w.Spec.Interfaces()
+		if slices.ContainsFunc(links, func(l bocage.WorkloadInterface) bool { return interfaces[w.Spec.Host+" "+l.Interface] }) {
 			continue
 		}
 		if slices.ContainsFunc(w.Spec.Addresses, func(a netip.Addr) bool { return j.workloads[a] != nil }) {
 			continue
 		}
-		interfaces[at], numbers[w.Status.Identity], names[w.NamespacedName()] = true, true, true
+		numbers[w.Status.Identity], names[w.NamespacedName()] = true, true
+		for _, l := range links {
+			interfaces[w.Spec.Host+" "+l.Interface] = true
+		}
 		for _, a := range w.Spec.Addresses {
 			j.workloads[a] = w
 		}

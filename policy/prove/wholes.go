@@ -114,12 +114,13 @@ func (p *prover) unplaced(placed map[bocage.Identity]bool) string {
 			claims[a]++
 		}
 		numbers[w.Status.Identity]++
-		if w.Spec.Interface != "" {
-			links[place{w.Spec.Host, w.Spec.Interface}]++
+		for _, l := range w.Spec.Interfaces() {
+			links[place{w.Spec.Host, l.Interface}]++
 		}
 	}
 	for _, w := range p.in.Workloads {
-		contested := w.Status.Identity < bocage.IdentityFirst || numbers[w.Status.Identity] > 1 || links[place{w.Spec.Host, w.Spec.Interface}] > 1 ||
+		contested := w.Status.Identity < bocage.IdentityFirst || numbers[w.Status.Identity] > 1 ||
+			slices.ContainsFunc(w.Spec.Interfaces(), func(l bocage.WorkloadInterface) bool { return links[place{w.Spec.Host, l.Interface}] > 1 }) ||
 			slices.ContainsFunc(w.Spec.Addresses, func(a netip.Addr) bool { return claims[a] > 1 || !a.IsValid() || a.Is4In6() || a.Zone() != "" })
 		if !contested && len(w.Spec.Addresses) > 0 && !placed[w.Status.Identity] {
 			return fmt.Sprintf("Workload %s has no place in the ruleset", w.NamespacedName())
