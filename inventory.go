@@ -237,6 +237,14 @@ type HostStatus struct {
 	// RefusedProfiles are those that the host's inspection engine does not take,
 	// by name, with the engine's words.
 	RefusedProfiles map[string]string `json:"refusedProfiles,omitempty"`
+	// Sessions are the live connections by which somebody is in command of the
+	// host: a ruleset that would cut one where it passes an enforcement point is not
+	// put in force, unless the risk is accepted.
+	Sessions []AdministratorSession `json:"sessions,omitempty"`
+	// Failsafe is what the host lets through at its own uplinks whatever policy says.
+	Failsafe []FailsafeEntry `json:"failsafe,omitempty"`
+	// RiskAccepted is who lets rulesets cut sessions all the same, and until when.
+	RiskAccepted RiskAcceptance `json:"riskAccepted,omitzero"`
 	// Candidate is the generation that is evaluated beside the one in force, with
 	// the flows that it would have decided otherwise since it came.
 	Candidate        uint64 `json:"candidate,omitempty"`

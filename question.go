@@ -113,6 +113,9 @@ type PlanResult struct {
 	Recorded Span `json:"recorded,omitzero"`
 	// Tests are the PolicyTests of the candidate that fail.
 	Tests []TestResult `json:"tests,omitempty"`
+	// Cut are administrators' live sessions that the candidate would cut: hosts do
+	// not put it in force unless the risk is accepted.
+	Cut []CutSession `json:"cut,omitempty"`
 }
 
 // PlannedEdge is a recorded edge of which a plan changes something.
@@ -239,10 +242,14 @@ type BlastTarget struct {
 // RolloutRequest is what a person says of the newest generation.
 type RolloutRequest struct {
 	// Action is confirm (keep what is in force, and let go of what a rollback
-	// holds), rollback (go back to Generation, or to the one before), or promote
-	// (end the present stage now).
+	// holds), rollback (go back to Generation, or to the one before), promote
+	// (end the present stage now), or accept-risk (let rulesets cut administrators'
+	// sessions on Hosts for Seconds).
 	Action     string `json:"action"`
 	Generation uint64 `json:"generation,omitempty"`
+	// Hosts and Seconds belong to accept-risk.
+	Hosts   []string `json:"hosts,omitempty"`
+	Seconds int64    `json:"seconds,omitempty"`
 }
 
 // ReachChange is a set of cells that a plan opens, closes or gives other duties.

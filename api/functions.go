@@ -78,6 +78,7 @@ const (
 	maxHuntLimit     = 100_000
 	defaultJoinTTL   = time.Hour
 	longestJoinTTL   = 7 * 24 * time.Hour
+	longestRisk      = time.Hour
 )
 
 func (s *Server) serveFunction(c *call, name string) error {

@@ -197,11 +197,18 @@ func (s *Server) rollout(c *call) error {
 	var faults bocage.Faults
 	switch request.Action {
 	case "confirm", "rollback", "promote":
+	case "accept-risk":
+		if len(request.Hosts) == 0 {
+			faults.Add("hosts", "names no host whose sessions may be cut")
+		}
+		if most := int64(longestRisk / time.Second); request.Seconds < 1 || request.Seconds > most {
+			faults.Add("seconds", "%d is not between 1 and %d", request.Seconds, most)
+		}
 	default:
-		faults.Add("action", "%q is not confirm, rollback or promote", request.Action)
+		faults.Add("action", "%q is not confirm, rollback, promote or accept-risk", request.Action)
 	}
-	if request.Generation != 0 && request.Action == "promote" {
-		faults.Add("generation", "only the newest is promoted: leave it out")
+	if request.Generation != 0 && request.Action != "confirm" && request.Action != "rollback" {
+		faults.Add("generation", "%s takes none: leave it out", request.Action)
 	}
 	if err := queryFaults(faults); err != nil {
 		return err

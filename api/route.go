@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"slices"
@@ -103,6 +104,16 @@ func (s *Server) unhurried(client string) error {
 		"%s makes too many requests", client).retryAfter(1)
 }
 
+// noteAdministrator tells of the connection of somebody who may change policy.
+func (s *Server) noteAdministrator(c *call) {
+	if s.config.Administrator == nil || c.r.TLS == nil || !c.person.has(RoleAdmin, RolePolicyAdmin, RoleResponder) {
+		return
+	}
+	if from, err := netip.ParseAddrPort(c.r.RemoteAddr); err == nil {
+		s.config.Administrator(from, c.person.Name)
+	}
+}
+
 func (s *Server) serve(c *call) error {
 	if s.serveHealth(c) {
 		return nil
@@ -132,6 +143,7 @@ func (s *Server) serve(c *call) error {
 	if err := s.unhurried(c.person.Name); err != nil {
 		return err
 	}
+	s.noteAdministrator(c)
 	if mayChangeThings(c.r) {
 		if err := s.writable(c.r.Context()); err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +62,9 @@ type Config struct {
 	AdminToken string
 	// AdminTokenUsed, if it is there, is called once that has happened.
 	AdminTokenUsed func()
+	// Administrator, if it is there, is called for every request by TLS of somebody
+	// who may change policy: the connection's end there, and who it is.
+	Administrator func(from netip.AddrPort, person string)
 	// Quotas bound the objects of a kind, by its plural, in each namespace; a
 	// Namespace's annotations count before them.
 	Quotas map[string]int

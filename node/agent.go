@@ -63,6 +63,7 @@ type agentProcess struct {
 	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
 	bundle     *identity.Bundle                  // set once joined
 	reverted   atomic.Uint64                     // generation that nobody confirmed and that was left; 0: none
+	answer     atomic.Pointer[statusAnswer]      // what a controller last said; nil before
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
@@ -124,6 +125,9 @@ type reportedDataplane struct {
 
 // Apply implements agent.Dataplane.
 func (d reportedDataplane) Apply(ruleset *bocage.Ruleset) error {
+	if err := d.agent.guard(ruleset); err != nil {
+		return err
+	}
 	return d.put(ruleset, d.Dataplane.Apply)
 }
 
@@ -389,7 +393,7 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 			return err
 		}
 		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
-		_, err = a.exchange.Ask(attempt, fmt.Sprintf(subjectStatus, a.cfg.Host), report)
+		answer, err := a.exchange.Ask(attempt, fmt.Sprintf(subjectStatus, a.cfg.Host), report)
 		cancel()
 		if err != nil {
 			a.logger.Debug("report status", "err", err)
@@ -397,7 +401,17 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 			continue
 		}
 		sent, told = time.Now(), now
+		a.heed(answer)
 	}
+}
+
+// heed takes what a controller says to a report.
+func (a *agentProcess) heed(data []byte) {
+	var answer statusAnswer
+	if len(data) == 0 || json.Unmarshal(data, &answer) != nil {
+		return // an older controller
+	}
+	a.answer.Store(&answer)
 }
 
 // report is what controllers are told of at once when it changes.
@@ -426,6 +440,10 @@ func (a *agentProcess) status(now report) bocage.HostStatus {
 	}
 	loop := a.loop.Status()
 	status.Ports = len(loop.Attached)
+	var err error
+	if status.Sessions, err = a.sessionsNow(); err != nil {
+		a.logger.Debug("look for administrators' sessions", "error", err)
+	}
 	if refused := a.refused.Load(); refused != nil {
 		status.RefusedProfiles = *refused
 	}

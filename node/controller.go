@@ -50,6 +50,8 @@ type controllerProcess struct {
 	lake      *lake.Lake
 	flows     *flowReader
 	registry  *prometheus.Registry
+	// administrators are people who use the API here and may change policy.
+	administrators administratorBoard
 }
 
 // openController constructs everything in the order of need; close undoes it.
@@ -261,15 +263,24 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 		report.Status.LastSeen = time.Now().UTC() // by this clock, whatever the agent's says
 		report.Status.Conditions = []bocage.Condition{ready}
 		report.Status.RefusedProfiles = cutWords(report.Status.RefusedProfiles)
+		report.Status.Sessions = report.Status.Sessions[:min(len(report.Status.Sessions), mostSessions)]
+		report.Status.Failsafe = report.Status.Failsafe[:min(len(report.Status.Failsafe), mostSessions)]
+		report.Status.RiskAccepted = bocage.RiskAcceptance{} // is not for agents to say
 		err = store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {
 			report.Status.Conditions = bocage.SetCondition(h.Status.Conditions, ready)
+			if report.Status.LastSeen.Before(h.Status.RiskAccepted.Until) {
+				report.Status.RiskAccepted = h.Status.RiskAccepted
+			}
 			h.Status = report.Status
 			return true, nil
 		})
 		if errors.Is(err, store.ErrNotFound) {
 			err = c.createHost(ctx, kind, name, report.Status)
 		}
-		return nil, err
+		if err != nil {
+			return nil, err
+		}
+		return c.answerStatus(name, report.Status.RiskAccepted)
 	})
 }
 
@@ -364,7 +375,8 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 				c.logger.Warn("the one-time token", "err", err)
 			}
 		},
-		OIDC: provider, TwoPerson: c.cfg.TwoPerson, Quotas: c.cfg.Quotas,
+		Administrator: c.administrators.note,
+		OIDC:          provider, TwoPerson: c.cfg.TwoPerson, Quotas: c.cfg.Quotas,
 		AuditDir: c.cfg.controllerDir("audit"), Node: c.cfg.Host,
 		Store: c.store, Listen: c.cfg.APIListen, Socket: c.cfg.Socket(), TrustDomain: c.cfg.TrustDomain,
 		Ready: map[string]func(context.Context) error{"history": func(context.Context) error { return c.lake.Fault() }},
@@ -378,7 +390,7 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 			Test:      c.policy.Test,
 			Blast:     c.policy.Blast,
 			Matrix:    c.policy.Matrix,
-			Rollout:   c.policy.Rollout,
+			Rollout:   c.rollout,
 			JoinToken: c.tokens.Create,
 			Certificate: func(_ context.Context, path string, groups []string, csr []byte, ttl time.Duration) ([]byte, error) {
 				return c.authority.Issue(path, csr, ttl, identity.IssueOptions{ClientOnly: true, Groups: groups})

@@ -21,8 +21,8 @@ var ErrRisky = errors.New("this might cut you off from this host")
 // sessionPeer is where the administrator sits who started this process over SSH.
 // sudo and the like clear the environment, so its ancestors' are asked too.
 func sessionPeer() (netip.Addr, bool) {
-	if peer, ok := sshPeer(os.Getenv("SSH_CONNECTION")); ok {
-		return peer, true
+	if session, ok := host.ParseSSHConnection(os.Getenv("SSH_CONNECTION")); ok {
+		return session.Peer.Addr(), true
 	}
 	for pid := os.Getppid(); pid > 1; pid = parent(pid) {
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
@@ -31,23 +31,13 @@ func sessionPeer() (netip.Addr, bool) {
 		}
 		for variable := range strings.SplitSeq(string(environ), "\x00") {
 			if value, ok := strings.CutPrefix(variable, "SSH_CONNECTION="); ok {
-				if peer, ok := sshPeer(value); ok {
-					return peer, true
+				if session, ok := host.ParseSSHConnection(value); ok {
+					return session.Peer.Addr(), true
 				}
 			}
 		}
 	}
 	return netip.Addr{}, false
-}
-
-// sshPeer reads SSH_CONNECTION: client address and port, server address and port.
-func sshPeer(value string) (netip.Addr, bool) {
-	fields := strings.Fields(value)
-	if len(fields) == 0 {
-		return netip.Addr{}, false
-	}
-	address, err := netip.ParseAddr(fields[0])
-	return address, err == nil
 }
 
 // parent returns a process's parent, or 0.
@@ -108,23 +98,31 @@ func (c Config) checkUplinks() error {
 // administrator named are shown.
 func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) error) error {
 	return host.FollowLinks(ctx, func(links []host.Link) error {
-		uplinks, err := host.Uplinks(a.cfg.keepers()...)
+		hidden, err := a.cfg.hiddenLinks(links)
 		if err != nil {
 			return err
 		}
-		uplinks = withPorts(uplinks, links)
-		var hidden []string
-		links = slices.DeleteFunc(links, func(l host.Link) bool {
-			hide := slices.Contains(uplinks, l.Index) && !slices.Contains(a.cfg.Uplinks, l.Name)
-			if hide {
-				hidden = append(hidden, l.Name)
-			}
-			return hide
-		})
+		links = slices.DeleteFunc(links, func(l host.Link) bool { return slices.Contains(hidden, l.Name) })
 		a.hidden.Store(&hidden)
 		a.noteHidden(hidden, a.ruleset.Load())
 		return each(links)
 	})
+}
+
+// hiddenLinks names the host's uplinks that nobody named to be enforced on.
+func (c Config) hiddenLinks(links []host.Link) ([]string, error) {
+	uplinks, err := host.Uplinks(c.keepers()...)
+	if err != nil {
+		return nil, err
+	}
+	uplinks = withPorts(uplinks, links)
+	hidden := []string{}
+	for _, l := range links {
+		if slices.Contains(uplinks, l.Index) && !slices.Contains(c.Uplinks, l.Name) {
+			hidden = append(hidden, l.Name)
+		}
+	}
+	return hidden, nil
 }
 
 // withPorts adds the ports by which a bridge or a bond that is an uplink reaches

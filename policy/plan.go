@@ -36,6 +36,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 	situation := plan.Situation{
 		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
 		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: time.Now(), Prove: p.planned.prove,
+		Hosts: p.mirror.view().hosts,
 	}
 	if p.edges != nil {
 		var err error

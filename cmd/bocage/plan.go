@@ -18,7 +18,8 @@ func (e *env) planCommand() *cobra.Command {
 		Long: `Show what declarations would change: reach that opens or closes, duties, proofs
 and tests that would fail, and what would become of the flows that were recorded.
 The exit code is 0 if nothing would change, 3 if something would, and 1 if the
-declarations could not be activated or a test would fail.`,
+declarations could not be activated or a test would fail. It is 6 if hosts would
+not put it in force, because a live administrator's session would be cut.`,
 		Example: "  bocage policy plan -f shop.yaml\n  bocage policy plan -f shop/ --delete old.yaml -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -72,6 +73,9 @@ func (e *env) readSome(files []string) ([]manifest.Document, error) {
 func planOutcome(plan bocage.PlanResult) error {
 	if err := plan.Faults.Err(); err != nil {
 		return err
+	}
+	if len(plan.Cut) > 0 {
+		return risky(plan.Cut)
 	}
 	for _, proof := range plan.Proofs {
 		if !proof.Holds {

@@ -14,7 +14,7 @@ import (
 func (e *env) policyCommand() *cobra.Command {
 	return noun("policy", "Suggest, test and plan policy, and roll it out",
 		e.suggestCommand(), e.planCommand(), e.policyTestCommand(), e.blastCommand(), e.matrixCommand(),
-		e.historyCommand(), e.confirmCommand(), e.promoteCommand(), e.rollbackCommand())
+		e.historyCommand(), e.confirmCommand(), e.promoteCommand(), e.rollbackCommand(), e.acceptRiskCommand())
 }
 
 func (e *env) suggestCommand() *cobra.Command {

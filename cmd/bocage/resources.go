@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -178,8 +179,11 @@ func (e *env) watchCommand() *cobra.Command {
 
 func (e *env) applyCommand() *cobra.Command {
 	var files []string
-	var dryRun, force bool
+	var dryRun, force, acceptRisk bool
 	cmd := &cobra.Command{Use: "apply -f FILE...", Short: "Declare objects: all of them, or none if any has a fault",
+		Long: `Declare objects: all of them, or none if any has a fault. What would cut a live
+administrator's session on some host is refused with exit code 6; --accept-risk
+declares it all the same, and lets the hosts put it in force.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			documents, err := e.read(files)
@@ -190,9 +194,13 @@ func (e *env) applyCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if err := e.keepSessions(cmd.Context(), c, documents, nil, acceptRisk && !dryRun); err != nil {
+				return err
+			}
 			return e.apply(cmd.Context(), c, documents, client.WriteOptions{DryRun: dryRun, Force: force})
 		}}
 	fileFlag(cmd, &files)
+	riskFlag(cmd, &acceptRisk)
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "let the server check everything and change nothing")
 	cmd.Flags().BoolVar(&force, "force", false, "take over fields that another manager set")
 	return cmd
@@ -306,6 +314,7 @@ func (e *env) foresee(ctx context.Context, c *client.Client, documents []manifes
 func (e *env) deleteCommand() *cobra.Command {
 	var namespace string
 	var files []string
+	var acceptRisk bool
 	cmd := &cobra.Command{Use: "delete KIND NAME | delete -f FILE", Short: "Delete objects", Args: cobra.RangeArgs(0, 2),
 		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -316,6 +325,9 @@ func (e *env) deleteCommand() *cobra.Command {
 			if len(files) > 0 {
 				documents, err := e.read(files)
 				if err != nil {
+					return err
+				}
+				if err := e.keepSessions(cmd.Context(), c, nil, documents, acceptRisk); err != nil {
 					return err
 				}
 				for _, document := range documents {
@@ -338,8 +350,20 @@ func (e *env) deleteCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			object, err := c.Get(cmd.Context(), kind, space, name)
+			if err != nil {
+				return err
+			}
+			document, err := documentOf(object)
+			if err != nil {
+				return err
+			}
+			if err := e.keepSessions(cmd.Context(), c, nil, []manifest.Document{document}, acceptRisk); err != nil {
+				return err
+			}
 			return e.delete(cmd.Context(), c, kind, space, name)
 		}}
+	riskFlag(cmd, &acceptRisk)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace")
 	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete the objects that these files declare")
 	return cmd
@@ -362,6 +386,12 @@ func (e *env) delete(ctx context.Context, c *client.Client, kind bocage.Kind, na
 		fmt.Fprintf(e.out, "%s %s is being deleted\n", kind.Name, kindName(namespace, name))
 	}
 	return nil
+}
+
+// documentOf writes an object as if it had been read from a file.
+func documentOf(object bocage.Resource) (manifest.Document, error) {
+	data, err := json.Marshal(object)
+	return manifest.Document{Resource: object, JSON: data}, err
 }
 
 func kindName(namespace, name string) string {

@@ -33,6 +33,8 @@ type Situation struct {
 	Ruleset *bocage.Ruleset
 	// Tests are the PolicyTests that are declared.
 	Tests []*bocage.PolicyTest
+	// Hosts are as their agents last reported, with administrators' sessions.
+	Hosts []*bocage.Host
 	// Edges are the recorded flows, Recorded whether any recording is kept.
 	Edges    []bocage.Edge
 	Recorded bool
@@ -62,6 +64,7 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
 	result.Findings = append(result.Findings, approvals(s.Declared, objects)...)
 	result.Findings = append(result.Findings, enforcementChanges(s.Ruleset, candidate)...)
+	result.Cut = cutSessions(s.Hosts, input, candidate, s.Now)
 	if s.Recorded {
 		r := replay{situation: s, input: input, candidate: candidate, after: simulator, result: &result, used: map[bocage.Ref]bool{}}
 		r.run()

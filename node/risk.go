@@ -1,0 +1,213 @@
+package node
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/store"
+)
+
+// actionAcceptRisk is the RolloutRequest that is not policy's business but that
+// of the hosts.
+const actionAcceptRisk = "accept-risk"
+
+// statusAnswer is what a controller answers to an agent's report.
+type statusAnswer struct {
+	// Version is the controller's own.
+	Version string `json:"version,omitempty"`
+	// Risk lets the agent put in force what cuts an administrator's session.
+	Risk bocage.RiskAcceptance `json:"risk,omitzero"`
+	// Administrators are people at the API of the controller on the same host.
+	Administrators []apiSession `json:"administrators,omitempty"`
+}
+
+// apiSession is a connection to the API by which somebody who may change policy
+// has asked for something.
+type apiSession struct {
+	From   netip.AddrPort `json:"from"`
+	Person string         `json:"person"`
+}
+
+// rollout does what a person says: what policy knows of, or accepting a risk.
+func (c *controllerProcess) rollout(ctx context.Context, who string, request bocage.RolloutRequest) (bocage.RolloutStatus, error) {
+	if request.Action != actionAcceptRisk {
+		return c.policy.Rollout(ctx, who, request)
+	}
+	kind, _ := bocage.KindNamed("Host")
+	risk := bocage.RiskAcceptance{By: who, Until: time.Now().UTC().Add(time.Duration(request.Seconds) * time.Second).Truncate(time.Second)}
+	var faults []error
+	for _, name := range request.Hosts {
+		err := store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {
+			h.Status.RiskAccepted = risk
+			return true, nil
+		})
+		if errors.Is(err, store.ErrNotFound) {
+			err = errors.New("there is no such host: see bocage get hosts")
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("accept the risk on host %s: %w", name, err))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		return bocage.RolloutStatus{}, err
+	}
+	c.logger.Warn("administrators' sessions may be cut", "hosts", request.Hosts, "until", risk.Until, "by", who)
+	rollouts, _ := bocage.KindNamed("Rollout")
+	object, _, err := store.Object(ctx, c.store, rollouts, "", bocage.RolloutName)
+	if err != nil {
+		return bocage.RolloutStatus{}, nil // there need not be one
+	}
+	return object.(*bocage.Rollout).Status, nil
+}
+
+// answerStatus is what an agent is told when it reports.
+func (c *controllerProcess) answerStatus(name string, risk bocage.RiskAcceptance) ([]byte, error) {
+	answer := statusAnswer{Version: c.cfg.Version, Risk: risk}
+	if name == c.cfg.Host {
+		answer.Administrators = c.administrators.list()
+	}
+	return json.Marshal(answer)
+}
+
+// administratorBoard remembers who who may change policy has used the API, by
+// connection. It is bounded: the connections longest unused are forgotten.
+type administratorBoard struct {
+	mu   sync.Mutex // guards last
+	last map[netip.AddrPort]administratorSeen
+}
+
+type administratorSeen struct {
+	person string
+	at     time.Time
+}
+
+const mostAdministrators = 256
+
+func (b *administratorBoard) note(from netip.AddrPort, person string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == nil {
+		b.last = map[netip.AddrPort]administratorSeen{}
+	}
+	from = netip.AddrPortFrom(from.Addr().Unmap().WithZone(""), from.Port())
+	if _, known := b.last[from]; !known && len(b.last) >= mostAdministrators {
+		oldest := from
+		for at, seen := range b.last {
+			if o, ok := b.last[oldest]; !ok || seen.at.Before(o.at) {
+				oldest = at
+			}
+		}
+		delete(b.last, oldest)
+	}
+	b.last[from] = administratorSeen{person, time.Now()}
+}
+
+func (b *administratorBoard) list() []apiSession {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []apiSession
+	for from, seen := range b.last {
+		all = append(all, apiSession{from, seen.person})
+	}
+	slices.SortFunc(all, func(x, y apiSession) int { return x.From.Compare(y.From) })
+	return all
+}
+
+// sessionsNow lists the live connections by which somebody is in command of this
+// host: people at sshd and at the API, and the agent's own at its controllers.
+func (a *agentProcess) sessionsNow() ([]bocage.AdministratorSession, error) {
+	established, listening, err := host.Connections()
+	if err != nil {
+		return nil, err
+	}
+	var sessions []bocage.AdministratorSession
+	add := func(service, user string, from, to netip.AddrPort) {
+		s := bocage.AdministratorSession{Service: service, User: user, From: from, To: to}
+		if link, err := host.LinkTowards(s.Remote()); err == nil {
+			s.Interface = link.Name
+			sessions = append(sessions, s)
+		}
+	}
+	for _, s := range host.ReadLogins("").Among(established, listening) {
+		add(bocage.ServiceSSH, s.User, s.Peer, s.Local)
+	}
+	var people []apiSession
+	if answer := a.answer.Load(); answer != nil {
+		people = answer.Administrators
+	}
+	for _, c := range established {
+		if i := slices.IndexFunc(people, func(p apiSession) bool { return p.From == c.Peer }); i >= 0 {
+			add(bocage.ServiceAPI, people[i].Person, c.Peer, c.Local)
+		}
+		if slices.Contains(a.cfg.Controllers, c.Peer.String()) {
+			add(bocage.ServiceController, "", c.Local, c.Peer)
+		}
+	}
+	return sessions[:min(len(sessions), mostSessions)], nil
+}
+
+// mostSessions bounds what a host tells of.
+const mostSessions = 64
+
+// guard refuses a ruleset that would cut somebody off who is in command of this
+// host, unless the risk was accepted. It is asked again while the ruleset waits,
+// so that the end of the session is as good as a cure.
+func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
+	if ruleset.Generation <= a.dataplane.Generation() {
+		return nil // it is in force already
+	}
+	sessions, err := a.sessionsNow()
+	if err != nil {
+		a.logger.Warn("look for administrators' sessions", "error", err)
+		return nil // policy must not wait for what cannot be known
+	}
+	cut := ruleset.CutSessions(a.cfg.Host, sessions, a.shown(ruleset.Ports), time.Now())
+	if len(cut) == 0 {
+		return nil
+	}
+	if until := a.riskAccepted(); time.Now().Before(until) {
+		for _, c := range cut {
+			a.logger.Warn("a session is cut, which was accepted", "session", c.AdministratorSession.String(), "reason", c.Reason.Code, "until", until)
+		}
+		return nil
+	}
+	faults := make([]error, len(cut))
+	for i, c := range cut {
+		faults[i] = errors.New(c.String())
+	}
+	return fmt.Errorf("generation %d stays out of force: %w; bocage policy accept-risk %s puts it in force all the same: %w",
+		ruleset.Generation, ErrRisky, a.cfg.Host, errors.Join(faults...))
+}
+
+// shown leaves out the ports whose interface is left alone.
+func (a *agentProcess) shown(ports []bocage.Port) []bocage.Port {
+	hidden := a.hidden.Load()
+	if hidden == nil { // links have not been listed yet
+		links, err := host.Links("")
+		if err != nil {
+			return ports
+		}
+		names, err := a.cfg.hiddenLinks(links)
+		if err != nil {
+			return ports
+		}
+		hidden = &names
+	}
+	return slices.DeleteFunc(slices.Clone(ports), func(p bocage.Port) bool { return slices.Contains(*hidden, p.Interface) })
+}
+
+// riskAccepted is until when sessions may be cut.
+func (a *agentProcess) riskAccepted() time.Time {
+	if answer := a.answer.Load(); answer != nil {
+		return answer.Risk.Until
+	}
+	return time.Time{}
+}

@@ -1,0 +1,148 @@
+package bocage
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// AdministratorSession is a live connection by which somebody is in command of a
+// host: a ruleset that would cut it cannot be taken back from there.
+type AdministratorSession struct {
+	// Service is what it serves: ssh, api (a person at a controller's API) or
+	// controller (the host's agent at a controller).
+	Service string `json:"service"`
+	// User is who uses it, if that is known.
+	User string `json:"user,omitempty"`
+	// From opened it to To. One of them is the host's own.
+	From netip.AddrPort `json:"from"`
+	To   netip.AddrPort `json:"to"`
+	// Interface is the link of the host by which its packets come; empty: the host
+	// speaks with itself.
+	Interface string `json:"interface,omitempty"`
+}
+
+// Services of an AdministratorSession.
+const (
+	ServiceSSH        = "ssh"
+	ServiceAPI        = "api"
+	ServiceController = "controller"
+)
+
+func (s AdministratorSession) String() string {
+	text := fmt.Sprintf("%s %s → %s", s.Service, s.From, s.To)
+	if s.User != "" {
+		text += " of " + s.User
+	}
+	if s.Interface != "" {
+		text += " by " + s.Interface
+	}
+	return text
+}
+
+// Remote is the end that is not the host's.
+func (s AdministratorSession) Remote() netip.Addr {
+	if s.Service == ServiceController {
+		return s.To.Addr()
+	}
+	return s.From.Addr()
+}
+
+// Flow is the session as policy decides it.
+func (s AdministratorSession) Flow(at time.Time) Flow {
+	return Flow{Source: s.From.Addr(), Destination: s.To.Addr(), SourcePort: s.From.Port(), DestinationPort: s.To.Port(),
+		Protocol: ProtocolTCP, At: at}
+}
+
+// Cuts says whether the ruleset would end a session that passes an enforcement
+// point, and why. Quarantine and answers to threats do not count: whoever is cut
+// off for what they did must not keep policy away by holding a session open.
+func (r *Ruleset) Cuts(s AdministratorSession, port Port, at time.Time) (Reason, bool) {
+	verdict, reason := r.Decide(s.Flow(at))
+	switch {
+	case reason.Code == ReasonQuarantine || reason.Code == ReasonThreat:
+		return reason, false
+	case !verdict.Allowed():
+		return reason, true
+	case port.Identity != IdentityUnknown && !slices.Contains(port.Addresses, s.Remote()) && r.strict(port.Group, s):
+		return Reason{Code: ReasonSpoofed, Would: VerdictDrop}, true
+	}
+	return reason, false
+}
+
+// strict says whether an enforcement point that decides by itself refuses what
+// belongs to a session.
+func (r *Ruleset) strict(group Group, s AdministratorSession) bool {
+	enforce := r.indexed().enforce
+	return enforce[group] || enforce[r.Lookup(s.From.Addr()).Group] || enforce[r.Lookup(s.To.Addr()).Group]
+}
+
+// CutSession is a session that a ruleset would cut.
+type CutSession struct {
+	AdministratorSession
+	Host   string `json:"host"`
+	Reason Reason `json:"reason"`
+	// By is the declaration that cuts it; of default deny, and where the
+	// enforcement point decides by itself, empty.
+	By Ref `json:"by,omitzero"`
+}
+
+func (c CutSession) String() string {
+	text := fmt.Sprintf("%s on host %s would be cut: %s", c.AdministratorSession, c.Host, c.Reason.Code)
+	if c.By.Kind != "" {
+		text += " by " + c.By.String()
+	}
+	return text + "; " + c.Cure()
+}
+
+// Cure says what would keep the session.
+func (c CutSession) Cure() string {
+	switch {
+	case c.Reason.Code == ReasonSpoofed:
+		return fmt.Sprintf("add %s to the addresses of the workload behind %s", c.Remote(), c.Interface)
+	case c.By.Kind != "":
+		return fmt.Sprintf("let that allow %s to %s on TCP/%d", c.From.Addr(), c.To.Addr(), c.To.Port())
+	}
+	return fmt.Sprintf("declare that %s may open TCP/%d to %s", c.From.Addr(), c.To.Port(), c.To.Addr())
+}
+
+// CutSessions lists the sessions of a host that a ruleset would cut, at the
+// enforcement points that it names there.
+func (r *Ruleset) CutSessions(host string, sessions []AdministratorSession, ports []Port, at time.Time) []CutSession {
+	var cut []CutSession
+	for _, s := range sessions {
+		i := slices.IndexFunc(ports, func(p Port) bool { return s.Interface != "" && p.Interface == s.Interface })
+		if i < 0 {
+			continue
+		}
+		reason, cuts := r.Cuts(s, ports[i], at)
+		if !cuts {
+			continue
+		}
+		c := CutSession{AdministratorSession: s, Host: host, Reason: reason}
+		if d, ok := r.Decision(reason.Decision); ok && d.Code != ReasonDefaultDeny && len(d.By) > 0 {
+			c.By = d.By[0]
+		}
+		cut = append(cut, c)
+	}
+	return cut
+}
+
+// RiskAcceptance lets rulesets cut administrators' sessions for a while.
+type RiskAcceptance struct {
+	Until time.Time `json:"until"`
+	By    string    `json:"by,omitempty"`
+}
+
+// FailsafeEntry is what a host lets through at its own uplinks whatever policy
+// says, until it expires: new connections of administrators who were there a
+// while ago, and the way to the controllers. Quarantine holds all the same.
+type FailsafeEntry struct {
+	Service string     `json:"service"`
+	Remote  netip.Addr `json:"remote"`
+	// Port is the destination port: the host's own of ssh, the controller's of
+	// controller.
+	Port    uint16    `json:"port"`
+	Expires time.Time `json:"expires"`
+}
