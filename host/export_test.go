@@ -5,3 +5,6 @@ var LoadPass = loadPass
 
 // ReadConnections reads a file in the form of /proc/net/tcp.
 var ReadConnections = readConnections
+
+// LoadReturn loads a program of a kind that only returns a number.
+var LoadReturn = loadReturn

@@ -13,22 +13,6 @@ import (
 	"bocage.dev/bocage/host/hosttest"
 )
 
-// Wherever these tests run as root, the machine carries the system.
-func TestRootProbesPass(t *testing.T) {
-	hosttest.Root(t)
-	seen := map[string]bool{}
-	for _, p := range host.ProbeFeatures() {
-		t.Logf("%-16s ok=%-5v needed=%-5v %s", p.Name, p.OK, p.Needed, p.Detail)
-		if p.Needed && !p.OK {
-			t.Errorf("%s: %s; %s", p.Name, p.Detail, p.Cure)
-		}
-		if p.Detail == "" || p.Cure == "" || seen[p.Name] {
-			t.Errorf("probe %+v needs a name of its own, a detail and a cure", p)
-		}
-		seen[p.Name] = true
-	}
-}
-
 func TestRootMountBPFFS(t *testing.T) {
 	hosttest.Root(t)
 	dir := filepath.Join(t.TempDir(), "bpf")
