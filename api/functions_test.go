@@ -179,7 +179,8 @@ func TestQuestionsToPolicy(t *testing.T) {
 	if err != nil || status.Stage != "token:tester rollback" || status.Generation != 6 {
 		t.Error(status, err)
 	}
-	for _, r := range []bocage.RolloutRequest{{}, {Action: "undo"}, {Action: "promote", Generation: 2}, {Action: "rollback", Generation: 3}} {
+	for _, r := range []bocage.RolloutRequest{{}, {Action: "undo"}, {Action: "promote", Generation: 2}, {Action: "rollback", Generation: 3},
+		{Action: "accept-risk", Seconds: 60}, {Action: "accept-risk", Hosts: []string{"h1"}}, {Action: "accept-risk", Hosts: []string{"h1"}, Seconds: 1e6}} {
 		if _, err = admin.Rollout(ctx, r); !errors.As(err, &e) || len(e.Faults) != 1 {
 			t.Errorf("%+v: %v", r, err)
 		}

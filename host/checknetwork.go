@@ -21,7 +21,7 @@ func (m Machine) networkChecks() []Check {
 	}
 	return []Check{
 		{"net.uplinks", Advice, "ip route add default via GATEWAY, if this host is to be reached from elsewhere", here(askUplinks)},
-		{"net.bridge-filter", Degraded, "sysctl net.bridge.bridge-nf-call-iptables=0 (and -ip6tables, -arptables), or allow the workloads in the FORWARD chain", here(m.askBridgeFilter)},
+		{"net.bridge-filter", Advice, "sysctl net.bridge.bridge-nf-call-iptables=0 (and -ip6tables, -arptables), or allow the workloads in the FORWARD chain", here(m.askBridgeFilter)},
 		{"net.nftables-links", Advice, "see nft list ruleset: a packet must pass these tables and the enforcement points", here(askFirewallLinks)},
 		{"net.nftables-drops", Advice, "see nft list ruleset: what a contract allows may still be dropped there", here(askFirewallDrops)},
 		{"net.other-programs", Advice, "see tc filter show dev LINK ingress: TCX programs run before them, and what they redirect is not seen again", here(askClassifiers)},

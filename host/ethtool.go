@@ -16,6 +16,7 @@ import (
 const (
 	ethtoolGetStrings  = 0x1b // ETHTOOL_GSTRINGS
 	ethtoolGetSetSizes = 0x37 // ETHTOOL_GSSET_INFO
+	ethtoolGetFeatures = 0x3a // ETHTOOL_GFEATURES
 	ethtoolSetFeatures = 0x3b // ETHTOOL_SFEATURES
 	featureStrings     = 4    // ETH_SS_FEATURES
 	stringLength       = 32   // ETH_GSTRING_LEN
@@ -119,4 +120,45 @@ func ethtool(socket int, link string, value []byte) error {
 	default:
 		return errno
 	}
+}
+
+// Offloads lists the features of a link, in the calling thread's namespace, that
+// DisableOffloads would switch off and that are on: whoever reads packets behind
+// it may see super-frames, or checksums that are not filled in yet.
+func Offloads(link string) ([]string, error) {
+	on, err := offloads(link)
+	if err != nil {
+		return nil, fmt.Errorf("read offloads of %s: %w", link, err)
+	}
+	return on, nil
+}
+
+func offloads(link string) ([]string, error) {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(socket)
+	names, err := featureNames(socket, link)
+	if err != nil {
+		return nil, err
+	}
+	// struct ethtool_gfeatures: cmd, size, then available, requested, active and
+	// never changed, 32 features at a time.
+	blocks := (len(names) + 31) / 32
+	reply := make([]byte, 4+4+16*blocks)
+	binary.NativeEndian.PutUint32(reply, ethtoolGetFeatures)
+	binary.NativeEndian.PutUint32(reply[4:], uint32(blocks))
+	if err := ethtool(socket, link, reply); err != nil {
+		return nil, err
+	}
+	var on []string
+	for i, name := range names {
+		block := reply[8+16*(i/32):]
+		available, active := binary.NativeEndian.Uint32(block), binary.NativeEndian.Uint32(block[8:])
+		if available&active&(1<<(i%32)) != 0 && isOffload(name) {
+			on = append(on, name)
+		}
+	}
+	return on, nil
 }

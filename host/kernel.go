@@ -59,7 +59,7 @@ func loadPass() (fd int, err error) {
 
 // loadReturn loads a program of a kind that only returns a number.
 func loadReturn(kind uint32, number int32) (fd int, err error) {
-	const programLoad = 5 // BPF_PROG_LOAD
+	const programLoad = 5                                      // BPF_PROG_LOAD
 	code := [2]uint64{0xb7 | uint64(uint32(number))<<32, 0x95} // r0 = number; exit
 	license := []byte("GPL\x00")
 	attributes := struct {

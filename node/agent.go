@@ -62,14 +62,25 @@ type agentProcess struct {
 	applied    chan struct{}                     // tells reportStatus that it changed
 	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
 	bundle     *identity.Bundle                  // set once joined
+	joined     atomic.Bool                       // there is an exchange
 	reverted   atomic.Uint64                     // generation that nobody confirmed and that was left; 0: none
 	answer     atomic.Pointer[statusAnswer]      // what a controller last said; nil before
+	answered   atomic.Pointer[time.Time]         // when a controller last answered
+	svid       atomic.Pointer[identity.Keeper]   // set once joined
+	process    processFacts
+}
+
+// processFacts are what an agent's process can say of itself.
+type processFacts struct {
+	pid, user int
+	started   time.Time
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
 // the last ruleset applied before anything is asked of the network.
 func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
-	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1)}
+	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1),
+		process: processFacts{os.Getpid(), os.Geteuid(), time.Now().UTC()}}
 	var err error
 	if a.kernel, err = host.Kernel(); err != nil {
 		return err
@@ -306,6 +317,7 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 		return a.exchange.Ask(ctx, fmt.Sprintf(subjectRenew, a.cfg.Host), csr)
 	}, func(renewed *identity.SVID) error { return renewed.Save(have.dir) }, a.logger)
 	sign := func(kind string, payload []byte) ([]byte, error) { return svid.SVID().Sign(kind, payload) }
+	a.svid.Store(svid)
 	a.events.identify(have.svid.ID(), sign)
 	group.Go(func() error { return a.events.Run(ctx) })
 	conn, err := a.dial(ctx, svid, have.bundle)
@@ -316,6 +328,7 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	a.exchange = conn.Exchange()
 	a.bundle = have.bundle
 	a.events.connect(conn.Log(eventsLog))
+	a.joined.Store(true)
 	close(joined)
 	group.Go(func() error { return svid.Run(ctx) })
 	group.Go(func() error {
@@ -384,29 +397,45 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 		case <-tick.C:
 		case <-a.applied:
 		}
-		now := report{a.dataplane.Generation(), a.candidate().Generation, a.reverted.Load(), a.faultText()}
+		now := a.reportNow()
 		if now == told && time.Since(sent) < statusEvery {
 			continue
 		}
-		report, err := json.Marshal(hostReport{a.status(now)})
-		if err != nil {
-			return err
-		}
-		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
-		answer, err := a.exchange.Ask(attempt, fmt.Sprintf(subjectStatus, a.cfg.Host), report)
-		cancel()
+		err := a.tell(ctx, now)
 		if err != nil {
 			a.logger.Debug("report status", "err", err)
 			sent = time.Now().Add(time.Second - statusEvery) // again in a second
 			continue
 		}
 		sent, told = time.Now(), now
-		a.heed(answer)
 	}
+}
+
+// tell reports to a controller, and heeds what it says to that.
+func (a *agentProcess) tell(ctx context.Context, now report) error {
+	report, err := json.Marshal(hostReport{a.status(now)})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	answer, err := a.exchange.Ask(ctx, fmt.Sprintf(subjectStatus, a.cfg.Host), report)
+	if err != nil {
+		return err
+	}
+	a.heed(answer)
+	return nil
+}
+
+// reportNow is what there is to tell.
+func (a *agentProcess) reportNow() report {
+	return report{a.dataplane.Generation(), a.candidate().Generation, a.reverted.Load(), a.faultText()}
 }
 
 // heed takes what a controller says to a report.
 func (a *agentProcess) heed(data []byte) {
+	now := time.Now()
+	a.answered.Store(&now)
 	var answer statusAnswer
 	if len(data) == 0 || json.Unmarshal(data, &answer) != nil {
 		return // an older controller
@@ -481,6 +510,13 @@ func (b *faultBoard) clear(topic string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.topics, topic)
+}
+
+func (b *faultBoard) has(topic string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, is := b.topics[topic]
+	return is
 }
 
 // String lists the topics and what is wrong with each, sorted; empty if all is well.

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -83,9 +82,9 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 // serveHealth answers on a socket of the agent's own: /metrics for Prometheus,
-// /readyz with what is wrong.
+// /readyz with what is wrong, /report with all that it knows of itself.
 func (a *agentProcess) serveHealth(ctx context.Context) error {
-	path := filepath.Join(a.cfg.RunDir, "agent.sock")
+	path := a.cfg.AgentSocket()
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("serve the agent's metrics: %w", err)
 	}
@@ -105,6 +104,7 @@ func (a *agentProcess) serveHealth(ctx context.Context) error {
 		}
 		fmt.Fprintln(w, "ok")
 	})
+	mux.HandleFunc("GET /report", a.serveReport)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

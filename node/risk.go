@@ -173,7 +173,15 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 	if len(cut) == 0 {
 		return nil
 	}
-	if until := a.riskAccepted(); time.Now().Before(until) {
+	until := a.riskAccepted()
+	if time.Now().After(until) && a.joined.Load() {
+		// It may have been accepted a moment ago, for this very ruleset.
+		if err := a.tell(context.Background(), a.reportNow()); err != nil {
+			a.logger.Debug("report status", "err", err)
+		}
+		until = a.riskAccepted()
+	}
+	if time.Now().Before(until) {
 		for _, c := range cut {
 			a.logger.Warn("a session is cut, which was accepted", "session", c.AdministratorSession.String(), "reason", c.Reason.Code, "until", until)
 		}

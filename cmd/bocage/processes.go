@@ -52,14 +52,9 @@ func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 func (e *env) serve(cmd *cobra.Command, cfg node.Config) error {
 	cfg.RunDir, cfg.TrustDomain, cfg.Version = e.runDir, e.trustDomain, version
 	cfg.Logger = e.logger(slog.LevelInfo)
-	if os.Geteuid() != 0 && cfg.Agent {
-		return &exitError{exitNotReady, "an agent attaches to interfaces and needs root (CAP_BPF and CAP_NET_ADMIN): run it with sudo"}
-	}
 	if cfg.Agent {
-		for _, probe := range host.ProbeFeatures() {
-			if probe.Needed && !probe.OK {
-				return &exitError{exitNotReady, fmt.Sprintf("%s: %s: %s (`bocage doctor` shows all)", probe.Name, probe.Detail, probe.Cure)}
-			}
+		if f, missing := host.Missing(cmd.Context(), host.Machine{}); missing {
+			return &exitError{exitNotReady, fmt.Sprintf("%s: %s: %s (`bocage doctor` shows all)", f.Code, f.Detail, f.Cure)}
 		}
 	}
 	err := node.Run(cmd.Context(), cfg, func() { e.greet(cfg) })
@@ -186,32 +181,6 @@ func (e *env) offCommand() *cobra.Command {
 	e.nodeFlags(cmd, &cfg)
 	cmd.Flags().BoolVar(&purge, "purge", false, "remove the state folder too: keys, policy, events, history")
 	return cmd
-}
-
-func (e *env) doctorCommand() *cobra.Command {
-	return &cobra.Command{Use: "doctor", Short: "Check what this machine can do, with a cure for what it cannot",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			missing := 0
-			for _, probe := range host.ProbeFeatures() {
-				mark := "✓"
-				switch {
-				case !probe.OK && probe.Needed:
-					mark = "✗"
-					missing++
-				case !probe.OK:
-					mark = "!"
-				}
-				fmt.Fprintf(e.out, "%s %-22s %s\n", mark, probe.Name, probe.Detail)
-				if !probe.OK && probe.Cure != "" {
-					fmt.Fprintf(e.out, "  cure: %s\n", probe.Cure)
-				}
-			}
-			if missing > 0 {
-				return &exitError{exitNotReady, fmt.Sprintf("%d %s missing that an agent needs", missing, plural(missing, "thing"))}
-			}
-			return nil
-		}}
 }
 
 // helperCommands are the children that the process starts of itself.

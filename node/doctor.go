@@ -1,0 +1,322 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/host"
+)
+
+// patient is an installation that is asked: what its process says, what lies in
+// the kernel, what lies on disk. Each is got once.
+type patient struct {
+	cfg    Config
+	pid    int // of the process that holds the run folder; 0: none
+	report AgentReport
+	silent error // why there is no report
+	kernel dataplane.Examination
+	blind  error // why there is no examination
+	links  []host.Link
+	state  string // the state folder
+}
+
+// Doctor returns the checks of this machine and of the installation on it, which
+// may be none. Asking them changes nothing.
+func Doctor(ctx context.Context, cfg Config) ([]host.Check, error) {
+	if name, err := os.ReadFile(filepath.Join(cfg.RunDir, hostFile)); err == nil && cfg.Host == "" {
+		cfg.Host = string(name)
+	}
+	cfg, err := cfg.Complete()
+	if err != nil {
+		return nil, err
+	}
+	p := &patient{cfg: cfg, pid: running(cfg.RunDir), state: cfg.StateDir}
+	attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	p.report, p.silent = AskAgent(attempt, cfg)
+	p.kernel, p.blind = dataplane.Examine(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir()})
+	if p.links, err = host.Links(""); err != nil {
+		return nil, err
+	}
+	checks := host.Machine{}.Checks()
+	checks = append(checks, p.processChecks()...)
+	checks = append(checks, p.kernelChecks()...)
+	checks = append(checks, p.pathChecks()...)
+	return append(checks, p.diskChecks()...), nil
+}
+
+// needsAgent leaves a check out where no agent has ever been, and says what is
+// missing where one is and does not answer.
+func (p *patient) needsAgent(ask func() host.Answer) func(context.Context) host.Answer {
+	return func(context.Context) host.Answer {
+		switch {
+		case p.silent == nil:
+			return ask()
+		case errors.Is(p.blind, fs.ErrNotExist) && p.pid == 0:
+			return host.Apart("no agent is installed here")
+		}
+		return host.Unclear(errors.New("no agent answers")).CuredBy("systemctl start bocage-agent")
+	}
+}
+
+// needsKernel likewise, for what lies in the kernel.
+func (p *patient) needsKernel(ask func() host.Answer) func(context.Context) host.Answer {
+	return func(context.Context) host.Answer {
+		switch {
+		case p.blind == nil:
+			return ask()
+		case errors.Is(p.blind, fs.ErrNotExist) && p.silent != nil:
+			return host.Apart("nothing is pinned: no agent is installed here")
+		case errors.Is(p.blind, fs.ErrNotExist):
+			return host.Unclear(fmt.Errorf("an agent runs, and %s is not there: it is in another mount namespace, or gone", p.cfg.PinDir()))
+		}
+		return host.Unclear(p.blind)
+	}
+}
+
+// processChecks ask what runs.
+func (p *patient) processChecks() []host.Check {
+	agent := p.needsAgent
+	return []host.Check{
+		{Code: "agent.running", Severity: host.Degraded, Cure: "systemctl start bocage-agent (or bocage up): what was enforced stays in force meanwhile", Ask: func(context.Context) host.Answer { return p.askRunning() }},
+		{Code: "agent.answers", Severity: host.Degraded, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: func(context.Context) host.Answer { return p.askAnswers() }},
+		{Code: "agent.faults", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent", Ask: agent(p.askFaults)},
+		{Code: "agent.generation", Severity: host.Degraded, Cure: "bocage apply -f POLICY; before a ruleset nothing is refused", Ask: agent(p.askGeneration)},
+		{Code: "agent.applied", Severity: host.Degraded, Cure: "bocage get host -o yaml tells why; the generation before stays in force", Ask: agent(p.askApplied)},
+		{Code: "agent.confirmed", Severity: host.Degraded, Cure: "bocage policy confirm, or bocage policy rollback", Ask: agent(p.askConfirmed)},
+		{Code: "agent.controllers", Severity: host.Degraded, Cure: "open the way to them (bocage failsafe shows what is let through), or start it again with others: --controllers", Ask: func(ctx context.Context) host.Answer { return p.askControllers(ctx) }},
+		{Code: "agent.connected", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent: the last ruleset stays in force, events wait on disk", Ask: agent(p.askConnected)},
+		{Code: "agent.certificate", Severity: host.Degraded, Cure: "bocage agent token HOST on a controller, and start the agent once with --join", Ask: func(context.Context) host.Answer { return p.askCertificate() }},
+		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
+		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
+		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
+		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with CAP_BPF and CAP_NET_ADMIN", Ask: agent(p.askCapabilities)},
+		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
+		{Code: "inspection.up", Severity: host.Degraded, Cure: "see suricata.log in the run folder; flows with a duty to inspect follow their profile's failMode", Ask: agent(func() host.Answer { return up("the inspection engine", p.report.Inspection) })},
+		{Code: "decoys.up", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent; what would meet a decoy is dropped", Ask: agent(func() host.Answer { return up("the decoys", p.report.Decoys) })},
+	}
+}
+
+func up(what string, f FunctionReport) host.Answer {
+	switch {
+	case !f.Wanted:
+		return host.Apart("%s is left out of this agent", what)
+	case !f.Up:
+		return host.Ill("%s is not up", what)
+	}
+	return host.Well("%s is up", what)
+}
+
+func (p *patient) askRunning() host.Answer {
+	switch {
+	case p.pid != 0:
+		return host.Well("process %d", p.pid)
+	case errors.Is(p.blind, fs.ErrNotExist):
+		return host.Apart("no agent is installed here")
+	}
+	return host.Ill("no process holds %s; what was enforced stays in force", p.cfg.RunDir)
+}
+
+func (p *patient) askAnswers() host.Answer {
+	switch {
+	case p.silent == nil:
+		return host.Well("host %s, since %s", p.report.Host, p.report.Started.Local().Format(time.DateTime))
+	case p.pid == 0:
+		return host.Apart("no agent runs")
+	case errors.Is(p.silent, fs.ErrNotExist):
+		return host.Apart("process %d is a controller only", p.pid)
+	}
+	return host.Ill("process %d: %v", p.pid, p.silent)
+}
+
+func (p *patient) askFaults() host.Answer {
+	if len(p.report.Faults) > 0 {
+		return host.Ill("%s", strings.Join(p.report.Faults, "; "))
+	}
+	return host.Well("the agent finds nothing wrong")
+}
+
+func (p *patient) askGeneration() host.Answer {
+	if p.report.Generation == 0 {
+		return host.Ill("no ruleset is in force: everything passes")
+	}
+	return host.Well("generation %d since %s", p.report.Generation, p.report.Since.Local().Format(time.DateTime))
+}
+
+func (p *patient) askApplied() host.Answer {
+	if p.report.NotApplied != 0 {
+		return host.Ill("generation %d could not be put in force", p.report.NotApplied)
+	}
+	return host.Well("nothing waits to be put in force")
+}
+
+func (p *patient) askConfirmed() host.Answer {
+	switch {
+	case p.report.RevertedFrom != 0:
+		return host.Ill("nobody confirmed generation %d, so this host went back", p.report.RevertedFrom)
+	case time.Now().Before(p.report.ConfirmBy):
+		return host.Ill("generation %d goes back at %s unless it is confirmed", p.report.Generation, p.report.ConfirmBy.Local().Format(time.DateTime))
+	}
+	return host.Well("nothing waits to be confirmed")
+}
+
+// askControllers knocks at each.
+func (p *patient) askControllers(ctx context.Context) host.Answer {
+	addresses := p.report.Controllers
+	if len(addresses) == 0 {
+		return host.Apart("no agent says which controllers it has")
+	}
+	if len(addresses) == 1 && p.report.Connected {
+		return host.Well("%s, which answers", addresses[0])
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	var away []string
+	for _, address := range addresses {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", address)
+		if err != nil {
+			away = append(away, err.Error())
+			continue
+		}
+		conn.Close()
+	}
+	if len(away) > 0 {
+		return host.Ill("%d of %d: %s", len(away), len(addresses), strings.Join(away, "; "))
+	}
+	return host.Well("%s", strings.Join(addresses, ", "))
+}
+
+func (p *patient) askConnected() host.Answer {
+	if !p.report.Connected {
+		last := "ever"
+		if !p.report.Answered.IsZero() {
+			last = "since " + p.report.Answered.Local().Format(time.DateTime)
+		}
+		return host.Ill("no controller has answered %s", last)
+	}
+	return host.Well("a controller answered at %s", p.report.Answered.Local().Format(time.TimeOnly))
+}
+
+// certificateWarning is when an agent that renews at half of a certificate's life
+// has failed to for long.
+const certificateWarning = agentLife / 4
+
+func (p *patient) askCertificate() host.Answer {
+	expires := p.report.CertificateExpires
+	if expires.IsZero() {
+		credentials, err := loadCredentials(p.cfg.agentDir("identity"), p.cfg.TrustDomain)
+		if errors.Is(err, fs.ErrNotExist) {
+			return host.Apart("no agent has joined from here")
+		}
+		if err != nil {
+			return host.Unclear(err)
+		}
+		expires = credentials.svid.Expires()
+	}
+	switch left := time.Until(expires); {
+	case left <= 0:
+		return host.Ill("it expired on %s", expires.Local().Format(time.DateTime))
+	case left < certificateWarning:
+		return host.Ill("it expires on %s and was not renewed", expires.Local().Format(time.DateTime)).CuredBy("see that a controller answers: agent.connected")
+	}
+	return host.Well("good until %s", expires.Local().Format(time.DateTime))
+}
+
+func (p *patient) askVersion() host.Answer {
+	if p.report.Version != p.cfg.Version {
+		return host.Ill("the agent that runs is %q, this program is %q", p.report.Version, p.cfg.Version)
+	}
+	return host.Well("%q, as this program", p.report.Version)
+}
+
+func (p *patient) askControllerVersion() host.Answer {
+	switch p.report.ControllerVersion {
+	case "":
+		return host.Apart("no controller has said its version")
+	case p.report.Version:
+		return host.Well("%q, as the agent", p.report.Version)
+	}
+	return host.Ill("the controller is %q, the agent %q", p.report.ControllerVersion, p.report.Version)
+}
+
+// askReady asks the controller on this host, if there is one.
+func (p *patient) askReady(ctx context.Context) host.Answer {
+	if _, err := os.Stat(p.cfg.Socket()); errors.Is(err, fs.ErrNotExist) {
+		return host.Apart("no controller runs here")
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", p.cfg.Socket())
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://controller/readyz", nil)
+	if err != nil {
+		return host.Unclear(err)
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return host.Ill("%v", err).CuredBy("systemctl start bocage-controller")
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return host.Ill("%s", said(response.Body))
+	}
+	return host.Well("its parts are ready")
+}
+
+// askCapabilities: more rights than enforcement needs are rights to lose.
+func (p *patient) askCapabilities() host.Answer {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.report.PID))
+	if err != nil {
+		return host.Unclear(err)
+	}
+	effective, err := host.EffectiveCapabilities(string(status))
+	if err != nil {
+		return host.Unclear(err)
+	}
+	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN
+	switch more := effective &^ needed; {
+	case p.report.User == 0:
+		return host.Ill("process %d runs as root with capabilities %#x", p.report.PID, effective)
+	case more != 0:
+		return host.Ill("user %d has capabilities beyond CAP_BPF and CAP_NET_ADMIN: %#x", p.report.User, more)
+	}
+	return host.Well("user %d with CAP_BPF and CAP_NET_ADMIN", p.report.User)
+}
+
+func (p *patient) askUnit() host.Answer {
+	if _, err := os.Stat("/run/systemd/system"); err != nil {
+		return host.Apart("this machine is not run by systemd")
+	}
+	group, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.report.PID))
+	if err != nil {
+		return host.Unclear(err)
+	}
+	for _, unit := range []string{"bocage-agent.service", "bocage.service"} {
+		if strings.Contains(string(group), unit) {
+			return host.Well("run by %s", unit)
+		}
+	}
+	return host.Ill("process %d is not run by a unit: nobody starts it after a crash or a reboot", p.report.PID)
+}
+
+// linkOf finds a link of the host by its index.
+func (p *patient) linkOf(index uint32) (host.Link, bool) {
+	i := slices.IndexFunc(p.links, func(l host.Link) bool { return l.Index == index })
+	if i < 0 {
+		return host.Link{}, false
+	}
+	return p.links[i], true
+}
