@@ -23,17 +23,23 @@ func (p *plane) age(idle time.Duration) {
 // rewrite changes every flow.
 func (p *plane) rewrite(change func(*bpf.KernelFlow)) {
 	p.t.Helper()
+	p.eachRow(func(_ uint32, row *bpf.KernelFlow) bool { change(row); return true })
+}
+
+// eachRow goes through the rows of flows, by their number; those that are changed
+// are written back.
+func (p *plane) eachRow(see func(uint32, *bpf.KernelFlow) (changed bool)) {
+	p.t.Helper()
 	for i := range p.objects.Flows.MaxEntries() {
 		var bucket bpf.KernelBucket
 		must(p.t, p.objects.Flows.Lookup(i, &bucket))
-		live := false
+		changed := false
 		for way := range bucket.Rows {
 			if row := &bucket.Rows[way]; row.Word&flowLive != 0 {
-				change(row)
-				live = true
+				changed = see(i*uint32(ways)+uint32(way)+1, row) || changed
 			}
 		}
-		if live {
+		if changed {
 			must(p.t, p.objects.Flows.Put(i, bucket))
 		}
 	}

@@ -99,6 +99,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("read port: %w", err)
 	}
+	before := row
 	if err != nil {
 		row.Attached = uint64(readClock().ns)
 	}
@@ -142,9 +143,30 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if err := d.objects.Ports.Put(a.Ifindex, row); err != nil {
 		return fmt.Errorf("write port: %w", err)
 	}
-	return clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool {
-		return k.Ifindex == a.Ifindex && !more[k]
+	cleared := false
+	err = clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool {
+		gone := k.Ifindex == a.Ifindex && !more[k]
+		cleared = cleared || gone
+		return gone
 	})
+	if err == nil && !cleared && before == row {
+		return nil
+	}
+	return errors.Join(err, d.rewire())
+}
+
+// rewire makes every flow's ends be looked at anew: what was known of ports, links
+// or routes has changed.
+func (d *Dataplane) rewire() error {
+	var t bpf.KernelTopology
+	if err := d.objects.Topology.Lookup(uint32(0), &t); err != nil {
+		return fmt.Errorf("read topology: %w", err)
+	}
+	t.Number++
+	if err := d.objects.Topology.Put(uint32(0), t); err != nil {
+		return fmt.Errorf("write topology: %w", err)
+	}
+	return nil
 }
 
 // readPort reads back what the kernel knows of a port.
@@ -216,6 +238,9 @@ func (d *Dataplane) detach(ifindex uint32) error {
 	}
 	err := clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool { return k.Ifindex == ifindex })
 	if err != nil {
+		return err
+	}
+	if err := d.rewire(); err != nil {
 		return err
 	}
 	if _, err := d.sweep(sweepFlows, ifindex); err != nil {

@@ -1,12 +1,114 @@
 package dataplane
 
 import (
+	"fmt"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
 	"bocage.dev/bocage"
 )
+
+// packetBench runs programs over frames by BPF_PROG_RUN. Without a context it says
+// that the packet is on the loopback, so one workload's port is there.
+type packetBench struct {
+	*plane
+	from, to *workload
+}
+
+const loopback = 1
+
+func newPacketBench(t testing.TB, options ...func(*Config)) *packetBench {
+	p := newPlane(t, options...)
+	k := &packetBench{plane: p, from: p.workload(1, 101, 21), to: p.workload(2, 102, 22)}
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, k.from, k.to)))
+	p.attach(k.from, k.to)
+	k.settle()
+	return k
+}
+
+// settle puts the workload's port on the loopback.
+func (k *packetBench) settle() {
+	k.in(func() error { return k.writePort(Attachment{Ifindex: loopback, Port: k.from.port}) })
+}
+
+// out is a packet from the workload, and answerTo makes its answer.
+func (k *packetBench) out(protocol bocage.Protocol) frame {
+	return frame{from: [6]byte(k.from.mac), to: gatewayMAC(k.from), source: k.from.v4, dst: k.to.v4, protocol: protocol,
+		sport: 1000, dport: 80, tcpFlags: syn, payload: 100}
+}
+
+func answerTo(f frame) frame {
+	f.from, f.to, f.source, f.dst, f.sport, f.dport = f.to, f.from, f.dst, f.source, f.dport, f.sport
+	return f
+}
+
+// six is the same over IPv6.
+func (k *packetBench) six(f frame) frame {
+	f.source, f.dst = k.from.v6, k.to.v6
+	return f
+}
+
+// established makes the flow one and returns a packet of its middle.
+func (k *packetBench) established(f frame) frame {
+	reply := answerTo(f)
+	reply.tcpFlags = syn | ack
+	k.program(f, true, 1)
+	k.program(reply, false, 1)
+	f.tcpFlags = ack
+	k.program(f, true, 1)
+	k.program(f, true, 1)
+	reply.tcpFlags = ack
+	k.program(reply, false, 1)
+	return f
+}
+
+// program runs a program over a frame again and again, and says how long it takes.
+func (k *packetBench) program(f frame, from bool, repeat int) (took time.Duration) {
+	program := k.objects.ToWorkload
+	if from {
+		program = k.objects.FromWorkload
+	}
+	k.in(func() error {
+		verdict, ns, err := program.Benchmark(f.bytes(), repeat, nil)
+		took = ns
+		if err == nil && verdict != next && f.dport != 81 && f.sport != 81 {
+			err = fmt.Errorf("%+v: program returned %d", f, int32(verdict))
+		}
+		return err
+	})
+	return took
+}
+
+// each runs a program over one frame after the other and returns the median.
+func (k *packetBench) each(n int, change func(i int) frame) time.Duration {
+	var all []time.Duration
+	k.in(func() error {
+		for i := range n {
+			_, d, err := k.objects.FromWorkload.Benchmark(change(i).bytes(), 1, nil)
+			if err != nil {
+				return err
+			}
+			all = append(all, d)
+		}
+		return nil
+	})
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// nothing is a program that passes everything: what is measured of it is what
+// measuring costs.
+func nothing(t testing.TB) *ebpf.Program {
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "Dual BSD/GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1), asm.Return()}})
+	must(t, err)
+	t.Cleanup(func() { program.Close() })
+	return program
+}
 
 // BenchmarkRootPacket measures a program's time per packet by BPF_PROG_RUN: the
 // same packet again and again where the path allows it (hot), one by one where
@@ -14,72 +116,88 @@ import (
 //
 //	go test -run '^$' -bench RootPacket ./dataplane/
 func BenchmarkRootPacket(b *testing.B) {
-	p := newPlane(b, func(c *Config) { c.FlowEntries, c.AnswersPerSecond = 1<<17, 1<<26 })
-	from, to := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	must(b, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, from, to)))
-	p.attach(from, to)
-	// BPF_PROG_RUN without a context says that the packet is on the loopback.
-	const loopback = 1
-	port := from.port
-	p.in(func() error { return p.writePort(Attachment{Ifindex: loopback, Port: port}) })
-
-	f := frame{from: [6]byte(from.mac), to: gatewayMAC(from), source: from.v4, dst: to.v4, protocol: bocage.ProtocolTCP,
-		sport: 1000, dport: 80, tcpFlags: syn, payload: 100}
-	six := f
-	six.source, six.dst = from.v6, to.v6
-	run := func(f frame, repeat int) (ns time.Duration) {
-		p.in(func() error {
-			_, d, err := p.objects.FromWorkload.Benchmark(f.bytes(), repeat, nil)
-			ns = d
-			return err
+	k := newPacketBench(b, func(c *Config) { c.FlowEntries, c.AnswersPerSecond = 1<<17, 1<<26 })
+	report := func(b *testing.B, took time.Duration) { b.ReportMetric(float64(took.Nanoseconds()), "ns/packet") }
+	hot := func(name string, f frame, from bool) {
+		b.Run(name, func(b *testing.B) { report(b, k.program(f, from, max(b.N, 100_000))) })
+	}
+	port := uint16(1000)
+	cold := func(name string, f frame) {
+		b.Run(name, func(b *testing.B) {
+			report(b, k.each(min(max(b.N, 2000), 20_000), func(int) frame {
+				port++
+				f.sport = port
+				return f
+			}))
 		})
-		return ns
 	}
-	hot := func(b *testing.B, f frame) {
-		ns := run(f, max(b.N, 100_000))
-		b.ReportMetric(float64(ns.Nanoseconds()), "ns/packet")
+	b.Run("nothing", func(b *testing.B) {
+		_, took, err := nothing(b).Benchmark(k.out(bocage.ProtocolTCP).bytes(), max(b.N, 100_000), nil)
+		must(b, err)
+		report(b, took)
+	})
+	tcp, udp := k.out(bocage.ProtocolTCP), k.out(bocage.ProtocolUDP)
+	both := func(kind string) {
+		for _, f := range []frame{tcp, k.six(tcp), udp, k.six(udp)} {
+			name := fmt.Sprintf("%s/%s-%d", kind, f.protocol, f.source.BitLen())
+			f = k.established(f)
+			hot(name+"/sent", f, true)
+			hot(name+"/answer", answerTo(f), false)
+		}
 	}
-	cold := func(b *testing.B, f frame) {
-		var all []time.Duration
-		n := min(max(b.N, 2000), 20_000)
-		p.in(func() error {
-			for range n {
-				f.sport++
-				_, d, err := p.objects.FromWorkload.Benchmark(f.bytes(), 1, nil)
-				if err != nil {
+	both("established")
+	refused := tcp
+	refused.dport = 81
+	hot("refused/same", refused, true)
+	cold("refused/each-from-another-port", refused)
+	cold("new/IPv4", tcp)
+	cold("new/IPv6", k.six(tcp))
+	must(b, k.Shadow(ruleset(2, nil, k.from, k.to)))
+	both("established-beside-a-candidate")
+	cold("new/beside-a-candidate", tcp)
+	must(b, k.Shadow(nil))
+	must(b, k.Apply(rejecting(3, nil, k.from, k.to)))
+	k.settle()
+	cold("rejected/TCP", tcp)
+	cold("rejected/UDP", udp)
+}
+
+// BenchmarkRootCrowded measures new flows beside many that live, and a table that
+// has no room left.
+//
+//	go test -run '^$' -bench RootCrowded ./dataplane/
+func BenchmarkRootCrowded(b *testing.B) {
+	const live = 1_000_000
+	k := newPacketBench(b, func(c *Config) { c.FlowEntries, c.FlowsPerPort = 1<<21, 1<<21 })
+	other := func(i int) frame {
+		f := k.out(bocage.ProtocolUDP)
+		f.sport, f.dport = uint16(i), uint16(i>>16)+1
+		return f
+	}
+	open := func(b *testing.B, n int) {
+		k.in(func() error {
+			for i := range n {
+				f := other(i)
+				if _, _, err := k.objects.FromWorkload.Benchmark(f.bytes(), 1, nil); err != nil {
 					return err
 				}
-				all = append(all, d)
+				if _, _, err := k.objects.ToWorkload.Benchmark(answerTo(f).bytes(), 1, nil); err != nil {
+					return err
+				}
 			}
 			return nil
 		})
-		slices.Sort(all)
-		b.ReportMetric(float64(all[len(all)/2].Nanoseconds()), "ns/packet")
 	}
-	established := func(f frame) frame {
-		run(f, 1)
-		f.tcpFlags = ack
-		return f
-	}
-	refused := f
-	refused.dport = 81
-	other := refused
-	b.Run("established/IPv4", func(b *testing.B) { hot(b, established(f)) })
-	b.Run("established/IPv6", func(b *testing.B) { hot(b, established(six)) })
-	b.Run("refused/same", func(b *testing.B) { hot(b, refused) })
-	b.Run("refused/each-from-another-port", func(b *testing.B) { cold(b, other) })
-	b.Run("new/IPv4", func(b *testing.B) { cold(b, f) })
-	b.Run("new/IPv6", func(b *testing.B) { cold(b, six) })
-	must(b, p.Shadow(ruleset(2, nil, from, to)))
-	b.Run("established/beside-a-candidate", func(b *testing.B) { hot(b, established(f)) })
-	b.Run("new/beside-a-candidate", func(b *testing.B) { cold(b, f) })
-	must(b, p.Shadow(nil))
-	must(b, p.Apply(rejecting(3, nil, from, to)))
-	p.in(func() error { return p.writePort(Attachment{Ifindex: loopback, Port: port}) })
-	b.Run("rejected/TCP", func(b *testing.B) { cold(b, f) })
-	datagram := f
-	datagram.protocol = bocage.ProtocolUDP
-	b.Run("rejected/UDP", func(b *testing.B) { cold(b, datagram) })
+	open(b, live)
+	at := live
+	b.Run("new", func(b *testing.B) {
+		took := k.each(min(max(b.N, 2000), 20_000), func(int) frame { at++; return other(at) })
+		b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+	})
+	b.Run("established", func(b *testing.B) {
+		took := k.each(min(max(b.N, 2000), 20_000), func(i int) frame { return other(i * 7919 % live) })
+		b.ReportMetric(float64(took.Nanoseconds()), "ns/packet")
+	})
 }
 
 // BenchmarkRootApply measures a change of generation.

@@ -57,7 +57,7 @@ type Config struct {
 	FlowEntries int
 	// FlowsPerPort bounds the flows that one enforcement point may hold while
 	// there are others, so that no workload takes the table from the rest: beyond,
-	// only flows of its own make room for another. Default: half of FlowEntries.
+	// or a little beyond, only flows of its own make room for another. Default: half of FlowEntries.
 	FlowsPerPort int
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,

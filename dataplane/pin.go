@@ -186,7 +186,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
-		"comparisons": o.Comparisons, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds,
+		"comparisons": o.Comparisons, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
 	}
 }
 

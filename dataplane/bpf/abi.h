@@ -284,8 +284,12 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_FAIL_OPEN 0x400 // passes while the engine is down
 #define FLOW_UNINSPECTED 0x800
 #define FLOW_ESTABLISHED 0x1000 // both ends are known to be there
+#define FLOW_BOUND_FIRST 0x2000  // the key's first end is behind a port and has a MAC
+#define FLOW_BOUND_SECOND 0x4000
+#define FLOW_WATCHED 0x8000   // a stage beyond the short way wants its packets
 #define FLOW_LIVE 0x400000    // the row is a flow's
 #define FLOW_WRITING 0x800000 // somebody writes it
+#define FLOW_UNUSUAL (FLOW_UNKNOWN | FLOW_UNINSPECTED | FLOW_WATCHED | FLOW_WRITING)
 #define FLOW_FLAGS 0xffffffULL
 #define FLOW_VERSION_SHIFT 24
 #define FLOW_VERSION 0xffff000000ULL
@@ -314,6 +318,13 @@ struct opening {
 	__u32 pad[15];
 };
 _Static_assert(sizeof(struct opening) == 64, "opening");
+
+// What links, ports and routes there are has a number that changes with it.
+struct topology {
+	__u32 number;
+	__u32 pad;
+};
+_Static_assert(sizeof(struct topology) == 8, "topology");
 
 // How many rows an enforcement point holds; of 0, how many one may.
 struct holding {

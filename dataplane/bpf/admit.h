@@ -181,8 +181,8 @@ static __always_inline struct port *find_port(struct passage *at)
 	if (port) {
 		at->identity = port->identity;
 		at->group = port->group;
-		at->attached = port->attached;
 		at->closed = !port->identity && (port->flags & PORT_CLOSED);
+		at->young = (__s64)(at->now - port->attached) < (__s64)pickup_period; // the coarse clock may be behind
 	}
 	return port;
 }

@@ -6,6 +6,7 @@
 
 #include "admit.h"
 #include "answer.h"
+#include "fast.h"
 #include "fragment.h"
 
 static __always_inline struct frame frame_of(struct __sk_buff *skb)
@@ -32,20 +33,6 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 	if (skb->vlan_present)
 		p->ethertype = ETHERNET_VLAN; // what is inside belongs to another link
 	return true;
-}
-
-static __always_inline __u64 coarse_now(void)
-{
-	__u32 zero = 0;
-	struct moment *moment = bpf_map_lookup_elem(&moments, &zero);
-	__u64 tick = bpf_jiffies64();
-	if (!moment)
-		return bpf_ktime_get_coarse_ns();
-	if (moment->tick != tick) {
-		moment->ns = bpf_ktime_get_coarse_ns();
-		moment->tick = tick;
-	}
-	return moment->ns;
 }
 
 static __always_inline void begin(struct __sk_buff *skb, struct passage *at, bool from)
@@ -137,16 +124,6 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 	return answers;
 }
 
-// Whom a new flow may take room from: 0 is anybody; its own port, if that one
-// holds its share of the table already.
-static __always_inline __u32 room_of(const struct passage *at)
-{
-	__u32 everybody = 0, ifindex = at->ifindex;
-	struct holding *most = bpf_map_lookup_elem(&holdings, &everybody);
-	struct holding *held = bpf_map_lookup_elem(&holdings, &ifindex);
-	return most && held && held->rows >= most->rows ? ifindex : 0;
-}
-
 // Writes a row for a new flow, unless it is cut, or there is no room.
 STAGE int open_flow(struct passage *at, struct outcome *out)
 {
@@ -160,7 +137,7 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
-	at->found.row = make_row(key, at->now, room_of(at));
+	at->found.row = make_row(key, at->now, at->ifindex);
 	struct flow *flow = at->found.row ? row_at(at->found.row) : NULL;
 	if (!flow) {
 		decide_alone(at, REASON_TABLE_FULL, out);
@@ -241,6 +218,7 @@ STAGE int dispatch(const struct passage *at, struct outcome *out)
 	}
 	bool first_answer = !original && !(at->found.word & FLOW_REPLIED);
 	advance(at, flow, original);
+	bind(at, flow);
 	if (news && !is_allowed(out->would))
 		account(at, out, !original);
 	else if (news && !down)
@@ -425,6 +403,8 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 		skb->mark = 0;
 		return TCX_NEXT;
 	}
+	if (pass_fast(skb, from))
+		return TCX_NEXT;
 	struct passage at = {};
 	struct outcome out = {};
 	int act = ACT_PASS;

@@ -316,6 +316,12 @@ type KernelTally struct {
 	Unanswered uint64
 }
 
+type KernelTopology struct {
+	_      structs.HostLayout
+	Number uint32
+	Pad    uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -345,6 +351,7 @@ const (
 	KernelMapSteering           = "steering"
 	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
+	KernelMapTopology           = "topology"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
@@ -437,6 +444,7 @@ type KernelMapSpecs struct {
 	Steering          *ebpf.MapSpec `ebpf:"steering"`
 	Successions       *ebpf.MapSpec `ebpf:"successions"`
 	Tallies           *ebpf.MapSpec `ebpf:"tallies"`
+	Topology          *ebpf.MapSpec `ebpf:"topology"`
 }
 
 // KernelVariableSpecs contains global variables before they are loaded into the kernel.
@@ -495,6 +503,7 @@ type KernelMaps struct {
 	Steering          *ebpf.Map `ebpf:"steering"`
 	Successions       *ebpf.Map `ebpf:"successions"`
 	Tallies           *ebpf.Map `ebpf:"tallies"`
+	Topology          *ebpf.Map `ebpf:"topology"`
 }
 
 func (m *KernelMaps) Close() error {
@@ -524,6 +533,7 @@ func (m *KernelMaps) Close() error {
 		m.Steering,
 		m.Successions,
 		m.Tallies,
+		m.Topology,
 	)
 }
 

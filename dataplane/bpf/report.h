@@ -10,6 +10,12 @@
 #define REPORT_PERIOD SECOND       // of a refusal that goes on
 #define UPDATE_ROUNDS (30 * SECOND >> ROUND_SHIFT) // of a flow that goes on
 
+// A TCP packet that cannot open a flow opens one all the same for a while after
+// its port was attached, or after flows were forgotten that may live: it belongs
+// to one that was there before. Other protocols have no such packets. Open
+// configures the period.
+const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
+
 // A row that was found, and its word then. Rows are numbered from 1 where they are
 // handed from stage to stage; 0 is none.
 struct found {
@@ -24,7 +30,6 @@ struct passage {
 	struct packet packet;
 	struct flow_key key; // of its flow
 	__u64 now;      // coarse
-	__u64 attached; // since when the port is
 	__u32 ifindex;
 	__u32 identity; // of the port; 0: nobody vouches for it
 	__u32 group;
@@ -37,7 +42,8 @@ struct passage {
 	__u8 ruled;     // there is a ruleset
 	__u8 index;     // of the ruleset
 	__u8 closed;    // nobody vouches for the port, and that is reason enough to refuse
-	__u8 pad[2];
+	__u8 young;     // the port was attached not long ago
+	__u8 pad;
 	struct found found; // the row of its flow
 };
 
@@ -73,6 +79,20 @@ static __always_inline __u32 generation_of(const struct passage *at)
 static __always_inline bool is_unknown(const struct passage *at)
 {
 	return at->ruled && !at->identity;
+}
+
+static __always_inline __u64 coarse_now(void)
+{
+	__u32 zero = 0;
+	struct moment *moment = bpf_map_lookup_elem(&moments, &zero);
+	__u64 tick = bpf_jiffies64();
+	if (!moment)
+		return bpf_ktime_get_coarse_ns();
+	if (moment->tick != tick) {
+		moment->ns = bpf_ktime_get_coarse_ns();
+		moment->tick = tick;
+	}
+	return moment->ns;
 }
 
 static __always_inline void count(__u32 reason, bool refused, __u32 packets, __u32 bytes)

@@ -19,12 +19,6 @@
 const volatile __u64 flow_seeds[SEEDS];
 const volatile __u32 flow_buckets = 1 << 14;
 
-// A TCP packet that cannot open a flow opens one all the same for a while after
-// its port was attached, or after flows were forgotten that may live: it belongs
-// to one that was there before. Other protocols have no such packets. Open
-// configures the period.
-const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
-
 #define FLOW_SELF (FLOW_TAG | FLOW_VERSION | FLOW_LIVE)
 
 // An established flow that was idle for this long may go when room is needed.
@@ -219,9 +213,10 @@ static __always_inline void note_forgotten(__u64 now)
 }
 
 // How readily a row makes room, in the upper half; in the lower, how long it has
-// been idle. An owner that holds its share already gets room from its own flows
-// only. Without branches, of which the verifier would have to go through all
+// been idle. An owner that holds its share already (`only`) gets room from its own
+// flows only. Without branches, of which the verifier would have to go through all
 // combinations; the barriers keep the compiler from putting them back.
+#define ROOM_SHARE 5ULL
 #define ROOM_FREE 4ULL
 #define ROOM_OVER 3ULL
 #define ROOM_UNANSWERED 2ULL
@@ -240,7 +235,7 @@ static __always_inline __u64 is_less(__u64 a, __u64 b) // both below 2^63
 	return less;
 }
 
-static __always_inline __u64 room_in(const struct flow *row, __u32 beat, __u32 only)
+static __always_inline __u64 room_in(const struct flow *row, __u32 beat, __u32 only, __u64 *owned)
 {
 	__u64 word = word_of(row), idle = beat - row->seen;
 	__u64 live = bit(word, FLOW_LIVE), writing = bit(word, FLOW_WRITING), established = bit(word, FLOW_ESTABLISHED);
@@ -248,25 +243,28 @@ static __always_inline __u64 room_in(const struct flow *row, __u32 beat, __u32 o
 		     is_less(row->until, 1);
 	__u64 second = bit(word, FLOW_SECOND) ^ bit(word, FLOW_TO);
 	__u64 owner = row->ifindex[0] * (1 - second) + row->ifindex[1] * second;
-	__u64 may = is_less(only, 1) | (live & is_less(owner ^ only, 1));
+	__u64 own = live & is_less(owner ^ only, 1);
 	__u64 used = over * ROOM_OVER + (1 - over) * ((1 - established) * ROOM_UNANSWERED +
 						      established * is_less(IDLE_BEATS, idle) * ROOM_IDLE);
-	__u64 room = (live * used + (1 - live) * ROOM_FREE) * may * (1 - writing);
+	__u64 room = (live * used + (1 - live) * ROOM_FREE) * (is_less(only, 1) | own) * (1 - writing);
+	*owned += own;
 	return room << 32 | idle * is_less(0, room) * live;
 }
 
-// What a bucket has to offer: the readiest row, and how many are free.
+// What a bucket has to offer: the readiest row, and how many are free, and how many
+// the owner has who holds its share.
 struct offer {
 	__u64 room;
 	__u64 way;
 	__u64 free;
+	__u64 owned;
 };
 
 static __always_inline struct offer offer_of(struct bucket *bucket, __u32 beat, __u32 only)
 {
 	struct offer offer = {};
 	for (__u64 i = 0; i < WAYS; i++) {
-		__u64 room = room_in(&bucket->rows[i], beat, only);
+		__u64 room = room_in(&bucket->rows[i], beat, only, &offer.owned);
 		__u64 better = is_less(offer.room, room);
 		offer.room += (room - offer.room) * better;
 		offer.way += (i - offer.way) * better;
@@ -285,8 +283,10 @@ static __always_inline __u32 await_row(const struct flow_key *key)
 }
 
 // Chooses the row that a new flow is to have: its number, and in the upper half how
-// it makes room; 0 if there is none.
-STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only)
+// it makes room; 0 if there is none. ROOM_SHARE says that an owner who holds its
+// share has not even half of it here, and nothing that may go: it may have what is
+// free.
+STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 limit)
 {
 	if (!key)
 		return 0;
@@ -301,6 +301,9 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only)
 		if (!bucket)
 			return 0;
 		struct offer other = offer_of(bucket, beat, only);
+		other.owned += best.owned;
+		if (!best.room && !other.room && only)
+			return other.owned < limit ? ROOM_SHARE << 32 : 0;
 		if (other.free > best.free || other.room > best.room) {
 			best = other;
 			index = place.second;
@@ -344,14 +347,23 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 	return mine ? number : 0;
 }
 
-// Makes a new flow's row; its number, or 0 if there is no room.
-static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 only)
+// Makes a new flow's row; its number, or 0 if there is no room. An owner that holds
+// more than its share gets room from others' flows no more.
+static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 owner)
 {
-	__u32 number = 0;
+	__u32 number = 0, everybody = 0;
+	struct holding *share = bpf_map_lookup_elem(&holdings, &everybody);
+	struct holding *held = bpf_map_lookup_elem(&holdings, &owner);
+	bool all = share && held && held->rows >= share->rows;
+	__u32 limit = all ? share->rows / flow_buckets : 0;
 	for (int tries = 0; tries < 3 && !number; tries++) {
-		__u64 chosen = choose_row(key, now, only), room = chosen >> 32;
+		__u64 chosen = choose_row(key, now, all ? owner : 0, limit ? limit : 1);
+		bool free = chosen >> 32 == ROOM_SHARE;
+		if (free)
+			chosen = choose_row(key, now, 0, 0);
+		__u64 room = chosen >> 32;
 		struct flow *row = chosen ? row_at(chosen) : NULL;
-		if (!row)
+		if (!row || (free && room != ROOM_FREE))
 			return 0;
 		__u64 was = word_of(row);
 		if ((was & FLOW_LIVE) && evict_flow(row, was) && room == ROOM_IDLE)

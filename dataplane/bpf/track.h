@@ -15,7 +15,7 @@ static __always_inline bool may_pick_up(const struct passage *at)
 {
 	__u32 zero = 0;
 	struct pressure *pressed = bpf_map_lookup_elem(&pressure, &zero);
-	return at->now - at->attached < pickup_period || (pressed && at->now < pressed->until);
+	return at->young || (pressed && at->now < pressed->until);
 }
 
 // Writes the key of a packet; true if its source is the second end.
@@ -134,6 +134,37 @@ static __always_inline void advance(const struct passage *at, struct flow *flow,
 		__sync_fetch_and_add(&flow->packets, at->segments);
 		__sync_fetch_and_add(&flow->bytes, at->length);
 	}
+}
+
+// Notes in the row whom it may take for the end that is behind this port: admission
+// has just found that it is. Not where nobody vouches for the port.
+STAGE int bind(const struct passage *at, struct flow *flow)
+{
+	if (!at || !flow)
+		return 0;
+	bool original = at->original;
+	const struct packet *p = &at->packet;
+	__u64 word = word_of(flow);
+	__u32 zero = 0;
+	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
+	if (!wiring || !at->identity || (p->marks & PACKET_GROUP))
+		return 0;
+	bool end = (!at->from == !original) == !!(word & FLOW_SECOND);
+	__u64 bound = end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST;
+	__u32 number = *(volatile __u32 *)&wiring->number;
+	const __u8 *mac = at->from ? p->source_mac : p->destination_mac;
+	bool others = flow->topology == number ? word & (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound : 0;
+	if ((word & bound) && flow->topology == number && flow->ifindex[end] == at->ifindex && same_mac(flow->mac[end], mac))
+		return 0;
+	if (own_end(word) == end && owner_of(flow) != at->ifindex)
+		return 0; // a second port before the same end: not the one that reports
+	if (!take(flow, word))
+		return 0;
+	flow->topology = number;
+	flow->ifindex[end] = at->ifindex;
+	memcpy(flow->mac[end], mac, 6);
+	give(flow, bound, others ? 0 : (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound);
+	return 0;
 }
 
 // Whether the flow's verdict, which is not to cut it, still counts.

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The short way, of most packets: TCP or UDP behind a plain IP header, of a flow
+// that is allowed, settled and bound to this port. Whatever is unusual takes the
+// long way (enforce.h), which decides alike; this one decides nothing that the long
+// way has not decided before. What admission checks of each packet is checked here
+// against the row: the port that an end is behind, and the end's MAC; its address is
+// in the key.
+#pragma once
+
+#include "track.h"
+
+// What of a packet the short way needs.
+struct glance {
+	struct flow_key key;
+	__u32 bytes; // from the IP header on
+	__u8 second; // the source is the second end of the key
+	__u8 tcp;
+};
+
+static __always_inline __u64 key_rest(__u16 first, __u16 second, __u8 protocol, __u8 family)
+{
+	return first | (__u64)second << 16 | (__u64)protocol << 32 | (__u64)family << 40;
+}
+
+// The header behind IP; false if it is for the long way.
+static __always_inline bool glance_transport(void *l4, void *end, __u32 payload, __u8 protocol, bool super,
+					     __u16 *source, __u16 *destination)
+{
+	if (protocol == PROTOCOL_TCP) {
+		struct tcp *tcp = l4;
+		if ((void *)(tcp + 1) > end)
+			return false;
+		__u32 header = (tcp->offset >> 4) * 4;
+		if (header < sizeof(*tcp) || header > payload ||
+		    (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
+			return false;
+		*source = bswap16(tcp->source);
+		*destination = bswap16(tcp->destination);
+		return true;
+	}
+	struct udp *udp = l4;
+	if (protocol != PROTOCOL_UDP || (void *)(udp + 1) > end || payload < sizeof(*udp))
+		return false;
+	__u32 length = bswap16(udp->length);
+	if (!super && (length < sizeof(*udp) || length > payload))
+		return false;
+	*source = bswap16(udp->source);
+	*destination = bswap16(udp->destination);
+	return true;
+}
+
+static __always_inline bool glance_at4(void *data, void *end, __u32 wire, bool super, struct glance *g)
+{
+	struct ipv4 *ip = data + sizeof(struct ethernet);
+	if ((void *)(ip + 1) > end)
+		return false;
+	__u32 length = bswap16(ip->length);
+	if (ip->version_length != 0x45 || (ip->fragment & bswap16(0x3fff)) || length < sizeof(*ip) || length > wire)
+		return false;
+	__u16 source, destination;
+	if (!glance_transport(ip + 1, end, length - sizeof(*ip), ip->protocol, super, &source, &destination))
+		return false;
+	__u64 from = address4(ip->source).low, to = address4(ip->destination).low;
+	bool second = from > to || (from == to && source > destination);
+	g->second = second;
+	g->bytes = length;
+	g->tcp = ip->protocol == PROTOCOL_TCP;
+	g->key.address[0] = (struct address){.low = second ? to : from};
+	g->key.address[1] = (struct address){.low = second ? from : to};
+	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->protocol, 4);
+	return true;
+}
+
+static __always_inline bool glance_at6(void *data, void *end, __u32 wire, bool super, struct glance *g)
+{
+	struct ipv6 *ip = data + sizeof(struct ethernet);
+	if ((void *)(ip + 1) > end)
+		return false;
+	__u32 payload = bswap16(ip->length);
+	if ((ip->version_class_label & 0xf0) != 0x60 || payload == 0 || payload + sizeof(*ip) > wire)
+		return false;
+	__u16 source, destination;
+	if (!glance_transport(ip + 1, end, payload, ip->next, super, &source, &destination))
+		return false;
+	struct address from = address6(ip->source), to = address6(ip->destination);
+	bool second = from.high > to.high ||
+		      (from.high == to.high && (from.low > to.low || (from.low == to.low && source > destination)));
+	g->second = second;
+	g->bytes = payload + sizeof(*ip);
+	g->tcp = ip->next == PROTOCOL_TCP;
+	g->key.address[0] = second ? to : from;
+	g->key.address[1] = second ? from : to;
+	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->next, 6);
+	return true;
+}
+
+static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *word)
+{
+	struct place place = place_of(key);
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place.first);
+	struct flow *flow = bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, word) : NULL;
+	if (flow)
+		return flow;
+	bucket = bpf_map_lookup_elem(&flows, &place.second);
+	return bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, word) : NULL;
+}
+
+// What the word must say of a flow whose packets may go the short way.
+static __always_inline bool is_usual(__u64 word, bool original, bool tcp, bool end, bool from)
+{
+	__u64 must = (from == original ? FLOW_JUDGED_SOURCE : FLOW_JUDGED_DESTINATION) |
+		     (end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST) |
+		     (!original ? FLOW_REPLIED : tcp ? FLOW_ESTABLISHED : 0);
+	return (word & (must | FLOW_UNUSUAL)) == must;
+}
+
+// Passes the packet if it goes the short way; false if it does not.
+STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct ethernet *eth = data;
+	if ((void *)(eth + 1) > end || skb->vlan_present)
+		return false;
+	struct glance g;
+	__u32 wire = skb->len - sizeof(*eth);
+	bool super = skb->gso_size != 0;
+	if (eth->type == bswap16(ETHERNET_IPV4)) {
+		if (!glance_at4(data, end, wire, super, &g))
+			return false;
+	} else if (eth->type != bswap16(ETHERNET_IPV6) || !glance_at6(data, end, wire, super, &g)) {
+		return false;
+	}
+	__u64 word;
+	struct flow *flow = look_up(&g.key, &word);
+	if (!flow)
+		return false;
+
+	__u32 zero = 0, ifindex = skb->ifindex;
+	bool original = g.second == !!(word & FLOW_SECOND), local = g.second == !!from;
+	struct active *active_word = bpf_map_lookup_elem(&active, &zero);
+	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
+	__u64 now = coarse_now();
+	if (!is_usual(word, original, g.tcp, local, from) || !active_word || !wiring)
+		return false;
+	__u32 epoch = *(volatile __u64 *)&active_word->word >> ACTIVE_EPOCH_SHIFT;
+	__u8 reason = flow->reason;
+	const __u8 *mac = from ? eth->source : eth->destination;
+	if (flow->epoch != epoch || flow->topology != wiring->number || now >> ERA_SHIFT >= flow->until ||
+	    verdict_of(flow) != VERDICT_ALLOW || flow->ifindex[local] != ifindex || !same_mac(flow->mac[local], mac) ||
+	    (eth->source[0] & 1))
+		return false;
+	bool owner = own_end(word) == local;
+	if (owner && (__u16)((now >> ROUND_SHIFT) - flow->reported) > UPDATE_ROUNDS)
+		return false;
+	if (!is_still(flow, word))
+		return false;
+
+	__u32 segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	__u32 beat = now >> BEAT_SHIFT;
+	if (flow->seen != beat)
+		flow->seen = beat;
+	if (owner) {
+		__sync_fetch_and_add(&flow->packets, segments);
+		__sync_fetch_and_add(&flow->bytes, g.bytes);
+	}
+	count(reason, false, segments, g.bytes);
+	return true;
+}

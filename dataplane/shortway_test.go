@@ -1,0 +1,162 @@
+package dataplane
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// conversation is one flow on two hosts that are alike, but that one of them is
+// rewired before every packet, so that none goes the short way there.
+type conversation struct {
+	short, long *packetBench
+}
+
+func (c conversation) each(do func(*packetBench)) {
+	do(c.short)
+	do(c.long)
+}
+
+// run passes a frame at the workload's port of both, and says what they returned;
+// false where the kernel does not take it for a frame.
+func (c conversation) run(t *testing.T, b []byte, from bool) (short, long uint32, whole bool) {
+	t.Helper()
+	pass := func(k *packetBench) (returned uint32, err error) {
+		program := k.objects.ToWorkload
+		if from {
+			program = k.objects.FromWorkload
+		}
+		k.in(func() error {
+			returned, err = program.Run(&ebpf.RunOptions{Data: b, Context: skb{Ifindex: loopback}})
+			return nil
+		})
+		return returned, err
+	}
+	must(t, c.long.rewire())
+	short, err := pass(c.short)
+	long, also := pass(c.long)
+	if (err == nil) != (also == nil) {
+		t.Fatalf("one program ran and the other did not: %v, %v", err, also)
+	}
+	return short, long, err == nil
+}
+
+func rowsOf(t *testing.T, k *packetBench) map[bpf.KernelFlow]int {
+	rows := make(map[bpf.KernelFlow]int)
+	k.eachRow(func(_ uint32, row *bpf.KernelFlow) bool {
+		rows[bpf.KernelFlow{Key: row.Key, Packets: row.Packets, Bytes: row.Bytes, Verdicts: row.Verdicts, Reason: row.Reason,
+			Service: row.Service, Source: row.Source, Destination: row.Destination}]++
+		return false
+	})
+	return rows
+}
+
+// The short way decides nothing that the long way would decide otherwise, also of
+// packets that are nearly those of a flow that is established.
+func TestRootShortWayAgreesWithTheLong(t *testing.T) {
+	r := newRandom(t)
+	c := conversation{newPacketBench(t), newPacketBench(t)}
+	tcp, udp := c.short.out(bocage.ProtocolTCP), c.short.out(bocage.ProtocolUDP)
+	flows := []frame{tcp, c.short.six(tcp), udp, c.short.six(udp)}
+	for i, f := range flows {
+		c.each(func(k *packetBench) { flows[i] = k.established(f) })
+	}
+	const packets = 6000
+	differ, passed := 0, 0
+	for range packets {
+		f, from := pick(r, flows), r.IntN(2) == 0
+		if !from {
+			f = answerTo(f)
+		}
+		f.payload = r.IntN(40)
+		b := f.bytes()
+		for range r.IntN(3) {
+			b[r.IntN(min(len(b), 80))] ^= 1 << r.IntN(8)
+		}
+		switch r.IntN(12) {
+		case 0:
+			b = b[:14+r.IntN(len(b)-14)]
+		case 1:
+			b = append(b, make([]byte, r.IntN(30))...)
+		}
+		short, long, whole := c.run(t, b, from)
+		if whole && short != long {
+			t.Errorf("from the workload: %v, returned %d by the short way and %d by the long: % x", from, int32(short), int32(long), b)
+			if differ++; differ > 10 {
+				t.FailNow()
+			}
+		}
+		if whole && short == next {
+			passed++
+		}
+	}
+	if passed < packets/10 || passed > packets*9/10 {
+		t.Errorf("%d of %d packets passed: the draw proves little", passed, packets)
+	}
+	one, err := c.short.Counters()
+	must(t, err)
+	other, err := c.long.Counters()
+	must(t, err)
+	for reason := range bocage.ReasonCode(64) {
+		if reason == bocage.ReasonControl {
+			continue // the namespaces' own kernels look for neighbours
+		}
+		if one.Passed[reason] != other.Passed[reason] || one.Refused[reason] != other.Refused[reason] {
+			t.Errorf("%s: passed %v and %v, refused %v and %v", reason, one.Passed[reason], other.Passed[reason],
+				one.Refused[reason], other.Refused[reason])
+		}
+	}
+	a, b := rowsOf(t, c.short), rowsOf(t, c.long)
+	for row, n := range a {
+		if b[row] != n {
+			t.Errorf("the long way has no such row: %+v", row)
+		}
+	}
+	if len(a) != len(b) || len(a) < len(flows) {
+		t.Errorf("%d rows by the short way, %d by the long", len(a), len(b))
+	}
+}
+
+// What binds a flow's end to its port holds for every packet, and ends when the
+// port, the policy or the time does.
+func TestRootShortWayEnds(t *testing.T) {
+	k := newPacketBench(t)
+	f := k.established(k.out(bocage.ProtocolUDP))
+	pass := func(f frame, from bool, ifindex uint32, want uint32, what string) {
+		t.Helper()
+		if got := k.judgedHere(from, ifindex, f.bytes()); got != want {
+			t.Errorf("%s: program returned %d, want %d", what, int32(got), int32(want))
+		}
+	}
+	spoofed := f
+	spoofed.from[5]++
+	pass(f, true, loopback, next, "as it should be")
+	pass(spoofed, true, loopback, dropped, "from another MAC")
+	pass(f, true, k.to.ifindex, dropped, "from another port")
+	stray := answerTo(f)
+	stray.to[5]++
+	pass(stray, false, loopback, dropped, "to another MAC")
+	pass(answerTo(f), false, loopback, next, "the answer")
+
+	moved := k.from.port
+	moved.Addresses = slices.Clone(moved.Addresses[1:])
+	k.in(func() error { return k.writePort(Attachment{Ifindex: loopback, Port: moved}) })
+	pass(f, true, loopback, dropped, "from an address that is the port's no more")
+	k.settle()
+	pass(f, true, loopback, next, "from its address again")
+	rs := ruleset(2, []bocage.Rule{allowUDP(21, 22)}, k.from, k.to)
+	rs.Refused = []bocage.Refusal{{Identity: 102, Decision: decideQuarantine}}
+	must(t, k.Apply(rs))
+	k.settle()
+	pass(f, true, loopback, dropped, "to who is in quarantine")
+	pass(answerTo(f), false, loopback, dropped, "an answer of who is in quarantine")
+	rs = ruleset(3, []bocage.Rule{allowUDP(21, 22)}, k.from, k.to)
+	must(t, k.Apply(rs))
+	pass(f, true, loopback, next, "out of quarantine")
+	must(t, k.Apply(ruleset(4, nil, k.from, k.to)))
+	pass(answerTo(f), false, loopback, dropped, "an answer that policy allows no more")
+}
