@@ -28,7 +28,6 @@ type admitted struct {
 	decoys           []*bocage.Decoy
 	quarantines      []*bocage.Quarantine
 	threatConditions []*bocage.ThreatCondition
-	workloads        []*bocage.Workload
 	exceptions       []*bocage.Exception
 	responses        []*bocage.Response
 	addressGroups    []*bocage.AddressGroup
@@ -39,7 +38,7 @@ type admitted struct {
 	networkPolicies        []*bocage.NetworkPolicy
 	clusterNetworkPolicies []*bocage.ClusterNetworkPolicy
 
-	addresses map[netip.Addr]*bocage.Workload // whose they are
+	inventory
 
 	digest   string
 	expires  time.Time
@@ -142,9 +141,11 @@ func (a *admitted) admit(in Input) kinds {
 			Wires     []bocage.Wire
 		}{o.Labels, o.Spec.Addresses, o.Spec.Wires}
 	})
+	a.replaced, a.retold = a.replaced[:0], a.retold[:0]
 	look(kindWorkload, slices.Equal(a.last.Workloads, in.Workloads), func(digest hash.Hash) {
+		a.takeWorkloads(a.last.Workloads, in.Workloads)
 		a.last.Workloads = slices.Clone(in.Workloads)
-		a.admitWorkloads(digest, in.Workloads)
+		a.inventory.digest(digest)
 	})
 	a.last.Now = in.Now
 	a.gather()
@@ -163,6 +164,9 @@ func (a *admitted) gather() {
 		if !p.expires.IsZero() {
 			a.changesAt(p.expires)
 		}
+	}
+	for _, faults := range a.inventory.faults {
+		a.faults = append(a.faults, faults...)
 	}
 	slices.SortFunc(a.faults, compareFaults)
 	a.digest = hex.EncodeToString(digest.Sum(nil))
@@ -326,166 +330,24 @@ func examine[T resource](k kinds, o T, spec func(T) any) *record[T] {
 }
 
 func (a *admitted) refuse(kind string, o bocage.Resource, faults bocage.Faults) {
+	a.faults = append(a.faults, refused(&a.findings, kind, o, faults)...)
+	slices.SortFunc(a.faults, compareFaults)
+}
+
+// refused tells the author of an object of its faults, and returns them with the
+// object's name.
+func refused(findings *findings, kind string, o bocage.Resource, faults bocage.Faults) bocage.Faults {
 	ref := Ref(kind, o, "")
 	slices.SortFunc(faults, compareFaults)
-	a.findings.reject(ref, Invalid, "%s", faults.Error())
+	findings.reject(ref, Invalid, "%s", faults.Error())
+	out := make(bocage.Faults, 0, len(faults))
 	for _, f := range faults {
 		f.Field, f.Source = kind+" "+o.Meta().NamespacedName()+" "+f.Field, ref.Source
-		a.faults = append(a.faults, f)
+		out = append(out, f)
 	}
-	slices.SortFunc(a.faults, compareFaults)
+	return out
 }
 
 func compareFaults(x, y bocage.Fault) int {
 	return cmp.Or(cmp.Compare(x.Field, y.Field), cmp.Compare(x.Message, y.Message), cmp.Compare(x.Source, y.Source))
-}
-
-// admitWorkloads sets aside workloads that nothing can be decided about. Of two
-// that claim one number, address or interface, the older one (by its number,
-// which is given once and only grows) keeps it, so that nobody takes over what
-// somebody else has by claiming it too.
-func (a *admitted) admitWorkloads(digest hash.Hash, workloads []*bocage.Workload) {
-	a.workloads = nil
-	sorted := slices.Clone(workloads)
-	slices.SortFunc(sorted, func(x, y *bocage.Workload) int {
-		if x.Status.Identity != y.Status.Identity {
-			return cmp.Compare(x.Status.Identity, y.Status.Identity)
-		}
-		return cmp.Or(
-			cmp.Compare(x.Namespace, y.Namespace),
-			cmp.Compare(x.Name, y.Name),
-			slices.CompareFunc(x.Spec.Addresses, y.Spec.Addresses, netip.Addr.Compare),
-			cmp.Compare(x.Spec.Host, y.Spec.Host),
-			cmp.Compare(x.Spec.Interface, y.Spec.Interface),
-		)
-	})
-	type place struct{ host, link string }
-	names := make(map[[2]string]bool, len(sorted))
-	numbers := make(map[bocage.Identity]*bocage.Workload, len(sorted))
-	addresses := make(map[netip.Addr]*bocage.Workload, len(sorted))
-	a.addresses = addresses
-	places := make(map[place]*bocage.Workload, len(sorted))
-	for _, w := range sorted {
-		if names[[2]string{w.Namespace, w.Name}] {
-			continue
-		}
-		if !a.admissible(w) {
-			continue
-		}
-		if other := numbers[w.Status.Identity]; other != nil {
-			a.findings.reject(Ref("Workload", w, "status.identity"), NoIdentity, "identity %d is that of %s", w.Status.Identity, other.NamespacedName())
-			continue
-		}
-		if i := slices.IndexFunc(w.Spec.Addresses, func(addr netip.Addr) bool { return addresses[addr] != nil }); i >= 0 {
-			a.findings.reject(Ref("Workload", w, "spec.addresses"), AddressTaken, "%s is the address of the older workload %s: delete one of them or correct it",
-				w.Spec.Addresses[i], addresses[w.Spec.Addresses[i]].NamespacedName())
-			continue
-		}
-		links := w.Spec.Interfaces()
-		if i := slices.IndexFunc(links, func(l bocage.WorkloadInterface) bool { return places[place{w.Spec.Host, l.Interface}] != nil }); i >= 0 {
-			a.findings.reject(Ref("Workload", w, "spec.interface"), InterfaceTaken, "%s on %s is the interface of the older workload %s",
-				links[i].Interface, w.Spec.Host, places[place{w.Spec.Host, links[i].Interface}].NamespacedName())
-			continue
-		}
-		for _, l := range links {
-			places[place{w.Spec.Host, l.Interface}] = w
-		}
-		if len(links) == 0 {
-			a.findings.note(Ref("Workload", w, "spec.interface"), NotPlaced, "no interface on %s is named: no enforcement point stands in front of it", w.Spec.Host)
-		}
-		names[[2]string{w.Namespace, w.Name}] = true
-		numbers[w.Status.Identity] = w
-		for _, addr := range w.Spec.Addresses {
-			addresses[addr] = w
-		}
-		a.workloads = append(a.workloads, w)
-	}
-	slices.SortFunc(a.workloads, compareWorkloads)
-	var buffer []byte
-	var keys []string
-	for _, w := range a.workloads {
-		buffer, keys = appendWorkload(buffer[:0], keys[:0], w)
-		digest.Write(buffer)
-	}
-}
-
-func compareWorkloads(x, y *bocage.Workload) int {
-	if x.Namespace != y.Namespace {
-		return cmp.Compare(x.Namespace, y.Namespace)
-	}
-	return cmp.Compare(x.Name, y.Name)
-}
-
-// admissible checks what the compiler relies on. The rest of Validate was done
-// when the object was written, and would cost more than compiling.
-func (a *admitted) admissible(w *bocage.Workload) bool {
-	var faults bocage.Faults
-	if w.Namespace == "" || w.Name == "" {
-		faults.Add("metadata", "needs a namespace and a name")
-	}
-	if len(w.Spec.Addresses) == 0 {
-		faults.Add("spec.addresses", "needs at least one address")
-	}
-	for i, addr := range w.Spec.Addresses {
-		if !addr.IsValid() || addr.Is4In6() || addr.Zone() != "" || slices.Contains(w.Spec.Addresses[:i], addr) {
-			faults.Add("spec.addresses", "%q is not an address of its own", addr)
-		}
-	}
-	if len(faults) > 0 {
-		a.refuse("Workload", w, faults)
-		return false
-	}
-	if w.Status.Identity < bocage.IdentityFirst {
-		a.findings.reject(Ref("Workload", w, "status.identity"), NoIdentity, "it has no number of its own yet: the api room gives it when the workload is created through it")
-		return false
-	}
-	return true
-}
-
-func appendWorkload(b []byte, keys []string, w *bocage.Workload) ([]byte, []string) {
-	text := func(s string) {
-		b = binary.AppendUvarint(b, uint64(len(s)))
-		b = append(b, s...)
-	}
-	text("Workload")
-	text(w.Namespace)
-	text(w.Name)
-	text(w.Spec.Host)
-	text(w.Spec.Interface)
-	text(w.Spec.MAC)
-	text(w.Spec.Instance)
-	b = binary.AppendUvarint(b, uint64(len(w.Spec.MoreInterfaces)))
-	for _, more := range w.Spec.MoreInterfaces {
-		text(more.Interface)
-		text(more.MAC)
-		b = binary.AppendUvarint(b, uint64(len(more.Addresses)))
-		for _, addr := range more.Addresses {
-			raw := addr.As16()
-			b = append(b, raw[:]...)
-		}
-	}
-	b = binary.AppendUvarint(b, uint64(w.Status.Identity))
-	b = binary.AppendUvarint(b, uint64(len(w.Spec.Addresses)))
-	for _, addr := range w.Spec.Addresses {
-		raw := addr.As16()
-		b = append(b, raw[:]...)
-	}
-	for key := range w.Labels {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	b = binary.AppendUvarint(b, uint64(len(keys)))
-	for _, key := range keys {
-		text(key)
-		text(w.Labels[key])
-	}
-	text(w.Status.Assurance)
-	text(w.Spec.Orchestrator)
-	b = binary.AppendUvarint(b, uint64(len(w.Spec.Ports)))
-	for _, p := range w.Spec.Ports {
-		text(p.Name)
-		text(p.Protocol)
-		b = binary.LittleEndian.AppendUint16(b, p.Port)
-	}
-	return b, keys
 }

@@ -16,12 +16,13 @@ type applications struct {
 	withData  map[*application]bool     // that offer classes of data
 	external  map[*application]bool     // that name prefixes
 	inviting  map[*application]bool     // that let in workloads of other namespaces by name
+	zoned     map[*application]bool     // that ask for zones
 }
 
 func newApplications(n int) applications {
 	return applications{
 		apps: make(map[string]*application, n), byPlace: map[string][]*application{}, consuming: make(map[string][]*application, n),
-		withData: map[*application]bool{}, external: map[*application]bool{}, inviting: map[*application]bool{},
+		withData: map[*application]bool{}, external: map[*application]bool{}, inviting: map[*application]bool{}, zoned: map[*application]bool{},
 	}
 }
 
@@ -40,11 +41,20 @@ func (k *applications) enter(a *application) {
 	if external {
 		k.external[a] = true
 	}
+	if asksZone(&a.Spec.Workload) || slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return asksZone(&p.To) }) {
+		k.zoned[a] = true
+	}
 	for i, provide := range a.Spec.Provides {
 		if open := LetInNamespaces(a.Application, i); specific(provide.To) && !(len(open) == 1 && open[0] == a.Namespace) {
 			k.inviting[a] = true
 		}
 	}
+}
+
+// asksZone reports whether a selector asks where workloads stand.
+func asksZone(s *bocage.Selector) bool {
+	_, asks := s.MatchLabels[bocage.LabelZone]
+	return asks || slices.ContainsFunc(s.MatchExpressions, func(r bocage.Requirement) bool { return r.Key == bocage.LabelZone })
 }
 
 // leave takes an Application out.
@@ -60,6 +70,7 @@ func (k *applications) leave(a *application) {
 	delete(k.withData, a)
 	delete(k.external, a)
 	delete(k.inviting, a)
+	delete(k.zoned, a)
 }
 
 // compareApplications finds the Applications that are not as they were.
@@ -72,33 +83,14 @@ func (c *compiler) compareApplications(was *admitted, d *change) {
 	if !d.of(kindApplication) {
 		return
 	}
-	old, now := was.applications, c.in.applications
-	for len(old) > 0 || len(now) > 0 {
-		order := 0
-		switch {
-		case len(old) == 0:
-			order = 1
-		case len(now) == 0:
-			order = -1
-		case old[0] != now[0]:
-			order = cmp.Compare(old[0].NamespacedName(), now[0].NamespacedName())
-			if order == 0 {
-				d.applicationsGone, d.applicationsCome = append(d.applicationsGone, old[0]), append(d.applicationsCome, now[0])
-			}
-		}
-		if order < 0 {
-			d.applicationsGone = append(d.applicationsGone, old[0])
-		}
-		if order > 0 {
-			d.applicationsCome = append(d.applicationsCome, now[0])
-		}
-		if order <= 0 {
-			old = old[1:]
-		}
-		if order >= 0 {
-			now = now[1:]
-		}
-	}
+	eachChange(was.applications, c.in.applications, compareNames[*bocage.Application],
+		func(a *bocage.Application) { d.applicationsGone = append(d.applicationsGone, a) },
+		func(a *bocage.Application) { d.applicationsCome = append(d.applicationsCome, a) })
+}
+
+// compareNames orders objects as they are admitted.
+func compareNames[T bocage.Resource](x, y T) int {
+	return cmp.Compare(x.Meta().NamespacedName(), y.Meta().NamespacedName())
 }
 
 // replaceApplications takes Applications out and in, and with them the prefixes
@@ -148,6 +140,11 @@ func (c *compiler) sayApplications(d *change) {
 		d.offers = d.offers || c.withData[a]
 		consumers[a], providers[a] = true, true
 		d.neighbours = append(d.neighbours, a.NamespacedName())
+	}
+	if d.of(kindZone) {
+		for a := range c.zoned {
+			consumers[a] = true // a zone may be known now, or no longer
+		}
 	}
 	if !d.first {
 		for _, name := range d.neighbours {

@@ -76,7 +76,7 @@ func (c *compiler) assemble(d *change) {
 	for i, r := range c.cutOff {
 		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
 	}
-	b.changed = &changed{all: d.first}
+	b.changed = &changed{all: d.of(kindScope, kindZone)} // hosts know the scopes that may mean newcomers
 
 	gone := c.rules(g.gone) // while their decisions have numbers
 	c.use(g.gone, -1)
@@ -333,8 +333,8 @@ func (c *compiler) describe(rs *whole, d *change) {
 		}
 	}
 	whole := d == nil || d.first
-	look := whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition)
-	if !look && len(d.moved) == 0 {
+	look := whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition, kindScope, kindZone)
+	if !look && len(d.moved)+len(d.left) == 0 {
 		return
 	}
 	senders, receivers := c.standIns()
@@ -381,14 +381,18 @@ func (c *compiler) describe(rs *whole, d *change) {
 	}
 	if whole {
 		peers = slices.Grow(peers, len(c.in.workloads))
-		for at := range c.in.workloads {
-			peers = c.appendPeers(peers, int32(at))
+		for at, w := range c.in.workloads {
+			if w != nil {
+				peers = c.appendPeers(peers, int32(at))
+			}
 		}
 	} else {
-		for _, at := range d.moved {
-			for _, addr := range c.in.workloads[at].Spec.Addresses {
+		for _, w := range d.left {
+			for _, addr := range w.Spec.Addresses {
 				peersGone = append(peersGone, bocage.Peer{Prefix: netip.PrefixFrom(addr, addr.BitLen())})
 			}
+		}
+		for _, at := range d.moved {
 			peers = c.appendPeers(peers, at)
 		}
 	}

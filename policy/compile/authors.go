@@ -22,6 +22,19 @@ func (c *compiler) hear(u *unit, speak func()) {
 	u.findings = slices.Clone(c.findings)
 }
 
+// hearInventory hears what is told of workloads.
+func (c *compiler) hearInventory(d *change) {
+	if d.first {
+		for _, told := range c.in.told {
+			c.told.change(nil, told)
+		}
+		return
+	}
+	for _, r := range c.in.retold {
+		c.told.change(r.was, r.now)
+	}
+}
+
 // forget lets a unit be silent.
 func (c *compiler) forget(u *unit) { c.hear(u, func() {}) }
 
@@ -199,7 +212,7 @@ func (c *compiler) say(d *change) {
 	if d.of(kindZone) {
 		c.hear(&c.units.zones, c.checkZones)
 	}
-	if d.subjects || d.offers || d.of(kindThreatCondition, kindResponse, kindProfile, kindGuardrail, kindZone) {
+	if d.subjects || d.offers || d.of(kindThreatCondition, kindResponse, kindProfile, kindGuardrail, kindZone, kindScope, kindAddressGroup) {
 		touched := c.touched
 		c.held, c.touched = map[int32]bool{}, nil
 		c.refusals = nil
@@ -210,23 +223,23 @@ func (c *compiler) say(d *change) {
 		c.touched = slices.Compact(c.touched)
 		d.touched = !slices.Equal(touched, c.touched)
 	}
-	if d.of(kindQuarantine) || !slices.EqualFunc(c.units.refusals, c.units.refused, refusal.equal) || d.first {
+	if d.of(kindQuarantine, kindWorkload) || !slices.EqualFunc(c.units.refusals, c.units.refused, refusal.equal) || d.first {
 		c.refusals = slices.Clone(c.units.refusals)
 		c.units.refused = c.units.refusals
 		c.hear(&c.units.quarantines, c.stateQuarantines)
 		c.mergeRefusals()
 		c.cutOff = c.refusals
 	}
-	if d.subjects || d.offers || d.touched || d.of(kindGuardrail, kindException, kindProfile) {
+	if d.subjects || d.offers || d.touched || d.of(kindGuardrail, kindException, kindProfile, kindZone, kindAddressGroup) {
 		c.hear(&c.units.guardrails, c.stateGuardrails)
 	}
-	if d.subjects || d.of(kindNetworkPolicy, kindClusterNetworkPolicy) {
+	if d.subjects || d.of(kindNetworkPolicy, kindClusterNetworkPolicy, kindNamespace, kindHost) {
 		c.hear(&c.units.kubernetes, c.stateKubernetes)
 	}
-	if d.subjects || d.of(kindScope) {
+	if d.subjects || d.of(kindScope, kindZone) {
 		c.hear(&c.units.scopes, c.stateScopes)
 	}
-	if d.subjects || d.of(kindDecoy) {
+	if d.subjects || d.of(kindDecoy, kindZone, kindAddressGroup) {
 		c.placements = nil
 		c.hear(&c.units.decoys, c.stateDecoys)
 	}

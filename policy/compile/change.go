@@ -55,8 +55,9 @@ type change struct {
 	// Subjects that nobody is left in, that are new, and that have other members.
 	gone, come, altered []int32
 	goneKeys            []string
-	moved               []int32 // workloads that are in other subjects, by place
-	renumbered          bool    // subjects that stayed have other groups
+	left                []*bocage.Workload // workloads that are not where they were, as they were
+	moved               []int32            // workloads that are in other subjects or came, by place
+	renumbered          bool               // subjects that stayed have other groups
 
 	subjects bool           // some subject is gone, new or has other members
 	prefixes []netip.Prefix // that are named and were not, or are no longer

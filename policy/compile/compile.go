@@ -139,12 +139,13 @@ func newCompiler(in *admitted, spelled int) *compiler {
 
 // follow takes every step. It gives up where it would have to begin anew.
 func (c *compiler) follow(in Input, was *admitted, d *change) bool {
-	if !d.first && d.kinds&(kindScope|kindAddressGroup|kindZone|kindNamespace|kindHost|kindWorkload) != 0 || c.crowded() {
+	if c.crowded() {
 		return false
 	}
 	c.now = in.Now
 	c.added, c.withdrawn, c.resided = nil, nil, nil
 	c.hear(&c.units.admission, func() { c.findings = c.in.findings })
+	c.hearInventory(d)
 	c.compareApplications(was, d)
 	if !c.settle(was, d) {
 		return false

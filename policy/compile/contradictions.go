@@ -30,7 +30,7 @@ func (c *compiler) noteContradictions(d *change) {
 		c.proofs = proofs{empty: map[int32][]bocage.Ref{}, together: map[string]*together{}}
 	}
 	r := c.refusers()
-	if d.subjects || d.offers || d.of(kindGuardrail, kindException) {
+	if d.subjects || d.offers || d.of(kindGuardrail, kindException, kindAddressGroup) {
 		c.hear(&c.units.contradictions, func() { c.noteEmptiedGuardrails(r) })
 	}
 	changed := map[string]bool{}

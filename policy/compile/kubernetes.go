@@ -558,55 +558,65 @@ func clusterPorts(list []bocage.ClusterNetworkPolicyProtocol) (ports, []kubePort
 	return numbers.normal(), names
 }
 
-// askKubernetes notes what the policies ask about workloads, so that those who
+// networkPolicy notes what a policy asks about workloads, so that those who
 // answer differently are told apart.
-func (in *admitted) askKubernetes(q *asked) {
-	for _, p := range in.networkPolicies {
-		q.selector(&p.Spec.PodSelector)
-		eachNetworkRule(p, func(ports []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
-			_, names := networkPorts(ports)
-			for _, name := range names {
-				q.port(name.name)
-			}
-			for _, peer := range peers {
-				q.selector(peer.PodSelector)
-			}
-		})
-	}
-	for _, p := range in.clusterNetworkPolicies {
-		pods := func(pods *bocage.NamespacedPod) {
-			if pods != nil {
-				q.selector(pods.PodSelector)
-			}
+func (q *asked) networkPolicy(p *bocage.NetworkPolicy) {
+	q.selector(&p.Spec.PodSelector)
+	eachNetworkRule(p, func(ports []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
+		_, names := networkPorts(ports)
+		for _, name := range names {
+			q.port(name.name)
 		}
-		protocols := func(list []bocage.ClusterNetworkPolicyProtocol) {
-			_, names := clusterPorts(list)
-			for _, name := range names {
-				q.port(name.name)
-			}
+		for _, peer := range peers {
+			q.selector(peer.PodSelector)
 		}
-		pods(p.Spec.Subject.Pods)
-		for _, r := range p.Spec.Ingress {
-			protocols(r.Protocols)
-			for _, peer := range r.From {
-				pods(peer.Pods)
-			}
-		}
-		for _, r := range p.Spec.Egress {
-			protocols(r.Protocols)
-			for _, peer := range r.To {
-				pods(peer.Pods)
-			}
+	})
+	eachNetworkBlock(p, q.block)
+}
+
+func (q *asked) clusterNetworkPolicy(p *bocage.ClusterNetworkPolicy) {
+	pods := func(pods *bocage.NamespacedPod) {
+		if pods != nil {
+			q.selector(pods.PodSelector)
 		}
 	}
+	protocols := func(list []bocage.ClusterNetworkPolicyProtocol) {
+		_, names := clusterPorts(list)
+		for _, name := range names {
+			q.port(name.name)
+		}
+	}
+	pods(p.Spec.Subject.Pods)
+	for _, r := range p.Spec.Ingress {
+		protocols(r.Protocols)
+		for _, peer := range r.From {
+			pods(peer.Pods)
+		}
+	}
+	for _, r := range p.Spec.Egress {
+		protocols(r.Protocols)
+		for _, peer := range r.To {
+			pods(peer.Pods)
+		}
+	}
+	eachClusterBlock(p, q.block)
+}
+
+// nodes notes what hosts ask: a node reaches its own Pods.
+func (q *asked) nodes(in *admitted) {
 	if len(in.networkPolicies) > 0 {
 		for _, host := range in.hosts {
 			if len(host.Spec.Addresses) > 0 {
-				q.value(label{bocage.LabelHost, host.Name}) // a node reaches its own Pods
+				q.value(label{bocage.LabelHost, host.Name})
 			}
 		}
 	}
-	in.eachKubernetesPrefix(q.block)
+	in.eachNodeAddress(q.block)
+}
+
+// sameNodes reports whether hosts mean the same to two sets of policies.
+func sameNodes(was, now *admitted) bool {
+	return was != now && (len(was.networkPolicies) > 0) == (len(now.networkPolicies) > 0) && was.meansNodes() == now.meansNodes() && slices.Equal(was.hosts, now.hosts)
 }
 
 func eachNetworkRule(p *bocage.NetworkPolicy, visit func([]bocage.NetworkPolicyPort, []bocage.NetworkPolicyPeer)) {
@@ -618,39 +628,73 @@ func eachNetworkRule(p *bocage.NetworkPolicy, visit func([]bocage.NetworkPolicyP
 	}
 }
 
-// eachKubernetesPrefix visits the blocks of addresses that the policies name, and
-// the addresses of the hosts that they mean.
-func (in *admitted) eachKubernetesPrefix(visit func(netip.Prefix)) {
-	for _, p := range in.networkPolicies {
-		eachNetworkRule(p, func(_ []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
-			for _, peer := range peers {
-				if peer.IPBlock == nil {
-					continue
-				}
-				visit(blockOf(peer.IPBlock.CIDR))
-				for _, except := range peer.IPBlock.Except {
-					visit(blockOf(except))
-				}
+// eachNetworkBlock visits the blocks of addresses that a policy names.
+func eachNetworkBlock(p *bocage.NetworkPolicy, visit func(netip.Prefix)) {
+	eachNetworkRule(p, func(_ []bocage.NetworkPolicyPort, peers []bocage.NetworkPolicyPeer) {
+		for _, peer := range peers {
+			if peer.IPBlock == nil {
+				continue
 			}
-		})
-	}
-	nodes := len(in.networkPolicies) > 0
-	for _, p := range in.clusterNetworkPolicies {
-		for _, r := range p.Spec.Egress {
-			for _, peer := range r.To {
-				nodes = nodes || peer.Nodes != nil
-				for _, cidr := range peer.Networks {
-					visit(blockOf(cidr))
-				}
+			visit(blockOf(peer.IPBlock.CIDR))
+			for _, except := range peer.IPBlock.Except {
+				visit(blockOf(except))
+			}
+		}
+	})
+}
+
+func eachClusterBlock(p *bocage.ClusterNetworkPolicy, visit func(netip.Prefix)) {
+	for _, r := range p.Spec.Egress {
+		for _, peer := range r.To {
+			for _, cidr := range peer.Networks {
+				visit(blockOf(cidr))
 			}
 		}
 	}
-	if !nodes {
+}
+
+// meansNodes reports whether some policy means hosts by their addresses.
+func (in *admitted) meansNodes() bool {
+	return len(in.networkPolicies) > 0 || slices.ContainsFunc(in.clusterNetworkPolicies, func(p *bocage.ClusterNetworkPolicy) bool {
+		return slices.ContainsFunc(p.Spec.Egress, func(r bocage.ClusterNetworkPolicyEgressRule) bool {
+			return slices.ContainsFunc(r.To, func(peer bocage.ClusterNetworkPolicyEgressPeer) bool { return peer.Nodes != nil })
+		})
+	})
+}
+
+// eachNodeAddress visits the addresses of the hosts that policies mean.
+func (in *admitted) eachNodeAddress(visit func(netip.Prefix)) {
+	if !in.meansNodes() {
 		return
 	}
 	for _, host := range in.hosts {
 		for _, address := range host.Spec.Addresses {
 			visit(single(address))
 		}
+	}
+}
+
+// followKubernetesPrefixes brings up to date which blocks policies name. Blocks
+// stand for workloads too: see within.
+func (p *population) followKubernetesPrefixes(was, now *admitted, d *change) {
+	count := func(by int32) func(netip.Prefix) {
+		name := p.namePrefix(by, nil)
+		return func(prefix netip.Prefix) {
+			if prefix = canonicalPrefix(prefix); prefix.IsValid() {
+				name(bocage.Ref{}, prefix)
+			}
+		}
+	}
+	if d.of(kindNetworkPolicy) {
+		eachChange(was.networkPolicies, now.networkPolicies, compareNames[*bocage.NetworkPolicy],
+			func(o *bocage.NetworkPolicy) { eachNetworkBlock(o, count(-1)) }, func(o *bocage.NetworkPolicy) { eachNetworkBlock(o, count(1)) })
+	}
+	if d.of(kindClusterNetworkPolicy) {
+		eachChange(was.clusterNetworkPolicies, now.clusterNetworkPolicies, compareNames[*bocage.ClusterNetworkPolicy],
+			func(o *bocage.ClusterNetworkPolicy) { eachClusterBlock(o, count(-1)) }, func(o *bocage.ClusterNetworkPolicy) { eachClusterBlock(o, count(1)) })
+	}
+	if d.of(kindHost, kindNetworkPolicy, kindClusterNetworkPolicy) && !sameNodes(was, now) {
+		was.eachNodeAddress(count(-1))
+		now.eachNodeAddress(count(1))
 	}
 }

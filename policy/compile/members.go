@@ -1,13 +1,11 @@
 package compile
 
 import (
-	"cmp"
 	"hash/maphash"
 	"maps"
 	"math"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"bocage.dev/bocage"
 )
@@ -19,6 +17,9 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 		c.pop = newPopulation(c.in)
 	}
 	p := c.pop
+	if !d.first && p.readdressed() {
+		return false
+	}
 	c.replaceApplications(d)
 	for _, o := range d.applicationsGone {
 		p.asked.sign = -1
@@ -28,18 +29,17 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 		p.asked.sign = 1
 		p.asked.application(o)
 	}
-	if d.of(allKinds &^ kindApplication) {
+	p.asked.follow(was, c.in, d)
+	if d.of(kindGuardrail, kindException, kindResponse, kindDecoy, kindAddressGroup) {
 		if !d.first {
-			p.asked.sign = -1
-			p.asked.others(was)
 			p.otherPrefixes(was, p.namePrefix(-1, nil))
+			p.addresses = byName(c.in.addressGroups)
 		}
-		p.asked.sign = 1
-		p.asked.others(c.in)
 		c.hear(&c.units.prefixes, func() { p.otherPrefixes(c.in, p.namePrefix(1, &c.findings)) })
 	}
+	p.followKubernetesPrefixes(was, c.in, d)
 	threats := p.threats
-	if d.of(kindThreatCondition) {
+	if d.of(kindThreatCondition, kindWorkload) {
 		c.hear(&c.units.conditions, func() { p.threats = conditionsByWorkload(c.in, &c.findings) })
 	}
 	if d.first {
@@ -48,6 +48,9 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 		p.number()
 		d.subjects = true
 		return true
+	}
+	if d.of(kindNamespace) {
+		p.namespaces = byName(c.in.namespaces)
 	}
 	if !p.changePrefixes(d) {
 		return false
@@ -58,11 +61,16 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 	}
 	for name := range differing(threats, p.threats) {
 		if i, known := c.in.find(name); known {
-			at = append(at, int32(i))
+			at = append(at, i)
 		}
 	}
-	slices.Sort(at)
-	p.move(slices.Compact(at), d)
+	if d.of(kindZone) {
+		at = p.rezone(at)
+	}
+	p.move(at, d)
+	if d.of(kindScope) {
+		p.enforceAgain()
+	}
 	p.renumber(d)
 	d.subjects = len(d.gone)+len(d.come)+len(d.altered) > 0
 	c.came = map[int32]bool{}
@@ -70,6 +78,48 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 		c.came[i] = true
 	}
 	return true
+}
+
+// readdressed reports whether an address came into the inventory or left it that
+// some declaration names as one outside, or would if it were.
+func (p *population) readdressed() bool {
+	named := func(w *bocage.Workload) bool {
+		return w != nil && slices.ContainsFunc(w.Spec.Addresses, func(a netip.Addr) bool { return p.named[single(a)] > 0 || p.shadowed[a] > 0 })
+	}
+	return slices.ContainsFunc(p.in.replaced, func(r replacement) bool { return named(r.was) || named(r.now) })
+}
+
+// rezone looks up where hosts stand now, and adds the workloads of those that
+// stand elsewhere.
+func (p *population) rezone(at []int32) []int32 {
+	was := p.zones
+	p.zones = zonesByHost(p.in.zones)
+	moved := map[string]bool{}
+	for _, hosts := range [2]map[string]string{was, p.zones} {
+		for host := range hosts {
+			if was[host] != p.zones[host] {
+				moved[host] = true
+			}
+		}
+	}
+	for host := range moved {
+		at = p.labels.find(at, label{bocage.LabelHost, host})
+	}
+	return at
+}
+
+// enforceAgain finds whom scopes enforce.
+func (p *population) enforceAgain() {
+	for i := range p.subjects {
+		p.subjects[i].enforce = false
+	}
+	for _, scope := range p.in.scopes {
+		if scope.Spec.Mode == bocage.ModeEnforce {
+			for _, i := range p.match(scope.Spec.Namespaces, &scope.Spec.Workload) {
+				p.subjects[i].enforce = true
+			}
+		}
+	}
 }
 
 // differing returns the names whose threat conditions are not the same.
@@ -91,7 +141,11 @@ func differing(a, b map[string][]*bocage.ThreatCondition) map[string]bool {
 // addWorkloads divides the workloads into subjects.
 func (p *population) addWorkloads() {
 	p.of = make([]int32, len(p.in.workloads))
-	for at, w := range p.in.workloads {
+	for at := range p.of {
+		p.of[at] = unset
+	}
+	for _, at := range p.in.order { // members are in the order of names
+		w := p.in.workloads[at]
 		p.orchestrated = p.orchestrated || w.Spec.Orchestrator != ""
 		first := true
 		p.eachKey(w, func(key []byte, pairs []string, block netip.Prefix) {
@@ -103,7 +157,7 @@ func (p *population) addWorkloads() {
 			if first {
 				p.of[at], first = i, false
 			} else {
-				p.also[int32(at)] = append(p.also[int32(at)], i)
+				p.also[at] = append(p.also[at], i)
 			}
 		})
 	}
@@ -113,6 +167,7 @@ func (p *population) addWorkloads() {
 	}
 	p.sortBlocks()
 	p.asked.touched = map[any]bool{}
+	p.labels = indexLabels(p.in.workloads)
 }
 
 // askedOtherwise lists the workloads that may answer otherwise since the questions
@@ -121,7 +176,7 @@ func (p *population) askedOtherwise(questions []any) (at []int32, few bool) {
 	few = true
 	scan := func(concerned func(*bocage.Workload) bool) {
 		for i, w := range p.in.workloads {
-			if concerned(w) {
+			if w != nil && concerned(w) {
 				at = append(at, int32(i))
 			}
 		}
@@ -139,9 +194,6 @@ func (p *population) askedOtherwise(questions []any) (at []int32, few bool) {
 			case bocage.LabelAssurance:
 				scan(func(w *bocage.Workload) bool { return assuranceOf(w) == question.value })
 			default:
-				if p.labels == nil {
-					p.labels = indexLabels(p.in.workloads)
-				}
 				at = p.labels.find(at, question)
 			}
 		case askedExists:
@@ -170,27 +222,60 @@ func carries(w *bocage.Workload, key string) bool {
 func (p *population) move(at []int32, d *change) {
 	touched := map[int32]bool{}
 	fresh := len(p.subjects)
-	for _, n := range at {
+	replaced := make(map[int32]*bocage.Workload, len(p.in.replaced)) // who was there before
+	for _, r := range p.in.replaced {
+		replaced[r.at] = r.was
+		at = append(at, r.at)
+		if r.now != nil {
+			p.labels.enter(r.at, r.was, r.now)
+			p.orchestrated = p.orchestrated || r.now.Spec.Orchestrator != ""
+		}
+	}
+	if p.labels.workloads = p.in.workloads; p.labels.crowded() {
+		p.labels = indexLabels(p.in.workloads)
+	}
+	for len(p.of) < len(p.in.workloads) {
+		p.of = append(p.of, unset)
+	}
+	slices.Sort(at)
+	for _, n := range slices.Compact(at) {
 		w := p.in.workloads[n]
+		was, other := replaced[n]
+		if !other {
+			was = w
+		}
 		var now []int32
-		p.eachKey(w, func(key []byte, pairs []string, block netip.Prefix) {
-			i, known := p.byKey[string(key)]
-			if !known {
-				i = p.addGroup(string(key), pairs, block, w)
+		if w != nil {
+			p.eachKey(w, func(key []byte, pairs []string, block netip.Prefix) {
+				i, known := p.byKey[string(key)]
+				if !known {
+					i = p.addGroup(string(key), pairs, block, w)
+				}
+				now = append(now, i)
+			})
+		}
+		var before []int32
+		if p.of[n] != unset {
+			before = p.subjectsOf(n)
+		}
+		if was == w && slices.Equal(before, now) {
+			if len(before) > 0 {
+				p.lookAt(&p.subjects[before[0]], w) // its zone may be another that nobody asks for
 			}
-			now = append(now, i)
-		})
-		before := p.subjectsOf(n)
-		if slices.Equal(before, now) {
 			continue
 		}
-		d.moved = append(d.moved, n)
+		if was != nil {
+			d.left = append(d.left, was)
+		}
+		if w != nil {
+			d.moved = append(d.moved, n)
+		}
 		for _, i := range before {
 			touched[i] = true
 			if members := p.subjects[i].members; len(members) == 1 && int(i) < fresh {
 				p.index(i, true, withoutNumber) // while there is somebody to look at
 			}
-			p.subjects[i].members = changeMembers(p.subjects[i].members, w, false)
+			p.subjects[i].members = changeMembers(p.subjects[i].members, was, false)
 		}
 		for _, i := range now {
 			touched[i] = true
@@ -201,10 +286,14 @@ func (p *population) move(at []int32, d *change) {
 				p.index(i, false, withNumber)
 			}
 		}
-		if p.of[n] = now[0]; len(now) > 1 {
-			p.also[n] = now[1:]
-		} else {
-			delete(p.also, n)
+		delete(p.also, n)
+		switch len(now) {
+		case 0:
+			p.of[n] = unset
+		case 1:
+			p.of[n] = now[0]
+		default:
+			p.of[n], p.also[n] = now[0], now[1:]
 		}
 	}
 	everyone := p.everyone
@@ -417,58 +506,83 @@ func (p *population) sortBlocks() {
 	slices.SortFunc(p.blocks, comparePrefixes)
 }
 
-// find returns the place of a workload, by its "namespace/name".
-func (a *admitted) find(name string) (int, bool) {
-	namespace, name, _ := strings.Cut(name, "/")
-	return slices.BinarySearchFunc(a.workloads, [2]string{namespace, name}, func(w *bocage.Workload, want [2]string) int {
-		return cmp.Or(cmp.Compare(w.Namespace, want[0]), cmp.Compare(w.Name, want[1]))
-	})
-}
-
 // labelIndex finds the workloads with a value of a label.
 type labelIndex struct {
 	workloads []*bocage.Workload
 	seed      maphash.Seed
-	entries   []uint64 // sorted: a hash of the label, then the workload's place
+	entries   []uint64           // sorted: a hash of the label, then the workload's place
+	later     map[uint64][]int32 // places by hash, of those who came later
+	entered   int                // how many those are
 }
 
 func indexLabels(workloads []*bocage.Workload) *labelIndex {
-	x := &labelIndex{workloads: workloads, seed: maphash.MakeSeed()}
+	x := &labelIndex{workloads: workloads, seed: maphash.MakeSeed(), later: map[uint64][]int32{}}
 	for at, w := range workloads {
-		enter := func(key, value string) { x.entries = append(x.entries, x.hash(label{key, value})|uint64(at)) }
-		for key, value := range w.Labels {
-			if !inherent(key) {
-				enter(key, value)
-			}
+		if w != nil {
+			eachLabel(w, func(l label) { x.entries = append(x.entries, x.hash(l)|uint64(at)) })
 		}
-		enter(bocage.LabelName, w.Name)
-		enter(bocage.LabelHost, w.Spec.Host)
 	}
 	slices.Sort(x.entries)
 	return x
 }
 
+// eachLabel visits the labels of a workload that it can be looked up by.
+func eachLabel(w *bocage.Workload, visit func(label)) {
+	for key, value := range w.Labels {
+		if !inherent(key) {
+			visit(label{key, value})
+		}
+	}
+	visit(label{bocage.LabelName, w.Name})
+	visit(label{bocage.LabelHost, w.Spec.Host})
+}
+
+// enter adds a workload in the place of another, or of nobody. What was entered of
+// the other one is passed over when it is found.
+func (x *labelIndex) enter(at int32, was, now *bocage.Workload) {
+	eachLabel(now, func(l label) {
+		if was != nil && hasLabel(was, l) {
+			return
+		}
+		hash := x.hash(l)
+		x.later[hash] = append(x.later[hash], at)
+		x.entered++
+	})
+}
+
+// crowded reports whether so much was entered that the index should be made anew.
+func (x *labelIndex) crowded() bool { return x.entered > len(x.entries)/4+1<<16 }
+
+func hasLabel(w *bocage.Workload, l label) bool {
+	switch l.key {
+	case bocage.LabelName:
+		return w.Name == l.value
+	case bocage.LabelHost:
+		return w.Spec.Host == l.value
+	}
+	value, there := w.Labels[l.key]
+	return there && value == l.value
+}
+
 func (x *labelIndex) hash(l label) uint64 { return maphash.Comparable(x.seed, l) &^ math.MaxUint32 }
 
-// find appends the places of the workloads with the label.
+// find appends the places of the workloads with the label, some of them twice.
 func (x *labelIndex) find(at []int32, l label) []int32 {
 	hash := x.hash(l)
+	look := func(place int32) {
+		if w := x.workloads[place]; w != nil && hasLabel(w, l) {
+			at = append(at, place)
+		}
+	}
 	first, _ := slices.BinarySearch(x.entries, hash)
 	for _, e := range x.entries[first:] {
 		if e&^math.MaxUint32 != hash {
 			break
 		}
-		w := x.workloads[uint32(e)]
-		value, there := w.Labels[l.key]
-		switch l.key {
-		case bocage.LabelName:
-			value, there = w.Name, true
-		case bocage.LabelHost:
-			value, there = w.Spec.Host, true
-		}
-		if there && value == l.value {
-			at = append(at, int32(uint32(e)))
-		}
+		look(int32(uint32(e)))
+	}
+	for _, place := range x.later[hash] {
+		look(place)
 	}
 	return at
 }

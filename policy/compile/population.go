@@ -64,7 +64,8 @@ type population struct {
 	renamed   map[netip.Prefix]bool  // those that may not be named as they were; nil: all
 	everyone  []int32                // the groups of workloads
 	offering  []int32                // those of them that offer classes of data
-	of        []int32                // by workload, in the order of admitted.workloads: its subject
+	of        []int32                // by place of a workload: its subject
+	shadowed  map[netip.Addr]int32   // how often somebody names an address that is a workload's
 	also      map[int32][]int32      // its other subjects
 	numbers   *numbering
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
@@ -82,16 +83,17 @@ type population struct {
 
 func newPopulation(in *admitted) *population {
 	return &population{
-		in:      in,
-		asked:   newAsked(),
-		byKey:   map[string]int32{},
-		byLabel: map[label][]int32{},
-		byPlace: map[string][]int32{},
-		byBlock: map[netip.Prefix][]int32{},
-		byPort:  map[string][]int32{},
-		named:   map[netip.Prefix]int32{},
-		also:    map[int32][]int32{},
-		picked:  map[string]*pick{},
+		in:       in,
+		asked:    newAsked(),
+		byKey:    map[string]int32{},
+		byLabel:  map[label][]int32{},
+		byPlace:  map[string][]int32{},
+		byBlock:  map[netip.Prefix][]int32{},
+		byPort:   map[string][]int32{},
+		named:    map[netip.Prefix]int32{},
+		shadowed: map[netip.Addr]int32{},
+		also:     map[int32][]int32{},
+		picked:   map[string]*pick{},
 
 		zones:      zonesByHost(in.zones),
 		addresses:  byName(in.addressGroups),
@@ -405,7 +407,7 @@ func (p *population) concerned(t *bocage.ThreatCondition) []int32 {
 	if !known {
 		return nil
 	}
-	out := p.subjectsOf(int32(at))
+	out := p.subjectsOf(at)
 	slices.Sort(out)
 	return out
 }

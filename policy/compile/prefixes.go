@@ -81,6 +81,9 @@ func (p *population) namePrefix(by int32, findings *findings) func(bocage.Ref, n
 	return func(ref bocage.Ref, prefix netip.Prefix) {
 		prefix = canonicalPrefix(prefix)
 		if w := p.in.addresses[prefix.Addr()]; w != nil && prefix.IsSingleIP() {
+			if p.shadowed[prefix.Addr()] += by; p.shadowed[prefix.Addr()] == 0 {
+				delete(p.shadowed, prefix.Addr())
+			}
 			if findings == nil {
 				return
 			}
@@ -117,7 +120,7 @@ func prefixesOf(a *bocage.Application, visit func(bocage.Ref, netip.Prefix)) {
 	}
 }
 
-// otherPrefixes visits those of everything but Applications.
+// otherPrefixes visits those of corporate declarations.
 func (p *population) otherPrefixes(in *admitted, visit func(bocage.Ref, netip.Prefix)) {
 	all := func(ref bocage.Ref, prefixes []netip.Prefix) {
 		for _, prefix := range prefixes {
@@ -172,10 +175,4 @@ func (p *population) otherPrefixes(in *admitted, visit func(bocage.Ref, netip.Pr
 	for _, d := range in.decoys {
 		side(Ref("Decoy", d, "spec.from"), d.Spec.From)
 	}
-	in.eachKubernetesPrefix(func(prefix netip.Prefix) {
-		// Blocks of addresses stand for workloads too: see within.
-		if prefix = canonicalPrefix(prefix); prefix.IsValid() && (!prefix.IsSingleIP() || in.addresses[prefix.Addr()] == nil) {
-			visit(bocage.Ref{}, prefix)
-		}
-	})
 }

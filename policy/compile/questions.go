@@ -99,35 +99,72 @@ func (q *asked) application(a *bocage.Application) {
 	}
 }
 
-// others asks what everything but Applications asks.
-func (q *asked) others(in *admitted) {
-	for _, g := range in.guardrails {
-		if spec := g.InForce(); spec != nil {
-			q.guardrail(spec)
-		}
-	}
-	for _, e := range in.exceptions {
-		q.match(&e.Spec.Match)
-	}
-	for _, s := range in.scopes {
-		q.selector(&s.Spec.Workload)
-	}
-	for _, d := range in.decoys {
-		q.selector(d.Spec.For.Workload)
-		q.selector(d.Spec.From.Workload)
-	}
-	for _, r := range in.responses {
-		q.response(&r.Spec)
-	}
-	for _, t := range in.threatConditions {
-		if t.Spec.Zone != "" {
-			q.value(label{bocage.LabelZone, t.Spec.Zone})
-		}
-	}
-	in.askKubernetes(q)
+// scope asks what a Scope asks, and so on.
+func (q *asked) scope(s *bocage.Scope) { q.selector(&s.Spec.Workload) }
+
+func (q *asked) exception(e *bocage.Exception) { q.match(&e.Spec.Match) }
+
+func (q *asked) decoy(d *bocage.Decoy) {
+	q.selector(d.Spec.For.Workload)
+	q.selector(d.Spec.From.Workload)
 }
 
-func (q *asked) guardrail(spec *bocage.GuardrailSpec) {
+func (q *asked) threatCondition(t *bocage.ThreatCondition) {
+	if t.Spec.Zone != "" {
+		q.value(label{bocage.LabelZone, t.Spec.Zone})
+	}
+}
+
+// askChanged brings up to date what the declarations of a kind ask.
+func askChanged[T resource](q *asked, was, now []T, ask func(T)) {
+	eachChange(was, now, compareNames[T], func(o T) {
+		q.sign = -1
+		ask(o)
+	}, func(o T) {
+		q.sign = 1
+		ask(o)
+	})
+}
+
+// follow brings up to date what everything but Applications asks.
+func (q *asked) follow(was, now *admitted, d *change) {
+	if d.of(kindGuardrail) {
+		askChanged(q, was.guardrails, now.guardrails, q.guardrail)
+	}
+	if d.of(kindException) {
+		askChanged(q, was.exceptions, now.exceptions, q.exception)
+	}
+	if d.of(kindScope) {
+		askChanged(q, was.scopes, now.scopes, q.scope)
+	}
+	if d.of(kindDecoy) {
+		askChanged(q, was.decoys, now.decoys, q.decoy)
+	}
+	if d.of(kindResponse) {
+		askChanged(q, was.responses, now.responses, func(r *bocage.Response) { q.response(&r.Spec) })
+	}
+	if d.of(kindThreatCondition) {
+		askChanged(q, was.threatConditions, now.threatConditions, q.threatCondition)
+	}
+	if d.of(kindNetworkPolicy) {
+		askChanged(q, was.networkPolicies, now.networkPolicies, q.networkPolicy)
+	}
+	if d.of(kindClusterNetworkPolicy) {
+		askChanged(q, was.clusterNetworkPolicies, now.clusterNetworkPolicies, q.clusterNetworkPolicy)
+	}
+	if d.of(kindHost, kindNetworkPolicy, kindClusterNetworkPolicy) && !sameNodes(was, now) {
+		q.sign = -1
+		q.nodes(was)
+		q.sign = 1
+		q.nodes(now)
+	}
+}
+
+func (q *asked) guardrail(g *bocage.Guardrail) {
+	spec := g.InForce()
+	if spec == nil {
+		return
+	}
 	q.match(&spec.Match)
 	for _, list := range [][]bocage.CellMatch{spec.Never, spec.Grant, spec.Protect} {
 		for i := range list {

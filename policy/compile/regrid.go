@@ -178,29 +178,18 @@ type respelled struct{ to, was, now int32 }
 
 func compareSpelled(old, now []result) []respelled {
 	var out []respelled
-	for len(old) > 0 || len(now) > 0 {
-		order := 0
-		switch {
-		case len(old) == 0:
-			order = 1
-		case len(now) == 0:
-			order = -1
-		default:
-			order = compareResults(old[0], now[0])
-		}
+	eachMerged(old, now, compareResults, func(x, y *result) {
 		var d respelled
-		if order <= 0 {
-			d.to, d.was = old[0].to, old[0].patch
-			old = old[1:]
+		if x != nil {
+			d.to, d.was = x.to, x.patch
 		}
-		if order >= 0 {
-			d.to, d.now = now[0].to, now[0].patch
-			now = now[1:]
+		if y != nil {
+			d.to, d.now = y.to, y.patch
 		}
 		if d.was != d.now {
 			out = append(out, d)
 		}
-	}
+	})
 	return out
 }
 
