@@ -19,10 +19,6 @@ type Wire struct {
 	// Inside and Outside are the interfaces. Frames keep their VLAN tags.
 	Inside  string `json:"inside"`
 	Outside string `json:"outside"`
-	// XDP has flows that are allowed already pass, and what is refused end, in the
-	// interfaces' drivers, before the host's stack sees them. It is for network
-	// cards; on a veth or a tap it halves the throughput of TCP.
-	XDP bool `json:"xdp,omitempty"`
 }
 
 var interfaceName = regexp.MustCompile(`^[^\s/:]{1,15}$`)

@@ -358,6 +358,7 @@ func (d *Dataplane) takeMoves(ifindex uint32, program string) []move {
 func (d *Dataplane) moveLinks() {
 	for _, m := range slices.Clone(d.moves) {
 		_, isPort := d.ports[m.ifindex]
+		isPort = isPort || d.isWired(m.ifindex)
 		s := d.steering
 		if isPort || m.ifindex == s.Outside || m.ifindex == s.Inside || m.ifindex == s.Decoy {
 			d.waits(m.ifindex, m.program)

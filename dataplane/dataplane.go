@@ -142,6 +142,7 @@ type Dataplane struct {
 	mu       sync.Mutex
 	rows     [3]*tables            // what lies in each slot; nil: another process knows
 	ports    map[uint32]Attachment // attached, by ifindex
+	wires    map[uint32]Wire       // by the ifindex inside
 	steering bpf.KernelSteering
 	live     uint64    // flows at the last sweep
 	full     time.Time // when their table was last told to be nearly full
@@ -180,7 +181,7 @@ func Open(cfg Config) (*Dataplane, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
-	d := &Dataplane{cfg: cfg.withDefaults(), ports: make(map[uint32]Attachment)}
+	d := &Dataplane{cfg: cfg.withDefaults(), ports: make(map[uint32]Attachment), wires: make(map[uint32]Wire)}
 	d.log = d.cfg.Logger.With("host", d.cfg.Host)
 	if err := d.open(); err != nil {
 		d.release()
@@ -244,10 +245,13 @@ func (d *Dataplane) recall() error {
 	if err != nil {
 		return err
 	}
-	directions := make(map[uint32]int)
+	directions, wired := make(map[uint32]int), make(map[uint32]bool)
 	for _, l := range attached {
-		if l.program == programTo || l.program == programFrom {
+		switch l.program {
+		case programTo, programFrom:
 			directions[l.ifindex]++
+		case programAcross:
+			wired[l.ifindex] = true
 		}
 	}
 	for ifindex, n := range directions {
@@ -259,9 +263,10 @@ func (d *Dataplane) recall() error {
 			d.ports[ifindex] = Attachment{Ifindex: ifindex, Port: port, Closed: closed}
 		}
 	}
-	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 }
-	return errors.Join(clearRows(d.objects.Ports, gone),
-		clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool { return gone(k.Ifindex) }))
+	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 && !wired[ifindex] }
+	goneAddress := func(k bpf.KernelPortAddress) bool { return gone(k.Ifindex) }
+	return errors.Join(clearRows(d.objects.Ports, gone), clearRows(d.objects.PortAddresses, goneAddress),
+		clearRows(d.objects.Residents, goneAddress), d.recallWires())
 }
 
 // Attached lists the enforcement points by interface, those of an earlier

@@ -35,6 +35,8 @@ const (
 	programOutside = "from_engine_outside"
 	programInside  = "from_engine_inside"
 	programDecoy   = "from_decoy"
+	programAcross  = "across_wire"
+	programHost    = "out_of_wire"
 )
 
 // sizeOf says how many rows a map has, in terms of the configuration. Rows of a
@@ -186,7 +188,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
-		"comparisons": o.Comparisons, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
+		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
 	}
 }
 
@@ -202,6 +204,10 @@ func programOf(o *bpf.KernelObjects, name string) (*ebpf.Program, ebpf.AttachTyp
 		return o.FromEngineInside, ebpf.AttachTCXIngress, true
 	case programDecoy:
 		return o.FromDecoy, ebpf.AttachTCXIngress, true
+	case programAcross:
+		return o.AcrossWire, ebpf.AttachTCXIngress, true
+	case programHost:
+		return o.OutOfWire, ebpf.AttachTCXEgress, true
 	}
 	return nil, 0, false
 }

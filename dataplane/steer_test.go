@@ -94,6 +94,20 @@ type auxdata struct {
 	Mac, Net, TCI, TPID  uint16
 }
 
+// tagOf is the VLAN tag that came beside a frame, or 0.
+func tagOf(control []byte) uint16 {
+	messages, _ := syscall.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA && len(m.Data) >= int(unsafe.Sizeof(auxdata{})) {
+			a := (*auxdata)(unsafe.Pointer(&m.Data[0]))
+			if a.Status&unix.TP_STATUS_VLAN_VALID != 0 {
+				return a.TCI
+			}
+		}
+	}
+	return 0
+}
+
 func (f *forwarder) copy(side, in, out int) {
 	buffer, control := make([]byte, 70000), make([]byte, 128)
 	for {
@@ -107,16 +121,7 @@ func (f *forwarder) copy(side, in, out int) {
 		if ll, ok := from.(*unix.SockaddrLinklayer); !ok || ll.Pkttype == unix.PACKET_OUTGOING {
 			continue
 		}
-		tci := uint16(0)
-		messages, _ := syscall.ParseSocketControlMessage(control[:oobn])
-		for _, m := range messages {
-			if m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA && len(m.Data) >= int(unsafe.Sizeof(auxdata{})) {
-				a := (*auxdata)(unsafe.Pointer(&m.Data[0]))
-				if a.Status&unix.TP_STATUS_VLAN_VALID != 0 {
-					tci = a.TCI
-				}
-			}
-		}
+		tci := tagOf(control[:oobn])
 		if tci == 0 {
 			continue // the links' own chatter
 		}

@@ -374,6 +374,9 @@ func (a *agentProcess) faultText() string {
 	for _, port := range status.Missing {
 		lines = append(lines, fmt.Sprintf("%s of %s is not there to be enforced on", port.Interface, port.Workload))
 	}
+	for _, wire := range status.Cut {
+		lines = append(lines, fmt.Sprintf("wire %s is cut: it needs both %s and %s", wire.Name, wire.Inside, wire.Outside))
+	}
 	return strings.Join(append(lines, status.Faults...), "; ")
 }
 
@@ -468,7 +471,7 @@ func (a *agentProcess) status(now report) bocage.HostStatus {
 		status.Since = *since
 	}
 	loop := a.loop.Status()
-	status.Ports = len(loop.Attached)
+	status.Ports = len(loop.Attached) + len(loop.Wires)
 	var err error
 	if status.Sessions, err = a.sessionsNow(); err != nil {
 		a.logger.Debug("look for administrators' sessions", "error", err)

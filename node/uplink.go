@@ -150,6 +150,11 @@ func (a *agentProcess) noteHidden(hidden []string, ruleset *bocage.Ruleset) {
 			wanted = append(wanted, port.Interface+" of "+port.Workload)
 		}
 	}
+	for _, wire := range ruleset.Wires {
+		if slices.Contains(hidden, wire.Inside) || slices.Contains(hidden, wire.Outside) {
+			wanted = append(wanted, "wire "+wire.Name)
+		}
+	}
 	if len(wanted) == 0 {
 		a.faults.clear("uplinks")
 		return

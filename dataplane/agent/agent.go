@@ -35,6 +35,9 @@ type Dataplane interface {
 	Attach(dataplane.Attachment) error
 	Detach(ifindex uint32) error
 	Attached() []dataplane.Attachment
+	AttachWire(dataplane.Wire) error
+	DetachWire(inside uint32) error
+	Wires() []dataplane.Wire
 	Run(ctx context.Context, each func([]bocage.FlowEvent)) error
 }
 
@@ -103,6 +106,9 @@ type Status struct {
 	// Attached enforcement points, and Missing ports whose interface does not exist.
 	Attached []dataplane.Attachment
 	Missing  []bocage.Port
+	// Wires that stand, and Cut ones that lack an interface.
+	Wires []dataplane.Wire
+	Cut   []bocage.Wire
 	// NotApplied is the generation that could not be put in force, or 0.
 	NotApplied uint64
 	// Faults that stand: what could not be applied or attached, and why.
@@ -148,8 +154,8 @@ func (a *Agent) Status() Status {
 	defer a.mu.Unlock()
 	s := a.status
 	s.Generation = a.cfg.Dataplane.Generation()
-	s.Attached = a.cfg.Dataplane.Attached()
-	s.Missing, s.Faults = slices.Clone(s.Missing), slices.Clone(s.Faults)
+	s.Attached, s.Wires = a.cfg.Dataplane.Attached(), a.cfg.Dataplane.Wires()
+	s.Missing, s.Cut, s.Faults = slices.Clone(s.Missing), slices.Clone(s.Cut), slices.Clone(s.Faults)
 	return s
 }
 
@@ -269,15 +275,22 @@ func (a *Agent) reconcileOnce() bool {
 	for _, ifindex := range detach {
 		faults = append(faults, a.cfg.Dataplane.Detach(ifindex))
 	}
+	wire, unwire := rewire(want.Wires, a.cfg.Dataplane.Wires(), links, ruleset != nil)
+	for _, inside := range unwire {
+		faults = append(faults, a.cfg.Dataplane.DetachWire(inside))
+	}
 	for _, attachment := range attach {
 		faults = append(faults, a.cfg.Dataplane.Attach(attachment))
+	}
+	for _, w := range wire {
+		faults = append(faults, a.cfg.Dataplane.AttachWire(w))
 	}
 	err := errors.Join(faults...)
 	if err != nil {
 		a.log.Error("enforcement points not as they should be", "error", err)
 	}
 	a.mu.Lock()
-	a.status.Missing = want.Missing
+	a.status.Missing, a.status.Cut = want.Missing, want.Cut
 	a.status.Faults = replaceFault(a.status.Faults, faultAttach, err)
 	a.mu.Unlock()
 	return err == nil

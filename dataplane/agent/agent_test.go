@@ -89,6 +89,7 @@ type fake struct {
 	generation uint64
 	candidate  uint64
 	attached   map[uint32]dataplane.Attachment
+	wires      []dataplane.Wire
 	refuse     error // of Attach
 	events     []bocage.FlowEvent
 }

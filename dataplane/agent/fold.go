@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane"
@@ -16,7 +17,9 @@ type Watch struct{ Bridges, Uplinks []string }
 // Wanted is what should be attached.
 type Wanted struct {
 	Attachments []dataplane.Attachment // by ifindex
+	Wires       []dataplane.Wire       // by name
 	Missing     []bocage.Port          // of the ruleset, without an interface
+	Cut         []bocage.Wire          // wires without one of their interfaces
 }
 
 // Fold gives the enforcement points that there should be on the links that
@@ -33,7 +36,11 @@ func Fold(rs *bocage.Ruleset, links []host.Link, watch Watch) Wanted {
 	}
 	named := make(map[uint32]bool)
 	if rs != nil {
+		wired := want.foldWires(rs, byName, named)
 		for _, p := range rs.Ports {
+			if wired[p.Interface] {
+				continue
+			}
 			l, ok := byName[p.Interface]
 			if !ok {
 				want.Missing = append(want.Missing, p)
@@ -54,6 +61,61 @@ func Fold(rs *bocage.Ruleset, links []host.Link, watch Watch) Wanted {
 	}
 	slices.SortFunc(want.Attachments, func(a, b dataplane.Attachment) int { return cmp.Compare(a.Ifindex, b.Ifindex) })
 	return want
+}
+
+// foldWires gives the wires that there should be, each with who is at its inside.
+// It returns the names that are wires', and names the interfaces that they take.
+func (want *Wanted) foldWires(rs *bocage.Ruleset, byName map[string]host.Link, named map[uint32]bool) map[string]bool {
+	wired := make(map[string]bool, len(rs.Wires))
+	if len(rs.Wires) == 0 {
+		return wired
+	}
+	enforces := make(map[bocage.Group]bool, len(rs.Groups))
+	for _, g := range rs.Groups {
+		enforces[g.Group] = g.Enforce
+	}
+	for _, w := range rs.Wires {
+		wired[w.Name] = true
+		inside, ok := byName[w.Inside]
+		outside, there := byName[w.Outside]
+		if !ok || !there {
+			want.Cut = append(want.Cut, w)
+			continue
+		}
+		named[inside.Index], named[outside.Index] = true, true
+		wire := dataplane.Wire{Name: w.Name, Inside: inside.Index, Outside: outside.Index}
+		for _, p := range rs.Ports {
+			if p.Interface == w.Name {
+				wire.Residents = append(wire.Residents, p)
+				wire.Closed = wire.Closed || enforces[p.Group]
+			}
+		}
+		want.Wires = append(want.Wires, wire)
+	}
+	slices.SortFunc(want.Wires, func(a, b dataplane.Wire) int { return strings.Compare(a.Name, b.Name) })
+	return wired
+}
+
+// rewire is what must be done to get from the wires that are to those that should
+// be. Where no ruleset is known, only what lost an interface is detached.
+func rewire(want, have []dataplane.Wire, links []host.Link, ruled bool) (attach []dataplane.Wire, detach []uint32) {
+	exists := func(ifindex uint32) bool {
+		return slices.ContainsFunc(links, func(l host.Link) bool { return l.Index == ifindex })
+	}
+	same := func(a, b dataplane.Wire) bool { return a.Inside == b.Inside && a.Outside == b.Outside }
+	for _, h := range have {
+		stays := slices.ContainsFunc(want, func(w dataplane.Wire) bool { return same(w, h) })
+		if !exists(h.Inside) || !exists(h.Outside) || ruled && !stays {
+			detach = append(detach, h.Inside)
+		}
+	}
+	for _, w := range want {
+		i := slices.IndexFunc(have, func(h dataplane.Wire) bool { return same(w, h) })
+		if i < 0 || have[i].Name != w.Name || have[i].Closed != w.Closed || !slices.EqualFunc(have[i].Residents, w.Residents, samePort) {
+			attach = append(attach, w)
+		}
+	}
+	return attach, detach
 }
 
 // difference is what must be done to get from what is to what should be. Where

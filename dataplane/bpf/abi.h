@@ -219,12 +219,17 @@ struct port {
 	__u8 host_mac[6]; // of the host's side
 	__u8 flags;       // PORT_*
 	__u8 pad[3];
+	__u32 across; // index of a wire's other interface
+	__u32 pad2;
 };
-_Static_assert(sizeof(struct port) == 80, "port");
+_Static_assert(sizeof(struct port) == 88, "port");
 #define PORT_MAC_DECLARED 1
 #define PORT_MAC_LEARNED 2
 #define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
-#define PORT_CLOSED 8 // nobody vouches for it, and where it stands policy is enforced
+#define PORT_CLOSED 8    // nobody vouches for it, and where it stands policy is enforced
+#define PORT_WIRE 16     // an end of a wire, whose residents have the identities
+#define PORT_OUTSIDE 32  // the outer one
+#define PORT_LOOSENED 64 // takes frames to any MAC because of us
 
 struct port_address {
 	__u32 ifindex;
@@ -233,15 +238,26 @@ struct port_address {
 };
 _Static_assert(sizeof(struct port_address) == 24, "port_address");
 
+// Who is at the inside of a wire, by the index of the interface inside and address.
+struct resident {
+	__u32 identity;
+	__u32 group;
+	__u8 mac[6];
+	__u8 flags; // PORT_MAC_*
+	__u8 pad;
+};
+_Static_assert(sizeof(struct resident) == 16, "resident");
+
 // Both directions of a flow have the same key: the lower end comes first.
 struct flow_key {
 	struct address address[2];
 	__u16 port[2]; // host order; an ICMP query's identifier is the port of who asks
 	__u8 protocol;
 	__u8 family; // 4 or 6
-	__u16 link;  // a link that has addresses of its own, as a VLAN or a wire; zero: the host's
+	__u16 link;  // zero: the host's; else LINK_WIRE and the VLAN there
 };
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
+#define LINK_WIRE 0x1000
 
 // A row of the table of flows: two cache lines, of which the first decides. What
 // is told of an end lies at the end's place in the key.

@@ -7,14 +7,16 @@
 
 #include "identify.h"
 
-#define LEASE_PERIOD (60 * SECOND) // in which an answer by DHCP is let in
-
 // What admission says, when it is neither "go on" nor a refusal.
 #define ADMIT_ON 0
 #define ADMIT_CONTROL 1
 #define ADMIT_SPOOFED 2
 #define ADMIT_ASIDE 3 // not addressed to this workload
 #define ADMIT_UNKNOWN 4 // what links need, of whom nobody knows, where policy is enforced
+
+#include "wire.h"
+
+#define LEASE_PERIOD (60 * SECOND) // in which an answer by DHCP is let in
 
 static __always_inline bool owns(const struct passage *at, const struct port *port, const struct address *address)
 {
@@ -182,9 +184,24 @@ static __always_inline struct port *find_port(struct passage *at)
 		at->identity = port->identity;
 		at->group = port->group;
 		at->closed = !port->identity && (port->flags & PORT_CLOSED);
-		at->young = (__s64)(at->now - port->attached) < (__s64)pickup_period; // the coarse clock may be behind
+		at->young = is_young(at, port);
 	}
 	return port;
+}
+
+// DHCP on a wire: the inside asks and the outside answers.
+static __always_inline bool is_lease(struct passage *at)
+{
+	__u32 ifindex = at->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port)
+		return false;
+	if (!at->from)
+		return is_lease_answer(at, port);
+	if (!is_lease_request(&at->packet))
+		return false;
+	port->leased = at->now;
+	return is_unspecified(&at->packet.source) || is_link_local6(&at->packet.source);
 }
 
 // Also finds the port. Before there is a ruleset, nothing is refused.
@@ -192,9 +209,11 @@ STAGE int admit(struct passage *at)
 {
 	if (!at)
 		return ADMIT_SPOOFED;
-	struct port *port = find_port(at);
 	__u32 admitted;
-	if (at->packet.ethertype == ETHERNET_ARP)
+	struct port *port = at->link ? NULL : find_port(at);
+	if (at->link)
+		admitted = is_lease(at) ? ADMIT_CONTROL : admit_wired(at);
+	else if (at->packet.ethertype == ETHERNET_ARP)
 		admitted = admit_arp(at, port);
 	else if (at->packet.ethertype != ETHERNET_IPV4 && at->packet.ethertype != ETHERNET_IPV6)
 		return ADMIT_ON;
@@ -204,7 +223,7 @@ STAGE int admit(struct passage *at)
 		admitted = admit_received(at, port);
 	if (!at->ruled && (admitted == ADMIT_SPOOFED || admitted == ADMIT_ASIDE))
 		return at->packet.ethertype == ETHERNET_ARP ? ADMIT_CONTROL : ADMIT_ON;
-	if (at->ruled && at->closed && admitted == ADMIT_CONTROL)
+	if (at->ruled && at->closed && !at->link && admitted == ADMIT_CONTROL)
 		return ADMIT_UNKNOWN;
 	return admitted;
 }

@@ -8,24 +8,25 @@
 #include "enforce.h"
 
 // Writes the MACs that the link of the port goes by.
-STAGE int readdress(struct __sk_buff *skb, const struct flow *flow, const struct port *port, __u32 from)
+STAGE int readdress(struct __sk_buff *skb, const struct flow *flow, __u32 from)
 {
-	if (!flow || !port)
+	if (!flow)
 		return -1;
 	bool other = !own_end(flow->word);
 	__u8 macs[12];
-	memcpy(macs, from ? flow->mac[other] : port->mac, 6);
-	memcpy(macs + 6, from ? port->mac : flow->mac[other], 6);
+	bool to = from ? other : !other;
+	memcpy(macs, flow->mac[to], 6);
+	memcpy(macs + 6, flow->mac[!to], 6);
 	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0);
 }
 
 SEC("tcx/ingress")
 int from_decoy(struct __sk_buff *skb)
 {
-	struct passage at = {};
+	struct passage at = {.from = true, .ifindex = skb->ifindex};
 	struct outcome out = {.verdict = VERDICT_DROP, .would = VERDICT_DROP, .reason = REASON_INVALID_STATE};
 	struct packet *p = &at.packet;
-	begin(skb, &at, true);
+	begin(skb, &at);
 	bool whole = read_packet(skb, p);
 	at.length = p->bytes;
 	if (p->ethertype == ETHERNET_ARP || (p->marks & PACKET_NEIGHBOUR))
@@ -33,8 +34,12 @@ int from_decoy(struct __sk_buff *skb)
 	if (!whole || p->protocol != PROTOCOL_TCP || (p->marks & (PACKET_FIRST | PACKET_LATER)))
 		goto drop;
 
-	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at.key);
-	struct flow *flow = find_row(&at.key, &at.found) ? row_at(at.found.row) : NULL;
+	bool second = key_of(&at);
+	if (!find_row(&at.key, &at.found)) {
+		at.key.link = LINK_WIRE;
+		find_row(&at.key, &at.found);
+	}
+	struct flow *flow = at.found.row ? row_at(at.found.row) : NULL;
 	__u64 word = at.found.word;
 	if (!flow || verdict_of(flow) != VERDICT_DECOY || second == !!(word & FLOW_SECOND) || !is_still(flow, word))
 		goto drop;
@@ -46,7 +51,7 @@ int from_decoy(struct __sk_buff *skb)
 
 	at.ifindex = owner; // who counts
 	advance(&at, flow, false);
-	if (readdress(skb, flow, port, from))
+	if (readdress(skb, flow, from))
 		return TCX_DROP;
 	return resume(skb, port, owner, from);
 drop:

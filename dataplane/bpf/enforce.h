@@ -30,16 +30,12 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 	struct frame f = frame_of(skb);
 	if (!parse(&f, p))
 		return false;
-	if (skb->vlan_present)
-		p->ethertype = ETHERNET_VLAN; // what is inside belongs to another link
 	return true;
 }
 
-static __always_inline void begin(struct __sk_buff *skb, struct passage *at, bool from)
+static __always_inline void begin(struct __sk_buff *skb, struct passage *at)
 {
 	__u32 zero = 0;
-	at->from = from;
-	at->ifindex = skb->ifindex;
 	at->now = coarse_now();
 	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	struct active *word = bpf_map_lookup_elem(&active, &zero);
@@ -133,7 +129,8 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 	const struct flow_key *key = &at->key;
 	bool original = at->original;
 	struct steering *s = steering_now();
-	if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || !s || !s->decoy))
+	// A decoy is on no VLAN.
+	if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || (at->link & VLAN_ID) || !s || !s->decoy))
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
@@ -259,7 +256,7 @@ STAGE int track(struct passage *at, struct outcome *out)
 	if (!at || !out)
 		return ACT_PASS;
 	const struct packet *p = &at->packet;
-	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at->key);
+	bool second = key_of(at);
 	struct flow *flow = find_row(&at->key, &at->found) ? row_at(at->found.row) : NULL;
 	__u64 word = at->found.word;
 	at->original = true;
@@ -322,7 +319,10 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 	if (!at)
 		return false;
 	struct frame f = frame_of(skb);
-	if (!quoted_key(&f, &at->packet, &at->key) || !find_row(&at->key, &at->found))
+	if (!quoted_key(&f, &at->packet, &at->key))
+		return false;
+	at->key.link = at->link;
+	if (!find_row(&at->key, &at->found))
 		return false;
 	struct flow *flow = row_at(at->found.row);
 	return flow && stands(at, flow) && is_still(flow, at->found.word);
@@ -397,6 +397,41 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	return ACT_PASS;
 }
 
+// What becomes of a packet at a point: TCX_NEXT lets it pass there.
+static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
+{
+	struct outcome out = {};
+	int act = ACT_PASS;
+	if (read_packet(skb, &at->packet)) {
+		if (skb->vlan_present && !at->link)
+			at->packet.ethertype = ETHERNET_VLAN; // what is inside belongs to another link
+		at->length = at->packet.bytes;
+		act = decide(skb, at, &out);
+	} else {
+		at->length = skb->len;
+		if (!at->link)
+			find_port(at);
+		decide_alone(at, REASON_MALFORMED, &out);
+		out.reason = REASON_MALFORMED;
+		out.verdict = out.would = VERDICT_DROP; // always: nobody can use it
+		account(at, &out, false);
+	}
+
+	bool refused = !is_allowed(out.verdict);
+	count(out.reason, refused, at->segments, at->length);
+	if (act == ACT_DIVERT)
+		return divert(skb);
+	if (out.verdict == VERDICT_REJECT)
+		return answer(skb, at);
+	if (refused)
+		return TCX_DROP;
+	if (at->packet.marks & PACKET_FIRST)
+		remember(&at->packet);
+	if (act == ACT_STEER)
+		return steer(skb, at, out.profile);
+	return TCX_NEXT;
+}
+
 static __always_inline int enforce(struct __sk_buff *skb, bool from)
 {
 	if (skb->mark == MARK_RESUMED) {
@@ -405,33 +440,7 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 	}
 	if (pass_fast(skb, from))
 		return TCX_NEXT;
-	struct passage at = {};
-	struct outcome out = {};
-	int act = ACT_PASS;
-	begin(skb, &at, from);
-	if (read_packet(skb, &at.packet)) {
-		at.length = at.packet.bytes;
-		act = decide(skb, &at, &out);
-	} else {
-		at.length = skb->len;
-		find_port(&at);
-		decide_alone(&at, REASON_MALFORMED, &out);
-		out.reason = REASON_MALFORMED;
-		out.verdict = out.would = VERDICT_DROP; // always: nobody can use it
-		account(&at, &out, false);
-	}
-
-	bool refused = !is_allowed(out.verdict);
-	count(out.reason, refused, at.segments, at.length);
-	if (act == ACT_DIVERT)
-		return divert(skb);
-	if (out.verdict == VERDICT_REJECT)
-		return answer(skb, &at);
-	if (refused)
-		return TCX_DROP;
-	if (at.packet.marks & PACKET_FIRST)
-		remember(&at.packet);
-	if (act == ACT_STEER)
-		return steer(skb, &at, out.profile);
-	return TCX_NEXT;
+	struct passage at = {.from = from, .ifindex = skb->ifindex};
+	begin(skb, &at);
+	return enforce_at(skb, &at);
 }

@@ -8,6 +8,42 @@
 
 #include "steer.h"
 
+struct mac {
+	__u8 bytes[8];
+};
+
+// The MAC that the packet had where the token is now: the port's, or on a wire
+// that of whom it is from or to.
+STAGE int mac_before(struct __sk_buff *skb, __u32 ifindex, __u32 from, struct mac *mac)
+{
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port || !mac)
+		return -1;
+	if (!(port->flags & PORT_WIRE)) {
+		memcpy(mac->bytes, port->mac, 6);
+		return 0;
+	}
+	__u16 type = 0;
+	__u32 raw[4] = {};
+	struct port_address key = {.ifindex = ifindex};
+	if (bpf_skb_load_bytes(skb, 12, &type, 2))
+		return -1;
+	if (type == bswap16(ETHERNET_IPV4)) {
+		if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + (from ? 12 : 16), raw, 4))
+			return -1;
+		key.address = address4(raw[0]);
+	} else {
+		if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + (from ? 8 : 24), raw, 16))
+			return -1;
+		key.address = address6(raw);
+	}
+	struct resident *resident = bpf_map_lookup_elem(&residents, &key);
+	if (!resident)
+		return -1;
+	memcpy(mac->bytes, resident->mac, 6);
+	return 0;
+}
+
 static __always_inline int leave(struct __sk_buff *skb, bool from)
 {
 	__u8 token[6];
@@ -24,7 +60,9 @@ static __always_inline int leave(struct __sk_buff *skb, bool from)
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	if (!port)
 		return TCX_DROP;
-	if (bpf_skb_vlan_pop(skb) || bpf_skb_store_bytes(skb, mac, port->mac, 6, 0))
+	struct mac before = {};
+	if (bpf_skb_vlan_pop(skb) || mac_before(skb, ifindex, from, &before) ||
+	    bpf_skb_store_bytes(skb, mac, before.bytes, 6, 0))
 		return TCX_DROP;
 	return resume(skb, port, ifindex, from);
 }

@@ -8,6 +8,7 @@
 #include "to.c"
 #include "engine.c"
 #include "decoy.c"
+#include "wire.c"
 #include "sweep.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -222,6 +222,7 @@ struct neighbour_option {
 #define ETHERNET_ARP 0x0806
 #define ETHERNET_VLAN 0x8100
 #define ETHERNET_IPV6 0x86dd
+#define VLAN_ID 0xfff // in a tag
 
 #define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6

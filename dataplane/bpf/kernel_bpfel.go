@@ -169,6 +169,8 @@ type KernelPort struct {
 	HostMac  [6]uint8
 	Flags    uint8
 	Pad      [3]uint8
+	Across   uint32
+	Pad2     uint32
 }
 
 type KernelPortAddress struct {
@@ -238,6 +240,15 @@ type KernelRefusedKey struct {
 	_        structs.HostLayout
 	Slot     uint32
 	Identity uint32
+}
+
+type KernelResident struct {
+	_        structs.HostLayout
+	Identity uint32
+	Group    uint32
+	Mac      [6]uint8
+	Flags    uint8
+	Pad      uint8
 }
 
 type KernelRuleKey struct {
@@ -346,16 +357,19 @@ const (
 	KernelMapQuestions          = "questions"
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
+	KernelMapResidents          = "residents"
 	KernelMapRulesets           = "rulesets"
 	KernelMapSeeds              = "seeds"
 	KernelMapSteering           = "steering"
 	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
 	KernelMapTopology           = "topology"
+	KernelProgAcrossWire        = "across_wire"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
 	KernelProgFromWorkload      = "from_workload"
+	KernelProgOutOfWire         = "out_of_wire"
 	KernelProgSweep             = "sweep"
 	KernelProgToWorkload        = "to_workload"
 	KernelVarAnswerBurst        = "answer_burst"
@@ -407,10 +421,12 @@ type KernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
+	AcrossWire        *ebpf.ProgramSpec `ebpf:"across_wire"`
 	FromDecoy         *ebpf.ProgramSpec `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.ProgramSpec `ebpf:"from_workload"`
+	OutOfWire         *ebpf.ProgramSpec `ebpf:"out_of_wire"`
 	Sweep             *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToWorkload        *ebpf.ProgramSpec `ebpf:"to_workload"`
 }
@@ -439,6 +455,7 @@ type KernelMapSpecs struct {
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
+	Residents         *ebpf.MapSpec `ebpf:"residents"`
 	Rulesets          *ebpf.MapSpec `ebpf:"rulesets"`
 	Seeds             *ebpf.MapSpec `ebpf:"seeds"`
 	Steering          *ebpf.MapSpec `ebpf:"steering"`
@@ -498,6 +515,7 @@ type KernelMaps struct {
 	Questions         *ebpf.Map `ebpf:"questions"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
+	Residents         *ebpf.Map `ebpf:"residents"`
 	Rulesets          *ebpf.Map `ebpf:"rulesets"`
 	Seeds             *ebpf.Map `ebpf:"seeds"`
 	Steering          *ebpf.Map `ebpf:"steering"`
@@ -528,6 +546,7 @@ func (m *KernelMaps) Close() error {
 		m.Questions,
 		m.Refusals,
 		m.RefusedIdentities,
+		m.Residents,
 		m.Rulesets,
 		m.Seeds,
 		m.Steering,
@@ -552,20 +571,24 @@ type KernelVariables struct {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
+	AcrossWire        *ebpf.Program `ebpf:"across_wire"`
 	FromDecoy         *ebpf.Program `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.Program `ebpf:"from_workload"`
+	OutOfWire         *ebpf.Program `ebpf:"out_of_wire"`
 	Sweep             *ebpf.Program `ebpf:"sweep"`
 	ToWorkload        *ebpf.Program `ebpf:"to_workload"`
 }
 
 func (p *KernelPrograms) Close() error {
 	return _KernelClose(
+		p.AcrossWire,
 		p.FromDecoy,
 		p.FromEngineInside,
 		p.FromEngineOutside,
 		p.FromWorkload,
+		p.OutOfWire,
 		p.Sweep,
 		p.ToWorkload,
 	)

@@ -161,7 +161,7 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 	if (!at->identity) {
 		// Nothing vouches for the local end: the other end counts, and where it stands.
 		*(local_source ? &out->source : &out->destination) = IDENTITY_UNKNOWN;
-		enforce = local_source ? destination.enforce : source.enforce;
+		enforce = (local_source ? destination.enforce : source.enforce);
 		out->reason = REASON_IDENTITY_UNKNOWN;
 		out->would = VERDICT_DROP;
 		out->verdict = enforce || at->closed ? VERDICT_DROP : VERDICT_ALLOW;

@@ -41,9 +41,9 @@ struct passage {
 	__u8 news;      // its flow is new, or judged otherwise than before
 	__u8 ruled;     // there is a ruleset
 	__u8 index;     // of the ruleset
-	__u8 closed;    // nobody vouches for the port, and that is reason enough to refuse
-	__u8 young;     // the port was attached not long ago
-	__u8 pad;
+	__u8 closed : 1; // nobody vouches for the port, and that is reason enough to refuse
+	__u8 young : 1;  // the port was attached not long ago
+	__u16 link;     // of a wire: LINK_WIRE and the VLAN
 	struct found found; // the row of its flow
 };
 

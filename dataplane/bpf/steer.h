@@ -51,8 +51,8 @@ static __always_inline int resume(struct __sk_buff *skb, const struct port *port
 {
 	__u8 destination[6];
 	skb->mark = MARK_RESUMED;
-	if (!from)
-		return bpf_redirect(ifindex, 0);
+	if (!from || port->across)
+		return bpf_redirect(from ? port->across : ifindex, 0);
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	if (data + 6 > end)
 		return TCX_DROP;

@@ -36,6 +36,14 @@ static __always_inline bool flow_key_of(const struct address *source, const stru
 	return second;
 }
 
+static __always_inline bool key_of(struct passage *at)
+{
+	const struct packet *p = &at->packet;
+	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at->key);
+	at->key.link = at->link;
+	return second;
+}
+
 static __always_inline __u64 judged_here(const struct passage *at, bool original)
 {
 	return !at->from == !original ? FLOW_JUDGED_SOURCE : FLOW_JUDGED_DESTINATION;

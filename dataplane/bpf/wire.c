@@ -1,0 +1,42 @@
+//go:build ignore
+
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// Both interfaces of a wire. Ingress: what is allowed leaves by the other one, and
+// nothing goes up the stack. Egress: only what crossed, nothing of the host's own.
+
+#include "enforce.h"
+
+// The other interface, asked for again after judging: the stack has no room to
+// remember it.
+STAGE int cross(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (!port)
+		return TCX_DROP;
+	skb->mark = MARK_RESUMED;
+	return bpf_redirect(port->across, 0);
+}
+
+SEC("tcx/ingress")
+int across_wire(struct __sk_buff *skb)
+{
+	struct passage at = {};
+	begin(skb, &at);
+	if (!find_wire(&at, skb->ifindex))
+		return TCX_DROP;
+	if (skb->vlan_present)
+		at.link |= skb->vlan_tci & VLAN_ID;
+	int action = enforce_at(skb, &at);
+	return action == TCX_NEXT ? cross(skb) : action;
+}
+
+SEC("tcx/egress")
+int out_of_wire(struct __sk_buff *skb)
+{
+	if (skb->mark != MARK_RESUMED)
+		return TCX_DROP;
+	skb->mark = 0;
+	return TCX_NEXT;
+}

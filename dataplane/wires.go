@@ -1,0 +1,337 @@
+package dataplane
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+)
+
+// Wire is an inline enforcement point: frames pass between two interfaces and
+// nowhere else, so the host's own stack neither sees nor sends any on them.
+// Residents are the workloads at the inside; who else sends from there has no
+// identity.
+//
+// While no process runs the wire carries on; what takes it off (DetachWire,
+// Remove) cuts the cable.
+type Wire struct {
+	Name            string
+	Inside, Outside uint32 // indexes of the interfaces
+	// Closed refuses who has no identity at the inside: somebody there enforces.
+	Closed    bool
+	Residents []bocage.Port
+}
+
+// Further flags of a port (see abi.h).
+const (
+	portWire     = 16
+	portOutside  = 32
+	portLoosened = 64
+)
+
+// AttachWire makes a pair of interfaces a wire, or changes who is at its inside.
+// Both must have one MTU and no address.
+func (d *Dataplane) AttachWire(w Wire) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.attachWire(w); err != nil {
+		return fmt.Errorf("attach wire %s (interfaces %d and %d): %w", w.Name, w.Inside, w.Outside, err)
+	}
+	return nil
+}
+
+func (d *Dataplane) attachWire(w Wire) error {
+	was, known := d.wires[w.Inside]
+	if known && was.Outside != w.Outside {
+		if err := d.detachWire(was); err != nil {
+			return err
+		}
+		known = false
+	}
+	if err := d.checkWire(w, known); err != nil {
+		return err
+	}
+	if err := d.writeWire(w); err != nil {
+		return err
+	}
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
+		for _, program := range []string{programAcross, programHost} { // nothing of the host's own before frames are taken
+			if d.waits(ifindex, program) {
+				continue
+			}
+			if err := d.pins.attach(d.objects, ifindex, program); err != nil {
+				if !known {
+					err = errors.Join(err, d.detachWire(w))
+				}
+				return err
+			}
+		}
+	}
+	w.Residents = slices.Clone(w.Residents)
+	d.wires[w.Inside] = w
+	if !known {
+		d.log.Info("wire attached", "wire", w.Name, "inside", w.Inside, "outside", w.Outside, "residents", len(w.Residents))
+	}
+	return nil
+}
+
+// checkWire refuses what would be no wire. Of one that stands already only its
+// interfaces' use is looked at.
+func (d *Dataplane) checkWire(w Wire, known bool) error {
+	if w.Inside == 0 || w.Outside == 0 || w.Inside == w.Outside {
+		return errors.New("a wire needs two interfaces")
+	}
+	for inside, other := range d.wires {
+		ends := []uint32{other.Inside, other.Outside}
+		if inside != w.Inside && (slices.Contains(ends, w.Inside) || slices.Contains(ends, w.Outside)) {
+			return fmt.Errorf("wire %s has one of its interfaces", other.Name)
+		}
+	}
+	var mtu [2]int
+	for i, ifindex := range []uint32{w.Inside, w.Outside} {
+		if _, is := d.ports[ifindex]; is {
+			return fmt.Errorf("interface %d is a workload's", ifindex)
+		}
+		l, err := netlink.LinkByIndex(int(ifindex))
+		if err != nil {
+			return fmt.Errorf("read interface %d: %w", ifindex, err)
+		}
+		mtu[i] = l.Attrs().MTU
+		if known {
+			continue
+		}
+		if l.Attrs().MasterIndex != 0 {
+			return fmt.Errorf("%s is part of a bridge or bond: take it out of it first", l.Attrs().Name)
+		}
+		addresses, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("read addresses of %s: %w", l.Attrs().Name, err)
+		}
+		for _, a := range addresses {
+			if !a.IP.IsLinkLocalUnicast() {
+				return fmt.Errorf("%s has the address %s, and on a wire the host has none: move it to another interface first", l.Attrs().Name, a.IPNet)
+			}
+		}
+	}
+	if mtu[0] != mtu[1] {
+		return fmt.Errorf("the MTU inside is %d, outside %d: frames would get stuck; make them equal", mtu[0], mtu[1])
+	}
+	return nil
+}
+
+// writeWire writes the rows of both interfaces and of the residents, keeping what
+// the kernel learned.
+func (d *Dataplane) writeWire(w Wire) error {
+	residents := make(map[bpf.KernelPortAddress]bpf.KernelResident)
+	for _, p := range w.Residents {
+		row := bpf.KernelResident{Identity: uint32(p.Identity), Group: uint32(p.Group)}
+		if p.MAC != "" {
+			mac, err := net.ParseMAC(p.MAC)
+			if err != nil || len(mac) != 6 {
+				return fmt.Errorf("MAC %q of %s is not six bytes in hexadecimal", p.MAC, p.Workload)
+			}
+			row.Mac, row.Flags = [6]byte(mac), portMACDeclared
+		}
+		for _, address := range p.Addresses {
+			if !address.IsValid() {
+				return fmt.Errorf("an address of %s is not valid", p.Workload)
+			}
+			residents[bpf.KernelPortAddress{Ifindex: w.Inside, Address: addressOf(address.Unmap().WithZone(""))}] = row
+		}
+	}
+	for key, row := range residents {
+		if err := d.objects.Residents.Put(key, row); err != nil {
+			return fmt.Errorf("write resident: %w", err)
+		}
+	}
+	flags := uint8(portWire)
+	if w.Closed {
+		flags |= portClosed
+	}
+	if err := errors.Join(d.writeSide(w.Inside, w.Outside, flags), d.writeSide(w.Outside, w.Inside, flags|portOutside)); err != nil {
+		return err
+	}
+	return clearRows(d.objects.Residents, func(k bpf.KernelPortAddress) bool {
+		_, is := residents[k]
+		return k.Ifindex == w.Inside && !is
+	})
+}
+
+func (d *Dataplane) writeSide(at, across uint32, flags uint8) error {
+	var row bpf.KernelPort
+	err := d.objects.Ports.Lookup(at, &row)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("read port: %w", err)
+	}
+	if err != nil {
+		row.Attached = uint64(readClock().ns)
+	}
+	loosened := row.Flags & portLoosened
+	if loosened == 0 {
+		did, err := loosen(at)
+		if err != nil {
+			return err
+		}
+		if did {
+			loosened = portLoosened
+		}
+	}
+	row.Across, row.Flags = across, flags|loosened
+	if row.HostMac, err = macOf(at); err != nil {
+		return err
+	}
+	if err := d.objects.Ports.Put(at, row); err != nil {
+		return fmt.Errorf("write port: %w", err)
+	}
+	return nil
+}
+
+// loosen has an interface take frames to any MAC. It reports whether it had not
+// before.
+func loosen(ifindex uint32) (bool, error) {
+	l, err := netlink.LinkByIndex(int(ifindex))
+	if err != nil {
+		return false, fmt.Errorf("read interface %d: %w", ifindex, err)
+	}
+	if l.Attrs().Promisc != 0 {
+		return false, nil
+	}
+	if err := netlink.SetPromiscOn(l); err != nil {
+		return false, fmt.Errorf("have %s take frames to any MAC: %w", l.Attrs().Name, err)
+	}
+	return true, nil
+}
+
+// DetachWire takes a wire off, by the index of its interface inside; then nothing
+// passes between its interfaces. Nil if there is none.
+func (d *Dataplane) DetachWire(inside uint32) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w, ok := d.wires[inside]
+	if !ok {
+		return nil
+	}
+	if err := d.detachWire(w); err != nil {
+		return fmt.Errorf("detach wire %s: %w", w.Name, err)
+	}
+	d.log.Info("wire detached", "wire", w.Name)
+	return nil
+}
+
+func (d *Dataplane) detachWire(w Wire) error {
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
+		for _, program := range []string{programAcross, programHost} {
+			if err := d.pins.detach(ifindex, program); err != nil {
+				return err
+			}
+			for _, m := range d.takeMoves(ifindex, program) {
+				if err := cutLink(m.path); err != nil {
+					return err
+				}
+			}
+		}
+		if err := d.tighten(ifindex); err != nil {
+			return err
+		}
+		if err := d.objects.Ports.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("delete port: %w", err)
+		}
+	}
+	delete(d.wires, w.Inside)
+	err := clearRows(d.objects.Residents, func(k bpf.KernelPortAddress) bool { return k.Ifindex == w.Inside })
+	if err != nil {
+		return err
+	}
+	_, err = d.sweep(sweepFlows, w.Inside)
+	return err
+}
+
+// tighten takes back what loosen did, if the interface is still there.
+func (d *Dataplane) tighten(ifindex uint32) error {
+	var row bpf.KernelPort
+	if err := d.objects.Ports.Lookup(ifindex, &row); err != nil || row.Flags&portLoosened == 0 {
+		return nil
+	}
+	l, err := netlink.LinkByIndex(int(ifindex))
+	if err != nil {
+		return nil // gone with all that was set
+	}
+	if err := netlink.SetPromiscOff(l); err != nil {
+		return fmt.Errorf("have %s leave frames to other MACs: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// Wires lists the wires by interface, those of an earlier process included. Of
+// these only what the kernel knows is filled in, which has no names.
+func (d *Dataplane) Wires() []Wire {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]Wire, 0, len(d.wires))
+	for _, w := range d.wires {
+		all = append(all, w)
+	}
+	slices.SortFunc(all, func(a, b Wire) int { return cmp.Compare(a.Inside, b.Inside) })
+	return all
+}
+
+// recallWires reads back the wires that an earlier process made.
+func (d *Dataplane) recallWires() error {
+	residents := make(map[uint32][]bocage.Port)
+	for key, err := range keysIn[bpf.KernelPortAddress](d.objects.Residents) {
+		if err != nil {
+			return err
+		}
+		var row bpf.KernelResident
+		if err := d.objects.Residents.Lookup(key, &row); err != nil {
+			return fmt.Errorf("read resident: %w", err)
+		}
+		residents[key.Ifindex] = withResident(residents[key.Ifindex], row, key)
+	}
+	for ifindex, err := range keysIn[uint32](d.objects.Ports) {
+		if err != nil {
+			return err
+		}
+		var row bpf.KernelPort
+		if err := d.objects.Ports.Lookup(ifindex, &row); err != nil {
+			return fmt.Errorf("read port: %w", err)
+		}
+		if row.Flags&portWire == 0 || row.Flags&portOutside != 0 {
+			continue
+		}
+		w := Wire{Inside: ifindex, Outside: row.Across, Closed: row.Flags&portClosed != 0, Residents: residents[ifindex]}
+		slices.SortFunc(w.Residents, func(a, b bocage.Port) int { return cmp.Compare(a.Identity, b.Identity) })
+		d.wires[w.Inside] = w
+	}
+	return nil
+}
+
+func withResident(ports []bocage.Port, row bpf.KernelResident, key bpf.KernelPortAddress) []bocage.Port {
+	i := slices.IndexFunc(ports, func(p bocage.Port) bool { return p.Identity == bocage.Identity(row.Identity) })
+	if i < 0 {
+		port := bocage.Port{Identity: bocage.Identity(row.Identity), Group: bocage.Group(row.Group)}
+		if row.Flags&portMACDeclared != 0 {
+			port.MAC = net.HardwareAddr(row.Mac[:]).String()
+		}
+		i, ports = len(ports), append(ports, port)
+	}
+	ports[i].Addresses = append(ports[i].Addresses, addrOf(key.Address))
+	return ports
+}
+
+// isWired says whether an interface is an end of a wire.
+func (d *Dataplane) isWired(ifindex uint32) bool {
+	for _, w := range d.wires {
+		if w.Inside == ifindex || w.Outside == ifindex {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,389 @@
+package dataplane
+
+import (
+	"bytes"
+	"crypto/rand"
+	"io"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
+)
+
+// neighbour makes a namespace with a veth to the host that has an address of the
+// one subnet of both sides of a wire. The host neither routes nor bridges there.
+func (p *plane) neighbour(address byte, identity bocage.Identity, group bocage.Group) *workload {
+	p.t.Helper()
+	p.links++
+	w := &workload{
+		namespace: hosttest.Namespace(p.t),
+		link:      "wire" + string(rune('a'+p.links)),
+		mac:       net.HardwareAddr{2, 0, 0, 0, 0, address},
+		v4:        netip.AddrFrom4([4]byte{10, 77, 0, address}),
+		v6:        netip.AddrFrom16([16]byte{0xfd, 0x77, 15: address}),
+	}
+	must(p.t, host.CreateVeth(host.Veth{Name: w.link, Namespace: p.namespace, Peer: "eth0", PeerNamespace: w.namespace, PeerMAC: w.mac}))
+	link, err := host.LinkNamed(p.namespace, w.link)
+	must(p.t, err)
+	w.ifindex = link.Index
+	must(p.t, host.AddAddress(w.namespace, "eth0", netip.PrefixFrom(w.v4, 24)))
+	must(p.t, host.AddAddress(w.namespace, "eth0", netip.PrefixFrom(w.v6, 64)))
+	w.port = bocage.Port{Interface: "wire", Identity: identity, Group: group, Workload: "test/" + w.link,
+		MAC: w.mac.String(), Addresses: []netip.Addr{w.v4, w.v6}}
+	return w
+}
+
+// wire attaches two neighbours as a wire with the first one at the inside.
+func (p *plane) wire(inside, outside *workload, strict bool, residents ...*workload) {
+	p.t.Helper()
+	w := Wire{Name: "wire", Inside: inside.ifindex, Outside: outside.ifindex, Closed: strict}
+	for _, r := range residents {
+		w.Residents = append(w.Residents, r.port)
+	}
+	p.in(func() error { return p.AttachWire(w) })
+}
+
+func TestRootWire(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	for _, address := range []netip.Addr{b.v4, b.v6} {
+		echo(t, b, address, 80)
+		echo(t, b, address, 81)
+	}
+	echo(t, a, a.v4, 80)
+	p.run()
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)
+	rs.Ports = []bocage.Port{a.port}
+	must(t, p.Apply(rs))
+	if _, err := dial(t, a, b.v4, 80, short); err == nil {
+		t.Fatal("there is a way without the wire")
+	}
+	p.wire(a, b, true, a)
+
+	for _, address := range []netip.Addr{b.v4, b.v6} {
+		c := mustDial(t, a, address, 80)
+		must(t, ping(c, long))
+		e := p.await("a start", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventStart && e.Remote == address })
+		if e.Source != 101 || e.Destination != 102 || e.Interface != a.ifindex || e.Direction != bocage.DirectionFrom || e.Verdict != bocage.VerdictAllow {
+			t.Errorf("start event %+v", e)
+		}
+		if _, err := dial(t, a, address, 81, short); !isTimeout(err) {
+			t.Errorf("refused flow to %s: %v, want a timeout", address, err)
+		}
+	}
+	if _, err := dial(t, b, a.v4, 80, short); !isTimeout(err) {
+		t.Errorf("refused flow to the inside: %v, want a timeout", err)
+	}
+	e := p.await("a refusal at the inside", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventRefused && e.Source == 102 })
+	if e.Destination != 101 || e.Reason != bocage.ReasonDefaultDeny || e.Direction != bocage.DirectionTo {
+		t.Errorf("refusal %+v", e)
+	}
+
+	// Super-frames and everything behind them arrive whole, both ways at once.
+	c := mustDial(t, a, b.v4, 80)
+	sent := make([]byte, 8<<20)
+	rand.Read(sent)
+	go c.Write(sent)
+	got := make([]byte, len(sent))
+	c.SetReadDeadline(time.Now().Add(30 * time.Second))
+	if _, err := io.ReadFull(c, got); err != nil || !bytes.Equal(got, sent) {
+		t.Fatalf("8 MiB there and back: %v, equal %v", err, bytes.Equal(got, sent))
+	}
+
+	// Policy's change cuts what lives, and the process may go and come.
+	must(t, ping(c, long))
+	p.Close()
+	must(t, ping(c, long))
+	p.open()
+	if ws := p.Wires(); len(ws) != 1 || ws[0].Inside != a.ifindex || ws[0].Outside != b.ifindex || !ws[0].Closed ||
+		len(ws[0].Residents) != 1 || len(ws[0].Residents[0].Addresses) != 2 || ws[0].Residents[0].MAC != a.mac.String() {
+		t.Fatalf("wires after a restart: %+v", ws)
+	}
+	p.wire(a, b, true, a)
+	must(t, ping(c, long))
+	next := ruleset(2, nil, a, b)
+	must(t, p.Apply(next))
+	if err := ping(c, short); !isTimeout(err) {
+		t.Errorf("revoked flow: %v, want a timeout", err)
+	}
+}
+
+// The host has no part in a wire: nobody reaches it there, it sends nothing, and
+// it is no way around.
+func TestRootWireIsNoHost(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	rs := ruleset(1, nil, a, b)
+	rs.Groups = nil // merely observed
+	must(t, p.Apply(rs))
+	p.wire(a, b, false, a)
+	address := netip.MustParseAddr("10.77.0.9")
+	must(t, host.AddAddress(p.namespace, a.link, netip.PrefixFrom(address, 24)))
+	self := &workload{namespace: p.namespace}
+	echo(t, self, address, 80)
+	if _, err := dial(t, a, address, 80, short); err == nil {
+		t.Error("the host answers on the wire")
+	}
+	if _, err := dial(t, self, a.v4, 80, short); err == nil {
+		t.Error("the host reaches the inside by the wire")
+	}
+	must(t, ping(mustDialLater(t, a, b), long))
+}
+
+// mustDialLater serves at b and dials from a.
+func mustDialLater(t testing.TB, a, b *workload) net.Conn {
+	echo(t, b, b.v4, 8080)
+	return mustDial(t, a, b.v4, 8080)
+}
+
+// Frames of a VLAN are judged as what they carry, keep their tag, and are flows of
+// their own. (Frames by hand: not every kernel has VLAN interfaces.)
+func TestRootWireCarriesVLANs(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	allowed := allowTCP(21, 22, 80)
+	allowed.Protocol = bocage.ProtocolUDP
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowed}, a, b)))
+	p.wire(a, b, true, a)
+	p.run()
+	query := frame{from: [6]byte(a.mac), to: [6]byte(b.mac), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 80, payload: 50}
+	answer := frame{from: [6]byte(b.mac), to: [6]byte(a.mac), source: b.v4, dst: a.v4, protocol: bocage.ProtocolUDP, sport: 80, dport: 4000, payload: 50}
+	refused := query
+	refused.dport = 81
+	for _, step := range []struct {
+		what     string
+		from, to *workload
+		frame    frame
+		vlan     uint16
+		arrives  bool
+	}{
+		{"a query by VLAN", a, b, query, 7, true},
+		{"an answer by its VLAN", b, a, answer, 7, true},
+		{"an answer by another VLAN", b, a, answer, 8, false},
+		{"an answer by none", b, a, answer, 0, false},
+		{"what policy refuses", a, b, refused, 7, false},
+		{"the same query by none", a, b, query, 0, true},
+		{"and its answer", b, a, answer, 0, true},
+	} {
+		seen := step.to.listen(t)
+		sendFrame(t, step.from, tagged(step.frame.bytes(), step.vlan))
+		got := seen(step.frame.sport, step.frame.dport, step.arrives)
+		if step.arrives && got != int(step.vlan) || !step.arrives && got >= 0 {
+			t.Errorf("%s: came by VLAN %d (-1: not at all)", step.what, got)
+		}
+	}
+	p.await("a refusal by VLAN", func(e bocage.FlowEvent) bool {
+		return e.Kind == bocage.EventRefused && e.DestinationPort == 81 && e.Source == 101
+	})
+}
+
+// tagged puts a frame into a VLAN; into none if it is 0.
+func tagged(frame []byte, vlan uint16) []byte {
+	if vlan == 0 {
+		return frame
+	}
+	return append(append(append([]byte{}, frame[:12]...), 0x81, 0, byte(vlan>>8), byte(vlan)), frame[12:]...)
+}
+
+// listen waits for a UDP frame on a workload's link and tells its VLAN; -1 if none
+// came in time.
+func (w *workload) listen(t testing.TB) func(sport, dport uint16, wanted bool) int {
+	t.Helper()
+	var socket int
+	must(t, host.In(w.namespace, func() (err error) {
+		socket, err = packetSocket("eth0")
+		return err
+	}))
+	t.Cleanup(func() { unix.Close(socket) })
+	return func(sport, dport uint16, wanted bool) int {
+		wait := short
+		if wanted {
+			wait = long
+		}
+		buffer, control := make([]byte, 4096), make([]byte, 128)
+		for deadline := time.Now().Add(wait); time.Now().Before(deadline); {
+			n, oobn, _, _, err := unix.Recvmsg(socket, buffer, control, 0)
+			if err != nil || n < 42 || portsOf(buffer[:n]) != [2]uint16{sport, dport} || buffer[23] != byte(bocage.ProtocolUDP) {
+				continue
+			}
+			return int(tagOf(control[:oobn]) & 0xfff)
+		}
+		return -1
+	}
+}
+
+// Who is inside is known by address and MAC, and comes from inside only.
+func TestRootWireSpoofing(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		p := newPlane(t)
+		a, b, stranger := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22), netip.MustParseAddr("10.77.0.50")
+		must(t, host.AddAddress(a.namespace, "eth0", netip.PrefixFrom(stranger, 24)))
+		echo(t, b, b.v4, 80)
+		p.run()
+		rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)
+		if !strict {
+			rs.Groups = nil
+		}
+		must(t, p.Apply(rs))
+		p.wire(a, b, strict, a)
+		must(t, ping(mustDial(t, a, b.v4, 80), long))
+
+		// An address that nobody vouches for.
+		err := dialFrom(a, stranger, b.v4)
+		if strict && !isTimeout(err) || !strict && err != nil {
+			t.Errorf("strict %v: a stranger at the inside: %v", strict, err)
+		}
+		e := p.await("a stranger", func(e bocage.FlowEvent) bool { return e.Reason == bocage.ReasonIdentityUnknown })
+		if e.Source != 0 || (e.Verdict == bocage.VerdictDrop) != strict {
+			t.Errorf("strict %v: event %+v", strict, e)
+		}
+
+		// The inside's own address with another MAC, and from outside.
+		syn := frame{from: [6]byte{2, 9, 9, 9, 9, 9}, to: [6]byte(b.mac), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP,
+			sport: 999, dport: 80, tcpFlags: 2}
+		sendFrame(t, a, syn.bytes())
+		e = p.await("a false MAC", func(e bocage.FlowEvent) bool { return e.Reason == bocage.ReasonSpoofed })
+		if e.Source != 101 && e.Source != 0 || (e.Verdict == bocage.VerdictDrop) != strict || e.Direction != bocage.DirectionFrom {
+			t.Errorf("strict %v: event %+v", strict, e)
+		}
+		syn.from, syn.to, syn.dst = [6]byte(b.mac), [6]byte(a.mac), netip.MustParseAddr("10.77.0.1")
+		syn.source = netip.MustParseAddr("10.77.0.1")
+		syn.dst = stranger
+		sendFrame(t, b, syn.bytes())
+		p.await("the inside's address from outside", func(e bocage.FlowEvent) bool {
+			return e.Reason == bocage.ReasonSpoofed && e.Direction == bocage.DirectionTo
+		})
+	}
+}
+
+// dialFrom connects to port 80 from an address of its own choice.
+func dialFrom(w *workload, source, to netip.Addr) error {
+	return host.In(w.namespace, func() error {
+		d := net.Dialer{Timeout: short, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(source, 0))}
+		c, err := d.Dial("tcp", netip.AddrPortFrom(to, 80).String())
+		if err == nil {
+			c.Close()
+		}
+		return err
+	})
+}
+
+// sendFrame puts a frame on a workload's link.
+func sendFrame(t testing.TB, w *workload, frame []byte) {
+	t.Helper()
+	must(t, host.In(w.namespace, func() error {
+		s, err := packetSocket("eth0")
+		if err != nil {
+			return err
+		}
+		defer unix.Close(s)
+		return unix.Send(s, frame, 0)
+	}))
+}
+
+// A refusal with an answer goes back by the side that asked.
+func TestRootWireRejects(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	must(t, p.Apply(rejecting(1, nil, a, b)))
+	p.wire(a, b, true, a)
+	for _, w := range []struct{ from, to *workload }{{a, b}, {b, a}} {
+		if _, err := dial(t, w.from, w.to.v4, 80, long); err == nil || isTimeout(err) {
+			t.Errorf("rejected flow: %v, want an answer", err)
+		}
+	}
+}
+
+// What has a duty to be inspected is taken through the engine and goes on by the wire.
+func TestRootWireSteers(t *testing.T) {
+	for _, declared := range []bool{true, false} {
+		p := newPlane(t)
+		a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+		if !declared {
+			a.port.MAC = ""
+		}
+		f := newForwarder(p)
+		p.in(func() error { return p.SetInspection(Inspection{Outside: f.outside, Inside: f.inside, Up: true}) })
+		rule := allowTCP(21, 22, 80)
+		rule.Decision = decideInspect
+		back := allowTCP(22, 21, 80)
+		back.Decision = decideInspect
+		rs := ruleset(1, []bocage.Rule{rule, back}, a, b)
+		for i := range rs.Peers {
+			if rs.Peers[i].Identity == 102 {
+				rs.Peers[i].Host = "" // beyond the wire stands no point
+			}
+		}
+		must(t, p.Apply(rs))
+		p.wire(a, b, true, a)
+		for _, w := range []struct{ from, to *workload }{{a, b}, {b, a}} {
+			echo(t, w.to, w.to.v4, 80)
+			must(t, ping(mustDial(t, w.from, w.to.v4, 80), long))
+			if f.frames[0].Swap(0) == 0 || f.frames[1].Swap(0) == 0 {
+				t.Errorf("declared MAC %v: the engine saw nothing of %s -> %s", declared, w.from.v4, w.to.v4)
+			}
+		}
+	}
+}
+
+// What is no wire is refused with what to do, and a removed one leaves the links as they were.
+func TestRootWireFaults(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	attach := func(w Wire) (err error) {
+		p.in(func() error { err = p.AttachWire(w); return nil })
+		return err
+	}
+	faulty := func(want string, w Wire) {
+		t.Helper()
+		if err := attach(w); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	promiscuous := func() (n int) {
+		p.in(func() error {
+			for _, w := range []*workload{a, b} {
+				l, err := netlink.LinkByName(w.link)
+				if err != nil {
+					return err
+				}
+				n += l.Attrs().Promisc
+			}
+			return nil
+		})
+		return n
+	}
+	faulty("two interfaces", Wire{Inside: a.ifindex, Outside: a.ifindex})
+	faulty("read interface", Wire{Inside: a.ifindex, Outside: 99999})
+	p.in(func() error {
+		l, err := netlink.LinkByName(a.link)
+		must(t, err)
+		return netlink.LinkSetMTU(l, 1400)
+	})
+	faulty("MTU", Wire{Inside: a.ifindex, Outside: b.ifindex})
+	p.in(func() error {
+		l, err := netlink.LinkByName(b.link)
+		must(t, err)
+		return netlink.LinkSetMTU(l, 1400)
+	})
+	must(t, attach(Wire{Name: "one", Inside: a.ifindex, Outside: b.ifindex}))
+	if promiscuous() != 2 {
+		t.Error("frames to other MACs are not taken")
+	}
+	faulty("has one of its interfaces", Wire{Inside: b.ifindex, Outside: a.ifindex})
+	must(t, p.DetachWire(12345))
+	p.in(func() error { return p.DetachWire(a.ifindex) })
+	if promiscuous() != 0 || len(p.Wires()) != 0 {
+		t.Errorf("left behind: promiscuity %d, wires %v", promiscuous(), p.Wires())
+	}
+	must(t, host.AddAddress(p.namespace, a.link, netip.MustParsePrefix("10.77.0.9/24")))
+	faulty("has the address 10.77.0.9/24", Wire{Inside: a.ifindex, Outside: b.ifindex})
+}
