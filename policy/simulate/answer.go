@@ -78,9 +78,10 @@ func (s *Simulator) decide(from, to End, protocol bocage.Protocol, port uint16, 
 	return verdict, reason
 }
 
-// isItself reports whether both ends are one Pod.
+// isItself reports whether both ends are one Pod. Its addresses may be in several
+// groups.
 func (s *Simulator) isItself(from, to End) bool {
-	if from.group != to.group {
+	if from.peer == none || to.peer == none || s.rs.Peers[from.peer].Identity != s.rs.Peers[to.peer].Identity {
 		return false
 	}
 	w := s.workloadAt(from)

@@ -295,6 +295,23 @@ func (t *pairTable) get(from, to int32) sheet {
 	}
 }
 
+// probing is where open addressing looks in a table that is at most half full.
+type probing struct{ bits uint }
+
+func newProbing(n int) probing {
+	p := probing{4}
+	for p.size() < 2*n {
+		p.bits++
+	}
+	return p
+}
+
+func (p probing) size() int { return 1 << p.bits }
+
+func (p probing) first(hash uint64) uint64 { return hash >> (64 - p.bits) }
+
+func (p probing) next(i uint64) uint64 { return (i + 1) & (1<<p.bits - 1) }
+
 // golden spreads keys that differ in few bits (Fibonacci hashing).
 const golden = 0x9E3779B97F4A7C15
 

@@ -205,6 +205,17 @@ func Ends(from, to []End) (End, End, bool) {
 // Decide gives a flow its verdict and the reason, as Ruleset.Decide does for
 // flows between the ends' addresses. It allocates nothing.
 func (s *Simulator) Decide(from, to End, protocol bocage.Protocol, port uint16, at time.Time) (bocage.Verdict, bocage.Reason) {
+	return s.between(from.who, to.who, protocol, port, at)
+}
+
+// DecideFlow gives a flow its verdict and the reason, as Ruleset.Decide does. It
+// allocates nothing.
+func (s *Simulator) DecideFlow(f bocage.Flow) (bocage.Verdict, bocage.Reason) {
+	c := s.peers.classes()
+	return s.between(c.who(f.Source), c.who(f.Destination), f.Protocol, f.DestinationPort, f.At)
+}
+
+func (s *Simulator) between(from, to who, protocol bocage.Protocol, port uint16, at time.Time) (bocage.Verdict, bocage.Reason) {
 	ix := s.index
 	for _, n := range [2]int32{from.refusal, to.refusal} {
 		if n == 0 {
@@ -228,9 +239,4 @@ func (s *Simulator) decision(id bocage.DecisionID) bocage.Decision {
 		return s.rs.Decisions[i-1]
 	}
 	return bocage.Decision{}
-}
-
-// DecideFlow gives a flow its verdict and the reason, as Ruleset.Decide does.
-func (s *Simulator) DecideFlow(f bocage.Flow) (bocage.Verdict, bocage.Reason) {
-	return s.Decide(s.peers.find(f.Source), s.peers.find(f.Destination), f.Protocol, f.DestinationPort, f.At)
 }
