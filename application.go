@@ -3,7 +3,6 @@ package bocage
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strings"
 )
 
@@ -74,9 +73,6 @@ type ApplicationStatus struct {
 	Usage []Usage `json:"usage,omitempty"`
 }
 
-// ServiceName is the form of Consume.Service.
-var ServiceName = regexp.MustCompile(`^([a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/)?[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-
 // Validate implements Resource.
 func (a *Application) Validate() Faults {
 	faults := validateMeta(&a.ObjectMeta, true)
@@ -84,7 +80,7 @@ func (a *Application) Validate() Faults {
 	names := map[string]int{}
 	for i, p := range a.Spec.Provides {
 		at := fmt.Sprintf("spec.provides[%d]", i)
-		if !dnsLabel.MatchString(p.Name) {
+		if !isDNSLabel(p.Name) {
 			faults.Add(at+".name", "%q is not a lower-case DNS label", p.Name)
 		} else if first, twice := names[p.Name]; twice {
 			faults.Add(at+".name", "%q is the name of provides[%d] too", p.Name, first)
@@ -98,7 +94,7 @@ func (a *Application) Validate() Faults {
 		faults = append(faults, p.To.Validate().Under(at+".to")...)
 		faults = append(faults, Side{Data: p.Data}.Validate().Under(at)...)
 		for j, ns := range p.ToNamespaces {
-			if ns != "*" && !dnsLabel.MatchString(ns) {
+			if ns != "*" && !isDNSLabel(ns) {
 				faults.Add(fmt.Sprintf("%s.toNamespaces[%d]", at, j), "%q is neither a namespace nor \"*\"", ns)
 			}
 		}
@@ -122,14 +118,14 @@ func (c Consume) validate() Faults {
 		faults = append(faults, validatePrefixes([]netip.Prefix{c.External}).Under("external")...)
 		faults = append(faults, validatePorts(c.Port, c.EndPort, c.Protocol)...)
 	default:
-		if !ServiceName.MatchString(c.Service) {
+		if !IsServiceName(c.Service) {
 			faults.Add("service", "%q is neither an application's name nor namespace/name", c.Service)
 		}
 		if c.Port != 0 || c.EndPort != 0 || c.Protocol != "" {
 			faults.Add("port", "ports and protocol come from the service: name an interface of it instead")
 		}
 	}
-	if c.Interface != "" && (external || !dnsLabel.MatchString(c.Interface)) {
+	if c.Interface != "" && (external || !isDNSLabel(c.Interface)) {
 		faults.Add("interface", "%q must name one of the service's provides", c.Interface)
 	}
 	return faults

@@ -137,7 +137,7 @@ const (
 )
 
 // domainName is what domainNames takes, the odd range of letters included.
-var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
+var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
 
 // Validate implements Resource: it refuses what Kubernetes refuses, and what it
 // would keep without any implementation being able to act on it: selectors that

@@ -50,7 +50,7 @@ func (e *Exception) Begins() time.Time {
 // Validate implements Resource. Whether the guardrail admits it is policy's business.
 func (e *Exception) Validate() Faults {
 	faults := validateMeta(&e.ObjectMeta, false)
-	if !dnsSubdomain.MatchString(e.Spec.Guardrail) {
+	if !isDNSSubdomain(e.Spec.Guardrail) {
 		faults.Add("spec.guardrail", "%q is not the name of a Guardrail", e.Spec.Guardrail)
 	}
 	faults = append(faults, e.Spec.Match.validate().Under("spec.match")...)

@@ -3,7 +3,6 @@ package bocage
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -71,23 +70,14 @@ func (f Faults) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-var (
-	// dnsLabel is RFC 1123's label: what a namespace and a workload's name may be.
-	dnsLabel = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
-	// dnsSubdomain is RFC 1123's subdomain: what an object's name may be.
-	dnsSubdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
-	labelValue   = regexp.MustCompile(`^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$`)
-	labelName    = regexp.MustCompile(`^[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$`)
-)
-
 // validateMeta checks names and labels as Kubernetes does.
 func validateMeta(m *ObjectMeta, namespaced bool) Faults {
 	var faults Faults
-	if len(m.Name) > 253 || !dnsSubdomain.MatchString(m.Name) {
+	if len(m.Name) > 253 || !isDNSSubdomain(m.Name) {
 		faults.Add("metadata.name", "%q is not a lower-case DNS name of at most 253 characters", m.Name)
 	}
 	switch {
-	case namespaced && !dnsLabel.MatchString(m.Namespace):
+	case namespaced && !isDNSLabel(m.Namespace):
 		faults.Add("metadata.namespace", "%q is not a lower-case DNS label of at most 63 characters", m.Namespace)
 	case !namespaced && m.Namespace != "":
 		faults.Add("metadata.namespace", "the kind is cluster-wide: remove %q", m.Namespace)
@@ -99,7 +89,7 @@ func validateLabels(labels map[string]string) Faults {
 	var faults Faults
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		faults = append(faults, validateLabelKey(key).Under("["+key+"]")...)
-		if value := labels[key]; !labelValue.MatchString(value) {
+		if value := labels[key]; !isLabelValue(value) {
 			faults.Add("["+key+"]", "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
 		}
 	}
@@ -113,7 +103,7 @@ func validateLabelKey(key string) Faults {
 	if !found {
 		prefix, name = "", key
 	}
-	if found && (len(prefix) > 253 || !dnsSubdomain.MatchString(prefix)) || !labelName.MatchString(name) {
+	if found && (len(prefix) > 253 || !isDNSSubdomain(prefix)) || !isLabelName(name) {
 		faults.Add("", "%q is not a label key: an optional DNS name and '/', then at most 63 letters, digits, '-', '_' or '.'", key)
 	}
 	return faults

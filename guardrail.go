@@ -178,7 +178,7 @@ func (d Duties) validate() Faults {
 	if d.Log != "" && d.Log != "full" {
 		faults.Add("log", "%q is not \"full\"", d.Log)
 	}
-	if d.Inspect != "" && !dnsSubdomain.MatchString(d.Inspect) {
+	if d.Inspect != "" && !isDNSSubdomain(d.Inspect) {
 		faults.Add("inspect", "%q is not the name of an InspectionProfile", d.Inspect)
 	}
 	if d.Verify != "" && !isAppProtocol(d.Verify) {

@@ -122,7 +122,7 @@ func (w *Workload) LabelsIn(zone string) map[string]string {
 // Validate implements Resource.
 func (w *Workload) Validate() Faults {
 	faults := validateMeta(&w.ObjectMeta, true)
-	if !dnsSubdomain.MatchString(w.Spec.Host) {
+	if !isDNSSubdomain(w.Spec.Host) {
 		faults.Add("spec.host", "%q is not a host's name", w.Spec.Host)
 	}
 	if len(w.Spec.Interface) > 15 {
@@ -141,7 +141,7 @@ func (w *Workload) Validate() Faults {
 	}
 	for i, p := range w.Spec.Ports {
 		at := fmt.Sprintf("spec.ports[%d]", i)
-		if !dnsLabel.MatchString(p.Name) {
+		if !isDNSLabel(p.Name) {
 			faults.Add(at+".name", "%q is not a lower-case DNS label", p.Name)
 		}
 		faults = append(faults, validatePorts(p.Port, 0, p.Protocol).Under(at)...)

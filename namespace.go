@@ -40,7 +40,7 @@ func (n *Namespace) AllLabels() map[string]string {
 // Validate implements Resource.
 func (n *Namespace) Validate() Faults {
 	faults := validateMeta(&n.ObjectMeta, false)
-	if !dnsLabel.MatchString(n.Name) {
+	if !isDNSLabel(n.Name) {
 		faults.Add("metadata.name", "%q is not a lower-case DNS label of at most 63 characters", n.Name)
 	}
 	return faults

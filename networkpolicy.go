@@ -295,7 +295,7 @@ func validateLabelSelector(s *Selector) Faults {
 	faults := s.Validate()
 	for i, r := range s.MatchExpressions {
 		for j, value := range r.Values {
-			if !labelValue.MatchString(value) {
+			if !isLabelValue(value) {
 				faults.Add(fmt.Sprintf("matchExpressions[%d].values[%d]", i, j), "%q is not a label value: at most 63 letters, digits, '-', '_' or '.', starting and ending with a letter or digit", value)
 			}
 		}

@@ -92,7 +92,7 @@ func (c PolicyTestCase) validate() Faults {
 			faults.Add(end.field, "needs either %s or %sAll", end.field, end.field)
 		case end.all != nil:
 			faults = append(faults, end.all.Validate().Under(end.field+"All")...)
-		case !WorkloadName.MatchString(end.name):
+		case !IsWorkloadName(end.name):
 			if _, err := netip.ParseAddr(end.name); err != nil {
 				faults.Add(end.field, "%q is neither namespace/name of a workload nor an address", end.name)
 			}

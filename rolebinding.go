@@ -83,7 +83,7 @@ func ValidateRole(role Role, namespaces []string) Faults {
 		faults.Add("namespaces", "narrow an owner or a viewer only: a %s has none", role)
 	}
 	for i, namespace := range namespaces {
-		if !dnsLabel.MatchString(namespace) {
+		if !isDNSLabel(namespace) {
 			faults.Add(fmt.Sprintf("namespaces[%d]", i), "%q is not a lower-case DNS label of at most 63 characters", namespace)
 		}
 	}

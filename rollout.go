@@ -80,7 +80,7 @@ func (r *Rollout) Validate() Faults {
 		faults.Add("spec.canary", "names no host, and spec.canarySeconds asks for some")
 	}
 	for i, host := range r.Spec.Canary {
-		if !dnsSubdomain.MatchString(host) {
+		if !isDNSSubdomain(host) {
 			faults.Add(fmt.Sprintf("spec.canary[%d]", i), "%q is not a host's name", host)
 		}
 	}

@@ -116,7 +116,7 @@ func (s Side) Outside() bool { return len(s.External) > 0 || len(s.AddressGroups
 func (s Side) Validate() Faults {
 	var faults Faults
 	for i, ns := range s.Namespaces {
-		if !dnsLabel.MatchString(ns) {
+		if !isDNSLabel(ns) {
 			faults.Add(fmt.Sprintf("namespaces[%d]", i), "%q is not a namespace", ns)
 		}
 	}
@@ -124,13 +124,13 @@ func (s Side) Validate() Faults {
 		faults = append(faults, s.Workload.Validate().Under("workload")...)
 	}
 	for i, class := range s.Data {
-		if !dnsLabel.MatchString(class) {
+		if !isDNSLabel(class) {
 			faults.Add(fmt.Sprintf("data[%d]", i), "%q is not a data class: a lower-case DNS label", class)
 		}
 	}
 	faults = append(faults, validatePrefixes(s.External).Under("external")...)
 	for i, name := range s.AddressGroups {
-		if !dnsSubdomain.MatchString(name) {
+		if !isDNSSubdomain(name) {
 			faults.Add(fmt.Sprintf("addressGroups[%d]", i), "%q is not the name of an AddressGroup", name)
 		}
 	}

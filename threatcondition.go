@@ -1,7 +1,6 @@
 package bocage
 
 import (
-	"regexp"
 	"time"
 )
 
@@ -62,9 +61,6 @@ type ThreatConditionStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
-// WorkloadName is the form "namespace/name" in which declarations name one workload.
-var WorkloadName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?/[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
-
 // Validate implements Resource.
 func (t *ThreatCondition) Validate() Faults {
 	faults := validateMeta(&t.ObjectMeta, false)
@@ -81,7 +77,7 @@ func (t *ThreatCondition) Validate() Faults {
 		faults.Add("spec", "workload, zone and all exclude each other: use one condition for each")
 	case t.Spec.Workload != "":
 		faults = append(faults, validateWorkloadName(t.Spec.Workload)...)
-	case t.Spec.Zone != "" && !dnsSubdomain.MatchString(t.Spec.Zone):
+	case t.Spec.Zone != "" && !isDNSSubdomain(t.Spec.Zone):
 		faults.Add("spec.zone", "%q is not the name of a Zone", t.Spec.Zone)
 	}
 	if t.Spec.Level == LevelQuarantine && t.Spec.Workload == "" {
@@ -93,7 +89,7 @@ func (t *ThreatCondition) Validate() Faults {
 	if t.Spec.Expires.IsZero() {
 		faults.Add("spec.expires", "is missing: a threat condition always expires")
 	}
-	if t.Spec.Profile != "" && !dnsSubdomain.MatchString(t.Spec.Profile) {
+	if t.Spec.Profile != "" && !isDNSSubdomain(t.Spec.Profile) {
 		faults.Add("spec.profile", "%q is not the name of an InspectionProfile", t.Spec.Profile)
 	}
 	return faults
@@ -101,7 +97,7 @@ func (t *ThreatCondition) Validate() Faults {
 
 func validateWorkloadName(name string) Faults {
 	var faults Faults
-	if !WorkloadName.MatchString(name) {
+	if !IsWorkloadName(name) {
 		faults.Add("spec.workload", "%q is not namespace/name of a workload", name)
 	}
 	return faults

@@ -41,11 +41,11 @@ func ZonesOfHosts(zones []*Zone) map[string]string {
 // Validate implements Resource.
 func (z *Zone) Validate() Faults {
 	faults := validateMeta(&z.ObjectMeta, false)
-	if !labelValue.MatchString(z.Name) {
+	if !isLabelValue(z.Name) {
 		faults.Add("metadata.name", "%q is longer than the 63 characters of a label's value", z.Name)
 	}
 	for i, host := range z.Spec.Hosts {
-		if !dnsSubdomain.MatchString(host) {
+		if !isDNSSubdomain(host) {
 			faults.Add(fmt.Sprintf("spec.hosts[%d]", i), "%q is not a host's name", host)
 		}
 	}

@@ -180,7 +180,7 @@ func endMatcher(text string) (func(workload, address string) bool, error) {
 	switch {
 	case strings.HasSuffix(text, "/"):
 		return func(workload, _ string) bool { return strings.HasPrefix(workload, text) }, nil
-	case bocage.WorkloadName.MatchString(text):
+	case bocage.IsWorkloadName(text):
 		return func(workload, _ string) bool { return workload == text }, nil
 	default:
 		return nil, fmt.Errorf("%q is neither namespace/name, namespace/, an address nor a prefix", text)

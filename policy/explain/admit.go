@@ -37,14 +37,8 @@ func (j *Judge) admit() {
 
 // derive prepares what follows from the admitted objects.
 func (j *Judge) derive() {
-	j.applications = map[string][]*bocage.Application{}
-	for _, a := range j.in.Applications {
-		j.applications[a.Namespace] = append(j.applications[a.Namespace], a)
-	}
-	j.profiles = map[string]bool{}
-	for _, p := range j.in.Profiles[:min(len(j.in.Profiles), mostProfiles)] {
-		j.profiles[p.Name] = true
-	}
+	j.deriveApplications()
+	j.deriveProfiles()
 	j.groups = map[string][]netip.Prefix{}
 	for _, g := range j.in.AddressGroups {
 		j.groups[g.Name] = g.Spec.Addresses
@@ -56,6 +50,26 @@ func (j *Judge) derive() {
 		}
 	}
 	j.admitExceptions()
+	j.deriveSpares()
+}
+
+func (j *Judge) deriveApplications() {
+	j.applications = make(map[string][]*bocage.Application, len(j.in.Applications))
+	for _, a := range j.in.Applications {
+		j.applications[a.Namespace] = append(j.applications[a.Namespace], a)
+	}
+}
+
+func (j *Judge) deriveProfiles() {
+	j.profiles = make(map[string]bool, len(j.in.Profiles))
+	for _, p := range j.in.Profiles[:min(len(j.in.Profiles), mostProfiles)] {
+		j.profiles[p.Name] = true
+	}
+}
+
+// deriveSpares asks of everybody whom an automated quarantine is about whether it
+// has protected flows.
+func (j *Judge) deriveSpares() {
 	j.spares = map[string]bool{}
 	for _, t := range j.in.ThreatConditions {
 		if t.Spec.Level == bocage.LevelQuarantine {

@@ -41,7 +41,7 @@ func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
 	if g.Would.Allowed() {
 		return j.adviseToRefuse(g, f)
 	}
-	a := Advice{Steps: j.opening(f)}
+	a := Advice{Steps: j.opening(*g, f)}
 	a.Text = textOf(a.Steps)
 	if len(a.Steps) == 0 {
 		a.Text = j.hopeless(g, f)
@@ -54,11 +54,11 @@ func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
 	return a
 }
 
-// opening clears one obstacle after the other, in the order in which they refuse.
-func (j *Judge) opening(f bocage.Flow) []Step {
+// opening clears one obstacle after the other, in the order in which they refuse,
+// from the judgement on as things are.
+func (j *Judge) opening(g Judgement, f bocage.Flow) []Step {
 	var steps []Step
 	for range mostRounds {
-		g := j.Judge(f)
 		if g.Would.Allowed() {
 			return steps
 		}
@@ -68,6 +68,7 @@ func (j *Judge) opening(f bocage.Flow) []Step {
 		}
 		steps = append(steps, next...)
 		j = j.with(changesOf(next))
+		g = j.Judge(f)
 	}
 	return nil
 }

@@ -219,7 +219,7 @@ func (j *Judge) applicationOf(p party) (*bocage.Application, string) {
 }
 
 func applicationName(name string) bool {
-	return bocage.ServiceName.MatchString(name) && !strings.Contains(name, "/")
+	return bocage.IsServiceName(name) && !strings.Contains(name, "/")
 }
 
 func terms(s bocage.Selector) int { return len(s.MatchLabels) + len(s.MatchExpressions) }

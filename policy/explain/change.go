@@ -82,15 +82,17 @@ func (j *Judge) with(changes []Change) *Judge {
 		effective[i] = Change{c.Object, c.Delete || len(c.Object.Validate()) > 0}
 	}
 	next.in = Apply(j.in, effective)
-	var places, policies bool
+	var applications, profiles, others, places, policies bool
 	for _, c := range changes {
 		switch c.Object.(type) {
 		case *bocage.Application:
+			applications = true
 			sorted(&next.in.Applications)
 		case *bocage.Guardrail:
 			sorted(&next.in.Guardrails)
 			next.in.Guardrails = slices.DeleteFunc(next.in.Guardrails, func(g *bocage.Guardrail) bool { return g.InForce() == nil })
 		case *bocage.InspectionProfile:
+			profiles = true
 			sorted(&next.in.Profiles)
 		case *bocage.Exception:
 			sorted(&next.in.Exceptions)
@@ -100,6 +102,9 @@ func (j *Judge) with(changes []Change) *Judge {
 			places = true
 		case *bocage.NetworkPolicy, *bocage.ClusterNetworkPolicy:
 			policies = true
+		case *bocage.Quarantine, *bocage.ThreatCondition:
+		default:
+			others = true
 		}
 	}
 	if places {
@@ -108,7 +113,34 @@ func (j *Judge) with(changes []Change) *Judge {
 	if policies {
 		next.kubernetes = newEvaluator(next.in)
 	}
-	next.derive()
+	switch {
+	case others:
+		next.derive()
+		return &next
+	case applications:
+		next.deriveApplications()
+	}
+	if profiles {
+		next.deriveProfiles()
+	}
+	next.admitExceptions()
+	next.deriveSpares()
+	return &next
+}
+
+// About returns a judge of flows between a few workloads, which is given only what
+// can have a say there: their applications, the policies that select them, their
+// namespaces and hosts, all of them valid. Everything else is the receiver's, read
+// only once.
+func (j *Judge) About(part compile.Input) *Judge {
+	next := *j
+	next.in.Applications, next.in.NetworkPolicies, next.in.Namespaces, next.in.Hosts = part.Applications, part.NetworkPolicies, part.Namespaces, part.Hosts
+	sorted(&next.in.Applications)
+	sorted(&next.in.NetworkPolicies)
+	next.place(part.Workloads)
+	next.kubernetes = newEvaluator(next.in)
+	next.deriveApplications()
+	next.deriveSpares()
 	return &next
 }
 

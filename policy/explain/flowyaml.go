@@ -1,7 +1,6 @@
 package explain
 
 import (
-	"bytes"
 	"encoding/json"
 	"regexp"
 	"strings"
@@ -19,50 +18,29 @@ func flowYAML(value any) string {
 	if err != nil {
 		return "?" // nothing that is written here fails to marshal
 	}
-	decoder := json.NewDecoder(bytes.NewReader(data))
-	decoder.UseNumber()
 	var b strings.Builder
-	writeFlow(&b, decoder)
-	return b.String()
-}
-
-// writeFlow writes the decoder's next value.
-func writeFlow(b *strings.Builder, decoder *json.Decoder) {
-	token, err := decoder.Token()
-	if err != nil {
-		return
-	}
-	switch v := token.(type) {
-	case json.Delim:
-		b.WriteString(v.String())
-		if v == ']' || v == '}' {
-			return
-		}
-		for first := true; decoder.More(); first = false {
-			if !first {
-				b.WriteString(", ")
+	for len(data) > 0 {
+		if data[0] != '"' {
+			// Numbers, true, false, null and what holds it all together.
+			if b.WriteByte(data[0]); data[0] == ',' || data[0] == ':' {
+				b.WriteByte(' ')
 			}
-			if v == '{' {
-				writeFlow(b, decoder)
-				b.WriteString(": ")
+			data = data[1:]
+			continue
+		}
+		end := 1
+		for data[end] != '"' {
+			if data[end] == '\\' {
+				end++
 			}
-			writeFlow(b, decoder)
+			end++
 		}
-		writeFlow(b, decoder) // the end
-	case string:
-		if plain.MatchString(v) && !number.MatchString(v) {
-			b.WriteString(v)
-			return
-		}
-		quoted, err := json.Marshal(v)
-		if err == nil {
+		if quoted, text := data[:end+1], string(data[1:end]); plain.MatchString(text) && !number.MatchString(text) {
+			b.WriteString(text)
+		} else {
 			b.Write(quoted)
 		}
-	case json.Number:
-		b.WriteString(v.String())
-	case bool:
-		b.WriteString(map[bool]string{true: "true", false: "false"}[v])
-	default:
-		b.WriteString("null")
+		data = data[end+1:]
 	}
+	return b.String()
 }

@@ -22,8 +22,9 @@ type KubernetesSay struct {
 }
 
 func newEvaluator(in compile.Input) *kubernetes.Evaluator {
-	// Workloads are given with each flow: it need not know all of them.
-	return kubernetes.NewEvaluator(kubernetes.Objects{Namespaces: in.Namespaces, Hosts: in.Hosts, Zones: in.Zones,
+	// Workloads are given with each flow: it need not know all of them. What is not
+	// valid was left out before.
+	return kubernetes.NewEvaluator(kubernetes.Objects{Checked: true, Namespaces: in.Namespaces, Hosts: in.Hosts, Zones: in.Zones,
 		NetworkPolicies: in.NetworkPolicies, ClusterNetworkPolicies: in.ClusterNetworkPolicies})
 }
 

@@ -231,7 +231,7 @@ func (s *Simulator) missing(q question, f bocage.Flow) string {
 	}
 	a.mu.Unlock()
 	if !known {
-		text = s.near().judge(s.in, s.workloadAt(q.from), s.workloadAt(q.to), f).Advise(f).Text
+		text = s.near().judge(s.workloadAt(q.from), s.workloadAt(q.to), f).Advise(f).Text
 		// An answer says what policy decides, enforced or not: what it takes to
 		// enforce it is beside the point.
 		if _, change, only := strings.Cut(text, onlyObserved); only {

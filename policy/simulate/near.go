@@ -19,6 +19,8 @@ type near struct {
 	policies     map[string][]*bocage.NetworkPolicy
 	hosts        map[string]*bocage.Host // by name
 	hostOf       map[netip.Addr][]*bocage.Host
+	// base knows everything but what is above.
+	base *explain.Judge
 	// whole says that who else there is counts too: whether a quarantine cuts off
 	// everything hangs on whom the protected flows could be with.
 	whole *explain.Judge
@@ -28,15 +30,24 @@ func newNear(in compile.Input) *near {
 	n := &near{zones: bocage.ZonesOfHosts(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: map[string][]*bocage.Application{},
 		policies: map[string][]*bocage.NetworkPolicy{}, hosts: map[string]*bocage.Host{}, hostOf: map[netip.Addr][]*bocage.Host{}}
 	for _, o := range in.Namespaces {
-		n.namespaces[o.Name] = o
+		if valid(o) {
+			n.namespaces[o.Name] = o
+		}
 	}
 	for _, a := range in.Applications {
-		n.applications[a.Namespace] = append(n.applications[a.Namespace], a)
+		if valid(a) {
+			n.applications[a.Namespace] = append(n.applications[a.Namespace], a)
+		}
 	}
 	for _, p := range in.NetworkPolicies {
-		n.policies[p.Namespace] = append(n.policies[p.Namespace], p)
+		if valid(p) {
+			n.policies[p.Namespace] = append(n.policies[p.Namespace], p)
+		}
 	}
 	for _, h := range in.Hosts {
+		if !valid(h) {
+			continue
+		}
 		n.hosts[h.Name] = h
 		for _, a := range h.Spec.Addresses {
 			n.hostOf[a] = append(n.hostOf[a], h)
@@ -46,16 +57,21 @@ func newNear(in compile.Input) *near {
 	protected := slices.ContainsFunc(in.Guardrails, func(g *bocage.Guardrail) bool { return len(g.Spec.Protect) > 0 })
 	if quarantined && protected {
 		n.whole = explain.NewJudge(in)
+		return n
 	}
+	in.Workloads, in.Applications, in.NetworkPolicies, in.Namespaces, in.Hosts = nil, nil, nil, nil, nil
+	n.base = explain.NewJudge(in)
 	return n
 }
 
+func valid(o bocage.Resource) bool { return len(o.Validate()) == 0 }
+
 // judge prepares to judge flows between two ends.
-func (n *near) judge(in compile.Input, from, to *bocage.Workload, f bocage.Flow) *explain.Judge {
+func (n *near) judge(from, to *bocage.Workload, f bocage.Flow) *explain.Judge {
 	if n.whole != nil {
 		return n.whole
 	}
-	in.Workloads, in.Applications, in.NetworkPolicies, in.Namespaces, in.Hosts = nil, nil, nil, nil, nil
+	var in compile.Input
 	for _, address := range [2]netip.Addr{f.Source, f.Destination} {
 		for _, h := range n.hostOf[address] {
 			in.Hosts = appendOnce(in.Hosts, h)
@@ -88,7 +104,7 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 			in.Hosts = appendOnce(in.Hosts, h)
 		}
 	}
-	return explain.NewJudge(in)
+	return n.base.About(in)
 }
 
 func appendOnce[T comparable](list []T, item T) []T {
