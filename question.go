@@ -100,6 +100,10 @@ type PlanResult struct {
 	Proofs []Proof `json:"proofs,omitempty"`
 	// Reach lists the cells whose verdict changes.
 	Reach []ReachChange `json:"reach,omitempty"`
+	// Enforced are the workloads whose refusals begin to hold, Observed those whose
+	// refusals cease to: Scopes say so.
+	Enforced []string `json:"enforced,omitempty"`
+	Observed []string `json:"observed,omitempty"`
 	// Replayed is the number of recorded edges that the candidate was run on.
 	Replayed int `json:"replayed,omitempty"`
 	// NewlyRefused and NewlyAllowed are recorded edges whose verdict changes.

@@ -144,6 +144,12 @@ func recordQuery(r bocage.FlowRecord, asked bocage.ExplainQuery) (bocage.Explain
 	return q, nil
 }
 
+// bystander reports whether a flow passes no enforcement point at all: both its
+// ends are outside, and not cut off.
+func bystander(x bocage.Explanation) bool {
+	return x.Source.Workload == "" && x.Destination.Workload == "" && x.Reason.Code != bocage.ReasonQuarantine
+}
+
 func (e *env) printExplanation(x bocage.Explanation) error {
 	switch e.output {
 	case "json", "jsonl", "yaml":
@@ -154,19 +160,27 @@ func (e *env) printExplanation(x bocage.Explanation) error {
 	if x.Flow.Protocol.HasPorts() {
 		fmt.Fprintf(e.out, "/%d", x.Flow.DestinationPort)
 	}
-	fmt.Fprintf(e.out, "\n  because  %s: %s\n", x.Reason.Code, x.Decider)
+	if bystander(x) {
+		fmt.Fprintf(e.out, "\n  because  neither end is behind an enforcement point: nobody here decides about this flow\n")
+	} else {
+		fmt.Fprintf(e.out, "\n  because  %s: %s\n", x.Reason.Code, x.Decider)
+	}
 	fmt.Fprintf(e.out, "  decision %s of generation %d\n", x.Reason.Decision, x.Generation)
-	if x.Reason.Would != x.Verdict && x.Reason.Would != bocage.VerdictNone {
+	if x.Reason.Would != x.Verdict && x.Reason.Would != bocage.VerdictNone && !bystander(x) {
 		fmt.Fprintf(e.out, "  would    %s, if a scope enforced\n", x.Reason.Would)
 	}
+	width := len("disposition")
 	for _, layer := range x.Layers {
-		fmt.Fprintf(e.out, "  %-12s %s\n", layer.Name, layer.Result)
+		width = max(width, len(layer.Name))
+	}
+	for _, layer := range x.Layers {
+		fmt.Fprintf(e.out, "  %-*s  %s\n", width, layer.Name, layer.Result)
 		for _, by := range layer.By {
-			fmt.Fprintf(e.out, "  %-12s   %s\n", "", by)
+			fmt.Fprintf(e.out, "  %-*s    %s\n", width, "", by)
 		}
 	}
 	for _, duty := range x.Duties {
-		fmt.Fprintf(e.out, "  duty         %s, owed to %s\n", duty.Duty, duty.By)
+		fmt.Fprintf(e.out, "  %-*s  %s, owed to %s\n", width, "duty", duty.Duty, duty.By)
 	}
 	if x.Missing != "" {
 		fmt.Fprintf(e.out, "  to change it: %s\n", strings.ReplaceAll(strings.TrimRight(x.Missing, "\n"), "\n", "\n    "))

@@ -112,7 +112,9 @@ func TestPlansThatDiffer(t *testing.T) {
 	}{
 		{bocage.PlanResult{}, exitOK},
 		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Application a/b", Message: "is half of a contract"}}, Unused: []bocage.Ref{{}}}, exitOK},
-		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Scope", Message: "begins"}}}, exitDifference},
+		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Scope a/b", Message: "picks nobody"}}}, exitOK},
+		{bocage.PlanResult{Enforced: []string{"a/b"}}, exitDifference},
+		{bocage.PlanResult{Observed: []string{"a/b"}}, exitDifference},
 		{bocage.PlanResult{Reach: []bocage.ReachChange{{}}}, exitDifference},
 		{bocage.PlanResult{NewlyRefused: edge}, exitDifference},
 		{bocage.PlanResult{NewlyAllowed: edge}, exitDifference},

@@ -222,3 +222,12 @@ func cellText(cell any) string {
 		return fmt.Sprint(v)
 	}
 }
+
+// fewOf lists the first of many names, and how many there are besides.
+func fewOf(names []string, most int) string {
+	text := strings.Join(names[:min(len(names), most)], ", ")
+	if more := len(names) - most; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}

@@ -99,12 +99,7 @@ func planOutcome(plan bocage.PlanResult) error {
 
 // differs reports whether anything would be decided or enforced otherwise.
 func differs(plan bocage.PlanResult) bool {
-	for _, finding := range plan.Findings {
-		if finding.Field == "Scope" {
-			return true // whose refusals begin or cease to hold
-		}
-	}
-	return len(plan.Reach)+len(plan.NewlyRefused)+len(plan.NewlyAllowed)+len(plan.DutyChanged) > 0
+	return len(plan.Reach)+len(plan.Enforced)+len(plan.Observed)+len(plan.NewlyRefused)+len(plan.NewlyAllowed)+len(plan.DutyChanged) > 0
 }
 
 func (e *env) printPlan(plan bocage.PlanResult) error {
@@ -152,6 +147,12 @@ func (e *env) printReach(plan bocage.PlanResult) error {
 	}
 	if len(plan.Reach) == 0 {
 		fmt.Fprintln(e.out, "no reach changes")
+	}
+	if len(plan.Enforced) > 0 {
+		fmt.Fprintf(e.out, "+ enforced: what policy refuses from and to %s would be refused from then on\n", fewOf(plan.Enforced, 10))
+	}
+	if len(plan.Observed) > 0 {
+		fmt.Fprintf(e.out, "- enforced: what policy refuses from and to %s would only be reported from then on\n", fewOf(plan.Observed, 10))
 	}
 	return nil
 }

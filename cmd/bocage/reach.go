@@ -54,9 +54,6 @@ func (e *env) blast(cmd *cobra.Command, from *offline, query bocage.BlastQuery) 
 	return c.Blast(cmd.Context(), query)
 }
 
-// fewNames is how many of many origins a line names.
-const fewNames = 3
-
 func (e *env) printBlast(r bocage.BlastResult, query bocage.BlastQuery) error {
 	switch e.output {
 	case "json", "yaml":
@@ -76,15 +73,11 @@ func (e *env) printBlast(r bocage.BlastResult, query bocage.BlastQuery) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	names := strings.Join(r.From[:min(len(r.From), fewNames)], ", ")
-	if more := len(r.From) - fewNames; more > 0 {
-		names += fmt.Sprintf(" and %d more", more)
-	}
 	within := "in any number of hops"
 	if query.Hops > 0 {
 		within = fmt.Sprintf("in %d %s", query.Hops, plural(query.Hops, "hop"))
 	}
-	fmt.Fprintf(e.out, "from %s, %d of %d workloads can be reached %s; together they weigh %d\n", names, len(r.Reached), r.Total, within, r.Weight)
+	fmt.Fprintf(e.out, "from %s, %d of %d workloads can be reached %s; together they weigh %d\n", fewOf(r.From, 3), len(r.Reached), r.Total, within, r.Weight)
 	return nil
 }
 

@@ -152,8 +152,13 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 	slices.SortFunc(generations, func(a, b *bocage.Generation) int { return compareNames(&a.ObjectMeta, &b.ObjectMeta) })
 	table := tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(table, "GENERATION\tIN-FORCE\tSTAGE\tPROVED\tRULES\tCOMPILED\tCHANGED")
+	first := map[string]string{} // the first generation of each content
 	for _, g := range generations {
 		s := g.Status
+		back := first[s.Digest]
+		if back == "" {
+			first[s.Digest] = g.Name
+		}
 		inForce, stage, proved := "", s.Stage, "-"
 		if s.Active {
 			inForce = "yes"
@@ -166,22 +171,32 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 				proved = c.Status
 			}
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, inForce, stage, proved, s.Rules, s.Compiled.Local().Format(time.DateTime), e.changesText(s.Changed))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, inForce, stage, proved, s.Rules, s.Compiled.Local().Format(time.DateTime), e.historyText(s, back))
 	}
 	return table.Flush()
 }
 
-func (e *env) changesText(changed []string) string {
-	few := changed
-	if e.output != "wide" && len(few) > fewChanges {
-		few = few[:fewChanges]
+// historyText says what a generation changed: one that is not in force everywhere
+// would change it, and one that says what an earlier one did takes changes back.
+func (e *env) historyText(s bocage.GenerationStatus, back string) string {
+	text := e.changesText(s.Changed)
+	switch s.Stage {
+	case bocage.StageRolledBack, bocage.StageBlocked:
+		return "not taken: " + text
 	}
-	text := strings.Join(few, ", ")
-	if more := len(changed) - len(few); more > 0 {
-		text += fmt.Sprintf(" and %d more", more)
-	}
-	if text == "" {
-		return "-"
+	if back != "" && len(s.Changed) > 0 {
+		return fmt.Sprintf("back to %s, without %s", back, text)
 	}
 	return text
+}
+
+func (e *env) changesText(changed []string) string {
+	most := fewChanges
+	if e.output == "wide" {
+		most = len(changed)
+	}
+	if len(changed) == 0 {
+		return "-"
+	}
+	return fewOf(changed, most)
 }

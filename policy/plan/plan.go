@@ -63,7 +63,9 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))
 	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
 	result.Findings = append(result.Findings, approvals(s.Declared, objects)...)
-	result.Findings = append(result.Findings, enforcementChanges(s.Ruleset, candidate)...)
+	begins, ends := enforcementChanges(s.Ruleset, candidate)
+	result.Enforced = limited(&result, "workloads whose refusals begin to hold", begins)
+	result.Observed = limited(&result, "workloads whose refusals cease to hold", ends)
 	result.Cut = cutSessions(s.Hosts, input, candidate, s.Now)
 	if s.Recorded {
 		r := replay{situation: s, input: input, candidate: candidate, after: simulator, result: &result, used: map[bocage.Ref]bool{}}
@@ -175,10 +177,9 @@ func sortFindings(findings []compile.Finding, objects []bocage.Resource) (faults
 	return faults, remarks
 }
 
-// enforcementChanges says whose refusals would begin or cease to hold.
-func enforcementChanges(before, after *bocage.Ruleset) bocage.Faults {
+// enforcementChanges lists the workloads whose refusals would begin and cease to hold.
+func enforcementChanges(before, after *bocage.Ruleset) (begins, ends []string) {
 	was, is := enforced(before), enforced(after)
-	var begins, ends []string
 	for workload, now := range is {
 		if now && !was[workload] {
 			begins = append(begins, workload)
@@ -186,22 +187,9 @@ func enforcementChanges(before, after *bocage.Ruleset) bocage.Faults {
 			ends = append(ends, workload)
 		}
 	}
-	var out bocage.Faults
-	for _, part := range []struct {
-		names []string
-		text  string
-	}{{begins, "what policy refuses from and to %s would be refused from then on"}, {ends, "what policy refuses from and to %s would only be reported from then on"}} {
-		if len(part.names) == 0 {
-			continue
-		}
-		slices.Sort(part.names)
-		text := strings.Join(part.names[:min(len(part.names), 10)], ", ")
-		if more := len(part.names) - 10; more > 0 {
-			text += fmt.Sprintf(" and %d more", more)
-		}
-		out = append(out, bocage.Fault{Field: "Scope", Message: fmt.Sprintf(part.text, text)})
-	}
-	return out
+	slices.Sort(begins)
+	slices.Sort(ends)
+	return begins, ends
 }
 
 func enforced(rs *bocage.Ruleset) map[string]bool {

@@ -54,6 +54,20 @@ func edge(from, to string, port uint16, flows int64, first, last time.Duration) 
 		First: policytest.Now.Add(-first), Last: policytest.Now.Add(-last)}
 }
 
+// TestEnforcement: a plan names the workloads whose refusals begin or cease to hold.
+func TestEnforcement(t *testing.T) {
+	in := shop()
+	simulator, out := simulate.Compile(in)
+	s := Situation{Declared: in, InForce: simulator, Ruleset: out.Ruleset(), Now: in.Now,
+		Prove: func(compile.Input, *bocage.Ruleset) []bocage.Proof { return nil }}
+	scope := in.Scopes[0]
+	result := Make(s, []bocage.Resource{&bocage.Scope{TypeMeta: bocage.TypeMeta{Kind: "Scope"}, ObjectMeta: scope.ObjectMeta,
+		Spec: bocage.ScopeSpec{Mode: bocage.ModeEnforce, Workload: bocage.Selector{MatchLabels: map[string]string{"app": "db"}}}}})
+	if !slices.Equal(result.Observed, []string{"shop/api", "shop/web"}) || len(result.Enforced) > 0 || len(result.Faults) > 0 {
+		t.Errorf("enforced %v, observed %v, %v", result.Enforced, result.Observed, result.Faults)
+	}
+}
+
 func gone(object bocage.Resource) bocage.Resource {
 	at := policytest.Now
 	object.Meta().DeletionTimestamp = &at
@@ -155,13 +169,13 @@ func TestWarnings(t *testing.T) {
 		not   []string
 	}{
 		{"nothing recorded", nil, []string{"no flow is recorded"}, nil},
-		{"an afternoon", []bocage.Edge{edge("a/a", "a/b", 80, 100, 4*time.Hour, 0)}, []string{"flows of 4 hours only", "nightly job"}, []string{"seldom"}},
+		{"an afternoon", []bocage.Edge{edge("a/a", "a/b", 80, 100, 4*time.Hour, 0)}, []string{"covers 4 hours", "nightly job"}, []string{"seldom"}},
 		{"three days", []bocage.Edge{edge("a/a", "a/b", 80, 100, 3*day, 0)}, []string{"3.0 days", "once a week"}, []string{"nightly"}},
 		{"a month", []bocage.Edge{edge("a/a", "a/b", 80, 100, 30*day, 0)}, nil, []string{"missing"}},
 		{"a monthly report", []bocage.Edge{edge("a/a", "a/b", 80, 100, 40*day, 0), edge("a/c", "a/b", 443, 2, 35*day, 5*day)},
-			[]string{"1 recorded edges come back so seldom", "a/c to a/b TCP/443 about every 30.0 days"}, nil},
+			[]string{"1 recorded kind of flow comes back less often than twice", "(a/c to a/b TCP/443, about every 30.0 days)"}, nil},
 		{"many were seen once", slices.Repeat([]bocage.Edge{edge("a/a", "a/b", 80, 1, 10*day, 10*day), edge("a/a", "a/b", 81, 900, 10*day, 0)}, 5),
-			[]string{"5 edges were seen only once", "at least about 10 more"}, []string{"so seldom"}},
+			[]string{"5 kinds of flow were seen only once", "about 10 more"}, []string{"less often"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var r bocage.PlanResult

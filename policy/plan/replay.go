@@ -2,7 +2,6 @@ package plan
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -40,14 +39,14 @@ func (r *replay) run() {
 	}
 	if r.gone > 0 {
 		result.Findings = append(result.Findings, bocage.Fault{Field: "replay",
-			Message: fmt.Sprintf("%d recorded edges were not replayed: an end of theirs is gone", r.gone)})
+			Message: counted(r.gone, "recorded kind of flow was not replayed: one of its ends is gone", "recorded kinds of flow were not replayed: one of their ends is gone")})
 	}
 	for _, list := range []*[]bocage.PlannedEdge{&result.NewlyRefused, &result.NewlyAllowed, &result.DutyChanged} {
 		slices.SortFunc(*list, comparePlanned)
 	}
-	result.NewlyRefused = limited(result, "newly refused edges", result.NewlyRefused)
-	result.NewlyAllowed = limited(result, "newly allowed edges", result.NewlyAllowed)
-	result.DutyChanged = limited(result, "edges that owe something else", result.DutyChanged)
+	result.NewlyRefused = limited(result, "kinds of flow that are newly refused", result.NewlyRefused)
+	result.NewlyAllowed = limited(result, "kinds of flow that are newly allowed", result.NewlyAllowed)
+	result.DutyChanged = limited(result, "kinds of flow that owe something else", result.DutyChanged)
 }
 
 // comparePlanned puts the busiest edges first.

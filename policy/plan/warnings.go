@@ -26,9 +26,9 @@ func warnings(result *bocage.PlanResult, edges []bocage.Edge) bocage.Faults {
 	}
 	switch {
 	case span < day:
-		warn("flows of %s only are recorded: what happens once a day, such as a nightly job, may be missing", rounded(span))
+		warn("the recording covers %s: what happens once a day, such as a nightly job, may be missing", rounded(span))
 	case span < week:
-		warn("flows of %s only are recorded: what happens once a week may be missing", rounded(span))
+		warn("the recording covers %s: what happens once a week may be missing", rounded(span))
 	}
 	once, twice, slow := 0, 0, 0
 	longest, example := time.Duration(0), ""
@@ -47,13 +47,22 @@ func warnings(result *bocage.PlanResult, edges []bocage.Edge) bocage.Faults {
 		}
 	}
 	if slow > 0 {
-		warn("%d recorded edges come back so seldom that the recording holds less than two of their periods (%s about every %s): others like them may be missing",
-			slow, example, rounded(longest))
+		warn("%s less often than twice in the recorded time (%s, about every %s): others like that may be missing",
+			counted(slow, "recorded kind of flow comes back", "recorded kinds of flow come back"), example, rounded(longest))
 	}
 	if unseen := unseen(once, twice); unseen > 0 && once > 0 {
-		warn("%d edges were seen only once: by that, at least about %d more that come as seldom were not seen yet", once, unseen)
+		warn("%s seen only once: by that, about %d more that come as seldom, or more than that, were not seen yet",
+			counted(once, "kind of flow was", "kinds of flow were"), unseen)
 	}
 	return out
+}
+
+// counted puts a number before the one of two texts that goes with it.
+func counted(n int, one, many string) string {
+	if n == 1 {
+		return "1 " + one
+	}
+	return fmt.Sprintf("%d %s", n, many)
 }
 
 // periodOf estimates how long it takes until a flow of an edge comes back.
@@ -77,6 +86,10 @@ func rounded(d time.Duration) string {
 		return fmt.Sprintf("%.0f hours", d.Hours())
 	case d >= 2*time.Minute:
 		return fmt.Sprintf("%.0f minutes", d.Minutes())
+	case d.Round(time.Second) == time.Second:
+		return "1 second"
+	case d < time.Second:
+		return "less than a second"
 	default:
 		return fmt.Sprintf("%.0f seconds", d.Seconds())
 	}

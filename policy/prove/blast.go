@@ -2,6 +2,7 @@ package prove
 
 import (
 	"fmt"
+	"maps"
 	"math/bits"
 	"net/netip"
 	"slices"
@@ -22,24 +23,41 @@ func (p *prover) blastRadius(g *bocage.Guardrail, b *bocage.BlastRadius) bocage.
 	ref := compile.Ref("Guardrail", g, "spec.blastRadius")
 	from := p.side(b.From)
 	graph := p.graph()
-	weights := graph.radii(b.MaxHops, func(i int) bool { return from[p.groups[i]] })
+	begins := func(i int) bool {
+		if i < len(p.groups) {
+			return from[p.groups[i]] && (graph.outside[i] || graph.own[i] >= 0)
+		}
+		return slices.ContainsFunc(graph.several[i-len(p.groups)].groups, func(at int32) bool { return from[p.groups[at]] })
+	}
+	weights := graph.radii(b.MaxHops, begins)
 	worst := -1
-	for i, group := range p.groups {
-		if from[group] && weights[i] > b.MaxWeight && (worst < 0 || weights[i] > weights[worst]) {
+	for i := range weights {
+		if begins(i) && weights[i] > b.MaxWeight && (worst < 0 || weights[i] > weights[worst]) {
 			worst = i
 		}
 	}
 	if worst < 0 {
 		return proof(statement, ref, "")
 	}
-	return proof(statement, ref, fmt.Sprintf("from %s a weight of %d can be reached in %s: `bocage policy blast` shows the ways", p.who(p.groups[worst]), weights[worst], hops))
+	var who string
+	if worst < len(p.groups) {
+		who = p.who(p.groups[worst])
+	} else {
+		who = graph.several[worst-len(p.groups)].example.NamespacedName()
+	}
+	return proof(statement, ref, fmt.Sprintf("from %s a weight of %d can be reached in %s: `bocage policy blast` shows the ways", who, weights[worst], hops))
 }
 
-// graph is who may open something to whom, by places in prover.groups.
+// graph is who may open something to whom, by places in prover.groups. Behind the
+// groups stand the workloads that are in several of them: they are reached where
+// any of their addresses is, go on from all, and weigh once.
 type graph struct {
-	size   int
-	weight []int // of all members
-	own    []int // of the heaviest member, which is not reached by itself
+	size    int
+	several []several
+	weight  []int // of all members
+	// own is the weight of the lightest member: whoever begins does not reach
+	// itself. It is negative where nobody is who is not in several groups.
+	own []int
 	// outside marks groups of addresses outside: flows begin and end there, and
 	// none goes through.
 	outside []bool
@@ -50,6 +68,7 @@ type graph struct {
 	// plain lists the groups without a wildcard of their own that everybody
 	// marked in toPlain reaches, apart from the few in but.
 	plain   []int32
+	isPlain map[int32]bool
 	toPlain []bool
 	but     []map[int32]bool
 	common  uint8 // versions that all of the plain workloads speak
@@ -60,23 +79,36 @@ type graph struct {
 func (p *prover) graph() *graph {
 	n := len(p.groups)
 	place := make(map[bocage.Group]int32, n)
-	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), family: make([]uint8, n), next: make([][]int32, n), toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
+	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), family: make([]uint8, n), next: make([][]int32, n), isPlain: map[int32]bool{}, toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
 	for i, group := range p.groups {
-		place[group] = int32(i)
+		place[group], g.own[i] = int32(i), -1
 		g.outside[i] = len(p.members[group].workloads) == 0
 		g.family[i] = p.families(group)
 		for _, w := range p.members[group].workloads {
-			if p.groupsOf[w.Status.Identity][0] != group {
-				continue // it weighs once, where its first address is
+			if len(p.groupsOf[w.Status.Identity]) == 1 {
+				g.weigh(i, w)
 			}
-			weight := 1
-			if declared, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && declared >= 0 {
-				weight = declared
-			}
-			g.weight[i] += weight
-			g.own[i] = max(g.own[i], weight)
 		}
 	}
+	p.pairs(g, place)
+	p.spread(g, place)
+	return g
+}
+
+// weigh adds a member.
+func (g *graph) weigh(i int, w *bocage.Workload) {
+	weight := 1
+	if declared, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && declared >= 0 {
+		weight = declared
+	}
+	if g.own[i] < 0 || weight < g.own[i] {
+		g.own[i] = weight
+	}
+	g.weight[i] += weight
+}
+
+// pairs finds who reaches whom among the groups.
+func (p *prover) pairs(g *graph, place map[bocage.Group]int32) {
 	for _, at := range p.reach.exact {
 		from, known := place[at.from]
 		to, also := place[at.to]
@@ -93,13 +125,14 @@ func (p *prover) graph() *graph {
 		}
 	}
 	if !p.reach.wildcards {
-		return g
+		return
 	}
 	everyone := func(bocage.Group) bool { return true }
 	specialTo, plainTo := split(p.groups, everyone, p.reach.toAny)
 	g.common = 3
 	for _, t := range plainTo {
 		g.plain = append(g.plain, place[t])
+		g.isPlain[place[t]] = true
 		if !g.outside[place[t]] {
 			g.common &= g.family[place[t]]
 		}
@@ -133,7 +166,117 @@ func (p *prover) graph() *graph {
 			}
 		}
 	}
-	return g
+}
+
+// several are workloads that are in the same groups, and in more than one.
+type several struct {
+	groups  []int32
+	example *bocage.Workload
+}
+
+// spread adds the workloads that are in several groups.
+func (p *prover) spread(g *graph, place map[bocage.Group]int32) {
+	numbers := map[string]int{}
+	var sets []several
+	members := map[int][]*bocage.Workload{}
+	for i, group := range p.groups {
+		for _, w := range p.members[group].workloads {
+			of := p.groupsOf[w.Status.Identity]
+			if len(of) == 1 || place[of[0]] != int32(i) {
+				continue
+			}
+			groups := make([]int32, len(of))
+			for k, at := range of {
+				groups[k] = place[at]
+			}
+			slices.Sort(groups)
+			key := fmt.Sprint(groups)
+			at, known := numbers[key]
+			if !known {
+				at = len(sets)
+				numbers[key], sets = at, append(sets, several{groups, w})
+			}
+			members[at] = append(members[at], w)
+		}
+	}
+	// Who reaches a group that has such members, kept as they are added.
+	from := map[int32][]int32{}
+	for _, s := range sets {
+		for _, of := range s.groups {
+			from[of] = nil
+		}
+	}
+	note := func(i int, next []int32) {
+		for _, v := range next {
+			if list, wanted := from[v]; wanted {
+				from[v] = append(list, int32(i))
+			}
+		}
+	}
+	if len(sets) > 0 {
+		for i, next := range g.next {
+			note(i, next)
+		}
+	}
+	for i, s := range sets {
+		at := g.size
+		g.add(s, from)
+		note(at, g.next[at])
+		for _, w := range members[i] {
+			g.weigh(at, w)
+		}
+	}
+}
+
+// add gives workloads that are in several groups a place of their own; from lists
+// who reaches each of their groups.
+func (g *graph) add(s several, from map[int32][]int32) {
+	at := int32(g.size)
+	g.size++
+	g.several = append(g.several, s)
+	g.weight, g.own, g.outside = append(g.weight, 0), append(g.own, -1), append(g.outside, false)
+	// It goes on from every one of its addresses.
+	var family uint8
+	var next, reaching []int32
+	toPlain := false
+	var but map[int32]bool
+	for _, of := range s.groups {
+		family |= g.family[of]
+		next = append(next, g.next[of]...)
+		reaching = append(reaching, from[of]...)
+		switch {
+		case !g.toPlain[of]:
+		case !toPlain:
+			toPlain, but = true, maps.Clone(g.but[of])
+		default:
+			maps.DeleteFunc(but, func(v int32, _ bool) bool { return !g.but[of][v] })
+		}
+	}
+	slices.Sort(next)
+	next = slices.Compact(next)
+	// It is reached where any of its addresses is, itself included.
+	slices.Sort(reaching)
+	for _, i := range slices.Compact(reaching) {
+		g.next[i] = append(g.next[i], at)
+	}
+	if slices.ContainsFunc(next, func(v int32) bool { return slices.Contains(s.groups, v) }) {
+		next = append(next, at)
+	}
+	g.family, g.next, g.toPlain, g.but = append(g.family, family), append(g.next, next), append(g.toPlain, toPlain), append(g.but, but)
+	plain := slices.DeleteFunc(slices.Clone(s.groups), func(of int32) bool { return !g.isPlain[of] })
+	if len(plain) == 0 {
+		return
+	}
+	for i := range g.size {
+		if g.toPlain[i] && !slices.ContainsFunc(plain, func(of int32) bool { return !g.but[i][of] && g.family[i]&g.family[of] != 0 }) {
+			if g.but[i] == nil {
+				g.but[i] = map[int32]bool{}
+			}
+			g.but[i][at] = true
+		}
+	}
+	g.plain = append(g.plain, at)
+	g.common &= family
 }
 
 // families has bit 0 for IPv4 and bit 1 for IPv6 addresses of a group.
@@ -215,7 +358,7 @@ func (g *graph) radii(hops int, wanted func(int) bool) []int {
 				for ; set != 0; set &= set - 1 {
 					target := first + w*64 + bits.TrailingZeros64(set)
 					out[i] += g.weight[target]
-					if target == i {
+					if target == i && !g.outside[i] {
 						out[i] -= g.own[i]
 					}
 				}

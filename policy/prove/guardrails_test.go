@@ -2,6 +2,7 @@ package prove_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -238,9 +239,20 @@ func TestBlastRadiusAgainstWalks(t *testing.T) {
 		in.Workloads = slices.DeleteFunc(in.Workloads, func(w *bocage.Workload) bool {
 			return slices.ContainsFunc(w.Spec.Addresses, netip.Addr.Is6)
 		})
+		weights := map[string]int{}
+		for i, w := range in.Workloads {
+			weight := rapid.IntRange(0, 3).Draw(t, "weight")
+			copied := *w
+			copied.Labels = maps.Clone(w.Labels)
+			if copied.Labels == nil {
+				copied.Labels = map[string]string{}
+			}
+			copied.Labels[bocage.LabelWeight] = fmt.Sprint(weight)
+			in.Workloads[i], weights[w.NamespacedName()] = &copied, weight
+		}
 		hops := rapid.IntRange(0, 4).Draw(t, "hops")
 		rs := compile.Compile(in).Ruleset()
-		most := heaviest(rs, hops)
+		most := heaviest(rs, hops, weights)
 		for _, radius := range []int{most, most - 1} {
 			if radius < 0 {
 				continue
@@ -269,9 +281,9 @@ func allowsAny(rs *bocage.Ruleset, source, destination netip.Addr) bool {
 	return false
 }
 
-// heaviest walks from every workload, and from outside, and returns the most
-// workloads that are reached.
-func heaviest(rs *bocage.Ruleset, hops int) int {
+// heaviest walks from every workload, and from outside, and returns the most that
+// the workloads weigh that are reached.
+func heaviest(rs *bocage.Ruleset, hops int, weights map[string]int) int {
 	next := map[string]map[string]bool{}
 	who := func(a netip.Addr) string {
 		if peer := rs.Lookup(a); peer.Workload != "" {
@@ -310,7 +322,11 @@ func heaviest(rs *bocage.Ruleset, hops int) int {
 			}
 			edge = beyond
 		}
-		most = max(most, len(reached))
+		weight := 0
+		for to := range reached {
+			weight += weights[to]
+		}
+		most = max(most, weight)
 	}
 	return most
 }

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"bocage.dev/bocage"
+)
+
+// TestExplainBystanders: of a flow between two ends outside nobody decides.
+func TestExplainBystanders(t *testing.T) {
+	x := bocage.Explanation{Verdict: bocage.VerdictAllow, Decider: bocage.Ref{Kind: "Default", Name: "deny"},
+		Reason: bocage.Reason{Code: bocage.ReasonDefaultDeny, Would: bocage.VerdictDrop},
+		Flow:   bocage.Flow{Source: netip.MustParseAddr("192.0.2.1"), Destination: netip.MustParseAddr("192.0.2.2"), DestinationPort: 80, Protocol: bocage.ProtocolTCP},
+		Layers: []bocage.Layer{{Name: "base", Result: "nothing"}, {Name: "kubernetes-policies", Result: "something", By: []bocage.Ref{{Kind: "Scope", Name: "s"}}}}}
+	text := explanationText(t, x)
+	if !strings.Contains(text, "because  neither end is behind an enforcement point") || strings.Contains(text, "would") {
+		t.Errorf("of two ends outside:\n%s", text)
+	}
+	// Results stand in one column, however long a layer's name is.
+	if !strings.Contains(text, "  base                 nothing\n  kubernetes-policies  something\n                         Scope s\n") {
+		t.Errorf("columns:\n%s", text)
+	}
+	x.Source.Workload = "a/b"
+	if text := explanationText(t, x); !strings.Contains(text, "because  default-deny") || !strings.Contains(text, "would    drop") {
+		t.Errorf("of one end outside:\n%s", text)
+	}
+}
+
+func explanationText(t *testing.T, x bocage.Explanation) string {
+	t.Helper()
+	var out bytes.Buffer
+	if err := (&env{out: &out}).printExplanation(x); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// TestHistory: what was not taken, or taken back, does not read as if it held.
+func TestHistory(t *testing.T) {
+	generation := func(name, digest, stage string, changed ...string) bocage.Resource {
+		return &bocage.Generation{ObjectMeta: bocage.ObjectMeta{Name: name}, Status: bocage.GenerationStatus{Digest: digest, Stage: stage, Changed: changed}}
+	}
+	var out bytes.Buffer
+	if err := (&env{out: &out}).printHistory([]bocage.Resource{
+		generation("g1", "one", ""), generation("g2", "two", bocage.StageRolledBack, "Application a/b"), generation("g3", "three", "", "Scope s"),
+		generation("g4", "one", bocage.StageActive, "Scope s"), generation("g5", "four", bocage.StageActive, "Scope s", "Scope t", "Scope u", "Scope v"),
+	}); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(out.String(), "\n")
+	for i, want := range []string{"CHANGED", "-", "not taken: Application a/b", "Scope s", "back to g1, without Scope s", "Scope s, Scope t, Scope u and 1 more"} {
+		if !strings.HasSuffix(lines[i], "   "+want) {
+			t.Errorf("%q does not end with %q", lines[i], want)
+		}
+	}
+}
