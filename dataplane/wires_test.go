@@ -334,6 +334,71 @@ func TestRootWireSteers(t *testing.T) {
 	}
 }
 
+// In the driver openers that are refused end as they do behind it, counted and
+// told once, and nothing else does.
+func TestRootWireEarly(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	for _, w := range []*workload{a, b} { // as network cards have it: no super-frames
+		must(t, host.DisableOffloads(p.namespace, w.link))
+		must(t, host.DisableOffloads(w.namespace, "eth0"))
+	}
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	p.in(func() error {
+		return p.AttachWire(Wire{Name: "wire", Inside: a.ifindex, Outside: b.ifindex, Closed: true, XDP: true, Residents: []bocage.Port{a.port}})
+	})
+	p.run()
+	echo(t, b, b.v4, 80)
+	c := mustDial(t, a, b.v4, 80)
+	must(t, ping(c, long))
+	before := p.counted(t, bocage.ReasonDefaultDeny)
+	syn := frame{from: [6]byte(b.mac), to: [6]byte(a.mac), source: b.v4, dst: a.v4, protocol: bocage.ProtocolTCP, sport: 999, dport: 22, tcpFlags: 2}
+	const flood = 500
+	for range flood {
+		sendFrame(t, b, syn.bytes())
+	}
+	e := p.await("a refused opener", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventRefused && e.DestinationPort == 22 })
+	if e.Source != 102 || e.Destination != 101 || e.Reason != bocage.ReasonDefaultDeny || e.Verdict != bocage.VerdictDrop || e.Interface != a.ifindex {
+		t.Errorf("event %+v", e)
+	}
+	if got := p.counted(t, bocage.ReasonDefaultDeny) - before; got != flood {
+		t.Errorf("%d refusals counted, want %d", got, flood)
+	}
+	must(t, ping(c, long))
+	// Also without the program behind the driver.
+	must(t, p.pins.detach(b.ifindex, programAcross))
+	sendFrame(t, b, syn.bytes())
+	if got := p.counted(t, bocage.ReasonDefaultDeny) - before; got != flood+1 {
+		t.Errorf("%d refusals counted, want %d", got, flood+1)
+	}
+	p.wire(a, b, true, a)
+	p.in(func() error {
+		return p.AttachWire(Wire{Name: "wire", Inside: a.ifindex, Outside: b.ifindex, Closed: true, XDP: true, Residents: []bocage.Port{a.port}})
+	})
+	must(t, ping(c, long))
+	p.Close()
+	must(t, ping(c, long))
+	p.open()
+	p.wire(a, b, true, a)
+	must(t, ping(c, long))
+	p.in(func() error { return p.DetachWire(a.ifindex) })
+	p.in(func() error {
+		l, err := netlink.LinkByName(b.link)
+		if err == nil && l.Attrs().Xdp != nil && l.Attrs().Xdp.Attached {
+			t.Error("the driver's program is left behind")
+		}
+		return err
+	})
+}
+
+// counted is how many packets were refused for a reason.
+func (p *plane) counted(t testing.TB, reason bocage.ReasonCode) uint64 {
+	t.Helper()
+	counters, err := p.Counters()
+	must(t, err)
+	return counters.Refused[reason].Packets
+}
+
 // What is no wire is refused with what to do, and a removed one leaves the links as they were.
 func TestRootWireFaults(t *testing.T) {
 	p := newPlane(t)

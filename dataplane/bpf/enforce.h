@@ -33,11 +33,11 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 	return true;
 }
 
-static __always_inline void begin(struct __sk_buff *skb, struct passage *at)
+static __always_inline void begin(struct passage *at, __u32 segments)
 {
 	__u32 zero = 0;
 	at->now = coarse_now();
-	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
+	at->segments = segments > 1 ? segments : 1;
 	struct active *word = bpf_map_lookup_elem(&active, &zero);
 	if (word) {
 		__u64 now = *(volatile __u64 *)&word->word;
@@ -441,6 +441,6 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 	if (pass_fast(skb, from))
 		return TCX_NEXT;
 	struct passage at = {.from = from, .ifindex = skb->ifindex};
-	begin(skb, &at);
+	begin(&at, skb->gso_segs);
 	return enforce_at(skb, &at);
 }

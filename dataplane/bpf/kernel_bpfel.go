@@ -365,6 +365,7 @@ const (
 	KernelMapTallies            = "tallies"
 	KernelMapTopology           = "topology"
 	KernelProgAcrossWire        = "across_wire"
+	KernelProgEarlyOnWire       = "early_on_wire"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
@@ -422,6 +423,7 @@ type KernelSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
 	AcrossWire        *ebpf.ProgramSpec `ebpf:"across_wire"`
+	EarlyOnWire       *ebpf.ProgramSpec `ebpf:"early_on_wire"`
 	FromDecoy         *ebpf.ProgramSpec `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
@@ -572,6 +574,7 @@ type KernelVariables struct {
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
 	AcrossWire        *ebpf.Program `ebpf:"across_wire"`
+	EarlyOnWire       *ebpf.Program `ebpf:"early_on_wire"`
 	FromDecoy         *ebpf.Program `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
@@ -584,6 +587,7 @@ type KernelPrograms struct {
 func (p *KernelPrograms) Close() error {
 	return _KernelClose(
 		p.AcrossWire,
+		p.EarlyOnWire,
 		p.FromDecoy,
 		p.FromEngineInside,
 		p.FromEngineOutside,
