@@ -3,7 +3,9 @@ package bocage
 import (
 	"encoding/json"
 	"path"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -136,7 +138,10 @@ type Column struct {
 }
 
 // Kinds lists every kind, in the order in which people meet them.
-func Kinds() []Kind {
+func Kinds() []Kind { return slices.Clone(everyKind()) }
+
+// everyKind is the list that nobody changes, made once: every request asks for it.
+var everyKind = sync.OnceValue(func() []Kind {
 	kinds := []Kind{
 		{Name: "Application", Plural: "applications", Short: []string{"app"}, Namespaced: true, Writer: "api",
 			New: func() Resource { return new(Application) }, Columns: []Column{
@@ -214,7 +219,7 @@ func Kinds() []Kind {
 		}
 	}
 	return kinds
-}
+})
 
 // Group returns the API group of the kind; empty is Kubernetes' core group.
 func (k Kind) Group() string {
@@ -236,7 +241,7 @@ func (k Kind) Version() string {
 
 // KindNamed finds a kind by name, plural, singular or short name, in any case.
 func KindNamed(name string) (Kind, bool) {
-	for _, k := range Kinds() {
+	for _, k := range everyKind() {
 		if equalFold(k.Name, name) || equalFold(k.Plural, name) {
 			return k, true
 		}

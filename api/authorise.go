@@ -185,6 +185,9 @@ func (p Person) allowed(a access) (bool, string) {
 		case subresourceApproval:
 			return false, "an approval is given with a POST and cannot be taken back"
 		}
+		if a.kind.Writer == "api" {
+			return false, "there is no such verb: " + strings.Join(verbsOf(a.kind), ", ")
+		}
 		return false, "it is written by the " + a.kind.Writer + " room and not by people"
 	}
 	var why []string

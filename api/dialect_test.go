@@ -139,7 +139,7 @@ func TestStrategicMergePatches(t *testing.T) {
 // TestOpenAPI2 reads the document as kubectl and Argo CD do.
 func TestOpenAPI2(t *testing.T) {
 	b := start(t, nil)
-	code, text, header := b.raw(t, "GET", "/openapi/v2", "", "", "Accept", protobufOpenAPI2)
+	code, text, header := b.raw(t, "GET", "/openapi/v2", "", "", "Accept", protobufOpenAPI2Asked)
 	if code != 200 || header.Get("Content-Type") != protobufOpenAPI2 {
 		t.Fatal(code, header)
 	}

@@ -61,6 +61,10 @@ func (s *Server) serveOther(c *call) error {
 			return s.bounded(c, s.serveReview)
 		}
 	case c.r.Method != http.MethodGet && c.r.Method != http.MethodHead:
+		if _, _, resource := versionIn(path); resource { // of a group that is not here
+			return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
+				"the server could not find the requested resource")
+		}
 		return newProblem(http.StatusMethodNotAllowed, metav1.StatusReasonMethodNotAllowed,
 			"%s is not supported on this path", c.r.Method)
 	case path == "/metrics":

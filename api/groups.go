@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -41,7 +42,7 @@ func withGroup(name string, kind bocage.Kind) string {
 }
 
 // groupVersions lists those that hold kinds, ours first and the core last.
-func groupVersions() []string {
+var groupVersions = sync.OnceValue(func() []string {
 	var out []string
 	for _, kind := range bocage.Kinds() {
 		if !slices.Contains(out, kind.APIVersion) {
@@ -49,8 +50,8 @@ func groupVersions() []string {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b string) int { return rank(a) - rank(b) })
-	return out
-}
+	return slices.Clip(out)
+})
 
 func rank(apiVersion string) int {
 	switch {

@@ -30,6 +30,7 @@ type bench struct {
 	address   string // https://...
 	authority *identity.Authority
 	log       *logBuffer
+	stop      func() // ends the server, which otherwise the test's end does
 }
 
 // logBuffer keeps the log for the tests that read it.
@@ -84,12 +85,13 @@ func start(t *testing.T, change func(*Config)) *bench {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- b.server.Run(ctx) }()
-	t.Cleanup(func() {
+	b.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-done; err != nil {
 			t.Errorf("run: %v", err)
 		}
 	})
+	t.Cleanup(b.stop)
 	addresses, err := b.server.Addresses(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -2,7 +2,6 @@ package api
 
 import (
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/time/rate"
 )
@@ -10,13 +9,14 @@ import (
 // limits bounds what one client and all clients together may ask.
 type limits struct {
 	perSecond rate.Limit
-	maxWatch  int64
-	watches   atomic.Int64
+	maxWatch  int64 // of all, and of one person three quarters of that
 	inFlight  chan struct{}
 	large     chan struct{} // bodies of largeBody bytes and more
 
-	mu      sync.Mutex // guards buckets
+	mu      sync.Mutex // guards what follows
 	buckets map[string]*rate.Limiter
+	watches int64
+	of      map[string]int64 // watches of a person
 }
 
 const (
@@ -25,7 +25,7 @@ const (
 	maxInFlight    = 256
 	maxBuckets     = 10_000
 	largeBody      = 1 << 20
-	maxLarge       = 4
+	maxLarge       = 2
 )
 
 func newLimits(perSecond float64, maxWatches int) *limits {
@@ -37,7 +37,7 @@ func newLimits(perSecond float64, maxWatches int) *limits {
 	}
 	return &limits{
 		perSecond: rate.Limit(perSecond), maxWatch: int64(maxWatches),
-		inFlight: make(chan struct{}, maxInFlight), large: make(chan struct{}, maxLarge), buckets: map[string]*rate.Limiter{},
+		inFlight: make(chan struct{}, maxInFlight), large: make(chan struct{}, maxLarge), buckets: map[string]*rate.Limiter{}, of: map[string]int64{},
 	}
 }
 
@@ -69,13 +69,34 @@ func (l *limits) forgetIdle() {
 	}
 }
 
-// watch takes one of the places for watches; leave gives it back.
-func (l *limits) watch() bool {
-	if l.watches.Add(1) > l.maxWatch {
-		l.watches.Add(-1)
+// watch takes one of the places for watches; leave gives it back. Nobody gets so
+// many that none are left for others.
+func (l *limits) watch(person string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.watches >= l.maxWatch || l.of[person] >= l.share() {
 		return false
 	}
+	l.watches++
+	l.of[person]++
 	return true
 }
 
-func (l *limits) leave() { l.watches.Add(-1) }
+// share is how many watches one person may have.
+func (l *limits) share() int64 { return max(l.maxWatch-l.maxWatch/4, 1) }
+
+// following counts the watches that are open.
+func (l *limits) following() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.watches
+}
+
+func (l *limits) leave(person string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.watches--
+	if l.of[person]--; l.of[person] == 0 {
+		delete(l.of, person)
+	}
+}

@@ -17,7 +17,12 @@ import (
 // OpenAPI v2 is for tools that are older than v3, or slower to learn: Argo CD,
 // Terraform and older kubectls ask for it, most of them in protobuf.
 
-const protobufOpenAPI2 = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+// Clients ask for it under a name that is none (RFC 6838 knows no "@"), or under the
+// one that is, by which it is always answered.
+const (
+	protobufOpenAPI2      = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+	protobufOpenAPI2Asked = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
+)
 
 // openAPI2 are the two forms of the document.
 type openAPI2 struct {
@@ -166,7 +171,7 @@ func (s *Server) serveOpenAPI2(c *call) error {
 	accept := c.r.Header.Get("Accept")
 	for _, part := range strings.Split(accept, ",") {
 		part = strings.TrimSpace(part)
-		if strings.HasPrefix(part, protobufOpenAPI2) {
+		if strings.HasPrefix(part, protobufOpenAPI2) || strings.HasPrefix(part, protobufOpenAPI2Asked) {
 			return c.writeDocument(protobufOpenAPI2, document.protobuf)
 		}
 		switch mediaType, _, _ := mime.ParseMediaType(part); mediaType {

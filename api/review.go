@@ -124,8 +124,9 @@ func (s *Server) serveReview(c *call) error {
 
 func (s *Server) reviewAccess(p Person, review *accessReview) {
 	switch a := review.Spec.ResourceAttributes; {
-	case a != nil && a.Group == "*" && a.Resource == "*":
-		review.Status.Allowed = p.has(RoleAdmin)
+	case a != nil && a.Resource == "*" && (a.Group == "*" || a.Group == ""):
+		_, all := p.readable()
+		review.Status.Allowed = p.has(RoleAdmin) || reading(a.Verb) && all
 	case a != nil:
 		kind, ok := s.kinds[a.Resource]
 		if !ok || a.Group != kind.Group() && a.Group != "*" || a.Version != "" && a.Version != "*" && a.Version != kind.Version() {

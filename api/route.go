@@ -136,6 +136,7 @@ func (s *Server) serve(c *call) error {
 			}
 			return s.serveLogin(c, login)
 		}
+		c.w.Header().Set("Connection", "close") // strangers do not stay
 		s.logger.Warn("refused a stranger", "from", from, "path", c.r.URL.Path, "error", err)
 		s.noteStranger(c)
 		return err
@@ -346,12 +347,8 @@ func (s *Server) isClosing() bool {
 }
 
 func kindNamed(name string) bocage.Kind {
-	for _, kind := range bocage.Kinds() {
-		if kind.Name == name {
-			return kind
-		}
-	}
-	return bocage.Kind{}
+	kind, _ := bocage.KindNamed(name)
+	return kind
 }
 
 func isAny(err error, targets ...error) bool {

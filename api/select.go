@@ -11,8 +11,12 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// maxSelector bounds a selector, since it is compared with many objects.
-const maxSelector = 16 << 10
+// maxSelector and maxRequirements bound a selector, since it is compared with many
+// objects, and by those who follow with every change.
+const (
+	maxSelector     = 16 << 10
+	maxRequirements = 128
+)
 
 // selection is which objects of a collection are wanted.
 type selection struct {
@@ -84,6 +88,10 @@ func readSelection(kind bocage.Kind, query url.Values) (selection, error) {
 	}
 	if s.fields, err = fields.ParseSelector(query.Get("fieldSelector")); err != nil {
 		return s, badRequest("fieldSelector %q cannot be read: %v", query.Get("fieldSelector"), err)
+	}
+	requirements, _ := s.labels.Requirements()
+	if asked := max(len(requirements), len(s.fields.Requirements())); asked > maxRequirements {
+		return s, badRequest("the selector asks %d things: at most %d can be asked; \"key in (a, b, ...)\" is one", asked, maxRequirements)
 	}
 	for _, r := range s.fields.Requirements() {
 		if !selectable(kind, r.Field) {

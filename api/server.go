@@ -226,7 +226,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		// Watches and followed flows set deadlines of their own.
 		WriteTimeout:   requestLimit + writeLimit,
 		MaxHeaderBytes: maxHeaderBytes, ConnContext: withPeer,
-		ErrorLog: slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
+		ConnState: newConnections(s.limits.maxWatch, s.metrics.refused.WithLabelValues("connections").Inc).changed,
+		ErrorLog:  slog.NewLogLogger(s.logger.Handler(), slog.LevelDebug),
 	}
 	var serving sync.WaitGroup
 	viewing, stopViewing := context.WithCancel(context.WithoutCancel(ctx))

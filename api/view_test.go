@@ -291,7 +291,7 @@ func TestSlowWatcherIsCutOff(t *testing.T) {
 	}
 	look := time.NewTicker(50 * time.Millisecond)
 	defer look.Stop()
-	for deadline := time.Now().Add(writeLimit + 20*time.Second); b.server.limits.watches.Load() > 0; <-look.C {
+	for deadline := time.Now().Add(writeLimit + 20*time.Second); b.server.limits.following() > 0; <-look.C {
 		if time.Now().After(deadline) {
 			t.Fatal("the watch is open still")
 		}

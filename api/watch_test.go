@@ -207,7 +207,7 @@ func TestWatchesAreBounded(t *testing.T) {
 	first.end()
 	// The place is free once the server has seen the client go.
 	deadline := time.Now().Add(10 * time.Second)
-	for b.server.limits.watches.Load() == 2 && time.Now().Before(deadline) {
+	for b.server.limits.following() == 2 && time.Now().Before(deadline) {
 		b.raw(t, "GET", "/livez", "", "")
 	}
 	b.watch(t, "")

@@ -301,6 +301,8 @@ func (c *call) parse(data []byte) (*manifest.Tree, error) {
 		return nil, badRequest("the body holds %d objects where one is needed", len(trees))
 	case trees[0].Object() == nil:
 		return nil, badRequest("the body is no object")
+	case len(trees[0].JSON()) > store.MaxValue:
+		return nil, store.ErrTooLarge // before what costs memory
 	}
 	return trees[0], nil
 }

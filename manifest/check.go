@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -54,6 +55,9 @@ func (c *checker) leaves(path string) bool {
 }
 
 func (c *checker) fieldsOf(typ reflect.Type) map[string]reflect.Type {
+	if fields, known := fieldsOfKinds()[typ]; known {
+		return fields
+	}
 	fields, known := c.fields[typ]
 	if !known {
 		fields = structFields(typ)
@@ -306,6 +310,31 @@ func atTop(typ reflect.Type, field reflect.StructField) bool {
 	}
 	return true
 }
+
+// fieldsOfKinds are the fields of every struct within every kind, found once:
+// looking for them takes longer than to check an object.
+var fieldsOfKinds = sync.OnceValue(func() map[reflect.Type]map[string]reflect.Type {
+	all := map[reflect.Type]map[string]reflect.Type{}
+	var within func(typ reflect.Type)
+	within = func(typ reflect.Type) {
+		switch typ.Kind() {
+		case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+			within(typ.Elem())
+		case reflect.Struct:
+			if _, known := all[typ]; known {
+				return
+			}
+			all[typ] = structFields(typ)
+			for _, field := range all[typ] {
+				within(field)
+			}
+		}
+	}
+	for _, kind := range bocage.Kinds() {
+		within(reflect.TypeOf(kind.New()))
+	}
+	return all
+})
 
 // structFields maps the JSON names of a struct's fields to their types.
 func structFields(typ reflect.Type) map[string]reflect.Type {

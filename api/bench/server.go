@@ -57,7 +57,7 @@ func serve(ctx context.Context, dir string, s settings) error {
 		Registry: registry, AuditDir: trail, Node: "bench",
 		Store: st, TrustDomain: trustDomain, Listen: "127.0.0.1:0", AdminToken: adminToken,
 		SVID: func() *identity.SVID { return svid }, Bundle: authority.Bundle(),
-		RequestsPerSecond: 1e6, MaxWatches: s.Watchers + 100, Logger: slog.New(slog.DiscardHandler),
+		RequestsPerSecond: 1e6, MaxWatches: 2*s.Watchers + 100, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		return err

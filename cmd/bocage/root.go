@@ -132,7 +132,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
 	flags.StringVar(&e.server, "server", os.Getenv("BOCAGE_SERVER"), "URL of a controller's API (default: the local socket; env BOCAGE_SERVER)")
 	flags.StringVar(&e.ca, "ca", os.Getenv("BOCAGE_CA"), "file with the trust bundle of --server (env BOCAGE_CA)")
 	flags.StringVar(&e.token, "token-file", os.Getenv("BOCAGE_TOKEN_FILE"), "file with a bearer token for --server (env BOCAGE_TOKEN_FILE)")
-	flags.StringVar(&e.certificate, "certificate", os.Getenv("BOCAGE_CERTIFICATE"), "file with a client certificate and its key for --server, as `bocage user certificate` makes it (env BOCAGE_CERTIFICATE)")
+	flags.StringVar(&e.certificate, "certificate", os.Getenv("BOCAGE_CERTIFICATE"), "file with a client certificate and its key for --server, as bocage user certificate makes it (env BOCAGE_CERTIFICATE)")
 	flags.StringVar(&e.trustDomain, "trust-domain", node.DefaultTrustDomain, "SPIFFE trust domain")
 	flags.BoolVar(&e.debug, "debug", false, "log what happens in detail, on standard error")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
