@@ -148,6 +148,8 @@ type watchFigures struct {
 	Worst              time.Duration `json:"worstNanoseconds"`
 	AfterP50           time.Duration `json:"afterAnswerP50Nanoseconds"`
 	AfterP99           time.Duration `json:"afterAnswerP99Nanoseconds"`
+	// Refused counts the writes that found the server busy and were tried again.
+	Refused int64 `json:"writesRefused"`
 	// LateP50 and LateP99 are how long after it was due a write was begun: what
 	// this program, which has the machine together with the server, adds itself.
 	LateP50 time.Duration `json:"lateP50Nanoseconds"`
@@ -252,6 +254,7 @@ func (p *process) watches(ctx context.Context, s settings) (watchFigures, error)
 	}
 	f.Writes, f.WritesPerSecond = len(wrote.took), float64(len(wrote.took))/wrote.elapsed.Seconds()
 	f.WriteP50, f.WriteP99 = quantile(wrote.took, .5), quantile(wrote.took, .99)
+	f.Refused = wrote.refused.Load()
 	f.LateP50, f.LateP99 = quantile(wrote.late, .5), quantile(wrote.late, .99)
 	for _, n := range wrote.namespaces {
 		f.Expected += int64(s.Everything) + perNamespace[n]
@@ -376,6 +379,7 @@ func (p *process) profiles(s settings) {
 type written struct {
 	took       []time.Duration
 	late       []time.Duration
+	refused    atomic.Int64
 	answered   []time.Time
 	namespaces []int
 	elapsed    time.Duration
@@ -404,7 +408,15 @@ func (p *process) write(ctx context.Context, s settings) (*written, error) {
 		w.namespaces[n] = object % s.Namespaces
 		writing.Go(func() {
 			w.late[n] = time.Since(due)
-			if err := p.patch(ctx, c, s, object, n, due); err != nil {
+			err := p.patch(ctx, c, s, object, n, due)
+			for ; errors.Is(err, errBusy) && ctx.Err() == nil; err = p.patch(ctx, c, s, object, n, due) {
+				w.refused.Add(1)
+				select {
+				case <-time.After(busyPause):
+				case <-ctx.Done():
+				}
+			}
+			if err != nil {
 				mu.Lock()
 				failure = err
 				mu.Unlock()
@@ -434,11 +446,20 @@ func (p *process) patch(ctx context.Context, c *http.Client, s settings, object,
 	}
 	defer answer.Body.Close()
 	text, err := io.ReadAll(answer.Body)
+	if err == nil && answer.StatusCode == http.StatusTooManyRequests {
+		return errBusy
+	}
 	if err == nil && answer.StatusCode != http.StatusOK {
 		err = fmt.Errorf("write %s/%s: %s: %.300s", namespace, name, answer.Status, text)
 	}
 	return err
 }
+
+// errBusy is the server's answer while it serves as many requests as it may: the
+// write is tried again, and is the later for it.
+var errBusy = errors.New("the server is busy")
+
+const busyPause = 100 * time.Millisecond
 
 func quantile(list []time.Duration, q float64) time.Duration {
 	if len(list) == 0 {

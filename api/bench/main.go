@@ -252,7 +252,7 @@ func (r report) print(out io.Writer) {
 	line("  the same, decoded by the Go client", "%s", r.List.Decoded)
 	line("list in pages of 500", "%s median, %s worst", r.Pages.Median, r.Pages.Worst)
 	line(fmt.Sprintf("%d watchers", r.Watch.Watchers), "open in %s", r.Watch.Opened)
-	line("writes", "%d at %.0f/s, latency p50 %s, p99 %s", r.Watch.Writes, r.Watch.WritesPerSecond, r.Watch.WriteP50, r.Watch.WriteP99)
+	line("writes", "%d at %.0f/s, latency p50 %s, p99 %s, %d refused as too many at a time and tried again", r.Watch.Writes, r.Watch.WritesPerSecond, r.Watch.WriteP50, r.Watch.WriteP99, r.Watch.Refused)
 	line("events", "%d delivered of %d, %.0f/s", r.Watch.Delivered, r.Watch.Expected, r.Watch.DeliveredPerSecond)
 	line("event latency, from when the write was due", "p50 %s, p99 %s, worst %s", r.Watch.P50, r.Watch.P99, r.Watch.Worst)
 	line("event latency, from the write's answer", "p50 %s, p99 %s", r.Watch.AfterP50, r.Watch.AfterP99)
