@@ -19,10 +19,6 @@ type Wire struct {
 	// Inside and Outside are the interfaces. Frames keep their VLAN tags.
 	Inside  string `json:"inside"`
 	Outside string `json:"outside"`
-	// XDP has refused openers of TCP end in the interfaces' drivers, so that a flood
-	// costs little. Network cards do it anyway where their drivers can; a veth or a
-	// tap can as well, but carries half of what it would without.
-	XDP bool `json:"xdp,omitempty"`
 }
 
 var interfaceName = regexp.MustCompile(`^[^\s/:]{1,15}$`)

@@ -138,6 +138,10 @@ type Dataplane struct {
 	objects *bpf.KernelObjects
 	barrier *barrier
 
+	asking    sync.Mutex // held by one question at a time, before mu; guards the next two
+	asker     *ebpf.Collection
+	askerEnds *time.Timer
+
 	// mu guards what follows, and the order of changes to maps.
 	mu       sync.Mutex
 	rows     [3]*tables            // what lies in each slot; nil: another process knows
@@ -284,6 +288,9 @@ func (d *Dataplane) Attached() []Attachment {
 
 // Close ends this process's part; enforcement stays. Run must have ended.
 func (d *Dataplane) Close() error {
+	d.asking.Lock()
+	d.dropAsker()
+	d.asking.Unlock()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {

@@ -37,7 +37,6 @@ const (
 	programDecoy   = "from_decoy"
 	programAcross  = "across_wire"
 	programHost    = "out_of_wire"
-	programEarly   = "early_on_wire"
 )
 
 // sizeOf says how many rows a map has, in terms of the configuration. Rows of a
@@ -209,8 +208,6 @@ func programOf(o *bpf.KernelObjects, name string) (*ebpf.Program, ebpf.AttachTyp
 		return o.AcrossWire, ebpf.AttachTCXIngress, true
 	case programHost:
 		return o.OutOfWire, ebpf.AttachTCXEgress, true
-	case programEarly:
-		return o.EarlyOnWire, ebpf.AttachXDP, true
 	}
 	return nil, 0, false
 }
@@ -294,15 +291,12 @@ func isGone(l link.Link) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if xdp := info.XDP(); xdp != nil {
-		return xdp.Ifindex == 0, nil
-	}
 	tcx := info.TCX()
 	return tcx == nil || tcx.Ifindex == 0, nil
 }
 
-// attach puts a program on an interface, ahead of others, or into its driver, and
-// pins the link. It takes over a link that is already there.
+// attach puts a program on an interface, ahead of others, and pins the link. It
+// takes over a link that is already there.
 func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) error {
 	program, where, _ := programOf(objects, name)
 	path := filepath.Join(p.linksDir(), linkName(ifindex, name))
@@ -315,13 +309,8 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 			return nil
 		}
 	}
-	var l link.Link
-	var err error
-	if where == ebpf.AttachXDP {
-		l, err = link.AttachXDP(link.XDPOptions{Interface: int(ifindex), Program: program, Flags: link.XDPDriverMode})
-	} else {
-		l, err = link.AttachTCX(link.TCXOptions{Interface: int(ifindex), Program: program, Attach: where, Anchor: link.Head()})
-	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: int(ifindex), Program: program, Attach: where, Anchor: link.Head()})
 	if err != nil {
 		return fmt.Errorf("attach %s to interface %d: %w", name, ifindex, err)
 	}

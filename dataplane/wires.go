@@ -24,9 +24,6 @@ import (
 type Wire struct {
 	Name            string
 	Inside, Outside uint32 // indexes of the interfaces
-	// XDP has refused openers of TCP end in the drivers. Network cards whose drivers
-	// can do that do it anyway.
-	XDP bool
 	// Closed refuses who has no identity at the inside: somebody there enforces.
 	Closed    bool
 	Residents []bocage.Port
@@ -77,43 +74,10 @@ func (d *Dataplane) attachWire(w Wire) error {
 			}
 		}
 	}
-	if err := d.hasten(w); err != nil {
-		return err
-	}
 	w.Residents = slices.Clone(w.Residents)
 	d.wires[w.Inside] = w
 	if !known {
 		d.log.Info("wire attached", "wire", w.Name, "inside", w.Inside, "outside", w.Outside, "residents", len(w.Residents))
-	}
-	return nil
-}
-
-// hasten puts the early program into the drivers where it is wanted: on network
-// cards, and on other links if somebody asks. A card that cannot run it goes
-// without.
-func (d *Dataplane) hasten(w Wire) error {
-	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		if d.waits(ifindex, programEarly) {
-			continue
-		}
-		l, err := netlink.LinkByIndex(int(ifindex))
-		if err != nil {
-			return fmt.Errorf("read interface %d: %w", ifindex, err)
-		}
-		card := l.Type() == "device"
-		if !w.XDP && !card {
-			if err := d.pins.detach(ifindex, programEarly); err != nil {
-				return err
-			}
-			continue
-		}
-		err = d.pins.attach(d.objects, ifindex, programEarly)
-		if err != nil && w.XDP {
-			return fmt.Errorf("%w; take xdp off the wire's declaration", err)
-		}
-		if err != nil {
-			d.log.Info("driver runs no XDP, refused openers end behind it", "interface", l.Attrs().Name, "error", err)
-		}
 	}
 	return nil
 }
@@ -263,7 +227,7 @@ func (d *Dataplane) DetachWire(inside uint32) error {
 
 func (d *Dataplane) detachWire(w Wire) error {
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		for _, program := range []string{programEarly, programAcross, programHost} {
+		for _, program := range []string{programAcross, programHost} {
 			if err := d.pins.detach(ifindex, program); err != nil {
 				return err
 			}

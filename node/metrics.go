@@ -82,7 +82,8 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 }
 
 // serveHealth answers on a socket of the agent's own: /metrics for Prometheus,
-// /readyz with what is wrong, /report with all that it knows of itself.
+// /readyz with what is wrong, /report with all that it knows of itself, /trace for
+// what would become of a packet.
 func (a *agentProcess) serveHealth(ctx context.Context) error {
 	path := a.cfg.AgentSocket()
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -105,6 +106,7 @@ func (a *agentProcess) serveHealth(ctx context.Context) error {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.HandleFunc("GET /report", a.serveReport)
+	mux.HandleFunc("POST /trace", a.serveTrace)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()

@@ -25,6 +25,7 @@ const (
 	exitDenied     = 4 // explain: the flow is refused
 	exitNotReady   = 5 // doctor: something that is needed is missing
 	exitRisky      = 6 // refused because it might cut you off
+	exitDisagree   = 7 // trace: the programs in the kernel and the model differ
 )
 
 // exitError carries an exit code; its text may be empty when all is said.
@@ -122,7 +123,7 @@ refused), look with "bocage observe -f", and let "bocage policy suggest" write
 the first policy.
 
 Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
-6 refused as risky.`,
+6 refused as risky, 7 kernel and model disagree.`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
@@ -152,7 +153,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
 	}
 	group("run", e.upCommand(), e.agentCommand(), e.controllerCommand(), e.demoCommand(), e.labCommand(), e.offCommand(), e.doctorCommand(), e.userCommand(), e.loginCommand(), e.logoutCommand(), e.whoamiCommand())
 	group("see", e.observeCommand(), e.getCommand(), e.watchCommand(), e.huntCommand(), e.auditCommand(), e.failsafeCommand(), e.graphCommand())
-	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand(), e.simulateCommand(), e.approveCommand())
+	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand(), e.traceCommand(), e.simulateCommand(), e.approveCommand())
 	group("defend", e.incidentCommand(), e.quarantineCommand(), e.decoyCommand())
 	root.AddCommand(e.versionCommand())
 	root.AddCommand(helperCommands()...)

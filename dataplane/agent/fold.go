@@ -83,7 +83,7 @@ func (want *Wanted) foldWires(rs *bocage.Ruleset, byName map[string]host.Link, n
 			continue
 		}
 		named[inside.Index], named[outside.Index] = true, true
-		wire := dataplane.Wire{Name: w.Name, Inside: inside.Index, Outside: outside.Index, XDP: w.XDP}
+		wire := dataplane.Wire{Name: w.Name, Inside: inside.Index, Outside: outside.Index}
 		for _, p := range rs.Ports {
 			if p.Interface == w.Name {
 				wire.Residents = append(wire.Residents, p)
@@ -111,7 +111,7 @@ func rewire(want, have []dataplane.Wire, links []host.Link, ruled bool) (attach 
 	}
 	for _, w := range want {
 		i := slices.IndexFunc(have, func(h dataplane.Wire) bool { return same(w, h) })
-		if i < 0 || have[i].Name != w.Name || have[i].Closed != w.Closed || have[i].XDP != w.XDP || !slices.EqualFunc(have[i].Residents, w.Residents, samePort) {
+		if i < 0 || have[i].Name != w.Name || have[i].Closed != w.Closed || !slices.EqualFunc(have[i].Residents, w.Residents, samePort) {
 			attach = append(attach, w)
 		}
 	}

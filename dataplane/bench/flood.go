@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage/host"
@@ -25,7 +24,7 @@ func floodVariants(p *path, o options) []variant {
 			nftablesHook{nftables{program: nft, path: p}, "raw prerouting", "type filter hook prerouting priority raw; " + drop},
 			nftablesHook{nftables{program: nft, path: p}, "netdev ingress", "type filter hook ingress device client priority 0; " + drop})
 	}
-	return append(variants, &protected{path: p, entries: 1_000}, &wired{protected{path: p, entries: 1_000}}, generatorAlone{p})
+	return append(variants, &protected{path: p, entries: 1_000}, generatorAlone{p})
 }
 
 // nftablesHook refuses earlier than connections are tracked, and so knows less.
@@ -129,18 +128,6 @@ func (p *path) meetEarly(program *ebpf.Program) error {
 		return p.flood.Early.Delete(uint32(0))
 	}
 	return p.flood.Early.Put(uint32(0), program)
-}
-
-// driverProgram is the one that runs in the driver of the client's link.
-func (p *path) driverProgram() (*ebpf.Program, error) {
-	l, err := netlink.LinkByIndex(int(p.client.ifindex))
-	if err != nil {
-		return nil, err
-	}
-	if l.Attrs().Xdp == nil || !l.Attrs().Xdp.Attached {
-		return nil, errors.New("no program runs in the driver of the client's link")
-	}
-	return ebpf.NewProgramFromID(ebpf.ProgramID(l.Attrs().Xdp.ProgId))
 }
 
 // generatorAlone drops the flood as early as can be.

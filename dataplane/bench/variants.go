@@ -252,33 +252,3 @@ func short(n int) string {
 	}
 	return fmt.Sprint(n)
 }
-
-// wired is Bocage at a wire between the two links, which takes what comes in by
-// the client's in its driver too.
-type wired struct{ protected }
-
-func (w *wired) name() string { return "bocage wire with XDP" }
-
-func (w *wired) start() error {
-	return host.In(w.path.host, func() error {
-		server := w.ports()[1]
-		server.MAC = "" // the path is one of routed packets
-		wire := dataplane.Wire{Name: "bench", Inside: w.path.server.ifindex, Outside: w.path.client.ifindex, Closed: true, XDP: true,
-			Residents: []bocage.Port{server}}
-		if err := w.plane.AttachWire(wire); err != nil {
-			return err
-		}
-		program, err := w.path.driverProgram()
-		if err != nil {
-			return err
-		}
-		defer program.Close()
-		return w.path.meetEarly(program)
-	})
-}
-
-func (w *wired) stop() error {
-	return host.In(w.path.host, func() error {
-		return errors.Join(w.path.meetEarly(nil), w.plane.DetachWire(w.path.server.ifindex))
-	})
-}

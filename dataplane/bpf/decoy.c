@@ -26,7 +26,7 @@ int from_decoy(struct __sk_buff *skb)
 	struct passage at = {.from = true, .ifindex = skb->ifindex};
 	struct outcome out = {.verdict = VERDICT_DROP, .would = VERDICT_DROP, .reason = REASON_INVALID_STATE};
 	struct packet *p = &at.packet;
-	begin(&at, skb->gso_segs);
+	begin(skb, &at);
 	bool whole = read_packet(skb, p);
 	at.length = p->bytes;
 	if (p->ethertype == ETHERNET_ARP || (p->marks & PACKET_NEIGHBOUR))

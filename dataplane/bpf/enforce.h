@@ -33,11 +33,11 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 	return true;
 }
 
-static __always_inline void begin(struct passage *at, __u32 segments)
+static __always_inline void begin(struct __sk_buff *skb, struct passage *at)
 {
 	__u32 zero = 0;
 	at->now = coarse_now();
-	at->segments = segments > 1 ? segments : 1;
+	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	struct active *word = bpf_map_lookup_elem(&active, &zero);
 	if (word) {
 		__u64 now = *(volatile __u64 *)&word->word;
@@ -332,6 +332,8 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 static __always_inline int pass_on(struct passage *at, struct outcome *out)
 {
 	int act = track(at, out);
+	TRACE(tracked, act + 1);
+	TRACE(row, at->found.row);
 	if (act == ACT_JUDGE) {
 		if (at->found.row)
 			judge(at, at->original, out);
@@ -357,7 +359,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	__u32 refusal = REASON_NONE;
 	*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_CONTROL};
 
-	switch (admit(at)) {
+	__u32 admitted = admit(at);
+	TRACE(admitted, admitted + 1);
+	switch (admitted) {
 	case ADMIT_CONTROL:
 		return ACT_PASS;
 	case ADMIT_ASIDE:
@@ -397,6 +401,20 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	return ACT_PASS;
 }
 
+static __always_inline void trace_end(const struct passage *at, const struct outcome *out, int act)
+{
+	TRACE(source, out->source);
+	TRACE(destination, out->destination);
+	TRACE(decision, out->decision);
+	TRACE(profile, out->profile);
+	TRACE(verdict, out->verdict);
+	TRACE(would, out->would);
+	TRACE(reason, out->reason);
+	TRACE(differs, out->differs);
+	TRACE(original, at->original);
+	TRACE(act, act);
+}
+
 // What becomes of a packet at a point: TCX_NEXT lets it pass there.
 static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 {
@@ -417,6 +435,7 @@ static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 		account(at, &out, false);
 	}
 
+	trace_end(at, &out, act);
 	bool refused = !is_allowed(out.verdict);
 	count(out.reason, refused, at->segments, at->length);
 	if (act == ACT_DIVERT)
@@ -438,9 +457,9 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 		skb->mark = 0;
 		return TCX_NEXT;
 	}
-	if (pass_fast(skb, from))
+	if (!tracing && pass_fast(skb, from))
 		return TCX_NEXT;
 	struct passage at = {.from = from, .ifindex = skb->ifindex};
-	begin(&at, skb->gso_segs);
+	begin(skb, &at);
 	return enforce_at(skb, &at);
 }

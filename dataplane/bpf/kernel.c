@@ -9,7 +9,6 @@
 #include "engine.c"
 #include "decoy.c"
 #include "wire.c"
-#include "early.c"
 #include "sweep.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -333,6 +333,32 @@ type KernelTopology struct {
 	Pad    uint32
 }
 
+type KernelTrace struct {
+	_                structs.HostLayout
+	Source           uint32
+	Destination      uint32
+	SourceGroup      uint32
+	DestinationGroup uint32
+	Decision         uint32
+	Row              uint32
+	Differs          uint32
+	Profile          uint16
+	Verdict          uint8
+	Would            uint8
+	Reason           uint8
+	Admitted         uint8
+	Tracked          uint8
+	Act              uint8
+	Original         uint8
+	Judged           uint8
+	Refused          uint8
+	Probed           uint8
+	Shape            uint8
+	Successions      uint8
+	Enforces         uint8
+	Pad              uint8
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -365,7 +391,6 @@ const (
 	KernelMapTallies            = "tallies"
 	KernelMapTopology           = "topology"
 	KernelProgAcrossWire        = "across_wire"
-	KernelProgEarlyOnWire       = "early_on_wire"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
@@ -378,6 +403,8 @@ const (
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
 	KernelVarPickupPeriod       = "pickup_period"
+	KernelVarTraced             = "traced"
+	KernelVarTracing            = "tracing"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -423,7 +450,6 @@ type KernelSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
 	AcrossWire        *ebpf.ProgramSpec `ebpf:"across_wire"`
-	EarlyOnWire       *ebpf.ProgramSpec `ebpf:"early_on_wire"`
 	FromDecoy         *ebpf.ProgramSpec `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
@@ -475,6 +501,8 @@ type KernelVariableSpecs struct {
 	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
+	Traced         *ebpf.VariableSpec `ebpf:"traced"`
+	Tracing        *ebpf.VariableSpec `ebpf:"tracing"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -567,6 +595,8 @@ type KernelVariables struct {
 	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`
+	Traced         *ebpf.Variable `ebpf:"traced"`
+	Tracing        *ebpf.Variable `ebpf:"tracing"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.
@@ -574,7 +604,6 @@ type KernelVariables struct {
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
 	AcrossWire        *ebpf.Program `ebpf:"across_wire"`
-	EarlyOnWire       *ebpf.Program `ebpf:"early_on_wire"`
 	FromDecoy         *ebpf.Program `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
@@ -587,7 +616,6 @@ type KernelPrograms struct {
 func (p *KernelPrograms) Close() error {
 	return _KernelClose(
 		p.AcrossWire,
-		p.EarlyOnWire,
 		p.FromDecoy,
 		p.FromEngineInside,
 		p.FromEngineOutside,

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernel.h"
+#include "trace.h"
 
 #define OPENINGS 256
 #define SEEDS 12

@@ -54,9 +54,12 @@ static __always_inline const struct decision *lookup(const struct ruleset *rules
 			.protocol = cell->protocol & shape->protocol,
 		};
 		const struct decision *decision = bpf_map_lookup_elem(&cells, &key);
-		if (decision)
+		if (decision) {
+			TRACE(probed, i + 1);
 			return decision;
+		}
 	}
+	TRACE(probed, 0);
 	return &rules->fallback;
 }
 
@@ -83,6 +86,7 @@ static __always_inline void follow(const struct ruleset *rules, const struct dec
 			return;
 		}
 		ruling->decision = succession->then;
+		TRACE(successions, i + 1);
 	}
 }
 
@@ -146,6 +150,13 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 
 	out->source = source.identity;
 	out->destination = destination.identity;
+	bool in_force = index != CANDIDATE_INDEX;
+	if (in_force) {
+		TRACE(judged, 1);
+		TRACE(source_group, source.group);
+		TRACE(destination_group, destination.group);
+		TRACE(enforces, !!source.enforce | !!destination.enforce << 1);
+	}
 
 	if (rules->refused) {
 		struct refused *refused = refusal_of(rules, source.identity, at->now);
@@ -155,6 +166,8 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 			out->verdict = out->would = VERDICT_DROP;
 			out->reason = REASON_QUARANTINE;
 			out->decision = refused->decision;
+			if (in_force)
+				TRACE(refused, 1);
 			return 0;
 		}
 	}
@@ -174,6 +187,8 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 		.protocol = p->protocol,
 	};
 	rule_on_cell(rules, &cell, at->now, out);
+	if (in_force)
+		TRACE(shape, traced.probed);
 	if (!enforce && !is_allowed(out->verdict))
 		out->verdict = VERDICT_ALLOW;
 	return 0;

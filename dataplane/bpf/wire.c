@@ -23,7 +23,7 @@ SEC("tcx/ingress")
 int across_wire(struct __sk_buff *skb)
 {
 	struct passage at = {};
-	begin(&at, skb->gso_segs);
+	begin(skb, &at);
 	if (!find_wire(&at, skb->ifindex))
 		return TCX_DROP;
 	if (skb->vlan_present)

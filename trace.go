@@ -1,0 +1,171 @@
+package bocage
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// TracePacket describes a packet that somebody asks about, at an enforcement point
+// of one host.
+type TracePacket struct {
+	// Interface is the enforcement point's; empty: the one of whichever end is a
+	// workload there, the sending one's first.
+	Interface string `json:"interface,omitempty"`
+	// Direction is seen from the workload behind it; nil: as Interface is found.
+	Direction *Direction `json:"direction,omitempty"`
+	// Source and Destination are addresses, or namespace/name of a workload.
+	Source      string   `json:"source,omitempty"`
+	Destination string   `json:"destination,omitempty"`
+	Protocol    Protocol `json:"protocol,omitempty"`
+	// SourcePort of zero is 49152, the first that nobody is given.
+	SourcePort      uint16 `json:"sourcePort,omitempty"`
+	DestinationPort uint16 `json:"destinationPort,omitempty"`
+	// Flags are those of TCP; none is syn.
+	Flags []string `json:"flags,omitempty"`
+	// ICMPType and ICMPCode of ICMP and ICMPv6; nil is an echo request.
+	ICMPType *uint8 `json:"icmpType,omitempty"`
+	ICMPCode uint8  `json:"icmpCode,omitempty"`
+	// SourceMAC and DestinationMAC; empty: those of the port's two ends.
+	SourceMAC      string `json:"sourceMAC,omitempty"`
+	DestinationMAC string `json:"destinationMAC,omitempty"`
+	// Fragment makes it the first piece of a larger packet.
+	Fragment bool   `json:"fragment,omitempty"`
+	VLAN     uint16 `json:"vlan,omitempty"`
+	Payload  []byte `json:"payload,omitempty"`
+	// Frame is the whole packet, of a capture for one. Then only Interface and
+	// Direction count besides.
+	Frame []byte `json:"frame,omitempty"`
+}
+
+// tcpFlags are the names of TCP's flags, by bit.
+var tcpFlags = []string{"fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr"}
+
+// TCPFlags are the flags as the header has them.
+func (p *TracePacket) TCPFlags() byte {
+	if len(p.Flags) == 0 {
+		return 1 << slices.Index(tcpFlags, "syn")
+	}
+	var flags byte
+	for _, name := range p.Flags {
+		if bit := slices.Index(tcpFlags, strings.ToLower(name)); bit >= 0 {
+			flags |= 1 << bit
+		}
+	}
+	return flags
+}
+
+// Validate names all faults of the description at once.
+func (p *TracePacket) Validate() Faults {
+	const most = 9000
+	var faults Faults
+	if len(p.Interface) > 15 {
+		faults.Add("interface", "%q is longer than the 15 characters of a Linux interface", p.Interface)
+	}
+	if len(p.Frame) > 0 {
+		if p.Interface == "" || p.Direction == nil {
+			faults.Add("frame", "needs the interface and the direction in which it passes it")
+		}
+		if len(p.Frame) < 14 || len(p.Frame) > most {
+			faults.Add("frame", "has %d bytes: between 14 and %d can be asked about", len(p.Frame), most)
+		}
+		return faults
+	}
+	for field, end := range map[string]string{"source": p.Source, "destination": p.Destination} {
+		if end == "" {
+			faults.Add(field, "is missing: an address, or namespace/name of a workload")
+		}
+	}
+	for _, name := range p.Flags {
+		if !slices.Contains(tcpFlags, strings.ToLower(name)) {
+			faults.Add("flags", "%q is none of %s", name, strings.Join(tcpFlags, ", "))
+		}
+	}
+	if len(p.Flags) > 0 && p.Protocol != ProtocolTCP {
+		faults.Add("flags", "belong to TCP, and the protocol is %s", p.Protocol)
+	}
+	if p.ICMPType != nil && p.Protocol != ProtocolICMP && p.Protocol != ProtocolICMPv6 {
+		faults.Add("icmpType", "belongs to ICMP and ICMPv6, and the protocol is %s", p.Protocol)
+	}
+	if p.Protocol == ProtocolAny {
+		faults.Add("protocol", "is missing: tcp/80, udp/53, icmp, icmpv6, or a number")
+	}
+	for field, mac := range map[string]string{"sourceMAC": p.SourceMAC, "destinationMAC": p.DestinationMAC} {
+		if hardware, err := net.ParseMAC(mac); mac != "" && (err != nil || len(hardware) != 6) {
+			faults.Add(field, "%q is not a MAC such as 02:00:00:00:00:01", mac)
+		}
+	}
+	if p.VLAN > 4094 {
+		faults.Add("vlan", "%d is not between 1 and 4094", p.VLAN)
+	}
+	if len(p.Payload) > most-100 {
+		faults.Add("payload", "has %d bytes: at most %d", len(p.Payload), most-100)
+	}
+	slices.SortFunc(faults, func(a, b Fault) int { return strings.Compare(a.Field, b.Field) })
+	return faults
+}
+
+// Trace is what becomes of a described packet: what the programs in the kernel say
+// on their live maps, and what the model says beside them.
+type Trace struct {
+	Host      string    `json:"host"`
+	Interface string    `json:"interface"`
+	Direction Direction `json:"direction"`
+	// Workload is behind the interface; empty: nobody vouches for it.
+	Workload string `json:"workload,omitempty"`
+	// Packet is the flow that the packet is of, as it goes; absent of what is not IP.
+	Packet *Flow  `json:"packet,omitempty"`
+	Frame  []byte `json:"frame"`
+	// Outcome is passes, dropped, answered, steered or diverted; Target is the link
+	// that it leaves by where that is not its own.
+	Outcome string `json:"outcome"`
+	Target  string `json:"target,omitempty"`
+	// Kernel is what the programs decide. Model is what Ruleset.Decide does; absent
+	// where the enforcement point decides by itself.
+	Kernel TraceDecision  `json:"kernel"`
+	Model  *TraceDecision `json:"model,omitempty"`
+	Steps  []TraceStep    `json:"steps"`
+	// Disagreement says in what the two differ; empty: they agree.
+	Disagreement string `json:"disagreement,omitempty"`
+}
+
+// TraceDecision is one side's word.
+type TraceDecision struct {
+	Generation  uint64     `json:"generation"`
+	Source      Identity   `json:"source"`
+	Destination Identity   `json:"destination"`
+	Verdict     Verdict    `json:"verdict"`
+	Would       Verdict    `json:"would"`
+	Reason      ReasonCode `json:"reason"`
+	Decision    DecisionID `json:"decision"`
+	// By lists the objects and fields that decided.
+	By []Ref `json:"by,omitempty"`
+}
+
+func (d TraceDecision) String() string {
+	text := fmt.Sprintf("%s, %s", d.Verdict, d.Reason)
+	if d.Would != d.Verdict {
+		text = fmt.Sprintf("%s (would %s), %s", d.Verdict, d.Would, d.Reason)
+	}
+	if d.Decision != 0 {
+		text += fmt.Sprintf(", decision %s of g%d", d.Decision, d.Generation)
+	}
+	if len(d.By) > 0 {
+		text += " by " + d.By[0].String()
+	}
+	return text
+}
+
+// TraceStep is one step of the packet's way.
+type TraceStep struct {
+	Name string `json:"name"`
+	Said string `json:"said"`
+}
+
+// End reads an end of a packet: an address, or false for a workload's name.
+func End(text string) (netip.Addr, bool) {
+	address, err := netip.ParseAddr(text)
+	return address.Unmap(), err == nil
+}
