@@ -127,10 +127,12 @@ type batch struct {
 	writer  *answerWriter
 	out     *bufio.Writer
 	answers []bocage.SimulateAnswer // with the probe, and the error of those that are none
+	places  []string                // where each stands, file:line
 	failed  int
 }
 
-func (b *batch) add(p bocage.SimulateProbe, broken error) error {
+func (b *batch) add(p bocage.SimulateProbe, at string, broken error) error {
+	b.places = append(b.places, at)
 	answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
 	if broken != nil {
 		answer.Error = broken.Error()
@@ -154,8 +156,12 @@ func (b *batch) run() error {
 	for range min(runtime.GOMAXPROCS(0), len(b.answers)) {
 		workers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(b.answers)); i = next.Add(1) - 1 {
-				if b.answers[i].Error == "" {
-					b.answers[i] = b.answer(b.answers[i].SimulateProbe)
+				if b.answers[i].Error != "" {
+					continue
+				}
+				b.answers[i] = b.answer(b.answers[i].SimulateProbe)
+				if b.answers[i].Error != "" {
+					b.answers[i].Error = b.places[i] + ": " + b.answers[i].Error
 				}
 			}
 		})
@@ -169,7 +175,7 @@ func (b *batch) run() error {
 			return err
 		}
 	}
-	b.answers = b.answers[:0]
+	b.answers, b.places = b.answers[:0], b.places[:0]
 	return nil
 }
 
@@ -302,7 +308,7 @@ func (e *env) printMatrix(s *simulate.Simulator, namespaces []string) error {
 		if err == nil {
 			err = table.Flush()
 		}
-		if err == nil && lines == 0 {
+		if err == nil && lines == 0 && len(rows) > 0 {
 			fmt.Fprintf(e.err, "none of %d workloads may open anything to another\n", len(rows))
 		}
 	}

@@ -71,9 +71,11 @@ type Gatherer struct {
 	faults  bocage.Faults
 	out     Gathered
 	pods    []kubernetes.Pod
-	sources map[objectKey]string // of workloads and hosts, by whatever kind declares them
-	foreign map[string][]string  // kinds that are not read, with where they stand
-	own     bool                 // a policy of Bocage's own was declared
+	// templates are of controllers whose Pods may be in the files, or not.
+	templates []template
+	sources   map[objectKey]string // of workloads and hosts, by whatever kind declares them
+	foreign   map[string][]string  // kinds that are not read, with where they stand
+	own       bool                 // a policy of Bocage's own was declared
 }
 
 // New prepares to collect.
@@ -195,6 +197,15 @@ func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
 			g.out.Input.Hosts = append(g.out.Input.Hosts, host)
 		}
 		return faults
+	case kubernetes.IsController(version, kind):
+		read, faults := kubernetes.ReadTemplate(tree.JSON())
+		if len(faults) == 0 {
+			faults = nameFaults(read.Workload)
+		}
+		if len(faults) == 0 {
+			g.templates = append(g.templates, template{read, source})
+		}
+		return faults
 	case g.options.Strict:
 		var faults bocage.Faults
 		faults.Add("kind", "%s (%s) is not read here: remove it, or leave out --strict", kind, version)
@@ -227,6 +238,7 @@ func (g *Gatherer) Done() (*Gathered, bocage.Faults) {
 		return nil, g.faults
 	}
 	g.noteForeign()
+	g.standIn()
 	g.place()
 	g.number()
 	g.defaults()

@@ -143,12 +143,12 @@ func TestEveryFaultAtOnce(t *testing.T) {
 }
 
 func TestNotes(t *testing.T) {
-	out := gathered(t, Options{}, "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: e}\n"+
+	out := gathered(t, Options{}, "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: d}\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: e}\n"+
 		"---\napiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: g}\nspec: {never: [{from: {namespaces: [a]}}], exceptions: {allowed: true, approvers: [ann]}}\n"+
 		"---\napiVersion: bocage.dev/v1\nkind: Exception\nmetadata: {name: x}\nspec: {guardrail: g, match: {from: {namespaces: [a]}}, until: 2030-01-01T00:00:00Z}\n"+
 		"---\napiVersion: bocage.dev/v1\nkind: Rollout\nmetadata: {name: default}\nspec: {}\n")
 	text := strings.Join(out.Notes, "\n")
-	for _, want := range []string{"2 Deployment left out (a.yaml:5)", "1 Service left out (a.yaml:1): policies are about the workloads", "Exception x counts as approved: in force it waits for ann"} {
+	for _, want := range []string{"2 ConfigMap left out (a.yaml:5)", "1 Service left out (a.yaml:1): policies are about the workloads", "Exception x counts as approved: in force it waits for ann"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
 		}
@@ -163,6 +163,55 @@ func TestPlacesOfFields(t *testing.T) {
 	}
 	if file, line := out.Place(bocage.Ref{Kind: "Guardrail", Name: "g", Source: "g.yaml:7"}); file != "g.yaml" || line != 7 {
 		t.Errorf("of another object: %s:%d", file, line)
+	}
+}
+
+// TestControllers: what will be made of templates is there before it is made.
+func TestControllers(t *testing.T) {
+	controller := func(version, kind, name, spec string) string {
+		return "---\napiVersion: " + version + "\nkind: " + kind + "\nmetadata: {name: " + name + ", namespace: a}\nspec: " + spec + "\n"
+	}
+	made := "template: {metadata: {labels: {app: %s}}, spec: {containers: [{ports: [{name: web, containerPort: 80}]}]}}"
+	of := func(app string) string { return strings.ReplaceAll(made, "%s", app) }
+	out := gathered(t, Options{}, controller("apps/v1", "Deployment", "web", "{replicas: 2, "+of("web")+"}")+
+		controller("apps/v1", "StatefulSet", "db", "{"+of("db")+"}")+
+		controller("apps/v1", "DaemonSet", "agent", "{"+of("agent")+"}")+
+		controller("apps/v1", "Deployment", "off", "{replicas: 0, "+of("off")+"}")+
+		controller("apps/v1", "Deployment", "large", "{replicas: 1000, "+of("large")+"}")+
+		controller("apps/v1", "Deployment", "there", "{replicas: 3, "+of("there")+"}")+
+		"---\napiVersion: v1\nkind: Pod\nmetadata: {name: there-5d4-x, namespace: a, labels: {app: there, pod-template-hash: 5d4}}\n"+
+		"---\napiVersion: apps/v1\nkind: ReplicaSet\nmetadata: {name: web-77, namespace: a, ownerReferences: [{kind: Deployment, name: web, controller: true}]}\nspec: {replicas: 2, "+of("web")+"}\n"+
+		controller("batch/v1", "CronJob", "night", "{jobTemplate: {spec: {"+of("night")+"}}}")+
+		"---\napiVersion: v1\nkind: Node\nmetadata: {name: n1}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: n2}\n")
+	var names []string
+	for _, w := range out.Input.Workloads {
+		if !strings.HasPrefix(w.Name, "large-") {
+			names = append(names, w.NamespacedName()+" "+w.Labels["app"]+" "+w.Spec.Host)
+		}
+	}
+	want := []string{"a/agent-0 agent n1", "a/agent-1 agent n2", "a/db-0 db ", "a/night-0 night ", "a/there-5d4-x there ", "a/web-0 web ", "a/web-1 web "}
+	if !slices.Equal(names, want) || len(out.Input.Workloads) != len(want)+100 {
+		t.Errorf("%d workloads, %q", len(out.Input.Workloads), names)
+	}
+	i := slices.IndexFunc(out.Input.Workloads, func(w *bocage.Workload) bool { return w.Name == "db-0" })
+	if w := out.Input.Workloads[i]; w.Labels["apps.kubernetes.io/pod-index"] != "0" || len(w.Spec.Ports) != 1 || len(w.Spec.Addresses) == 0 || w.Spec.Orchestrator != bocage.OrchestratorKubernetes {
+		t.Errorf("%+v", w)
+	}
+	text := strings.Join(out.Notes, "\n")
+	if !strings.Contains(out.Gone["a/web"], "such as a/web-0") || !strings.Contains(out.Gone["a/there"], "such as a/there-5d4-x") {
+		t.Errorf("%v", out.Gone)
+	}
+	if !strings.Contains(out.Gone["a/off"], "Deployment a/off has no replicas") || !strings.Contains(text, "Deployment a/large has 1000 replicas, which are alike: 100 stand for them") ||
+		!strings.Contains(text, "106 Pods stand for those that 5 controllers") {
+		t.Errorf("%v\n%s", out.Gone, text)
+	}
+	g := New(Options{})
+	g.Read("f.yaml", []byte(controller("apps/v1", "Deployment", "none", "{}")+controller("apps/v1", "Deployment", "odd", "{"+strings.ReplaceAll(of("a"), "80", "0")+"}")))
+	_, faults := g.Done()
+	for _, want := range []string{"f.yaml:5: spec.template: is missing", "f.yaml:10: spec.template.spec.containers[0].ports[0].containerPort: 0 is not a port"} {
+		if !strings.Contains(faults.Error(), want) {
+			t.Errorf("%q is missing in %v", want, faults)
+		}
 	}
 }
 

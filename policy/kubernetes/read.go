@@ -98,6 +98,10 @@ func ReadPod(data []byte) (Pod, bocage.Faults) {
 	if faults := decode(data, "Pod", &o, func() (string, string) { return o.Kind, o.Metadata.Name }); len(faults) > 0 {
 		return Pod{}, faults
 	}
+	return o.read()
+}
+
+func (o *podObject) read() (Pod, bocage.Faults) {
 	w := &bocage.Workload{
 		TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Workload"},
 		ObjectMeta: o.Metadata.of(),
@@ -209,7 +213,7 @@ func decode(data []byte, kind string, into any, named func() (string, string)) b
 		return faults
 	}
 	is, name := named()
-	if is != "" && is != kind {
+	if is != "" && kind != "" && is != kind {
 		faults.Add("kind", "%q is not %s", is, kind)
 	}
 	if name == "" {

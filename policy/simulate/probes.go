@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strconv"
 	"strings"
 
 	"bocage.dev/bocage"
@@ -17,12 +19,20 @@ import (
 const mostProbeBytes = 64 << 10
 
 // Probes reads probes one after another: JSON lines, a JSON array, or a YAML
-// list. each is called with every one in order, or with why it could not be
-// read; what follows is read all the same. It ends at the first error of each or
-// of the stream itself. name is the stream's, for messages.
-func Probes(name string, in io.Reader, each func(bocage.SimulateProbe, error) error) error {
+// list. each is called with every one in order and where it stands (file:line), or
+// with why it could not be read; what follows is read all the same. It ends at the
+// first error of each or of the stream itself. name is the stream's, for messages.
+func Probes(name string, in io.Reader, each func(p bocage.SimulateProbe, at string, broken error) error) error {
 	r := &probeReader{name: name, in: bufio.NewReaderSize(in, 256<<10), each: each}
 	first, err := r.skip()
+	for errors.Is(err, errTooLong) {
+		if err = r.fail(r.line, "%v", errTooLong); err == nil {
+			first, err = r.skip()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+		}
+	}
 	switch {
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%s holds no probe: write one as JSON in a line", name)
@@ -41,7 +51,7 @@ func Probes(name string, in io.Reader, each func(bocage.SimulateProbe, error) er
 type probeReader struct {
 	name    string
 	in      *bufio.Reader
-	each    func(bocage.SimulateProbe, error) error
+	each    func(bocage.SimulateProbe, string, error) error
 	line    int    // lines read so far
 	pending []byte // a line to be read again
 }
@@ -90,11 +100,13 @@ func (r *probeReader) next() ([]byte, error) {
 	return line, err
 }
 
-var errTooLong = errors.New("is longer than a probe can be")
+var errTooLong = fmt.Errorf("is longer than a probe can be: %d KiB", mostProbeBytes>>10)
 
 func (r *probeReader) fail(line int, format string, args ...any) error {
-	return r.each(bocage.SimulateProbe{}, fmt.Errorf("%s:%d: %s", r.name, line, fmt.Sprintf(format, args...)))
+	return r.each(bocage.SimulateProbe{}, r.at(line), fmt.Errorf("%s: %s", r.at(line), fmt.Sprintf(format, args...)))
 }
+
+func (r *probeReader) at(line int) string { return fmt.Sprintf("%s:%d", r.name, line) }
 
 // lines reads JSON lines. An object may go over several lines.
 func (r *probeReader) lines() error {
@@ -173,29 +185,67 @@ func (r *probeReader) values(text []byte, line int) (rest []byte, err error) {
 // probe decodes one JSON object strictly.
 func (r *probeReader) probe(raw []byte, line int) error {
 	var p bocage.SimulateProbe
-	decoder := json.NewDecoder(bytes.NewReader(raw))
-	decoder.DisallowUnknownFields()
-	if err := decoder.Decode(&p); err != nil {
-		return r.fail(line, "%s", probeMessage(err))
+	if wrong := keysMessage(raw); wrong != "" {
+		return r.fail(line, "%s", wrong)
 	}
-	return r.each(p, nil)
+	if err := json.Unmarshal(raw, &p); err != nil {
+		return r.fail(line, "%s", probeMessage(err, raw))
+	}
+	return r.each(p, r.at(line), nil)
+}
+
+// keysMessage says which field of an object is none of a probe's, or is there
+// twice. encoding/json takes the last, and reads From as from.
+func keysMessage(raw []byte) string {
+	var seen [5]bool
+	fields := []string{"from", "to", "port", "protocol", "at"}
+	decoder := json.NewDecoder(bytes.NewReader(raw))
+	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
+		return "" // it is said what it is when it is decoded
+	}
+	for decoder.More() {
+		token, err := decoder.Token()
+		if err != nil {
+			return ""
+		}
+		name, _ := token.(string)
+		i := slices.Index(fields, name)
+		switch {
+		case i < 0:
+			return fmt.Sprintf("field %q is unknown: the fields are from, to, port, protocol and at", name)
+		case seen[i]:
+			return fmt.Sprintf("%s: is there twice", name)
+		}
+		seen[i] = true
+		var value json.RawMessage
+		if decoder.Decode(&value) != nil {
+			return ""
+		}
+	}
+	return ""
 }
 
 // probeMessage says what is wrong with a probe in the words of its fields.
-func probeMessage(err error) string {
-	const fields = "the fields are from, to, port, protocol and at"
+func probeMessage(err error, raw []byte) string {
 	var wrong *json.UnmarshalTypeError
 	text := err.Error()
 	switch {
 	case errors.As(err, &wrong) && wrong.Field == "":
 		return fmt.Sprintf("is %s where a probe is needed, such as {\"from\": \"shop/web\", \"to\": \"shop/db\", \"port\": 5432}", wrong.Value)
+	case errors.As(err, &wrong) && wrong.Field == "port" && wrong.Value == "string":
+		var quoted struct {
+			Port string `json:"port"`
+		}
+		if json.Unmarshal(raw, &quoted) == nil {
+			if _, err := strconv.Atoi(quoted.Port); err == nil {
+				return fmt.Sprintf("port: is text where a number is needed: write %s without quotes", quoted.Port)
+			}
+		}
+		return "port: is text where a number is needed"
 	case errors.As(err, &wrong) && wrong.Field == "port":
 		return fmt.Sprintf("port: %s is not a number from 0 to 65535", strings.TrimPrefix(wrong.Value, "number "))
 	case errors.As(err, &wrong):
 		return fmt.Sprintf("%s: is %s where text is needed", wrong.Field, wrong.Value)
-	case strings.Contains(text, "unknown field"):
-		_, name, _ := strings.Cut(text, "unknown field ")
-		return fmt.Sprintf("field %s is unknown: %s", name, fields)
 	case strings.Contains(text, "parsing time"):
 		return "at: is not a time such as 2026-11-24T18:00:00Z"
 	}

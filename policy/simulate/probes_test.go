@@ -15,7 +15,10 @@ import (
 
 func readProbes(t *testing.T, in io.Reader) (lines []string, err error) {
 	t.Helper()
-	err = Probes("p", in, func(p bocage.SimulateProbe, broken error) error {
+	err = Probes("p", in, func(p bocage.SimulateProbe, at string, broken error) error {
+		if !strings.HasPrefix(at, "p:") {
+			t.Errorf("stands at %q", at)
+		}
 		if broken != nil {
 			lines = append(lines, "! "+broken.Error())
 			return nil
@@ -45,7 +48,7 @@ func TestProbes(t *testing.T) {
 		{"a line cut short hides no other", `{"from":"a","to":"b"` + "\n" + `{"from":"c","to":"d"}` + "\n" + `{"from":"e","to":"f"`, []string{"! p:1: is not JSON: it ends inside a value", "c d 0", "! p:3: is not JSON: it ends inside a value"}, ""},
 		{"unknown fields and wrong types", `{"from":"a","prt":80}` + "\n" + `{"port":"80"}` + "\n" + `{"port":70000}` + "\n" + `{"port":-1}` + "\n" + `{"from":7}` + "\n" + `{"at":"tomorrow"}` + "\n" + `[{"from":"x"}]` + "\n" + `"x"`, []string{
 			`! p:1: field "prt" is unknown: ` + fields,
-			"! p:2: port: string is not a number from 0 to 65535", "! p:3: port: 70000 is not a number from 0 to 65535", "! p:4: port: -1 is not a number from 0 to 65535",
+			"! p:2: port: is text where a number is needed: write 80 without quotes", "! p:3: port: 70000 is not a number from 0 to 65535", "! p:4: port: -1 is not a number from 0 to 65535",
 			"! p:5: from: is number where text is needed", "! p:6: at: is not a time such as 2026-11-24T18:00:00Z",
 			`! p:7: is array where a probe is needed, such as {"from": "shop/web", "to": "shop/db", "port": 5432}`, `! p:8: is string where a probe is needed, such as {"from": "shop/web", "to": "shop/db", "port": 5432}`}, ""},
 		{"an array", "\n[{\"from\":\"a\",\"to\":\"b\"},\n\n {\"from\":\"c\", \"prt\": 1},\n{\"from\":\"e\"}]", []string{"a b 0", `! p:4: field "prt" is unknown: ` + fields, "e  0"}, ""},
@@ -57,9 +60,12 @@ func TestProbes(t *testing.T) {
 		{"YAML, indented", "  - from: a\n    to: b\n  - from: c\n", []string{"a b 0", "c  0"}, ""},
 		{"a YAML map", "from: a\nto: b\n", []string{"! p:1: is no list of probes: write JSON lines, a JSON array, or a YAML list"}, ""},
 		{"nothing", "\n  \n# hm\n", nil, "p holds no probe: write one as JSON in a line"},
-		{"a line that is no probe", strings.Repeat("x", 300<<10), nil, "read p: is longer than a probe can be"},
-		{"a line that never ends", `{"from":"a","to":"` + strings.Repeat("x", 300<<10) + "\"}\n" + `{"from":"c","to":"d"}`, nil, "read p: is longer than a probe can be"},
-		{"a line in between that never ends", `{"from":"a"}` + "\n" + `{"to":"` + strings.Repeat("x", 300<<10) + "\"}\n" + `{"from":"c","to":"d"}`, []string{"a  0", "! p:2: is longer than a probe can be", "c d 0"}, ""},
+		{"keys of other letters and keys twice", `{"from":"a","From":"b"}` + "\n" + `{"port":1,"port":2}` + "\n" + `{"port":"web"}`, []string{
+			`! p:1: field "From" is unknown: ` + fields, "! p:2: port: is there twice", "! p:3: port: is text where a number is needed"}, ""},
+		{"a line that is no probe", strings.Repeat("x", 300<<10), []string{"! p:1: is longer than a probe can be: 64 KiB"}, ""},
+		{"a long line first", strings.Repeat("x", 300<<10) + "\n" + `{"from":"a"}`, []string{"! p:1: is longer than a probe can be: 64 KiB", "a  0"}, ""},
+		{"a line that never ends", `{"from":"a","to":"` + strings.Repeat("x", 300<<10) + "\"}\n" + `{"from":"c","to":"d"}`, []string{"! p:1: is longer than a probe can be: 64 KiB", "c d 0"}, ""},
+		{"a line in between that never ends", `{"from":"a"}` + "\n" + `{"to":"` + strings.Repeat("x", 300<<10) + "\"}\n" + `{"from":"c","to":"d"}`, []string{"a  0", "! p:2: is longer than a probe can be: 64 KiB", "c d 0"}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for _, in := range []io.Reader{strings.NewReader(test.text), iotest.OneByteReader(strings.NewReader(test.text))} {
@@ -82,7 +88,7 @@ func FuzzProbes(f *testing.F) {
 	s, _ := Compile(small())
 	f.Fuzz(func(t *testing.T, data []byte) {
 		n := 0
-		_ = Probes("p", bytes.NewReader(data), func(p bocage.SimulateProbe, err error) error {
+		_ = Probes("p", bytes.NewReader(data), func(p bocage.SimulateProbe, _ string, err error) error {
 			if n++; err == nil {
 				if a := s.Answer(p); a.Error == "" && a.Verdict == "" {
 					t.Fatalf("%+v has neither a verdict nor an error", p)
