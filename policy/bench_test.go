@@ -179,7 +179,7 @@ func BenchmarkParts(b *testing.B) {
 	b.Run("cut and encode all hosts", func(b *testing.B) {
 		for b.Loop() {
 			cutter := compile.NewCutter(rs, in)
-			e, err := newEncoder(rs, cutter.Cut)
+			e, err := newEncoder(rs, cutter.Cut, nil)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -61,8 +61,14 @@ type sharedPart struct {
 	Groups []bocage.GroupInfo `json:"groups"`
 }
 
-// newEncoder prepares to write the rulesets that cut makes out of a whole.
-func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset) (*encoder, error) {
+// newEncoder prepares to write the rulesets that cut makes out of a whole. Of an
+// encoder before, which may be nil, it takes over what is the same.
+func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset, before *encoder) (*encoder, error) {
+	if before != nil && same(before.whole.Peers, whole.Peers) && same(before.whole.Groups, whole.Groups) && same(before.whole.Rules, whole.Rules) {
+		e := *before
+		e.whole, e.cut = whole, cut
+		return &e, nil
+	}
 	e := &encoder{whole: whole, cut: cut}
 	var err error
 	if e.shared, err = middle(sharedPart{whole.Peers, whole.Groups}); err != nil {

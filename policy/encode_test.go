@@ -20,7 +20,7 @@ func TestEncodeIsJSON(t *testing.T) {
 		}
 		rs := compile.Compile(in).Ruleset()
 		cutter := compile.NewCutter(rs, in)
-		e, err := newEncoder(rs, cutter.Cut)
+		e, err := newEncoder(rs, cutter.Cut, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -58,7 +58,7 @@ func encoded(t *testing.T, rs *bocage.Ruleset) string {
 func FuzzDecodeRuleset(f *testing.F) {
 	in := policytest.Site(20)
 	rs := compile.Compile(in).Ruleset()
-	e, err := newEncoder(rs, compile.NewCutter(rs, in).Cut)
+	e, err := newEncoder(rs, compile.NewCutter(rs, in).Cut, nil)
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -36,16 +36,33 @@ type outcome struct {
 	cutter    func() *compile.Cutter
 	encoder   func() (*encoder, error)
 	compared  *atomic.Pointer[difference] // with the outcome that it was compared with last
+	made      *made                       // shared with the outcomes before and after; may be nil
+}
+
+// made is what was made of an outcome of a line last, to make the next of.
+type made struct {
+	cutter  atomic.Pointer[compile.Cutter]
+	encoder atomic.Pointer[encoder]
 }
 
 // complete makes what is only made where somebody asks for it.
 func (o *outcome) complete() *outcome {
 	o.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(o.input) })
 	o.simulator = sync.OnceValue(func() *simulate.Simulator { return simulate.New(o.input, o.output.Ruleset()) })
-	o.cutter = sync.OnceValue(func() *compile.Cutter { return compile.NewCutter(o.output.Ruleset(), o.input) })
+	if o.made == nil {
+		o.made = &made{}
+	}
+	o.cutter = sync.OnceValue(func() *compile.Cutter {
+		cutter := o.made.cutter.Load().Follow(o.output.Ruleset(), o.input)
+		o.made.cutter.Store(cutter)
+		return cutter
+	})
 	o.encoder = sync.OnceValues(func() (*encoder, error) {
-		cutter := o.cutter()
-		return newEncoder(o.output.Ruleset(), cutter.Cut)
+		e, err := newEncoder(o.output.Ruleset(), o.cutter().Cut, o.made.encoder.Load())
+		if err == nil {
+			o.made.encoder.Store(e)
+		}
+		return e, err
 	})
 	o.compared = &atomic.Pointer[difference]{}
 	return o
@@ -66,9 +83,10 @@ func (o *outcome) numbered(number uint64) *outcome {
 type line struct {
 	run  func(compile.Input) compile.Output
 	last *outcome
+	made *made
 }
 
-func newLine() *line { return &line{run: compile.NewCompiler().Compile} }
+func newLine() *line { return &line{run: compile.NewCompiler().Compile, made: &made{}} }
 
 // compile makes the outcome of an input, or returns the last one if that is still
 // what it would be.
@@ -79,7 +97,7 @@ func (l *line) compile(p *Policy, in compile.Input, policy, rest *snapshot, numb
 	}
 	in.Now, in.Generation = now, number
 	started := time.Now()
-	o := &outcome{input: in, output: l.run(in), policy: policy, rest: rest, number: number, at: now}
+	o := &outcome{input: in, output: l.run(in), policy: policy, rest: rest, number: number, at: now, made: l.made}
 	o.took = time.Since(started)
 	p.counters.compiled.Add(1)
 	l.last = o.complete()

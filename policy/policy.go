@@ -117,6 +117,7 @@ type Policy struct {
 	compilers [2]*line // of what is declared, and of what is in force if that is another
 	policies  map[string]heldPolicy
 	swept     bool
+	built     chan struct{} // holds a token when a build is over
 }
 
 // New makes the policy room of one controller.
@@ -135,6 +136,7 @@ func New(config Config) (*Policy, error) {
 		logger: config.Logger, prove: new(prove.Prover).Prove,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
+		built:     make(chan struct{}, 1),
 		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
 	}
 	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)
@@ -154,6 +156,7 @@ func (p *Policy) Run(ctx context.Context) error {
 	group.Go(func() error { return p.follow(ctx) })
 	group.Go(func() error { return p.followRecord(ctx) })
 	group.Go(func() error { return p.build(ctx) })
+	group.Go(func() error { return p.rest(ctx) })
 	group.Go(func() error { return p.replayFlows(ctx) })
 	group.Go(func() error { return p.reportStatuses(ctx) })
 	group.Go(func() error { return p.countUsage(ctx) })
@@ -208,6 +211,7 @@ func (p *Policy) build(ctx context.Context) error {
 		case <-again:
 		}
 		next, err := p.buildOnce(ctx)
+		wake(p.built)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

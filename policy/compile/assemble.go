@@ -30,6 +30,8 @@ type book struct {
 
 	enforced           []bool         // by subject
 	senders, receivers []bocage.Group // by subject
+	// Room for what they are now.
+	sendersNow, receiversNow []bocage.Group
 }
 
 // uses counts how often decisions are in use, successors included.
@@ -327,7 +329,7 @@ func (c *compiler) describe(rs *whole, d *change) {
 	var peers, peersGone []bocage.Peer
 	enter := func(i int32) {
 		s := &c.pop.subjects[i]
-		groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: s.enforce || c.held[i], Name: s.name})
+		groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
 		if s.prefix.IsValid() {
 			peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
 		}
@@ -371,13 +373,9 @@ func (c *compiler) describe(rs *whole, d *change) {
 			case different:
 				s := &c.pop.subjects[i]
 				groupsGone = append(groupsGone, bocage.GroupInfo{Group: s.group})
-				groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name})
+				groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
 			}
 		}
-	}
-	for n := range groups {
-		i := c.pop.byGroup(groups[n].Group)
-		groups[n].Sender, groups[n].Receiver = b.senders[i], b.receivers[i]
 	}
 	if whole {
 		peers = slices.Grow(peers, len(c.in.workloads))
@@ -423,7 +421,9 @@ func (c *compiler) appendPeers(peers []bocage.Peer, at int32) []bocage.Peer {
 // standIns tells for every subject which group stands for it in reasons.
 func (c *compiler) standIns() (senders, receivers []bocage.Group) {
 	g, n := c.grid, len(c.pop.subjects)
-	senders, receivers = make([]bocage.Group, n), make([]bocage.Group, n)
+	b := c.book
+	b.sendersNow, b.receiversNow = cleared(b.sendersNow, n), cleared(b.receiversNow, n)
+	senders, receivers = b.sendersNow, b.receiversNow
 	if len(g.reasons) == 0 {
 		return senders, receivers
 	}
@@ -509,4 +509,14 @@ func quoteList(names []string) string {
 		b = strconv.AppendQuote(b, n)
 	}
 	return string(b)
+}
+
+// cleared returns a slice of zeros, in the room of another one if it has enough.
+func cleared[T any](room []T, n int) []T {
+	if cap(room) < n {
+		return make([]T, n, n+n/8)
+	}
+	room = room[:n]
+	clear(room)
+	return room
 }

@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"bocage.dev/bocage"
 	"cmp"
 	"slices"
 )
@@ -95,21 +96,19 @@ func (c *compiler) replaced(old, now side) bool {
 		return old.any == now.any
 	}
 	a, b := old.list, now.list
-	for {
-		for len(a) > 0 && c.pop.subjects[a[0]].gone() {
+	for len(a) > 0 || len(b) > 0 {
+		switch {
+		case len(a) > 0 && len(b) > 0 && a[0] == b[0]:
+			a, b = a[1:], b[1:]
+		case len(a) > 0 && c.pop.subjects[a[0]].gone():
 			a = a[1:]
-		}
-		for len(b) > 0 && c.came[b[0]] {
+		case len(b) > 0 && c.came[b[0]]:
 			b = b[1:]
-		}
-		if len(a) == 0 || len(b) == 0 {
-			return len(a) == len(b)
-		}
-		if a[0] != b[0] {
+		default:
 			return false
 		}
-		a, b = a[1:], b[1:]
 	}
+	return true
 }
 
 // alike reports whether two statements say the same by the same authors, of
@@ -230,7 +229,8 @@ func (c *compiler) say(d *change) {
 		c.mergeRefusals()
 		c.cutOff = c.refusals
 	}
-	if d.subjects || d.offers || d.touched || d.of(kindGuardrail, kindException, kindProfile, kindZone, kindAddressGroup) {
+	workloads := d.subjects && !c.prefixesAlone(d)
+	if workloads || d.offers || d.touched || d.subjects && c.in.namesAddresses() || d.of(kindGuardrail, kindException, kindProfile, kindZone, kindAddressGroup) {
 		c.hear(&c.units.guardrails, c.stateGuardrails)
 	}
 	if d.subjects || d.of(kindNetworkPolicy, kindClusterNetworkPolicy, kindNamespace, kindHost) {
@@ -243,6 +243,28 @@ func (c *compiler) say(d *change) {
 		c.placements = nil
 		c.hear(&c.units.decoys, c.stateDecoys)
 	}
+}
+
+// prefixesAlone reports whether no subject changed but named prefixes.
+func (c *compiler) prefixesAlone(d *change) bool {
+	for _, list := range [3][]int32{d.gone, d.come, d.altered} {
+		for _, i := range list {
+			if !c.pop.subjects[i].prefix.IsValid() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// namesAddresses reports whether a guardrail or an exception means somebody by
+// address.
+func (a *admitted) namesAddresses() bool {
+	match := func(m bocage.CellMatch) bool { return m.From.Outside() || m.To.Outside() }
+	return slices.ContainsFunc(a.exceptions, func(e *bocage.Exception) bool { return match(e.Spec.Match) }) ||
+		slices.ContainsFunc(a.guardrails, func(g *bocage.Guardrail) bool {
+			return match(g.Spec.Match) || slices.ContainsFunc(g.Spec.Never, match) || slices.ContainsFunc(g.Spec.Grant, match) || slices.ContainsFunc(g.Spec.Protect, match)
+		})
 }
 
 func (r refusal) equal(o refusal) bool {

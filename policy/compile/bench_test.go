@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,8 @@ import (
 const (
 	teams           = 60
 	guardrails      = 57
+	networkPolicies = 200
+	clusterPolicies = 3
 	quarantines     = 20
 	perNamespace    = 41 // applications of one team in one environment
 	workloadsPerApp = 10
@@ -43,7 +46,7 @@ var (
 func variedSite(workloads, policies int) compile.Input {
 	r := rand.New(rand.NewPCG(uint64(workloads), 7))
 	in := compile.Input{Generation: 1, Now: policytest.Now}
-	applications := policies - guardrails - quarantines
+	applications := policies - guardrails - quarantines - networkPolicies - clusterPolicies
 	place := func(a int) (namespace, env string) {
 		ns := a / perNamespace
 		env = environments[ns%len(environments)]
@@ -68,6 +71,13 @@ func variedSite(workloads, policies int) compile.Input {
 	in.Guardrails = variedGuardrails()
 	for i := range quarantines {
 		in.Quarantines = append(in.Quarantines, quarantineOf(in, i, i*workloads/quarantines))
+	}
+	for i := range networkPolicies {
+		in.NetworkPolicies = append(in.NetworkPolicies, networkPolicyOf(in.Workloads[i*workloads/networkPolicies], fmt.Sprintf("p%d", i)))
+	}
+	for i := range clusterPolicies {
+		in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies,
+			clusterPolicyOf(fmt.Sprintf("c%d", i), int32(i), in.Workloads[i].Namespace, in.Workloads[workloads/2+i].Namespace))
 	}
 	in.Profiles = []*bocage.InspectionProfile{
 		{ObjectMeta: bocage.ObjectMeta{Name: "sql"}, Spec: bocage.InspectionProfileSpec{Signatures: "alert tcp any any -> any any (sid:1;)"}},
@@ -145,6 +155,24 @@ func variedGuardrails() []*bocage.Guardrail {
 			Require: &bocage.Duties{Log: "full", Rate: "100/s"}})
 	}
 	return out
+}
+
+// networkPolicyOf lets only the web tier of its namespace reach workloads like the
+// given one.
+func networkPolicyOf(w *bocage.Workload, name string) *bocage.NetworkPolicy {
+	return &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Namespace: w.Namespace, Name: name}, Spec: bocage.NetworkPolicySpec{
+		PodSelector: bocage.Selector{MatchLabels: map[string]string{"app": w.Labels["app"]}},
+		Ingress:     []bocage.NetworkPolicyIngressRule{{From: []bocage.NetworkPolicyPeer{{PodSelector: &bocage.Selector{MatchLabels: map[string]string{"tier": "web"}}}}}}}}
+}
+
+// clusterPolicyOf refuses one namespace what another sends.
+func clusterPolicyOf(name string, priority int32, to, from string) *bocage.ClusterNetworkPolicy {
+	namespace := func(name string) *bocage.Selector {
+		return &bocage.Selector{MatchLabels: map[string]string{bocage.LabelNamespaceName: name}}
+	}
+	return &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.ClusterNetworkPolicySpec{
+		Tier: bocage.TierAdmin, Priority: &priority, Subject: bocage.ClusterNetworkPolicySubject{Namespaces: namespace(to)},
+		Ingress: []bocage.ClusterNetworkPolicyIngressRule{{Action: bocage.ActionDeny, From: []bocage.ClusterNetworkPolicyIngressPeer{{Namespaces: namespace(from)}}}}}}
 }
 
 func quarantineOf(in compile.Input, i, workload int) *bocage.Quarantine {
@@ -283,18 +311,32 @@ func BenchmarkQuarantine100k(b *testing.B) {
 
 // measured collects processor time.
 type measured struct {
-	b         *testing.B
-	own, with map[string][]time.Duration
+	b          *testing.B
+	own, with  map[string][]time.Duration
+	between    time.Duration // of collections between measurements
+	collection []metrics.Sample
 }
 
 // newMeasured ties the benchmark to its thread, so that the collector works on others.
 func newMeasured(b *testing.B) *measured {
 	runtime.LockOSThread()
 	b.Cleanup(runtime.UnlockOSThread)
-	return &measured{b, map[string][]time.Duration{}, map[string][]time.Duration{}}
+	return &measured{b: b, own: map[string][]time.Duration{}, with: map[string][]time.Duration{}, collection: []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}}
+}
+
+// rest collects garbage between edits, as a controller does when it has nothing
+// else to do (policy.rest): what that costs is told apart, of all edits together.
+func (m *measured) rest() {
+	metrics.Read(m.collection)
+	if live, all := m.collection[0].Value.Uint64(), m.collection[1].Value.Uint64(); all > live+live/2 {
+		before := processorTime(m.b, unix.CLOCK_PROCESS_CPUTIME_ID)
+		runtime.GC()
+		m.between += processorTime(m.b, unix.CLOCK_PROCESS_CPUTIME_ID) - before
+	}
 }
 
 func (m *measured) measure(name string, do func()) {
+	m.rest()
 	own, with := processorTime(m.b, unix.CLOCK_THREAD_CPUTIME_ID), processorTime(m.b, unix.CLOCK_PROCESS_CPUTIME_ID)
 	do()
 	own, with = processorTime(m.b, unix.CLOCK_THREAD_CPUTIME_ID)-own, processorTime(m.b, unix.CLOCK_PROCESS_CPUTIME_ID)-with
@@ -304,6 +346,7 @@ func (m *measured) measure(name string, do func()) {
 }
 
 func (m *measured) report() {
+	m.b.ReportMetric(m.between.Seconds()*1000/float64(len(m.own["all"])), "collected-between-cpu-ms/edit")
 	for name := range m.own {
 		percentiles(m.b, name+"-cpu-ms", m.own[name])
 		percentiles(m.b, name+"-gc-cpu-ms", m.with[name])
@@ -447,24 +490,23 @@ var editKinds = []editKind{
 		return in
 	}},
 	{"network-policy", func(in compile.Input, r *rand.Rand, n int) compile.Input {
-		w := in.Workloads[r.IntN(len(in.Workloads))]
-		p := &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Namespace: w.Namespace, Name: "p"}, Spec: bocage.NetworkPolicySpec{
-			PodSelector: bocage.Selector{MatchLabels: map[string]string{"app": w.Labels["app"]}},
-			Ingress:     []bocage.NetworkPolicyIngressRule{{From: []bocage.NetworkPolicyPeer{{PodSelector: &bocage.Selector{MatchLabels: map[string]string{"tier": "web"}}}}}}}}
-		if in.NetworkPolicies = nil; n%2 == 0 {
-			in.NetworkPolicies = []*bocage.NetworkPolicy{p}
+		if in.NetworkPolicies = in.NetworkPolicies[:networkPolicies:networkPolicies]; n%2 == 0 {
+			in.NetworkPolicies = append(in.NetworkPolicies, networkPolicyOf(in.Workloads[r.IntN(len(in.Workloads))], "zz"))
 		}
 		return in
 	}},
+	{"network-policy-ports", func(in compile.Input, r *rand.Rand, n int) compile.Input {
+		i := r.IntN(networkPolicies)
+		p := *in.NetworkPolicies[i]
+		p.Spec.Ingress = []bocage.NetworkPolicyIngressRule{{From: p.Spec.Ingress[0].From,
+			Ports: []bocage.NetworkPolicyPort{{Port: &bocage.IntOrString{Number: int32(1000 + n)}}}}}
+		in.NetworkPolicies = replaced(in.NetworkPolicies, i, &p)
+		return in
+	}},
 	{"cluster-policy", func(in compile.Input, r *rand.Rand, n int) compile.Input {
-		if in.ClusterNetworkPolicies = nil; n%2 == 0 {
-			priority := int32(10)
-			namespace := func() *bocage.Selector {
-				return &bocage.Selector{MatchLabels: map[string]string{bocage.LabelNamespaceName: in.Workloads[r.IntN(len(in.Workloads))].Namespace}}
-			}
-			in.ClusterNetworkPolicies = []*bocage.ClusterNetworkPolicy{{ObjectMeta: bocage.ObjectMeta{Name: "c"}, Spec: bocage.ClusterNetworkPolicySpec{
-				Tier: bocage.TierAdmin, Priority: &priority, Subject: bocage.ClusterNetworkPolicySubject{Namespaces: namespace()},
-				Ingress: []bocage.ClusterNetworkPolicyIngressRule{{Action: bocage.ActionDeny, From: []bocage.ClusterNetworkPolicyIngressPeer{{Namespaces: namespace()}}}}}}}
+		if in.ClusterNetworkPolicies = in.ClusterNetworkPolicies[:clusterPolicies:clusterPolicies]; n%2 == 0 {
+			in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies,
+				clusterPolicyOf("zz", 10, in.Workloads[r.IntN(len(in.Workloads))].Namespace, in.Workloads[r.IntN(len(in.Workloads))].Namespace))
 		}
 		return in
 	}},

@@ -26,6 +26,8 @@ type classes struct {
 	bySum  map[[2]uint64]int32
 	list   []class // those without members stay, for they may come again
 	coarse []coarse
+
+	touched []int32 // room for the subjects that are looked at
 }
 
 // class is subjects that the same broad statements name.
@@ -33,6 +35,7 @@ type class struct {
 	wide    []int32 // statements from or to anyone, sorted
 	named   []int32 // statements between two named sides, sorted
 	members []int32 // sorted
+	leader  int32   // the member with the lowest group number
 	table   int32   // what open and wide statements come to
 	patch   int32   // that, over what the open ones come to
 	alike   string  // equal for classes whose statements that are not weak say the same
@@ -69,6 +72,7 @@ type shape struct {
 	disposition bocage.Verdict
 	shy         bool
 	kube        kubeRule
+	policy      string // of whose order among others the kube rule is
 	ports       string
 }
 
@@ -79,8 +83,11 @@ func (s *statement) shape() shape {
 	}
 	if s.kube != nil {
 		out.kube = *s.kube
-		if out.kube.tier == kubeNetwork {
+		switch {
+		case out.kube.tier == kubeNetwork:
 			out.kube.rank = 0 // it only orders the authors
+		case len(s.by) > 0:
+			out.policy = s.by[0].Name
 		}
 	}
 	return out
@@ -88,7 +95,8 @@ func (s *statement) shape() shape {
 
 // classify divides the subjects and relates the classes. Statements were added
 // to the broad ones or withdrawn from them, and subjects came.
-func (g *grid) classify(added, withdrawn, came []int32) {
+func (g *grid) classify(added, withdrawn []int32, d *change) {
+	came := d.come
 	var open []int32
 	for _, i := range g.broad {
 		if s := &g.c.statements[i]; s.from.any && s.to.any {
@@ -106,9 +114,16 @@ func (g *grid) classify(added, withdrawn, came []int32) {
 		g.bases = map[classPair]base{}
 		added, withdrawn, came = g.broad, nil, nil
 	}
+	if d.renumbered {
+		for _, k := range [2]*classes{&g.sources, &g.targets} {
+			for i := range k.list {
+				g.lead(&k.list[i])
+			}
+		}
+	}
 	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
-	g.divide(&g.sources, added, withdrawn, came)
-	g.divide(&g.targets, added, withdrawn, came)
+	g.divide(&g.sources, added, withdrawn, came, d.gone)
+	g.divide(&g.targets, added, withdrawn, came, d.gone)
 	g.reasons, g.explicit = map[classPair]int32{}, map[classPair]int32{}
 	for from := range g.sources.coarse {
 		for to := range g.targets.coarse {
@@ -135,26 +150,26 @@ func (g *grid) strong(statements []int32) []int32 {
 	return out
 }
 
-// divide puts the subjects into classes.
-func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
+// divide puts the subjects into classes. Only those that changed statements name,
+// that came and that are gone are looked at.
+func (g *grid) divide(k *classes, added, withdrawn, came, gone []int32) {
 	subjects := g.c.pop.subjects
 	for len(k.sums) < len(subjects) {
 		k.sums = append(k.sums, [2]uint64{})
 	}
-	for _, i := range added {
-		own, _ := k.sides(&g.c.statements[i])
-		low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
-		for _, s := range own.list {
-			k.sums[s][0] += low
-			k.sums[s][1] += high
-		}
-	}
-	for _, i := range withdrawn {
-		own, _ := k.sides(&g.c.statements[i])
-		low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
-		for _, s := range own.list {
-			k.sums[s][0] -= low
-			k.sums[s][1] -= high
+	touched := k.touched[:0]
+	for n, list := range [2][]int32{added, withdrawn} {
+		for _, i := range list {
+			own, _ := k.sides(&g.c.statements[i])
+			low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
+			if n == 1 {
+				low, high = -low, -high
+			}
+			for _, s := range own.list {
+				k.sums[s][0] += low
+				k.sums[s][1] += high
+			}
+			touched = append(touched, own.list...)
 		}
 	}
 	for _, s := range came {
@@ -166,42 +181,68 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32) {
 			}
 		}
 	}
-	for i := range k.list {
-		k.list[i].members = nil
-	}
 	before := k.of
-	if len(added)+len(withdrawn) > 0 {
-		before = nil // the sums of many may be others now
-	}
-	for _, s := range came {
-		if int(s) < len(before) {
-			before = slices.Clone(before)
-			before[s] = unset
-		}
-	}
 	k.of = make([]int32, len(subjects))
-	first := len(k.list)
-	for s, sum := range k.sums {
-		if subjects[s].gone() {
+	copy(k.of, before)
+	if len(before) == 0 { // nobody is in a class yet
+		touched = touched[:0]
+		for s := range subjects {
+			k.of[s], touched = unset, append(touched, int32(s))
+		}
+	} else {
+		for s := len(before); s < len(subjects); s++ {
 			k.of[s] = unset
-			continue
 		}
-		if s < len(before) && before[s] != unset {
-			k.of[s] = before[s]
-			k.list[before[s]].members = append(k.list[before[s]].members, int32(s))
-			continue
-		}
-		i, known := k.bySum[sum]
-		if !known {
-			i = int32(len(k.list))
-			k.bySum[sum] = i
-			k.list = append(k.list, class{})
-		}
-		k.of[s] = i
-		k.list[i].members = append(k.list[i].members, int32(s))
+		touched = append(append(touched, came...), gone...)
+		slices.Sort(touched)
+		touched = slices.Compact(touched)
 	}
+	first := len(k.list)
+	left, joined := map[int32]bool{}, map[int32][]int32{}
+	for _, s := range touched {
+		was, is := k.of[s], int32(unset)
+		if !subjects[s].gone() {
+			var known bool
+			if is, known = k.bySum[k.sums[s]]; !known {
+				is = int32(len(k.list))
+				k.bySum[k.sums[s]] = is
+				k.list = append(k.list, class{})
+			}
+		}
+		if was == is {
+			continue
+		}
+		if k.of[s] = is; was != unset {
+			left[was] = true
+		}
+		if is != unset {
+			joined[is] = append(joined[is], s)
+		}
+	}
+	for i := range left {
+		k.list[i].members = slices.DeleteFunc(k.list[i].members, func(s int32) bool { return k.of[s] != i })
+	}
+	for i, more := range joined {
+		left[i] = true
+		if k.list[i].members = append(k.list[i].members, more...); len(k.list[i].members) > len(more) {
+			slices.Sort(k.list[i].members)
+		}
+	}
+	for i := range left {
+		g.lead(&k.list[i])
+	}
+	k.touched = touched
 	g.fill(k, first)
 	g.group(k)
+}
+
+// lead finds the member of a class with the lowest group number.
+func (g *grid) lead(class *class) {
+	for n, s := range class.members {
+		if n == 0 || g.c.pop.subjects[s].group < g.c.pop.subjects[class.leader].group {
+			class.leader = s
+		}
+	}
 }
 
 // fill finds the statements of the classes from the first new one on.
@@ -277,15 +318,13 @@ func (g *grid) group(k *classes) {
 		if !known {
 			at = int32(len(k.coarse))
 			byKey[class.alike] = at
-			k.coarse = append(k.coarse, coarse{leader: class.members[0]})
+			k.coarse = append(k.coarse, coarse{leader: class.leader})
 		}
 		class.coarse = at
 		group := &k.coarse[at]
 		group.classes = append(group.classes, int32(i))
-		for _, s := range class.members {
-			if g.c.pop.subjects[s].group < g.c.pop.subjects[group.leader].group {
-				group.leader = s
-			}
+		if g.c.pop.subjects[class.leader].group < g.c.pop.subjects[group.leader].group {
+			group.leader = class.leader
 		}
 	}
 	for i := range k.coarse {

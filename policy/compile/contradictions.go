@@ -22,6 +22,7 @@ const mostSteps = 4096
 type proofs struct {
 	empty    map[int32][]bocage.Ref // by statement: who empties it
 	together map[string]*together   // by those authors, where it takes several guardrails
+	excepted map[string]bool        // guardrails with an exception in force
 }
 
 // noteContradictions tells the authors of what is empty, and those who empty it.
@@ -37,7 +38,7 @@ func (c *compiler) noteContradictions(d *change) {
 	for _, i := range c.withdrawn {
 		c.prove(i, nil, changed)
 	}
-	for i := range c.contractsTouched(d) {
+	for i := range c.contractsTouched(r) {
 		s := &c.statements[i]
 		by, _ := r.empties(block{s.from, s.to, s.ports})
 		c.prove(i, by, changed)
@@ -45,26 +46,18 @@ func (c *compiler) noteContradictions(d *change) {
 	for key := range changed {
 		c.noteTogether(key)
 	}
+	c.proofs.excepted = r.excepted
 }
 
 // contractsTouched are the contracts that may have become empty, or no longer be.
-func (c *compiler) contractsTouched(d *change) map[int32]bool {
+func (c *compiler) contractsTouched(r *refusers) map[int32]bool {
 	out := map[int32]bool{}
 	look := func(i int32) {
 		if c.statements[i].isContract() {
 			out[i] = true
 		}
 	}
-	if d.of(kindException) {
-		for _, a := range c.apps {
-			for _, u := range []*unit{&a.consumes, &a.provides} {
-				for _, i := range u.statements {
-					look(i)
-				}
-			}
-		}
-		return out
-	}
+	c.eachExceptedOtherwise(r, look)
 	for _, i := range c.added {
 		look(i)
 	}
@@ -77,6 +70,35 @@ func (c *compiler) contractsTouched(d *change) map[int32]bool {
 		look(i)
 	}
 	return out
+}
+
+// eachExceptedOtherwise visits the contracts that guardrails may empty which are
+// excepted from now, or are no longer.
+func (c *compiler) eachExceptedOtherwise(r *refusers, look func(i int32)) {
+	var refusing []*statement
+	for _, i := range c.units.guardrails.statements {
+		if s := &c.statements[i]; s.kind == refuse && r.excepted[s.guardrail] != c.proofs.excepted[s.guardrail] {
+			refusing = append(refusing, s)
+		}
+	}
+	if len(refusing) == 0 {
+		return
+	}
+	meets := func(i int32) bool {
+		contract := &c.statements[i]
+		return contract.broad() || slices.ContainsFunc(refusing, func(s *statement) bool {
+			return s.from.contains(contract.from.list[0]) && s.to.contains(contract.to.list[0])
+		})
+	}
+	for _, a := range c.apps {
+		for _, u := range [2]*unit{&a.consumes, &a.provides} {
+			for _, i := range u.statements {
+				if meets(i) {
+					look(i)
+				}
+			}
+		}
+	}
 }
 
 func (s *statement) isContract() bool {

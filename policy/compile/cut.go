@@ -22,6 +22,7 @@ type Cutter struct {
 	byGroup  map[bocage.Group][]int32  // rules that name the group, in order
 	wildcard []int32                   // rules in which a side is anyone
 	reasons  *reasons
+	of       []*bocage.Workload
 
 	enforcing []*bocage.Scope   // by name
 	zones     map[string]string // of hosts
@@ -41,7 +42,7 @@ func Enforcing(in Input) []*bocage.Scope {
 
 // NewCutter prepares to cut a ruleset that was compiled from the input.
 func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
-	c := &Cutter{whole: rs, ports: map[string][]bocage.Port{}, groups: map[string][]bocage.Group{}, byGroup: map[bocage.Group][]int32{}}
+	c := &Cutter{whole: rs, of: in.Workloads, ports: map[string][]bocage.Port{}, groups: map[string][]bocage.Group{}, byGroup: map[bocage.Group][]int32{}}
 	placed := make(map[bocage.Identity]bocage.Peer, len(rs.Peers))
 	for _, p := range rs.Peers {
 		if p.Workload != "" {
@@ -78,6 +79,18 @@ func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
 	}
 	c.reasons = newReasons(rs)
 	return c
+}
+
+// Follow prepares to cut the ruleset that came after c's, which may be nil. What is
+// the same in both is not looked at again: a quarantine changes nothing here.
+func (c *Cutter) Follow(rs *bocage.Ruleset, in Input) *Cutter {
+	if c == nil || !same(c.whole.Peers, rs.Peers) || !same(c.whole.Groups, rs.Groups) || !same(c.whole.Rules, rs.Rules) ||
+		!same(c.whole.Reasons, rs.Reasons) || !same(c.of, in.Workloads) {
+		return NewCutter(rs, in)
+	}
+	next := *c
+	next.whole, next.enforcing, next.zones = rs, Enforcing(in), bocage.ZonesOfHosts(in.Zones)
+	return &next
 }
 
 // Hosts lists the hosts that have enforcement points, sorted.

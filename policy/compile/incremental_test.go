@@ -25,6 +25,7 @@ func TestFollowsAnyEdits(t *testing.T) {
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		in := pool[0]
 		var last *bocage.Ruleset
+		var cutter *compile.Cutter
 		for step := range rapid.IntRange(2, 8).Draw(t, "steps") {
 			if step > 0 {
 				in = edited(t, in, pool[rapid.IntRange(0, len(pool)-1).Draw(t, "from")], r)
@@ -36,6 +37,13 @@ func TestFollowsAnyEdits(t *testing.T) {
 			}
 			untouchedHosts(t, last, have, in)
 			last = have.Ruleset()
+			cutter = cutter.Follow(last, in)
+			fresh := compile.NewCutter(last, in)
+			for _, host := range fresh.Hosts() {
+				if a, b := asJSON(t, fresh.Cut(host)), asJSON(t, cutter.Cut(host)); a != b {
+					t.Fatalf("step %d: a cutter that follows gives %s\n%s\na new one\n%s", step, host, b, a)
+				}
+			}
 		}
 	})
 }

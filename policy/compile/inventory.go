@@ -173,7 +173,7 @@ func (v *inventory) admitAll(workloads []*bocage.Workload) {
 	n := len(workloads)
 	v.numbers, v.addresses, v.links = make(map[bocage.Identity]int32, n), make(map[netip.Addr]*bocage.Workload, n), make(map[link]int32, n)
 	v.aside, v.contested, v.told, v.faults = map[string]bool{}, map[any]bool{}, map[string]findings{}, map[string]bocage.Faults{}
-	places := make(map[string]int32, n)
+	places := make(map[string]int32, len(old.workloads))
 	for at, w := range old.workloads {
 		if w != nil {
 			places[w.NamespacedName()] = int32(at)
@@ -184,10 +184,11 @@ func (v *inventory) admitAll(workloads []*bocage.Workload) {
 	v.buckets = make([]bucket, bucketCount)
 	sorted := slices.Clone(workloads)
 	slices.SortFunc(sorted, compareClaims)
-	admitted := make(map[string]bool, n)
+	type fullName struct{ namespace, name string }
+	admitted := make(map[fullName]bool, n)
 	for _, w := range sorted {
 		name := w.NamespacedName()
-		if admitted[name] {
+		if admitted[fullName{w.Namespace, w.Name}] {
 			v.contested[name] = true
 			continue
 		}
@@ -209,7 +210,7 @@ func (v *inventory) admitAll(workloads []*bocage.Workload) {
 			}
 			continue
 		}
-		admitted[name] = true
+		admitted[fullName{w.Namespace, w.Name}] = true
 		at, known := places[name]
 		if !known {
 			at = int32(len(v.workloads))
@@ -224,7 +225,8 @@ func (v *inventory) admitAll(workloads []*bocage.Workload) {
 		}
 	}
 	for name := range v.aside {
-		if admitted[name] {
+		namespace, short, _ := strings.Cut(name, "/")
+		if admitted[fullName{namespace, short}] {
 			v.contested[name] = true
 		}
 	}
@@ -325,6 +327,9 @@ func (v *inventory) claim(at int32, w *bocage.Workload) {
 	}
 	b := v.bucketOf(w)
 	i, _ := slices.BinarySearchFunc(b.sums, v.sums[at], compareSums)
+	if b.sums == nil {
+		b.sums = make([][sha256.Size]byte, 0, len(v.workloads)/bucketCount*9/8+4)
+	}
 	b.sums, b.stale = slices.Insert(b.sums, i, v.sums[at]), true
 }
 

@@ -22,8 +22,11 @@ type kubeRule struct {
 	ingress bool
 	tier    kubeTier
 	action  kubeAction
-	// rank orders the rules of a tier: the lowest decides.
-	rank int
+	// The rules of a tier are ordered by the priority and the name of their policy,
+	// and by their rank in it: the first decides. So a policy that comes or goes
+	// changes nothing that others say.
+	priority int32
+	rank     int
 	// among says that it counts only where the other end is a workload.
 	among bool
 }
@@ -142,9 +145,9 @@ func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeO
 			continue
 		}
 		switch {
-		case r.tier == kubeAdmin && (admin == nil || r.rank < admin.kube.rank):
+		case r.tier == kubeAdmin && (admin == nil || compareKube(s, admin) < 0):
 			admin = s
-		case r.tier == kubeBaseline && (baseline == nil || r.rank < baseline.kube.rank):
+		case r.tier == kubeBaseline && (baseline == nil || compareKube(s, baseline) < 0):
 			baseline = s
 		case r.action == kubeIsolate:
 			isolating = append(isolating, s)
@@ -171,9 +174,25 @@ func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeO
 	return endUndecided, nil
 }
 
-// kubeAuthors lists who stated, in the order of their rank.
+// compareKube orders the statements of rules. What has no author comes first.
+func compareKube(a, b *statement) int {
+	switch x, y := a.kube, b.kube; {
+	case x.priority != y.priority:
+		return cmp.Compare(x.priority, y.priority)
+	case len(a.by) == 0 || len(b.by) == 0:
+		return cmp.Compare(len(a.by), len(b.by))
+	case a.by[0].Namespace != b.by[0].Namespace:
+		return cmp.Compare(a.by[0].Namespace+"/", b.by[0].Namespace+"/")
+	case a.by[0].Name != b.by[0].Name:
+		return cmp.Compare(a.by[0].Name, b.by[0].Name)
+	default:
+		return cmp.Compare(x.rank, y.rank)
+	}
+}
+
+// kubeAuthors lists who stated, in order.
 func kubeAuthors(statements []*statement) []bocage.Ref {
-	slices.SortStableFunc(statements, func(a, b *statement) int { return cmp.Compare(a.kube.rank, b.kube.rank) })
+	slices.SortStableFunc(statements, compareKube)
 	var by []bocage.Ref
 	for _, s := range statements {
 		by = append(by, s.by...)
@@ -275,8 +294,8 @@ type kubePortName struct{ name, protocol string }
 // groups of workloads that some policy isolates from what comes in, and from what
 // goes out.
 func (c *compiler) stateNetworkPolicies() (in, out []int32) {
-	rank := 0
 	for _, p := range c.in.networkPolicies {
+		rank := 0
 		subject := side{list: c.pop.match([]string{p.Namespace}, &p.Spec.PodSelector)}
 		if subject.empty() {
 			c.findings.note(Ref("NetworkPolicy", p, "spec.podSelector"), NoWorkloads, "no workload in %s has these labels today", p.Namespace)
@@ -304,7 +323,6 @@ func (c *compiler) stateNetworkPolicies() (in, out []int32) {
 					subject, c.networkPeers(p, r.To), ports, names, Ref("NetworkPolicy", p, field("spec.egress", i)))
 			}
 		}
-		rank++
 	}
 	return sortedOnce(in), sortedOnce(out)
 }
@@ -438,8 +456,8 @@ func (c *compiler) stateClusterNetworkPolicies() {
 	slices.SortFunc(list, func(a, b *bocage.ClusterNetworkPolicy) int {
 		return cmp.Or(cmp.Compare(*a.Spec.Priority, *b.Spec.Priority), cmp.Compare(a.Name, b.Name))
 	})
-	rank := 0
 	for _, p := range list {
+		rank := 0
 		c.noteDomainNames(p)
 		members := c.clusterPeer(p.Spec.Subject.Namespaces, p.Spec.Subject.Pods)
 		if len(members) == 0 {
@@ -450,7 +468,7 @@ func (c *compiler) stateClusterNetworkPolicies() {
 		if c.pop.isEveryWorkload(members) {
 			subject = side{any: true} // an end outside has no policies: see kubeEnd
 		}
-		rule := kubeRule{tier: kubeAdmin}
+		rule := kubeRule{tier: kubeAdmin, priority: *p.Spec.Priority}
 		if p.Spec.Tier == bocage.TierBaseline {
 			rule.tier = kubeBaseline
 		}

@@ -355,9 +355,6 @@ func (p *population) number() {
 	p.subjects[worldSubject].group = bocage.GroupWorld
 }
 
-// byGroup returns the subject that has a group.
-func (p *population) byGroup(g bocage.Group) int32 { return p.byKey[p.numbers.holder[uint32(g)]] }
-
 // renumber gives the subjects that came their groups.
 func (p *population) renumber(d *change) {
 	keys := make([]string, len(d.come))
@@ -517,6 +514,13 @@ type labelIndex struct {
 
 func indexLabels(workloads []*bocage.Workload) *labelIndex {
 	x := &labelIndex{workloads: workloads, seed: maphash.MakeSeed(), later: map[uint64][]int32{}}
+	count := 0
+	for _, w := range workloads {
+		if w != nil {
+			count += len(w.Labels) + 2
+		}
+	}
+	x.entries = make([]uint64, 0, count)
 	for at, w := range workloads {
 		if w != nil {
 			eachLabel(w, func(l label) { x.entries = append(x.entries, x.hash(l)|uint64(at)) })

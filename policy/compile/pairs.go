@@ -93,7 +93,8 @@ type grid struct {
 	gone, come   []entry       // patches that are no longer, and new ones
 	reclassified bool
 
-	about []int32
+	about              []int32
+	marksFrom, marksTo []uint64 // room
 }
 
 // tabulate looks at everything that the changed statements tell apart. It gives
@@ -115,7 +116,7 @@ func (g *grid) build() {
 		}
 	}
 	g.mentionAll()
-	g.classify(g.broad, nil, nil)
+	g.classify(g.broad, nil, &change{})
 	g.results = make([][]result, len(g.rows))
 	for from, row := range g.rows {
 		eachPair(row, func(to int32, mentions []mention) {

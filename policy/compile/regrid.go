@@ -151,6 +151,7 @@ func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
 	}
 	type step struct{ was, now int32 }
 	differing := map[step][]respelled{}
+	staying, compared := make([][]respelled, len(g.sources.list)), make([]bool, len(g.sources.list)) // the same, of classes that stay
 	for f := range g.sources.of {
 		at := step{unset, g.sources.of[f]}
 		if f < len(sourcesOf) {
@@ -159,8 +160,13 @@ func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
 		if at.was == unset && at.now == unset {
 			continue
 		}
-		list, known := differing[at]
-		if !known {
+		var list []respelled
+		if known := false; at.was == at.now {
+			if !compared[at.now] {
+				staying[at.now], compared[at.now] = compareSpelled(old[at.was], g.spelled[at.now]), true
+			}
+			list = staying[at.now]
+		} else if list, known = differing[at]; !known {
 			list = compareSpelled(old[at.was], g.spelled[at.now])
 			differing[at] = list
 		}
@@ -215,7 +221,7 @@ func (g *grid) classifyAgain(d *change) bool {
 			g.broad, added = append(g.broad, i), append(added, i) // added ones have the highest numbers
 		}
 	}
-	g.classify(added, withdrawn, d.come)
+	g.classify(added, withdrawn, d)
 	if g.relaxed != relaxed {
 		return false
 	}
@@ -236,7 +242,8 @@ func (g *grid) classifyAgain(d *change) bool {
 // lookWhereStated looks at the pairs with mentions that broad statements are about
 // which were added or withdrawn.
 func (g *grid) lookWhereStated() {
-	from, to := make([]uint64, len(g.rows)), make([]uint64, len(g.rows))
+	g.marksFrom, g.marksTo = cleared(g.marksFrom, len(g.rows)), cleared(g.marksTo, len(g.rows))
+	from, to := g.marksFrom, g.marksTo
 	var fromAll, toAll uint64
 	bit := uint64(1)
 	for _, list := range [2][]int32{g.c.withdrawn, g.c.added} {
