@@ -9,7 +9,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -20,6 +19,7 @@ const (
 	portMACDeclared   = 1
 	portMACLearned    = 2
 	portMoreAddresses = 4
+	portPeer          = 128
 	portClosed        = 8
 )
 
@@ -108,7 +108,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if a.Closed {
 		row.Flags |= portClosed
 	}
-	if row.HostMac, err = macOf(a.Ifindex); err != nil {
+	if err := d.describe(a.Ifindex, &row); err != nil {
 		return err
 	}
 	if a.Port.MAC != "" {
@@ -116,7 +116,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 		if err != nil || len(mac) != 6 {
 			return fmt.Errorf("MAC %q is not six bytes in hexadecimal", a.Port.MAC)
 		}
-		row.Mac, row.Flags = [6]byte(mac), row.Flags&portClosed|portMACDeclared
+		row.Mac, row.Flags = [6]byte(mac), row.Flags&^portMACLearned|portMACDeclared
 	}
 	row.Address4, row.Address6 = bpf.KernelAddress{}, bpf.KernelAddress{}
 	more := make(map[bpf.KernelPortAddress]bool)
@@ -152,21 +152,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if err == nil && !cleared && before == row {
 		return nil
 	}
-	return errors.Join(err, d.rewire())
-}
-
-// rewire makes every flow's ends be looked at anew: what was known of ports, links
-// or routes has changed.
-func (d *Dataplane) rewire() error {
-	var t bpf.KernelTopology
-	if err := d.objects.Topology.Lookup(uint32(0), &t); err != nil {
-		return fmt.Errorf("read topology: %w", err)
-	}
-	t.Number++
-	if err := d.objects.Topology.Put(uint32(0), t); err != nil {
-		return fmt.Errorf("write topology: %w", err)
-	}
-	return nil
+	return errors.Join(err, d.rewireNow())
 }
 
 // readPort reads back what the kernel knows of a port.
@@ -196,17 +182,6 @@ func (d *Dataplane) readPort(ifindex uint32) (port bocage.Port, closed bool, err
 		}
 	}
 	return port, row.Flags&portClosed != 0, nil
-}
-
-// macOf is the MAC of the host's side. Interfaces without one (a tunnel) have
-// all zeros.
-func macOf(ifindex uint32) (mac [6]byte, err error) {
-	l, err := netlink.LinkByIndex(int(ifindex))
-	if err != nil {
-		return mac, err
-	}
-	copy(mac[:], l.Attrs().HardwareAddr)
-	return mac, nil
 }
 
 // Detach ends an enforcement point; its flows end with it. Nil if it is none.
@@ -240,7 +215,7 @@ func (d *Dataplane) detach(ifindex uint32) error {
 	if err != nil {
 		return err
 	}
-	if err := d.rewire(); err != nil {
+	if err := d.rewireNow(); err != nil {
 		return err
 	}
 	if _, err := d.sweep(sweepFlows, ifindex); err != nil {

@@ -77,7 +77,15 @@ type Config struct {
 	// sends to whom it rejects; a second's worth may come at once. Beyond, refusals
 	// are silent and counted. Default 1,000.
 	AnswersPerSecond int
-	Logger           *slog.Logger
+	// DirectDelivery hands packets of established flows between two workloads of
+	// this host straight from one to the other, past the host's own stack, where the
+	// host would route or bridge them there anyway. It is faster than no enforcement
+	// at all. Off by default, since what else the host does to forwarded packets no
+	// longer sees them: its firewall (one that tracks connections may take what comes
+	// back to it, when routes change, for strangers), captures on its links, and the
+	// links' transmit counters.
+	DirectDelivery bool
+	Logger         *slog.Logger
 }
 
 // Validate names all faults at once.
@@ -137,6 +145,7 @@ type Dataplane struct {
 
 	objects *bpf.KernelObjects
 	barrier *barrier
+	wiring  *wiring // nil without DirectDelivery
 
 	asking    sync.Mutex // held by one question at a time, before mu; guards the next two
 	asker     *ebpf.Collection
@@ -221,6 +230,11 @@ func (d *Dataplane) open() error {
 	if d.barrier, err = newBarrier(); err != nil {
 		return err
 	}
+	if d.cfg.DirectDelivery {
+		if d.wiring, err = newWiring(); err != nil {
+			return err
+		}
+	}
 	if !d.pins.found {
 		d.rows = [3]*tables{{}, {}, {}}
 	}
@@ -304,6 +318,9 @@ func (d *Dataplane) release() error {
 	var errs []error
 	if d.barrier != nil {
 		errs = append(errs, d.barrier.Close())
+	}
+	if d.wiring != nil {
+		d.wiring.close()
 	}
 	if d.objects != nil {
 		errs = append(errs, d.objects.Close())

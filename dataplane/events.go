@@ -40,6 +40,9 @@ func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent)) erro
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.drain(ctx, reader, each) })
 	group.Go(func() error { return d.sweepOften(ctx) })
+	if d.wiring != nil {
+		group.Go(func() error { return d.followWiring(ctx) })
+	}
 	group.Go(func() error {
 		<-ctx.Done()
 		return reader.Close() // a deadline would not wake a read that waits

@@ -17,9 +17,10 @@ const ways = len(bpf.KernelBucket{}.Rows)
 
 // Flags of a row, and the units of its times, as shifts of nanoseconds.
 const (
-	flowLive   = 0x400000
-	beatShift  = 22
-	roundShift = 30
+	flowLive    = 0x400000
+	flowWriting = 0x800000
+	beatShift   = 22
+	roundShift  = 30
 )
 
 func bucketsOf(cfg Config) uint32 { return uint32((cfg.FlowEntries + ways - 1) / ways) }

@@ -77,6 +77,9 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables["flow_buckets"].Set(bucketsOf(cfg)); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
+	if err := spec.Variables["direct_delivery"].Set(uint8(number(cfg.DirectDelivery))); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	}
 	for name, ns := range map[string]time.Duration{
 		"pickup_period":   cfg.Pickup,
 		"answer_interval": time.Second / time.Duration(cfg.AnswersPerSecond),

@@ -184,7 +184,7 @@ func (d *Dataplane) writeSide(at, across uint32, flags uint8) error {
 		}
 	}
 	row.Across, row.Flags = across, flags|loosened
-	if row.HostMac, err = macOf(at); err != nil {
+	if err := d.describe(at, &row); err != nil {
 		return err
 	}
 	if err := d.objects.Ports.Put(at, row); err != nil {

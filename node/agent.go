@@ -95,7 +95,8 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
 		return err
 	}
-	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(), Logger: cfg.Logger}); err != nil {
+	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(),
+		DirectDelivery: cfg.DirectDelivery, Logger: cfg.Logger}); err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
 	defer a.dataplane.Close()

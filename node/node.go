@@ -47,6 +47,9 @@ type Config struct {
 	Uplinks []string
 	// AcceptRisk allows to name the uplink that carries the administrator's session.
 	AcceptRisk bool
+	// DirectDelivery hands packets between workloads of this host past the host's
+	// own stack (see dataplane.Config).
+	DirectDelivery bool
 	// NoInspection and NoDeception leave the engine or the decoys out of this agent.
 	NoInspection, NoDeception bool
 	// OIDC accepts a provider's tokens at the API, if it names one.

@@ -46,6 +46,7 @@ func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags.BoolVar(&cfg.NoInspection, "no-inspection", false, "do without the inspection engine on this host")
 	flags.StringSliceVar(&cfg.Uplinks, "uplink", nil, "interface that carries the host's own traffic and may be enforced on all the same")
 	flags.BoolVar(&cfg.AcceptRisk, "accept-risk", false, "allow --uplink to name the interface that carries your session")
+	flags.BoolVar(&cfg.DirectDelivery, "direct-delivery", false, "hand packets between workloads of this host past the host's own firewall and stack")
 	flags.BoolVar(&cfg.NoDeception, "no-deception", false, "do without decoys on this host")
 }
 

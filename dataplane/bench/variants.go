@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -43,6 +44,7 @@ func pathVariants(p *path, o options) []variant {
 		add(&protected{path: p, entries: n})
 	}
 	add(&protected{path: p, entries: 1_000, observe: true})
+	add(&protected{path: p, entries: 1_000, direct: true})
 	return variants
 }
 
@@ -138,14 +140,19 @@ type protected struct {
 	path    *path
 	entries int // rules in the policy; all but those of offered match no packet
 	observe bool
+	direct  bool // packets go straight from one workload to the other
 	plane   *dataplane.Dataplane
 	dir     string
+	end     func() error // of what runs while the variant stands on the path
 }
 
 func (e *protected) name() string {
 	mode := ""
 	if e.observe {
 		mode = " observing"
+	}
+	if e.direct {
+		mode = " direct"
 	}
 	return fmt.Sprintf("bocage%s %s", mode, short(e.entries))
 }
@@ -156,7 +163,7 @@ func (e *protected) prepare() (err error) {
 	}
 	return host.In(e.path.host, func() error {
 		e.plane, err = dataplane.Open(dataplane.Config{Host: "bench", PinDir: e.pins(),
-			RuleEntries: max(e.entries, 1<<12), PeerEntries: max(e.entries, 1<<12)})
+			RuleEntries: max(e.entries, 1<<12), PeerEntries: max(e.entries, 1<<12), DirectDelivery: e.direct})
 		if err != nil {
 			return err
 		}
@@ -165,6 +172,19 @@ func (e *protected) prepare() (err error) {
 }
 
 func (e *protected) start() error {
+	e.end = func() error { return nil }
+	if e.direct { // which needs somebody who watches
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan error, 1)
+		go func() { done <- e.plane.Run(ctx, func([]bocage.FlowEvent) {}) }()
+		e.end = func() error {
+			cancel()
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				return err
+			}
+			return nil
+		}
+	}
 	return host.In(e.path.host, func() error {
 		for i, port := range e.ports() {
 			if err := e.plane.Attach(dataplane.Attachment{Ifindex: []end{e.path.client, e.path.server}[i].ifindex, Port: port}); err != nil {
@@ -176,8 +196,9 @@ func (e *protected) start() error {
 }
 
 func (e *protected) stop() error {
+	err := e.end()
 	return host.In(e.path.host, func() error {
-		return errors.Join(e.plane.Detach(e.path.client.ifindex), e.plane.Detach(e.path.server.ifindex))
+		return errors.Join(err, e.plane.Detach(e.path.client.ifindex), e.plane.Detach(e.path.server.ifindex))
 	})
 }
 

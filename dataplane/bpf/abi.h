@@ -218,9 +218,10 @@ struct port {
 	__u8 mac[6];      // the workload's
 	__u8 host_mac[6]; // of the host's side
 	__u8 flags;       // PORT_*
-	__u8 pad[3];
+	__u8 pad;
+	__u16 mtu;
 	__u32 across; // index of a wire's other interface
-	__u32 pad2;
+	__u32 master; // index of the bridge that the interface is of; 0: none
 };
 _Static_assert(sizeof(struct port) == 88, "port");
 #define PORT_MAC_DECLARED 1
@@ -230,6 +231,7 @@ _Static_assert(sizeof(struct port) == 88, "port");
 #define PORT_WIRE 16     // an end of a wire, whose residents have the identities
 #define PORT_OUTSIDE 32  // the outer one
 #define PORT_LOOSENED 64 // takes frames to any MAC because of us
+#define PORT_PEER 128    // the workload's side lies in another namespace, and can be handed packets
 
 struct port_address {
 	__u32 ifindex;
@@ -303,6 +305,9 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_BOUND_FIRST 0x2000  // the key's first end is behind a port and has a MAC
 #define FLOW_BOUND_SECOND 0x4000
 #define FLOW_WATCHED 0x8000   // a stage beyond the short way wants its packets
+#define FLOW_WAY_FIRST_SHIFT 16 // two bits: how what the first end sends gets to the second
+#define FLOW_WAY_SECOND_SHIFT 18
+#define FLOW_WAYS 0xf0000
 #define FLOW_LIVE 0x400000    // the row is a flow's
 #define FLOW_WRITING 0x800000 // somebody writes it
 #define FLOW_UNUSUAL (FLOW_UNKNOWN | FLOW_UNINSPECTED | FLOW_WATCHED | FLOW_WRITING)
@@ -339,8 +344,9 @@ _Static_assert(sizeof(struct opening) == 64, "opening");
 struct topology {
 	__u32 number;
 	__u32 pad;
+	__u64 direct_until; // monotonic ns: until when somebody watches for changes
 };
-_Static_assert(sizeof(struct topology) == 8, "topology");
+_Static_assert(sizeof(struct topology) == 16, "topology");
 
 // How many rows an enforcement point holds; of 0, how many one may.
 struct holding {

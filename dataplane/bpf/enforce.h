@@ -451,15 +451,30 @@ static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 	return TCX_NEXT;
 }
 
+// Whether the packet is one of its flow, whole and without anything that the host
+// might look at.
+static __always_inline bool is_plain(const struct packet *p)
+{
+	return !(p->marks & (PACKET_FIRST | PACKET_LATER | PACKET_GROUP | PACKET_ERROR)) &&
+	       p->l4 == (p->ethertype == ETHERNET_IPV4 ? PLAIN4 : PLAIN6);
+}
+
 static __always_inline int enforce(struct __sk_buff *skb, bool from)
 {
 	if (skb->mark == MARK_RESUMED) {
 		skb->mark = 0;
 		return TCX_NEXT;
 	}
-	if (!tracing && pass_fast(skb, from))
-		return TCX_NEXT;
+	int passed = tracing ? 0 : pass_fast(skb, from);
+	if (passed)
+		return passed;
 	struct passage at = {.from = from, .ifindex = skb->ifindex};
 	begin(skb, &at);
-	return enforce_at(skb, &at);
+	int act = enforce_at(skb, &at);
+	if (tracing || !direct_delivery || act != TCX_NEXT || !at.found.row || !is_plain(&at.packet))
+		return act;
+	if (from)
+		return pass_direct(skb, &at);
+	find_ways(skb, &at);
+	return act;
 }

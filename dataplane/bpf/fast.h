@@ -8,14 +8,15 @@
 // in the key.
 #pragma once
 
-#include "track.h"
+#include "direct.h"
 
 // What of a packet the short way needs.
 struct glance {
 	struct flow_key key;
 	__u32 bytes; // from the IP header on
 	__u8 second; // the source is the second end of the key
-	__u8 tcp;
+	__u8 protocol;
+	__u8 tcp_flags;
 };
 
 static __always_inline __u64 key_rest(__u16 first, __u16 second, __u8 protocol, __u8 family)
@@ -25,20 +26,23 @@ static __always_inline __u64 key_rest(__u16 first, __u16 second, __u8 protocol, 
 
 // The header behind IP; false if it is for the long way.
 static __always_inline bool glance_transport(void *l4, void *end, __u32 payload, __u8 protocol, bool super,
-					     __u16 *source, __u16 *destination)
+					     __u16 *source, __u16 *destination, __u8 *flags)
 {
 	if (protocol == PROTOCOL_TCP) {
 		struct tcp *tcp = l4;
 		if ((void *)(tcp + 1) > end)
 			return false;
 		__u32 header = (tcp->offset >> 4) * 4;
-		if (header < sizeof(*tcp) || header > payload ||
-		    (tcp->flags & (TCP_SYN | TCP_FIN | TCP_RST | TCP_ACK)) != TCP_ACK)
+		if (header < sizeof(*tcp) || header > payload || !(tcp->flags & (TCP_RST | TCP_ACK)))
+			return false; // may open a flow, or is malformed
+		if ((tcp->flags & TCP_SYN) && (tcp->flags & (TCP_FIN | TCP_RST)))
 			return false;
+		*flags = tcp->flags;
 		*source = bswap16(tcp->source);
 		*destination = bswap16(tcp->destination);
 		return true;
 	}
+	*flags = 0;
 	struct udp *udp = l4;
 	if (protocol != PROTOCOL_UDP || (void *)(udp + 1) > end || payload < sizeof(*udp))
 		return false;
@@ -59,13 +63,13 @@ static __always_inline bool glance_at4(void *data, void *end, __u32 wire, bool s
 	if (ip->version_length != 0x45 || (ip->fragment & bswap16(0x3fff)) || length < sizeof(*ip) || length > wire)
 		return false;
 	__u16 source, destination;
-	if (!glance_transport(ip + 1, end, length - sizeof(*ip), ip->protocol, super, &source, &destination))
+	if (!glance_transport(ip + 1, end, length - sizeof(*ip), ip->protocol, super, &source, &destination, &g->tcp_flags))
 		return false;
 	__u64 from = address4(ip->source).low, to = address4(ip->destination).low;
 	bool second = from > to || (from == to && source > destination);
 	g->second = second;
 	g->bytes = length;
-	g->tcp = ip->protocol == PROTOCOL_TCP;
+	g->protocol = ip->protocol;
 	g->key.address[0] = (struct address){.low = second ? to : from};
 	g->key.address[1] = (struct address){.low = second ? from : to};
 	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->protocol, 4);
@@ -81,14 +85,14 @@ static __always_inline bool glance_at6(void *data, void *end, __u32 wire, bool s
 	if ((ip->version_class_label & 0xf0) != 0x60 || payload == 0 || payload + sizeof(*ip) > wire)
 		return false;
 	__u16 source, destination;
-	if (!glance_transport(ip + 1, end, payload, ip->next, super, &source, &destination))
+	if (!glance_transport(ip + 1, end, payload, ip->next, super, &source, &destination, &g->tcp_flags))
 		return false;
 	struct address from = address6(ip->source), to = address6(ip->destination);
 	bool second = from.high > to.high ||
 		      (from.high == to.high && (from.low > to.low || (from.low == to.low && source > destination)));
 	g->second = second;
 	g->bytes = payload + sizeof(*ip);
-	g->tcp = ip->next == PROTOCOL_TCP;
+	g->protocol = ip->next;
 	g->key.address[0] = second ? to : from;
 	g->key.address[1] = second ? from : to;
 	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->next, 6);
@@ -107,63 +111,88 @@ static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *w
 }
 
 // What the word must say of a flow whose packets may go the short way.
-static __always_inline bool is_usual(__u64 word, bool original, bool tcp, bool end, bool from)
+static __always_inline bool is_usual(__u64 word, bool original, bool end, bool from)
 {
 	__u64 must = (from == original ? FLOW_JUDGED_SOURCE : FLOW_JUDGED_DESTINATION) |
-		     (end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST) |
-		     (!original ? FLOW_REPLIED : tcp ? FLOW_ESTABLISHED : 0);
+		     (end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST);
 	return (word & (must | FLOW_UNUSUAL)) == must;
 }
 
-// Passes the packet if it goes the short way; false if it does not.
+// What becomes of a packet that goes the short way; 0 if it does not.
 STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethernet *eth = data;
 	if ((void *)(eth + 1) > end || skb->vlan_present)
-		return false;
+		return 0;
 	struct glance g;
 	__u32 wire = skb->len - sizeof(*eth);
 	bool super = skb->gso_size != 0;
 	if (eth->type == bswap16(ETHERNET_IPV4)) {
 		if (!glance_at4(data, end, wire, super, &g))
-			return false;
+			return 0;
 	} else if (eth->type != bswap16(ETHERNET_IPV6) || !glance_at6(data, end, wire, super, &g)) {
-		return false;
+		return 0;
 	}
 	__u64 word;
 	struct flow *flow = look_up(&g.key, &word);
 	if (!flow)
-		return false;
+		return 0;
 
 	__u32 zero = 0, ifindex = skb->ifindex;
 	bool original = g.second == !!(word & FLOW_SECOND), local = g.second == !!from;
 	struct active *active_word = bpf_map_lookup_elem(&active, &zero);
 	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
 	__u64 now = coarse_now();
-	if (!is_usual(word, original, g.tcp, local, from) || !active_word || !wiring)
-		return false;
+	if (!is_usual(word, original, local, from) || !active_word || !wiring)
+		return 0;
 	__u32 epoch = *(volatile __u64 *)&active_word->word >> ACTIVE_EPOCH_SHIFT;
 	__u8 reason = flow->reason;
 	const __u8 *mac = from ? eth->source : eth->destination;
 	if (flow->epoch != epoch || flow->topology != wiring->number || now >> ERA_SHIFT >= flow->until ||
 	    verdict_of(flow) != VERDICT_ALLOW || flow->ifindex[local] != ifindex || !same_mac(flow->mac[local], mac) ||
 	    (eth->source[0] & 1))
-		return false;
+		return 0;
+	bool allowed = would_of(flow) == VERDICT_ALLOW;
+	__u64 said = said_by(word, original, g.protocol, g.tcp_flags) & ~word;
+	if ((said & FLOW_REPLIED) && !allowed)
+		return 0; // what answers is told
+
+	// Straight to the other workload, if that is known to be its way.
+	__u32 way = WAY_STACK, there = flow->ifindex[!local];
+	__u8 other_mac[6];
+	if (is_direct_now(wiring, now) && is_local(word)) {
+		bool host = skb->pkt_type == PACKET_HOST;
+		way = way_from(word, local);
+		if (!from && !(word & FLOW_WAYS))
+			return 0; // finds out
+		memcpy(other_mac, flow->mac[!local], 6);
+		if (!from || host != (way == WAY_ROUTED) || (!host && !same_mac(eth->destination, other_mac)) ||
+		    !allowed)
+			way = WAY_STACK;
+	}
 	bool owner = own_end(word) == local;
 	if (owner && (__u16)((now >> ROUND_SHIFT) - flow->reported) > UPDATE_ROUNDS)
-		return false;
-	if (!is_still(flow, word))
-		return false;
+		return 0;
+	if (!is_still(flow, word) || (said && !turn(flow, word, said, 0)))
+		return 0;
 
 	__u32 segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	__u32 beat = now >> BEAT_SHIFT;
 	if (flow->seen != beat)
 		flow->seen = beat;
+	int act = TCX_NEXT;
+	if (way > WAY_STACK) {
+		act = hand_over(skb, there, other_mac, way);
+		if (act != TCX_NEXT) {
+			owner = true; // one of both
+			count(reason, false, segments, g.bytes);
+		}
+	}
 	if (owner) {
 		__sync_fetch_and_add(&flow->packets, segments);
 		__sync_fetch_and_add(&flow->bytes, g.bytes);
 	}
 	count(reason, false, segments, g.bytes);
-	return true;
+	return act;
 }

@@ -103,6 +103,26 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
+#define AF_INET 2
+#define AF_INET6 10
+
+// struct bpf_fib_lookup: a question for the host's routes, and their answer.
+struct fib_question {
+	__u8 family;
+	__u8 protocol;
+	__u16 source_port; // in network byte order
+	__u16 destination_port;
+	__u16 length;
+	__u32 ifindex; // where the packet came in; then, where it goes out
+	__u32 service;
+	__u32 source[4];
+	__u32 destination[4];
+	__u32 table;
+	__u8 source_mac[6] __attribute__((aligned(2)));
+	__u8 destination_mac[6] __attribute__((aligned(2)));
+};
+_Static_assert(sizeof(struct fib_question) == 64, "fib_question");
+
 // enum bpf_func_id
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
@@ -120,9 +140,11 @@ static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;
 static long (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
+static long (*const bpf_fib_lookup)(struct __sk_buff *skb, struct fib_question *question, __u32 size, __u32 flags) = (void *)69;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *context, __u64 flags) = (void *)164;
 

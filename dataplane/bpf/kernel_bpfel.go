@@ -168,9 +168,10 @@ type KernelPort struct {
 	Mac      [6]uint8
 	HostMac  [6]uint8
 	Flags    uint8
-	Pad      [3]uint8
+	Pad      uint8
+	Mtu      uint16
 	Across   uint32
-	Pad2     uint32
+	Master   uint32
 }
 
 type KernelPortAddress struct {
@@ -328,9 +329,10 @@ type KernelTally struct {
 }
 
 type KernelTopology struct {
-	_      structs.HostLayout
-	Number uint32
-	Pad    uint32
+	_           structs.HostLayout
+	Number      uint32
+	Pad         uint32
+	DirectUntil uint64
 }
 
 type KernelTrace struct {
@@ -400,6 +402,7 @@ const (
 	KernelProgToWorkload        = "to_workload"
 	KernelVarAnswerBurst        = "answer_burst"
 	KernelVarAnswerInterval     = "answer_interval"
+	KernelVarDirectDelivery     = "direct_delivery"
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
 	KernelVarPickupPeriod       = "pickup_period"
@@ -498,6 +501,7 @@ type KernelMapSpecs struct {
 type KernelVariableSpecs struct {
 	AnswerBurst    *ebpf.VariableSpec `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.VariableSpec `ebpf:"answer_interval"`
+	DirectDelivery *ebpf.VariableSpec `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
@@ -592,6 +596,7 @@ func (m *KernelMaps) Close() error {
 type KernelVariables struct {
 	AnswerBurst    *ebpf.Variable `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.Variable `ebpf:"answer_interval"`
+	DirectDelivery *ebpf.Variable `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`
 	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`

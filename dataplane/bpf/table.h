@@ -260,6 +260,18 @@ struct offer {
 	__u64 owned;
 };
 
+// Most of the time a bucket has room.
+static __always_inline struct offer free_in(struct bucket *bucket)
+{
+	struct offer offer = {};
+	for (__u64 i = 0; i < WAYS; i++) {
+		__u64 free = is_less(word_of(&bucket->rows[i]) & (FLOW_LIVE | FLOW_WRITING), 1);
+		offer.free += free;
+		offer.way += (i - offer.way) * free;
+	}
+	return offer;
+}
+
 static __always_inline struct offer offer_of(struct bucket *bucket, __u32 beat, __u32 only)
 {
 	struct offer offer = {};
@@ -295,6 +307,9 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 
 	if (!bucket)
 		return 0;
 	__u32 index = place.first, beat = now >> BEAT_SHIFT;
+	struct offer free = free_in(bucket);
+	if (!only && free.free >= WAYS / 4)
+		return ROOM_FREE << 32 | number_of(index, free.way);
 	struct offer best = offer_of(bucket, beat, only);
 	if (best.free < WAYS / 4) {
 		bucket = bpf_map_lookup_elem(&flows, &place.second);

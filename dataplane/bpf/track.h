@@ -8,6 +8,7 @@
 // ends still try.
 #pragma once
 
+#include "admit.h"
 #include "policy.h"
 #include "table.h"
 
@@ -61,9 +62,9 @@ static __always_inline __u32 era_of(__u64 until)
 	return era < ERA_FOREVER ? era : ERA_FOREVER;
 }
 
-static __always_inline bool is_icmp(const struct packet *p)
+static __always_inline bool is_icmp(__u8 protocol)
 {
-	return p->protocol == PROTOCOL_ICMP || p->protocol == PROTOCOL_ICMPV6;
+	return protocol == PROTOCOL_ICMP || protocol == PROTOCOL_ICMPV6;
 }
 
 static __always_inline __u8 verdict_of(const struct flow *flow)
@@ -121,20 +122,28 @@ static __always_inline bool is_still(const struct flow *flow, __u64 word)
 	return !((word_of(flow) ^ word) & (FLOW_SELF | FLOW_WRITING));
 }
 
-// What a packet says of its flow.
+// What a packet says of its flow. Echoes establish nothing: they cost a row and
+// nobody misses one.
+static __always_inline __u64 said_by(__u64 word, bool original, __u8 protocol, __u8 tcp_flags)
+{
+	bool tcp = protocol == PROTOCOL_TCP;
+	__u64 said = 0;
+	if (!original)
+		said = FLOW_REPLIED | (tcp || is_icmp(protocol) ? 0 : FLOW_ESTABLISHED);
+	else if (tcp && (word & FLOW_REPLIED) && !(tcp_flags & TCP_SYN))
+		said = FLOW_ESTABLISHED;
+	if (tcp_flags & TCP_RST)
+		said |= FLOW_RESET;
+	if (tcp_flags & TCP_FIN)
+		said |= original ? FLOW_FIN_SOURCE : FLOW_FIN_DESTINATION;
+	return said;
+}
+
+// Notes a packet in the row of its flow.
 static __always_inline void advance(const struct passage *at, struct flow *flow, bool original)
 {
 	const struct packet *p = &at->packet;
-	__u64 said = 0;
-	bool tcp = p->protocol == PROTOCOL_TCP;
-	if (!original) // echoes do not count: they cost a row and nobody misses one
-		said |= FLOW_REPLIED | (tcp || is_icmp(p) ? 0 : FLOW_ESTABLISHED);
-	else if (tcp && (at->found.word & FLOW_REPLIED) && !(p->tcp_flags & TCP_SYN))
-		said |= FLOW_ESTABLISHED;
-	if (p->tcp_flags & TCP_RST)
-		said |= FLOW_RESET;
-	if (p->tcp_flags & TCP_FIN)
-		said |= original ? FLOW_FIN_SOURCE : FLOW_FIN_DESTINATION;
+	__u64 said = said_by(at->found.word, original, p->protocol, p->tcp_flags);
 	if ((at->found.word & said) != said)
 		turn(flow, at->found.word, said, 0);
 	flow->seen = beat_of(at);
@@ -142,6 +151,18 @@ static __always_inline void advance(const struct passage *at, struct flow *flow,
 		__sync_fetch_and_add(&flow->packets, at->segments);
 		__sync_fetch_and_add(&flow->bytes, at->length);
 	}
+}
+
+// Whether what is sent by the end that is behind this port would be admitted: what
+// comes from there has been.
+static __always_inline bool is_own_end(const struct passage *at)
+{
+	const struct packet *p = &at->packet;
+	__u32 ifindex = at->ifindex;
+	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
+	if (at->from || !port)
+		return port;
+	return owns(at, port, &p->destination) || (p->ethertype == ETHERNET_IPV6 && is_link_local6(&p->destination));
 }
 
 // Notes in the row whom it may take for the end that is behind this port: admission
@@ -155,7 +176,7 @@ STAGE int bind(const struct passage *at, struct flow *flow)
 	__u64 word = word_of(flow);
 	__u32 zero = 0;
 	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
-	if (!wiring || !at->identity || (p->marks & PACKET_GROUP))
+	if (!wiring || !at->identity || at->link || (p->marks & PACKET_GROUP))
 		return 0;
 	bool end = (!at->from == !original) == !!(word & FLOW_SECOND);
 	__u64 bound = end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST;
@@ -164,14 +185,14 @@ STAGE int bind(const struct passage *at, struct flow *flow)
 	bool others = flow->topology == number ? word & (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound : 0;
 	if ((word & bound) && flow->topology == number && flow->ifindex[end] == at->ifindex && same_mac(flow->mac[end], mac))
 		return 0;
-	if (own_end(word) == end && owner_of(flow) != at->ifindex)
+	if (!is_own_end(at) || (own_end(word) == end && owner_of(flow) != at->ifindex))
 		return 0; // a second port before the same end: not the one that reports
 	if (!take(flow, word))
 		return 0;
 	flow->topology = number;
 	flow->ifindex[end] = at->ifindex;
 	memcpy(flow->mac[end], mac, 6);
-	give(flow, bound, others ? 0 : (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound);
+	give(flow, bound, FLOW_WAYS | (others ? 0 : (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound));
 	return 0;
 }
 

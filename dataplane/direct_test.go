@@ -1,0 +1,229 @@
+package dataplane
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
+)
+
+// stacked is how many packets the host's own stack has sent out to a workload.
+func (p *plane) stacked(w *workload) (packets uint64) {
+	p.t.Helper()
+	p.in(func() error {
+		l, err := netlink.LinkByName(w.link)
+		if err == nil {
+			packets = l.Attrs().Statistics.TxPackets
+		}
+		return err
+	})
+	return packets
+}
+
+func (p *plane) topology() uint32 {
+	p.t.Helper()
+	var t bpf.KernelTopology
+	must(p.t, p.objects.Topology.Lookup(uint32(0), &t))
+	return t.Number
+}
+
+func (p *plane) counted(reason bocage.ReasonCode) Count {
+	p.t.Helper()
+	c, err := p.Counters()
+	must(p.t, err)
+	return c.Passed[reason]
+}
+
+// total is how many packets and bytes all live flows have had, by their owners.
+func (p *plane) total() (c Count) {
+	p.eachRow(func(_ uint32, row *bpf.KernelFlow) bool {
+		c.Packets += row.Packets
+		c.Bytes += row.Bytes
+		return false
+	})
+	return c
+}
+
+func newDirect(t *testing.T, bridged bool) (p *plane, a, b *workload) {
+	p = newPlane(t, func(c *Config) { c.DirectDelivery = true })
+	a, b = p.workload(1, 101, 21), p.workload(2, 102, 22)
+	if bridged {
+		p.bridge(a, b)
+	}
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)))
+	p.run()
+	return p, a, b
+}
+
+// What passes between two workloads of a host goes past the host's stack, whole,
+// and is counted by both points.
+func TestRootDirectDelivery(t *testing.T) {
+	for _, bridged := range []bool{false, true} {
+		t.Run(fmt.Sprintf("bridged=%v", bridged), func(t *testing.T) {
+			p, a, b := newDirect(t, bridged)
+			for _, address := range []netip.Addr{b.v4, b.v6} {
+				echo(t, b, address, 80)
+				c := mustDial(t, a, address, 80)
+				eventually(t, "packets to go straight", func() bool {
+					before := p.stacked(b)
+					for range 50 {
+						must(t, ping(c, long))
+					}
+					return p.stacked(b)-before < 20
+				})
+				before := p.stacked(a) + p.stacked(b)
+				passed := p.counted(bocage.ReasonRule)
+				total := p.total()
+				must(t, transfer(c, 4<<20))
+				for range 500 {
+					must(t, ping(c, long))
+				}
+				after, both := p.counted(bocage.ReasonRule), p.total()
+				if n := p.stacked(a) + p.stacked(b) - before; n > 300 { // others speak too
+					t.Errorf("%s: %d packets went through the stack", address, n)
+				}
+				if n := after.Packets - passed.Packets; n != 2*(both.Packets-total.Packets) || n < 2000 {
+					t.Errorf("%s: the points counted %d packets of %d", address, n, both.Packets-total.Packets)
+				}
+				if n := after.Bytes - passed.Bytes; n < 2*8<<20 || n != 2*(both.Bytes-total.Bytes) {
+					t.Errorf("%s: the points counted %d bytes of %d", address, n, both.Bytes-total.Bytes)
+				}
+			}
+			// Cut at the next packet.
+			c := mustDial(t, a, b.v4, 80)
+			must(t, ping(c, long))
+			rs := ruleset(2, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)
+			rs.Refused = []bocage.Refusal{{Identity: 102, Decision: decideQuarantine}}
+			must(t, p.Apply(rs))
+			if err := ping(c, short); !isTimeout(err) {
+				t.Errorf("in quarantine: %v, want a timeout", err)
+			}
+		})
+	}
+}
+
+// A routed packet is one hop older when it arrives, and one at its end goes no
+// further, though its flow is known.
+func TestRootDirectDeliveryCountsHops(t *testing.T) {
+	p, a, b := newDirect(t, false)
+	arrived := sink(t, b, b.v4, 53)
+	from := a.raw(t)
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 5000, dport: 53, payload: 10}
+	send := func(hops byte, want int64, what string) {
+		t.Helper()
+		f.hops = hops
+		from.send(f.bytes())
+		eventually(t, what, func() bool { return arrived.Load() == want })
+	}
+	send(64, 1, "the first by the stack")
+	sent := int64(1)
+	eventually(t, "packets to go straight", func() bool {
+		before := p.stacked(b)
+		for range 10 {
+			sent++
+			send(64, sent, "one of the flow")
+		}
+		return p.stacked(b)-before < 5
+	})
+	before := p.stacked(b)
+	for range 20 {
+		sent++
+		send(2, sent, "one of the flow")
+	}
+	if n := p.stacked(b) - before; n > 10 {
+		t.Errorf("%d packets went through the stack", n)
+	}
+	f.hops = 1
+	from.send(f.bytes())
+	send(64, sent+1, "one after that which was at its end")
+	// To somebody else's MAC: what the host does not take, nobody hands over.
+	stray := f
+	stray.hops, stray.to = 64, [6]byte{2, 9, 9, 9, 9, 9}
+	from.send(stray.bytes())
+	send(64, sent+2, "one after that which was for another")
+}
+
+// Packets go straight only as long as the host would send them there.
+func TestRootDirectDeliveryFollowsTheHost(t *testing.T) {
+	p, a, b := newDirect(t, false)
+	echo(t, b, b.v4, 80)
+	c := mustDial(t, a, b.v4, 80)
+	pings := func(n int) (stacked uint64) {
+		t.Helper()
+		before := p.stacked(b)
+		for range n {
+			must(t, ping(c, long))
+		}
+		return p.stacked(b) - before
+	}
+	eventually(t, "packets to go straight", func() bool { return pings(200) < 50 })
+	change := func(what string, do func(netlink.Link) error, direct bool) {
+		t.Helper()
+		before := p.topology()
+		p.in(func() error {
+			l, err := netlink.LinkByName(b.link)
+			if err == nil {
+				err = do(l)
+			}
+			return err
+		})
+		eventually(t, "news of "+what, func() bool { return p.topology() != before })
+		eventually(t, what, func() bool { return (pings(200) < 50) == direct })
+	}
+	change("a link that takes less", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1400) }, false)
+	change("a link that takes as much", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1500) }, true)
+	elsewhere := netip.MustParseAddr("10.77.0.9")
+	must(t, host.AddNeighbor(p.namespace, b.link, elsewhere, b.mac))
+	detour := netlink.Route{Dst: &net.IPNet{IP: b.v4.AsSlice(), Mask: net.CIDRMask(32, 32)}, Gw: elsewhere.AsSlice(), Flags: int(netlink.FLAG_ONLINK), Priority: 0}
+	change("another gateway at the same MAC", func(l netlink.Link) error {
+		detour.LinkIndex = l.Attrs().Index
+		return netlink.RouteReplace(&detour)
+	}, true)
+	must(t, p.addNeighbor(b, elsewhere, net.HardwareAddr{2, 9, 9, 9, 9, 9}))
+	if err := ping(c, short); !isTimeout(err) {
+		t.Errorf("the host would send it to another: %v, want a timeout", err)
+	}
+}
+
+func (p *plane) addNeighbor(w *workload, address netip.Addr, mac net.HardwareAddr) error {
+	before := p.topology()
+	if err := host.AddNeighbor(p.namespace, w.link, address, mac); err != nil {
+		return err
+	}
+	eventually(p.t, "news of a neighbour", func() bool { return p.topology() != before })
+	return nil
+}
+
+// Without somebody who watches, packets go through the stack.
+func TestRootDirectDeliveryEndsWithTheAgent(t *testing.T) {
+	p := newPlane(t, func(c *Config) { c.DirectDelivery = true })
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	stop := p.run()
+	echo(t, b, b.v4, 80)
+	c := mustDial(t, a, b.v4, 80)
+	direct := func() bool {
+		before := p.stacked(b)
+		for range 100 {
+			must(t, ping(c, long))
+		}
+		return p.stacked(b)-before < 50
+	}
+	eventually(t, "packets to go straight", direct)
+	stop()
+	if t.Failed() {
+		return
+	}
+	must(t, p.changeTopology(func(t *bpf.KernelTopology) { t.DirectUntil = 0 }))
+	if direct() {
+		t.Error("packets go straight though nobody watches")
+	}
+}
