@@ -124,7 +124,8 @@ type Decision struct {
 	Until time.Time  `json:"until,omitzero"`
 	Then  DecisionID `json:"then,omitempty"`
 	// By lists the objects and fields that decided: the decider first, then
-	// those that added duties.
+	// those that added duties, then the exceptions without which a guardrail would
+	// have had a say.
 	By []Ref `json:"by,omitempty"`
 }
 

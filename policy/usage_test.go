@@ -202,6 +202,33 @@ func TestNotices(t *testing.T) {
 
 // TestExceptionEnds opens what a guardrail refuses for a while: its end comes by
 // itself, in what hosts have as well, and people are told.
+// TestExceptionUsage sees what an exception lets through counted for it.
+func TestExceptionUsage(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		s.webApp.Spec.Consumes = append(s.webApp.Spec.Consumes, bocage.Consume{Service: "db"})
+		s.dbApp.Spec.Provides[0].To = bocage.Selector{}
+		s.guardrail.Spec.Exceptions = bocage.ExceptionTerms{Allowed: true, Max: "24h"}
+		b.declare(s.all()...)
+		b.declare(&bocage.Exception{ObjectMeta: bocage.ObjectMeta{Name: "migration"}, Spec: bocage.ExceptionSpec{Guardrail: "pci",
+			Match: bocage.CellMatch{From: bocage.Side{Namespaces: []string{"shop"}}}, From: time.Now(), Until: time.Now().Add(20 * time.Hour)}})
+		b.before = func(p *Policy) {
+			p.usage = func(_ context.Context, since, until time.Time) ([]DecisionUse, error) {
+				o := p.inForce()
+				_, reason := o.output.Ruleset().Decide(flowOf(webIP, dbIP, 5432))
+				return []DecisionUse{{Decision: reason.Decision, Generation: uint32(o.number), Hits: 3, First: until.Add(-time.Second), Last: until}}, nil
+			}
+		}
+		b.start()
+		b.settle()
+		b.wait(3*usageEvery + time.Second)
+		e := get[*bocage.Exception](b, "", "migration")
+		if u := e.Status.Usage; len(u) != 1 || u[0].Field != "spec.match" || u[0].Hits < 3 || u[0].FirstSeen.IsZero() || u[0].LastSeen.IsZero() {
+			t.Errorf("usage of the exception: %+v", u)
+		}
+	})
+}
+
 func TestExceptionEnds(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		s := newShop()

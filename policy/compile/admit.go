@@ -17,7 +17,7 @@ import (
 
 // revision is part of every digest: raise it when the same objects compile to
 // something else than before, so that a new program publishes a new generation.
-const revision = "bocage policy 3\n"
+const revision = "bocage policy 4\n"
 
 // admitted is the input in canonical order, without what cannot take effect.
 type admitted struct {

@@ -126,7 +126,7 @@ func sortStatements(list []*statement) {
 // decideAt is the lattice: anyone may refuse, nobody below can reopen, and duties
 // add up. strict ignores exceptions.
 func decideAt(covering []*statement, moment time.Time, strict bool) decision {
-	var lifted map[string]bool // guardrails that are excepted from here
+	var lifted map[string]*statement // by guardrail, the exception from it that lasts longest
 	protected := false
 	alive := make([]*statement, 0, len(covering))
 	for _, s := range covering {
@@ -137,9 +137,11 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		case except:
 			if !strict {
 				if lifted == nil {
-					lifted = map[string]bool{}
+					lifted = map[string]*statement{}
 				}
-				lifted[s.guardrail] = true
+				if longest := lifted[s.guardrail]; longest == nil || s.until.After(longest.until) {
+					lifted[s.guardrail] = s
+				}
 			}
 		case protect:
 			protected = true
@@ -148,7 +150,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		}
 	}
 
-	var allows, isolations, refusals, answers, marks, diverts []bocage.Ref
+	var allows, isolations, refusals, answers, marks, diverts, exceptions []bocage.Ref
 	var kubes, owes []*statement
 	var owed joined
 	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
@@ -164,18 +166,22 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 				isolations = append(isolations, s.by...)
 			}
 		case refuse:
-			if !lifted[s.guardrail] {
-				refusals = append(refusals, s.by...)
-				wish = stronger(wish, s.disposition)
+			if exception := lifted[s.guardrail]; exception != nil {
+				exceptions = append(exceptions, exception.by...)
+				continue
 			}
+			refusals = append(refusals, s.by...)
+			wish = stronger(wish, s.disposition)
 		case answer:
 			if !protected {
 				answers = append(answers, s.by...)
 			}
 		case owe:
-			if !lifted[s.guardrail] {
-				owes = append(owes, s)
+			if exception := lifted[s.guardrail]; exception != nil {
+				exceptions = append(exceptions, exception.by...)
+				continue
 			}
+			owes = append(owes, s)
 		case mark:
 			marks = append(marks, s.by...)
 		case dispose:
@@ -221,7 +227,8 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		if kubeSays == kubeAllows {
 			allows = append(allows, kubeBy...)
 		}
-		d.by = append(allows, owed.by...)
+		slices.SortFunc(exceptions, compareRefs)
+		d.by = append(append(allows, owed.by...), exceptions...)
 		d.profiles, d.duties = owed.result()
 		if len(marks) > 0 {
 			d.duties.Log = logFull

@@ -2,6 +2,7 @@ package compile_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +79,8 @@ func TestExceptions(t *testing.T) {
 			in.Exceptions = []*bocage.Exception{e}
 			out := compile.Compile(in)
 			verdict, d := askAt(out.Ruleset(), 0, 1, 8080, policytest.Now)
-			if verdict.Allowed() != test.counts {
+			named := slices.Contains(d.By, compile.Ref("Exception", e, "spec.match"))
+			if verdict.Allowed() != test.counts || named != test.counts {
 				t.Errorf("%s by %v", verdict, d.By)
 			}
 			if !out.Expires.Equal(test.expires) {

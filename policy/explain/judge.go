@@ -181,6 +181,12 @@ func (g *Judgement) decide() {
 		for _, d := range g.Duties {
 			g.By = append(g.By, d.By)
 		}
+		var exceptions []bocage.Ref
+		for _, l := range g.Lifted {
+			exceptions = append(exceptions, l.Exception)
+		}
+		slices.SortFunc(exceptions, compareRefs)
+		g.By = append(g.By, exceptions...)
 	}
 	g.By = append(g.By, g.Threats...)
 }
