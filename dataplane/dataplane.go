@@ -224,6 +224,9 @@ func (d *Dataplane) open() error {
 	if d.pins, err = openPins(d.cfg.PinDir, spec); err != nil {
 		return err
 	}
+	if d.pins.broken != "" {
+		d.log.Warn("state has lost pins and is made anew: it stays in force until a ruleset is applied", "map", d.pins.broken)
+	}
 	if d.objects, err = d.pins.load(spec); err != nil {
 		return err
 	}
@@ -321,6 +324,9 @@ func (d *Dataplane) release() error {
 	}
 	if d.wiring != nil {
 		d.wiring.close()
+	}
+	if d.pins != nil {
+		d.pins.release()
 	}
 	if d.objects != nil {
 		errs = append(errs, d.objects.Close())

@@ -112,7 +112,9 @@ func isShared(name string) bool { return !strings.HasPrefix(name, ".") }
 type pins struct {
 	root   string // PinDir
 	layout string
-	found  bool // an earlier process made it
+	found  bool                 // an earlier process made it
+	broken string               // a map whose pin was gone, so that what was found is put aside
+	held   map[string]link.Link // of this process, open, by name
 }
 
 func (p *pins) dir() string      { return filepath.Join(p.root, p.layout) }
@@ -126,7 +128,31 @@ func openPins(root string, spec *ebpf.CollectionSpec) (*pins, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
+	if p.found {
+		return p, p.putAside(spec)
+	}
 	return p, nil
+}
+
+// putAside makes a layout that has lost pins of maps another one: its links go on
+// with the maps that their programs hold, until there is a ruleset to move them for.
+func (p *pins) putAside(spec *ebpf.CollectionSpec) error {
+	for name := range spec.Maps {
+		_, err := os.Stat(filepath.Join(p.mapsDir(), name))
+		if !isShared(name) || err == nil {
+			continue
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		p.found, p.broken = false, name
+		aside := filepath.Join(p.root, "broken-"+p.layout)
+		if err := removeLayout(aside); err != nil {
+			return err
+		}
+		return os.Rename(p.dir(), aside)
+	}
+	return nil
 }
 
 // load loads the programs over the pinned maps, or over new ones which it pins.
@@ -177,8 +203,8 @@ func (p *pins) publish(objects *bpf.KernelObjects) error {
 		}
 	}
 	for name, m := range mapsOf(objects) {
-		if err := m.Pin(filepath.Join(draft, "map", name)); err != nil {
-			return fmt.Errorf("pin map %s: %w", name, err)
+		if err := pinMap(m, filepath.Join(draft, "map", name)); err != nil {
+			return err
 		}
 	}
 	return os.Rename(draft, p.dir())
@@ -309,7 +335,7 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 			return fmt.Errorf("swap program of %s: %w", path, err)
 		}
 		if alive {
-			return nil
+			return p.hold(linkName(ifindex, name))
 		}
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
@@ -321,7 +347,7 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin link of interface %d: %w", ifindex, err)
 	}
-	return nil
+	return p.hold(linkName(ifindex, name))
 }
 
 // alive says whether a program is still on the interface that it was put on.
@@ -341,7 +367,15 @@ func (p *pins) alive(ifindex uint32, name string) bool {
 
 // detach takes a program off an interface; nil if it is not there.
 func (p *pins) detach(ifindex uint32, name string) error {
+	p.drop(linkName(ifindex, name))
 	return cutLink(filepath.Join(p.linksDir(), linkName(ifindex, name)))
+}
+
+// release lets go of every link; what is pinned stays.
+func (p *pins) release() {
+	for name := range p.held {
+		p.drop(name)
+	}
 }
 
 func cutLink(path string) error {

@@ -37,12 +37,13 @@ var (
 	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
 	candidateDesc  = prometheus.NewDesc("bocage_dataplane_candidate_generation", "Generation that is evaluated beside the one in force; 0 is none.", nil, nil)
 	comparedDesc   = prometheus.NewDesc("bocage_dataplane_candidate_decisions", "Decisions that the candidate was asked for, and of these those whose reach differs, since it came.", []string{"outcome"}, nil)
+	repairedDesc   = prometheus.NewDesc("bocage_dataplane_repaired_total", "Programs and pins that were not in their place any more and were put back.", nil, nil)
 	genDesc        = prometheus.NewDesc("bocage_dataplane_generation", "Generation in force in the kernel.", nil, nil)
 )
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, batchesDesc, genDesc,
-		unansweredDesc, candidateDesc, comparedDesc} {
+		unansweredDesc, candidateDesc, comparedDesc, repairedDesc} {
 		out <- desc
 	}
 }
@@ -74,6 +75,7 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(candidateDesc, candidate.Generation)
 	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Evaluated), "evaluated")
 	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Differs), "differs")
+	counter(repairedDesc, c.agent.loop.Status().Repaired)
 	gauge(genDesc, c.agent.dataplane.Generation())
 	offered, lost := c.agent.events.Counts()
 	counter(recordsDesc, offered, "offered")

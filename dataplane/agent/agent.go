@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,6 +36,7 @@ type Dataplane interface {
 	Attach(dataplane.Attachment) error
 	Detach(ifindex uint32) error
 	Attached() []dataplane.Attachment
+	Repair() (done []string, err error)
 	AttachWire(dataplane.Wire) error
 	DetachWire(inside uint32) error
 	Wires() []dataplane.Wire
@@ -111,7 +113,10 @@ type Status struct {
 	Cut   []bocage.Wire
 	// NotApplied is the generation that could not be put in force, or 0.
 	NotApplied uint64
-	// Faults that stand: what could not be applied or attached, and why.
+	// Repaired counts what was not in its place any more and was put back.
+	Repaired uint64
+	// Faults that stand: what could not be applied or attached, and why, and for a
+	// while what had to be repaired.
 	Faults []string
 }
 
@@ -142,6 +147,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.cfg.Links(ctx, a.sawLinks) })
 	group.Go(func() error { return a.follow(ctx) })
 	group.Go(func() error { return a.reconcile(ctx) })
+	group.Go(func() error { return a.keep(ctx) })
 	if err := group.Wait(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("agent: %w", err)
 	}
@@ -296,11 +302,50 @@ func (a *Agent) reconcileOnce() bool {
 	return err == nil
 }
 
+// How often the kernel's side is looked at, and how long what had to be repaired
+// is told.
+const (
+	keepEvery = time.Second
+	tellFor   = 5 * time.Minute
+)
+
+// keep looks whether what enforces is still in its place, and puts it back.
+func (a *Agent) keep(ctx context.Context) error {
+	tick := time.NewTicker(keepEvery)
+	defer tick.Stop()
+	var last time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		done, err := a.cfg.Dataplane.Repair()
+		if err != nil {
+			a.log.Error("enforcement points not repaired", "error", err)
+		}
+		a.mu.Lock()
+		a.status.Faults = replaceFault(a.status.Faults, faultRepair, err)
+		switch {
+		case len(done) > 0:
+			last = time.Now()
+			a.status.Repaired += uint64(len(done))
+			a.status.Faults = replaceFault(a.status.Faults, faultTampered,
+				fmt.Errorf("%s; it was put back at %s, and somebody did that", strings.Join(done, ", "), last.UTC().Format(time.RFC3339)))
+		case time.Since(last) > tellFor:
+			a.status.Faults = replaceFault(a.status.Faults, faultTampered, nil)
+		}
+		a.mu.Unlock()
+	}
+}
+
 // What a fault begins with, by which it is replaced when it is over.
 const (
-	faultApply  = "apply: "
-	faultAttach = "attach: "
-	faultShadow = "candidate: "
+	faultApply    = "apply: "
+	faultAttach   = "attach: "
+	faultShadow   = "candidate: "
+	faultRepair   = "repair: "
+	faultTampered = "tampered with: "
 )
 
 func replaceFault(faults []string, kind string, err error) []string {

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -91,6 +92,7 @@ type fake struct {
 	attached   map[uint32]dataplane.Attachment
 	wires      []dataplane.Wire
 	refuse     error // of Attach
+	tampered   []string
 	events     []bocage.FlowEvent
 }
 
@@ -146,6 +148,14 @@ func (f *fake) Detach(ifindex uint32) error {
 	defer f.mu.Unlock()
 	delete(f.attached, ifindex)
 	return nil
+}
+
+func (f *fake) Repair() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	done := f.tampered
+	f.tampered = nil
+	return done, nil
 }
 
 func (f *fake) Attached() []dataplane.Attachment {
@@ -304,6 +314,46 @@ func TestAgent(t *testing.T) {
 			t.Errorf("Run ended with %v", err)
 		}
 	})
+}
+
+// What had to be repaired is told for a while, so that somebody asks who did it.
+func TestAgentTellsOfTampering(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{attached: map[uint32]dataplane.Attachment{}}
+		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: silent{}, Publish: func(context.Context, []bocage.FlowEvent) {},
+			Links: func(ctx context.Context, _ func([]host.Link) error) error { <-ctx.Done(); return ctx.Err() }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- a.Run(ctx) }()
+		<-time.After(2 * keepEvery)
+		if s := a.Status(); len(s.Faults) != 0 || s.Repaired != 0 {
+			t.Errorf("untouched: %+v", s)
+		}
+		f.mu.Lock()
+		f.tampered = []string{"from_workload had been detached from work0"}
+		f.mu.Unlock()
+		<-time.After(2 * keepEvery)
+		if s := a.Status(); s.Repaired != 1 || len(s.Faults) != 1 || !strings.Contains(s.Faults[0], "detached from work0") {
+			t.Errorf("after tampering: %+v", s)
+		}
+		<-time.After(tellFor + keepEvery)
+		if s := a.Status(); len(s.Faults) != 0 || s.Repaired != 1 {
+			t.Errorf("a while later: %+v", s)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// silent never has a ruleset.
+type silent struct{}
+
+func (silent) Next(ctx context.Context, _ bool) (Step, error) {
+	<-ctx.Done()
+	return Step{}, ctx.Err()
 }
 
 func TestNewNamesAllFaults(t *testing.T) {
