@@ -1,13 +1,11 @@
 package dataplane
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"time"
-	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -16,51 +14,16 @@ import (
 	"bocage.dev/bocage/dataplane/bpf"
 )
 
-// Bits of the word in the active map (see abi.h): the slot of the ruleset's
-// rows, the slot of what of it is in terms of time (its refused set and the ends
-// of its decisions), and above them the epoch.
-const (
-	wordSlot    = 1
-	wordRefused = 2
-	wordShift   = 2
-)
-
-// Generation is the generation in force; 0 before any.
-func (d *Dataplane) Generation() uint64 {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	header, _, err := d.inForce()
-	if err != nil || header == nil {
-		return 0
-	}
-	return header.Generation
-}
-
-// inForce reads which ruleset the kernel goes by; nil before any.
-func (d *Dataplane) inForce() (*bpf.KernelRuleset, bpf.KernelActive, error) {
-	var active bpf.KernelActive
-	if err := d.objects.Active.Lookup(uint32(0), &active); err != nil {
-		return nil, active, fmt.Errorf("read active generation: %w", err)
-	}
-	if active.Word == 0 {
-		return nil, active, nil
-	}
-	header, err := d.readHeader(uint32(active.Word & (wordSlot | wordRefused)))
-	return header, active, err
-}
-
-func (d *Dataplane) readHeader(index uint32) (*bpf.KernelRuleset, error) {
-	var header bpf.KernelRuleset
-	if err := d.objects.Rulesets.Lookup(index, &header); err != nil {
-		return nil, fmt.Errorf("read ruleset: %w", err)
-	}
-	return &header, nil
-}
-
 // Apply makes a ruleset the one in force, at one moment for all packets. When it
 // returns, no packet is judged by the ruleset before. Flows are judged again on
-// their next packet. A generation lower than the one in force is refused, as is
-// the same one with other content; then, and on any error, nothing has changed.
+// their next packet. It costs what differs from the ruleset before; lists that the
+// two share as slices are passed over.
+//
+// A generation lower than the one in force is refused, as is the same one with
+// other content, and one that was left because nobody had confirmed it; then, and
+// on any error, nothing has changed. A ruleset with a ConfirmBy is in force until
+// then, by the kernel's own clock, unless it is applied again without: what was in
+// force before takes its place by itself, and goes on refusing who it refuses.
 func (d *Dataplane) Apply(rs *bocage.Ruleset) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -86,221 +49,337 @@ const (
 
 func (d *Dataplane) enforce(rs *bocage.Ruleset, direction direction) error {
 	start := time.Now()
-	t, err := compile(rs)
-	if err == nil {
-		err = d.checkRoom(t)
-	}
-	if err == nil {
-		err = d.apply(t, direction)
-	}
-	if isFull(err) && d.candidate() != 0 {
-		// What is only evaluated must not stand in the way of what is enforced.
-		d.log.Warn("candidate dropped: it leaves no room for the next ruleset", "generation", rs.Generation)
-		if err = d.dropCandidate(); err == nil {
-			err = d.apply(t, direction)
-		}
-	}
+	rows, err := d.apply(rs, direction)
 	if err != nil {
 		return fmt.Errorf("apply generation %d: %w", rs.Generation, err)
 	}
 	d.log.Info("applied ruleset", "generation", rs.Generation, "back", bool(direction), "peers", len(rs.Peers),
-		"rules", len(rs.Rules), "refused", len(rs.Refused), "took", time.Since(start))
+		"rules", len(rs.Rules), "refused", len(rs.Refused), "rows", rows, "took", time.Since(start))
 	return nil
 }
 
-func (d *Dataplane) apply(t *tables, direction direction) error {
-	before, active, err := d.inForce()
+// apply says how many rows it changed.
+func (d *Dataplane) apply(rs *bocage.Ruleset, direction direction) (int, error) {
+	f, err := d.readForce()
 	if err != nil {
-		return err
+		return 0, err
 	}
-	word := active.Word
-	same := before != nil && before.Digest == binary.BigEndian.Uint64(t.digest[:8])
-	if before != nil && direction == forward && t.generation < before.Generation {
-		return fmt.Errorf("generation %d is in force, and there is no way back", before.Generation)
-	}
-	if before != nil && direction == forward && t.generation == before.Generation && !same {
-		return errors.New("this generation is in force with other content: give the new content a higher generation")
-	}
-
-	slot, refusedSlot := uint32(word&wordSlot), uint32(word&wordRefused)/wordRefused^1
-	if !same {
-		slot ^= 1
-		if err := d.clearRuleset(slot); err != nil {
-			return err
-		}
-		if err := d.writeRuleset(t, slot); err != nil {
-			return errors.Join(err, d.clearRuleset(slot))
-		}
-	}
-	refused, err := d.writeRefused(t, refusedSlot)
-	if err != nil {
-		return err
-	}
-	index := slot*wordSlot | refusedSlot*wordRefused
-	if err := d.objects.Rulesets.Put(index, t.header(slot, refusedSlot, refused)); err != nil {
-		return fmt.Errorf("write ruleset: %w", err)
-	}
-	active.Word = nextEpoch(word, index)
-	if err := d.objects.Active.Put(uint32(0), active); err != nil {
-		return fmt.Errorf("activate: %w", err)
-	}
-	d.afterFlip(same, slot, refusedSlot)
-	return nil
-}
-
-// nextEpoch is the word after word, by which every flow is judged again.
-func nextEpoch(word uint64, index uint32) uint64 {
-	return (word>>wordShift+1)<<wordShift | uint64(index)
-}
-
-// writeRefused writes what is in terms of the kernel's time: who is refused, which
-// it counts, and when decisions end.
-func (d *Dataplane) writeRefused(t *tables, slot uint32) (int, error) {
-	if err := d.clearRefused(slot); err != nil {
+	if err := f.permits(rs, direction); err != nil {
 		return 0, err
 	}
 	now := readClock()
-	keys, rows := refusedRows(t.refused, slot, now)
-	if err := put(d.objects.RefusedIdentities, keys, rows); err != nil {
-		return 0, errors.Join(fmt.Errorf("write refused identities: %w", err), d.clearRefused(slot))
+	term, err := f.termFor(rs, direction, now)
+	if err != nil {
+		return 0, err
 	}
-	decisions, successions := successionRows(t.endings, slot, now)
-	if err := put(d.objects.Successions, decisions, successions); err != nil {
-		return 0, errors.Join(fmt.Errorf("write ends of decisions: %w", err), d.clearRefused(slot))
+	next, err := d.weigh(rs, f, now)
+	if err != nil {
+		return 0, err
 	}
-	return len(keys), nil
+	if f.header != nil && direction == forward && rs.Generation == f.header.Generation && !next.same {
+		next.undo()
+		return 0, errors.New("this generation is in force with other content: give the new content a higher generation")
+	}
+	if err := d.bringIn(next, f, term); err != nil {
+		return 0, err
+	}
+	d.afterFlip(next)
+	return next.rows.len(), nil
 }
 
-// afterFlip waits until no packet is judged by the old generation, and frees
-// it. The new one is in force whatever happens here, so errors are only logged;
-// rows left behind are cleared by the next Apply.
-func (d *Dataplane) afterFlip(same bool, slot, refusedSlot uint32) {
-	if err := d.barrier.wait(); err != nil {
-		d.log.Warn("packets of the old generation not awaited", "error", err)
-		return
+// coming is a ruleset on its way into force.
+type coming struct {
+	content *content
+	lists   lists
+	rows    *changes
+	header  bpf.KernelRuleset
+	same    bool   // as the one in force, generation and refusals apart
+	undo    func() // takes the change of the content back
+}
+
+// weigh finds what a ruleset changes, of the content or of all that there is in
+// the kernel if this process does not know it yet, and whether that fits.
+func (d *Dataplane) weigh(rs *bocage.Ruleset, f *force, now clock) (*coming, error) {
+	content, last := d.content, d.lists
+	known := content != nil
+	if !known {
+		content = newContent()
 	}
-	if !same {
-		if err := d.clearRuleset(slot ^ 1); err != nil {
-			d.log.Warn("old ruleset not cleared", "error", err)
+	e, err := content.read(rs, last)
+	if err != nil {
+		return nil, err
+	}
+	if known {
+		next := &coming{content: content, lists: listsOf(rs), same: e.onlyRefused() && e.fallback == content.fallback}
+		before := content.clock
+		rows, inverse := content.change(e, now)
+		next.rows, next.header = rows, content.header(0)
+		next.undo = func() {
+			content.change(inverse, before)
+		}
+		if err := d.checkRoom(content); err != nil {
+			next.undo()
+			return nil, err
+		}
+		return next, nil
+	}
+	rows, _ := content.change(e, now)
+	if err := d.checkRoom(content); err != nil {
+		return nil, err
+	}
+	next := &coming{content: content, lists: listsOf(rs), rows: rows, header: content.header(0), undo: func() {}}
+	if next.same, err = d.compareAll(rows, f.slot()); err != nil {
+		return nil, err
+	}
+	if f.header != nil {
+		was := *f.header
+		was.Generation, was.Refused, was.Slot = next.header.Generation, next.header.Refused, next.header.Slot
+		next.same = next.same && was == next.header
+	}
+	return next, nil
+}
+
+// onlyRefused says whether an edit changes nothing but who is refused.
+func (e *edit) onlyRefused() bool {
+	return len(e.peersGone)+len(e.peersCome)+len(e.rulesGone)+len(e.rulesCome)+len(e.reasonsGone)+len(e.reasonCome)+
+		len(e.groups)+len(e.decisions) == 0
+}
+
+// bringIn writes what is coming where nothing looks at it, and makes it the one in
+// force by one store. On an error nothing is in force that was not.
+func (d *Dataplane) bringIn(next *coming, f *force, term bpf.KernelTerm) (err error) {
+	defer func() {
+		if err != nil {
+			next.undo()
+		}
+	}()
+	target, err := d.makeRoom(next, f)
+	if err != nil {
+		return err
+	}
+	if err := d.stage(&batch{what: orderPut, slots: 1 << target}, next.rows); err != nil {
+		return errors.Join(err, d.abandon(next.rows, f, target))
+	}
+	if err := d.writeHeader(next, target); err != nil {
+		return errors.Join(err, d.abandon(next.rows, f, target))
+	}
+	if err := d.flip(f, target, term); err != nil {
+		return errors.Join(err, d.abandon(next.rows, f, target))
+	}
+	return nil
+}
+
+func (d *Dataplane) writeHeader(next *coming, slot uint32) error {
+	next.header.Slot = slot
+	err := d.step("header")
+	if err == nil {
+		err = d.objects.Rulesets.Put(slot, next.header)
+	}
+	if err != nil {
+		return fmt.Errorf("write ruleset: %w", err)
+	}
+	return nil
+}
+
+// makeRoom finds a free slot, and sees to it that it holds what the last ruleset
+// that was brought in holds and that no packet looks at it. If rows do not fit it
+// says so: a candidate goes first.
+func (d *Dataplane) makeRoom(next *coming, f *force) (target uint32, err error) {
+	if !d.settled {
+		if err := d.await(); err != nil {
+			return 0, err
+		}
+		d.settled = true
+	}
+	if err := d.fits(next.rows); err != nil {
+		if f.row.Candidate == 0 {
+			return 0, err
+		}
+		// What is only evaluated must not stand in the way of what is enforced.
+		d.log.Warn("candidate dropped: it leaves no room for the next ruleset", "generation", next.header.Generation)
+		if err := d.dropCandidate(); err != nil {
+			return 0, err
+		}
+		f.row.Candidate = 0
+		if d.content == nil {
+			if err := d.tidy(f, next.rows); err != nil {
+				return 0, err
+			}
+		}
+		if err := d.await(); err != nil {
+			return 0, err
+		}
+		d.settled = true
+		if err := d.fits(next.rows); err != nil {
+			return 0, err
 		}
 	}
-	if err := d.clearRefused(refusedSlot ^ 1); err != nil {
-		d.log.Warn("old refused set not cleared", "error", err)
+	target = f.freeSlots()[0]
+	if stale := d.stale[target]; stale != nil && d.content != nil {
+		if err := d.stage(&batch{what: orderCopy, slots: 1 << target, like: f.last()}, stale); err != nil {
+			return 0, err
+		}
+		d.stale[target] = nil
 	}
-	d.moveLinks()
+	return target, nil
 }
 
-// checkRoom says before anything is written whether a ruleset fits.
-func (d *Dataplane) checkRoom(t *tables) error {
+// abandon takes back what was staged; what cannot be is known to be stale.
+func (d *Dataplane) abandon(rows *changes, f *force, target uint32) error {
+	if d.content == nil {
+		return nil // all of it is compared again, before anything else
+	}
+	empty := newChanges()
+	if err := d.stage(&batch{what: orderCopy, slots: 1 << target, like: f.last(), empty: empty}, rows); err != nil {
+		d.noteStale(target, rows)
+		return err
+	}
+	return d.prune(empty)
+}
+
+func (d *Dataplane) noteStale(slot uint32, rows *changes) {
+	if rows.len() == 0 {
+		return
+	}
+	if d.stale[slot] == nil {
+		d.stale[slot] = newChanges()
+	}
+	d.stale[slot].add(rows)
+}
+
+// afterFlip waits until no packet is judged by the old generation, and brings the
+// slots that nothing counts on up to date. The new one is in force whatever happens
+// here, so errors are only logged.
+func (d *Dataplane) afterFlip(next *coming) {
+	d.content, d.lists = next.content, next.lists
+	defer d.moveLinks()
+	f, err := d.readForce()
+	if err == nil {
+		d.settled = false
+		if err = d.await(); err == nil {
+			d.settled = true
+		}
+	}
+	if err != nil {
+		d.log.Warn("packets of the old generation not awaited", "error", err)
+		for slot := range uint32(slots) {
+			if slot != next.header.Slot {
+				d.noteStale(slot, next.rows)
+			}
+		}
+		return
+	}
+	if err := d.tidy(f, next.rows); err != nil {
+		d.log.Warn("rows of older generations not brought up to date", "error", err)
+	}
+}
+
+// tidy makes every free slot hold what the last ruleset that was brought in holds,
+// from which it differs in some rows. Slots that are in use are known to differ.
+func (d *Dataplane) tidy(f *force, rows *changes) error {
+	last, empty := f.last(), newChanges()
+	free, behind := uint32(0), rows
+	for slot := range uint32(slots) {
+		switch {
+		case slot == last:
+			d.stale[slot] = nil
+		case f.pinned()>>slot&1 != 0:
+			d.noteStale(slot, rows)
+		default:
+			free |= 1 << slot
+			if d.stale[slot] == nil {
+				continue
+			}
+			if behind == rows {
+				behind = newChanges()
+				behind.add(rows)
+			}
+			behind.add(d.stale[slot])
+		}
+	}
+	if err := d.stage(&batch{what: orderCopy, slots: free, like: last, empty: empty}, behind); err != nil {
+		for slot := range uint32(slots) {
+			if free>>slot&1 != 0 {
+				d.noteStale(slot, rows)
+			}
+		}
+		return err
+	}
+	for slot := range d.stale {
+		if free>>slot&1 != 0 {
+			d.stale[slot] = nil
+		}
+	}
+	return d.prune(empty)
+}
+
+// checkRoom says before anything is written whether a ruleset is within what is
+// configured.
+func (d *Dataplane) checkRoom(c *content) error {
 	var faults faults
 	check := func(n, room int, what, option string) {
 		if n > room {
 			faults.add("%d %s and room for %d: raise %s", n, what, room, option)
 		}
 	}
-	check(len(t.peerKeys), d.cfg.PeerEntries, "host addresses", "PeerEntries")
-	check(len(t.groupKeys), d.cfg.PeerEntries, "enforcing groups", "PeerEntries")
-	check(len(t.prefixKeys), d.cfg.PrefixEntries, "prefixes", "PrefixEntries")
-	check(len(t.cellKeys), d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
-	check(len(t.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
-	check(len(t.endings), d.cfg.EndingEntries, "decisions that end", "EndingEntries")
-	check(len(t.shapes), len(bpf.KernelRuleset{}.Shapes), "forms of rule", "nothing: report this as a bug")
+	shorter := 0
+	for _, lengths := range [][hostLength]int{c.prefixes.used4, c.prefixes.used6} {
+		for _, n := range lengths {
+			shorter += n
+		}
+	}
+	check(c.peers.count-shorter, d.cfg.PeerEntries, "host addresses", "PeerEntries")
+	check(len(c.groups), d.cfg.PeerEntries, "groups", "PeerEntries")
+	check(shorter, d.cfg.PrefixEntries, "prefixes", "PrefixEntries")
+	check(len(c.prefixes.rows), prefixRowsEach*d.cfg.PrefixEntries, "rows to find prefixes by", "PrefixEntries")
+	check(c.cells, d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
+	check(len(c.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
+	ending := 0
+	for _, n := range c.decisions {
+		if !n.until.IsZero() {
+			ending++
+		}
+	}
+	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
 	return faults.err()
 }
 
-func (d *Dataplane) writeRuleset(t *tables, slot uint32) error {
-	d.rows[slot] = t
-	for i := range t.peerKeys {
-		t.peerKeys[i].Slot = uint64(slot)
-	}
-	for i := range t.prefixKeys {
-		t.prefixKeys[i].Slot = slot
-	}
-	for i := range t.groupKeys {
-		t.groupKeys[i].Slot = slot
-	}
-	for i := range t.cellKeys {
-		t.cellKeys[i].Slot = slot
-	}
-	if err := put(d.objects.Peers, t.peerKeys, t.peers); err != nil {
-		return fmt.Errorf("write peers: %w", err)
-	}
-	if err := put(d.objects.Prefixes, t.prefixKeys, t.prefixes); err != nil {
-		return fmt.Errorf("write prefixes: %w", err)
-	}
-	if err := put(d.objects.Groups, t.groupKeys, t.groups); err != nil {
-		return fmt.Errorf("write groups: %w", err)
-	}
-	if err := put(d.objects.Cells, t.cellKeys, t.cells); err != nil {
-		return fmt.Errorf("write rules: %w", err)
-	}
-	return nil
-}
-
-// clearRuleset deletes every row of a slot, whoever wrote it: if this process
-// did, it knows the keys.
-func (d *Dataplane) clearRuleset(slot uint32) error {
-	if t := d.rows[slot]; t != nil {
-		err := errors.Join(
-			drop(d.objects.Peers, t.peerKeys), drop(d.objects.Prefixes, t.prefixKeys),
-			drop(d.objects.Groups, t.groupKeys), drop(d.objects.Cells, t.cellKeys))
-		if err == nil {
-			d.rows[slot] = &tables{}
+// fits says whether the tables have room for the rows that are not there yet, next
+// to those of the generations that are in force, to go back to, or evaluated.
+func (d *Dataplane) fits(rows *changes) error {
+	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions)}
+	full := func() bool {
+		for table, n := range more {
+			if n > 0 && d.count[table]+n > int(d.mapOf(uint32(table)).MaxEntries()) {
+				return true
+			}
 		}
+		return false
+	}
+	if !full() {
+		return nil
+	}
+	count := &batch{what: orderCount}
+	if err := d.stage(count, rows); err != nil {
 		return err
 	}
-	err := errors.Join(
-		clearRows(d.objects.Peers, func(k bpf.KernelPeerKey) bool { return k.Slot == uint64(slot) }),
-		clearRows(d.objects.Prefixes, func(k bpf.KernelPrefixKey) bool { return k.Slot == slot }),
-		clearRows(d.objects.Groups, func(k bpf.KernelGroupKey) bool { return k.Slot == slot }),
-		clearRows(d.objects.Cells, func(k bpf.KernelRuleKey) bool { return k.Slot == slot }),
-	)
-	if err == nil {
-		d.rows[slot] = &tables{}
+	if more = count.fresh; !full() {
+		return nil
 	}
-	return err
-}
-
-func (d *Dataplane) clearRefused(slot uint32) error {
-	return errors.Join(
-		clearRows(d.objects.RefusedIdentities, func(k bpf.KernelRefusedKey) bool { return k.Slot == slot }),
-		clearRows(d.objects.Successions, func(k bpf.KernelSuccessionKey) bool { return k.Slot == slot }))
+	var faults faults
+	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
+		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}}
+	for table, n := range more {
+		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
+			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",
+				d.count[table], names[table][0], n, room, names[table][1], d.count[table]+n-room)
+		}
+	}
+	return faults.err()
 }
 
 // isFull says whether a map had no room left.
 func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
-
-// put writes rows in one system call.
-func put[K, V any](m *ebpf.Map, keys []K, values []V) error {
-	if len(keys) == 0 {
-		return nil
-	}
-	n, err := m.BatchUpdate(keys, values, nil)
-	// A batch may find the kernel's small store of free rows empty for a moment.
-	for attempts := 0; err != nil && errors.Is(err, unix.ENOMEM) && attempts < 100; attempts++ {
-		keys, values = keys[n:], values[n:]
-		n, err = m.BatchUpdate(keys, values, nil)
-	}
-	if isFull(err) {
-		return fmt.Errorf("the map is full: %w", err)
-	}
-	return err
-}
-
-// drop deletes rows in one system call; rows that are not there are well.
-func drop[K any](m *ebpf.Map, keys []K) error {
-	for len(keys) > 0 {
-		n, err := m.BatchDelete(keys, nil)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("clear %s: %w", m, err)
-		}
-		keys = keys[min(n+1, len(keys)):]
-	}
-	return nil
-}
 
 // clearRows deletes the rows whose key is chosen.
 func clearRows[K comparable](m *ebpf.Map, chosen func(K) bool) error {
@@ -336,45 +415,6 @@ func keysIn[K any](m *ebpf.Map) iter.Seq2[K, error] {
 			yield(next, err)
 		}
 	}
-}
-
-// barrier waits until every program that was running has ended: the kernel does
-// so before a change of a map of maps returns.
-type barrier struct{ outer, inner *ebpf.Map }
-
-func newBarrier() (*barrier, error) {
-	innerSpec := &ebpf.MapSpec{Name: "barrier_inner", Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1}
-	inner, err := ebpf.NewMap(innerSpec)
-	if err != nil {
-		return nil, fmt.Errorf("make barrier: %w", err)
-	}
-	outer, err := ebpf.NewMap(&ebpf.MapSpec{Name: "barrier", Type: ebpf.ArrayOfMaps, KeySize: 4, ValueSize: 4,
-		MaxEntries: 1, InnerMap: innerSpec})
-	if err != nil {
-		inner.Close()
-		return nil, fmt.Errorf("make barrier: %w", err)
-	}
-	return &barrier{outer, inner}, nil
-}
-
-func (b *barrier) wait() error { return b.outer.Put(uint32(0), b.inner) }
-
-func (b *barrier) Close() error { return errors.Join(b.outer.Close(), b.inner.Close()) }
-
-func readClock() clock {
-	var ts unix.Timespec
-	// CLOCK_MONOTONIC always exists.
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
-	return clock{wall: time.Now().Round(0), ns: ts.Nano()}
-}
-
-// bytesOf views rows as bytes, padding included; the rows are the kernel's own
-// layout, with all padding named.
-func bytesOf[T any](rows []T) []byte {
-	if len(rows) == 0 {
-		return nil
-	}
-	return unsafe.Slice((*byte)(unsafe.Pointer(&rows[0])), len(rows)*int(unsafe.Sizeof(rows[0])))
 }
 
 func keysOf[K comparable, V any](m map[K]V) iter.Seq[K] { return maps.Keys(m) }

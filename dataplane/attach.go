@@ -71,15 +71,11 @@ func (d *Dataplane) attach(a Attachment) error {
 
 // judgeAnew has every flow judged again at its next packet.
 func (d *Dataplane) judgeAnew() error {
-	header, active, err := d.inForce()
-	if err != nil || header == nil {
+	f, err := d.readForce()
+	if err != nil || f.header == nil {
 		return err
 	}
-	active.Word = nextEpoch(active.Word, uint32(active.Word&(wordSlot|wordRefused)))
-	if err := d.objects.Active.Put(uint32(0), active); err != nil {
-		return fmt.Errorf("have flows judged again: %w", err)
-	}
-	return nil
+	return d.rejudge(f)
 }
 
 // Gone says whether the interface of an enforcement point has gone: another may
@@ -304,7 +300,7 @@ func (d *Dataplane) waits(ifindex uint32, program string) bool {
 	if !waiting {
 		return false
 	}
-	if header, _, err := d.inForce(); err == nil && header == nil {
+	if f, err := d.readForce(); err == nil && f.header == nil {
 		return true
 	}
 	for _, m := range d.takeMoves(ifindex, program) {

@@ -13,7 +13,8 @@
 // that does not fit changes nothing; what is not known yet is observed, never
 // refused, until a ruleset says otherwise; nothing is lost without being counted.
 //
-// It never goes back to an earlier generation unless it is told to (Revert), never
+// It never goes back to an earlier generation unless it is told to (Revert) or nobody
+// confirmed the one in force by its deadline (Ruleset.ConfirmBy), never
 // touches an interface that it was not told to attach to, and never writes packets
 // of its own but the answers that a verdict of reject asks for.
 //
@@ -152,15 +153,25 @@ type Dataplane struct {
 	askerEnds *time.Timer
 
 	// mu guards what follows, and the order of changes to maps.
-	mu       sync.Mutex
-	rows     [3]*tables            // what lies in each slot; nil: another process knows
-	ports    map[uint32]Attachment // attached, by ifindex
-	wires    map[uint32]Wire       // by the ifindex inside
-	steering bpf.KernelSteering
-	live     uint64    // flows at the last sweep
-	full     time.Time // when their table was last told to be nearly full
-	moves    []move    // links of an older layout, to be moved once there is a ruleset
-	closed   bool
+	mu             sync.Mutex
+	content        *content              // of the ruleset brought in last; nil: another process brought it
+	lists          lists                 // of that ruleset
+	stale          [slots]*changes       // rows in which a slot differs from it
+	empty          *changes              // rows without a version that could not be deleted
+	count          [tables]int           // rows of each table
+	settled        bool                  // no packet looks at what nothing counts on
+	page           []bpf.KernelOrder     // room for orders
+	orders         *ebpf.Memory          // where the kernel reads them
+	steps, ordered int                   // calls of the kernel to change rows, and rows changed
+	preemptible    bool                  // see await
+	ports          map[uint32]Attachment // attached, by ifindex
+	wires          map[uint32]Wire       // by the ifindex inside
+	steering       bpf.KernelSteering
+	live           uint64                  // flows at the last sweep
+	full           time.Time               // when their table was last told to be nearly full
+	before         func(step string) error // a test may make a step of a change fail
+	moves          []move                  // links of an older layout, to be moved once there is a ruleset
+	closed         bool
 }
 
 // Attachment is an enforcement point: a port of the ruleset on a real interface.
@@ -238,9 +249,10 @@ func (d *Dataplane) open() error {
 			return err
 		}
 	}
-	if !d.pins.found {
-		d.rows = [3]*tables{{}, {}, {}}
+	if d.orders, err = d.objects.Orders.Memory(); err != nil {
+		return fmt.Errorf("map orders: %w", err)
 	}
+	d.page, d.preemptible = make([]bpf.KernelOrder, 0, orders), isPreemptible()
 	if err := d.pins.swapPrograms(d.objects); err != nil {
 		return err
 	}

@@ -90,12 +90,24 @@ func (u *universe) ruleset(generation uint64) *bocage.Ruleset {
 	}
 	for _, g := range u.groups {
 		if r.IntN(4) > 0 {
-			rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: g, Enforce: r.IntN(3) > 0})
+			rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: g, Enforce: r.IntN(3) > 0,
+				Sender: bocage.Group(r.IntN(4)), Receiver: bocage.Group(r.IntN(4))})
 		}
 	}
 	u.decisions(rs)
 	u.peers(rs)
 	u.rules(rs)
+	if r.IntN(3) == 0 {
+		u.reasons(rs)
+	}
+	u.refused(rs)
+	return rs
+}
+
+// refused cuts some identities off.
+func (u *universe) refused(rs *bocage.Ruleset) {
+	r := u.random
+	rs.Refused = nil
 	for range r.IntN(4) {
 		refusal := bocage.Refusal{Identity: bocage.IdentityFirst + bocage.Identity(r.IntN(40)), Decision: pick(r, rs.Decisions).ID}
 		if r.IntN(12) == 0 {
@@ -111,7 +123,54 @@ func (u *universe) ruleset(generation uint64) *bocage.Ruleset {
 			rs.Refused = append(rs.Refused, refusal)
 		}
 	}
+}
+
+// edited makes the next ruleset of one by a few small changes. It shares the lists
+// in which nothing is new.
+func (u *universe) edited(generation uint64, before *bocage.Ruleset) *bocage.Ruleset {
+	r, rs := u.random, before.Copy()
+	rs.Generation = generation
+	for range 1 + r.IntN(4) {
+		switch r.IntN(7) {
+		case 0:
+			if n := len(rs.Rules); n > 0 {
+				i := r.IntN(n)
+				rs.Rules = slices.Delete(slices.Clone(rs.Rules), i, i+1)
+			}
+		case 1:
+			if n := len(rs.Rules); n > 0 {
+				rs.Rules = slices.Clone(rs.Rules)
+				rs.Rules[r.IntN(n)].Decision = pick(r, rs.Decisions).ID
+			}
+		case 2:
+			u.rules(rs)
+		case 3:
+			rs.Peers = slices.Clone(rs.Peers)
+			rs.Peers[r.IntN(len(rs.Peers))].Group = pick(r, u.groups)
+		case 4:
+			i := r.IntN(len(rs.Peers))
+			rs.Peers = slices.Delete(slices.Clone(rs.Peers), i, i+1)
+			u.prefix(rs, bocage.IdentityFirst+bocage.Identity(500+r.IntN(100)))
+		case 5:
+			if n := len(rs.Groups); n > 0 {
+				rs.Groups = slices.Clone(rs.Groups)
+				rs.Groups[r.IntN(n)].Enforce = r.IntN(2) == 0
+			}
+		case 6:
+			u.refused(rs)
+		}
+	}
 	return rs
+}
+
+// reasons adds rules between classes of groups.
+func (u *universe) reasons(rs *bocage.Ruleset) {
+	rules := rs.Rules
+	groups := u.groups
+	u.groups = []bocage.Group{0, 1, 2, 3}
+	u.rules(rs)
+	u.groups = groups
+	rs.Reasons, rs.Rules = rs.Rules, rules
 }
 
 func (u *universe) decisions(rs *bocage.Ruleset) {
@@ -176,17 +235,22 @@ func (u *universe) peers(rs *bocage.Ruleset) {
 			}
 		}
 	}
-	for range r.IntN(6) {
-		a := pick(r, u.addresses)
-		p, _ := a.Prefix(pick(r, []int{0, 1, 7, 8, 9, 16, 23, 24, 27, 28, 30, 31}) * a.BitLen() / 32)
-		if p.Bits() != a.BitLen() {
-			add(p)
-		}
+	for range pick(r, []int{0, 1, 6, 6, 80}) {
+		identity++
+		u.prefix(rs, identity)
 	}
+}
+
+// prefix adds a peer with some of the bits of an address.
+func (u *universe) prefix(rs *bocage.Ruleset, identity bocage.Identity) {
+	a := pick(u.random, u.addresses)
+	p, _ := a.Prefix(u.random.IntN(a.BitLen()))
+	rs.Peers = append(slices.Clip(rs.Peers), bocage.Peer{Prefix: p, Identity: identity, Group: pick(u.random, u.groups)})
 }
 
 func (u *universe) rules(rs *bocage.Ruleset) {
 	r := u.random
+	rs.Rules = nil
 	u.edges = []uint16{0, 1, 65534, 65535}
 	u.protocols = []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP, bocage.ProtocolICMP, 47, 132, 255}
 	type place struct {
@@ -292,6 +356,7 @@ func TestRootDifferential(t *testing.T) {
 	must(t, err)
 	defer reader.Close()
 
+	var rs *bocage.Ruleset
 	packets, seen := 0, map[string]int{}
 	const want, each = 120_000, 700
 	for generation := uint64(1); packets < want; generation++ {
@@ -299,9 +364,16 @@ func TestRootDifferential(t *testing.T) {
 		if u.random.IntN(2) == 0 {
 			candidate = u.ruleset(1e6 + generation)
 		}
-		rs := u.ruleset(generation)
+		if rs == nil || u.random.IntN(3) == 0 {
+			rs = u.ruleset(generation)
+		} else {
+			rs = u.edited(generation, rs)
+		}
 		must(t, p.Apply(rs))
 		must(t, p.Shadow(candidate))
+		if n := p.differing(rs); candidate == nil && n != 0 {
+			t.Fatalf("generation %d: %d rows are not those of the ruleset", generation, n)
+		}
 		compared := Candidate{}
 		p.forget()
 		local := u.local(rs)

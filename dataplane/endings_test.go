@@ -151,7 +151,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 	for range bocage.MostSuccessors {
 		verdicts, moments = append(verdicts, bocage.VerdictDrop), append(moments, soon)
 	}
-	if _, err := compile(chained(1, verdicts, moments)); err != nil {
+	if _, err := newContent().read(chained(1, verdicts, moments), lists{}); err != nil {
 		t.Errorf("as long as may be: %v", err)
 	}
 	tooLong := chained(1, append(verdicts, bocage.VerdictAllow), append(moments, soon))
@@ -159,7 +159,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 	loop.Decisions[len(loop.Decisions)-1].Then = decideEnding
 	nowhere := chained(1, verdicts[:1], moments[:1])
 	for say, rs := range map[string]*bocage.Ruleset{"more than 8": tooLong, "in turn": loop, "0x15, which is not among": nowhere} {
-		if _, err := compile(rs); err == nil || !strings.Contains(err.Error(), say) {
+		if _, err := newContent().read(rs, lists{}); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("error %v, want one that says %q", err, say)
 		}
 	}
@@ -222,7 +222,8 @@ func TestRootShadow(t *testing.T) {
 	if err := p.Shadow(ruleset(9, nil, a, b)); err == nil || !strings.Contains(err.Error(), "apply one first") {
 		t.Errorf("a candidate beside nothing: %v", err)
 	}
-	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowTCP(21, 22, 81)}, a, b)))
+	inForce := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowTCP(21, 22, 81)}, a, b)
+	must(t, p.Apply(inForce))
 	live := mustDial(t, a, b.v4, 80)
 	must(t, ping(live, long))
 	e := p.await("a start without a candidate", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventStart })
@@ -284,39 +285,24 @@ func TestRootShadow(t *testing.T) {
 	if e := p.await("the end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd && e.DestinationPort == 80 && e.Closed }); e.Differs {
 		t.Errorf("differs from no candidate: %+v", e)
 	}
-	if rows := rowsIn(t, p, candidateSlot); rows != 0 {
-		t.Errorf("%d rows of the candidate are left", rows)
+	must(t, p.Apply(inForce)) // which finds what an earlier process left
+	if rows := p.differing(inForce); rows != 0 {
+		t.Errorf("%d rows are not those of the ruleset in force alone", rows)
 	}
 }
 
-// rowsIn counts the rows of a slot, whatever they are.
-func rowsIn(t *testing.T, p *plane, slot uint32) (n int) {
-	t.Helper()
-	for k, err := range keysIn[[2]uint32](p.objects.RefusedIdentities) {
-		must(t, err)
-		if k[0] == slot {
-			n++
-		}
-	}
-	for k, err := range keysIn[[2]uint32](p.objects.Successions) {
-		must(t, err)
-		if k[0] == slot {
-			n++
-		}
-	}
-	for k, err := range keysIn[[4]uint32](p.objects.Cells) {
-		must(t, err)
-		if k[0] == slot {
-			n++
-		}
-	}
-	for k, err := range keysIn[[6]uint32](p.objects.Peers) {
-		must(t, err)
-		if k[0] == slot {
-			n++
-		}
-	}
-	return n
+// differing counts the rows of which some version is not as the ruleset says.
+func (p *plane) differing(rs *bocage.Ruleset) int {
+	p.t.Helper()
+	c := newContent()
+	e, err := c.read(rs, lists{})
+	must(p.t, err)
+	rows, _ := c.change(e, readClock())
+	f, err := p.readForce()
+	must(p.t, err)
+	_, err = p.compareAll(rows, f.slot())
+	must(p.t, err)
+	return rows.len()
 }
 
 // A candidate has its own refused identities and ends, and is never in the way: what
@@ -325,15 +311,15 @@ func TestRootShadowMakesWay(t *testing.T) {
 	p := newPlane(t, func(c *Config) { c.RuleEntries = 16 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
-	many := func(generation uint64, n uint16) *bocage.Ruleset {
+	many := func(generation uint64, first, n uint16) *bocage.Ruleset {
 		var rules []bocage.Rule
 		for port := range n {
-			rules = append(rules, allowTCP(21, 22, 80+2*port))
+			rules = append(rules, allowTCP(21, 22, first+2*port))
 		}
 		return ruleset(generation, rules, a, b)
 	}
-	must(t, p.Apply(many(1, 10)))
-	candidate := many(2, 12)
+	must(t, p.Apply(many(1, 80, 10)))
+	candidate := many(2, 1000, 16) // shares nothing with the others
 	candidate.Refused = []bocage.Refusal{{Identity: 101, Decision: decideQuarantine}}
 	must(t, p.Shadow(candidate))
 	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, tcpFlags: syn}
@@ -343,21 +329,34 @@ func TestRootShadowMakesWay(t *testing.T) {
 	if c, err := p.Candidate(); err != nil || c.Differs != 1 {
 		t.Errorf("candidate %+v (%v)", c, err)
 	}
-	must(t, p.Apply(many(3, 16)))
-	if c, err := p.Candidate(); err != nil || c.Generation != 0 || p.Generation() != 3 {
+	must(t, p.Apply(many(3, 80, 12)))
+	if c, err := p.Candidate(); err != nil || c.Generation != 2 {
+		t.Errorf("candidate %+v (%v): there was room for it", c, err)
+	}
+	must(t, p.Apply(many(4, 2000, 16)))
+	if c, err := p.Candidate(); err != nil || c.Generation != 0 || p.Generation() != 4 {
 		t.Errorf("candidate %+v beside %d (%v)", c, p.Generation(), err)
 	}
-	if err := p.Shadow(many(4, 17)); err == nil || !strings.Contains(err.Error(), "raise RuleEntries") {
+	if err := p.Shadow(many(5, 80, 17)); err == nil || !strings.Contains(err.Error(), "raise RuleEntries") {
 		t.Errorf("a candidate that is too large: %v", err)
 	}
-	must(t, p.Apply(many(5, 16)))
-	must(t, p.Shadow(many(6, 16)))
-	must(t, p.Apply(many(7, 15)))
-	for dport, want := range map[uint16]uint32{80: next, 108: next, 110: dropped} {
+	must(t, p.Apply(many(6, 3000, 16)))
+	must(t, p.Shadow(many(7, 80, 16)))
+	must(t, p.Close())
+	p.open() // who does not know whose rows are whose
+	must(t, p.Apply(many(8, 80, 15)))
+	must(t, p.Apply(many(9, 4000, 16)))
+	last := many(10, 80, 15)
+	must(t, p.Apply(last))
+	for dport, want := range map[uint16]uint32{80: next, 108: next, 110: dropped, 4000: dropped} {
 		f.sport, f.dport = f.sport+1, dport
 		if got := p.judgedHere(true, a.ifindex, f.bytes()); got != want {
 			t.Errorf("port %d: program returned %d, want %d", dport, int32(got), int32(want))
 		}
+	}
+	must(t, p.Shadow(nil))
+	if rows := p.differing(last); rows != 0 {
+		t.Errorf("%d rows are not those of the ruleset in force alone", rows)
 	}
 }
 

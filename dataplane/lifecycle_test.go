@@ -41,6 +41,10 @@ type order struct {
 	Config      Config
 	Attachments []Attachment
 	Ruleset     *bocage.Ruleset
+	// Then are applied in turn, and again and again where Forever says so, in
+	// generations of their own.
+	Then    []*bocage.Ruleset
+	Forever bool
 }
 
 func child() error {
@@ -62,7 +66,21 @@ func child() error {
 			return err
 		}
 	}
+	for _, rs := range o.Then {
+		if err := d.Apply(rs); err != nil {
+			return err
+		}
+	}
 	fmt.Println("ready")
+	for o.Forever {
+		for _, rs := range o.Then {
+			rs := rs.Copy()
+			rs.Generation = d.Generation() + 1
+			if err := d.Apply(rs); err != nil {
+				return err
+			}
+		}
+	}
 	return d.Run(context.Background(), func([]bocage.FlowEvent) {})
 }
 

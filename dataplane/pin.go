@@ -39,8 +39,13 @@ const (
 	programHost    = "out_of_wire"
 )
 
-// sizeOf says how many rows a map has, in terms of the configuration. Rows of a
-// ruleset lie there twice while generations change; a candidate has what is left.
+// prefixRowsEach is how many rows there may be for each prefix, those that lead to
+// it included: those are shared, so there are seldom more than two.
+const prefixRowsEach = 4
+
+// sizeOf says how many rows a map has, in terms of the configuration. There is room
+// for two generations that have nothing in common, as they are while one takes the
+// other's place. One to go back to, or a candidate, has what is left.
 func sizeOf(cfg Config, name string) (uint32, bool) {
 	switch name {
 	case "flows":
@@ -50,7 +55,7 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 	case "groups":
 		return uint32(2 * cfg.PeerEntries), true
 	case "prefixes":
-		return uint32(2 * cfg.PrefixEntries), true
+		return uint32(2 * prefixRowsEach * cfg.PrefixEntries), true
 	case "cells":
 		return uint32(2 * cfg.RuleEntries), true
 	case "refused_identities":
@@ -218,6 +223,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
 		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
+		"orders": o.Orders, "presences": o.Presences,
 	}
 }
 

@@ -11,13 +11,6 @@ import (
 	"bocage.dev/bocage/dataplane/bpf"
 )
 
-// Where a candidate lies (see abi.h): its row of the rulesets, and the slot of
-// everything else that it has.
-const (
-	candidateIndex = 4
-	candidateSlot  = 2
-)
-
 // Candidate is a ruleset that is evaluated beside the one in force, and what came
 // of it: how often it was asked (once for every judgement of a flow, and for every
 // packet that is refused), and how often it would have let pass what was refused
@@ -48,7 +41,7 @@ func (d *Dataplane) Shadow(rs *bocage.Ruleset) error {
 	}
 	start := time.Now()
 	if err := d.shadow(rs); err != nil {
-		return fmt.Errorf("evaluate candidate %d: %w", rs.Generation, errors.Join(err, d.dropCandidate()))
+		return fmt.Errorf("evaluate candidate %d: %w", rs.Generation, err)
 	}
 	d.log.Info("candidate is evaluated", "generation", rs.Generation, "peers", len(rs.Peers), "rules", len(rs.Rules),
 		"took", time.Since(start))
@@ -56,72 +49,80 @@ func (d *Dataplane) Shadow(rs *bocage.Ruleset) error {
 }
 
 func (d *Dataplane) shadow(rs *bocage.Ruleset) error {
-	t, err := compile(rs)
-	if err != nil {
-		return err
-	}
-	if err := d.checkRoom(t); err != nil {
-		return err
-	}
 	// Without one while rows change, so nothing is evaluated by halves of two.
 	if err := d.dropCandidate(); err != nil {
 		return err
 	}
-	if err := d.writeRuleset(t, candidateSlot); err != nil {
-		return err
-	}
-	refused, err := d.writeRefused(t, candidateSlot)
+	f, err := d.readForce()
 	if err != nil {
 		return err
 	}
-	if err := d.objects.Rulesets.Put(uint32(candidateIndex), t.header(candidateSlot, candidateSlot, refused)); err != nil {
-		return fmt.Errorf("write candidate: %w", err)
-	}
-	if err := d.objects.Comparisons.Put(uint32(0), make([]bpf.KernelComparison, ebpf.MustPossibleCPU())); err != nil {
-		return fmt.Errorf("reset comparison: %w", err)
-	}
-	header, active, err := d.inForce()
-	if err != nil {
-		return err
-	}
-	if header == nil {
+	if f.header == nil {
 		return errors.New("no ruleset is in force to compare it with: apply one first")
 	}
-	// Its number is the epoch's, which no candidate before had.
-	active.Word = nextEpoch(active.Word, uint32(active.Word&(wordSlot|wordRefused)))
-	active.Candidate = uint32(active.Word>>wordShift) | 1<<31
-	if err := d.objects.Active.Put(uint32(0), active); err != nil {
-		return fmt.Errorf("activate candidate: %w", err)
+	next, err := d.weigh(rs, f, readClock())
+	if err != nil {
+		return err
+	}
+	next.undo() // the content is that of what is in force
+	target, err := d.makeRoom(next, f)
+	if err != nil {
+		return err
+	}
+	if err := d.evaluate(next, f, target); err != nil {
+		return errors.Join(err, d.abandon(next.rows, f, target))
+	}
+	if d.content != nil {
+		d.noteStale(target, next.rows)
 	}
 	return nil
 }
 
-// dropCandidate ends the evaluation and clears the candidate's rows, whoever wrote
-// them.
-func (d *Dataplane) dropCandidate() error {
-	_, active, err := d.inForce()
-	if err != nil {
+// evaluate writes a candidate to a slot and has it evaluated.
+func (d *Dataplane) evaluate(next *coming, f *force, target uint32) error {
+	if err := d.stage(&batch{what: orderPut, slots: 1 << target}, next.rows); err != nil {
 		return err
 	}
-	if active.Candidate != 0 {
-		active.Candidate = 0
-		if err := d.objects.Active.Put(uint32(0), active); err != nil {
-			return fmt.Errorf("end candidate: %w", err)
-		}
-		if err := d.barrier.wait(); err != nil {
-			return fmt.Errorf("await packets that are evaluated: %w", err)
-		}
+	if err := d.writeHeader(next, target); err != nil {
+		return err
 	}
-	return errors.Join(d.clearRuleset(candidateSlot), d.clearRefused(candidateSlot))
+	if err := d.objects.Comparisons.Put(uint32(0), make([]bpf.KernelComparison, ebpf.MustPossibleCPU())); err != nil {
+		return fmt.Errorf("reset comparison: %w", err)
+	}
+	// Its number is the epoch's, which no candidate before had.
+	f.row.Candidate, f.row.CandidateSlot = uint32(f.epoch())|1<<31, target
+	if err := d.objects.Active.Put(uint32(0), f.row); err != nil {
+		return fmt.Errorf("activate candidate: %w", err)
+	}
+	return d.rejudge(f)
+}
+
+// dropCandidate ends the evaluation, if there is one, and gives its room back.
+func (d *Dataplane) dropCandidate() error {
+	f, err := d.readForce()
+	if err != nil || f.row.Candidate == 0 {
+		return err
+	}
+	f.row.Candidate = 0
+	if err := d.objects.Active.Put(uint32(0), f.row); err != nil {
+		return fmt.Errorf("end candidate: %w", err)
+	}
+	if err := d.await(); err != nil {
+		return fmt.Errorf("await packets that are evaluated: %w", err)
+	}
+	if d.content == nil {
+		return nil // what it left is found when all rows are compared
+	}
+	return d.tidy(f, &changes{})
 }
 
 // candidate is the number of the candidate that is evaluated, or 0.
 func (d *Dataplane) candidate() uint32 {
-	_, active, err := d.inForce()
+	f, err := d.readForce()
 	if err != nil {
 		return 0
 	}
-	return active.Candidate
+	return f.row.Candidate
 }
 
 // Candidate says which ruleset is evaluated beside the one in force, that of an
@@ -129,10 +130,11 @@ func (d *Dataplane) candidate() uint32 {
 func (d *Dataplane) Candidate() (Candidate, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.candidate() == 0 {
-		return Candidate{}, nil
+	f, err := d.readForce()
+	if err != nil || f.row.Candidate == 0 {
+		return Candidate{}, err
 	}
-	header, err := d.readHeader(candidateIndex)
+	header, err := d.readHeader(f.row.CandidateSlot & slotMask)
 	if err != nil {
 		return Candidate{}, err
 	}

@@ -154,8 +154,10 @@ func (d reportedDataplane) put(ruleset *bocage.Ruleset, into func(*bocage.Rulese
 	if err := into(ruleset); err != nil {
 		return err
 	}
-	now := time.Now().UTC()
-	a.since.Store(&now)
+	if before := a.ruleset.Load(); before == nil || before.Generation != ruleset.Generation {
+		now := time.Now().UTC()
+		a.since.Store(&now)
+	}
 	a.ruleset.Store(ruleset)
 	signal(a.applied)
 	// What only the ruleset before needed can go now.

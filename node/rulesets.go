@@ -29,9 +29,12 @@ type rulesetSource struct {
 	shadow      *agent.Step // waits to be handed on
 }
 
-// standing names what is to be enforced: a generation, and the newest that was
-// taken, whose refusals come along.
-type standing struct{ newest, generation uint64 }
+// standing names what is to be enforced: a generation, the newest that was taken,
+// whose refusals come along, and whether it goes back unless it is confirmed.
+type standing struct {
+	newest, generation uint64
+	waits              bool
+}
 
 // rulesetQuestion is what an agent asks on agent.HOST.ruleset, whenever it is told
 // that something changed, every pollEvery otherwise, and again at once after an
@@ -126,13 +129,25 @@ func (s *rulesetSource) begin() error {
 
 // due is the next step that is to be done by what is known.
 func (s *rulesetSource) due(now time.Time) (agent.Step, bool) {
+	// The kernel goes back by its own clock, and what it left stays left.
+	if left := s.agent.dataplane.Left(); left != 0 && left == s.shelf.newest() {
+		s.shelf.leave()
+	}
 	ruleset, back := s.shelf.standing(now)
 	if ruleset != nil {
 		if back {
 			s.shelf.leave()
 		}
-		if want := (standing{s.shelf.newest(), ruleset.Generation}); want != s.done {
+		waits := !s.shelf.deadline().IsZero()
+		if before := s.shelf.rulesets[0]; waits && s.shelf.stays(before) && s.agent.dataplane.Generation() == 0 {
+			ruleset, waits = before, false // the kernel must have what it may go back to
+		}
+		if want := (standing{s.shelf.newest(), ruleset.Generation, waits}); want != s.done {
 			s.given = want
+			if !waits && !ruleset.ConfirmBy.IsZero() {
+				ruleset = ruleset.Copy()
+				ruleset.ConfirmBy = time.Time{} // the word came, or there is nothing to go back to
+			}
 			step := agent.Step{What: agent.Apply, Ruleset: s.prepare(ruleset)}
 			if back {
 				s.agent.logger.Warn("nobody confirmed the ruleset in time: going back", "from", s.shelf.newest(), "to", ruleset.Generation)

@@ -32,7 +32,8 @@ const mostUnconfirmed = 8
 // shelf keeps an agent's rulesets across restarts, as the controllers signed them:
 // the newest that was taken and, while that may have to be gone back from, those
 // before it. What lies on it says at any moment which one is to be enforced; no
-// controller need be there, nor the process that took it.
+// controller need be there, nor the process that took it: the kernel goes back by
+// itself, and the shelf follows it (see rulesetSource.due).
 //
 // What is gone back to keeps what it refused, and the refusals of what is left
 // come along (Ruleset.WithRefusals): a quarantine is not lost. Whatever else the

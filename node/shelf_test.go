@@ -434,7 +434,7 @@ func TestRootWayBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s, sign := newSite(t)
-			deadline := time.Now().Add(2 * time.Second)
+			deadline := time.Now().Add(5 * time.Second)
 			one, two := generation(1, time.Time{}, 30), generation(2, deadline, 31)
 			s.there.say(offer(sign, one, two))
 			s.start(true)
@@ -481,7 +481,7 @@ func TestRootWayBack(t *testing.T) {
 // TestRootConfirmed keeps what was confirmed, past the deadline and across restarts.
 func TestRootConfirmed(t *testing.T) {
 	s, sign := newSite(t)
-	deadline := time.Now().Add(1500 * time.Millisecond)
+	deadline := time.Now().Add(5 * time.Second)
 	rulesets := offer(sign, generation(1, time.Time{}), generation(2, deadline))
 	s.there.say(func(q rulesetQuestion) rulesetAnswer {
 		a := rulesets(q)

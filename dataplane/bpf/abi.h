@@ -85,77 +85,113 @@ struct address {
 	__u64 low;
 };
 
-// The one word that says which ruleset is in force. Bits 0 and 1 index
-// `rulesets`, the rest is an epoch that grows with every change. Zero: none yet.
-// Beside it, a number for the candidate that is evaluated too, another for each;
-// zero: there is none.
+// What is in force. Bits 0 and 1 of the word are a slot: which of a row's versions
+// counts, and which row of `rulesets`. Bit 2 says which of the terms is the word's
+// own, the rest is an epoch that grows with every change. Zero: none yet. Whatever
+// comes into force does so by the one store that changes the word.
+//
+// A ruleset that nobody has confirmed has a deadline in its term, from which on the
+// word to go back to counts in its place, whether or not any process lives.
+//
+// Beside it, a number for the candidate that is evaluated too, another for each
+// (zero: there is none), and its slot.
+struct term {
+	__u64 deadline; // CLOCK_MONOTONIC in ns, or FOREVER
+	__u64 back;
+};
+
 struct active {
 	__u64 word;
+	struct term terms[2];
 	__u32 candidate;
-	__u32 pad;
+	__u32 candidate_slot;
 };
-_Static_assert(sizeof(struct active) == 16, "active");
-#define ACTIVE_INDEX 3
-#define ACTIVE_EPOCH_SHIFT 2
-#define CANDIDATE_INDEX 4 // in `rulesets`; its rows lie in a slot of their own
+_Static_assert(sizeof(struct active) == 48, "active");
+#define SLOTS 4 // in force, to go back to, candidate, to come
+#define ACTIVE_SLOT 3
+#define ACTIVE_TERM_SHIFT 2
+#define ACTIVE_EPOCH_SHIFT 3
+#define FOREVER 0xffffffffffffffffULL
 
-struct peer_key {
-	__u64 slot;
-	struct address address;
-};
-_Static_assert(sizeof(struct peer_key) == 24, "peer_key");
+// Rows of a ruleset have a version for each slot; a version of zeros is none. So
+// what generations share is there once, and what changes between two costs what it
+// is. Versions are written by `stage` only, in place, never the one that counts.
 
-// The part that must match whole comes before the address: slot and family.
+// Both tables of addresses: the whole address, and shorter prefixes.
 struct prefix_key {
-	__u32 length; // in bits, slot and family included
-	__u32 slot;
-	__u32 family; // 4 or 6
-	__u32 address[4];
+	__u32 length; // of the prefix in bits; that of an IPv4 prefix is 96 more
+	__u32 address[4]; // in network byte order, the rest zero
 };
-_Static_assert(sizeof(struct prefix_key) == 28, "prefix_key");
-#define PREFIX_FIXED_BITS 64
+_Static_assert(sizeof(struct prefix_key) == 20, "prefix_key");
+#define HOST_LENGTH 128
+#define IPV4_LENGTH 96
 
 struct peer {
 	__u32 identity;
 	__u32 group;
-	__u8 enforce;  // the group enforces
-	__u8 enrolled; // an enforcement point stands in front of it
+	__u8 flags; // PEER_*
+	__u8 best;  // length of the longest prefix, this one included, that covers this one
 	__u8 pad[2];
 };
 _Static_assert(sizeof(struct peer) == 12, "peer");
+#define PEER_HERE 1     // else there is only something longer
+#define PEER_LONGER 2   // a longer prefix is found by way of this one
+#define PEER_ENROLLED 4 // an enforcement point stands in front of it
+#define PEER_COVERED 8  // best is one
 
-// Present for groups that enforce.
-struct group_key {
-	__u32 slot;
-	__u32 group;
+struct peer_row {
+	struct peer in[SLOTS];
 };
 
-struct refused_key {
-	__u32 slot; // of the refused set, which changes without the rest
-	__u32 identity;
+// What is known of a group: whether it enforces, under which numbers the reasons
+// know it, and the forms of the rules that name it, so that nothing is probed in
+// vain. A form is a bit: 16 less the length of the port's prefix, and 17 more where
+// the rule is for any protocol. The lowest bit is the most specific form.
+struct group {
+	__u64 exact_from; // of rules from this group to another one
+	__u64 exact_to;
+	__u64 any_to;   // from this group to any
+	__u64 any_from; // from any to this group
+	__u32 sender;
+	__u32 receiver;
+	__u32 flags; // GROUP_*
+	__u32 pad;
 };
+_Static_assert(sizeof(struct group) == 48, "group");
+#define GROUP_HERE 1
+#define GROUP_ENFORCES 2
+
+struct group_row {
+	struct group in[SLOTS];
+};
+#define FORMS 34 // 2 of protocol x 17 lengths of port prefix
+#define FORM_ANY_PROTOCOL 17
 
 struct refused {
-	__u64 until; // CLOCK_MONOTONIC in ns; 0: until lifted
+	__u64 until; // CLOCK_MONOTONIC in ns, or FOREVER; 0: not refused
 	__u32 decision;
 	__u32 pad;
 };
 _Static_assert(sizeof(struct refused) == 16, "refused");
 
+struct refused_row {
+	struct refused in[SLOTS];
+};
+
 struct rule_key {
-	__u32 slot;
 	__u32 from;
 	__u32 to;
 	__u16 port; // the first `bits` bits, the rest zero; host order
-	__u8 bits;
+	__u8 bits;  // and RULE_REASON
 	__u8 protocol;
 };
-_Static_assert(sizeof(struct rule_key) == 16, "rule_key");
+_Static_assert(sizeof(struct rule_key) == 12, "rule_key");
+#define RULE_REASON 0x80 // between classes of groups: says why, where no pair's rule does
 
 struct decision {
 	__u32 id;
 	__u16 profile;
-	__u8 verdict;
+	__u8 verdict; // 0: none
 	__u8 reason;
 	__u8 fail_open; // of the profile
 	__u8 ends;      // some time: see succession
@@ -163,48 +199,76 @@ struct decision {
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
 
-// When a decision ends, and which takes its place. Times are the kernel's, so
-// these rows are written anew with the refused set, by the clock of that moment.
-struct succession_key {
-	__u32 slot; // of the refused set
-	__u32 decision;
+struct decision_row {
+	struct decision in[SLOTS];
 };
 
+// When a decision, by its id, ends, and which takes its place.
 struct succession {
-	__u64 until; // CLOCK_MONOTONIC in ns
+	__u64 until; // CLOCK_MONOTONIC in ns; 0: none
 	struct decision then;
 	__u32 pad;
 };
 _Static_assert(sizeof(struct succession) == 24, "succession");
 #define MOST_SUCCESSORS 8
-#define FOREVER 0xffffffffffffffffULL
 
-// A form of rule that the ruleset really uses, most specific first, so that
-// nothing is probed in vain.
-struct shape {
-	__u32 from; // masks: all ones, or zero for any
-	__u32 to;
-	__u16 port;
-	__u8 protocol;
-	__u8 bits; // of the port's mask
+struct succession_row {
+	struct succession in[SLOTS];
 };
-_Static_assert(sizeof(struct shape) == 12, "shape");
-#define SHAPES 136 // 4 kinds of pair x 2 of protocol x 17 lengths of port prefix
 
+// The ruleset of a slot.
 struct ruleset {
 	__u64 generation;
-	__u64 digest; // first 8 bytes of a hash of the ruleset
+	__u64 any;	   // forms of the rules from any group to any
+	__u64 reasons;	   // forms of the reasons
+	__u64 lengths6[2]; // of IPv6 prefixes shorter than an address, a bit for each
+	__u32 lengths4;
+	__u32 refused; // how many identities are
+	__u32 slot;
 	struct decision fallback;
-	__u32 slot;         // of peers, groups and rules
-	__u32 refused_slot; // of the refused set
-	__u32 refused;      // how many identities are refused
-	__u32 prefixes4;    // whether there are prefixes other than hosts'
-	__u32 prefixes6;
-	__u32 world_enforces;
-	__u32 shape_count;
-	struct shape shapes[SHAPES];
 };
-_Static_assert(sizeof(struct ruleset) == 1688, "ruleset");
+_Static_assert(sizeof(struct ruleset) == 64, "ruleset");
+
+// What `stage` is to do with one row.
+struct order {
+	__u8 key[24];
+	__u8 value[48]; // the version to be
+	__u32 what;	// ORDER_*
+	__u32 found;	// ORDER_*, told by stage
+};
+_Static_assert(sizeof(struct order) == 80, "order");
+#define ORDER_PUT 1   // the versions are value
+#define ORDER_COPY 2  // the versions are that of another slot
+#define ORDER_PRUNE 3 // the row goes, if it has no version
+#define ORDER_COUNT 4 // only look
+#define ORDER_NEW 1   // there was no row
+#define ORDER_EMPTY 2 // the row has no version any more
+#define ORDERS 2048
+
+struct batch {
+	__u32 table; // TABLE_*
+	__u32 count; // of orders
+	__u32 slots; // whose versions are written: a bit for each
+	__u32 like;  // the slot that ORDER_COPY copies from
+	__u32 done; // told by stage: orders carried out,
+	__s32 error; // and why not the next one
+	__u32 rows_more;
+	__u32 rows_less;
+};
+_Static_assert(sizeof(struct batch) == 32, "batch");
+#define TABLE_PEERS 0
+#define TABLE_PREFIXES 1
+#define TABLE_GROUPS 2
+#define TABLE_CELLS 3
+#define TABLE_REFUSED 4
+#define TABLE_SUCCESSIONS 5
+
+// Whether a processor is in the middle of a packet, so that a change can await the
+// last packet that began before it.
+struct presence {
+	__u64 inside;
+	__u64 turns; // how often it has come out
+};
 
 // One enforcement point, by the index of the host's side of the interface.
 struct port {

@@ -56,9 +56,9 @@ static __always_inline void mark_answered(const struct passage *at, const struct
 static __always_inline void note_question(const struct passage *at, __u32 protocol)
 {
 	const struct packet *p = &at->packet;
-	struct peer peer = {};
+	struct party party = {};
 	const struct ruleset *rules = rules_of(at);
-	if (!rules || identify(rules, &p->target, &peer))
+	if (!rules || identify(rules, &p->target, &party))
 		return;
 	struct question key = {.source = p->source, .target = p->target, .ifindex = at->ifindex, .protocol = protocol};
 	struct asked *asked = bpf_map_lookup_elem(&questions, &key);

@@ -4,6 +4,7 @@
 // together, track, judge, conclude; and one exit that counts and acts.
 #pragma once
 
+#include "active.h"
 #include "admit.h"
 #include "answer.h"
 #include "fast.h"
@@ -35,16 +36,9 @@ STAGE int read_packet(struct __sk_buff *skb, struct packet *p)
 
 static __always_inline void begin(struct __sk_buff *skb, struct passage *at)
 {
-	__u32 zero = 0;
 	at->now = coarse_now();
 	at->segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
-	struct active *word = bpf_map_lookup_elem(&active, &zero);
-	if (word) {
-		__u64 now = *(volatile __u64 *)&word->word;
-		at->ruled = now != 0;
-		at->index = now & ACTIVE_INDEX;
-		at->epoch = now >> ACTIVE_EPOCH_SHIFT;
-	}
+	choose(at);
 }
 
 // The point decides by itself, without a rule: refused where somebody enforces,
@@ -58,14 +52,17 @@ STAGE int decide_alone(const struct passage *at, __u32 reason, struct outcome *o
 	const struct ruleset *rules = rules_of(at);
 	if (!rules)
 		return 0;
-	struct peer peer = {};
-	identify(rules, &at->packet.source, &peer);
-	out->source = at->from ? at->identity : peer.identity;
-	identify(rules, &at->packet.destination, &peer);
-	out->destination = at->from ? peer.identity : at->identity;
+	struct party party = {};
+	bool enforces = at->closed || (at->identity && group_enforces(rules, at->group));
+	identify(rules, &at->packet.source, &party);
+	enforces = enforces || group_enforces(rules, party.group);
+	out->source = at->from ? at->identity : party.identity;
+	identify(rules, &at->packet.destination, &party);
+	enforces = enforces || group_enforces(rules, party.group);
+	out->destination = at->from ? party.identity : at->identity;
 	out->reason = reason;
 	out->would = VERDICT_DROP;
-	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	out->verdict = enforces ? VERDICT_DROP : VERDICT_ALLOW;
 	return 0;
 }
 

@@ -44,7 +44,7 @@ STAGE int mac_before(struct __sk_buff *skb, __u32 ifindex, __u32 from, struct ma
 	return 0;
 }
 
-static __always_inline int leave(struct __sk_buff *skb, bool from)
+static __always_inline int emerge(struct __sk_buff *skb, bool from)
 {
 	__u8 token[6];
 	__u32 ifindex, mac = from ? 6 : 0;
@@ -70,11 +70,11 @@ static __always_inline int leave(struct __sk_buff *skb, bool from)
 SEC("tcx/ingress")
 int from_engine_outside(struct __sk_buff *skb)
 {
-	return leave(skb, true);
+	return emerge(skb, true);
 }
 
 SEC("tcx/ingress")
 int from_engine_inside(struct __sk_buff *skb)
 {
-	return leave(skb, false);
+	return emerge(skb, false);
 }

@@ -8,6 +8,7 @@
 // in the key.
 #pragma once
 
+#include "active.h"
 #include "direct.h"
 
 // What of a packet the short way needs.
@@ -146,7 +147,8 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
 	__u64 now = coarse_now();
 	if (!is_usual(word, original, local, from) || !active_word || !wiring)
 		return 0;
-	__u32 epoch = *(volatile __u64 *)&active_word->word >> ACTIVE_EPOCH_SHIFT;
+	__u8 left;
+	__u32 epoch = word_at(active_word, now, &left) >> ACTIVE_EPOCH_SHIFT;
 	__u8 reason = flow->reason;
 	const __u8 *mac = from ? eth->source : eth->destination;
 	if (flow->epoch != epoch || flow->topology != wiring->number || now >> ERA_SHIFT >= flow->until ||

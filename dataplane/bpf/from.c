@@ -9,5 +9,8 @@
 SEC("tcx/ingress")
 int from_workload(struct __sk_buff *skb)
 {
-	return enforce(skb, true);
+	enter();
+	int what = enforce(skb, true);
+	leave();
+	return what;
 }

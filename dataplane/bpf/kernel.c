@@ -10,5 +10,6 @@
 #include "decoy.c"
 #include "wire.c"
 #include "sweep.c"
+#include "stage.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -14,10 +14,11 @@ import (
 )
 
 type KernelActive struct {
-	_         structs.HostLayout
-	Word      uint64
-	Candidate uint32
-	Pad       uint32
+	_             structs.HostLayout
+	Word          uint64
+	Terms         [2]KernelTerm
+	Candidate     uint32
+	CandidateSlot uint32
 }
 
 type KernelAddress struct {
@@ -34,6 +35,18 @@ type KernelAsked struct {
 	Answered uint32
 	Source   uint32
 	Pad      uint32
+}
+
+type KernelBatch struct {
+	_        structs.HostLayout
+	Table    uint32
+	Count    uint32
+	Slots    uint32
+	Like     uint32
+	Done     uint32
+	Error    int32
+	RowsMore uint32
+	RowsLess uint32
 }
 
 type KernelBucket struct {
@@ -62,6 +75,11 @@ type KernelDecision struct {
 	FailOpen uint8
 	Ends     uint8
 	Pad      [2]uint8
+}
+
+type KernelDecisionRow struct {
+	_  structs.HostLayout
+	In [4]KernelDecision
 }
 
 type KernelFlow struct {
@@ -115,10 +133,21 @@ type KernelFragmentKey struct {
 	Protocol    uint32
 }
 
-type KernelGroupKey struct {
-	_     structs.HostLayout
-	Slot  uint32
-	Group uint32
+type KernelGroup struct {
+	_         structs.HostLayout
+	ExactFrom uint64
+	ExactTo   uint64
+	AnyTo     uint64
+	AnyFrom   uint64
+	Sender    uint32
+	Receiver  uint32
+	Flags     uint32
+	Pad       uint32
+}
+
+type KernelGroupRow struct {
+	_  structs.HostLayout
+	In [4]KernelGroup
 }
 
 type KernelHolding struct {
@@ -141,19 +170,26 @@ type KernelOpening struct {
 	Pad [15]uint32
 }
 
+type KernelOrder struct {
+	_     structs.HostLayout
+	Key   [24]uint8
+	Value [48]uint8
+	What  uint32
+	Found uint32
+}
+
 type KernelPeer struct {
 	_        structs.HostLayout
 	Identity uint32
 	Group    uint32
-	Enforce  uint8
-	Enrolled uint8
+	Flags    uint8
+	Best     uint8
 	Pad      [2]uint8
 }
 
-type KernelPeerKey struct {
-	_       structs.HostLayout
-	Slot    uint64
-	Address KernelAddress
+type KernelPeerRow struct {
+	_  structs.HostLayout
+	In [4]KernelPeer
 }
 
 type KernelPort struct {
@@ -184,9 +220,13 @@ type KernelPortAddress struct {
 type KernelPrefixKey struct {
 	_       structs.HostLayout
 	Length  uint32
-	Slot    uint32
-	Family  uint32
 	Address [4]uint32
+}
+
+type KernelPresence struct {
+	_      structs.HostLayout
+	Inside uint64
+	Turns  uint64
 }
 
 type KernelPressure struct {
@@ -237,10 +277,9 @@ type KernelRefused struct {
 	Pad      uint32
 }
 
-type KernelRefusedKey struct {
-	_        structs.HostLayout
-	Slot     uint32
-	Identity uint32
+type KernelRefusedRow struct {
+	_  structs.HostLayout
+	In [4]KernelRefused
 }
 
 type KernelResident struct {
@@ -254,7 +293,6 @@ type KernelResident struct {
 
 type KernelRuleKey struct {
 	_        structs.HostLayout
-	Slot     uint32
 	From     uint32
 	To       uint32
 	Port     uint16
@@ -263,27 +301,15 @@ type KernelRuleKey struct {
 }
 
 type KernelRuleset struct {
-	_             structs.HostLayout
-	Generation    uint64
-	Digest        uint64
-	Fallback      KernelDecision
-	Slot          uint32
-	RefusedSlot   uint32
-	Refused       uint32
-	Prefixes4     uint32
-	Prefixes6     uint32
-	WorldEnforces uint32
-	ShapeCount    uint32
-	Shapes        [136]KernelShape
-}
-
-type KernelShape struct {
-	_        structs.HostLayout
-	From     uint32
-	To       uint32
-	Port     uint16
-	Protocol uint8
-	Bits     uint8
+	_          structs.HostLayout
+	Generation uint64
+	Any        uint64
+	Reasons    uint64
+	Lengths6   [2]uint64
+	Lengths4   uint32
+	Refused    uint32
+	Slot       uint32
+	Fallback   KernelDecision
 }
 
 type KernelSteering struct {
@@ -303,10 +329,9 @@ type KernelSuccession struct {
 	Pad   uint32
 }
 
-type KernelSuccessionKey struct {
-	_        structs.HostLayout
-	Slot     uint32
-	Decision uint32
+type KernelSuccessionRow struct {
+	_  structs.HostLayout
+	In [4]KernelSuccession
 }
 
 type KernelSweepOrder struct {
@@ -326,6 +351,12 @@ type KernelTally struct {
 	Evicted    uint64
 	Folded     uint64
 	Unanswered uint64
+}
+
+type KernelTerm struct {
+	_        structs.HostLayout
+	Deadline uint64
+	Back     uint64
 }
 
 type KernelTopology struct {
@@ -377,10 +408,12 @@ const (
 	KernelMapHoldings           = "holdings"
 	KernelMapMoments            = "moments"
 	KernelMapOpenings           = "openings"
+	KernelMapOrders             = "orders"
 	KernelMapPeers              = "peers"
 	KernelMapPortAddresses      = "port_addresses"
 	KernelMapPorts              = "ports"
 	KernelMapPrefixes           = "prefixes"
+	KernelMapPresences          = "presences"
 	KernelMapPressure           = "pressure"
 	KernelMapQuestions          = "questions"
 	KernelMapRefusals           = "refusals"
@@ -398,6 +431,7 @@ const (
 	KernelProgFromEngineOutside = "from_engine_outside"
 	KernelProgFromWorkload      = "from_workload"
 	KernelProgOutOfWire         = "out_of_wire"
+	KernelProgStage             = "stage"
 	KernelProgSweep             = "sweep"
 	KernelProgToWorkload        = "to_workload"
 	KernelVarAnswerBurst        = "answer_burst"
@@ -458,6 +492,7 @@ type KernelProgramSpecs struct {
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.ProgramSpec `ebpf:"from_workload"`
 	OutOfWire         *ebpf.ProgramSpec `ebpf:"out_of_wire"`
+	Stage             *ebpf.ProgramSpec `ebpf:"stage"`
 	Sweep             *ebpf.ProgramSpec `ebpf:"sweep"`
 	ToWorkload        *ebpf.ProgramSpec `ebpf:"to_workload"`
 }
@@ -478,10 +513,12 @@ type KernelMapSpecs struct {
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
 	Openings          *ebpf.MapSpec `ebpf:"openings"`
+	Orders            *ebpf.MapSpec `ebpf:"orders"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	PortAddresses     *ebpf.MapSpec `ebpf:"port_addresses"`
 	Ports             *ebpf.MapSpec `ebpf:"ports"`
 	Prefixes          *ebpf.MapSpec `ebpf:"prefixes"`
+	Presences         *ebpf.MapSpec `ebpf:"presences"`
 	Pressure          *ebpf.MapSpec `ebpf:"pressure"`
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
@@ -541,10 +578,12 @@ type KernelMaps struct {
 	Holdings          *ebpf.Map `ebpf:"holdings"`
 	Moments           *ebpf.Map `ebpf:"moments"`
 	Openings          *ebpf.Map `ebpf:"openings"`
+	Orders            *ebpf.Map `ebpf:"orders"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	PortAddresses     *ebpf.Map `ebpf:"port_addresses"`
 	Ports             *ebpf.Map `ebpf:"ports"`
 	Prefixes          *ebpf.Map `ebpf:"prefixes"`
+	Presences         *ebpf.Map `ebpf:"presences"`
 	Pressure          *ebpf.Map `ebpf:"pressure"`
 	Questions         *ebpf.Map `ebpf:"questions"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
@@ -572,10 +611,12 @@ func (m *KernelMaps) Close() error {
 		m.Holdings,
 		m.Moments,
 		m.Openings,
+		m.Orders,
 		m.Peers,
 		m.PortAddresses,
 		m.Ports,
 		m.Prefixes,
+		m.Presences,
 		m.Pressure,
 		m.Questions,
 		m.Refusals,
@@ -614,6 +655,7 @@ type KernelPrograms struct {
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.Program `ebpf:"from_workload"`
 	OutOfWire         *ebpf.Program `ebpf:"out_of_wire"`
+	Stage             *ebpf.Program `ebpf:"stage"`
 	Sweep             *ebpf.Program `ebpf:"sweep"`
 	ToWorkload        *ebpf.Program `ebpf:"to_workload"`
 }
@@ -626,6 +668,7 @@ func (p *KernelPrograms) Close() error {
 		p.FromEngineOutside,
 		p.FromWorkload,
 		p.OutOfWire,
+		p.Stage,
 		p.Sweep,
 		p.ToWorkload,
 	)

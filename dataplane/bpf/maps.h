@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // All state. Sizes here are defaults; Open sets those that are configured.
-// Rows of a ruleset carry the slot that it was written to, so that two
-// generations lie side by side and `active` alone chooses.
+// Rows of a ruleset have a version for each slot, so that generations lie side by
+// side and `active` alone chooses.
 #pragma once
 
 #include "kernel.h"
@@ -21,7 +21,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 5);
+	__uint(max_entries, SLOTS);
 	__type(key, __u32);
 	__type(value, struct ruleset);
 } rulesets SEC(".maps");
@@ -29,51 +29,67 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 17);
-	__type(key, struct peer_key);
-	__type(value, struct peer);
-} peers SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 15);
+	__uint(max_entries, 1 << 18);
 	__type(key, struct prefix_key);
-	__type(value, struct peer);
-} prefixes SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 16);
-	__type(key, struct group_key);
-	__type(value, __u32);
-} groups SEC(".maps");
+	__type(value, struct peer_row);
+} peers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 18);
+	__type(key, struct prefix_key);
+	__type(value, struct peer_row);
+} prefixes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 18);
+	__type(key, __u32);
+	__type(value, struct group_row);
+} groups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 19);
 	__type(key, struct rule_key);
-	__type(value, struct decision);
+	__type(value, struct decision_row);
 } cells SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 14);
-	__type(key, struct refused_key);
-	__type(value, struct refused);
+	__uint(max_entries, 1 << 15);
+	__type(key, __u32);
+	__type(value, struct refused_row);
 } refused_identities SEC(".maps");
 
 // Decisions that end by themselves.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 16);
-	__type(key, struct succession_key);
-	__type(value, struct succession);
+	__uint(max_entries, 1 << 15);
+	__type(key, __u32);
+	__type(value, struct succession_row);
 } successions SEC(".maps");
+
+// What `stage` is to do, written by the agent into its memory.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, ORDERS);
+	__type(key, __u32);
+	__type(value, struct order);
+} orders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct presence);
+} presences SEC(".maps");
 
 // The enforcement points.
 struct {

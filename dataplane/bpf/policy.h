@@ -23,44 +23,126 @@ static __always_inline bool is_cut(__u8 verdict)
 	return verdict == VERDICT_DROP || verdict == VERDICT_REJECT;
 }
 
-static __always_inline struct refused *refusal_of(const struct ruleset *rules, __u32 identity, __u64 now)
+// The refusal of an identity, if it is refused now. Who was cut off by a ruleset that
+// was left because nobody confirmed it stays so, by whichever lasts longer.
+static __always_inline const struct refused *refusal_of(const struct ruleset *rules, __u32 left, __u32 identity, __u64 now)
 {
-	struct refused_key key = {.slot = rules->refused_slot, .identity = identity};
-	struct refused *refused = bpf_map_lookup_elem(&refused_identities, &key);
-	if (refused && refused->until && refused->until <= now)
+	struct refused_row *row = bpf_map_lookup_elem(&refused_identities, &identity);
+	if (!row)
 		return NULL;
-	return refused;
+	const struct refused *refused = &row->in[rules->slot & ACTIVE_SLOT];
+	if (left) {
+		const struct refused *older = &row->in[(left - 1) & ACTIVE_SLOT];
+		if (older->until > refused->until)
+			refused = older;
+	}
+	return refused->until > now ? refused : NULL;
 }
 
-struct cell {
-	__u32 from; // groups
+// Where a rule may be: the groups, what of the packet rules look at, and the forms
+// that rules for such groups have.
+struct trial {
+	__u64 forms;
+	__u32 slot;
+	__u32 from;
 	__u32 to;
+	__u16 port;
+	__u8 protocol;
+	__u8 kind; // 0 or RULE_REASON
+};
+
+// The number of the lowest bit that is set: the count of those below it, without a
+// branch, of which the verifier would follow every combination.
+static __always_inline __u32 lowest(__u64 bits)
+{
+	__u64 below = (bits & -bits) - 1;
+	below -= below >> 1 & 0x5555555555555555ULL;
+	below = (below & 0x3333333333333333ULL) + (below >> 2 & 0x3333333333333333ULL);
+	below = (below + (below >> 4)) & 0x0f0f0f0f0f0f0f0fULL;
+	return below * 0x0101010101010101ULL >> 56;
+}
+
+// Tries the forms from the most to the least specific; false if there is no rule.
+STAGE int probe(const struct trial *trial, struct decision *decision)
+{
+	if (!trial || !decision)
+		return false;
+	__u64 forms = trial->forms;
+	for (int i = 0; i < FORMS && forms; i++) {
+		__u32 form = lowest(forms);
+		forms &= forms - 1;
+		bool any = form >= FORM_ANY_PROTOCOL;
+		__u32 bits = 16 - (any ? form - FORM_ANY_PROTOCOL : form);
+		struct rule_key key = {
+			.from = trial->from,
+			.to = trial->to,
+			.port = trial->port & ~(0xffffU >> (bits & 31)),
+			.bits = bits | trial->kind,
+			.protocol = any ? 0 : trial->protocol,
+		};
+		struct decision_row *row = bpf_map_lookup_elem(&cells, &key);
+		if (!row)
+			continue;
+		const struct decision *found = &row->in[trial->slot & ACTIVE_SLOT];
+		if (!found->verdict)
+			continue;
+		*decision = *found;
+		TRACE(probed, traced.probed + form + 1);
+		return true;
+	}
+	return false;
+}
+
+// What a flow is to the rules.
+struct cell {
+	struct party from;
+	struct party to;
 	__u16 port;
 	__u8 protocol;
 };
 
-static __always_inline const struct decision *lookup(const struct ruleset *rules, const struct cell *cell)
+static __always_inline bool attempt(const struct trial *trial, __u32 rank, struct decision *decision)
 {
-	for (int i = 0; i < SHAPES; i++) {
-		if (i >= rules->shape_count)
-			break;
-		const struct shape *shape = &rules->shapes[i];
-		struct rule_key key = {
-			.slot = rules->slot,
-			.from = cell->from & shape->from,
-			.to = cell->to & shape->to,
-			.port = cell->port & shape->port,
-			.bits = shape->bits,
-			.protocol = cell->protocol & shape->protocol,
-		};
-		const struct decision *decision = bpf_map_lookup_elem(&cells, &key);
-		if (decision) {
-			TRACE(probed, i + 1);
-			return decision;
-		}
+	if (!trial->forms)
+		return false;
+	TRACE(probed, rank * FORMS);
+	return probe(trial, decision);
+}
+
+// Rules of the pair first, then why the pair is refused, then those from any group,
+// to any, and for all.
+static __always_inline void lookup(const struct ruleset *rules, const struct cell *cell, struct decision *decision)
+{
+	struct trial trial = {.slot = rules->slot, .from = cell->from.group, .to = cell->to.group, .port = cell->port, .protocol = cell->protocol};
+	const struct group *from = group_of(rules, cell->from.group), *to = group_of(rules, cell->to.group);
+	trial.forms = from && to ? from->exact_from & to->exact_to : 0;
+	if (attempt(&trial, 0, decision))
+		return;
+	if (rules->reasons) {
+		trial.forms = rules->reasons;
+		trial.kind = RULE_REASON;
+		trial.from = from ? from->sender : 0;
+		trial.to = to ? to->receiver : 0;
+		if (attempt(&trial, 1, decision))
+			return;
+		trial.kind = 0;
 	}
+	trial.from = 0;
+	trial.to = cell->to.group;
+	trial.forms = to ? to->any_from : 0;
+	if (attempt(&trial, 2, decision))
+		return;
+	trial.from = cell->from.group;
+	trial.to = 0;
+	trial.forms = from ? from->any_to : 0;
+	if (attempt(&trial, 3, decision))
+		return;
+	trial.from = 0;
+	trial.forms = rules->any;
+	if (attempt(&trial, 4, decision))
+		return;
 	TRACE(probed, 0);
-	return &rules->fallback;
+	*decision = rules->fallback;
 }
 
 // A decision that counts now, and when it ends.
@@ -71,15 +153,16 @@ struct ruling {
 };
 
 // Follows decisions that have ended to the one that counts now.
-static __always_inline void follow(const struct ruleset *rules, const struct decision *decision, __u64 now,
-				   struct ruling *ruling)
+static __always_inline void follow(const struct ruleset *rules, __u64 now, struct ruling *ruling)
 {
 	ruling->until = FOREVER;
-	ruling->decision = *decision;
 	for (int i = 0; i < MOST_SUCCESSORS && ruling->decision.ends; i++) {
-		struct succession_key key = {.slot = rules->refused_slot, .decision = ruling->decision.id};
-		struct succession *succession = bpf_map_lookup_elem(&successions, &key);
-		if (!succession)
+		__u32 id = ruling->decision.id;
+		struct succession_row *row = bpf_map_lookup_elem(&successions, &id);
+		if (!row)
+			return;
+		const struct succession *succession = &row->in[rules->slot & ACTIVE_SLOT];
+		if (!succession->until)
 			return;
 		if (now < succession->until) {
 			ruling->until = succession->until;
@@ -96,7 +179,11 @@ STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u
 	if (!rules || !out)
 		return 0;
 	struct ruling ruling;
-	follow(rules, cell ? lookup(rules, cell) : &rules->fallback, now, &ruling);
+	if (cell)
+		lookup(rules, cell, &ruling.decision);
+	else
+		ruling.decision = rules->fallback;
+	follow(rules, now, &ruling);
 	out->until = ruling.until;
 	out->decision = ruling.decision.id;
 	out->reason = ruling.decision.reason;
@@ -108,14 +195,24 @@ STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u
 
 // Where the address of the local end belongs to no peer (link-local, multicast),
 // the port says who it is: an enforced workload cannot be reached around policy.
-static __always_inline void vouch(const struct passage *at, const struct ruleset *rules, __u32 group, struct peer *peer)
+static __always_inline void vouch(const struct passage *at, __u32 group, struct party *party)
 {
 	if (!at->identity)
 		return;
-	peer->identity = at->identity;
-	peer->group = group;
-	peer->enforce = group_enforces(rules, group);
-	peer->enrolled = 1;
+	party->identity = at->identity;
+	party->group = group;
+}
+
+// Writes down whom a packet is between, where that is asked.
+STAGE int trace_parties(const struct ruleset *rules, const struct cell *cell)
+{
+	if (!rules || !cell)
+		return 0;
+	TRACE(judged, 1);
+	TRACE(source_group, cell->from.group);
+	TRACE(destination_group, cell->to.group);
+	TRACE(enforces, group_enforces(rules, cell->from.group) | group_enforces(rules, cell->to.group) << 1);
+	return 0;
 }
 
 // Judges, by one of the rulesets, which gives the port a group, the flow that the
@@ -134,85 +231,79 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 		return 0;
 	}
 
-	struct peer source = {}, destination = {};
-	if (!identify(rules, original ? &p->source : &p->destination, &source)) {
+	struct cell cell = {
+		.port = !has_ports(p->protocol) ? 0 : original ? p->destination_port : p->source_port,
+		.protocol = p->protocol,
+	};
+	if (!identify(rules, original ? &p->source : &p->destination, &cell.from)) {
 		out->partial = 1;
 		if (local_source)
-			vouch(at, rules, group, &source);
+			vouch(at, group, &cell.from);
 	}
-	if (!identify(rules, original ? &p->destination : &p->source, &destination)) {
+	int known = identify(rules, original ? &p->destination : &p->source, &cell.to);
+	if (!known) {
 		out->partial = 1;
 		if (!local_source)
-			vouch(at, rules, group, &destination);
+			vouch(at, group, &cell.to);
 	}
-	bool enforce = source.enforce || destination.enforce;
-	out->enrolled = destination.enrolled;
+	out->enrolled = known ? !!(known & ENROLLED) : !local_source && at->identity;
+	out->source = cell.from.identity;
+	out->destination = cell.to.identity;
 
-	out->source = source.identity;
-	out->destination = destination.identity;
-	bool in_force = index != CANDIDATE_INDEX;
-	if (in_force) {
-		TRACE(judged, 1);
-		TRACE(source_group, source.group);
-		TRACE(destination_group, destination.group);
-		TRACE(enforces, !!source.enforce | !!destination.enforce << 1);
-	}
+	if (tracing && index == at->index)
+		trace_parties(rules, &cell);
 
-	if (rules->refused) {
-		struct refused *refused = refusal_of(rules, source.identity, at->now);
+	__u32 left = index == at->index ? at->left : 0;
+	if (rules->refused || left) {
+		const struct refused *refused = refusal_of(rules, left, cell.from.identity, at->now);
 		if (!refused)
-			refused = refusal_of(rules, destination.identity, at->now);
+			refused = refusal_of(rules, left, cell.to.identity, at->now);
 		if (refused) {
 			out->verdict = out->would = VERDICT_DROP;
 			out->reason = REASON_QUARANTINE;
 			out->decision = refused->decision;
-			if (in_force)
-				TRACE(refused, 1);
 			return 0;
 		}
 	}
 	if (!at->identity) {
 		// Nothing vouches for the local end: the other end counts, and where it stands.
 		*(local_source ? &out->source : &out->destination) = IDENTITY_UNKNOWN;
-		enforce = (local_source ? destination.enforce : source.enforce);
 		out->reason = REASON_IDENTITY_UNKNOWN;
 		out->would = VERDICT_DROP;
-		out->verdict = enforce || at->closed ? VERDICT_DROP : VERDICT_ALLOW;
+		out->verdict = at->closed || group_enforces(rules, local_source ? cell.to.group : cell.from.group)
+				       ? VERDICT_DROP
+				       : VERDICT_ALLOW;
 		return 0;
 	}
-	struct cell cell = {
-		.from = source.group,
-		.to = destination.group,
-		.port = !has_ports(p->protocol) ? 0 : original ? p->destination_port : p->source_port,
-		.protocol = p->protocol,
-	};
 	rule_on_cell(rules, &cell, at->now, out);
-	if (in_force)
-		TRACE(shape, traced.probed);
-	if (!enforce && !is_allowed(out->verdict))
+	if (!is_allowed(out->verdict) && !group_enforces(rules, cell.from.group) && !group_enforces(rules, cell.to.group))
 		out->verdict = VERDICT_ALLOW;
 	return 0;
 }
 
 static __always_inline void judge(const struct passage *at, bool original, struct outcome *out)
 {
-	judge_by(at, at->index & ACTIVE_INDEX, at->group, original, out);
+	judge_by(at, at->index & ACTIVE_SLOT, at->group, original, out);
+	TRACE(refused, out->reason == REASON_QUARANTINE);
+	TRACE(shape, traced.probed);
 }
 
 // The port's group by the candidate, which the port was not attached for: that of
 // its addresses.
-static __always_inline __u32 candidate_group(const struct passage *at)
+STAGE int candidate_group(const struct passage *at, __u32 index)
 {
-	__u32 ifindex = at->ifindex, index = CANDIDATE_INDEX;
+	if (!at)
+		return 0;
+	__u32 ifindex = at->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	struct ruleset *rules = bpf_map_lookup_elem(&rulesets, &index);
-	struct peer peer = {};
+	struct party party = {};
 	if (!port || !rules)
 		return at->group;
-	if (!is_unspecified(&port->address4) && identify(rules, &port->address4, &peer))
-		return peer.group;
-	if (!is_unspecified(&port->address6) && identify(rules, &port->address6, &peer))
-		return peer.group;
+	if (!is_unspecified(&port->address4) && identify(rules, &port->address4, &party))
+		return party.group;
+	if (!is_unspecified(&port->address6) && identify(rules, &port->address6, &party))
+		return party.group;
 	return at->group;
 }
 
@@ -220,13 +311,17 @@ static __always_inline __u32 candidate_group(const struct passage *at)
 // would let pass what is refused or refuse what passes.
 STAGE int shadow(const struct passage *at, __u32 candidate, __u32 original, struct outcome *out)
 {
+	__u32 zero = 0;
 	if (!at || !out)
 		return 0;
+	struct active *now = bpf_map_lookup_elem(&active, &zero);
+	if (!now)
+		return 0;
 	struct outcome other = {};
-	judge_by(at, CANDIDATE_INDEX, candidate_group(at), original, &other);
+	__u32 slot = now->candidate_slot & ACTIVE_SLOT;
+	judge_by(at, slot, candidate_group(at, slot), original, &other);
 	bool differs = is_allowed(other.would) != is_allowed(out->would);
 	out->differs = differs ? candidate : 0;
-	__u32 zero = 0;
 	struct comparison *comparison = bpf_map_lookup_elem(&comparisons, &zero);
 	if (comparison) {
 		comparison->evaluated++;

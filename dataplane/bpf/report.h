@@ -40,9 +40,10 @@ struct passage {
 	__u8 original;  // it goes the way that its flow was opened
 	__u8 news;      // its flow is new, or judged otherwise than before
 	__u8 ruled;     // there is a ruleset
-	__u8 index;     // of the ruleset
+	__u8 index;     // of the ruleset: its slot
 	__u8 closed : 1; // nobody vouches for the port, and that is reason enough to refuse
 	__u8 young : 1;  // the port was attached not long ago
+	__u8 left : 3;   // one more than the slot of the ruleset that was left, or 0
 	__u16 link;     // of a wire: LINK_WIRE and the VLAN
 	struct found found; // the row of its flow
 };
@@ -65,7 +66,7 @@ struct outcome {
 
 static __always_inline struct ruleset *rules_of(const struct passage *at)
 {
-	__u32 index = at->index & ACTIVE_INDEX;
+	__u32 index = at->index & ACTIVE_SLOT;
 	return at->ruled ? bpf_map_lookup_elem(&rulesets, &index) : NULL;
 }
 

@@ -9,5 +9,8 @@
 SEC("tcx/egress")
 int to_workload(struct __sk_buff *skb)
 {
-	return enforce(skb, false);
+	enter();
+	int what = enforce(skb, false);
+	leave();
+	return what;
 }

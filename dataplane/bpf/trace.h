@@ -27,7 +27,8 @@ struct trace {
 	__u8 original;	// it goes the way that its flow was opened
 	__u8 judged;	// a ruleset was asked
 	__u8 refused;	// an end is in the refused set
-	__u8 probed;	// shape that the last look-up hit, and one; 0: none
+	__u8 probed;	// form that the last look-up hit, 34 more for each less specific
+			// kind of pair, and one; 0: none
 	__u8 shape;	// likewise, of the ruleset in force
 	__u8 successions; // decisions that had ended
 	__u8 enforces;	// 1: the source's group, 2: the destination's

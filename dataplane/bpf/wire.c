@@ -19,8 +19,7 @@ STAGE int cross(struct __sk_buff *skb)
 	return bpf_redirect(port->across, 0);
 }
 
-SEC("tcx/ingress")
-int across_wire(struct __sk_buff *skb)
+static __always_inline int judge_crossing(struct __sk_buff *skb)
 {
 	struct passage at = {};
 	begin(skb, &at);
@@ -30,6 +29,15 @@ int across_wire(struct __sk_buff *skb)
 		at.link |= skb->vlan_tci & VLAN_ID;
 	int action = enforce_at(skb, &at);
 	return action == TCX_NEXT ? cross(skb) : action;
+}
+
+SEC("tcx/ingress")
+int across_wire(struct __sk_buff *skb)
+{
+	enter();
+	int what = judge_crossing(skb);
+	leave();
+	return what;
 }
 
 SEC("tcx/egress")
