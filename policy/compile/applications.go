@@ -10,19 +10,19 @@ import (
 
 // applications keeps who declares what to whom, to find whom a change bears on.
 type applications struct {
-	apps      map[string]*application   // by "namespace/name"
-	byPlace   map[string][]*application // by namespace
-	consuming map[string][]*application // by the name of a provider: those that consume from it
-	withData  map[*application]bool     // that offer classes of data
-	external  map[*application]bool     // that name prefixes
-	inviting  map[*application]bool     // that let in workloads of other namespaces by name
-	zoned     map[*application]bool     // that ask for zones
+	apps      map[string]*application         // by "namespace/name"
+	byPlace   map[string][]*application       // by namespace
+	consuming map[string][]*application       // by the name of a provider: those that consume from it
+	withData  map[*application]bool           // that offer classes of data
+	external  map[netip.Prefix][]*application // by the prefixes that they name
+	inviting  map[*application]bool           // that let in workloads of other namespaces by name
+	zoned     map[*application]bool           // that ask for zones
 }
 
 func newApplications(n int) applications {
 	return applications{
 		apps: make(map[string]*application, n), byPlace: map[string][]*application{}, consuming: make(map[string][]*application, n),
-		withData: map[*application]bool{}, external: map[*application]bool{}, inviting: map[*application]bool{}, zoned: map[*application]bool{},
+		withData: map[*application]bool{}, external: map[netip.Prefix][]*application{}, inviting: map[*application]bool{}, zoned: map[*application]bool{},
 	}
 }
 
@@ -36,11 +36,10 @@ func (k *applications) enter(a *application) {
 	if offersData(a.Application) {
 		k.withData[a] = true
 	}
-	external := false
-	prefixesOf(a.Application, func(bocage.Ref, netip.Prefix) { external = true })
-	if external {
-		k.external[a] = true
-	}
+	prefixesOf(a.Application, func(_ bocage.Ref, prefix netip.Prefix) {
+		prefix = canonicalPrefix(prefix)
+		k.external[prefix] = append(k.external[prefix], a)
+	})
 	if asksZone(&a.Spec.Workload) || slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return asksZone(&p.To) }) {
 		k.zoned[a] = true
 	}
@@ -68,7 +67,13 @@ func (k *applications) leave(a *application) {
 		k.consuming[name] = without(k.consuming[name])
 	}
 	delete(k.withData, a)
-	delete(k.external, a)
+	prefixesOf(a.Application, func(_ bocage.Ref, prefix netip.Prefix) {
+		if prefix = canonicalPrefix(prefix); len(k.external[prefix]) > 0 {
+			if k.external[prefix] = without(k.external[prefix]); len(k.external[prefix]) == 0 {
+				delete(k.external, prefix)
+			}
+		}
+	})
 	delete(k.inviting, a)
 	delete(k.zoned, a)
 }
@@ -152,11 +157,9 @@ func (c *compiler) sayApplications(d *change) {
 				consumers[a] = true
 			}
 		}
-		if len(d.prefixes) > 0 {
-			for a := range c.external {
-				if around(a.Application, d.prefixes) {
-					consumers[a], providers[a] = true, true
-				}
+		for _, prefix := range d.prefixes {
+			for _, a := range c.around(prefix) {
+				consumers[a], providers[a] = true, true
 			}
 		}
 	}
@@ -186,15 +189,15 @@ func (c *compiler) sayApplications(d *change) {
 	}
 }
 
-// around reports whether an Application names a prefix with one of the given ones
-// inside.
-func around(a *bocage.Application, inner []netip.Prefix) bool {
-	found := false
-	prefixesOf(a, func(_ bocage.Ref, outer netip.Prefix) {
-		outer = canonicalPrefix(outer)
-		found = found || slices.ContainsFunc(inner, func(p netip.Prefix) bool { return outer.Bits() <= p.Bits() && outer.Contains(p.Addr()) })
-	})
-	return found
+// around lists the Applications that name a prefix which holds the given one.
+func (k *applications) around(inner netip.Prefix) []*application {
+	var out []*application
+	for bits := inner.Bits(); bits >= 0; bits-- {
+		if outer, err := inner.Addr().Prefix(bits); err == nil {
+			out = append(out, k.external[outer]...)
+		}
+	}
+	return out
 }
 
 func specificAt(provider *application, i int) bool {

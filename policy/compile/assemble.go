@@ -107,7 +107,8 @@ func (c *compiler) assemble(d *change) {
 	}
 	rs := old.next()
 	b.whole = rs
-	if moved := c.writeDecisions(rs, d); moved || d.renumbered {
+	moved := c.writeDecisions(rs, d) || d.renumbered
+	if moved {
 		// Numbers moved on since two hashes met: everything that carries one is written anew.
 		b.changed.all = true
 		var all []entry
@@ -120,7 +121,7 @@ func (c *compiler) assemble(d *change) {
 		c.describe(rs, d)
 	}
 	rs.fallback = c.idOf(0)
-	if g.reclassified || b.changed.all {
+	if g.reclassified && !g.stayed || moved {
 		c.giveReasons(rs)
 	}
 	if !sameRefusals || !refusedAs(rs.refused, c.cutOff) || b.changed.all {

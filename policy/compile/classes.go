@@ -27,7 +27,8 @@ type classes struct {
 	list   []class // those without members stay, for they may come again
 	coarse []coarse
 
-	touched []int32 // room for the subjects that are looked at
+	touched []int32        // room for the subjects that are looked at
+	changed map[int32]bool // classes that have other members since the last time
 }
 
 // class is subjects that the same broad statements name.
@@ -47,6 +48,7 @@ type class struct {
 type coarse struct {
 	classes []int32
 	leader  int32 // the member with the lowest group number: it stands for all
+	leading int32 // its class
 	wide    []int32
 	named   []int32 // statements that are not weak
 	table   int32   // what open and wide statements come to that are not weak
@@ -122,8 +124,13 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 		}
 	}
 	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
+	sources, targets := g.sources.coarse, g.targets.coarse
 	g.divide(&g.sources, added, withdrawn, came, d.gone)
 	g.divide(&g.targets, added, withdrawn, came, d.gone)
+	g.stayed = g.explicit != nil && len(added)+len(withdrawn) == 0 && !d.renumbered && g.sources.stay(sources) && g.targets.stay(targets)
+	if g.stayed {
+		return
+	}
 	g.reasons, g.explicit = map[classPair]int32{}, map[classPair]int32{}
 	for from := range g.sources.coarse {
 		for to := range g.targets.coarse {
@@ -231,9 +238,16 @@ func (g *grid) divide(k *classes, added, withdrawn, came, gone []int32) {
 	for i := range left {
 		g.lead(&k.list[i])
 	}
-	k.touched = touched
+	k.touched, k.changed = touched, left
 	g.fill(k, first)
 	g.group(k)
+}
+
+// stay reports whether classes belong together as they did, led by the same ones.
+func (k *classes) stay(before []coarse) bool {
+	return slices.EqualFunc(before, k.coarse, func(x, y coarse) bool {
+		return x.leader == y.leader && x.leading == y.leading && slices.Equal(x.classes, y.classes)
+	})
 }
 
 // lead finds the member of a class with the lowest group number.
@@ -329,7 +343,8 @@ func (g *grid) group(k *classes) {
 	}
 	for i := range k.coarse {
 		group := &k.coarse[i]
-		leading := &k.list[k.of[group.leader]]
+		group.leading = k.of[group.leader]
+		leading := &k.list[group.leading]
 		group.wide, group.named = g.strong(leading.wide), g.strong(leading.named)
 		group.table = g.tableOf(merged(g.openStrong, group.wide))
 		group.patch = g.tables.over(group.table, g.tableOf(g.openStrong))

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -79,9 +80,10 @@ type grid struct {
 	openStrong                   []int32
 
 	sources, targets classes
-	reasons          map[classPair]int32 // patches, by coarse classes
-	explicit         map[classPair]int32 // patches of pairs without mentions, by exact classes
-	spelled          map[int32][]result  // the same by source class, sorted by target
+	reasons          map[classPair]int32       // patches, by coarse classes
+	explicit         map[classPair]int32       // patches of pairs without mentions, by exact classes
+	spelled          map[int32][]result        // the same by source class, sorted by target
+	towards          map[int32]map[int32]int32 // the same by source class and target class
 	shapes           map[shape]uint32
 	bases            map[classPair]base
 	likeness         []likeness
@@ -92,9 +94,11 @@ type grid struct {
 	mentioning   map[pair]bool // whether those whose mentions changed had some before
 	gone, come   []entry       // patches that are no longer, and new ones
 	reclassified bool
+	stayed       bool // the classes are those that they were, though subjects came or went
 
 	about              []int32
-	marksFrom, marksTo []uint64 // room
+	lay                *reasoned // which reasons lie below, if that was found out last
+	marksFrom, marksTo []uint64  // room
 }
 
 // tabulate looks at everything that the changed statements tell apart. It gives
@@ -347,9 +351,10 @@ func (g *grid) eachWide(visit func(entry)) {
 }
 
 // spell lists, for every source class, the targets that its members have rules
-// towards where no statement mentions the pair.
+// towards where no statement mentions the pair. Lists in which nothing changed stay
+// the same ones.
 func (g *grid) spell() map[int32][]result {
-	towards := map[int32]map[int32]int32{} // by source class and target class
+	before, towards := g.towards, map[int32]map[int32]int32{}
 	sizes := map[int32]int{}
 	for classes, patch := range g.explicit {
 		if towards[classes.from] == nil {
@@ -358,9 +363,14 @@ func (g *grid) spell() map[int32][]result {
 		towards[classes.from][classes.to] = patch
 		sizes[classes.from] += len(g.targets.list[classes.to].members)
 	}
+	g.towards = towards
 	out := make(map[int32][]result, len(towards))
 	patches := make([]int32, len(g.targets.list))
 	for from, targets := range towards {
+		if maps.Equal(before[from], targets) && !anyIn(targets, g.targets.changed) {
+			out[from] = g.spelled[from]
+			continue
+		}
 		list := make([]result, 0, sizes[from])
 		if 8*sizes[from] < len(g.targets.of) {
 			for class, patch := range targets {
@@ -383,6 +393,24 @@ func (g *grid) spell() map[int32][]result {
 		out[from] = list
 	}
 	return out
+}
+
+// anyIn reports whether two sets share something.
+func anyIn[V any](a map[int32]V, b map[int32]bool) bool {
+	if len(a) < len(b) {
+		for i := range a {
+			if b[i] {
+				return true
+			}
+		}
+		return false
+	}
+	for i := range b {
+		if _, there := a[i]; there {
+			return true
+		}
+	}
+	return false
 }
 
 func compareResults(a, b result) int { return cmp.Compare(a.to, b.to) }

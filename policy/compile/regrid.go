@@ -8,7 +8,7 @@ import (
 // update looks again at what the statements that were added or withdrawn bear on.
 // It gives up where it would have to begin anew.
 func (g *grid) update(d *change) bool {
-	g.gone, g.come, g.looked, g.reclassified = nil, nil, nil, false
+	g.gone, g.come, g.looked, g.reclassified, g.stayed = nil, nil, nil, false, false
 	g.mentioning = map[pair]bool{}
 	for len(g.rows) < len(g.c.pop.subjects) {
 		g.rows, g.results = append(g.rows, nil), append(g.results, nil)
@@ -184,6 +184,9 @@ type respelled struct{ to, was, now int32 }
 
 func compareSpelled(old, now []result) []respelled {
 	var out []respelled
+	if same(old, now) {
+		return nil
+	}
 	eachMerged(old, now, compareResults, func(x, y *result) {
 		var d respelled
 		if x != nil {
@@ -205,7 +208,10 @@ func (g *grid) classifyAgain(d *change) bool {
 	relaxed := g.relaxed
 	wide := map[pair]int32{}
 	g.eachWide(func(e entry) { wide[e.pair] = e.patch })
-	before := g.reasoned()
+	before := g.lay
+	if before == nil {
+		before = g.reasoned()
+	}
 	sourcesOf, spelled := g.sources.of, g.spelled
 
 	var added, withdrawn []int32
@@ -235,7 +241,10 @@ func (g *grid) classifyAgain(d *change) bool {
 	g.spelled = g.spell()
 	g.spellAgain(sourcesOf, spelled)
 	g.lookWhereStated()
-	g.lookWhereReasoned(before, g.reasoned())
+	if g.lay = nil; !g.stayed { // those who came are looked at anyhow
+		g.lay = g.reasoned()
+		g.lookWhereReasoned(before, g.lay)
+	}
 	return true
 }
 

@@ -1,0 +1,59 @@
+package compile_test
+
+import (
+	"encoding/json"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"bocage.dev/bocage/policy/compile"
+)
+
+// TestFollowsEveryKindOfEdit changes one object of every kind after the other, in a
+// site with hundreds of groups, and compares what follows with what comes from
+// nothing. In between, lists come in other orders.
+func TestFollowsEveryKindOfEdit(t *testing.T) {
+	in := variedSite(2_000, 500)
+	compiler := compile.NewCompiler()
+	compiler.Compile(in)
+	r := rand.New(rand.NewPCG(7, 1))
+	const rounds = 6
+	for n := range rounds {
+		for _, kind := range editKinds {
+			in = kind.edit(in, r, n)
+			have := compiler.Compile(in)
+			if r.IntN(4) > 0 {
+				continue // several edits between two comparisons, most of the time
+			}
+			given := in
+			given.Workloads, given.Applications = slices.Clone(in.Workloads), slices.Clone(in.Applications)
+			r.Shuffle(len(given.Workloads), func(i, j int) {
+				given.Workloads[i], given.Workloads[j] = given.Workloads[j], given.Workloads[i]
+			})
+			want := compile.Compile(given)
+			compareJSON(t, kind.name, have.Ruleset(), want.Ruleset())
+			compareJSON(t, kind.name, have.Findings(), want.Findings())
+		}
+	}
+}
+
+func compareJSON(t *testing.T, after string, have, want any) {
+	t.Helper()
+	a, err := json.Marshal(have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(a) == string(b) {
+		return
+	}
+	at := 0
+	for at < min(len(a), len(b)) && a[at] == b[at] {
+		at++
+	}
+	part := func(text []byte) string { return string(text[max(at-200, 0):min(at+200, len(text))]) }
+	t.Fatalf("after %s, following gives\n%s\nfrom nothing it is\n%s", after, part(a), part(b))
+}
