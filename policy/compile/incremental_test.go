@@ -106,6 +106,7 @@ func edited(t *rapid.T, in, from compile.Input, r *rand.Rand) compile.Input {
 		func() { in.Now = in.Now.Add(time.Duration(rapid.IntRange(-90, 240).Draw(t, "seconds")) * time.Second) },
 		func() { in = policytest.Shuffle(in, r) },
 		func() { in.Applications = redeclared(t, in.Applications) },
+		func() { in.Workloads = unplaced(t, in.Workloads) },
 	}
 	for range rapid.IntRange(1, 3).Draw(t, "edits") {
 		rapid.SampledFrom(kinds).Draw(t, "kind")()
@@ -141,6 +142,25 @@ func redeclared(t *rapid.T, list []*bocage.Application) []*bocage.Application {
 		again := *a
 		if rapid.Bool().Draw(t, "moved") {
 			again.Annotations = map[string]string{bocage.SourceAnnotation: rapid.SampledFrom([]string{"a.yaml:1", "b.yaml:2"}).Draw(t, "source")}
+		}
+		out[i] = &again
+	}
+	return out
+}
+
+// unplaced takes the interface of some workloads away, and says of some that they
+// came from another place.
+func unplaced(t *rapid.T, list []*bocage.Workload) []*bocage.Workload {
+	out := slices.Clone(list)
+	for i, w := range out {
+		again := *w
+		switch rapid.IntRange(0, 3).Draw(t, "what") {
+		case 0:
+			again.Spec.Interface, again.Spec.MoreInterfaces = "", nil
+		case 1:
+			again.Annotations = map[string]string{bocage.SourceAnnotation: rapid.SampledFrom([]string{"a.yaml:1", "b.yaml:2"}).Draw(t, "source")}
+		default:
+			continue
 		}
 		out[i] = &again
 	}

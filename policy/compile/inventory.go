@@ -109,7 +109,7 @@ func (v *inventory) exchange(gone, come []*bocage.Workload) bool {
 		if !there {
 			continue // twice in the list before, as one object
 		}
-		if now := coming[name]; now != nil && sumOf(now) == v.sums[at] {
+		if now := coming[name]; now != nil && sumOf(now) == v.sums[at] && sourceOf(now) == sourceOf(v.workloads[at]) {
 			delete(coming, name)
 			continue
 		}
@@ -216,7 +216,7 @@ func (v *inventory) admitAll(workloads []*bocage.Workload) {
 			at = int32(len(v.workloads))
 			v.workloads, v.sums = append(v.workloads, nil), append(v.sums, [sha256.Size]byte{})
 		}
-		if known && sumOf(w) == old.sums[at] {
+		if known && sumOf(w) == old.sums[at] && sourceOf(w) == sourceOf(old.workloads[at]) {
 			w = old.workloads[at] // of two objects with equal content the older one stays
 		}
 		v.claim(at, w)
@@ -267,6 +267,9 @@ func compareClaims(x, y *bocage.Workload) int {
 		cmp.Compare(x.Spec.Interface, y.Spec.Interface),
 	)
 }
+
+// sourceOf is where a workload was declared, which what is told of it names.
+func sourceOf(w *bocage.Workload) string { return w.Annotations[bocage.SourceAnnotation] }
 
 // linksOf lists the interfaces that a workload claims.
 func linksOf(w *bocage.Workload) []link {
