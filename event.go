@@ -46,9 +46,10 @@ const (
 	EventEnd     EventKind = 2 // the flow closed or idled out; counters are final
 	EventRefused EventKind = 3 // refused, or would have been where scopes observe
 	EventUpdate  EventKind = 4 // counters of a flow that goes on
+	EventCadence EventKind = 5 // of a Cadence
 )
 
-var eventKindNames = []string{"", "start", "end", "refused", "update"}
+var eventKindNames = []string{"", "start", "end", "refused", "update", "cadence"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventKindNames) {
@@ -216,7 +217,8 @@ type Batch struct {
 	Sent     time.Time `json:"sent"`
 	// Lost counts records since the previous batch that could not be kept, by cause.
 	Lost        map[string]uint64 `json:"lost,omitempty"`
-	Flows       []byte            `json:"flows,omitempty"` // FlowEvent records, 64 bytes each
+	Flows       []byte            `json:"flows,omitempty"`    // FlowEvent records, 64 bytes each
+	Cadences    []byte            `json:"cadences,omitempty"` // Cadence records, 136 bytes each
 	Inspections []InspectionEvent `json:"inspections,omitempty"`
 	Engagements []EngagementEvent `json:"engagements,omitempty"`
 }
@@ -233,4 +235,18 @@ func (b *Batch) FlowEvents() ([]FlowEvent, error) {
 		}
 	}
 	return events, nil
+}
+
+// CadenceRecords decodes the batch's cadences.
+func (b *Batch) CadenceRecords() ([]Cadence, error) {
+	if len(b.Cadences)%CadenceSize != 0 {
+		return nil, fmt.Errorf("batch %d of %s: cadences end inside a record", b.Sequence, b.Source)
+	}
+	cadences := make([]Cadence, len(b.Cadences)/CadenceSize)
+	for i := range cadences {
+		if err := cadences[i].UnmarshalBinary(b.Cadences[i*CadenceSize : (i+1)*CadenceSize]); err != nil {
+			return nil, err
+		}
+	}
+	return cadences, nil
 }

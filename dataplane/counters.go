@@ -26,6 +26,9 @@ type Counters struct {
 	// Unanswered packets were to be rejected and were dropped in silence: the
 	// point's share of answers was spent, or the answer could not be made.
 	Unanswered uint64
+	// Unpaced bursts found no room in the table of cadences, or made it at the cost
+	// of another flow's.
+	Unpaced uint64
 }
 
 // Counters reads the counters.
@@ -65,6 +68,7 @@ func (d *Dataplane) Counters() (Counters, error) {
 		c.FlowsEvicted += t.Evicted
 		c.Folded += t.Folded
 		c.Unanswered += t.Unanswered
+		c.Unpaced += t.Unpaced
 	}
 	return c, nil
 }

@@ -28,10 +28,10 @@ const (
 const batchEvents = 1024
 
 // Run hands on what the kernel reports, in batches, until the context ends, and
-// lets time do its work on the kernel's tables. The slice is reused. While each
+// lets time do its work on the kernel's tables. The slices are reused. While each
 // runs, events wait in the ring buffer; what finds no room there is counted as
 // lost. Run may be called once at a time.
-func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent)) error {
+func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent, []bocage.Cadence)) error {
 	reader, err := ringbuf.NewReader(d.objects.Events)
 	if err != nil {
 		return fmt.Errorf("run dataplane: read events: %w", err)
@@ -53,37 +53,54 @@ func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent)) erro
 	return ctx.Err()
 }
 
-func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func([]bocage.FlowEvent)) error {
+func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func([]bocage.FlowEvent, []bocage.Cadence)) error {
 	var record ringbuf.Record
-	batch := make([]bocage.FlowEvent, 0, batchEvents)
+	told := told{events: make([]bocage.FlowEvent, 0, batchEvents)}
 	for ctx.Err() == nil {
 		err := reader.ReadInto(&record)
 		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrClosed) {
 			return ctx.Err()
 		}
+		if err == nil {
+			err = told.add(record.RawSample)
+		}
 		if err != nil {
 			return fmt.Errorf("read events: %w", err)
 		}
-		var event bocage.FlowEvent
-		if err := event.UnmarshalBinary(record.RawSample); err != nil {
-			return fmt.Errorf("read events: %w", err)
-		}
-		batch = append(batch, event)
-		if record.Remaining > 0 && len(batch) < batchEvents {
+		if record.Remaining > 0 && len(told.events)+len(told.cadences) < batchEvents {
 			continue
 		}
-		inWallTime(batch, readClock())
-		each(batch)
-		batch = batch[:0]
+		told.inWallTime(readClock())
+		each(told.events, told.cadences)
+		told.events, told.cadences = told.events[:0], told.cadences[:0]
 	}
 	return ctx.Err()
 }
 
+// told is what was read from the ring buffer.
+type told struct {
+	events   []bocage.FlowEvent
+	cadences []bocage.Cadence
+}
+
+// add decodes a record: its length says what it is.
+func (t *told) add(record []byte) error {
+	if len(record) == bocage.CadenceSize {
+		t.cadences = append(t.cadences, bocage.Cadence{})
+		return t.cadences[len(t.cadences)-1].UnmarshalBinary(record)
+	}
+	t.events = append(t.events, bocage.FlowEvent{})
+	return t.events[len(t.events)-1].UnmarshalBinary(record)
+}
+
 // inWallTime turns the monotonic time that the kernel stamps, which decoding
 // takes for a time since 1970, into wall time.
-func inWallTime(events []bocage.FlowEvent, now clock) {
-	for i := range events {
-		events[i].Time = now.time(uint64(events[i].Time.UnixNano()))
+func (t *told) inWallTime(now clock) {
+	for i := range t.events {
+		t.events[i].Time = now.time(uint64(t.events[i].Time.UnixNano()))
+	}
+	for i := range t.cadences {
+		t.cadences[i].Flow.Time = now.time(uint64(t.cadences[i].Flow.Time.UnixNano()))
 	}
 }
 

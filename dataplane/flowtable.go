@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 
 	"github.com/cilium/ebpf"
 
@@ -24,6 +25,13 @@ const (
 )
 
 func bucketsOf(cfg Config) uint32 { return uint32((cfg.FlowEntries + ways - 1) / ways) }
+
+// cadenceSets is a power of two, so that about a quarter of the flows may have a
+// cadence: most flows are over before they are silent.
+func cadenceSets(cfg Config) uint32 {
+	flows := uint32(cfg.FlowEntries) / 4 / uint32(len(bpf.KernelPaces{}.Rows))
+	return max(1, uint32(1)<<bits.Len32(flows)>>1)
+}
 
 // seed draws what the hash of flows starts from, or takes what the table that is
 // there was made with: with another seed, nothing would be found in it.

@@ -81,7 +81,7 @@ func child() error {
 			}
 		}
 	}
-	return d.Run(context.Background(), func([]bocage.FlowEvent) {})
+	return d.Run(context.Background(), func([]bocage.FlowEvent, []bocage.Cadence) {})
 }
 
 // startChild starts an agent process in the host's namespace.

@@ -50,6 +50,8 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 	switch name {
 	case "flows":
 		return bucketsOf(cfg), true
+	case "cadences":
+		return cadenceSets(cfg), true
 	case "peers":
 		return uint32(2 * cfg.PeerEntries), true
 	case "groups":
@@ -78,6 +80,9 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 		if size, ok := sizeOf(cfg, name); ok {
 			m.MaxEntries = size
 		}
+	}
+	if err := spec.Variables["cadence_sets"].Set(cadenceSets(cfg)); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
 	if err := spec.Variables["flow_buckets"].Set(bucketsOf(cfg)); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
@@ -222,7 +227,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
-		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
+		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
 		"orders": o.Orders, "presences": o.Presences,
 	}
 }

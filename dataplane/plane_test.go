@@ -19,14 +19,16 @@ type plane struct {
 	namespace string
 	cfg       Config
 	*Dataplane
-	events chan bocage.FlowEvent
-	links  int
+	events   chan bocage.FlowEvent
+	cadences chan bocage.Cadence
+	links    int
 }
 
 // newPlane opens a dataplane in a fresh namespace.
 func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	t.Helper()
-	p := &plane{t: t, namespace: hosttest.Namespace(t), events: make(chan bocage.FlowEvent, 1<<16)}
+	p := &plane{t: t, namespace: hosttest.Namespace(t), events: make(chan bocage.FlowEvent, 1<<16),
+		cadences: make(chan bocage.Cadence, 1<<10)}
 	p.cfg = Config{Host: "h1", PinDir: pinDir(t), FlowEntries: 1 << 14, EventBytes: 1 << 20}
 	for _, option := range options {
 		option(&p.cfg)
@@ -68,10 +70,16 @@ func (p *plane) run() (stop func()) {
 	done := make(chan error, 1)
 	plane := p.Dataplane
 	go func() {
-		done <- plane.Run(ctx, func(events []bocage.FlowEvent) {
+		done <- plane.Run(ctx, func(events []bocage.FlowEvent, cadences []bocage.Cadence) {
 			for _, e := range events {
 				select {
 				case p.events <- e:
+				default:
+				}
+			}
+			for _, c := range cadences {
+				select {
+				case p.cadences <- c:
 				default:
 				}
 			}

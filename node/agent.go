@@ -287,8 +287,9 @@ func (a *agentProcess) inspectionState(engine *suricata.Engine, up bool) {
 	a.logger.Warn("inspection is down")
 }
 
-func (a *agentProcess) publishFlows(_ context.Context, events []bocage.FlowEvent) {
+func (a *agentProcess) publishFlows(_ context.Context, events []bocage.FlowEvent, cadences []bocage.Cadence) {
 	a.events.Flows(events)
+	a.events.Cadences(cadences)
 }
 
 func (a *agentProcess) publishInspection(e bocage.InspectionEvent) {

@@ -34,6 +34,7 @@ var (
 	flowsDesc      = prometheus.NewDesc("bocage_dataplane_flows", "Flows that are remembered, at the last sweep.", nil, nil)
 	recordsDesc    = prometheus.NewDesc("bocage_agent_event_records_total", "Event records: offered to the agent's publisher, and of these lost.", []string{"outcome"}, nil)
 	batchesDesc    = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
+	unpacedDesc    = prometheus.NewDesc("bocage_dataplane_cadences_crowded_total", "Bursts of flows that found no room in the table of cadences, or made it at the cost of another flow.", nil, nil)
 	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
 	candidateDesc  = prometheus.NewDesc("bocage_dataplane_candidate_generation", "Generation that is evaluated beside the one in force; 0 is none.", nil, nil)
 	comparedDesc   = prometheus.NewDesc("bocage_dataplane_candidate_decisions", "Decisions that the candidate was asked for, and of these those whose reach differs, since it came.", []string{"outcome"}, nil)
@@ -43,7 +44,7 @@ var (
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, batchesDesc, genDesc,
-		unansweredDesc, candidateDesc, comparedDesc, repairedDesc} {
+		unansweredDesc, unpacedDesc, candidateDesc, comparedDesc, repairedDesc} {
 		out <- desc
 	}
 }
@@ -71,6 +72,7 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	counter(eventsDesc, counters.Lost, "lost")
 	gauge(flowsDesc, counters.FlowsLive)
 	counter(unansweredDesc, counters.Unanswered)
+	counter(unpacedDesc, counters.Unpaced)
 	candidate := c.agent.candidate()
 	gauge(candidateDesc, candidate.Generation)
 	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Evaluated), "evaluated")

@@ -108,6 +108,17 @@ func (p *publisher) Flows(events []bocage.FlowEvent) {
 	}
 }
 
+// Cadences takes the cadences of flows.
+func (p *publisher) Cadences(cadences []bocage.Cadence) {
+	for chunk := range slices.Chunk(cadences, batchRecords) {
+		p.add(len(chunk), func(b *bocage.Batch) {
+			for i := range chunk {
+				b.Cadences, _ = chunk[i].AppendBinary(b.Cadences)
+			}
+		})
+	}
+}
+
 // Inspection takes one finding of the inspection engine.
 func (p *publisher) Inspection(e bocage.InspectionEvent) {
 	p.add(1, func(b *bocage.Batch) { b.Inspections = append(b.Inspections, e) })
@@ -188,7 +199,7 @@ func (p *publisher) seal() {
 }
 
 func (p *publisher) sealOne(batch *bocage.Batch) {
-	records := len(batch.Flows)/bocage.FlowEventSize + len(batch.Inspections) + len(batch.Engagements)
+	records := len(batch.Flows)/bocage.FlowEventSize + len(batch.Cadences)/bocage.CadenceSize + len(batch.Inspections) + len(batch.Engagements)
 	p.sequence++
 	batch.Source, batch.Boot, batch.Sequence, batch.Previous = p.source, p.boot, p.sequence, p.previous
 	batch.Sent = time.Now().UTC()

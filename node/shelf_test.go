@@ -349,7 +349,7 @@ func (s *site) start(online bool) {
 	loop, err := agent.New(agent.Config{Host: "h1", Dataplane: reportedDataplane{d, s.process},
 		Rulesets: &rulesetSource{agent: s.process, joined: joined, notice: s.notice},
 		Links:    func(ctx context.Context, _ func([]host.Link) error) error { <-ctx.Done(); return ctx.Err() },
-		Publish:  func(context.Context, []bocage.FlowEvent) {}})
+		Publish:  func(context.Context, []bocage.FlowEvent, []bocage.Cadence) {}})
 	if err != nil {
 		s.t.Fatal(err)
 	}

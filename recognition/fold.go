@@ -115,7 +115,11 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 			emit(item)
 		}
 	}
-	book.processed.Add(uint64(flows + len(b.Inspections) + len(b.Engagements)))
+	if damaged := len(b.Cadences) % bocage.CadenceSize; damaged != 0 {
+		book.shed.Add(1)
+	}
+	cadences := len(b.Cadences) / bocage.CadenceSize // for the lake: no detector weighs them
+	book.processed.Add(uint64(flows + cadences + len(b.Inspections) + len(b.Engagements)))
 }
 
 // foreign refuses what a host says of a flow between workloads that are both

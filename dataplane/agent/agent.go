@@ -40,7 +40,7 @@ type Dataplane interface {
 	AttachWire(dataplane.Wire) error
 	DetachWire(inside uint32) error
 	Wires() []dataplane.Wire
-	Run(ctx context.Context, each func([]bocage.FlowEvent)) error
+	Run(ctx context.Context, each func([]bocage.FlowEvent, []bocage.Cadence)) error
 }
 
 // Rulesets gives verified rulesets for this host, newest first come.
@@ -76,7 +76,7 @@ type Config struct {
 	// host.FollowLinks does.
 	Links func(ctx context.Context, each func([]host.Link) error) error
 	// Publish hands events on. While it blocks, events wait in the kernel.
-	Publish func(ctx context.Context, events []bocage.FlowEvent)
+	Publish func(ctx context.Context, events []bocage.FlowEvent, cadences []bocage.Cadence)
 
 	// Watch names bridges. An interface that joins one becomes an enforcement
 	// point even if no ruleset names it: nothing vouches for it. Uplinks are
@@ -142,7 +142,9 @@ func New(cfg Config) (*Agent, error) {
 func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
-		return a.cfg.Dataplane.Run(ctx, func(events []bocage.FlowEvent) { a.cfg.Publish(ctx, events) })
+		return a.cfg.Dataplane.Run(ctx, func(events []bocage.FlowEvent, cadences []bocage.Cadence) {
+			a.cfg.Publish(ctx, events, cadences)
+		})
 	})
 	group.Go(func() error { return a.cfg.Links(ctx, a.sawLinks) })
 	group.Go(func() error { return a.follow(ctx) })

@@ -169,8 +169,8 @@ func (f *fake) Attached() []dataplane.Attachment {
 	return all
 }
 
-func (f *fake) Run(ctx context.Context, each func([]bocage.FlowEvent)) error {
-	each(f.events)
+func (f *fake) Run(ctx context.Context, each func([]bocage.FlowEvent, []bocage.Cadence)) error {
+	each(f.events, nil)
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -216,7 +216,7 @@ func TestAgent(t *testing.T) {
 					}
 				}
 			},
-			Publish: func(_ context.Context, events []bocage.FlowEvent) { published += len(events) }})
+			Publish: func(_ context.Context, events []bocage.FlowEvent, _ []bocage.Cadence) { published += len(events) }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +320,7 @@ func TestAgent(t *testing.T) {
 func TestAgentTellsOfTampering(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{attached: map[uint32]dataplane.Attachment{}}
-		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: silent{}, Publish: func(context.Context, []bocage.FlowEvent) {},
+		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: silent{}, Publish: func(context.Context, []bocage.FlowEvent, []bocage.Cadence) {},
 			Links: func(ctx context.Context, _ func([]host.Link) error) error { <-ctx.Done(); return ctx.Err() }})
 		if err != nil {
 			t.Fatal(err)

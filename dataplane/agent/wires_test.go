@@ -73,7 +73,7 @@ func TestAgentKeepsWires(t *testing.T) {
 		f := &fake{attached: map[uint32]dataplane.Attachment{}, wires: []dataplane.Wire{{Inside: 4, Outside: 5}}}
 		in := &inbox{ch: make(chan *bocage.Ruleset), steps: make(chan Step), errs: make(chan error)}
 		links := make(chan []host.Link)
-		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in, Publish: func(context.Context, []bocage.FlowEvent) {},
+		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in, Publish: func(context.Context, []bocage.FlowEvent, []bocage.Cadence) {},
 			Links: func(ctx context.Context, each func([]host.Link) error) error {
 				for {
 					select {

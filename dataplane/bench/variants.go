@@ -176,7 +176,7 @@ func (e *protected) start() error {
 	if e.direct { // which needs somebody who watches
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)
-		go func() { done <- e.plane.Run(ctx, func([]bocage.FlowEvent) {}) }()
+		go func() { done <- e.plane.Run(ctx, func([]bocage.FlowEvent, []bocage.Cadence) {}) }()
 		e.end = func() error {
 			cancel()
 			if err := <-done; !errors.Is(err, context.Canceled) {

@@ -45,6 +45,7 @@ typedef long long __s64;
 #define EVENT_END 2
 #define EVENT_REFUSED 3
 #define EVENT_UPDATE 4
+#define EVENT_CADENCE 5
 #define EVENT_TO 0x10
 #define EVENT_REPLIED 0x20
 #define EVENT_CLOSED 0x40
@@ -378,6 +379,7 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_FLAGS 0xffffffULL
 #define FLOW_VERSION_SHIFT 24
 #define FLOW_VERSION 0xffff000000ULL
+#define FLOW_TAG_SHIFT 40
 #define FLOW_TAG 0xffffff0000000000ULL
 
 // Units of time in a row, as shifts of nanoseconds: 4.2 ms, 67 ms and 1.1 s. A
@@ -403,6 +405,43 @@ struct opening {
 	__u32 pad[15];
 };
 _Static_assert(sizeof(struct opening) == 64, "opening");
+
+// When a flow was silent, and what it said between: sums since it began, all of
+// which can be added up. Gaps are counted by their octave, sizes of bursts by their
+// class, each by who spoke: the flow's source (0) or its destination.
+#define CADENCE_GAPS 10 // octaves: from 268 ms, 537 ms, ... to 137 s and more
+#define CADENCE_SIZES 4 // bytes: below 256, 4 KiB, 64 KiB, and more
+struct cadence {
+	__u64 gap_squares; // of beats
+	__u32 gap_beats;
+	__u16 alike; // gaps like the one before, but for a quarter
+	__u16 alike_sizes;
+	__u16 gaps[2][CADENCE_GAPS];
+	__u16 sizes[2][CADENCE_SIZES];
+};
+_Static_assert(sizeof(struct cadence) == 72, "cadence");
+
+// Of one flow, by its key.
+struct paced {
+	struct flow_key key;
+	__u64 bytes; // of the flow, when its last burst began
+	__u64 size;  // of the burst before
+	__u32 gap;   // the last, in beats
+	__u32 beat;  // when the last burst began
+	__u16 bursts; // 0: nobody's row
+	__u8 second; // the last burst is the destination's
+	__u8 pad[5];
+	struct cadence cadence;
+};
+_Static_assert(sizeof(struct paced) == 144, "paced");
+
+#define PACES 4
+struct paces {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct paced rows[PACES];
+};
+_Static_assert(sizeof(struct paces) == 584, "paces");
 
 // What links, ports and routes there are has a number that changes with it.
 struct topology {
@@ -521,6 +560,7 @@ struct tally {
 	__u64 evicted; // of these, before their time, to make room
 	__u64 folded; // refusals that found no row of their own and were counted by port and reason only
 	__u64 unanswered; // refusals that ask for an answer and were dropped in silence: too many at once
+	__u64 unpaced; // bursts that found their set full: one of two cadences is not counted
 };
 
 // What came of judging by the candidate as well.
@@ -548,6 +588,13 @@ struct event {
 	struct address remote;
 };
 _Static_assert(sizeof(struct event) == 64, "event");
+
+// The Cadence of the root package: the flow's event, and what is counted of it.
+struct cadence_event {
+	struct event event;
+	struct cadence cadence;
+};
+_Static_assert(sizeof(struct cadence_event) == 136, "cadence_event");
 
 // What a sweep is asked to do, and what it found.
 struct sweep_order {

@@ -221,8 +221,10 @@ STAGE int dispatch(const struct passage *at, struct outcome *out)
 	// what answers is what policy is suggested from.
 	if (first_answer && !is_allowed(out->would))
 		report_flow(flow, EVENT_UPDATE);
-	if (is_due(at, flow))
+	if (is_due(at, flow)) {
 		report_flow(flow, EVENT_UPDATE);
+		report_cadence(flow, false);
+	}
 
 	if (out->verdict == VERDICT_DECOY) {
 		if (s && s->decoy && original && owner_of(flow) == at->ifindex &&

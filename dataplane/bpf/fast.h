@@ -180,9 +180,7 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
 		return 0;
 
 	__u32 segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
-	__u32 beat = now >> BEAT_SHIFT;
-	if (flow->seen != beat)
-		flow->seen = beat;
+	see(flow, word, now >> BEAT_SHIFT, original);
 	int act = TCX_NEXT;
 	if (way > WAY_STACK) {
 		act = hand_over(skb, there, other_mac, way);

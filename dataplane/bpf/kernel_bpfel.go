@@ -178,6 +178,42 @@ type KernelOrder struct {
 	Found uint32
 }
 
+type KernelPaces struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad  uint32
+	Rows [4]struct {
+		_   structs.HostLayout
+		Key struct {
+			_        structs.HostLayout
+			Address  [2]KernelAddress
+			Port     [2]uint16
+			Protocol uint8
+			Family   uint8
+			Link     uint16
+		}
+		Bytes   uint64
+		Size    uint64
+		Gap     uint32
+		Beat    uint32
+		Bursts  uint16
+		Second  uint8
+		Pad     [5]uint8
+		Cadence struct {
+			_          structs.HostLayout
+			GapSquares uint64
+			GapBeats   uint32
+			Alike      uint16
+			AlikeSizes uint16
+			Gaps       [2][10]uint16
+			Sizes      [2][4]uint16
+		}
+	}
+}
+
 type KernelPeer struct {
 	_        structs.HostLayout
 	Identity uint32
@@ -351,6 +387,7 @@ type KernelTally struct {
 	Evicted    uint64
 	Folded     uint64
 	Unanswered uint64
+	Unpaced    uint64
 }
 
 type KernelTerm struct {
@@ -397,6 +434,7 @@ type KernelTrace struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	KernelMapActive             = "active"
+	KernelMapCadences           = "cadences"
 	KernelMapCells              = "cells"
 	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
@@ -436,6 +474,7 @@ const (
 	KernelProgToWorkload        = "to_workload"
 	KernelVarAnswerBurst        = "answer_burst"
 	KernelVarAnswerInterval     = "answer_interval"
+	KernelVarCadenceSets        = "cadence_sets"
 	KernelVarDirectDelivery     = "direct_delivery"
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
@@ -502,6 +541,7 @@ type KernelProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelMapSpecs struct {
 	Active            *ebpf.MapSpec `ebpf:"active"`
+	Cadences          *ebpf.MapSpec `ebpf:"cadences"`
 	Cells             *ebpf.MapSpec `ebpf:"cells"`
 	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
@@ -538,6 +578,7 @@ type KernelMapSpecs struct {
 type KernelVariableSpecs struct {
 	AnswerBurst    *ebpf.VariableSpec `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.VariableSpec `ebpf:"answer_interval"`
+	CadenceSets    *ebpf.VariableSpec `ebpf:"cadence_sets"`
 	DirectDelivery *ebpf.VariableSpec `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
@@ -567,6 +608,7 @@ func (o *KernelObjects) Close() error {
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelMaps struct {
 	Active            *ebpf.Map `ebpf:"active"`
+	Cadences          *ebpf.Map `ebpf:"cadences"`
 	Cells             *ebpf.Map `ebpf:"cells"`
 	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
@@ -600,6 +642,7 @@ type KernelMaps struct {
 func (m *KernelMaps) Close() error {
 	return _KernelClose(
 		m.Active,
+		m.Cadences,
 		m.Cells,
 		m.Comparisons,
 		m.Counters,
@@ -637,6 +680,7 @@ func (m *KernelMaps) Close() error {
 type KernelVariables struct {
 	AnswerBurst    *ebpf.Variable `ebpf:"answer_burst"`
 	AnswerInterval *ebpf.Variable `ebpf:"answer_interval"`
+	CadenceSets    *ebpf.Variable `ebpf:"cadence_sets"`
 	DirectDelivery *ebpf.Variable `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`

@@ -145,6 +145,14 @@ struct {
 	__type(value, struct opening);
 } openings SEC(".maps");
 
+// Of flows that were silent and spoke again.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1 << 11);
+	__type(key, __u32);
+	__type(value, struct paces);
+} cadences SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 12);

@@ -112,18 +112,33 @@ static __always_inline struct tally *tally(void)
 	return bpf_map_lookup_elem(&tallies, &zero);
 }
 
-static __always_inline struct event *event_begin(void)
+// Every record in the ring buffer begins with an event.
+static __always_inline void *event_begin_sized(__u64 bytes)
 {
 	struct tally *t = tally();
 	if (!t)
 		return NULL;
 	t->offered++;
-	struct event *event = bpf_ringbuf_reserve(&events, sizeof(*event), 0);
+	struct event *event = bpf_ringbuf_reserve(&events, bytes, 0);
 	if (!event)
 		t->lost++;
 	else
 		event->time = bpf_ktime_get_ns();
 	return event;
+}
+
+static __always_inline struct event *event_begin(void)
+{
+	return event_begin_sized(sizeof(struct event));
+}
+
+// Takes back an event that there is nothing to say in.
+static __always_inline void event_withdraw(void *event)
+{
+	struct tally *t = tally();
+	if (t)
+		t->offered--;
+	bpf_ringbuf_discard(event, 0);
 }
 
 // Which end of the key is the owner's: the one that it stands before.
@@ -151,14 +166,8 @@ static __always_inline __u16 differing(__u32 candidate)
 	return candidate ? candidate % 0xffff + 1 : 0;
 }
 
-// Tells a moment of a flow; false if it found no room.
-STAGE int report_flow(const struct flow *flow, __u32 kind)
+static __always_inline void describe_flow(struct event *event, const struct flow *flow, __u32 kind)
 {
-	if (!flow)
-		return false;
-	struct event *event = event_begin();
-	if (!event)
-		return false;
 	__u32 flags = flow->word;
 	const struct flow_key *key = &flow->key;
 	bool second = flags & FLOW_SECOND;
@@ -180,6 +189,17 @@ STAGE int report_flow(const struct flow *flow, __u32 kind)
 	event->packets = flow->packets > 0xffffffff ? 0xffffffff : flow->packets;
 	event->bytes = flow->bytes;
 	event->remote = key->address[!own_end(flags)];
+}
+
+// Tells a moment of a flow; false if it found no room.
+STAGE int report_flow(const struct flow *flow, __u32 kind)
+{
+	if (!flow)
+		return false;
+	struct event *event = event_begin();
+	if (!event)
+		return false;
+	describe_flow(event, flow, kind);
 	bpf_ringbuf_submit(event, 0);
 	return true;
 }

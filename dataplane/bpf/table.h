@@ -13,7 +13,7 @@
 // twice. (Loads are taken to be seen in order, as x86-64 has it.)
 #pragma once
 
-#include "report.h"
+#include "cadence.h"
 
 // Open draws and configures these.
 const volatile __u64 flow_seeds[SEEDS];
@@ -184,6 +184,7 @@ STAGE int end_flow(struct flow *flow, __u64 known, __u32 must)
 		turn(flow, known, 0, FLOW_WRITING);
 		return false;
 	}
+	report_cadence(flow, true);
 	hold(owner_of(flow), -1);
 	give(flow, 0, FLOW_FLAGS);
 	struct tally *t = tally();

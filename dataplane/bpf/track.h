@@ -146,7 +146,7 @@ static __always_inline void advance(const struct passage *at, struct flow *flow,
 	__u64 said = said_by(at->found.word, original, p->protocol, p->tcp_flags);
 	if ((at->found.word & said) != said)
 		turn(flow, at->found.word, said, 0);
-	flow->seen = beat_of(at);
+	see(flow, at->found.word, beat_of(at), original);
 	if (owner_of(flow) == at->ifindex) {
 		__sync_fetch_and_add(&flow->packets, at->segments);
 		__sync_fetch_and_add(&flow->bytes, at->length);

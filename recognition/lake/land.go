@@ -266,8 +266,11 @@ func (n *lander) take(m message) {
 		counts.duplicates.Add(1)
 		return
 	}
-	offered := uint64(len(m.batch.Flows)/bocage.FlowEventSize + len(m.batch.Inspections) + len(m.batch.Engagements))
+	offered := uint64(len(m.batch.Flows)/bocage.FlowEventSize + len(m.batch.Cadences)/bocage.CadenceSize + len(m.batch.Inspections) + len(m.batch.Engagements))
 	if len(m.batch.Flows)%bocage.FlowEventSize != 0 {
+		offered++
+	}
+	if len(m.batch.Cadences)%bocage.CadenceSize != 0 {
 		offered++
 	}
 	read := n.rows.add(m.batch, hostOf(m.batch.Source), m.time, n.lake.cfg.Name)

@@ -8,14 +8,18 @@ import (
 	"bocage.dev/bocage"
 )
 
-// Classes of event, each a folder. OCSF has no class for decoys; theirs is ours.
+// Classes of event, each a folder. OCSF has no class for decoys and none for
+// cadences; theirs are ours.
 const (
 	classFlows       = "network_activity"
+	classCadences    = "flow_cadence"
 	classDetections  = "detection_finding"
 	classEngagements = "decoy_engagement"
 )
 
-func classes() []string { return []string{classFlows, classDetections, classEngagements} }
+func classes() []string {
+	return []string{classFlows, classCadences, classDetections, classEngagements}
+}
 
 // origin is where a record came from: "source/boot/sequence/index" is the form in
 // which incidents name it.
@@ -93,6 +97,29 @@ type detectionRow struct {
 	origin
 }
 
+// cadenceRow is when a flow that goes on was silent. Histograms are JSON: a list for
+// the source, and one for the destination.
+type cadenceRow struct {
+	Time       int64   `parquet:"time,delta"`
+	TimeDT     int64   `parquet:"time_dt,timestamp(millisecond),delta"`
+	Count      int32   `parquet:"gap_count"`
+	Mean       float64 `parquet:"gap_mean"` // seconds
+	Deviation  float64 `parquet:"gap_deviation"`
+	Alike      float64 `parquet:"gap_regularity"`
+	AlikeSizes float64 `parquet:"size_regularity"`
+	Gaps       string  `parquet:"gaps"`
+	Sizes      string  `parquet:"sizes"`
+	Verdict    string  `parquet:"verdict,dict"`
+	Decision   int64   `parquet:"firewall_rule_uid,dict"`
+	Generation int64   `parquet:"generation,dict"`
+	Direction  string  `parquet:"direction,dict"`
+	Packets    int64   `parquet:"traffic_packets"`
+	Bytes      int64   `parquet:"traffic_bytes"`
+	Interface  int64   `parquet:"interface,dict"`
+	ends
+	origin
+}
+
 // engagementRow is an attacker's contact with a decoy.
 type engagementRow struct {
 	Time    int64  `parquet:"time,delta"`
@@ -108,13 +135,14 @@ type engagementRow struct {
 // rows gathers what is to land, by partition.
 type rows struct {
 	flows       map[string][]flowRow
+	cadences    map[string][]cadenceRow
 	detections  map[string][]detectionRow
 	engagements map[string][]engagementRow
 	count       int
 }
 
 func newRows() *rows {
-	return &rows{map[string][]flowRow{}, map[string][]detectionRow{}, map[string][]engagementRow{}, 0}
+	return &rows{map[string][]flowRow{}, map[string][]cadenceRow{}, map[string][]detectionRow{}, map[string][]engagementRow{}, 0}
 }
 
 // Event time decides the folder, unless the sender's clock is out of bounds: then
@@ -157,6 +185,16 @@ func (r *rows) add(b *bocage.Batch, host string, arrived time.Time, name func(bo
 		r.engagements[at] = append(r.engagements[at], engagementOf(&b.Engagements[i], from, name))
 	}
 	read += len(b.Inspections) + len(b.Engagements)
+	var c bocage.Cadence
+	for i := range len(b.Cadences) / bocage.CadenceSize {
+		if c.UnmarshalBinary(b.Cadences[i*bocage.CadenceSize:(i+1)*bocage.CadenceSize]) != nil {
+			continue
+		}
+		from.Index = int64(flows + len(b.Inspections) + len(b.Engagements) + i)
+		at := partition(classCadences, c.Flow.Time, arrived)
+		r.cadences[at] = append(r.cadences[at], cadenceOf(&c, from, name))
+		read++
+	}
 	r.count += read
 	return read
 }
@@ -244,6 +282,28 @@ func engagementOf(e *bocage.EngagementEvent, from origin, name func(bocage.Ident
 	return row
 }
 
+func cadenceOf(c *bocage.Cadence, from origin, name func(bocage.Identity) string) cadenceRow {
+	e := &c.Flow
+	flow := flowOf(e, from, name)
+	count, _ := c.Count()
+	mean, deviation := c.Gap()
+	row := cadenceRow{
+		Time: flow.Time, TimeDT: flow.TimeDT, Count: int32(count), Mean: mean.Seconds(), Deviation: deviation.Seconds(),
+		Verdict: flow.Verdict, Decision: flow.Decision, Generation: flow.Generation, Direction: flow.Direction,
+		Packets: flow.Packets, Bytes: flow.Bytes, Interface: flow.Interface, origin: from,
+		ends: ends{
+			SrcName: flow.SrcName, SrcIP: flow.SrcIP, SrcPort: flow.SrcPort, SrcIdentity: flow.SrcIdentity,
+			DstName: flow.DstName, DstIP: flow.DstIP, DstPort: flow.DstPort, DstIdentity: flow.DstIdentity,
+			Protocol: flow.Protocol, ProtocolName: flow.ProtocolName,
+		},
+	}
+	row.Alike, row.AlikeSizes = c.Regularity()
+	gaps, _ := json.Marshal(c.Gaps)
+	sizes, _ := json.Marshal(c.Sizes)
+	row.Gaps, row.Sizes = string(gaps), string(sizes)
+	return row
+}
+
 // Column is one column of a view that questions are asked of.
 type Column struct {
 	Name string
@@ -294,6 +354,22 @@ func Views() []View {
 		Column{"packets", "BIGINT", "traffic_packets", "both directions; of refusals, the attempts"},
 		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
 		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
+	cadences := append(append([]Column{}, moment...),
+		Column{"gaps", "INTEGER", "gap_count", "silences of 268 ms and more since the flow began"},
+		Column{"gap_mean", "DOUBLE", "gap_mean", "in seconds"},
+		Column{"gap_deviation", "DOUBLE", "gap_deviation", "standard deviation, in seconds"},
+		Column{"gap_regularity", "DOUBLE", "gap_regularity", "share of gaps within a quarter of the one before: near 1 where a clock speaks"},
+		Column{"size_regularity", "DOUBLE", "size_regularity", "the same of what was said between two gaps"},
+		Column{"gap_histogram", "VARCHAR", "gaps", "JSON: by who spoke after it, source and destination; by octave from 268 ms"},
+		Column{"size_histogram", "VARCHAR", "sizes", "JSON: bursts by who spoke first; below 256 bytes, 4 KiB, 64 KiB, and more"})
+	cadences = append(append(cadences, parties...),
+		Column{"verdict", "VARCHAR", "verdict", "what was done"},
+		Column{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
+		Column{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
+		Column{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
+		Column{"packets", "BIGINT", "traffic_packets", "both directions, since the flow began"},
+		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
+		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
 	detections := append(append([]Column{}, moment...),
 		Column{"signature", "BIGINT", "finding_info_analytic_uid", "the engine's signature id"},
 		Column{"title", "VARCHAR", "finding_info_title", ""},
@@ -311,6 +387,7 @@ func Views() []View {
 	engagements = append(append(engagements, parties...), host, record)
 	return []View{
 		{"flows", "what enforcement points reported of flows", flows, classFlows},
+		{"cadences", "when flows that go on were silent; the last of a flow stands", cadences, classCadences},
 		{"detections", "what the inspection engine found", detections, classDetections},
 		{"engagements", "contacts with decoys", engagements, classEngagements},
 	}

@@ -261,6 +261,7 @@ func fileOf(partition string) string { return strings.ReplaceAll(partition, "/",
 func (r *rows) partitions() []string {
 	var all []string
 	all = slices.AppendSeq(all, maps.Keys(r.flows))
+	all = slices.AppendSeq(all, maps.Keys(r.cadences))
 	all = slices.AppendSeq(all, maps.Keys(r.detections))
 	all = slices.AppendSeq(all, maps.Keys(r.engagements))
 	slices.Sort(all)
@@ -274,6 +275,8 @@ func writeRows(dir string, r *rows) error {
 		switch {
 		case r.flows[partition] != nil:
 			encode = encoder(r.flows[partition])
+		case r.cadences[partition] != nil:
+			encode = encoder(r.cadences[partition])
 		case r.detections[partition] != nil:
 			encode = encoder(r.detections[partition])
 		default:
