@@ -65,7 +65,6 @@ const bucketCount = 1024
 
 // takeWorkloads takes over a list of workloads.
 func (v *inventory) takeWorkloads(was, given []*bocage.Workload) {
-
 	if v.buckets == nil {
 		v.buckets = make([]bucket, bucketCount)
 		v.admitAll(given)
