@@ -241,7 +241,7 @@ type HostStatus struct {
 	// host: a ruleset that would cut one where it passes an enforcement point is not
 	// put in force, unless the risk is accepted.
 	Sessions []AdministratorSession `json:"sessions,omitempty"`
-	// Failsafe is what the host lets through at its own uplinks whatever policy says.
+	// Failsafe are the host's own interfaces that are left alone whatever policy says.
 	Failsafe []FailsafeEntry `json:"failsafe,omitempty"`
 	// RiskAccepted is who lets rulesets cut sessions all the same, and until when.
 	RiskAccepted RiskAcceptance `json:"riskAccepted,omitzero"`

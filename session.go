@@ -135,14 +135,11 @@ type RiskAcceptance struct {
 	By    string    `json:"by,omitempty"`
 }
 
-// FailsafeEntry is what a host lets through at its own uplinks whatever policy
-// says, until it expires: new connections of administrators who were there a
-// while ago, and the way to the controllers. Quarantine holds all the same.
+// FailsafeEntry is an interface of a host's own that is left alone whatever policy
+// says, unless the administrator names it: what passes there no point refuses.
 type FailsafeEntry struct {
-	Service string     `json:"service"`
-	Remote  netip.Addr `json:"remote"`
-	// Port is the destination port: the host's own of ssh, the controller's of
-	// controller.
-	Port    uint16    `json:"port"`
-	Expires time.Time `json:"expires"`
+	Interface string `json:"interface"`
+	// For is whom it is left alone for: the default route, the administrator who
+	// started the agent, a controller.
+	For []string `json:"for"`
 }

@@ -89,6 +89,9 @@ func (p *plane) startChild(o order) (kill func()) {
 	p.t.Helper()
 	o.Config = p.cfg
 	cmd := exec.Command("/proc/self/exe")
+	if len(p.command) > 0 {
+		cmd = exec.Command(p.command[0], p.command[1:]...)
+	}
 	cmd.Env = append(os.Environ(), childVariable+"=1")
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()

@@ -645,3 +645,15 @@ func holdDir(path string, how int) (*os.File, error) {
 	}
 	return dir, nil
 }
+
+// Prepare mounts a bpffs on a folder, or takes the one that is there, and gives it
+// to a user: an agent that is not root may pin there, and cannot mount by itself.
+func Prepare(dir string, uid, gid int) error {
+	if _, err := mount(dir); err != nil {
+		return err
+	}
+	if err := os.Chown(dir, uid, gid); err != nil {
+		return fmt.Errorf("give %s to user %d: %w", dir, uid, err)
+	}
+	return nil
+}

@@ -15,6 +15,7 @@ import (
 
 // plane is a dataplane in a namespace of its own, which stands for a host.
 type plane struct {
+	command   []string // starts children; nil is the test's own program
 	t         testing.TB
 	namespace string
 	cfg       Config

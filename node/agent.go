@@ -481,6 +481,9 @@ func (a *agentProcess) status(now report) bocage.HostStatus {
 	if status.Sessions, err = a.sessionsNow(); err != nil {
 		a.logger.Debug("look for administrators' sessions", "error", err)
 	}
+	if status.Failsafe, err = a.failsafeNow(); err != nil {
+		a.logger.Debug("look for the host's own interfaces", "error", err)
+	}
 	if refused := a.refused.Load(); refused != nil {
 		status.RefusedProfiles = *refused
 	}

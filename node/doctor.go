@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -35,14 +34,14 @@ type patient struct {
 // Doctor returns the checks of this machine and of the installation on it, which
 // may be none. Asking them changes nothing.
 func Doctor(ctx context.Context, cfg Config) ([]host.Check, error) {
-	if name, err := os.ReadFile(filepath.Join(cfg.RunDir, hostFile)); err == nil && cfg.Host == "" {
-		cfg.Host = string(name)
-	}
-	cfg, err := cfg.Complete()
+	cfg, err := cfg.found().Complete()
 	if err != nil {
 		return nil, err
 	}
-	p := &patient{cfg: cfg, pid: running(cfg.RunDir), state: cfg.StateDir}
+	p := &patient{cfg: cfg, state: cfg.StateDir}
+	if pids := running(cfg.RunDir); len(pids) > 0 {
+		p.pid = pids[len(pids)-1] // the agent's, if it has one of its own
+	}
 	attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	p.report, p.silent = AskAgent(attempt, cfg)
@@ -102,7 +101,7 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
 		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
-		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with CAP_BPF and CAP_NET_ADMIN", Ask: agent(p.askCapabilities)},
+		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with three capabilities", Ask: agent(p.askCapabilities)},
 		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
 		{Code: "inspection.up", Severity: host.Degraded, Cure: "see suricata.log in the run folder; flows with a duty to inspect follow their profile's failMode", Ask: agent(func() host.Answer { return up("the inspection engine", p.report.Inspection) })},
 		{Code: "decoys.up", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent; what would meet a decoy is dropped", Ask: agent(func() host.Answer { return up("the decoys", p.report.Decoys) })},
@@ -286,14 +285,14 @@ func (p *patient) askCapabilities() host.Answer {
 	if err != nil {
 		return host.Unclear(err)
 	}
-	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN
+	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_PERFMON
 	switch more := effective &^ needed; {
 	case p.report.User == 0:
 		return host.Ill("process %d runs as root with capabilities %#x", p.report.PID, effective)
 	case more != 0:
-		return host.Ill("user %d has capabilities beyond CAP_BPF and CAP_NET_ADMIN: %#x", p.report.User, more)
+		return host.Ill("user %d has capabilities beyond CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %#x", p.report.User, more)
 	}
-	return host.Well("user %d with CAP_BPF and CAP_NET_ADMIN", p.report.User)
+	return host.Well("user %d with no capability that it does not need", p.report.User)
 }
 
 func (p *patient) askUnit() host.Answer {

@@ -406,8 +406,15 @@ func (p *patient) askPermissions() host.Answer {
 	if err != nil {
 		return host.Unclear(err)
 	}
-	if info.Mode().Perm()&0o077 != 0 {
+	if info.Mode().Perm()&0o066 != 0 { // others may pass through, where each role has a user of its own
 		return host.Ill("%s has mode %#o", p.state, info.Mode().Perm())
+	}
+	for _, role := range []string{"agent", "controller"} {
+		dir := filepath.Join(p.state, role)
+		of, err := os.Stat(dir)
+		if err == nil && of.Mode().Perm()&0o077 != 0 && info.Mode().Perm()&0o011 != 0 {
+			return host.Ill("%s has mode %#o", dir, of.Mode().Perm()).CuredBy("chmod 0700 %s: keys lie there", dir)
+		}
 	}
 	return host.Well("%s has mode %#o", p.state, info.Mode().Perm())
 }

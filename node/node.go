@@ -34,6 +34,9 @@ type Config struct {
 	StateDir string
 	// RunDir keeps what must not: sockets, process ids, the engine's files.
 	RunDir string
+	// BPFFS is a folder in a bpffs below which the agent pins its state; it mounts
+	// one there if there is none, which takes root.
+	BPFFS string
 	// APIListen is the address of the HTTPS face; empty for the socket only.
 	APIListen string
 	// TransportListen is where the controller takes agents' connections.
@@ -68,6 +71,7 @@ type Config struct {
 const (
 	DefaultStateDir        = "/var/lib/bocage"
 	DefaultRunDir          = "/run/bocage"
+	DefaultBPFFS           = "/sys/fs/bpf/bocage"
 	DefaultTrustDomain     = "bocage.internal"
 	DefaultAPIListen       = "127.0.0.1:8443"
 	DefaultTransportListen = "127.0.0.1:4222"
@@ -91,6 +95,7 @@ func (c Config) Complete() (Config, error) {
 	}
 	set(&c.StateDir, DefaultStateDir)
 	set(&c.RunDir, DefaultRunDir)
+	set(&c.BPFFS, DefaultBPFFS)
 	set(&c.TrustDomain, DefaultTrustDomain)
 	if c.Controller {
 		set(&c.TransportListen, DefaultTransportListen)
@@ -108,7 +113,7 @@ func (c Config) Complete() (Config, error) {
 	if !hostName.MatchString(c.Host) {
 		faults = append(faults, fmt.Errorf("--host %q is not a lower-case DNS label", c.Host))
 	}
-	for name, dir := range map[string]string{"--state-dir": c.StateDir, "--run-dir": c.RunDir} {
+	for name, dir := range map[string]string{"--state-dir": c.StateDir, "--run-dir": c.RunDir, "--bpffs": c.BPFFS} {
 		if !filepath.IsAbs(dir) {
 			faults = append(faults, fmt.Errorf("%s %q is not an absolute path", name, dir))
 		}
@@ -142,7 +147,7 @@ func (c Config) installation() string {
 }
 
 // PinDir is where the agent's links and maps are pinned.
-func (c Config) PinDir() string { return filepath.Join("/sys/fs/bpf/bocage", c.installation()) }
+func (c Config) PinDir() string { return filepath.Join(c.BPFFS, c.installation()) }
 
 func (c Config) controllerDir(name string) string {
 	return filepath.Join(c.StateDir, "controller", name)

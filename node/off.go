@@ -24,10 +24,7 @@ const stopPatience = 10 * time.Second
 // purge the state too. It works without any controller and after a crash, and
 // goes on past what fails.
 func Off(ctx context.Context, cfg Config, purge bool, say func(format string, args ...any)) error {
-	if name, err := os.ReadFile(filepath.Join(cfg.RunDir, hostFile)); err == nil && cfg.Host == "" {
-		cfg.Host = string(name)
-	}
-	cfg, err := cfg.Complete()
+	cfg, err := cfg.found().Complete()
 	if err != nil {
 		return err
 	}
@@ -40,7 +37,7 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 		}
 		say("✓ %s", what)
 	}
-	if pid := running(cfg.RunDir); pid != 0 {
+	for _, pid := range running(cfg.RunDir) {
 		step(fmt.Sprintf("process %d stopped", pid), stop(ctx, pid))
 	}
 	step("kernel hooks and maps removed: nothing is filtered", removeHooks(ctx, cfg.PinDir()))
@@ -48,7 +45,7 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 	step("decoys removed", deception.Remove(deception.Config{
 		Host: cfg.Host, Namespace: cfg.decoyNamespace(), Dir: cfg.agentDir("decoys"), Logger: cfg.Logger,
 	}))
-	step(cfg.RunDir+" cleared", removeOwn(cfg.RunDir, "api.sock", "agent.sock", "bocage.pid", hostFile, "inspection"))
+	step(cfg.RunDir+" cleared", removeOwn(cfg.RunDir, "api.sock", "agent.sock", otherPIDFile, agentPIDFile, hostFile, pinsFile, "inspection"))
 	if purge {
 		step(cfg.StateDir+" cleared", removeOwn(cfg.StateDir, "controller", "agent"))
 	}

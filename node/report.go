@@ -131,6 +131,9 @@ func (a *agentProcess) report() AgentReport {
 		r.Faults = append(r.Faults, err.Error())
 	}
 	r.Sessions = sessions
+	if r.Failsafe, err = a.failsafeNow(); err != nil {
+		r.Faults = append(r.Faults, err.Error())
+	}
 	return r
 }
 

@@ -154,6 +154,15 @@ func (a *agentProcess) sessionsNow() ([]bocage.AdministratorSession, error) {
 	return sessions[:min(len(sessions), mostSessions)], nil
 }
 
+// failsafeNow says which of the host's links are left alone, and for whom.
+func (a *agentProcess) failsafeNow() ([]bocage.FailsafeEntry, error) {
+	links, err := host.Links("")
+	if err != nil {
+		return nil, err
+	}
+	return a.cfg.failsafe(links)
+}
+
 // mostSessions bounds what a host tells of.
 const mostSessions = 64
 

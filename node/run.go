@@ -33,7 +33,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("make the state folder: %w", err)
 	}
-	release, err := claim(cfg.RunDir, cfg.Host)
+	release, err := claim(cfg)
 	if err != nil {
 		return err
 	}
@@ -70,6 +70,10 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	if ready != nil {
 		ready()
 	}
+	if err := notify("READY=1"); err != nil {
+		cfg.Logger.Warn("tell that it is ready", "error", err)
+	}
+	group.Go(func() error { return beat(ctx, func() bool { return true }) })
 	return ended(group.Wait())
 }
 
@@ -87,41 +91,88 @@ func (c *controllerProcess) admitOwnAgent(ctx context.Context) (string, error) {
 	return c.tokens.Create(ctx, "/agent/"+c.cfg.Host, time.Minute)
 }
 
-// claim makes sure that one process only uses a run folder, and leaves its
-// number there for `bocage off`.
-func claim(dir, host string) (release func(), err error) {
-	path := pidPath(dir)
+// claim makes sure that one process only has a role in a run folder, and leaves its
+// number there for `bocage off`. A controller and an agent that are two processes
+// share a folder, as two users.
+func claim(cfg Config) (release func(), err error) {
+	path := filepath.Join(cfg.RunDir, pidFile(cfg))
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("claim %s: %w", cfg.RunDir, err)
 	}
 	if err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		pid, _ := os.ReadFile(path)
 		file.Close()
-		return nil, fmt.Errorf("process %s uses %s already: stop it, or give this one another --run-dir and --state-dir", strings.TrimSpace(string(pid)), dir)
+		return nil, fmt.Errorf("process %s uses %s already: stop it, or give this one another --run-dir and --state-dir", strings.TrimSpace(string(pid)), cfg.RunDir)
 	}
 	err = file.Truncate(0)
 	if err == nil {
 		_, err = file.WriteString(strconv.Itoa(os.Getpid()) + "\n")
 	}
 	if err == nil {
-		err = writeFile(filepath.Join(dir, hostFile), []byte(host), 0o600)
+		err = leave(filepath.Join(cfg.RunDir, hostFile), cfg.Host)
+	}
+	if err == nil && cfg.Agent {
+		err = leave(filepath.Join(cfg.RunDir, pinsFile), cfg.BPFFS)
 	}
 	if err != nil {
 		file.Close()
-		return nil, fmt.Errorf("claim %s: %w", dir, err)
+		return nil, fmt.Errorf("claim %s: %w", cfg.RunDir, err)
 	}
 	return func() { file.Close() }, nil // the files stay, for bocage off
 }
 
-// hostFile keeps the host's name, by which bocage off finds its things.
-const hostFile = "host"
+// leave writes a word for those who come later, unless it is there already.
+func leave(path, word string) error {
+	if was, err := os.ReadFile(path); err == nil && string(was) == word {
+		return nil
+	}
+	return writeFile(path, []byte(word), 0o644)
+}
 
-func pidPath(dir string) string { return filepath.Join(dir, "bocage.pid") }
+// What a process leaves in its run folder: the host's name, and where its agent
+// pins, by which bocage off and doctor find its things.
+const (
+	hostFile = "host"
+	pinsFile = "bpffs"
+)
 
-// running returns the process that holds the run folder, or 0.
-func running(dir string) int {
-	file, err := os.Open(pidPath(dir))
+// found fills in what the process of a run folder left there, where it was not said.
+func (c Config) found() Config {
+	for name, field := range map[string]*string{hostFile: &c.Host, pinsFile: &c.BPFFS} {
+		if word, err := os.ReadFile(filepath.Join(c.RunDir, name)); err == nil && *field == "" {
+			*field = string(word)
+		}
+	}
+	return c
+}
+
+// Files with the numbers of processes: of one that is an agent only, and of others.
+const (
+	agentPIDFile = "agent.pid"
+	otherPIDFile = "bocage.pid"
+)
+
+func pidFile(cfg Config) string {
+	if cfg.Controller {
+		return otherPIDFile
+	}
+	return agentPIDFile
+}
+
+// running returns the processes that hold the run folder.
+func running(dir string) []int {
+	var pids []int
+	for _, name := range []string{otherPIDFile, agentPIDFile} {
+		if pid := runningAs(filepath.Join(dir, name)); pid != 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+func runningAs(path string) int {
+	file, err := os.Open(path)
 	if err != nil {
 		return 0
 	}
@@ -129,7 +180,7 @@ func running(dir string) int {
 	if syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
 		return 0 // nobody holds it: left by a killed process
 	}
-	data, err := os.ReadFile(pidPath(dir))
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return 0
 	}

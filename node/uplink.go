@@ -55,19 +55,54 @@ func parent(pid int) int {
 	return number
 }
 
-// keepers are the addresses that this host must keep reaching: the
-// administrator's and the controllers'.
-func (c Config) keepers() []netip.Addr {
-	var addresses []netip.Addr
+// keeper is somebody whom this host must keep reaching.
+type keeper struct {
+	name    string
+	address netip.Addr
+}
+
+// keepers are the administrator who started this process, and the controllers.
+func (c Config) keepers() []keeper {
+	var all []keeper
 	if peer, ok := sessionPeer(); ok {
-		addresses = append(addresses, peer)
+		all = append(all, keeper{"the administrator at " + peer.String(), peer})
 	}
 	for _, controller := range c.Controllers {
 		if at, err := netip.ParseAddrPort(controller); err == nil {
-			addresses = append(addresses, at.Addr())
+			all = append(all, keeper{"the controller at " + controller, at.Addr()})
 		}
 	}
-	return addresses
+	return all
+}
+
+// failsafe says which of the host's links are left alone, and for whom: its
+// uplinks that nobody named to be enforced on.
+func (c Config) failsafe(links []host.Link) ([]bocage.FailsafeEntry, error) {
+	always, err := host.Uplinks()
+	if err != nil {
+		return nil, err
+	}
+	why := map[uint32][]string{}
+	note := func(indexes []uint32, name string) {
+		for _, index := range withPorts(indexes, links) {
+			why[index] = append(why[index], name)
+		}
+	}
+	note(always, "the default route")
+	for _, k := range c.keepers() {
+		way, err := host.Uplinks(k.address)
+		if err != nil {
+			return nil, err
+		}
+		note(slices.DeleteFunc(way, func(index uint32) bool { return slices.Contains(always, index) }), k.name)
+	}
+	entries := []bocage.FailsafeEntry{}
+	for _, l := range links {
+		if names := why[l.Index]; len(names) > 0 && !slices.Contains(c.Uplinks, l.Name) {
+			entries = append(entries, bocage.FailsafeEntry{Interface: l.Name, For: names})
+		}
+	}
+	return entries, nil
 }
 
 // checkUplinks refuses to begin when an interface that was named for enforcement
@@ -111,18 +146,12 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 
 // hiddenLinks names the host's uplinks that nobody named to be enforced on.
 func (c Config) hiddenLinks(links []host.Link) ([]string, error) {
-	uplinks, err := host.Uplinks(c.keepers()...)
-	if err != nil {
-		return nil, err
-	}
-	uplinks = withPorts(uplinks, links)
+	entries, err := c.failsafe(links)
 	hidden := []string{}
-	for _, l := range links {
-		if slices.Contains(uplinks, l.Index) && !slices.Contains(c.Uplinks, l.Name) {
-			hidden = append(hidden, l.Name)
-		}
+	for _, e := range entries {
+		hidden = append(hidden, e.Interface)
 	}
-	return hidden, nil
+	return hidden, err
 }
 
 // withPorts adds the ports by which a bridge or a bond that is an uplink reaches

@@ -43,6 +43,7 @@ func controllerFlags(cmd *cobra.Command, cfg *node.Config) {
 
 func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags := cmd.Flags()
+	flags.StringVar(&cfg.BPFFS, "bpffs", node.DefaultBPFFS, "folder in a bpffs for what enforces")
 	flags.BoolVar(&cfg.NoInspection, "no-inspection", false, "do without the inspection engine on this host")
 	flags.StringSliceVar(&cfg.Uplinks, "uplink", nil, "interface that carries the host's own traffic and may be enforced on all the same")
 	flags.BoolVar(&cfg.AcceptRisk, "accept-risk", false, "allow --uplink to name the interface that carries your session")

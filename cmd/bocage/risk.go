@@ -89,10 +89,10 @@ func (e *env) acceptRiskCommand() *cobra.Command {
 	return cmd
 }
 
-// failsafeCommand shows who is in command of hosts, and what is let through to
-// them whatever policy says.
+// failsafeCommand shows who is in command of hosts, and which interfaces are left
+// alone whatever policy says.
 func (e *env) failsafeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "failsafe [HOST]", Short: "Show administrators' sessions, and what hosts let through whatever policy says",
+	cmd := &cobra.Command{Use: "failsafe [HOST]", Short: "Show administrators' sessions, and the interfaces that hosts leave alone whatever policy says",
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := e.client()
@@ -138,12 +138,12 @@ func (e *env) printFailsafe(s hostFailsafe) {
 		fmt.Fprintf(e.out, "  live     %s\n", session)
 	}
 	for _, f := range s.Failsafe {
-		fmt.Fprintf(e.out, "  failsafe %s %s port %d until %s\n", f.Service, f.Remote, f.Port, f.Expires.Local().Format(time.DateTime))
+		fmt.Fprintf(e.out, "  failsafe %s is left alone for %s\n", f.Interface, strings.Join(f.For, ", "))
 	}
 	if time.Now().Before(s.RiskAccepted.Until) {
 		fmt.Fprintf(e.out, "  accepted that sessions are cut, until %s, by %s\n", s.RiskAccepted.Until.Local().Format(time.DateTime), s.RiskAccepted.By)
 	}
 	if len(s.Sessions)+len(s.Failsafe) == 0 {
-		fmt.Fprintln(e.out, "  no session is live, and nothing is let through")
+		fmt.Fprintln(e.out, "  no session is live, and no interface is left alone")
 	}
 }

@@ -16,8 +16,10 @@ var storeys = map[string]int{
 	"stream":   1,
 	"host":     1,
 	"manifest": 1,
-	"fault":    1,
-	"identity": 2,
+	// What an installation consists of; it knows nobody.
+	"packaging": 0,
+	"fault":     1,
+	"identity":  2,
 	// The engine of the stream authenticates whom it carries.
 	"stream/jetstream": 3,
 	"api":              4,
