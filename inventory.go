@@ -87,6 +87,9 @@ type WorkloadStatus struct {
 	Assurance string `json:"assurance,omitempty"`
 	// VouchedBy is the host that saw it and says so; empty: somebody declared it.
 	VouchedBy string `json:"vouchedBy,omitempty"`
+	// VouchedLabels are the keys of those labels that the host gave it. The others
+	// are people's, and stay.
+	VouchedLabels []string `json:"vouchedLabels,omitempty"`
 	// Image is the name of what it was started from, Digest what that was.
 	Image      string      `json:"image,omitempty"`
 	Digest     string      `json:"digest,omitempty"`

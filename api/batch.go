@@ -81,7 +81,7 @@ func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, erro
 	var err error
 	switch object := resource.(type) {
 	case *bocage.Workload:
-		more, err = b.claimsFree(object)
+		more, err = b.claimsFree(object, true)
 	case *bocage.Incident:
 		more, err = b.phaseOnly(ch, object)
 	case *bocage.Namespace:
@@ -112,6 +112,9 @@ func (b *batch) place(ch *change, resource bocage.Resource) error {
 			return err
 		}
 		held = claimsOf(old.(*bocage.Workload))
+		if !ch.vouching {
+			adopt(old.(*bocage.Workload), workload)
+		}
 		if err := b.release(old.(*bocage.Workload), workload); err != nil {
 			return err
 		}
@@ -179,8 +182,9 @@ func claimsOf(w *bocage.Workload) []string {
 	return keys
 }
 
-// claimsFree names the workloads that already have what this one asks for.
-func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
+// claimsFree names the workloads that already have what this one asks for. What a
+// host discovered gives way to what is declared.
+func (b *batch) claimsFree(w *bocage.Workload, declared bool) (bocage.Faults, error) {
 	var faults bocage.Faults
 	seen := map[netip.Addr]int{}
 	for i, address := range w.Spec.Addresses {
@@ -190,7 +194,7 @@ func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
 			continue
 		}
 		seen[address] = i
-		holder, err := b.holder(addressClaims + address.String())
+		holder, err := b.holderBeside(addressClaims+address.String(), declared)
 		if err != nil {
 			return nil, err
 		}
@@ -199,7 +203,7 @@ func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
 		}
 	}
 	for i, link := range w.Spec.Interfaces() {
-		holder, err := b.holder(portClaims + w.Spec.Host + "/" + link.Interface)
+		holder, err := b.holderBeside(portClaims+w.Spec.Host+"/"+link.Interface, declared)
 		if err != nil {
 			return nil, err
 		}
@@ -212,6 +216,20 @@ func (b *batch) claimsFree(w *bocage.Workload) (bocage.Faults, error) {
 		}
 	}
 	return faults, nil
+}
+
+// holderBeside is holder; for a declaration, one that a host discovered is removed
+// and holds nothing.
+func (b *batch) holderBeside(key string, declared bool) (string, error) {
+	holder, err := b.holder(key)
+	if err != nil || holder == "" || !declared {
+		return holder, err
+	}
+	old, w, err := b.vouched(holder, anyHost)
+	if err != nil || w == nil {
+		return holder, err
+	}
+	return "", b.remove(changeOf(old, w))
 }
 
 // holder returns the workload that holds a claim; empty if none does. A claim

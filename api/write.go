@@ -48,6 +48,8 @@ type change struct {
 	mayNotChange error
 	// by is who makes the change; nobody is the system itself.
 	by Person
+	// vouching says that a host makes the change, of a workload that it sees.
+	vouching bool
 	// approving is there if the change is an approval.
 	approving *approval
 	told      []notice

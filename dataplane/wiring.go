@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"time"
 
@@ -170,6 +171,9 @@ func (d *Dataplane) describe(ifindex uint32, row *bpf.KernelPort) error {
 		ask = d.wiring.links.LinkByIndex
 	}
 	l, err := ask(int(ifindex))
+	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
+		return fs.ErrNotExist
+	}
 	if err != nil {
 		return err
 	}

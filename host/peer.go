@@ -14,9 +14,10 @@ import (
 
 // Attributes of RTM_GETNSID, from the kernel's net_namespace.h, and of links.
 const (
-	attributeNamespaceNumber = 1
-	attributeNamespaceFile   = 3
-	attributeTargetNamespace = 46
+	attributeNamespaceNumber  = 1
+	attributeNamespaceProcess = 2
+	attributeNamespaceFile    = 3
+	attributeTargetNamespace  = 46
 )
 
 // NoNamespace is the number of a network namespace that has none here: no link of
@@ -70,9 +71,19 @@ func (s *Sandbox) Owner() (uint32, error) {
 // Number is that by which links of the current namespace name this one as the
 // place of their other ends (Link.PeerNamespace), or NoNamespace.
 func (s *Sandbox) Number() (int32, error) {
+	return namespaceNumber(attributeNamespaceFile, uint32(s.fd))
+}
+
+// NumberOfProcess is that of a process's network namespace, for whoever may not
+// open that: the kernel tells it all the same.
+func NumberOfProcess(pid int) (int32, error) {
+	return namespaceNumber(attributeNamespaceProcess, uint32(pid))
+}
+
+func namespaceNumber(by int, value uint32) (int32, error) {
 	request := nl.NewNetlinkRequest(unix.RTM_GETNSID, 0)
 	request.AddData(&familyOnly{})
-	request.AddData(nl.NewRtAttr(attributeNamespaceFile, nl.Uint32Attr(uint32(s.fd))))
+	request.AddData(nl.NewRtAttr(by, nl.Uint32Attr(value)))
 	messages, err := request.Execute(unix.NETLINK_ROUTE, 0)
 	if err != nil {
 		return NoNamespace, fmt.Errorf("number of sandbox: %w", err)

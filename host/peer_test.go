@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
@@ -43,6 +44,17 @@ func TestRootSandboxIsSeenFromOutside(t *testing.T) {
 		if err != nil || number < 0 {
 			t.Errorf("number %d, %v", number, err)
 		}
+		cmd := exec.Command("sleep", "60")
+		if err := host.Start(there, cmd); err != nil {
+			return err
+		}
+		if byProcess, err := host.NumberOfProcess(cmd.Process.Pid); err != nil || byProcess != number {
+			t.Errorf("number %d by the process, %v; want %d", byProcess, err, number)
+		}
+		if err := cmd.Process.Kill(); err != nil {
+			return err
+		}
+		cmd.Wait()
 		far, err := host.FarLinks(number)
 		if err != nil || len(far) != 3 {
 			t.Fatalf("far links %+v, %v; want lo and two veths", far, err)

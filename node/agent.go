@@ -22,6 +22,7 @@ import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/dataplane/agent"
+	"bocage.dev/bocage/dataplane/discover"
 	"bocage.dev/bocage/deception"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/identity"
@@ -48,6 +49,8 @@ type agentProcess struct {
 	registry *prometheus.Registry
 
 	loop       *agent.Agent
+	discoverer *discover.Discoverer
+	sighted    chan struct{} // tells reportSightings that it changed
 	dataplane  *dataplane.Dataplane
 	inspection atomic.Pointer[suricata.Engine]  // nil until it has started
 	decoys     atomic.Pointer[deception.Decoys] // likewise
@@ -79,7 +82,7 @@ type processFacts struct {
 // runAgent keeps enforcement going first of all: kernel state is taken over and
 // the last ruleset applied before anything is asked of the network.
 func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
-	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1),
+	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1), sighted: make(chan struct{}, 1),
 		process: processFacts{os.Getpid(), os.Geteuid(), time.Now().UTC()}}
 	var err error
 	if a.kernel, err = host.Kernel(); err != nil {
@@ -106,12 +109,16 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	rulesets := &rulesetSource{agent: a, joined: joined, notice: make(chan struct{}, 1)}
 	loop, err := agent.New(agent.Config{
 		Host: cfg.Host, Dataplane: reportedDataplane{a.dataplane, a}, Rulesets: rulesets, Links: a.followLinks,
-		Publish: a.publishFlows, Logger: cfg.Logger,
+		Publish: a.publishFlows, Watch: cfg.WatchBridges, Uplinks: cfg.Uplinks, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return err
 	}
 	a.loop = loop
+	if err := a.discovering(); err != nil {
+		return err
+	}
+	group.Go(func() error { return a.discoverer.Run(ctx) })
 	group.Go(func() error { return loop.Run(ctx) })
 	if !cfg.NoDeception {
 		a.faults.set("decoys", "the decoys are starting")
@@ -339,6 +346,7 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 	group.Go(func() error {
 		return a.exchange.Listen(ctx, subjectRevision, func(string, []byte) { signal(rulesets.notice) })
 	})
+	group.Go(func() error { return a.reportSightings(ctx) })
 	return a.reportStatus(ctx)
 }
 
@@ -381,6 +389,9 @@ func (a *agentProcess) faultText() string {
 	}
 	for _, wire := range status.Cut {
 		lines = append(lines, fmt.Sprintf("wire %s is cut: it needs both %s and %s", wire.Name, wire.Inside, wire.Outside))
+	}
+	for _, port := range status.Unfit {
+		lines = append(lines, fmt.Sprintf("%s of %s carries no Ethernet frames, or is the host's own uplink: nothing is enforced on it", port.Interface, port.Workload))
 	}
 	return strings.Join(append(lines, status.Faults...), "; ")
 }

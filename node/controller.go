@@ -163,6 +163,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return c.serveRenewals(ctx) })
 	group.Go(func() error { return c.serveRulesets(ctx) })
 	group.Go(func() error { return c.serveStatus(ctx) })
+	group.Go(func() error { return newSightingsDesk(c.store, server.Vouch).Serve(ctx, c.exchange) })
 	group.Go(func() error { return c.keepCertificate(ctx) })
 	group.Go(func() error { return c.trimLog(ctx, recognizer) })
 	group.Go(func() error { return c.watchStore(ctx) })

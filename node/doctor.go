@@ -103,6 +103,8 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
 		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with three capabilities", Ask: agent(p.askCapabilities)},
 		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
+		{Code: "discovery.runtime", Severity: host.Degraded, Cure: "start the runtime, or name its socket with --runtime-socket; what runs keeps its identity meanwhile", Ask: agent(p.askRuntime)},
+		{Code: "discovery.governed", Severity: host.Degraded, Cure: "connect it to a bridge network: nothing can be enforced on what has no interface of its own on this host", Ask: agent(p.askGoverned)},
 		{Code: "inspection.up", Severity: host.Degraded, Cure: "see suricata.log in the run folder; flows with a duty to inspect follow their profile's failMode", Ask: agent(func() host.Answer { return up("the inspection engine", p.report.Inspection) })},
 		{Code: "decoys.up", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent; what would meet a decoy is dropped", Ask: agent(func() host.Answer { return up("the decoys", p.report.Decoys) })},
 	}
@@ -116,6 +118,26 @@ func up(what string, f FunctionReport) host.Answer {
 		return host.Ill("%s is not up", what)
 	}
 	return host.Well("%s is up", what)
+}
+
+func (p *patient) askRuntime() host.Answer {
+	d := p.report.Discovery
+	switch {
+	case len(d.Failing) > 0:
+		return host.Ill("%s", brief(d.Failing))
+	case len(d.Sources) == 0:
+		return host.Apart("no container runtime is read: workloads are those that are declared")
+	case len(d.Known) == 0:
+		return host.Apart("none of %s is there", strings.Join(d.Sources, " and "))
+	}
+	return host.Well("%d workloads at %s", d.Workloads, strings.Join(d.Known, " and "))
+}
+
+func (p *patient) askGoverned() host.Answer {
+	if ungoverned := p.report.Discovery.Ungoverned; len(ungoverned) > 0 {
+		return host.Ill("%s", brief(ungoverned))
+	}
+	return host.Well("nothing is known that runs without an enforcement point in front of it")
 }
 
 func (p *patient) askRunning() host.Answer {

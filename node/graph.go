@@ -45,6 +45,7 @@ func Graph() []Word {
 	resources("api")
 	resources("policy")
 	word("Ruleset", "policy", "exchange", "dataplane", "inspection", "deception")
+	word("Sightings", "dataplane", "exchange", "api")
 	word("Confirmation", "policy", "exchange", "dataplane")
 	word("map entries", "dataplane", "kernel maps", "dataplane/bpf")
 	word("FlowEvent", "dataplane", "stream", "recognition")

@@ -48,6 +48,19 @@ type Config struct {
 	// Uplinks names interfaces by which the host itself reaches others and that
 	// may be enforced on all the same; without a name they are left alone.
 	Uplinks []string
+	// WatchBridges names bridges whose veths and taps are enforcement points from the
+	// moment they join, before anybody vouches for them. Those of container runtimes
+	// that are read need no name.
+	WatchBridges []string
+	// RuntimeSockets are those of container runtimes, as PATH or PATH=NAMESPACE;
+	// none: dockerd's and podman's usual ones, where they exist.
+	RuntimeSockets []string
+	// NoDiscovery reads no container runtime.
+	NoDiscovery bool
+	// WorkloadNamespace is that of containers of which nobody says another.
+	WorkloadNamespace string
+	// TrustLabels are the labels that containers' owners may choose as they are.
+	TrustLabels []string
 	// AcceptRisk allows to name the uplink that carries the administrator's session.
 	AcceptRisk bool
 	// DirectDelivery hands packets between workloads of this host past the host's
@@ -126,6 +139,9 @@ func (c Config) Complete() (Config, error) {
 		if _, err := netip.ParseAddrPort(address); err != nil {
 			faults = append(faults, fmt.Errorf("%s %q is not an address and a port, such as 10.0.0.1:4222", name, address))
 		}
+	}
+	if _, err := c.discovery(); err != nil {
+		faults = append(faults, err)
 	}
 	if c.Agent && !c.Controller && len(c.Controllers) == 0 {
 		faults = append(faults, errors.New("an agent needs --controllers, the transport address of at least one controller"))

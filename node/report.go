@@ -48,6 +48,8 @@ type AgentReport struct {
 	Uplinks []string `json:"uplinks,omitempty"`
 	Faults  []string `json:"faults,omitempty"`
 
+	Discovery DiscoveryReport `json:"discovery"`
+
 	Inspection FunctionReport `json:"inspection"`
 	Decoys     FunctionReport `json:"decoys"`
 
@@ -63,6 +65,15 @@ type PortReport struct {
 	Ifindex   uint32   `json:"ifindex,omitempty"`
 	Workload  string   `json:"workload,omitempty"`
 	Addresses []string `json:"addresses,omitempty"`
+}
+
+// DiscoveryReport is what the agent sees of container runtimes.
+type DiscoveryReport struct {
+	Sources    []string `json:"sources"`
+	Known      []string `json:"known"`
+	Workloads  int      `json:"workloads"`
+	Failing    []string `json:"failing,omitempty"`
+	Ungoverned []string `json:"ungoverned,omitempty"`
 }
 
 // FunctionReport is a function of the agent that enforcement does not depend on.
@@ -88,6 +99,8 @@ func (a *agentProcess) report() AgentReport {
 		Generation: loop.Generation, NotApplied: loop.NotApplied, RevertedFrom: a.reverted.Load(),
 		Controllers: a.cfg.Controllers, Uplinks: a.cfg.Uplinks, Faults: loop.Faults,
 	}
+	seen := a.discoverer.Sightings()
+	r.Discovery = DiscoveryReport{Sources: seen.Sources, Known: seen.Known, Workloads: len(seen.Sightings), Failing: seen.Failing, Ungoverned: seen.Ungoverned}
 	if since := a.since.Load(); since != nil {
 		r.Since = *since
 	}

@@ -137,7 +137,8 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 		if err != nil {
 			return err
 		}
-		links = slices.DeleteFunc(links, func(l host.Link) bool { return slices.Contains(hidden, l.Name) })
+		a.discoverer.SawLinks(links)
+		links = shown(links, func(l host.Link) bool { return slices.Contains(hidden, l.Name) })
 		a.hidden.Store(&hidden)
 		a.noteHidden(hidden, a.ruleset.Load())
 		return each(links)

@@ -48,6 +48,11 @@ func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags.StringSliceVar(&cfg.Uplinks, "uplink", nil, "interface that carries the host's own traffic and may be enforced on all the same")
 	flags.BoolVar(&cfg.AcceptRisk, "accept-risk", false, "allow --uplink to name the interface that carries your session")
 	flags.BoolVar(&cfg.DirectDelivery, "direct-delivery", false, "hand packets between workloads of this host past the host's own firewall and stack")
+	flags.StringSliceVar(&cfg.WatchBridges, "watch-bridge", nil, "bridge whose veths and taps are enforcement points from the moment they join")
+	flags.StringSliceVar(&cfg.RuntimeSockets, "runtime-socket", nil, "socket of a container runtime, as PATH or PATH=NAMESPACE (default: dockerd's and podman's, where they exist)")
+	flags.BoolVar(&cfg.NoDiscovery, "no-discovery", false, "read no container runtime: workloads are those that are declared")
+	flags.StringVar(&cfg.WorkloadNamespace, "workload-namespace", "default", "namespace of containers of which no label says another")
+	flags.StringSliceVar(&cfg.TrustLabels, "trust-label", nil, "label that containers' owners may choose as it is; all others begin with container/")
 	flags.BoolVar(&cfg.NoDeception, "no-deception", false, "do without decoys on this host")
 }
 

@@ -14,16 +14,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/dataplane/discover"
 	"bocage.dev/bocage/host"
 )
 
@@ -40,6 +43,7 @@ type Dataplane interface {
 	AttachWire(dataplane.Wire) error
 	DetachWire(inside uint32) error
 	Wires() []dataplane.Wire
+	Gone(ifindex uint32) bool
 	Run(ctx context.Context, each func([]bocage.FlowEvent, []bocage.Cadence)) error
 }
 
@@ -78,9 +82,9 @@ type Config struct {
 	// Publish hands events on. While it blocks, events wait in the kernel.
 	Publish func(ctx context.Context, events []bocage.FlowEvent, cadences []bocage.Cadence)
 
-	// Watch names bridges. An interface that joins one becomes an enforcement
-	// point even if no ruleset names it: nothing vouches for it. Uplinks are
-	// interfaces that never become one in this way.
+	// Watch names bridges. A veth or tap that joins one, or one of the networks that
+	// Discovered tells of, becomes an enforcement point even if no ruleset names it:
+	// nothing vouches for it. Uplinks are interfaces that never become one in this way.
 	Watch, Uplinks []string
 
 	Logger *slog.Logger
@@ -98,8 +102,15 @@ type Agent struct {
 	ruleset *bocage.Ruleset // applied by this process
 	links   []host.Link
 	known   bool // links have been listed
+	looks   int  // how often they were
+	found   discover.Found
 	status  Status
+
+	seen map[uint32]life // of what is attached, by index; reconcile's alone
 }
+
+// life is what told the link behind an index from others that bore it.
+type life struct{ born, doubts uint64 }
 
 // Status is what an agent can say of its enforcement.
 type Status struct {
@@ -111,6 +122,8 @@ type Status struct {
 	// Wires that stand, and Cut ones that lack an interface.
 	Wires []dataplane.Wire
 	Cut   []bocage.Wire
+	// Unfit ports are on interfaces that carry no frames.
+	Unfit []bocage.Port
 	// NotApplied is the generation that could not be put in force, or 0.
 	NotApplied uint64
 	// Repaired counts what was not in its place any more and was put back.
@@ -163,7 +176,8 @@ func (a *Agent) Status() Status {
 	s := a.status
 	s.Generation = a.cfg.Dataplane.Generation()
 	s.Attached, s.Wires = a.cfg.Dataplane.Attached(), a.cfg.Dataplane.Wires()
-	s.Missing, s.Cut, s.Faults = slices.Clone(s.Missing), slices.Clone(s.Cut), slices.Clone(s.Faults)
+	s.Missing, s.Unfit, s.Cut = slices.Clone(s.Missing), slices.Clone(s.Unfit), slices.Clone(s.Cut)
+	s.Faults = slices.Clone(s.Faults)
 	return s
 }
 
@@ -235,9 +249,18 @@ func (a *Agent) take(step Step) error {
 func (a *Agent) sawLinks(links []host.Link) error {
 	a.mu.Lock()
 	a.links, a.known = slices.Clone(links), true
+	a.looks++
 	a.mu.Unlock()
 	a.wake()
 	return nil
+}
+
+// Discovered tells the agent what stands behind which interface.
+func (a *Agent) Discovered(found discover.Found) {
+	a.mu.Lock()
+	a.found = found
+	a.mu.Unlock()
+	a.wake()
 }
 
 func (a *Agent) wake() {
@@ -272,23 +295,35 @@ func (a *Agent) reconcile(ctx context.Context) error {
 // reconcileOnce reports whether everything is as it should be.
 func (a *Agent) reconcileOnce() bool {
 	a.mu.Lock()
-	ruleset, links, known := a.ruleset, a.links, a.known
+	ruleset, links, known, found, look := a.ruleset, a.links, a.known, a.found, a.looks
 	a.mu.Unlock()
 	if !known {
 		return true
 	}
-	want := Fold(ruleset, links, Watch{Bridges: a.cfg.Watch, Uplinks: a.cfg.Uplinks})
-	attach, detach := difference(want.Attachments, a.cfg.Dataplane.Attached(), links, ruleset != nil)
-	var faults []error
-	for _, ifindex := range detach {
-		faults = append(faults, a.cfg.Dataplane.Detach(ifindex))
+	have, faults := a.standing(links)
+	want := Fold(Scene{Ruleset: ruleset, Links: links, Watch: Watch{Bridges: a.cfg.Watch, Uplinks: a.cfg.Uplinks}, Found: found, Have: have})
+	attach, detach := difference(want.Attachments, have, links, ruleset != nil)
+	// What nothing stands in front of comes first: until something does, what is
+	// behind it is not governed. The rest waits for links that come meanwhile.
+	fresh, rest := apart(attach, have)
+	for _, attachment := range fresh {
+		faults = append(faults, a.attach(attachment))
 	}
 	wire, unwire := rewire(want.Wires, a.cfg.Dataplane.Wires(), links, ruleset != nil)
 	for _, inside := range unwire {
 		faults = append(faults, a.cfg.Dataplane.DetachWire(inside))
 	}
-	for _, attachment := range attach {
-		faults = append(faults, a.cfg.Dataplane.Attach(attachment))
+	for i, attachment := range rest {
+		if i > 0 && a.outdated(look) {
+			break
+		}
+		faults = append(faults, a.attach(attachment))
+	}
+	for i, ifindex := range detach {
+		if i > 0 && a.outdated(look) {
+			break
+		}
+		faults = append(faults, a.cfg.Dataplane.Detach(ifindex))
 	}
 	for _, w := range wire {
 		faults = append(faults, a.cfg.Dataplane.AttachWire(w))
@@ -298,7 +333,7 @@ func (a *Agent) reconcileOnce() bool {
 		a.log.Error("enforcement points not as they should be", "error", err)
 	}
 	a.mu.Lock()
-	a.status.Missing, a.status.Cut = want.Missing, want.Cut
+	a.status.Missing, a.status.Unfit, a.status.Cut = want.Missing, want.Unfit, want.Cut
 	a.status.Faults = replaceFault(a.status.Faults, faultAttach, err)
 	a.mu.Unlock()
 	return err == nil
@@ -339,6 +374,63 @@ func (a *Agent) keep(ctx context.Context) error {
 		}
 		a.mu.Unlock()
 	}
+}
+
+// attach attaches; a link that has gone meanwhile is about to be missed.
+func (a *Agent) attach(attachment dataplane.Attachment) error {
+	err := a.cfg.Dataplane.Attach(attachment)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+		a.log.Debug("interface went before it was attached", "interface", attachment.Port.Interface, "ifindex", attachment.Ifindex)
+		return nil
+	}
+	return err
+}
+
+// apart tells interfaces that nothing stands in front of from the others.
+func apart(attach, have []dataplane.Attachment) (fresh, rest []dataplane.Attachment) {
+	for _, a := range attach {
+		if slices.ContainsFunc(have, func(h dataplane.Attachment) bool { return h.Ifindex == a.Ifindex }) {
+			rest = append(rest, a)
+		} else {
+			fresh = append(fresh, a)
+		}
+	}
+	return fresh, rest
+}
+
+// outdated says whether the links were listed anew since a look at them. Then the
+// loop is about to come by again.
+func (a *Agent) outdated(look int) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.looks != look
+}
+
+// standing takes off what stood in front of links that have gone, where others bear
+// their numbers by now, and returns the rest.
+func (a *Agent) standing(links []host.Link) (have []dataplane.Attachment, faults []error) {
+	lives := make(map[uint32]life, len(links))
+	for _, l := range links {
+		lives[l.Index] = life{l.Born, l.Doubts}
+	}
+	for _, attachment := range a.cfg.Dataplane.Attached() {
+		ifindex := attachment.Ifindex
+		now, exists := lives[ifindex]
+		was, looked := a.seen[ifindex]
+		switch {
+		case !exists || looked && was == now:
+		case looked && was.born != now.born || a.cfg.Dataplane.Gone(ifindex):
+			a.log.Info("interface of this number is another one now", "ifindex", ifindex, "interface", attachment.Port.Interface)
+			if err := a.cfg.Dataplane.Detach(ifindex); err != nil {
+				faults = append(faults, err)
+				delete(lives, ifindex) // to be done again
+			}
+			continue
+		}
+		have = append(have, attachment)
+	}
+	a.seen = lives
+	return have, faults
 }
 
 // What a fault begins with, by which it is replaced when it is over.

@@ -14,6 +14,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane"
+	"bocage.dev/bocage/dataplane/discover"
 	"bocage.dev/bocage/host"
 )
 
@@ -23,8 +24,8 @@ func port(name string, identity bocage.Identity) bocage.Port {
 }
 
 func TestFold(t *testing.T) {
-	links := []host.Link{{Index: 1, Name: "lo"}, {Index: 2, Name: "br0"}, {Index: 3, Name: "eth0", Master: 2},
-		{Index: 4, Name: "web", Master: 2}, {Index: 5, Name: "stray", Master: 2}, {Index: 6, Name: "apart"}}
+	links := []host.Link{{Index: 1, Name: "lo"}, {Index: 2, Name: "br0", Kind: "bridge"}, veth(3, "eth0", 2), veth(4, "web", 2), veth(5, "stray", 2), veth(6, "apart", 0),
+		{Index: 7, Name: "nic", Kind: "device", Master: 2, Ethernet: true}, {Index: 8, Name: "tun0", Kind: "tuntap"}, {Index: 9, Name: "tap0", Kind: "tuntap", Ethernet: true}}
 	web, gone := port("web", 101), port("gone", 102)
 	tests := []struct {
 		name    string
@@ -41,18 +42,103 @@ func TestFold(t *testing.T) {
 			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}, {Ifindex: 5, Port: bocage.Port{Interface: "stray"}}}}},
 		{"a watched bridge without a ruleset", nil, Watch{Bridges: []string{"br0"}, Uplinks: []string{"eth0"}},
 			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: bocage.Port{Interface: "web"}}, {Ifindex: 5, Port: bocage.Port{Interface: "stray"}}}}},
+		{"an interface without frames", &bocage.Ruleset{Ports: []bocage.Port{port("tun0", 104)}}, Watch{}, Wanted{Unfit: []bocage.Port{port("tun0", 104)}}},
+		{"a tap", &bocage.Ruleset{Ports: []bocage.Port{port("tap0", 104)}}, Watch{},
+			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 9, Port: port("tap0", 104)}}}},
 		{"two ports on one interface", &bocage.Ruleset{Ports: []bocage.Port{web, port("web", 103)}}, Watch{},
 			Wanted{Attachments: []dataplane.Attachment{{Ifindex: 4, Port: web}}}},
 	}
 	for _, test := range tests {
-		if got := Fold(test.ruleset, links, test.watch); !reflect.DeepEqual(got, test.want) {
+		if got := Fold(Scene{Ruleset: test.ruleset, Links: links, Watch: test.watch}); !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: %+v, want %+v", test.name, got, test.want)
 		}
 	}
 }
 
+// veth is a link on a bridge.
+func veth(index uint32, name string, bridge uint32) host.Link {
+	return host.Link{Index: index, Name: name, Kind: "veth", Master: bridge, Ethernet: true, PeerNamespace: 7}
+}
+
+// A name that is used again does not bring the identity of whoever had it before.
+func TestFoldBindsInstances(t *testing.T) {
+	web := port("veth0", 101)
+	web.Instance = "c1"
+	rs := &bocage.Ruleset{Ports: []bocage.Port{web}}
+	links := []host.Link{{Index: 2, Name: "br0", Kind: "bridge"}, veth(4, "veth0", 2), veth(5, "veth9", 2)}
+	binding := func(ifindex uint32, instance, mac string) discover.Found {
+		return discover.Found{Listed: true, Bindings: []discover.Binding{{Ifindex: ifindex, Instance: instance, MAC: mac}}}
+	}
+	tests := []struct {
+		name  string
+		found discover.Found
+		have  []dataplane.Attachment
+		want  uint32 // the index that gets the identity, 0: none
+	}{
+		{"where it is", binding(4, "c1", web.MAC), nil, 4},
+		{"under another name", binding(5, "c1", web.MAC), nil, 5},
+		{"another instance", binding(4, "c2", web.MAC), []dataplane.Attachment{{Ifindex: 4, Port: web}}, 0},
+		{"another interface of it", binding(4, "c1", "02:00:00:00:00:99"), nil, 0},
+		{"it is gone", discover.Found{Listed: true}, []dataplane.Attachment{{Ifindex: 4, Port: web}}, 0},
+		{"nobody can say, and it stood there", discover.Found{}, []dataplane.Attachment{{Ifindex: 4, Port: web}}, 4},
+		{"nobody can say, and another stood there", discover.Found{}, []dataplane.Attachment{{Ifindex: 4, Port: port("veth0", 102)}}, 0},
+		{"nobody can say, and nobody stood there", discover.Found{}, nil, 0},
+		{"where there is no link", binding(77, "c1", web.MAC), nil, 0},
+	}
+	for _, test := range tests {
+		got := Fold(Scene{Ruleset: rs, Links: links, Found: test.found, Have: test.have})
+		var at uint32
+		for _, a := range got.Attachments {
+			if a.Port.Identity == 101 {
+				at = a.Ifindex
+			}
+		}
+		if at != test.want || len(got.Missing) != 0 {
+			t.Errorf("%s: identity at %d, want %d; missing %v", test.name, at, test.want, got.Missing)
+		}
+	}
+}
+
+// Newcomers are refused where one of them may be enforced, and observed elsewhere.
+func TestFoldClosesNewcomers(t *testing.T) {
+	links := []host.Link{{Index: 2, Name: "br0", Kind: "bridge"}, veth(4, "veth0", 2)}
+	shop := discover.Newcomer{Workload: "shop/web.h1", Namespace: "shop", Labels: map[string]string{"container/app": "web"}}
+	dev := discover.Newcomer{Workload: "dev/web.h1", Namespace: "dev", Labels: map[string]string{"container/app": "web"}}
+	network := func(coming ...discover.Newcomer) discover.Found {
+		return discover.Found{Networks: []discover.Network{{Bridge: "br0", Known: true, Coming: coming}}}
+	}
+	bound := network(shop)
+	bound.Bindings = []discover.Binding{{Ifindex: 4, Newcomer: dev}}
+	inShop := []bocage.Newcomers{{Namespaces: []string{"shop"}}}
+	enforced := &bocage.Ruleset{Ports: []bocage.Port{{Interface: "gone", Instance: "x", Group: 20, Workload: "dev/web.h1"}}, Groups: []bocage.GroupInfo{{Group: 20, Enforce: true}}, Newcomers: inShop}
+	tests := []struct {
+		name    string
+		ruleset *bocage.Ruleset
+		watch   Watch
+		found   discover.Found
+		want    bool
+	}{
+		{"no ruleset", nil, Watch{Bridges: []string{"br0"}}, discover.Found{}, false},
+		{"nothing enforces", &bocage.Ruleset{}, Watch{Bridges: []string{"br0"}}, discover.Found{}, false},
+		{"somebody enforces, nothing is known", &bocage.Ruleset{Newcomers: inShop}, Watch{Bridges: []string{"br0"}}, discover.Found{}, true},
+		{"an enforced one comes", &bocage.Ruleset{Newcomers: inShop}, Watch{}, network(shop), true},
+		{"an observed one comes", &bocage.Ruleset{Newcomers: inShop}, Watch{}, network(dev), false},
+		{"one of each comes", &bocage.Ruleset{Newcomers: inShop}, Watch{}, network(dev, shop), true},
+		{"nobody is known to come", &bocage.Ruleset{Newcomers: inShop}, Watch{}, network(), true},
+		{"an observed one came", &bocage.Ruleset{Newcomers: inShop}, Watch{}, bound, false},
+		{"the selector means others", &bocage.Ruleset{Newcomers: []bocage.Newcomers{{Workload: bocage.Selector{MatchLabels: map[string]string{"container/app": "db"}}}}}, Watch{}, network(shop), false},
+		{"one that was enforced comes back", enforced, Watch{}, bound, true},
+	}
+	for _, test := range tests {
+		got := Fold(Scene{Ruleset: test.ruleset, Links: links, Watch: test.watch, Found: test.found})
+		if len(got.Attachments) != 1 || got.Attachments[0].Ifindex != 4 || got.Attachments[0].Closed != test.want {
+			t.Errorf("%s: %+v, want closed %t", test.name, got.Attachments, test.want)
+		}
+	}
+}
+
 func TestDifference(t *testing.T) {
-	links := []host.Link{{Index: 4, Name: "web"}, {Index: 5, Name: "api"}}
+	links := []host.Link{veth(4, "web", 0), veth(5, "api", 0)}
 	web, api := dataplane.Attachment{Ifindex: 4, Port: port("web", 101)}, dataplane.Attachment{Ifindex: 5, Port: port("api", 102)}
 	moved := web
 	moved.Port.Identity = 103
@@ -93,6 +179,8 @@ type fake struct {
 	wires      []dataplane.Wire
 	refuse     error // of Attach
 	tampered   []string
+	gone       map[uint32]bool
+	attaches   int
 	events     []bocage.FlowEvent
 }
 
@@ -140,6 +228,7 @@ func (f *fake) Attach(a dataplane.Attachment) error {
 		return f.refuse
 	}
 	f.attached[a.Ifindex] = a
+	f.attaches++
 	return nil
 }
 
@@ -173,6 +262,12 @@ func (f *fake) Run(ctx context.Context, each func([]bocage.FlowEvent, []bocage.C
 	each(f.events, nil)
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (f *fake) Gone(ifindex uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gone[ifindex]
 }
 
 // inbox gives steps as a test puts them in.
@@ -238,14 +333,14 @@ func TestAgent(t *testing.T) {
 		web, api := port("web", 101), port("api", 102)
 		in.ch <- &bocage.Ruleset{Generation: 1, Ports: []bocage.Port{web, api}}
 		attached() // no links listed yet
-		links <- []host.Link{{Index: 4, Name: "web"}}
+		links <- []host.Link{veth(4, "web", 0)}
 		attached(4)
 		if s := a.Status(); s.Generation != 1 || len(s.Missing) != 1 || s.Missing[0].Interface != "api" || len(s.Faults) != 0 {
 			t.Errorf("status %+v", s)
 		}
-		links <- []host.Link{{Index: 4, Name: "web"}, {Index: 5, Name: "api"}}
+		links <- []host.Link{veth(4, "web", 0), veth(5, "api", 0)}
 		attached(4, 5)
-		links <- []host.Link{{Index: 5, Name: "api"}, {Index: 6, Name: "web"}}
+		links <- []host.Link{veth(5, "api", 0), veth(6, "web", 0)}
 		attached(5, 6)
 
 		// A ruleset that cannot be applied changes nothing, and is asked for again.
@@ -282,6 +377,33 @@ func TestAgent(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		in.ch <- &bocage.Ruleset{Generation: 5, Ports: []bocage.Port{web}}
 		attached(6)
+		// Another link with its number is attached anew; so is one of which nobody
+		// can say, if its program has gone.
+		reborn := []host.Link{veth(5, "api", 0), veth(6, "web", 0)}
+		reborn[1].Born = 9
+		before := f.attaches
+		links <- reborn
+		attached(6)
+		if f.attaches != before+1 {
+			t.Errorf("attached %d times", f.attaches-before)
+		}
+		doubted := slices.Clone(reborn)
+		doubted[1].Doubts = 1
+		links <- doubted
+		attached(6)
+		if f.attaches != before+1 {
+			t.Error("attached anew on a mere doubt")
+		}
+		f.mu.Lock()
+		f.gone = map[uint32]bool{6: true}
+		f.mu.Unlock()
+		doubted = slices.Clone(doubted)
+		doubted[1].Doubts = 2
+		links <- doubted
+		attached(6)
+		if f.attaches != before+2 {
+			t.Error("not attached anew after its program had gone")
+		}
 		if published != 1 {
 			t.Errorf("%d events published, want 1", published)
 		}

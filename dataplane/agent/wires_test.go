@@ -38,7 +38,7 @@ func (f *fake) Wires() []dataplane.Wire {
 }
 
 var (
-	cable = []host.Link{{Index: 4, Name: "eth1"}, {Index: 5, Name: "eth2"}, {Index: 6, Name: "br0"}, {Index: 7, Name: "web"}}
+	cable = []host.Link{{Index: 4, Name: "eth1"}, {Index: 5, Name: "eth2"}, {Index: 6, Name: "br0"}, {Index: 7, Name: "web", Ethernet: true}}
 	dmz   = bocage.Wire{Name: "dmz", Host: "h1", Inside: "eth1", Outside: "eth2"}
 )
 
@@ -60,7 +60,7 @@ func TestFoldWires(t *testing.T) {
 		{"an interface is gone", &bocage.Ruleset{Wires: []bocage.Wire{dmz}, Ports: []bocage.Port{web}}, cable[1:],
 			Wanted{Cut: []bocage.Wire{dmz}}},
 	} {
-		if got := Fold(c.ruleset, c.links, Watch{}); !reflect.DeepEqual(got, c.want) {
+		if got := Fold(Scene{Ruleset: c.ruleset, Links: c.links}); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s:\n got %+v\nwant %+v", c.what, got, c.want)
 		}
 	}
