@@ -25,13 +25,15 @@ const vouchedBy = "vouched/"
 const vouchedAtOnce = 32
 
 // Vouch brings the Workloads of a host in line with what it sees, and returns for
-// each sighting that came to none, by namespace/name, why.
-func (s *Server) Vouch(ctx context.Context, host string, seen bocage.Sightings) (refused map[string]string, err error) {
+// each sighting that came to none, by namespace/name, why. Those that are settled
+// are not looked at again: they came to what they say before.
+func (s *Server) Vouch(ctx context.Context, host string, seen bocage.Sightings, settled map[string]bool) (refused map[string]string, err error) {
 	refused = map[string]string{}
 	wanted := s.wanted(ctx, host, seen, refused)
 	if err := s.forget(ctx, host, seen, wanted); err != nil {
 		return refused, fmt.Errorf("forget what host %s sees no more: %w", host, err)
 	}
+	wanted = slices.DeleteFunc(wanted, func(w sighted) bool { return settled[w.workload.NamespacedName()] })
 	for part := range slices.Chunk(wanted, vouchedAtOnce) {
 		if err := s.vouch(ctx, host, part, refused); err != nil {
 			return refused, fmt.Errorf("take over what host %s sees: %w", host, err)
@@ -131,15 +133,13 @@ func (s *Server) forget(ctx context.Context, host string, seen bocage.Sightings,
 			needed[key] = w.workload.NamespacedName()
 		}
 	}
-	gone := func(name, source string, w *bocage.Workload) bool {
-		if !slices.Contains(seen.Sources, source) || !shown[name] && slices.Contains(seen.Known, source) {
-			return true
-		}
-		// One that is renamed or restarted in another place gives way as one that
-		// stopped does: it is told of with what it has now.
+	unseen := func(name, source string) bool {
+		return !slices.Contains(seen.Sources, source) || !shown[name] && slices.Contains(seen.Known, source)
+	}
+	inTheWay := func(w *bocage.Workload) bool {
 		return slices.ContainsFunc(claimsOf(w), func(key string) bool {
 			by, is := needed[key]
-			return is && by != name && (stopped[name] || !shown[name])
+			return is && by != w.NamespacedName()
 		})
 	}
 	for done := false; !done; {
@@ -151,6 +151,9 @@ func (s *Server) forget(ctx context.Context, host string, seen bocage.Sightings,
 			record := maps.Clone(was)
 			done = true
 			for _, name := range slices.Sorted(maps.Keys(was)) {
+				if shown[name] && !stopped[name] && !unseen(name, was[name]) {
+					continue
+				}
 				old, w, err := b.vouched(name, host)
 				if err != nil {
 					return err
@@ -159,7 +162,7 @@ func (s *Server) forget(ctx context.Context, host string, seen bocage.Sightings,
 					delete(record, name) // removed, or somebody's declaration by now
 					continue
 				}
-				if !gone(name, was[name], w) {
+				if !unseen(name, was[name]) && !inTheWay(w) {
 					continue
 				}
 				if len(was)-len(record) >= vouchedAtOnce {

@@ -30,7 +30,7 @@ func sightings(list ...bocage.Sighting) bocage.Sightings {
 // vouch tells the server, and returns what was refused.
 func (b *bench) vouch(t *testing.T, host string, seen bocage.Sightings) map[string]string {
 	t.Helper()
-	refused, err := b.server.Vouch(t.Context(), host, seen)
+	refused, err := b.server.Vouch(t.Context(), host, seen, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

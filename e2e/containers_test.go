@@ -113,7 +113,7 @@ func (y *yard) down() {
 func (y *yard) workload(name string, as func(*bocage.Workload) bool) *bocage.Workload {
 	y.t.Helper()
 	var found *bocage.Workload
-	y.await(60*time.Second, "workload "+name+" as wanted", func() error {
+	y.await(90*time.Second, "workload "+name+" as wanted", func() error {
 		found = nil
 		for _, w := range items[bocage.Workload](y.site, "workloads") {
 			if w.NamespacedName() == name {
@@ -236,7 +236,7 @@ func (y *yard) inventory(t *testing.T) {
 		again.Spec.Interface, again.Spec.Addresses[0])
 	y.ok(declared, "apply", "-f", "-")
 	y.gone(name)
-	y.await(30*time.Second, "the conflict is told", func() error {
+	y.await(90*time.Second, "the conflict is told", func() error {
 		for _, h := range items[bocage.Host](y.site, "hosts") {
 			for _, c := range h.Status.Conditions {
 				if h.Name == "h1" && c.Type == bocage.ConditionDiscovered && c.Status == "False" && strings.Contains(c.Message, "shop/declared") {
@@ -345,9 +345,9 @@ func (y *yard) firstPacket(t *testing.T) {
 		}
 		at := y.listen(name, gateway)
 		var group sync.WaitGroup
-		for part := range 4 { // some at a time, so that the agent has more to do than one
+		for part := range 3 { // some at a time, so that the agent has more to do than one
 			group.Go(func() {
-				for i := part; i < 20; i += 4 {
+				for i := part; i < 12; i += 3 {
 					if _, err := y.runtimes[name].TryRun(fmt.Sprint("eager-", i), append(slices.Clone(args), "--", "shout", at.address)...); err != nil {
 						t.Error(err)
 					}
@@ -355,13 +355,13 @@ func (y *yard) firstPacket(t *testing.T) {
 			})
 		}
 		group.Wait()
-		for i := range 20 {
+		for i := range 12 {
 			y.workload(fmt.Sprintf("default/eager-%d.%s", i, name), anyway)
 		}
 		if n := at.count.Load(); n != 0 {
 			t.Errorf("%s: %d packets of containers that nobody had vouched for got through", name, n)
 		}
-		for i := range 20 {
+		for i := range 12 {
 			y.runtimes[name].Must("rm", "-f", fmt.Sprint("eager-", i))
 		}
 	}

@@ -136,7 +136,7 @@ func shown(links []host.Link, hide func(host.Link) bool) []host.Link {
 
 // sightingsDesk takes over what agents see.
 type sightingsDesk struct {
-	vouch func(ctx context.Context, host string, seen bocage.Sightings) (map[string]string, error)
+	vouch func(ctx context.Context, host string, seen bocage.Sightings, settled map[string]bool) (map[string]string, error)
 	store store.Store
 
 	mu   sync.Mutex // guards taken
@@ -149,9 +149,13 @@ type hostDesk struct {
 	sum    [sha256.Size]byte
 	at     time.Time
 	answer []byte
+	// taken are the sightings that came to workloads; whole is when all of them were
+	// last looked at: people may have changed any since.
+	taken map[string][sha256.Size]byte
+	whole time.Time
 }
 
-func newSightingsDesk(s store.Store, vouch func(context.Context, string, bocage.Sightings) (map[string]string, error)) *sightingsDesk {
+func newSightingsDesk(s store.Store, vouch func(context.Context, string, bocage.Sightings, map[string]bool) (map[string]string, error)) *sightingsDesk {
 	return &sightingsDesk{vouch: vouch, store: s, desk: map[string]*hostDesk{}}
 }
 
@@ -189,10 +193,14 @@ func (d *sightingsDesk) take(ctx context.Context, name string, data []byte) ([]b
 	if err := json.Unmarshal(data, &seen); err != nil {
 		return nil, errors.New("the report of the agent is damaged")
 	}
-	refused, err := d.vouch(ctx, name, seen)
+	sums, settled := desk.settled(seen)
+	refused, err := d.vouch(ctx, name, seen, settled)
 	if err != nil {
+		desk.whole = time.Time{}
 		return nil, err
 	}
+	maps.DeleteFunc(sums, func(name string, _ [sha256.Size]byte) bool { return refused[name] != "" })
+	desk.taken = sums
 	if err := d.conclude(ctx, name, seen, refused); err != nil {
 		return nil, err
 	}
@@ -201,6 +209,27 @@ func (d *sightingsDesk) take(ctx context.Context, name string, data []byte) ([]b
 		desk.sum, desk.at, desk.answer = sum, time.Now(), answer
 	}
 	return answer, err
+}
+
+// settled tells sightings that came to workloads before and are the same still. Now
+// and then none are.
+func (h *hostDesk) settled(seen bocage.Sightings) (sums map[string][sha256.Size]byte, settled map[string]bool) {
+	sums, settled = map[string][sha256.Size]byte{}, map[string]bool{}
+	whole := time.Since(h.whole) < sightingsEvery
+	if !whole {
+		h.whole = time.Now()
+	}
+	for _, s := range seen.Sightings {
+		data, err := json.Marshal(s)
+		if err != nil || s.Stopped {
+			continue
+		}
+		name, sum := s.NamespacedName(), sha256.Sum256(data)
+		sums[name] = sum
+		before, known := h.taken[name]
+		settled[name] = whole && known && before == sum
+	}
+	return sums, settled
 }
 
 // conclude says on the Host what came of its sightings.

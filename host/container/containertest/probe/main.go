@@ -44,7 +44,8 @@ func run(args []string) error {
 	return errors.New("usage: probe wait | shout ADDRESS... | talk ADDRESS | serve PORT")
 }
 
-// shout sends at once, and a hundred times a second from then on.
+// shout sends at once, a hundred times a second for a second, and then now and
+// then: there may be many of them.
 func shout(addresses []string) error {
 	pace := time.NewTicker(10 * time.Millisecond)
 	for n := 0; ; n++ {
@@ -55,6 +56,9 @@ func shout(addresses []string) error {
 			}
 			fmt.Fprintf(conn, "%d", n)
 			conn.Close()
+		}
+		if n == 100 {
+			pace.Reset(500 * time.Millisecond)
 		}
 		<-pace.C
 	}
