@@ -55,8 +55,11 @@ type Consume struct {
 	Service string `json:"service,omitempty"`
 	// Interface is the name of one of the service's provides; empty means all.
 	Interface string `json:"interface,omitempty"`
-	// External is a prefix outside the inventory.
-	External netip.Prefix `json:"external,omitzero"`
+	// External is outside the inventory: a prefix, or a DNS name such as
+	// api.example.com or *.example.com. A name stands for the addresses that the
+	// workload itself was told, by a DNS server that policy lets it ask, as long as
+	// the answer may be kept.
+	External External `json:"external,omitzero"`
 	// Port, EndPort and Protocol say what is used at an External.
 	Port     uint16 `json:"port,omitempty"`
 	EndPort  uint16 `json:"endPort,omitempty"`
@@ -108,14 +111,14 @@ func (a *Application) Validate() Faults {
 
 func (c Consume) validate() Faults {
 	var faults Faults
-	external := c.External != netip.Prefix{}
+	external := c.External != External{}
 	switch {
 	case c.Service == "" && !external:
-		faults.Add("", "needs a service or an external prefix")
+		faults.Add("", "needs a service or an external prefix or name")
 	case c.Service != "" && external:
-		faults.Add("", "has both a service and an external prefix: use two entries")
+		faults.Add("", "has both a service and an external end: use two entries")
 	case external:
-		faults = append(faults, validatePrefixes([]netip.Prefix{c.External}).Under("external")...)
+		faults = append(faults, c.External.validate().Under("external")...)
 		faults = append(faults, validatePorts(c.Port, c.EndPort, c.Protocol)...)
 	default:
 		if !IsServiceName(c.Service) {

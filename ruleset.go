@@ -24,6 +24,8 @@ type Ruleset struct {
 	Peers []Peer `json:"peers"`
 	// Groups describes each group that Peers name, sorted by number.
 	Groups []GroupInfo `json:"groups"`
+	// Names are the patterns of DNS names that rules lead to, sorted by name.
+	Names []Name `json:"names,omitempty"`
 	// Rules are the cells that differ from the default, in the order of
 	// CompareRules. Ranges of equal From, To and Protocol never overlap.
 	Rules []Rule `json:"rules"`
@@ -114,6 +116,9 @@ type Decision struct {
 	Code    ReasonCode `json:"code"`
 	// Profile is the inspection profile of VerdictInspect; 0 otherwise.
 	Profile uint16 `json:"profile,omitempty"`
+	// Final says of a refusal with ReasonKubernetes that a policy forbids the cell;
+	// else it merely does not allow it, and a name may: see DecideNamed.
+	Final bool `json:"final,omitempty"`
 	// Log asks for every flow of the cell to be kept in full detail.
 	Log bool `json:"log,omitempty"`
 	// Duties are all that an allowed flow owes, those of Profile and Log included;
@@ -286,7 +291,7 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 // asked anything. Its lists are those of the original: nobody changes what is in them.
 func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
-		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Rules: r.Rules, Reasons: r.Reasons,
+		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Names: r.Names, Rules: r.Rules, Reasons: r.Reasons,
 		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Newcomers: r.Newcomers, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
 	}
 }

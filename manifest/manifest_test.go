@@ -89,8 +89,8 @@ func TestFaults(t *testing.T) {
 			`f.yaml:4: spec.addresses[0]: "10.0.0.300" is not an IP address`,
 			`f.yaml:4: spec.addresses[1]: is a number where text is needed: write "7"`,
 			`f.yaml:9: spec.until: "tomorrow" is not a time such as 2026-11-24T18:00:00Z`}},
-		{"prefixes", head + "kind: Application\nmetadata: {name: a}\nspec: {workload: {}, consumes: [{external: api.example, port: 443}]}\n",
-			[]string{`f.yaml:4: spec.consumes[0].external: "api.example" is not a CIDR such as 10.0.0.0/8 or 2001:db8::/32`}},
+		{"prefixes", head + "kind: Application\nmetadata: {name: a}\nspec: {workload: {}, consumes: [{external: api_example, port: 443}]}\n",
+			[]string{`f.yaml:4: spec.consumes[0].external: neither a CIDR such as 10.0.0.0/8 nor a name: "api_example" is not a domain name such as example.com or *.example.com: it needs two labels at least`}},
 		{"the kind's own faults", head + "kind: Decoy\nmetadata: {name: d, namespace: shop}\nspec:\n  protocol: telnet\n", []string{
 			`f.yaml:3: metadata.namespace: the kind is cluster-wide: remove "shop"`,
 			"f.yaml:4: spec.port: needs a port from 1 to 65535",

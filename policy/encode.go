@@ -53,6 +53,7 @@ type ownPart struct {
 	Wires      []bocage.Wire           `json:"wires,omitempty"`
 	Newcomers  []bocage.Newcomers      `json:"newcomers,omitempty"`
 	Decoys     []bocage.DecoyPlacement `json:"decoys,omitempty"`
+	Names      []bocage.Name           `json:"names,omitempty"`
 }
 
 // sharedPart is what most hosts have in common.
@@ -141,7 +142,7 @@ func (e *encoder) encode(host string, number uint64, confirmBy time.Time) ([]byt
 		sharedHash = sha256.Sum256(shared)
 	}
 	part := ownPart{Host: cut.Host, Decisions: cut.Decisions, Default: cut.Default, Refused: cut.Refused,
-		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Newcomers: cut.Newcomers, Decoys: cut.Decoys}
+		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Newcomers: cut.Newcomers, Decoys: cut.Decoys, Names: cut.Names}
 	own, err := json.Marshal(part)
 	if err != nil {
 		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)

@@ -111,6 +111,7 @@ func (c *compiler) replaceApplications(d *change) {
 			d.used = append(d.used, use)
 		}
 		prefixesOf(a.Application, c.pop.namePrefix(-1, nil))
+		namesOf(a.Application, c.pop.domains.count(-1))
 		c.leave(a)
 	}
 	for _, o := range d.applicationsCome {
@@ -120,6 +121,7 @@ func (c *compiler) replaceApplications(d *change) {
 			delete(kept, o.NamespacedName())
 		}
 		c.hear(&a.prefixes, func() { prefixesOf(a.Application, c.pop.namePrefix(1, &c.findings)) })
+		namesOf(a.Application, c.pop.domains.count(1))
 		c.enter(a)
 		d.offers = d.offers || c.withData[a]
 		d.neighbours = append(d.neighbours, a.NamespacedName())

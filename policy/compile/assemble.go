@@ -133,6 +133,7 @@ func (c *compiler) assemble(d *change) {
 	}
 	c.place(rs)
 	c.placeWires(rs)
+	c.nameGroups(rs)
 	c.noteChanged()
 }
 
@@ -312,7 +313,7 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 // written is a decision with its number.
 func (c *compiler) written(i int32) bocage.Decision {
 	d := c.decisions.list[i]
-	out := bocage.Decision{ID: c.idOf(i), Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Log: d.log, By: d.by}
+	out := bocage.Decision{ID: c.idOf(i), Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Final: d.final, Log: d.log, By: d.by}
 	if !d.duties.Empty() {
 		out.Duties = &d.duties
 	}

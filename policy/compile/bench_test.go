@@ -107,7 +107,7 @@ func variedApplication(a, applications int, place func(int) (string, string), r 
 		app.Spec.Provides[0].To = bocage.Selector{MatchLabels: map[string]string{"tier": tiers[a%len(tiers)]}}
 	case 3:
 		app.Spec.Consumes = append(app.Spec.Consumes, bocage.Consume{
-			External: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(a >> 16), byte(a >> 8), byte(a)}), 32), Port: 443})
+			External: bocage.ExternalPrefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{198, byte(a >> 16), byte(a >> 8), byte(a)}), 32)), Port: 443})
 	}
 	first := a / perNamespace * perNamespace
 	for range 2 {
@@ -399,7 +399,7 @@ var editKinds = []editKind{
 	{"addresses", func(in compile.Input, r *rand.Rand, n int) compile.Input {
 		return editApplication(in, r, func(a *bocage.Application) {
 			a.Spec.Consumes = append(a.Spec.Consumes, bocage.Consume{Port: 443,
-				External: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}), 32)})
+				External: bocage.ExternalPrefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, byte(n >> 8), byte(n)}), 32))})
 		})
 	}},
 	// Every tier is asked for somewhere already: see variedApplication.

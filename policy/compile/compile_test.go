@@ -175,7 +175,7 @@ func TestNestedPrefixes(t *testing.T) {
 	in := shop()
 	wide, narrow := netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.128/25")
 	in.Applications[0].Spec.Consumes = append(in.Applications[0].Spec.Consumes,
-		bocage.Consume{External: wide, Port: 443}, bocage.Consume{External: narrow, Port: 8443})
+		bocage.Consume{External: bocage.ExternalPrefix(wide), Port: 443}, bocage.Consume{External: bocage.ExternalPrefix(narrow), Port: 8443})
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{
 		Never: []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("203.0.113.200/32")}}}}}}}
 	rs := compile.Compile(in).Ruleset()

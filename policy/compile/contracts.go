@@ -90,8 +90,15 @@ func (c *compiler) stateConsumes(a *application) {
 	for j, consume := range a.Spec.Consumes {
 		at := field("spec.consumes", j)
 		half := Ref("Application", a, at)
+		if consume.External.Name != "" {
+			c.findings.note(Ref("Application", a, at+".external"), NameUnheard,
+				"is compiled, explained and proved; enforcement points do not read DNS answers yet, so %s opens no address there: name its prefixes until then", consume.External)
+			c.state(statement{kind: allowName, from: side{list: a.groups}, to: side{list: c.pop.domain(consume.External.Name)},
+				ports: transport(consume.Port, consume.EndPort, consume.Protocol), by: []bocage.Ref{half}})
+			continue
+		}
 		if consume.External.IsValid() {
-			c.state(statement{kind: allow, from: side{list: a.groups}, to: side{list: c.pop.under(prefixList(consume.External))},
+			c.state(statement{kind: allow, from: side{list: a.groups}, to: side{list: c.pop.under(prefixList(consume.External.Prefix))},
 				ports: transport(consume.Port, consume.EndPort, consume.Protocol), by: []bocage.Ref{half}})
 			continue
 		}

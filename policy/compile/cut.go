@@ -137,6 +137,7 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 			out.Profiles = append(out.Profiles, p)
 		}
 	}
+	out.Names = namesIn(whole.Names, out.Rules)
 	out.Decoys = placements(whole.Decoys, out.Rules, out.Decisions)
 	return out
 }

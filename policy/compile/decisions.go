@@ -18,6 +18,7 @@ type decision struct {
 	profiles []string // sorted
 	duties   bocage.Duties
 	log      bool
+	final    bool // of a refusal by Kubernetes: see bocage.Decision
 	by       []bocage.Ref
 	// until is when it gives way to the decision with the number then; zero:
 	// never.
@@ -150,13 +151,21 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		}
 	}
 
+	// A name is no place: what refuses is said of the address that goes by it.
+	named := slices.ContainsFunc(alive, func(s *statement) bool { return s.kind == allowName })
 	var allows, isolations, refusals, answers, marks, diverts, exceptions []bocage.Ref
 	var kubes, owes []*statement
 	var owed joined
 	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
 	for _, s := range alive {
 		switch s.kind {
-		case allow:
+		case isolate, refuse, answer, kube:
+			if named {
+				continue
+			}
+		}
+		switch s.kind {
+		case allow, allowName:
 			allows = append(allows, s.by...)
 			owed.add(s)
 		case kube:
@@ -209,7 +218,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		case len(refusals) > 0:
 			d.code = bocage.ReasonGuardrail
 		case len(kubeRefusals) > 0:
-			d.code = bocage.ReasonKubernetes
+			d.code, d.final = bocage.ReasonKubernetes, true
 		default:
 			d.code = bocage.ReasonThreat
 		}
@@ -356,7 +365,7 @@ func unique(refs []bocage.Ref) []bocage.Ref {
 
 // equal reports whether two decisions are the same, ends apart.
 func (d *decision) equal(o decision) bool {
-	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.duties == o.duties && slices.Equal(d.by, o.by)
+	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.final == o.final && d.duties == o.duties && slices.Equal(d.by, o.by)
 }
 
 // internChain gives the first of a chain of decisions its number.
@@ -394,6 +403,9 @@ func (d *decisions) key(x *decision) string {
 		b.WriteString(x.code.String())
 		if x.log {
 			b.WriteString(" log")
+		}
+		if x.final {
+			b.WriteString(" final")
 		}
 		for _, duty := range x.duties.List() {
 			b.WriteString(" +")

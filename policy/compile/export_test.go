@@ -1,8 +1,19 @@
 package compile
 
+import "bocage.dev/bocage"
+
 // CompileSpelling is Compile with another bound on how large sites may be whose
 // refusals are spelled out pair by pair.
 func CompileSpelling(in Input, most int) Output { return NewCompilerSpelling(most).Compile(in) }
 
 // NewCompilerSpelling is NewCompiler with that bound.
 func NewCompilerSpelling(most int) *Compiler { return &Compiler{spelled: most} }
+
+// NewSparingCutter is NewCutter for hosts that take no more than so many reasons.
+func NewSparingCutter(rs *bocage.Ruleset, in Input, most int) *Cutter {
+	c := NewCutter(rs, in)
+	if c.reasons != nil {
+		c.reasons.most = most
+	}
+	return c
+}

@@ -148,6 +148,9 @@ func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *boc
 	if d == nil {
 		return
 	}
+	for i := range blocks {
+		blocks[i].to = c.pop.orNames(blocks[i].to)
+	}
 	owed := func(name string, d bocage.Duties, impossible bool, blocks ...block) {
 		s := like
 		s.kind, s.by = owe, []bocage.Ref{Ref(kind, o, at+"."+name)}

@@ -247,6 +247,7 @@ type face struct {
 	verdict  bocage.Verdict
 	code     bocage.ReasonCode
 	log      bool
+	final    bool
 	duties   bocage.Duties
 	until    int64
 	then     int32 // the face of what follows
@@ -265,9 +266,9 @@ func (g *grid) like(decision int32) likeness {
 		i := int32(len(g.likeness))
 		d := &g.c.decisions.list[i]
 		l := likeness{allows: d.verdict.Allowed()}
-		f := face{verdict: d.verdict, code: d.code, log: d.log, duties: d.duties, then: unset, decision: unset}
+		f := face{verdict: d.verdict, code: d.code, log: d.log, final: d.final, duties: d.duties, then: unset, decision: unset}
 		e := f
-		e.code = bocage.ReasonNone
+		e.code, e.final = bocage.ReasonNone, false
 		if e.verdict == bocage.VerdictReject {
 			e.verdict = bocage.VerdictDrop
 		}

@@ -22,7 +22,8 @@ type subject struct {
 	key    string // names it in one canonical way; its group number is a hash of it
 	name   string // for people
 	group  bocage.Group
-	prefix netip.Prefix // of a named prefix
+	prefix netip.Prefix      // of a named prefix
+	domain bocage.DomainName // of a name in the DNS
 
 	namespace string
 	zone      string
@@ -61,12 +62,13 @@ type population struct {
 	blocks    []netip.Prefix         // the keys of byBlock, sorted
 	prefixes  []int32                // the named prefixes, sorted by prefix
 	named     map[netip.Prefix]int32 // how often somebody names a prefix
-	renamed   map[netip.Prefix]bool  // those that may not be named as they were; nil: all
-	everyone  []int32                // the groups of workloads
-	offering  []int32                // those of them that offer classes of data
-	of        []int32                // by place of a workload: its subject
-	shadowed  map[netip.Addr]int32   // how often somebody names an address that is a workload's
-	also      map[int32][]int32      // its other subjects
+	domains   domains
+	renamed   map[netip.Prefix]bool // those that may not be named as they were; nil: all
+	everyone  []int32               // the groups of workloads
+	offering  []int32               // those of them that offer classes of data
+	of        []int32               // by place of a workload: its subject
+	shadowed  map[netip.Addr]int32  // how often somebody names an address that is a workload's
+	also      map[int32][]int32     // its other subjects
 	numbers   *numbering
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
 	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept

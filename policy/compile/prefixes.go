@@ -19,6 +19,7 @@ func (p *population) addPrefixes() {
 	for _, prefix := range list {
 		p.prefixes = append(p.prefixes, p.addSubject(prefixSubject(prefix)))
 	}
+	p.addDomains()
 	// Room for prefixes that come later: their numbers stay below those of workloads.
 	first := len(p.subjects)
 	p.workloads = first + first/4 + 64
@@ -26,7 +27,7 @@ func (p *population) addPrefixes() {
 	for i := p.workloads - 1; i >= first; i-- {
 		p.spare = append(p.spare, int32(i))
 	}
-	p.renamed = map[netip.Prefix]bool{}
+	p.renamed, p.domains.renamed = map[netip.Prefix]bool{}, map[bocage.DomainName]bool{}
 }
 
 func prefixSubject(prefix netip.Prefix) subject {
@@ -64,7 +65,7 @@ func (p *population) changePrefixes(d *change) bool {
 		d.come = append(d.come, i)
 	}
 	clear(p.renamed)
-	return true
+	return p.changeDomains(d)
 }
 
 // letGo says that nobody is left in a subject.
@@ -114,8 +115,8 @@ func prefixesOf(a *bocage.Application, visit func(bocage.Ref, netip.Prefix)) {
 		}
 	}
 	for i, consume := range a.Spec.Consumes {
-		if consume.External.IsValid() {
-			visit(Ref("Application", a, field("spec.consumes", i)+".external"), consume.External)
+		if consume.External.Prefix.IsValid() {
+			visit(Ref("Application", a, field("spec.consumes", i)+".external"), consume.External.Prefix)
 		}
 	}
 }

@@ -35,6 +35,7 @@ func agrees(t *rapid.T) (cells int) {
 	}
 	moments := policytest.Moments()
 	keep := rapid.IntRange(0, sampled-1).Draw(t, "sample")
+	heard := rapid.SampledFrom([][]bocage.DomainName{nil, {"api.example.com"}, {"a.b.example.com", "example.com"}, {"db.example.net", "api.example.com"}}).Draw(t, "heard")
 	n := 0
 	policytest.Flows(func(f bocage.Flow) {
 		if n++; n%sampled != keep {
@@ -45,8 +46,8 @@ func agrees(t *rapid.T) (cells int) {
 		}
 		f.At = moments[cells%len(moments)]
 		cells++
-		verdict, reason := rs.Decide(f)
-		g := judge.Judge(f)
+		verdict, reason := rs.DecideNamed(f, heard...)
+		g := judge.JudgeNamed(f, heard...)
 		if verdict != g.Verdict || reason.Would != g.Would || reason.Code != g.Code {
 			t.Fatalf("%s at %s: compiled says %s (%s, would %s), the objects say %s (%s, would %s)\n%s", f, f.At.Sub(policytest.Now),
 				verdict, reason.Code, reason.Would, g.Verdict, g.Code, g.Would, policytest.Describe(in))

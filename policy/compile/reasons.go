@@ -9,6 +9,8 @@ import (
 // mostReasons is how many rules of a host may come from reasons. Where there
 // would be more, the host refuses the same cells without them: its events name
 // the wider refusal, and explanations, which read the objects, the precise one.
+// Those of addresses outside stay for whoever consumes names: where the wider
+// refusal merely lacks an allow, a name would open what the precise one closes.
 const mostReasons = 1 << 14
 
 // reasons spells out Ruleset.Reasons for single hosts: enforcement points know
@@ -17,6 +19,8 @@ type reasons struct {
 	bySender, byReceiver map[bocage.Group][]bocage.Rule  // by class
 	senders, receivers   map[bocage.Group]bocage.Group   // group -> class
 	sending, receiving   map[bocage.Group][]bocage.Group // class -> groups
+	outside, naming      map[bocage.Group]bool           // addresses outside, and groups with rules towards names
+	most                 int
 }
 
 func newReasons(rs *bocage.Ruleset) *reasons {
@@ -27,6 +31,23 @@ func newReasons(rs *bocage.Ruleset) *reasons {
 		bySender: map[bocage.Group][]bocage.Rule{}, byReceiver: map[bocage.Group][]bocage.Rule{},
 		senders: map[bocage.Group]bocage.Group{}, receivers: map[bocage.Group]bocage.Group{},
 		sending: map[bocage.Group][]bocage.Group{}, receiving: map[bocage.Group][]bocage.Group{},
+		outside: map[bocage.Group]bool{bocage.GroupWorld: true}, naming: map[bocage.Group]bool{}, most: mostReasons,
+	}
+	if len(rs.Names) > 0 {
+		names := make(map[bocage.Group]bool, len(rs.Names))
+		for _, name := range rs.Names {
+			names[name.Group] = true
+		}
+		for _, rule := range rs.Rules {
+			if names[rule.To] {
+				r.naming[rule.From] = true
+			}
+		}
+		for _, peer := range rs.Peers {
+			if peer.Identity == bocage.IdentityWorld {
+				r.outside[peer.Group] = true
+			}
+		}
 	}
 	for _, rule := range rs.Reasons {
 		r.bySender[rule.From] = append(r.bySender[rule.From], rule)
@@ -56,10 +77,11 @@ func (r *reasons) spellOut(local map[bocage.Group]bool, rules []bocage.Rule) []b
 		return rules
 	}
 	var count int
-	r.each(local, func(reason bocage.Rule) bool { count++; return count <= mostReasons })
-	if count == 0 || count > mostReasons {
+	r.each(local, func(reason bocage.Rule) bool { count++; return count <= r.most })
+	if count == 0 || count > r.most && len(r.naming) == 0 {
 		return rules
 	}
+	sparing := count > r.most
 	type pair struct{ from, to bocage.Group }
 	exact := map[pair][]bocage.Rule{}
 	for _, rule := range rules {
@@ -67,6 +89,9 @@ func (r *reasons) spellOut(local map[bocage.Group]bool, rules []bocage.Rule) []b
 	}
 	out := slices.Clone(rules)
 	r.each(local, func(reason bocage.Rule) bool {
+		if sparing && !(r.naming[reason.From] && r.outside[reason.To]) {
+			return true
+		}
 		out = append(out, besides(reason, exact[pair{reason.From, reason.To}])...)
 		return true
 	})

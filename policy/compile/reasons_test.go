@@ -29,6 +29,7 @@ func TestReasonsAgree(t *testing.T) {
 		for _, host := range cutter.Hosts() {
 			cuts[host] = cutter.Cut(host)
 		}
+		sparing := compile.NewSparingCutter(classes, in, 0)
 		keep, n := rapid.IntRange(0, 9).Draw(t, "sample"), 0
 		policytest.Flows(func(f bocage.Flow) {
 			if n++; n%10 != keep {
@@ -44,6 +45,17 @@ func TestReasonsAgree(t *testing.T) {
 				t.Fatalf("%s: without reasons it would be %s, not %s", f, r.Would, reason.Would)
 			}
 			sameDuties(t, f, spelled, reason.Decision, classes, given.Decision)
+			heard := []bocage.DomainName{"api.example.com", "db.example.net"}
+			_, wantNamed := spelled.DecideNamed(f, heard...)
+			_, named := classes.DecideNamed(f, heard...)
+			if named.Would != wantNamed.Would || named.Code != wantNamed.Code {
+				t.Fatalf("%s by name: spelled out it is %v, by classes %v\n%s", f, wantNamed, named, policytest.Describe(in))
+			}
+			if host := classes.Lookup(f.Source).Host; host != "" {
+				if _, r := sparing.Cut(host).DecideNamed(f, heard...); r.Would.Allowed() != named.Would.Allowed() {
+					t.Fatalf("%s by name: %s, without most reasons, says %v, the whole %v\n%s", f, host, r, named, policytest.Describe(in))
+				}
+			}
 			for _, end := range []bocage.Peer{classes.Lookup(f.Source), classes.Lookup(f.Destination)} {
 				if end.Host == "" {
 					continue

@@ -47,13 +47,14 @@ const (
 	dispose                   // raises the disposition of refused cells
 	disposeSilent             // raises it where nobody but default deny or Kubernetes refuses
 	divert                    // raises the disposition of refused cells: a decoy
+	allowName                 // allows, towards a name (names.go)
 )
 
 // weak statements say nothing about a cell that nobody allows.
 func (s *statement) weak() bool { return s.kind == owe || s.shy }
 
 // mayAllow reports whether the statement may open a cell.
-func (s *statement) mayAllow() bool { return s.kind == allow || s.kind == kube }
+func (s *statement) mayAllow() bool { return s.kind == allow || s.kind == allowName || s.kind == kube }
 
 // duty is what a cell owes.
 type duty struct {

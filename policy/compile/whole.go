@@ -22,6 +22,7 @@ type whole struct {
 	profiles   []bocage.Profile
 	wires      []bocage.Wire
 	decoys     []bocage.DecoyPlacement
+	names      []bocage.Name
 
 	once    sync.Once
 	ruleset *bocage.Ruleset
@@ -34,7 +35,7 @@ func emptyWhole() *whole {
 // next returns another whole with the same lists.
 func (w *whole) next() *whole {
 	return &whole{generation: w.generation, digest: w.digest, peers: w.peers, groups: w.groups, rules: w.rules, decisions: w.decisions,
-		reasons: w.reasons, fallback: w.fallback, refused: w.refused, profiles: w.profiles, wires: w.wires, decoys: w.decoys}
+		reasons: w.reasons, fallback: w.fallback, refused: w.refused, profiles: w.profiles, wires: w.wires, decoys: w.decoys, names: w.names}
 }
 
 func comparePeers(a, b bocage.Peer) int { return comparePrefixes(a.Prefix, b.Prefix) }
@@ -48,7 +49,7 @@ func compareDecisions(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID)
 func (w *whole) flat() *bocage.Ruleset {
 	w.once.Do(func() {
 		w.ruleset = &bocage.Ruleset{Generation: w.generation, Digest: w.digest, Peers: flat(w.peers), Groups: flat(w.groups), Rules: flat(w.rules),
-			Reasons: w.reasons, Decisions: flat(w.decisions), Default: w.fallback, Refused: w.refused, Profiles: w.profiles, Wires: w.wires, Decoys: w.decoys}
+			Reasons: w.reasons, Decisions: flat(w.decisions), Default: w.fallback, Refused: w.refused, Profiles: w.profiles, Wires: w.wires, Decoys: w.decoys, Names: w.names}
 	})
 	return w.ruleset
 }
@@ -65,6 +66,6 @@ func flat[T any](l *list[T]) []T {
 // wholeOf takes a ruleset apart that was not compiled here.
 func wholeOf(rs *bocage.Ruleset) *whole {
 	w := &whole{generation: rs.Generation, digest: rs.Digest, peers: newList(rs.Peers), groups: newList(rs.Groups), rules: newList(rs.Rules),
-		decisions: newList(rs.Decisions), reasons: rs.Reasons, fallback: rs.Default, refused: rs.Refused, profiles: rs.Profiles, wires: rs.Wires, decoys: rs.Decoys}
+		decisions: newList(rs.Decisions), reasons: rs.Reasons, fallback: rs.Default, refused: rs.Refused, profiles: rs.Profiles, wires: rs.Wires, decoys: rs.Decoys, names: rs.Names}
 	return w
 }

@@ -51,7 +51,7 @@ func (j *Judge) grantStep(g *Judgement, f bocage.Flow) Step {
 
 // egressStep lets the source's application consume an address outside.
 func (j *Judge) egressStep(g *Judgement, f bocage.Flow) Step {
-	entry := bocage.Consume{External: host(g.Destination.address), Port: portOf(f), Protocol: protocolOf(f)}
+	entry := bocage.Consume{External: bocage.ExternalPrefix(host(g.Destination.address)), Port: portOf(f), Protocol: protocolOf(f)}
 	return j.consumeStep(g.Source, entry)
 }
 

@@ -73,7 +73,7 @@ func (j *Judge) base(g *Judgement, f bocage.Flow) []contract {
 	}
 	for _, a := range j.of(g.Source) {
 		for i, c := range a.Spec.Consumes {
-			if c.External.IsValid() && covers(f, c.Port, c.EndPort, c.Protocol) && g.Destination.within([]netip.Prefix{c.External}) {
+			if c.External.Prefix.IsValid() && covers(f, c.Port, c.EndPort, c.Protocol) && g.Destination.within([]netip.Prefix{c.External.Prefix}) {
 				g.Allows = append(g.Allows, []bocage.Ref{ref("Application", a, at("spec.consumes", i))})
 			}
 		}

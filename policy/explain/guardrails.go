@@ -11,7 +11,7 @@ import (
 func (j *Judge) guardrails(g *Judgement, f bocage.Flow) {
 	for _, gr := range j.in.Guardrails {
 		spec := gr.InForce()
-		if !j.matches(spec.Match, g, f) {
+		if !j.matches(spec.Match, g, f) && !(g.Destination.named && j.mayMean(spec.Match, g, f)) {
 			continue
 		}
 		excepted := j.excepted(gr.Name, g, f)
@@ -23,7 +23,7 @@ func (j *Judge) guardrails(g *Judgement, f bocage.Flow) {
 			return by, excepted == nil
 		}
 		for i, never := range spec.Never {
-			if j.matches(never, g, f) {
+			if !g.Destination.named && j.matches(never, g, f) { // what refuses is said of addresses
 				if by, holds := says(at("spec.never", i)); holds {
 					g.Nevers = append(g.Nevers, by)
 				}

@@ -108,28 +108,42 @@ type Wish struct {
 // who allows it, who refuses it, what it would owe, how a refusal looks and
 // whether it holds.
 func (j *Judge) Judge(f bocage.Flow) Judgement {
+	f = j.normal(f)
+	g := Judgement{Source: j.party(f.Source), Destination: j.party(f.Destination), At: f.At}
+	j.judge(&g, f, j.base(&g, f))
+	return g
+}
+
+// normal fills in the moment, and takes away ports that the protocol has not.
+func (j *Judge) normal(f bocage.Flow) bocage.Flow {
 	if f.At.IsZero() {
 		f.At = j.in.Now
 	}
 	if !f.Protocol.HasPorts() {
 		f.DestinationPort = 0
 	}
-	g := Judgement{Source: j.party(f.Source), Destination: j.party(f.Destination), At: f.At}
-	contracts := j.base(&g, f)
-	j.protect(&g, f)
-	j.contractDuties(&g, contracts)
+	return f
+}
+
+// judge takes the steps after the first: who allows it is known.
+func (j *Judge) judge(g *Judgement, f bocage.Flow, contracts []contract) {
+	j.protect(g, f)
+	j.contractDuties(g, contracts)
 	fromContracts := len(g.Duties)
-	j.guardrails(&g, f)
-	prevailing := j.prevailing(&g)
-	j.threats(&g, f, prevailing)
-	j.quarantines(&g)
-	j.decoys(&g, f)
-	j.scopes(&g)
+	j.guardrails(g, f)
+	prevailing := j.prevailing(g)
+	j.threats(g, f, prevailing)
+	j.quarantines(g)
+	if g.Destination.named {
+		// As in guardrails: who asks has seen that nobody refuses the address.
+		g.Quarantines, g.Responses = nil, nil
+	}
+	j.decoys(g, f)
+	j.scopes(g)
 	g.order(fromContracts)
 	g.decide()
-	j.wishes(&g, f, prevailing)
+	j.wishes(g, f, prevailing)
 	g.finish()
-	return g
 }
 
 // order puts each class of authors into the order of their names, in which a

@@ -90,7 +90,11 @@ func (j *Judge) near(g *Judgement, f bocage.Flow) (texts []string, refs []bocage
 	}
 	for _, a := range j.of(g.Source) {
 		for i, c := range a.Spec.Consumes {
-			if c.External.IsValid() && g.Destination.workload == nil && contains(c.External, g.Destination.address) {
+			if c.External.Name != "" && g.Destination.workload == nil {
+				say([]bocage.Ref{ref("Application", a, at("spec.consumes", i))},
+					"%s consumes %s at %s: that allows it where the DNS told %s that this is its address", a.NamespacedName(), c.External, transportText(c.Port, c.EndPort, c.Protocol), g.Source)
+			}
+			if c.External.Prefix.IsValid() && g.Destination.workload == nil && contains(c.External.Prefix, g.Destination.address) {
 				say([]bocage.Ref{ref("Application", a, at("spec.consumes", i))}, "%s consumes %s at %s", a.NamespacedName(), c.External, transportText(c.Port, c.EndPort, c.Protocol))
 			}
 		}

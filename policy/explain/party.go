@@ -13,6 +13,8 @@ type party struct {
 	workload *bocage.Workload // nil outside the inventory
 	zone     string
 	labels   map[string]string
+	// named is an end that is only known to go by a name: somewhere outside.
+	named bool
 }
 
 func (j *Judge) party(address netip.Addr) party {
@@ -42,7 +44,7 @@ func (p party) picked(namespaces []string, s *bocage.Selector) bool {
 
 // within reports whether the party lies outside the inventory and in one of the prefixes.
 func (p party) within(prefixes []netip.Prefix) bool {
-	return p.workload == nil && slices.ContainsFunc(prefixes, func(prefix netip.Prefix) bool { return contains(prefix, p.address) })
+	return p.workload == nil && !p.named && slices.ContainsFunc(prefixes, func(prefix netip.Prefix) bool { return contains(prefix, p.address) })
 }
 
 // contains also reads an IPv4 prefix that is written in its IPv6-mapped form.

@@ -85,7 +85,7 @@ func TestPlan(t *testing.T) {
 	moved.Spec.Provides = []bocage.Provide{{Name: "http", Port: 8090}}
 	moved.Spec.Consumes = []bocage.Consume{{Service: "db"}}
 	web := application("web")
-	web.Spec.Consumes = []bocage.Consume{{Service: "api"}, {External: netip.MustParsePrefix("203.0.113.0/24"), Port: 443}, {External: netip.MustParsePrefix("198.51.100.0/24"), Port: 443}}
+	web.Spec.Consumes = []bocage.Consume{{Service: "api"}, {External: bocage.ExternalPrefix(netip.MustParsePrefix("203.0.113.0/24")), Port: 443}, {External: bocage.ExternalPrefix(netip.MustParsePrefix("198.51.100.0/24")), Port: 443}}
 	test := &bocage.PolicyTest{TypeMeta: bocage.TypeMeta{Kind: "PolicyTest"}, ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "t"}, Spec: bocage.PolicyTestSpec{
 		Cases: []bocage.PolicyTestCase{{From: "shop/web", To: "shop/api", Port: 8080, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}, Because: "customers"}}}}
 

@@ -299,7 +299,10 @@ func drawApplication(t *rapid.T, i int) *bocage.Application {
 		c := bocage.Consume{Service: fmt.Sprintf("a%d", rapid.IntRange(0, 5).Draw(t, "service"))}
 		switch rapid.IntRange(0, 3).Draw(t, "kind") {
 		case 0:
-			c = bocage.Consume{External: rapid.SampledFrom(prefixes).Draw(t, "external")}
+			c = bocage.Consume{External: bocage.ExternalPrefix(rapid.SampledFrom(prefixes).Draw(t, "external"))}
+			if rapid.IntRange(0, 2).Draw(t, "named") == 0 {
+				c.External = bocage.External{Name: rapid.SampledFrom(Names).Draw(t, "name")}
+			}
 			c.Port, c.EndPort, c.Protocol = drawTransport(t)
 		case 1:
 			c.Interface = fmt.Sprintf("p%d", rapid.IntRange(0, 2).Draw(t, "interface"))
@@ -357,3 +360,6 @@ func Flows(visit func(bocage.Flow)) {
 		}
 	}
 }
+
+// Names are those that drawn applications consume.
+var Names = []bocage.DomainName{"api.example.com", "*.example.com", "*.b.example.com", "example.com", "db.example.net"}

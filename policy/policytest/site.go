@@ -97,7 +97,7 @@ func Site(workloads int) compile.Input {
 		cardNamespace, cardService := place(a / 20 * 20)
 		app.Spec.Consumes = append(app.Spec.Consumes, bocage.Consume{Service: cardNamespace + "/" + cardService, Interface: "cards"})
 		if a%10 == 0 {
-			app.Spec.Consumes = append(app.Spec.Consumes, bocage.Consume{External: netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(a >> 8), byte(a)}), 32), Port: 443})
+			app.Spec.Consumes = append(app.Spec.Consumes, bocage.Consume{External: bocage.ExternalPrefix(netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, byte(a >> 8), byte(a)}), 32)), Port: 443})
 		}
 		in.Applications = append(in.Applications, app)
 	}

@@ -179,6 +179,11 @@ func vocabularyOf(in compile.Input) *vocabulary {
 	return words
 }
 
+// anywhere is every address.
+func anywhere() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+}
+
 // allowings lists every declaration that can allow something.
 func allowings(in compile.Input) []allowing {
 	var out []allowing
@@ -192,7 +197,11 @@ func allowings(in compile.Input) []allowing {
 		for j, c := range a.Spec.Consumes {
 			ref := compile.Ref("Application", a, fmt.Sprintf("spec.consumes[%d]", j))
 			if c.External.IsValid() {
-				out = append(out, allowing{ref, box{from: []bocage.Side{self}, to: []bocage.Side{{External: []netip.Prefix{c.External}}},
+				to := []netip.Prefix{c.External.Prefix}
+				if c.External.Name != "" {
+					to = anywhere() // whoever answers for the name says where it is
+				}
+				out = append(out, allowing{ref, box{from: []bocage.Side{self}, to: []bocage.Side{{External: to}},
 					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}, []bocage.Resource{a}})
 				continue
 			}

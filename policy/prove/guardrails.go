@@ -21,7 +21,11 @@ func (p *prover) guardrails() []bocage.Proof {
 		}
 		excuses := p.excuses(g, spec)
 		for i, never := range spec.Never {
-			counter := p.violation(p.region(spec.Match, never), excuses, func(_, _ bocage.Group, _ bocage.Decision) bool { return true })
+			region := p.region(spec.Match, never)
+			counter := p.violation(region, excuses, func(_, _ bocage.Group, _ bocage.Decision) bool { return true })
+			if counter == "" {
+				counter = p.namedViolation(region, excuses)
+			}
 			proofs = append(proofs, proof(fmt.Sprintf("nothing that Guardrail %s never allows is allowed", g.Name),
 				compile.Ref("Guardrail", g, fmt.Sprintf("spec.never[%d]", i)), counter))
 		}

@@ -330,3 +330,29 @@ func heaviest(rs *bocage.Ruleset, hops int, weights map[string]int) int {
 	}
 	return most
 }
+
+// TestNeverHoldsAgainstNames takes the reason away from what refuses: a name would
+// open the address then, and the proof says so.
+func TestNeverHoldsAgainstNames(t *testing.T) {
+	web := workload("row", "w", 1, map[string]string{"app": "w"})
+	in := compile.Input{Generation: 1, Now: now, Workloads: []*bocage.Workload{web}}
+	in.Applications = []*bocage.Application{{ObjectMeta: bocage.ObjectMeta{Namespace: "row", Name: "w"}, Spec: bocage.ApplicationSpec{
+		Workload: bocage.Selector{MatchLabels: map[string]string{"app": "w"}},
+		Consumes: []bocage.Consume{{External: bocage.External{Name: "*.example.com"}, Port: 443}}}}}
+	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: named("closed"), Spec: bocage.GuardrailSpec{
+		Never: []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}}}}}
+	rs := compile.Compile(in).Ruleset()
+	if failed := failures(in, rs); len(failed) > 0 {
+		t.Fatalf("as compiled: %v", failed)
+	}
+	spoiled := rs.Copy()
+	spoiled.Decisions = slices.Clone(rs.Decisions)
+	for i, d := range spoiled.Decisions {
+		if d.Code == bocage.ReasonGuardrail {
+			spoiled.Decisions[i].Code = bocage.ReasonDefaultDeny
+		}
+	}
+	if failed := failures(in, spoiled); !strings.Contains(failed["closed spec.never[0]"], "example.com") {
+		t.Fatalf("a way by name is not found: %v", failed)
+	}
+}

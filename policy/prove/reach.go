@@ -20,6 +20,7 @@ type reach struct {
 	fromAny   map[bocage.Group]bool // groups with rules from them to anyone
 	toAny     map[bocage.Group]bool // groups with rules from anyone to them
 	wildcards bool                  // some rule with a wildcard allows something
+	named     []bocage.Rule         // rules towards names, which have no address of their own
 }
 
 type pair struct{ from, to bocage.Group }
@@ -46,7 +47,15 @@ func newReach(rs *bocage.Ruleset) *reach {
 	for _, p := range rs.Profiles {
 		r.profiles[p.Number] = p.Name
 	}
+	names := make(map[bocage.Group]bool, len(rs.Names))
+	for _, name := range rs.Names {
+		names[name.Group] = true
+	}
 	for _, rule := range rs.Rules {
+		if names[rule.To] {
+			r.named = append(r.named, rule)
+			continue
+		}
 		at := pair{rule.From, rule.To}
 		list, known := r.rules[at]
 		r.rules[at] = append(list, rule)

@@ -95,7 +95,7 @@ func small() compile.Input {
 			{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "api", Annotations: map[string]string{bocage.SourceAnnotation: "shop.yaml:7"}}, Spec: bocage.ApplicationSpec{
 				Workload: bocage.Selector{MatchLabels: app("api")},
 				Provides: []bocage.Provide{{Name: "http", Port: 8080}},
-				Consumes: []bocage.Consume{{Service: "db"}, {External: netip.MustParsePrefix("203.0.113.0/24"), Port: 443}}}},
+				Consumes: []bocage.Consume{{Service: "db"}, {External: bocage.ExternalPrefix(netip.MustParsePrefix("203.0.113.0/24")), Port: 443}}}},
 			{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: bocage.ApplicationSpec{
 				Workload: bocage.Selector{MatchLabels: app("web")}, Consumes: []bocage.Consume{{Service: "api"}}}},
 			{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "db"}, Spec: bocage.ApplicationSpec{

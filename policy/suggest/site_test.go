@@ -40,7 +40,7 @@ func recorded(in compile.Input, r *rand.Rand) []bocage.Edge {
 		for _, c := range a.Spec.Consumes {
 			for _, from := range byApp[a.NamespacedName()] {
 				if c.External.IsValid() {
-					add(from.NamespacedName(), c.External.Addr().String(), bocage.ProtocolTCP, c.Port)
+					add(from.NamespacedName(), c.External.Prefix.Addr().String(), bocage.ProtocolTCP, c.Port)
 					continue
 				}
 				service := c.Service

@@ -54,7 +54,7 @@ func TestShop(t *testing.T) {
 				{Name: "http", Port: 8080, To: to("app", "web")},
 				{Name: "prometheus", Port: 9090, To: to("app", "prometheus"), ToNamespaces: []string{"ops"}},
 			},
-			Consumes: []bocage.Consume{{External: netip.MustParsePrefix("203.0.113.7/32"), Port: 443}, {Service: "cache"}, {Service: "db"}}}),
+			Consumes: []bocage.Consume{{External: bocage.ExternalPrefix(netip.MustParsePrefix("203.0.113.7/32")), Port: 443}, {Service: "cache"}, {Service: "db"}}}),
 		declared("cache", "app", bocage.ApplicationSpec{Provides: []bocage.Provide{{Name: "redis", Port: 6379, To: to("app", "api")}}}),
 		declared("client", bocage.LabelName, bocage.ApplicationSpec{Consumes: []bocage.Consume{{Service: "web"}}}),
 		declared("db", "app", bocage.ApplicationSpec{Provides: []bocage.Provide{{Name: "postgres", Port: 5432, To: to("app", "api")}}}),

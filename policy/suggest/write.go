@@ -284,7 +284,7 @@ func writeConsumes(g *group) {
 	var out []bocage.Consume
 	for u := range g.uses {
 		if u.of == nil {
-			c := bocage.Consume{External: u.external, Port: u.service.port, Protocol: protocolName(u.service.protocol)}
+			c := bocage.Consume{External: bocage.ExternalPrefix(u.external), Port: u.service.port, Protocol: protocolName(u.service.protocol)}
 			if !slices.ContainsFunc(g.written.Spec.Consumes, func(have bocage.Consume) bool { return includes(have, c) }) {
 				out = append(out, c)
 			}
@@ -307,8 +307,8 @@ func writeConsumes(g *group) {
 		}
 	}
 	slices.SortFunc(out, func(x, y bocage.Consume) int {
-		return cmp.Or(cmp.Compare(x.Service, y.Service), cmp.Compare(x.Interface, y.Interface), x.External.Addr().Compare(y.External.Addr()),
-			cmp.Compare(x.External.Bits(), y.External.Bits()), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Port, y.Port))
+		return cmp.Or(cmp.Compare(x.Service, y.Service), cmp.Compare(x.Interface, y.Interface), x.External.Prefix.Addr().Compare(y.External.Prefix.Addr()),
+			cmp.Compare(x.External.Prefix.Bits(), y.External.Prefix.Bits()), cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.Port, y.Port))
 	})
 	if out = slices.Compact(out); len(out) > 0 {
 		g.written.Spec.Consumes, g.changed = append(g.written.Spec.Consumes, out...), true
@@ -328,7 +328,7 @@ func consumes(g, provider *group, name string) bool {
 
 // includes reports whether a declared need is at least another one.
 func includes(have, want bocage.Consume) bool {
-	if !have.External.IsValid() || have.External.Bits() > want.External.Bits() || !have.External.Contains(want.External.Addr()) {
+	if have, want := have.External.Prefix, want.External.Prefix; !have.IsValid() || have.Bits() > want.Bits() || !have.Contains(want.Addr()) {
 		return false
 	}
 	p, ports, err := bocage.Transport(have.Port, have.EndPort, have.Protocol)
