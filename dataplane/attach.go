@@ -214,11 +214,8 @@ func (d *Dataplane) detach(ifindex uint32) error {
 	if err := d.rewireNow(); err != nil {
 		return err
 	}
-	if _, err := d.sweep(sweepFlows, ifindex); err != nil {
+	if err := d.endFlowsOf(ifindex); err != nil {
 		return err
-	}
-	if err := d.objects.Holdings.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return fmt.Errorf("delete holding of port: %w", err)
 	}
 	return d.share()
 }

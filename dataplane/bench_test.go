@@ -200,6 +200,35 @@ func BenchmarkRootCrowded(b *testing.B) {
 	})
 }
 
+// BenchmarkRootScan measures how fast live flows are read out of the table.
+//
+//	go test -run '^$' -bench RootScan ./dataplane/
+func BenchmarkRootScan(b *testing.B) {
+	k := newPacketBench(b, func(c *Config) { c.FlowEntries, c.FlowsPerPort = 1<<20, 1<<20 })
+	k.in(func() error {
+		for i := range 700_000 {
+			f := k.out(bocage.ProtocolUDP)
+			f.sport, f.dport = uint16(i), uint16(i>>16)+1
+			if _, _, err := k.objects.FromWorkload.Benchmark(f.bytes(), 1, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	b.ResetTimer()
+	flows, bytes := 0, uint64(0)
+	for range b.N {
+		for _, row := range k.flows.live {
+			flows++
+			bytes += row.Bytes
+		}
+	}
+	if flows < 600_000*b.N || bytes == 0 {
+		b.Fatalf("%d flows seen", flows/b.N)
+	}
+	b.ReportMetric(float64(flows)/b.Elapsed().Seconds()/1e6, "Mflows/s")
+}
+
 // BenchmarkRootApply measures a change of generation.
 //
 //	go test -run '^$' -bench RootApply ./dataplane/

@@ -146,7 +146,10 @@ type Dataplane struct {
 
 	objects *bpf.KernelObjects
 	barrier *barrier
-	wiring  *wiring // nil without DirectDelivery
+	flows   *flowTable
+	mapped  sync.RWMutex // guards flows, which goes with Close
+	ending  sync.Mutex   // guards the list of flows to end in the kernel; taken last
+	wiring  *wiring      // nil without DirectDelivery
 
 	asking    sync.Mutex // held by one question at a time, before mu; guards the next two
 	asker     *ebpf.Collection
@@ -239,6 +242,9 @@ func (d *Dataplane) open() error {
 		d.log.Warn("state has lost pins and is made anew: it stays in force until a ruleset is applied", "map", d.pins.broken)
 	}
 	if d.objects, err = d.pins.load(spec); err != nil {
+		return err
+	}
+	if d.flows, err = mapFlows(d.objects.Flows, spec); err != nil {
 		return err
 	}
 	if d.barrier, err = newBarrier(); err != nil {
@@ -339,6 +345,12 @@ func (d *Dataplane) release() error {
 	}
 	if d.pins != nil {
 		d.pins.release()
+	}
+	d.mapped.Lock() // a sweep may be reading the table
+	defer d.mapped.Unlock()
+	if d.flows != nil {
+		errs = append(errs, d.flows.close())
+		d.flows = nil
 	}
 	if d.objects != nil {
 		errs = append(errs, d.objects.Close())

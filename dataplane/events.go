@@ -117,35 +117,46 @@ func (d *Dataplane) sweepOften(ctx context.Context) error {
 			if now.Sub(lastFlows) >= flowsPeriod {
 				what, lastFlows = what|sweepFlows, now
 			}
-			d.mu.Lock()
-			_, err := d.sweep(what, 0)
-			d.mu.Unlock()
-			if err != nil {
+			if err := d.sweep(what); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// sweep runs the kernel's own walk through its tables. With an ifindex, flows
-// that this interface owns end now.
-func (d *Dataplane) sweep(tables, ifindex uint32) (bpf.KernelSweepOrder, error) {
-	order := bpf.KernelSweepOrder{Tables: tables, Ifindex: ifindex}
-	if d.closed {
-		return order, nil
-	}
-	_, err := d.objects.Sweep.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
-	if err != nil {
-		return order, fmt.Errorf("sweep tables: %w", err)
+// sweep lets time do its work on the kernel's tables. It holds no lock while it goes
+// through them: a change of policy need not wait for that.
+func (d *Dataplane) sweep(tables uint32) error {
+	if tables&sweepReports != 0 {
+		if err := d.sweepReports(); err != nil {
+			return fmt.Errorf("sweep tables: %w", err)
+		}
 	}
 	if tables&sweepFlows == 0 {
-		return order, nil
+		return nil
 	}
-	d.live = order.Live
-	if order.Live > uint64(d.cfg.FlowEntries)/8*7 && time.Since(d.full) > time.Minute {
+	live, err := d.endFlows(0)
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.live = live
+	if live > uint64(d.cfg.FlowEntries)/8*7 && time.Since(d.full) > time.Minute {
 		d.full = time.Now()
 		d.log.Warn("table of flows nearly full: new flows are refused where no old one makes room; raise FlowEntries",
-			"live", order.Live, "entries", d.cfg.FlowEntries)
+			"live", live, "entries", d.cfg.FlowEntries)
 	}
-	return order, nil
+	return nil
+}
+
+func (d *Dataplane) sweepReports() error {
+	d.mapped.RLock()
+	defer d.mapped.RUnlock()
+	if d.flows == nil { // closed
+		return nil
+	}
+	order := bpf.KernelSweepOrder{Tables: sweepReports}
+	_, err := d.objects.Sweep.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
+	return err
 }

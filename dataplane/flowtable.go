@@ -3,11 +3,17 @@ package dataplane
 import (
 	"crypto/rand"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/bits"
+	"os"
+	"sync/atomic"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
+	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
 )
 
@@ -18,11 +24,140 @@ const ways = len(bpf.KernelBucket{}.Rows)
 
 // Flags of a row, and the units of its times, as shifts of nanoseconds.
 const (
-	flowLive    = 0x400000
-	flowWriting = 0x800000
-	beatShift   = 22
-	roundShift  = 30
+	flowSecond      = 0x1
+	flowTo          = 0x2
+	flowReplied     = 0x4
+	flowFinished    = 0x18 // by both ends
+	flowReset       = 0x20
+	flowEstablished = 0x1000
+	flowLive        = 0x400000
+	flowWriting     = 0x800000
+	beatShift       = 22
+	roundShift      = 30
 )
+
+// flowTable is the table of flows as it lies in the kernel, read in place.
+type flowTable struct {
+	memory   []byte
+	rows     []bpf.KernelFlow
+	patience [6]uint32 // by kind; see sweep.c
+}
+
+func mapFlows(m *ebpf.Map, spec *ebpf.CollectionSpec) (*flowTable, error) {
+	t := &flowTable{}
+	if err := spec.Variables["patience"].Get(&t.patience); err != nil {
+		return nil, fmt.Errorf("read how long flows wait: %w", err)
+	}
+	size := int(m.MaxEntries()) * int(m.ValueSize())
+	page := os.Getpagesize()
+	memory, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map table of flows: %w", err)
+	}
+	t.memory = memory
+	t.rows = unsafe.Slice((*bpf.KernelFlow)(unsafe.Pointer(&memory[0])), int(m.MaxEntries())*ways)
+	return t, nil
+}
+
+func (t *flowTable) close() error { return unix.Munmap(t.memory) }
+
+// live yields the rows of flows by number. A row may change, or become another
+// flow's, while it is looked at: whoever needs it whole reads its word again.
+func (t *flowTable) live(yield func(uint32, *bpf.KernelFlow) bool) {
+	for i := range t.rows {
+		row := &t.rows[i]
+		if atomic.LoadUint64(&row.Word)&flowLive != 0 && !yield(uint32(i+1), row) {
+			return
+		}
+	}
+}
+
+// isOver says whether a flow has waited for longer than flows of its kind may.
+func (t *flowTable) isOver(row *bpf.KernelFlow, beat uint32) bool {
+	idle := int32(beat - row.Seen)
+	return idle >= 0 && uint32(idle) >= t.patience[kindOf(row)]
+}
+
+// kindOf is the twin of kind_of in sweep.c.
+func kindOf(row *bpf.KernelFlow) int {
+	const closed, opening, established, datagram, stream, other = 0, 1, 2, 3, 4, 5
+	word := row.Word
+	switch bocage.Protocol(row.Key.Protocol) {
+	case bocage.ProtocolTCP:
+		switch {
+		case word&flowReset != 0 || word&flowFinished == flowFinished:
+			return closed
+		case word&flowEstablished != 0:
+			return established
+		}
+		return opening
+	case bocage.ProtocolUDP:
+		if word&flowReplied != 0 {
+			return stream
+		}
+		return datagram
+	case bocage.ProtocolICMP, bocage.ProtocolICMPv6:
+		return datagram
+	}
+	return other
+}
+
+func ownerOf(row *bpf.KernelFlow) uint32 {
+	if (row.Word&flowSecond != 0) != (row.Word&flowTo != 0) {
+		return row.Ifindex[1]
+	}
+	return row.Ifindex[0]
+}
+
+// endFlows ends the flows that are over, and all that an interface owns, if it is
+// not 0; it returns how many live on. What the ring has no room for waits.
+func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
+	d.mapped.RLock()
+	defer d.mapped.RUnlock()
+	if d.flows == nil {
+		return 0, nil
+	}
+	beat := uint32(readClock().ns >> beatShift)
+	var list bpf.KernelEndings
+	count, full, ended := 0, false, uint64(0)
+	end := func() {
+		d.ending.Lock()
+		defer d.ending.Unlock()
+		order := bpf.KernelSweepOrder{Tables: sweepFlows, Ifindex: ifindex, Count: uint32(count)}
+		if err = d.objects.Endings.Put(uint32(0), list); err == nil {
+			_, err = d.objects.Sweep.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
+		}
+		ended, full, count = ended+order.Ended, order.Full != 0, 0
+	}
+	for number, row := range d.flows.live {
+		live++
+		if full || err != nil || !(d.flows.isOver(row, beat) || (ifindex != 0 && ownerOf(row) == ifindex)) {
+			continue
+		}
+		list.Row[count] = number
+		if count++; count == len(list.Row) {
+			end()
+		}
+	}
+	if count > 0 && !full && err == nil {
+		end()
+	}
+	if err != nil {
+		return live, fmt.Errorf("end flows: %w", err)
+	}
+	return live - min(ended, live), nil
+}
+
+// endFlowsOf ends all flows of an enforcement point that is no more.
+func (d *Dataplane) endFlowsOf(ifindex uint32) (err error) {
+	if d.live, err = d.endFlows(ifindex); err != nil {
+		return err
+	}
+	if err := d.objects.Holdings.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("delete holding of port: %w", err)
+	}
+	return nil
+}
 
 func bucketsOf(cfg Config) uint32 { return uint32((cfg.FlowEntries + ways - 1) / ways) }
 

@@ -228,7 +228,8 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
 		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
-		"orders": o.Orders, "presences": o.Presences,
+		"endings": o.Endings,
+		"orders":  o.Orders, "presences": o.Presences,
 	}
 }
 

@@ -59,11 +59,7 @@ func TestRootFlowTableUnderStress(t *testing.T) {
 			t.Errorf("two rows for one flow: %+v", row.Key)
 		}
 		seen[row.Key] = true
-		owner := row.Ifindex[0]
-		if (row.Word&1 != 0) != (row.Word&2 != 0) {
-			owner = row.Ifindex[1]
-		}
-		held[owner]++
+		held[ownerOf(row)]++
 		if row.Word&flowWriting != 0 {
 			t.Errorf("a row that nobody gave back: %+v", row)
 		}

@@ -249,8 +249,7 @@ func (d *Dataplane) detachWire(w Wire) error {
 	if err != nil {
 		return err
 	}
-	_, err = d.sweep(sweepFlows, w.Inside)
-	return err
+	return d.endFlowsOf(w.Inside)
 }
 
 // tighten takes back what loosen did, if the interface is still there.

@@ -596,13 +596,20 @@ struct cadence_event {
 };
 _Static_assert(sizeof(struct cadence_event) == 136, "cadence_event");
 
-// What a sweep is asked to do, and what it found.
+// What a sweep is asked to do, and what it did.
 struct sweep_order {
 	__u32 tables; // SWEEP_*
 	__u32 ifindex; // flows of this owner end now; 0: only those that are over
-	__u64 live;
+	__u32 count;   // of rows in `endings`
+	__u32 full;    // the ring is: the rest next time
 	__u64 ended;
 };
 _Static_assert(sizeof(struct sweep_order) == 24, "sweep_order");
 #define SWEEP_FLOWS 1
 #define SWEEP_REPORTS 2
+
+// Rows that the agent takes to be over, by number.
+#define ENDINGS 256
+struct endings {
+	__u32 row[ENDINGS];
+};

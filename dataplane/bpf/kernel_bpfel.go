@@ -82,6 +82,11 @@ type KernelDecisionRow struct {
 	In [4]KernelDecision
 }
 
+type KernelEndings struct {
+	_   structs.HostLayout
+	Row [256]uint32
+}
+
 type KernelFlow struct {
 	_    structs.HostLayout
 	Word uint64
@@ -374,7 +379,8 @@ type KernelSweepOrder struct {
 	_       structs.HostLayout
 	Tables  uint32
 	Ifindex uint32
-	Live    uint64
+	Count   uint32
+	Full    uint32
 	Ended   uint64
 }
 
@@ -438,6 +444,7 @@ const (
 	KernelMapCells              = "cells"
 	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
+	KernelMapEndings            = "endings"
 	KernelMapEvents             = "events"
 	KernelMapFlows              = "flows"
 	KernelMapFolded             = "folded"
@@ -478,6 +485,7 @@ const (
 	KernelVarDirectDelivery     = "direct_delivery"
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
+	KernelVarPatience           = "patience"
 	KernelVarPickupPeriod       = "pickup_period"
 	KernelVarTraced             = "traced"
 	KernelVarTracing            = "tracing"
@@ -545,6 +553,7 @@ type KernelMapSpecs struct {
 	Cells             *ebpf.MapSpec `ebpf:"cells"`
 	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Endings           *ebpf.MapSpec `ebpf:"endings"`
 	Events            *ebpf.MapSpec `ebpf:"events"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
@@ -582,6 +591,7 @@ type KernelVariableSpecs struct {
 	DirectDelivery *ebpf.VariableSpec `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
+	Patience       *ebpf.VariableSpec `ebpf:"patience"`
 	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
 	Traced         *ebpf.VariableSpec `ebpf:"traced"`
 	Tracing        *ebpf.VariableSpec `ebpf:"tracing"`
@@ -612,6 +622,7 @@ type KernelMaps struct {
 	Cells             *ebpf.Map `ebpf:"cells"`
 	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Endings           *ebpf.Map `ebpf:"endings"`
 	Events            *ebpf.Map `ebpf:"events"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Folded            *ebpf.Map `ebpf:"folded"`
@@ -646,6 +657,7 @@ func (m *KernelMaps) Close() error {
 		m.Cells,
 		m.Comparisons,
 		m.Counters,
+		m.Endings,
 		m.Events,
 		m.Flows,
 		m.Folded,
@@ -684,6 +696,7 @@ type KernelVariables struct {
 	DirectDelivery *ebpf.Variable `ebpf:"direct_delivery"`
 	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
 	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`
+	Patience       *ebpf.Variable `ebpf:"patience"`
 	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`
 	Traced         *ebpf.Variable `ebpf:"traced"`
 	Tracing        *ebpf.Variable `ebpf:"tracing"`

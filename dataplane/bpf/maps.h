@@ -160,6 +160,13 @@ struct {
 	__type(value, struct holding);
 } holdings SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct endings);
+} endings SEC(".maps");
+
 // What the hash of flows starts from; drawn when the table is made.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -4,16 +4,28 @@
 //
 // What time does, run by the agent every now and then: flows end, refusals and
 // unanswered questions that nothing brought up again are told. A row goes only
-// when its event found room.
+// when its event found room. Which flows may be over the agent sees for itself, in
+// the table; what ends is decided here.
 
 #include "table.h"
 
-#define CLOSED_PERIOD (10 * SECOND)
-#define OPENING_PERIOD (120 * SECOND)
-#define TCP_PERIOD (5ULL * 86400 * SECOND) // as nf_conntrack
-#define DATAGRAM_PERIOD (30 * SECOND)
-#define STREAM_PERIOD (120 * SECOND)
-#define OTHER_PERIOD (600 * SECOND)
+// For how many beats nothing may come of a flow, by its kind. The agent reads them
+// from here.
+#define KIND_CLOSED 0
+#define KIND_OPENING 1
+#define KIND_ESTABLISHED 2
+#define KIND_DATAGRAM 3
+#define KIND_STREAM 4
+#define KIND_OTHER 5
+#define KINDS 6
+const volatile __u32 patience[KINDS] = {
+	[KIND_CLOSED] = 10 * SECOND >> BEAT_SHIFT,
+	[KIND_OPENING] = 120 * SECOND >> BEAT_SHIFT,
+	[KIND_ESTABLISHED] = 5ULL * 86400 * SECOND >> BEAT_SHIFT, // as nf_conntrack
+	[KIND_DATAGRAM] = 30 * SECOND >> BEAT_SHIFT,
+	[KIND_STREAM] = 120 * SECOND >> BEAT_SHIFT,
+	[KIND_OTHER] = 600 * SECOND >> BEAT_SHIFT,
+};
 #define REFUSAL_PERIOD (10 * SECOND)
 #define ANSWER_PERIOD (400 * MILLISECOND)
 #define DARK_PERIOD (5 * SECOND)
@@ -21,48 +33,55 @@
 
 struct round {
 	__u64 now;
-	__u64 live;
-	__u64 ended;
-	__u32 ifindex;
-	__u32 pad;
 };
 
-static __always_inline __u64 patience(const struct flow *flow, __u64 word)
+static __always_inline __u32 kind_of(const struct flow *flow, __u64 word)
 {
 	switch (flow->key.protocol) {
 	case PROTOCOL_TCP:
-		return FLOW_CLOSED(word) ? CLOSED_PERIOD : word & FLOW_ESTABLISHED ? TCP_PERIOD : OPENING_PERIOD;
+		return FLOW_CLOSED(word) ? KIND_CLOSED : word & FLOW_ESTABLISHED ? KIND_ESTABLISHED : KIND_OPENING;
 	case PROTOCOL_UDP:
-		return word & FLOW_REPLIED ? STREAM_PERIOD : DATAGRAM_PERIOD;
+		return word & FLOW_REPLIED ? KIND_STREAM : KIND_DATAGRAM;
 	case PROTOCOL_ICMP:
 	case PROTOCOL_ICMPV6:
-		return DATAGRAM_PERIOD;
+		return KIND_DATAGRAM;
 	}
-	return OTHER_PERIOD;
+	return KIND_OTHER;
 }
 
-static long sweep_bucket(void *map, const __u32 *index, struct bucket *bucket, struct round *round)
+// Ends a flow if it is over, or its owner is gone.
+#define KEPT 0
+#define ENDED 1
+#define UNTOLD 2 // the ring has no room
+STAGE int end_if_over(struct flow *flow, __u32 owner, __u64 now)
 {
-	for (int i = 0; i < WAYS; i++) {
-		struct flow *flow = &bucket->rows[i];
-		__u64 word = word_of(flow);
-		if (!(word & FLOW_LIVE))
-			continue;
-		bool orphan = round->ifindex && owner_of(flow) == round->ifindex;
-		__u32 idle = (__u32)(round->now >> BEAT_SHIFT) - flow->seen;
-		if ((__s32)idle < 0)
-			idle = 0; // seen since the sweep began
-		if (!orphan && idle < patience(flow, word) >> BEAT_SHIFT) {
-			round->live++;
-			continue;
+	if (!flow)
+		return KEPT;
+	__u64 word = word_of(flow);
+	if (!(word & FLOW_LIVE))
+		return KEPT;
+	bool orphan = owner && owner_of(flow) == owner;
+	__u32 idle = (__u32)(now >> BEAT_SHIFT) - flow->seen;
+	if (!orphan && ((__s32)idle < 0 || idle < patience[kind_of(flow, word)]))
+		return KEPT;
+	if (end_flow(flow, word, false))
+		return ENDED;
+	return word_of(flow) == word ? UNTOLD : KEPT; // else another processor ended it
+}
+
+static __always_inline void sweep_flows(struct sweep_order *order, __u64 now)
+{
+	__u32 zero = 0, owner = order->ifindex;
+	struct endings *list = bpf_map_lookup_elem(&endings, &zero);
+	for (__u32 i = 0; list && i < ENDINGS && i < order->count; i++) {
+		struct flow *flow = list->row[i] ? row_at(list->row[i]) : NULL;
+		int end = flow ? end_if_over(flow, owner, now) : KEPT;
+		order->ended += end == ENDED;
+		if (end == UNTOLD) {
+			order->full = 1;
+			return;
 		}
-		if (!end_flow(flow, word, false)) {
-			round->live++; // the ring is full: next time
-			return 1;
-		}
-		round->ended++;
 	}
-	return 0;
 }
 
 static long sweep_refusal(void *map, const struct refusal_key *key, struct refusal *refusal, struct round *round)
@@ -119,15 +138,13 @@ static long sweep_question(void *map, const struct question *key, struct asked *
 SEC("syscall")
 int sweep(struct sweep_order *order)
 {
-	struct round round = {.now = bpf_ktime_get_ns(), .ifindex = order->ifindex};
+	struct round round = {.now = bpf_ktime_get_ns()};
 	if (order->tables & SWEEP_FLOWS)
-		bpf_for_each_map_elem(&flows, sweep_bucket, &round, 0);
+		sweep_flows(order, round.now);
 	if (order->tables & SWEEP_REPORTS) {
 		bpf_for_each_map_elem(&refusals, sweep_refusal, &round, 0);
 		bpf_for_each_map_elem(&folded, sweep_refusal, &round, 0);
 		bpf_for_each_map_elem(&questions, sweep_question, &round, 0);
 	}
-	order->live = round.live;
-	order->ended = round.ended;
 	return 0;
 }
