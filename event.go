@@ -13,6 +13,11 @@ const FlowEventSize = 64
 // FlowEvent is what an enforcement point reports of a flow: its start, its end,
 // a refusal. On the wire it is a fixed 64-byte little-endian record, the same
 // that the eBPF program writes into its ring buffer, but for the clock.
+//
+// Packets and Bytes of a start, an update and an end are totals since the flow began,
+// counted by one enforcement point: they only grow, also when the flow is judged anew
+// or another agent takes over, and an event that is lost is made up for by the next.
+// Those of a refusal are what came since the refusal was told last: they add up.
 type FlowEvent struct {
 	Time            time.Time  `json:"time"`
 	Kind            EventKind  `json:"kind"`

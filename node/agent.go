@@ -131,6 +131,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	group.Go(func() error { return a.connect(ctx, group, rulesets, joined) })
 	group.Go(func() error { return a.serveHealth(ctx) })
 	group.Go(func() error { return a.watchState(ctx) })
+	group.Go(func() error { return a.followLosses(ctx) })
 	if err := group.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}

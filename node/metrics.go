@@ -33,6 +33,7 @@ var (
 	eventsDesc     = prometheus.NewDesc("bocage_dataplane_events_total", "Flow events: offered by the kernel, and of these lost for want of room.", []string{"outcome"}, nil)
 	flowsDesc      = prometheus.NewDesc("bocage_dataplane_flows", "Flows that are remembered, at the last sweep.", nil, nil)
 	recordsDesc    = prometheus.NewDesc("bocage_agent_event_records_total", "Event records: offered to the agent's publisher, and of these lost.", []string{"outcome"}, nil)
+	lostDesc       = prometheus.NewDesc("bocage_agent_event_records_lost_total", "Event records that are lost for good, by what lost them.", []string{"cause"}, nil)
 	batchesDesc    = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
 	unpacedDesc    = prometheus.NewDesc("bocage_dataplane_cadences_crowded_total", "Bursts of flows that found no room in the table of cadences, or made it at the cost of another flow.", nil, nil)
 	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
@@ -43,7 +44,7 @@ var (
 )
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
-	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, batchesDesc, genDesc,
+	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, lostDesc, batchesDesc, genDesc,
 		unansweredDesc, unpacedDesc, candidateDesc, comparedDesc, repairedDesc} {
 		out <- desc
 	}
@@ -82,6 +83,9 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	offered, lost := c.agent.events.Counts()
 	counter(recordsDesc, offered, "offered")
 	counter(recordsDesc, lost, "lost")
+	for cause, n := range c.agent.events.Losses() {
+		counter(lostDesc, n, cause)
+	}
 	gauge(batchesDesc, uint64(c.agent.events.waiting()))
 }
 

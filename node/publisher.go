@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -51,7 +52,7 @@ type publisher struct {
 	waits    int            // in all of open
 	offered  uint64
 	lost     map[string]uint64 // since the previous batch
-	lostAll  uint64
+	lostAll  map[string]uint64
 	boot     string
 	sequence uint64
 	previous []byte
@@ -79,7 +80,7 @@ func newPublisher(host, dir string, logger *slog.Logger) (*publisher, error) {
 	return &publisher{
 		subject: "events." + host, logger: logger,
 		spool: spool{dir: dir, limit: spoolBytes},
-		lost:  map[string]uint64{}, boot: hex.EncodeToString(boot),
+		lost:  map[string]uint64{}, lostAll: map[string]uint64{}, boot: hex.EncodeToString(boot),
 		wake: make(chan struct{}, 1), full: make(chan struct{}, 1),
 	}, nil
 }
@@ -151,7 +152,19 @@ func (p *publisher) add(n int, put func(*bocage.Batch)) {
 // lose counts records that are given up; mu is held.
 func (p *publisher) lose(cause string, n int) {
 	p.lost[cause] += uint64(n)
-	p.lostAll += uint64(n)
+	p.lostAll[cause] += uint64(n)
+}
+
+// Lose takes word of records that were lost before they came here.
+func (p *publisher) Lose(cause string, n uint64) {
+	if n == 0 {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.offered += n
+	p.lost[cause] += n
+	p.lostAll[cause] += n
 }
 
 func signal(c chan struct{}) {
@@ -333,7 +346,17 @@ func (p *publisher) toDisk() error {
 func (p *publisher) Counts() (offered, lost uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.offered, p.lostAll
+	for _, n := range p.lostAll {
+		lost += n
+	}
+	return p.offered, lost
+}
+
+// Losses returns how many records are lost for good, by cause.
+func (p *publisher) Losses() map[string]uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.lostAll)
 }
 
 // spool keeps sealed batches in files named so that they sort by age. The queue
