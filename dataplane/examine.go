@@ -119,12 +119,17 @@ func examineLinks(dir string) ([]PinnedLink, error) {
 	if err != nil {
 		return nil, err
 	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, err
+	}
+	names := make(map[uint32]string, len(interfaces))
+	for _, i := range interfaces {
+		names[uint32(i.Index)] = i.Name
+	}
 	var all []PinnedLink
 	for _, p := range pinned {
-		l := PinnedLink{Ifindex: p.ifindex, Program: p.program}
-		if i, err := net.InterfaceByIndex(int(p.ifindex)); err == nil {
-			l.Interface = i.Name
-		}
+		l := PinnedLink{Ifindex: p.ifindex, Program: p.program, Interface: names[p.ifindex]}
 		if err := l.look(p.path); err != nil {
 			return nil, err
 		}
@@ -172,14 +177,20 @@ func (e *Examination) readState(spec *ebpf.CollectionSpec, dir string, missing [
 		if !isShared(name) || slices.Contains(missing, name) {
 			continue
 		}
-		if m.Type != ebpf.Hash && m.Type != ebpf.LPMTrie {
+		rows, most, err := uint32(0), m.MaxEntries, error(nil)
+		switch {
+		case name == "flows":
+			rows, err = countFlows(filepath.Join(dir, name))
+			most *= uint32(ways)
+		case m.Type == ebpf.Hash || m.Type == ebpf.LPMTrie:
+			rows, err = countRows(filepath.Join(dir, name))
+		default:
 			continue
 		}
-		rows, err := countRows(filepath.Join(dir, name))
 		if err != nil {
 			return err
 		}
-		e.Fill = append(e.Fill, Fill{Table: name, Rows: rows, Max: m.MaxEntries})
+		e.Fill = append(e.Fill, Fill{Table: name, Rows: rows, Max: most})
 	}
 	slices.SortFunc(e.Fill, func(a, b Fill) int { return compareText(a.Table, b.Table) })
 	if slices.Contains(missing, "tallies") {
@@ -199,6 +210,34 @@ func (e *Examination) readState(spec *ebpf.CollectionSpec, dir string, missing [
 		e.Lost += t.Lost
 	}
 	return nil
+}
+
+// countFlows counts the flows that live in the table of our own.
+func countFlows(path string) (uint32, error) {
+	m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	const batch = 256
+	keys, buckets := make([]uint32, batch), make([]bpf.KernelBucket, batch)
+	var cursor ebpf.MapBatchCursor
+	for live := uint32(0); ; {
+		n, err := m.BatchLookup(&cursor, keys, buckets, nil)
+		for _, bucket := range buckets[:n] {
+			for _, row := range bucket.Rows {
+				if row.Word&flowLive != 0 {
+					live++
+				}
+			}
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return live, nil
+		}
+		if err != nil {
+			return live, err
+		}
+	}
 }
 
 // countRows walks the keys of a pinned table. Where that takes too long, what was

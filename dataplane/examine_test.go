@@ -47,6 +47,12 @@ func TestRootExamine(t *testing.T) {
 	if n := rows(e, "ports"); n != 2 {
 		t.Errorf("%d ports, want 2", n)
 	}
+	before := rows(e, "flows")
+	syn := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 40000, dport: 80, tcpFlags: syn}
+	p.in(func() error { p.judged(true, a.ifindex, syn.bytes()); return nil })
+	if n := rows(look(), "flows"); n != before+1 {
+		t.Errorf("%d flows, want %d", n, before+1)
+	}
 	// Somebody's program ahead, and one behind.
 	p.in(func() error {
 		for program, anchor := range map[*ebpf.Program]link.Anchor{p.objects.FromDecoy: link.Head(), p.objects.FromEngineInside: link.Tail()} {

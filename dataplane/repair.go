@@ -179,14 +179,10 @@ func (p *pins) drop(name string) {
 // repair puts a program back, or its pin, if it is not where it should be. An
 // interface that is gone is nobody's fault.
 func (p *pins) repair(objects *bpf.KernelObjects, ifindex uint32, program string) (what string, err error) {
-	i, err := net.InterfaceByIndex(int(ifindex))
-	if err != nil {
-		return "", nil
-	}
 	name := linkName(ifindex, program)
 	path := filepath.Join(p.linksDir(), name)
-	_, err = os.Stat(path)
-	pinned := err == nil
+	_, absent := os.Stat(path)
+	pinned := absent == nil
 	if _, holds := p.held[name]; !holds && pinned {
 		if err := p.hold(name); err != nil {
 			return "", err
@@ -200,10 +196,14 @@ func (p *pins) repair(objects *bpf.KernelObjects, ifindex uint32, program string
 		}
 		attached = !gone
 	}
-	switch {
-	case attached && pinned:
+	if attached && pinned {
+		return "", nil // by far the most often, and without a list of all links
+	}
+	i, err := net.InterfaceByIndex(int(ifindex))
+	if err != nil {
 		return "", nil
-	case attached:
+	}
+	if attached {
 		l := p.held[name]
 		if err := errors.Join(l.Unpin(), l.Pin(path)); err != nil { // first forget where it was
 			return "", fmt.Errorf("pin %s of %s: %w", program, i.Name, err)

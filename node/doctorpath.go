@@ -152,10 +152,18 @@ func (p *patient) askMissing() host.Answer {
 }
 
 func (p *patient) askDown() host.Answer {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return host.Unclear(err)
+	}
+	running := map[uint32]bool{}
+	for _, i := range interfaces {
+		running[uint32(i.Index)] = i.Flags&net.FlagRunning != 0
+	}
 	var down []string
 	for _, port := range p.report.Ports {
-		if i, err := net.InterfaceByIndex(int(port.Ifindex)); err == nil && i.Flags&net.FlagRunning == 0 {
-			down = append(down, i.Name+" of "+port.Workload)
+		if up, there := running[port.Ifindex]; there && !up {
+			down = append(down, port.Interface+" of "+port.Workload)
 		}
 	}
 	if len(down) > 0 {
