@@ -329,10 +329,7 @@ func (d *Discoverer) look(c *container.Container, links []host.Link, used map[st
 	}
 	var info syscall.Stat_t
 	if err := syscall.Stat(path, &info); err != nil {
-		if errors.Is(err, fs.ErrPermission) && c.Pid != 0 {
-			return ofProcess(c.Pid)
-		}
-		return Sandbox{}, err
+		return ofProcess(c.Pid, err)
 	}
 	if last, ok := d.boxes[c.ID]; ok && last.inode == info.Ino && last.device == info.Dev && last.sandbox.Number != host.NoNamespace &&
 		last.ends == endsIn(links, last.sandbox.Number) {
@@ -340,13 +337,11 @@ func (d *Discoverer) look(c *container.Container, links []host.Link, used map[st
 		return last.sandbox, nil
 	}
 	sandbox, err := open(path)
-	if errors.Is(err, fs.ErrPermission) && c.Pid != 0 {
-		return ofProcess(c.Pid)
+	if err != nil {
+		return ofProcess(c.Pid, err)
 	}
-	if err == nil {
-		used[c.ID] = box{info.Ino, info.Dev, endsIn(links, sandbox.Number), sandbox}
-	}
-	return sandbox, err
+	used[c.ID] = box{info.Ino, info.Dev, endsIn(links, sandbox.Number), sandbox}
+	return sandbox, nil
 }
 
 func open(path string) (Sandbox, error) {
@@ -366,9 +361,13 @@ func open(path string) (Sandbox, error) {
 	return s, err
 }
 
-// ofProcess is open for an agent that is not root: who owns the sandbox it cannot
-// tell, and leaves at root.
-func ofProcess(pid int) (s Sandbox, err error) {
+// ofProcess is open for an agent that may not see the file, since it is not root or
+// other processes are hidden from it. Who owns the sandbox it cannot tell, and
+// leaves at root: a user's own runtime is not believed then.
+func ofProcess(pid int, why error) (s Sandbox, err error) {
+	if pid == 0 {
+		return s, why
+	}
 	if s.Number, err = host.NumberOfProcess(pid); err != nil || s.Number == host.NoNamespace {
 		return s, err
 	}

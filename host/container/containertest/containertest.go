@@ -313,6 +313,11 @@ func (r *Runtime) remove() {
 		os.RemoveAll(r.dir)
 		return
 	}
+	if r.Product == "podman" {
+		if _, err := r.Do("pod", "rm", "-fa"); err != nil {
+			r.t.Log(err)
+		}
+	}
 	if all, err := r.Do("ps", "-aq"); err == nil && all != "" {
 		if _, err := r.Do(append([]string{"rm", "-f"}, strings.Fields(all)...)...); err != nil {
 			r.t.Log(err)
