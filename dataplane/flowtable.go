@@ -102,7 +102,7 @@ func kindOf(row *bpf.KernelFlow) int {
 	return other
 }
 
-func ownerOf(row *bpf.KernelFlow) uint32 {
+func holderOf(row *bpf.KernelFlow) uint32 {
 	if (row.Word&flowSecond != 0) != (row.Word&flowTo != 0) {
 		return row.Ifindex[1]
 	}
@@ -131,7 +131,7 @@ func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
 	}
 	for number, row := range d.flows.live {
 		live++
-		if full || err != nil || !(d.flows.isOver(row, beat) || (ifindex != 0 && ownerOf(row) == ifindex)) {
+		if full || err != nil || !(d.flows.isOver(row, beat) || (ifindex != 0 && holderOf(row) == ifindex)) {
 			continue
 		}
 		list.Row[count] = number

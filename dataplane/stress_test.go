@@ -59,7 +59,7 @@ func TestRootFlowTableUnderStress(t *testing.T) {
 			t.Errorf("two rows for one flow: %+v", row.Key)
 		}
 		seen[row.Key] = true
-		held[ownerOf(row)]++
+		held[holderOf(row)]++
 		if row.Word&flowWriting != 0 {
 			t.Errorf("a row that nobody gave back: %+v", row)
 		}
