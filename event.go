@@ -37,7 +37,10 @@ type FlowEvent struct {
 	Generation      uint32     `json:"generation"` // low 32 bits of Ruleset.Generation
 	Interface       uint32     `json:"interface"`  // index of the enforcement point's interface on its host
 	Packets         uint32     `json:"packets"`    // both directions; of an aggregated refusal, the attempts
-	Bytes           uint64     `json:"bytes"`      // both directions, IP header included
+	Bytes           uint64     `json:"bytes"`      // both directions, IP header included; below 2^56
+	// Spoken is what the flow was heard to speak, where the enforcement point
+	// listened: flows that owe to speak something, and those that policy does not know.
+	Spoken AppProtocol `json:"spoken,omitempty"`
 	// Remote is the address of the end that is not behind the interface.
 	Remote netip.Addr `json:"remote"`
 }
@@ -112,11 +115,17 @@ const (
 	flagDiffers = 0x80
 )
 
+// The eight bytes from 40 on: the flow's bytes, and what it speaks in the highest.
+const (
+	flowBytes   = 1<<spokenShift - 1
+	spokenShift = 56
+)
+
 // AppendBinary appends the 64-byte record. Offsets: 0 time (ns since 1970),
 // 8 source, 12 destination, 16 source port, 18 destination port, 20 protocol,
 // 21 kind and flags, 22 verdict (low four bits) and would (high), 23 reason,
-// 24 decision, 28 generation, 32 interface, 36 packets, 40 bytes, 48 remote
-// (IPv4 in its IPv6-mapped form).
+// 24 decision, 28 generation, 32 interface, 36 packets, 40 bytes (seven), 47 what
+// is spoken, 48 remote (IPv4 in its IPv6-mapped form).
 func (e *FlowEvent) AppendBinary(b []byte) ([]byte, error) {
 	le := binary.LittleEndian
 	b = le.AppendUint64(b, uint64(e.Time.UnixNano()))
@@ -142,7 +151,7 @@ func (e *FlowEvent) AppendBinary(b []byte) ([]byte, error) {
 	b = le.AppendUint32(b, e.Generation)
 	b = le.AppendUint32(b, e.Interface)
 	b = le.AppendUint32(b, e.Packets)
-	b = le.AppendUint64(b, e.Bytes)
+	b = le.AppendUint64(b, e.Bytes&flowBytes|uint64(e.Spoken)<<spokenShift)
 	remote := netip.IPv6Unspecified().As16()
 	if e.Remote.IsValid() {
 		remote = e.Remote.As16()
@@ -164,7 +173,7 @@ func (e *FlowEvent) UnmarshalBinary(b []byte) error {
 		Direction: Direction(b[21] & flagTo >> 4), Replied: b[21]&flagReplied != 0, Closed: b[21]&flagClosed != 0, Differs: b[21]&flagDiffers != 0,
 		Verdict: Verdict(b[22] & 0x0f), Would: Verdict(b[22] >> 4), Reason: ReasonCode(b[23]),
 		Decision: DecisionID(le.Uint32(b[24:])), Generation: le.Uint32(b[28:]), Interface: le.Uint32(b[32:]),
-		Packets: le.Uint32(b[36:]), Bytes: le.Uint64(b[40:]),
+		Packets: le.Uint32(b[36:]), Bytes: le.Uint64(b[40:]) & flowBytes, Spoken: AppProtocol(b[47]),
 		Remote: netip.AddrFrom16([16]byte(b[48:64])).Unmap(),
 	}
 	return nil

@@ -230,6 +230,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
 		"endings": o.Endings,
 		"orders":  o.Orders, "presences": o.Presences,
+		"hearings": o.Hearings, "ears": o.Ears,
 	}
 }
 

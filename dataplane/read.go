@@ -145,7 +145,7 @@ func (c *content) readDecisions(rs *bocage.Ruleset, e *edit, faults *faults) {
 		if d.Verdict < bocage.VerdictAllow || d.Verdict > bocage.VerdictReject {
 			faults.add("decision %s: verdict %s", d.ID, d.Verdict)
 		}
-		row := bpf.KernelDecision{Id: uint32(d.ID), Verdict: uint8(d.Verdict), Reason: uint8(d.Code)}
+		row := bpf.KernelDecision{Id: uint32(d.ID), Verdict: uint8(d.Verdict), Reason: uint8(d.Code), Expects: expects(d)}
 		if d.Verdict == bocage.VerdictInspect {
 			if d.Profile < 1 || d.Profile > 4094 {
 				faults.add("decision %s: inspection profile %d is not between 1 and 4094", d.ID, d.Profile)
@@ -274,4 +274,12 @@ func (f *faults) err() error {
 		return errors.Join(append(f.errs, fmt.Errorf("and %d more", f.more))...)
 	}
 	return errors.Join(f.errs...)
+}
+
+// expects is what a flow must speak that a decision allows.
+func expects(d bocage.Decision) uint8 {
+	if d.Duties == nil || !d.Verdict.Allowed() {
+		return 0
+	}
+	return uint8(d.Duties.Expects())
 }

@@ -121,8 +121,22 @@ func (e *env) explainEvents(cmd *cobra.Command, c *client.Client, asked bocage.E
 		if err := e.printExplanation(explanation); err != nil {
 			return err
 		}
-		allowed = allowed && explanation.Verdict.Allowed()
+		e.printMismatch(record)
+		allowed = allowed && explanation.Verdict.Allowed() && (record.Reason != bocage.ReasonProtocolMismatch || record.Verdict.Allowed())
 	}
+}
+
+// printMismatch says what policy cannot know of a flow that it allows: what the
+// flow spoke.
+func (e *env) printMismatch(record bocage.FlowRecord) {
+	if record.Reason != bocage.ReasonProtocolMismatch || e.output != "" && e.output != "table" && e.output != "wide" {
+		return
+	}
+	done := "refused it"
+	if record.Verdict.Allowed() {
+		done = "let it pass, for scopes merely observe"
+	}
+	fmt.Fprintf(e.out, "  but       %s: it spoke %s, not what the duty above says, and the enforcement point %s\n", record.Reason, record.Spoken, done)
 }
 
 // recordQuery asks about the flow of a record: between its addresses, for they

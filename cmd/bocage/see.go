@@ -91,6 +91,9 @@ func flowLine(r bocage.FlowRecord, wide bool) string {
 	if r.Decider != "" {
 		fmt.Fprintf(&b, " by %s", r.Decider)
 	}
+	if r.Spoken != bocage.SpeechUnknown {
+		fmt.Fprintf(&b, ", speaks %s", r.Spoken)
+	}
 	if r.Kind != bocage.EventStart || wide {
 		fmt.Fprintf(&b, "  [%s", r.Kind)
 		if r.Packets > 0 {

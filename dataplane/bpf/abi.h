@@ -196,7 +196,8 @@ struct decision {
 	__u8 reason;
 	__u8 fail_open; // of the profile
 	__u8 ends;      // some time: see succession
-	__u8 pad[2];
+	__u8 expects;   // SPEECH_*, what a flow must speak; 0: anything
+	__u8 pad;
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
 
@@ -350,8 +351,8 @@ struct flow {
 	__u16 differs;  // of the candidate that decides its reach otherwise; see differing
 	__u8 verdicts;  // what is done, and in the upper half what would be
 	__u8 reason;
-	__u8 expects; // index of the protocol that it is to speak; 0: any
-	__u8 speech;  // how far it is known what it speaks
+	__u8 expects; // SPEECH_*, what it must speak; 0: anything
+	__u8 speech;  // SPEECH_*, what it was heard to speak; while it is watched, see hear.h
 };
 _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_SECOND 0x1 // the source is the second end of the key
@@ -373,6 +374,8 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_WAY_FIRST_SHIFT 16 // two bits: how what the first end sends gets to the second
 #define FLOW_WAY_SECOND_SHIFT 18
 #define FLOW_WAYS 0xf0000
+#define FLOW_HEED_SOURCE 0x100000 // what the source says first is not known yet
+#define FLOW_HEED_DESTINATION 0x200000
 #define FLOW_LIVE 0x400000    // the row is a flow's
 #define FLOW_WRITING 0x800000 // somebody writes it
 #define FLOW_UNUSUAL (FLOW_UNKNOWN | FLOW_UNINSPECTED | FLOW_WATCHED | FLOW_WRITING)
@@ -456,6 +459,36 @@ struct holding {
 	__u64 rows;
 };
 
+// What was heard of one direction of a stream, before it is known what it speaks.
+struct heard {
+	__u64 have; // of the window's bytes, a bit each
+	__u8 bytes[SPEECH_WINDOW];
+	__u32 base;  // sequence number of the first byte
+	__u32 bytes_passed;
+	__u16 packets_passed;
+	__u8 matched; // as many bytes were enough, and are to be acknowledged
+	__u8 begun;   // the base is known
+	__u8 sure;    // from the handshake
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct heard) == 88, "heard");
+
+// Of a flow: what its source says, and its destination.
+struct hearing {
+	struct flow_key key;
+	__u64 since; // coarse monotonic ns; 0: nobody's
+	struct heard side[2];
+};
+_Static_assert(sizeof(struct hearing) == 224, "hearing");
+
+#define HEARING_WAYS 4
+struct hearings {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct hearing rows[HEARING_WAYS];
+};
+_Static_assert(sizeof(struct hearings) == 904, "hearings");
+
 struct fragment_key {
 	struct address source;
 	struct address destination;
@@ -500,7 +533,8 @@ struct refusal {
 	__u32 decision;
 	__u32 generation;
 	__u16 source_port; // of the first
-	__u16 pad[3];
+	__u8 speech;       // SPEECH_*, of the last
+	__u8 pad[5];
 };
 _Static_assert(sizeof(struct refusal) == 48, "refusal");
 
@@ -584,10 +618,12 @@ struct event {
 	__u32 generation;
 	__u32 ifindex;
 	__u32 packets;
-	__u64 bytes;
+	__u64 bytes; // and in the highest byte what is spoken: SPEECH_*
 	struct address remote;
 };
 _Static_assert(sizeof(struct event) == 64, "event");
+#define EVENT_BYTES 0xffffffffffffffULL
+#define EVENT_SPEECH_SHIFT 56
 
 // The Cadence of the root package: the flow's event, and what is counted of it.
 struct cadence_event {

@@ -9,6 +9,7 @@
 #include "answer.h"
 #include "fast.h"
 #include "fragment.h"
+#include "hear.h"
 
 static __always_inline struct frame frame_of(struct __sk_buff *skb)
 {
@@ -153,7 +154,8 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 	memcpy(flow->mac[!own], at->from ? p->destination_mac : p->source_mac, 6);
 	flow->service = original ? service_of(p) : p->source_port;
 	flow->reported = at->now >> ROUND_SHIFT;
-	flow->expects = flow->speech = 0;
+	flow->speech = SPEECH_UNKNOWN;
+	flags |= heeding(p, out);
 	hold(at->ifindex, 1);
 	at->found.word = give(flow, flags, FLOW_FLAGS & ~flags);
 	at->news = true;
@@ -296,7 +298,7 @@ STAGE int renew(struct passage *at, struct outcome *out)
 	}
 	bool passes = !is_cut(out->verdict);
 	at->news = passes && (!passed || allowed != is_allowed(out->would));
-	if (passes && !at->news && out->differs && differing(out->differs) != differed)
+	if (passes && !at->news && out->differs && out->differs != differed)
 		report_flow(flow, EVENT_UPDATE); // a candidate came meanwhile
 	return 0;
 }
@@ -328,7 +330,7 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 }
 
 // Tracks a packet, and judges it where its flow is not known or no longer settled.
-static __always_inline int pass_on(struct passage *at, struct outcome *out)
+static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, struct outcome *out)
 {
 	int act = track(at, out);
 	TRACE(tracked, act + 1);
@@ -340,15 +342,23 @@ static __always_inline int pass_on(struct passage *at, struct outcome *out)
 			at->original = !judge_first(at, out);
 		if (out->reason != REASON_INVALID_STATE)
 			compare(at, at->original, out);
-		if (at->found.row)
+		if (at->found.row) {
+			object_to_known(at, out);
 			renew(at, out);
-		if (!at->found.row)
+		}
+		if (!at->found.row) {
+			object_to_mute(at, out);
 			open_flow(at, out);
+		}
 		if (!at->found.row || is_cut(out->verdict))
 			return refuse(at, out);
 		act = ACT_DISPATCH;
 	}
-	return act == ACT_DISPATCH ? dispatch(at, out) : act;
+	if (act != ACT_DISPATCH)
+		return act;
+	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
+		return refuse(at, out);
+	return dispatch(at, out);
 }
 
 // Whom the packet belongs to and what becomes of it.
@@ -390,10 +400,12 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	} else if ((p->marks & PACKET_GROUP) && !at->from) {
 		judge(at, true, out); // each receiver by itself
 		compare(at, true, out);
+		if (out->expects && is_allowed(out->verdict))
+			hear_group(skb, at, out);
 		if (!is_allowed(out->verdict))
 			out->verdict = VERDICT_DROP;
 	} else {
-		return pass_on(at, out);
+		return pass_on(skb, at, out);
 	}
 	if (!is_allowed(out->would))
 		account(at, out, false);

@@ -74,12 +74,33 @@ type KernelDecision struct {
 	Reason   uint8
 	FailOpen uint8
 	Ends     uint8
-	Pad      [2]uint8
+	Expects  uint8
+	Pad      uint8
 }
 
 type KernelDecisionRow struct {
 	_  structs.HostLayout
 	In [4]KernelDecision
+}
+
+type KernelEar struct {
+	_      structs.HostLayout
+	Speech struct {
+		_           structs.HostLayout
+		Bytes       [64]uint8
+		Asked       [16]uint8
+		Length      uint32
+		AskedLength uint32
+		Datagram    uint32
+		Answers     uint32
+	}
+	Before       [64]uint8
+	Chunk        [64]uint8
+	Behind       [136]uint8
+	Size         uint32
+	Matched      uint32
+	Acknowledged uint32
+	Way          uint32
 }
 
 type KernelEndings struct {
@@ -153,6 +174,39 @@ type KernelGroup struct {
 type KernelGroupRow struct {
 	_  structs.HostLayout
 	In [4]KernelGroup
+}
+
+type KernelHearings struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad  uint32
+	Rows [4]struct {
+		_   structs.HostLayout
+		Key struct {
+			_        structs.HostLayout
+			Address  [2]KernelAddress
+			Port     [2]uint16
+			Protocol uint8
+			Family   uint8
+			Link     uint16
+		}
+		Since uint64
+		Side  [2]struct {
+			_             structs.HostLayout
+			Have          uint64
+			Bytes         [64]uint8
+			Base          uint32
+			BytesPassed   uint32
+			PacketsPassed uint16
+			Matched       uint8
+			Begun         uint8
+			Sure          uint8
+			Pad           [3]uint8
+		}
+	}
 }
 
 type KernelHolding struct {
@@ -293,7 +347,8 @@ type KernelRefusal struct {
 	Decision    uint32
 	Generation  uint32
 	SourcePort  uint16
-	Pad         [3]uint16
+	Speech      uint8
+	Pad         [5]uint8
 }
 
 type KernelRefusalKey struct {
@@ -444,12 +499,14 @@ const (
 	KernelMapCells              = "cells"
 	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
+	KernelMapEars               = "ears"
 	KernelMapEndings            = "endings"
 	KernelMapEvents             = "events"
 	KernelMapFlows              = "flows"
 	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
 	KernelMapGroups             = "groups"
+	KernelMapHearings           = "hearings"
 	KernelMapHoldings           = "holdings"
 	KernelMapMoments            = "moments"
 	KernelMapOpenings           = "openings"
@@ -485,6 +542,7 @@ const (
 	KernelVarDirectDelivery     = "direct_delivery"
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
+	KernelVarListenToObserved   = "listen_to_observed"
 	KernelVarPatience           = "patience"
 	KernelVarPickupPeriod       = "pickup_period"
 	KernelVarTraced             = "traced"
@@ -553,12 +611,14 @@ type KernelMapSpecs struct {
 	Cells             *ebpf.MapSpec `ebpf:"cells"`
 	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Ears              *ebpf.MapSpec `ebpf:"ears"`
 	Endings           *ebpf.MapSpec `ebpf:"endings"`
 	Events            *ebpf.MapSpec `ebpf:"events"`
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
+	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
 	Openings          *ebpf.MapSpec `ebpf:"openings"`
@@ -585,16 +645,17 @@ type KernelMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelVariableSpecs struct {
-	AnswerBurst    *ebpf.VariableSpec `ebpf:"answer_burst"`
-	AnswerInterval *ebpf.VariableSpec `ebpf:"answer_interval"`
-	CadenceSets    *ebpf.VariableSpec `ebpf:"cadence_sets"`
-	DirectDelivery *ebpf.VariableSpec `ebpf:"direct_delivery"`
-	FlowBuckets    *ebpf.VariableSpec `ebpf:"flow_buckets"`
-	FlowSeeds      *ebpf.VariableSpec `ebpf:"flow_seeds"`
-	Patience       *ebpf.VariableSpec `ebpf:"patience"`
-	PickupPeriod   *ebpf.VariableSpec `ebpf:"pickup_period"`
-	Traced         *ebpf.VariableSpec `ebpf:"traced"`
-	Tracing        *ebpf.VariableSpec `ebpf:"tracing"`
+	AnswerBurst      *ebpf.VariableSpec `ebpf:"answer_burst"`
+	AnswerInterval   *ebpf.VariableSpec `ebpf:"answer_interval"`
+	CadenceSets      *ebpf.VariableSpec `ebpf:"cadence_sets"`
+	DirectDelivery   *ebpf.VariableSpec `ebpf:"direct_delivery"`
+	FlowBuckets      *ebpf.VariableSpec `ebpf:"flow_buckets"`
+	FlowSeeds        *ebpf.VariableSpec `ebpf:"flow_seeds"`
+	ListenToObserved *ebpf.VariableSpec `ebpf:"listen_to_observed"`
+	Patience         *ebpf.VariableSpec `ebpf:"patience"`
+	PickupPeriod     *ebpf.VariableSpec `ebpf:"pickup_period"`
+	Traced           *ebpf.VariableSpec `ebpf:"traced"`
+	Tracing          *ebpf.VariableSpec `ebpf:"tracing"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -622,12 +683,14 @@ type KernelMaps struct {
 	Cells             *ebpf.Map `ebpf:"cells"`
 	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Ears              *ebpf.Map `ebpf:"ears"`
 	Endings           *ebpf.Map `ebpf:"endings"`
 	Events            *ebpf.Map `ebpf:"events"`
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Groups            *ebpf.Map `ebpf:"groups"`
+	Hearings          *ebpf.Map `ebpf:"hearings"`
 	Holdings          *ebpf.Map `ebpf:"holdings"`
 	Moments           *ebpf.Map `ebpf:"moments"`
 	Openings          *ebpf.Map `ebpf:"openings"`
@@ -657,12 +720,14 @@ func (m *KernelMaps) Close() error {
 		m.Cells,
 		m.Comparisons,
 		m.Counters,
+		m.Ears,
 		m.Endings,
 		m.Events,
 		m.Flows,
 		m.Folded,
 		m.Fragments,
 		m.Groups,
+		m.Hearings,
 		m.Holdings,
 		m.Moments,
 		m.Openings,
@@ -690,16 +755,17 @@ func (m *KernelMaps) Close() error {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelVariables struct {
-	AnswerBurst    *ebpf.Variable `ebpf:"answer_burst"`
-	AnswerInterval *ebpf.Variable `ebpf:"answer_interval"`
-	CadenceSets    *ebpf.Variable `ebpf:"cadence_sets"`
-	DirectDelivery *ebpf.Variable `ebpf:"direct_delivery"`
-	FlowBuckets    *ebpf.Variable `ebpf:"flow_buckets"`
-	FlowSeeds      *ebpf.Variable `ebpf:"flow_seeds"`
-	Patience       *ebpf.Variable `ebpf:"patience"`
-	PickupPeriod   *ebpf.Variable `ebpf:"pickup_period"`
-	Traced         *ebpf.Variable `ebpf:"traced"`
-	Tracing        *ebpf.Variable `ebpf:"tracing"`
+	AnswerBurst      *ebpf.Variable `ebpf:"answer_burst"`
+	AnswerInterval   *ebpf.Variable `ebpf:"answer_interval"`
+	CadenceSets      *ebpf.Variable `ebpf:"cadence_sets"`
+	DirectDelivery   *ebpf.Variable `ebpf:"direct_delivery"`
+	FlowBuckets      *ebpf.Variable `ebpf:"flow_buckets"`
+	FlowSeeds        *ebpf.Variable `ebpf:"flow_seeds"`
+	ListenToObserved *ebpf.Variable `ebpf:"listen_to_observed"`
+	Patience         *ebpf.Variable `ebpf:"patience"`
+	PickupPeriod     *ebpf.Variable `ebpf:"pickup_period"`
+	Traced           *ebpf.Variable `ebpf:"traced"`
+	Tracing          *ebpf.Variable `ebpf:"tracing"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.

@@ -10,6 +10,7 @@
 
 #define OPENINGS 256
 #define SEEDS 12
+#define HEARINGS 2048
 
 // The ruleset.
 struct {
@@ -152,6 +153,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct paces);
 } cadences SEC(".maps");
+
+// Streams whose protocol is not known yet.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HEARINGS);
+	__type(key, __u32);
+	__type(value, struct hearings);
+} hearings SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -190,6 +190,7 @@ STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u
 	out->verdict = out->would = ruling.decision.verdict;
 	out->profile = ruling.decision.profile;
 	out->fail_open = ruling.decision.fail_open;
+	out->expects = ruling.decision.expects;
 	return 0;
 }
 
@@ -321,7 +322,7 @@ STAGE int shadow(const struct passage *at, __u32 candidate, __u32 original, stru
 	__u32 slot = now->candidate_slot & ACTIVE_SLOT;
 	judge_by(at, slot, candidate_group(at, slot), original, &other);
 	bool differs = is_allowed(other.would) != is_allowed(out->would);
-	out->differs = differs ? candidate : 0;
+	out->differs = differs ? differing(candidate) : 0;
 	struct comparison *comparison = bpf_map_lookup_elem(&comparisons, &zero);
 	if (comparison) {
 		comparison->evaluated++;

@@ -54,7 +54,7 @@ struct outcome {
 	__u32 source; // identities
 	__u32 destination;
 	__u32 decision;
-	__u32 differs; // number of the candidate that decides reach otherwise
+	__u16 differs; // of the candidate that decides reach otherwise; see differing
 	__u16 profile;
 	__u8 verdict;
 	__u8 would;
@@ -62,6 +62,8 @@ struct outcome {
 	__u8 fail_open;
 	__u8 enrolled; // the destination has an enforcement point
 	__u8 partial;  // one end is known to this point only: the other must judge too
+	__u8 expects;  // what the flow must speak
+	__u8 speech;   // what it was heard to speak
 };
 
 static __always_inline struct ruleset *rules_of(const struct passage *at)
@@ -166,6 +168,16 @@ static __always_inline __u16 differing(__u32 candidate)
 	return candidate ? candidate % 0xffff + 1 : 0;
 }
 
+// Bits of a row's speech while it is watched.
+#define SPEECH_SOURCE_SPOKE 0x40
+#define SPEECH_DESTINATION_SPOKE 0x80
+#define SPEECH_KNOWN 0x1f
+
+static __always_inline __u8 spoken_of(const struct flow *flow)
+{
+	return flow->word & FLOW_WATCHED ? flow->speech & SPEECH_KNOWN : flow->speech;
+}
+
 static __always_inline void describe_flow(struct event *event, const struct flow *flow, __u32 kind)
 {
 	__u32 flags = flow->word;
@@ -187,7 +199,7 @@ static __always_inline void describe_flow(struct event *event, const struct flow
 	event->generation = flow->generation;
 	event->ifindex = owner_of(flow);
 	event->packets = flow->packets > 0xffffffff ? 0xffffffff : flow->packets;
-	event->bytes = flow->bytes;
+	event->bytes = (flow->bytes & EVENT_BYTES) | (__u64)spoken_of(flow) << EVENT_SPEECH_SHIFT;
 	event->remote = key->address[!own_end(flags)];
 }
 
@@ -225,7 +237,8 @@ STAGE int report_refusal(const struct refusal_key *key, struct refusal *refusal)
 	event->generation = refusal->generation;
 	event->ifindex = key->ifindex;
 	event->packets = packets > 0xffffffff ? 0xffffffff : packets;
-	event->bytes = __sync_lock_test_and_set(&refusal->bytes, 0);
+	event->bytes = (__sync_lock_test_and_set(&refusal->bytes, 0) & EVENT_BYTES) |
+		       (__u64)refusal->speech << EVENT_SPEECH_SHIFT;
 	event->remote = key->to ? key->source : key->destination;
 	bpf_ringbuf_submit(event, 0);
 	return true;
@@ -285,6 +298,7 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 	}
 	row->decision = out->decision;
 	row->generation = generation_of(at);
+	row->speech = out->speech;
 	__sync_fetch_and_add(&row->packets, at->segments);
 	__sync_fetch_and_add(&row->bytes, at->length);
 	__u64 last = row->reported;

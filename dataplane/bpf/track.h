@@ -91,8 +91,9 @@ static __always_inline __u64 settle(const struct passage *at, struct flow *flow,
 	flow->profile = out->profile;
 	flow->verdicts = out->verdict | out->would << 4;
 	flow->reason = out->reason;
+	flow->expects = out->expects;
 	flow->generation = generation_of(at);
-	flow->differs = differing(out->differs);
+	flow->differs = out->differs;
 	flow->until = is_cut(out->verdict) ? 0 : era_of(out->until);
 	flow->epoch = at->epoch;
 	return (out->partial ? judged_here(at, original) : FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION) |
@@ -110,6 +111,7 @@ static __always_inline void outcome_of(const struct flow *flow, __u64 word, stru
 		.verdict = verdict_of(flow),
 		.would = would_of(flow),
 		.reason = flow->reason,
+		.expects = flow->expects,
 		.fail_open = !!(word & FLOW_FAIL_OPEN),
 		.enrolled = !!(word & FLOW_ENROLLED),
 	};
@@ -228,7 +230,7 @@ static __always_inline bool reconsider(struct passage *at, struct flow *flow, st
 		// The other end's point allowed it too; its word stands.
 		struct outcome agreed;
 		outcome_of(flow, word, &agreed);
-		__u16 differs = differing(out->differs);
+		__u16 differs = out->differs;
 		if (turn(flow, at->found.word, judged_here(at, original) | (is_unknown(at) ? FLOW_UNKNOWN : 0), 0)) {
 			if (differs)
 				flow->differs = differs;

@@ -276,5 +276,6 @@ type units struct {
 	admission, prefixes, conditions                               unit // told only
 	zones, threats, responses, quarantines, guardrails            unit
 	kubernetes, scopes, decoys, contradictions, profiles, emptied unit
+	babel                                                         unit      // told only
 	refusals, refused                                             []refusal // of threat conditions
 }

@@ -156,6 +156,7 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 	}
 	c.noteContradictions(d)
 	c.assemble(d)
+	c.hear(&c.units.babel, c.noteBabel)
 	for _, i := range c.withdrawn {
 		c.statements[i] = statement{}
 	}

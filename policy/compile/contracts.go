@@ -37,21 +37,16 @@ func (a *application) providers() []string {
 	return slices.Compact(out)
 }
 
-// checkApplication tells the author what of it picks nobody, and what is only
-// written down.
+// checkApplication tells the author what of it picks nobody, and what nobody speaks.
 func (c *compiler) checkApplication(a *application) {
 	at := Ref("Application", a, "spec.workload")
 	c.checkSelector(at, []string{a.Namespace}, &a.Spec.Workload)
 	if len(a.groups) == 0 {
 		c.findings.note(at, NoWorkloads, "selects no workload of namespace %s today", a.Namespace)
 	}
-	spoken := false
 	for i := range a.Spec.Provides {
 		c.checkSelector(Ref("Application", a, field("spec.provides", i)+".to"), LetInNamespaces(a.Application, i), &a.Spec.Provides[i].To)
-		if a.Spec.Provides[i].AppProtocol != "" && !spoken {
-			spoken = true
-			c.noteRecorded(Ref("Application", a, field("spec.provides", i)+".appProtocol"), []string{"protocols"})
-		}
+		c.noteCarrier(Ref("Application", a, field("spec.provides", i)+".appProtocol"), &a.Spec.Provides[i])
 	}
 }
 

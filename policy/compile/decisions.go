@@ -35,6 +35,7 @@ type decisions struct {
 	renewed   []int32  // decisions whose authors were declared elsewhere since
 	byContent map[string]int32
 	byCause   map[string]int32 // by the numbers of the statements that cover the cell
+	babel     []int32          // those that ask for several protocols at once
 	scratch   []byte
 }
 
@@ -389,6 +390,9 @@ func (d *decisions) intern(x decision) int32 {
 	i := int32(len(d.list))
 	d.list, d.keys = append(d.list, x), append(d.keys, key)
 	d.byContent[key] = i
+	if x.duties.Expects() == bocage.SpeechNothing {
+		d.babel = append(d.babel, i)
+	}
 	return i
 }
 

@@ -82,7 +82,7 @@ func (c *compiler) noteDuties(kind string, o bocage.Resource, at string, d *boca
 	for _, duty := range []struct {
 		owed bool
 		text string
-	}{{d.Verify != "", "protocols"}, {d.Rate != "", "rate limits"}, {d.Witness, "witnesses"}, {d.Provenance, "provenance"}} {
+	}{{d.Rate != "", "rate limits"}, {d.Witness, "witnesses"}, {d.Provenance, "provenance"}} {
 		if duty.owed {
 			recorded = append(recorded, duty.text)
 		}
@@ -93,6 +93,44 @@ func (c *compiler) noteDuties(kind string, o bocage.Resource, at string, d *boca
 func (c *compiler) noteRecorded(ref bocage.Ref, duties []string) {
 	if len(duties) > 0 {
 		c.findings.note(ref, DutyRecorded, "is recorded and explained; enforcement points do not enforce %s yet", listed(duties))
+	}
+}
+
+// noteBabel tells the authors of duties to speak several protocols at once: the
+// first bytes of a flow are of one at most, so such flows are let begin and refused
+// as soon as they say anything.
+func (c *compiler) noteBabel() {
+	told := map[Finding]bool{}
+	for _, i := range c.decisions.babel {
+		if int(i) >= len(c.book.decisions.counts) || c.book.decisions.counts[i] == 0 {
+			continue
+		}
+		d := c.decisions.list[i]
+		var by []string
+		var authors []bocage.Ref
+		for _, r := range d.by {
+			if strings.HasSuffix(r.Field, ".verify") || strings.HasSuffix(r.Field, ".appProtocol") {
+				authors, by = append(authors, r), append(by, r.String())
+			}
+		}
+		for _, author := range authors {
+			f := Finding{author, NeverSpoken, fmt.Sprintf("flows would have to speak %s, each by itself: whatever they say is refused (%s)",
+				strings.ReplaceAll(d.duties.Verify, "+", " and "), listed(by)), false}
+			if !told[f] {
+				told[f] = true
+				c.findings = append(c.findings, f)
+			}
+		}
+	}
+}
+
+// noteCarrier tells an owner of an interface whose protocol is not spoken over its
+// transport.
+func (c *compiler) noteCarrier(ref bocage.Ref, provide *bocage.Provide) {
+	spoken := bocage.Duties{Verify: provide.AppProtocol}.Expects()
+	carrier, _, err := bocage.Transport(provide.Port, provide.EndPort, provide.Protocol)
+	if err == nil && provide.AppProtocol != "" && !slices.Contains(spoken.Carriers(), carrier) {
+		c.findings.note(ref, NeverSpoken, "%s is not spoken over %s: whatever flows say there is refused", spoken, carrier)
 	}
 }
 
