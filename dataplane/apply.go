@@ -110,18 +110,7 @@ func (d *Dataplane) weigh(rs *bocage.Ruleset, f *force, now clock) (*coming, err
 		return nil, err
 	}
 	if known {
-		next := &coming{content: content, lists: listsOf(rs), same: e.onlyRefused() && e.fallback == content.fallback}
-		before := content.clock
-		rows, inverse := content.change(e, now)
-		next.rows, next.header = rows, content.header(0)
-		next.undo = func() {
-			content.change(inverse, before)
-		}
-		if err := d.checkRoom(content); err != nil {
-			next.undo()
-			return nil, err
-		}
-		return next, nil
+		return d.edited(e, listsOf(rs), now)
 	}
 	rows, _ := content.change(e, now)
 	if err := d.checkRoom(content); err != nil {
@@ -135,6 +124,23 @@ func (d *Dataplane) weigh(rs *bocage.Ruleset, f *force, now clock) (*coming, err
 		was := *f.header
 		was.Generation, was.Refused, was.Slot = next.header.Generation, next.header.Refused, next.header.Slot
 		next.same = next.same && was == next.header
+	}
+	return next, nil
+}
+
+// edited makes an edit of the content that this process knows, and says whether what
+// comes of it fits.
+func (d *Dataplane) edited(e *edit, lists lists, now clock) (*coming, error) {
+	content, before := d.content, d.content.clock
+	next := &coming{content: content, lists: lists, same: e.onlyRefused() && e.fallback == content.fallback}
+	rows, inverse := content.change(e, now)
+	next.rows, next.header = rows, content.header(0)
+	next.undo = func() {
+		content.change(inverse, before)
+	}
+	if err := d.checkRoom(content); err != nil {
+		next.undo()
+		return nil, err
 	}
 	return next, nil
 }

@@ -19,7 +19,7 @@ func TestRootKernelGoesBack(t *testing.T) {
 	for _, port := range []uint16{80, 81, 82} {
 		echo(t, b, b.v4, port)
 	}
-	deadline := time.Now().Add(4 * time.Second)
+	deadline := time.Now().Add(10 * time.Second) // for a process to start and to be killed
 	common := []bocage.Rule{allowTCP(21, 22, 80), allowTCP(23, 22, 80)}
 	one := ruleset(1, append(slices.Clone(common), allowTCP(21, 22, 81)), a, b, c)
 	two := ruleset(2, append(slices.Clone(common), allowTCP(21, 22, 82)), a, b, c)

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -161,6 +162,37 @@ func (u *universe) edited(generation uint64, before *bocage.Ruleset) *bocage.Rul
 		}
 	}
 	return rs
+}
+
+// between is the change from one ruleset to another with the same decisions, reasons
+// and groups.
+func between(a, b *bocage.Ruleset) Change {
+	c := Change{Generation: b.Generation, RulesGone: without(a.Rules, b.Rules), RulesCome: without(b.Rules, a.Rules),
+		Groups: without(b.Groups, a.Groups), Refused: without(b.Refused, a.Refused)}
+	standing := func(peers []bocage.Peer) []bocage.Peer { // the last with a prefix
+		last := map[netip.Prefix]bocage.Peer{}
+		for _, p := range peers {
+			last[p.Prefix.Masked()] = p
+		}
+		return slices.Collect(maps.Values(last))
+	}
+	was, is := standing(a.Peers), standing(b.Peers)
+	c.PeersGone, c.PeersCome = without(was, is), without(is, was)
+	for _, r := range a.Refused {
+		if !slices.ContainsFunc(b.Refused, func(o bocage.Refusal) bool { return o.Identity == r.Identity }) {
+			c.Lifted = append(c.Lifted, r.Identity)
+		}
+	}
+	return c
+}
+
+// without lists what is in the first list only.
+func without[T comparable](list, others []T) []T {
+	in := map[T]bool{}
+	for _, x := range others {
+		in[x] = true
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(x T) bool { return in[x] })
 }
 
 // reasons adds rules between classes of groups.
@@ -364,12 +396,17 @@ func TestRootDifferential(t *testing.T) {
 		if u.random.IntN(2) == 0 {
 			candidate = u.ruleset(1e6 + generation)
 		}
-		if rs == nil || u.random.IntN(3) == 0 {
+		switch before := rs; {
+		case rs == nil || u.random.IntN(3) == 0:
 			rs = u.ruleset(generation)
-		} else {
+			must(t, p.Apply(rs))
+		case u.random.IntN(2) == 0:
 			rs = u.edited(generation, rs)
+			must(t, p.Apply(rs))
+		default:
+			rs = u.edited(generation, rs)
+			must(t, p.Amend(between(before, rs)))
 		}
-		must(t, p.Apply(rs))
 		must(t, p.Shadow(candidate))
 		if n := p.differing(rs); candidate == nil && n != 0 {
 			t.Fatalf("generation %d: %d rows are not those of the ruleset", generation, n)

@@ -136,12 +136,28 @@ func (c *content) readGroups(rs *bocage.Ruleset, e *edit) {
 }
 
 func (c *content) readDecisions(rs *bocage.Ruleset, e *edit, faults *faults) {
-	profiles := make(map[uint16]bocage.Profile, len(rs.Profiles))
-	for _, p := range rs.Profiles {
+	all := readDecisionRows(rs.Decisions, rs.Profiles, faults)
+	checkChains(rs.Decisions, all, faults)
+	for id, d := range all {
+		if old, had := c.decisions[id]; !had || old.row != d.row || !old.until.Equal(d.until) || old.then != d.then {
+			e.decisions[id] = &d
+		}
+	}
+	for id := range c.decisions {
+		if _, is := all[id]; !is {
+			e.decisions[id] = nil
+		}
+	}
+}
+
+// readDecisionRows puts decisions into the kernel's form.
+func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults *faults) map[bocage.DecisionID]decision {
+	profiles := make(map[uint16]bocage.Profile, len(list))
+	for _, p := range list {
 		profiles[p.Number] = p
 	}
-	all := make(map[bocage.DecisionID]decision, len(rs.Decisions))
-	for _, d := range rs.Decisions {
+	all := make(map[bocage.DecisionID]decision, len(decisions))
+	for _, d := range decisions {
 		if d.Verdict < bocage.VerdictAllow || d.Verdict > bocage.VerdictReject {
 			faults.add("decision %s: verdict %s", d.ID, d.Verdict)
 		}
@@ -155,17 +171,7 @@ func (c *content) readDecisions(rs *bocage.Ruleset, e *edit, faults *faults) {
 		row.Ends = uint8(number(!d.Until.IsZero()))
 		all[d.ID] = decision{row: row, until: d.Until, then: d.Then}
 	}
-	checkChains(rs.Decisions, all, faults)
-	for id, d := range all {
-		if old, had := c.decisions[id]; !had || old.row != d.row || !old.until.Equal(d.until) || old.then != d.then {
-			e.decisions[id] = &d
-		}
-	}
-	for id := range c.decisions {
-		if _, is := all[id]; !is {
-			e.decisions[id] = nil
-		}
-	}
+	return all
 }
 
 // checkChains finds decisions that give way to none that there is, or go on giving

@@ -1,0 +1,179 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+// Change is how a generation differs from the one in force, for who knows that
+// without comparing the two. What is replaced is in both lists: gone as it was, come
+// as it is to be. Groups, decisions and refusals are those that are new or other than
+// before.
+type Change struct {
+	Generation           uint64
+	PeersGone, PeersCome []bocage.Peer
+	RulesGone, RulesCome []bocage.Rule
+	Groups               []bocage.GroupInfo
+	Decisions            []bocage.Decision
+	Profiles             []bocage.Profile // that these decisions name
+	Refused              []bocage.Refusal
+	Lifted               []bocage.Identity // are refused no longer
+	ConfirmBy            time.Time         // as in a Ruleset
+}
+
+// Amend is Apply of the ruleset that a change makes of the one in force. It costs
+// what the change says, whatever the size of the ruleset. A change that is not one of
+// the generation in force is refused, and then, as on any error, nothing has changed.
+func (d *Dataplane) Amend(c Change) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	start := time.Now()
+	if err := d.amend(c); err != nil {
+		return fmt.Errorf("apply the change to generation %d: %w", c.Generation, err)
+	}
+	d.log.Info("applied change", "generation", c.Generation, "took", time.Since(start))
+	return nil
+}
+
+func (d *Dataplane) amend(c Change) error {
+	f, err := d.readForce()
+	if err != nil {
+		return err
+	}
+	if f.header == nil || f.expired || d.content == nil {
+		return errors.New("this process did not apply what is in force: apply the whole ruleset")
+	}
+	if c.Generation <= f.header.Generation {
+		return fmt.Errorf("generation %d is in force: a change needs a higher one", f.header.Generation)
+	}
+	now := readClock()
+	term, err := f.termFor(&bocage.Ruleset{Generation: c.Generation, ConfirmBy: c.ConfirmBy}, forward, now)
+	if err != nil {
+		return err
+	}
+	e, err := d.content.readChange(c)
+	if err != nil {
+		return err
+	}
+	// Of the lists that change, none is known to be that of what is in force.
+	lists := d.lists
+	if len(e.peersGone)+len(e.peersCome) > 0 {
+		lists.peers = unknown[bocage.Peer]()
+	}
+	if len(e.rulesGone)+len(e.rulesCome) > 0 {
+		lists.rules = unknown[bocage.Rule]()
+	}
+	if len(e.groups) > 0 {
+		lists.groups = unknown[bocage.GroupInfo]()
+	}
+	if len(e.decisions) > 0 {
+		lists.decisions = unknown[bocage.Decision]()
+	}
+	if len(e.refused) > 0 {
+		lists.refused = unknown[bocage.Refusal]()
+	}
+	next, err := d.edited(e, lists, now)
+	if err != nil {
+		return err
+	}
+	if err := d.content.overlapping(e.rulesCome); err != nil {
+		next.undo()
+		return err
+	}
+	if err := d.bringIn(next, f, term); err != nil {
+		return err
+	}
+	d.afterFlip(next)
+	return nil
+}
+
+// unknown is a list that is the same as none.
+func unknown[T any]() []T { return make([]T, 1) }
+
+// readChange puts a change into the form of the content, or says what in it is not
+// of the content.
+func (c *content) readChange(change Change) (*edit, error) {
+	var faults faults
+	e := &edit{generation: change.Generation, fallback: c.fallback, groups: map[bocage.Group]groupInfo{},
+		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}}
+	e.peersGone, e.peersCome = readPeers(change.PeersGone, &faults), readPeers(change.PeersCome, &faults)
+	for _, p := range e.peersGone {
+		if is, found := c.peers.find(p); !found || is != p {
+			faults.add("a peer of identity %d that is to go is not there as it is said to be", p.identity)
+		}
+	}
+	for _, p := range e.peersCome {
+		_, found := c.peers.find(p)
+		if _, goes := slices.BinarySearchFunc(e.peersGone, p, comparePeers); found && !goes {
+			faults.add("a peer of identity %d comes where another one is that stays", p.identity)
+		}
+	}
+	e.rulesGone, e.rulesCome = slices.Clone(change.RulesGone), slices.Clone(change.RulesCome)
+	slices.SortFunc(e.rulesGone, comparePlaces)
+	slices.SortFunc(e.rulesCome, comparePlaces)
+	for _, r := range e.rulesGone {
+		if is, found := c.rules.find(r); !found || is != r {
+			faults.add("the rule from group %d to %d that is to go is not there as it is said to be", r.From, r.To)
+		}
+	}
+	for i, r := range e.rulesCome {
+		_, found := c.rules.find(r)
+		_, goes := slices.BinarySearchFunc(e.rulesGone, r, comparePlaces)
+		if r.Ports.First > r.Ports.Last || found && !goes || i > 0 && comparePlaces(e.rulesCome[i-1], r) == 0 {
+			faults.add("the rule from group %d to %d that comes is there, or has no ports", r.From, r.To)
+		}
+	}
+	for _, g := range change.Groups {
+		e.groups[g.Group] = groupInfo{listed: true, enforce: g.Enforce, sender: g.Sender, receiver: g.Receiver}
+	}
+	c.readNewDecisions(change, e, &faults)
+	for _, r := range change.Refused {
+		e.refused[r.Identity] = &r
+	}
+	for _, identity := range change.Lifted {
+		e.refused[identity] = nil
+	}
+	c.check(e, &faults)
+	return e, faults.err()
+}
+
+func (c *content) readNewDecisions(change Change, e *edit, faults *faults) {
+	if len(change.Decisions) == 0 {
+		return
+	}
+	all := readDecisionRows(change.Decisions, change.Profiles, faults)
+	for _, d := range change.Decisions { // what they give way to
+		for id := d.Then; ; {
+			then, known := c.decisions[id]
+			if _, is := all[id]; is || !known {
+				break
+			}
+			all[id] = then
+			id = then.then
+		}
+	}
+	checkChains(change.Decisions, all, faults)
+	for _, d := range change.Decisions {
+		is := all[d.ID]
+		e.decisions[d.ID] = &is
+	}
+}
+
+// overlapping says which of some rules that are there overlap with others.
+func (c *content) overlapping(rules []bocage.Rule) error {
+	var faults faults
+	for _, r := range rules {
+		before, after := c.rules.around(r)
+		if before != nil && overlap(*before, r) {
+			faults.add("rules from group %d to %d %s: ports %s and %s overlap", r.From, r.To, r.Protocol, before.Ports, r.Ports)
+		}
+		if after != nil && overlap(r, *after) {
+			faults.add("rules from group %d to %d %s: ports %s and %s overlap", r.From, r.To, r.Protocol, r.Ports, after.Ports)
+		}
+	}
+	return faults.err()
+}
