@@ -102,8 +102,8 @@ func TestRootPrepare(t *testing.T) {
 	}
 	info, err := os.Stat(dir)
 	must(t, err)
-	if !host.IsBPFFS(dir) || !isOwnMount(dir) || ownerOf(info) != 65534 {
-		t.Errorf("%s is a bpffs: %v, ours: %v, of user %d", dir, host.IsBPFFS(dir), isOwnMount(dir), ownerOf(info))
+	if !host.IsBPFFS(dir) || !isOwnMount(dir) || userOf(info) != 65534 {
+		t.Errorf("%s is a bpffs: %v, ours: %v, of user %d", dir, host.IsBPFFS(dir), isOwnMount(dir), userOf(info))
 	}
 	must(t, Remove(dir))
 	if host.IsBPFFS(dir) {
@@ -111,4 +111,4 @@ func TestRootPrepare(t *testing.T) {
 	}
 }
 
-func ownerOf(info os.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
+func userOf(info os.FileInfo) uint32 { return info.Sys().(*syscall.Stat_t).Uid }
