@@ -42,8 +42,10 @@ func (r *Ruleset) DecideNamed(f Flow, names ...DomainName) (Verdict, Reason) {
 		if !slices.ContainsFunc(names, name.Name.Matches) {
 			continue
 		}
+		// Only who consumes the name opens it: what Kubernetes accepts towards anywhere,
+		// it has said of the address.
 		id, found := find(ix.rules, source.Group, name.Group, f.Protocol, portOf(f))
-		if decision := ix.at(id, f.At); found && decision.Verdict.Allowed() {
+		if decision := ix.at(id, f.At); found && decision.Verdict.Allowed() && decision.Code == ReasonRule {
 			return decision.Verdict, Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
 		}
 	}
