@@ -33,6 +33,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -164,7 +165,7 @@ type Dataplane struct {
 	count          [tables]int           // rows of each table
 	settled        bool                  // no packet looks at what nothing counts on
 	page           []bpf.KernelOrder     // room for orders
-	orders         *ebpf.Memory          // where the kernel reads them
+	orders         []byte                // where the kernel reads them
 	steps, ordered int                   // calls of the kernel to change rows, and rows changed
 	preemptible    bool                  // see await
 	ports          map[uint32]Attachment // attached, by ifindex
@@ -255,7 +256,7 @@ func (d *Dataplane) open() error {
 			return err
 		}
 	}
-	if d.orders, err = d.objects.Orders.Memory(); err != nil {
+	if d.orders, err = mapMemory(d.objects.Orders, unix.PROT_READ|unix.PROT_WRITE); err != nil {
 		return fmt.Errorf("map orders: %w", err)
 	}
 	d.page, d.preemptible = make([]bpf.KernelOrder, 0, orders), isPreemptible()
@@ -351,6 +352,10 @@ func (d *Dataplane) release() error {
 	if d.flows != nil {
 		errs = append(errs, d.flows.close())
 		d.flows = nil
+	}
+	if d.orders != nil {
+		errs = append(errs, unix.Munmap(d.orders))
+		d.orders = nil
 	}
 	if d.objects != nil {
 		errs = append(errs, d.objects.Close())

@@ -48,15 +48,21 @@ func mapFlows(m *ebpf.Map, spec *ebpf.CollectionSpec) (*flowTable, error) {
 	if err := spec.Variables["patience"].Get(&t.patience); err != nil {
 		return nil, fmt.Errorf("read how long flows wait: %w", err)
 	}
-	size := int(m.MaxEntries()) * int(m.ValueSize())
-	page := os.Getpagesize()
-	memory, err := unix.Mmap(m.FD(), 0, (size+page-1)/page*page, unix.PROT_READ, unix.MAP_SHARED)
+	memory, err := mapMemory(m, unix.PROT_READ)
 	if err != nil {
 		return nil, fmt.Errorf("map table of flows: %w", err)
 	}
 	t.memory = memory
 	t.rows = unsafe.Slice((*bpf.KernelFlow)(unsafe.Pointer(&memory[0])), int(m.MaxEntries())*ways)
 	return t, nil
+}
+
+// mapMemory maps the values of an array into this process. The mapping holds the map:
+// it is unmapped by whoever closes, not by a collector of garbage some time later as
+// that of [ebpf.Memory], or the map outlives its removal.
+func mapMemory(m *ebpf.Map, protection int) ([]byte, error) {
+	size, page := int(m.MaxEntries())*int(m.ValueSize()), os.Getpagesize()
+	return unix.Mmap(m.FD(), 0, (size+page-1)/page*page, protection, unix.MAP_SHARED)
 }
 
 func (t *flowTable) close() error { return unix.Munmap(t.memory) }

@@ -126,9 +126,7 @@ func (d *Dataplane) run(b *batch, table uint32, page []bpf.KernelOrder) error {
 		if err := d.step("rows"); err != nil {
 			return err
 		}
-		if _, err := d.orders.WriteAt(bytesOf(rest), 0); err != nil {
-			return fmt.Errorf("write orders: %w", err)
-		}
+		copy(d.orders, bytesOf(rest))
 		order := bpf.KernelBatch{Table: table, Count: uint32(len(rest)), Slots: b.slots, Like: b.like}
 		_, err := d.objects.Stage.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
 		if err != nil {
@@ -137,9 +135,7 @@ func (d *Dataplane) run(b *batch, table uint32, page []bpf.KernelOrder) error {
 		d.steps++
 		d.ordered += int(order.Done)
 		done := rest[:order.Done]
-		if _, err := d.orders.ReadAt(bytesOf(done), 0); err != nil {
-			return fmt.Errorf("read orders: %w", err)
-		}
+		copy(bytesOf(done), d.orders)
 		d.count[table] += int(order.RowsMore) - int(order.RowsLess)
 		rest = rest[order.Done:]
 		if order.Error == 0 {
