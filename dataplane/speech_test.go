@@ -3,6 +3,7 @@ package dataplane
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -96,6 +97,25 @@ func TestRootSpeechOfCaptures(t *testing.T) {
 				l.agree(t, h)
 				for p := bocage.SpeechTLS; p <= bocage.SpeechRedis; p++ {
 					l.agreeOn(t, p, h)
+				}
+			}
+		}
+	}
+}
+
+// Every beginning with each of its first bytes made each other byte: a bound that
+// the two readings place differently shows.
+func TestRootSpeechOfNeighbours(t *testing.T) {
+	const first = 20
+	l := newListener(t)
+	for _, c := range captures(t) {
+		for _, h := range c.Sides() {
+			whole := h.Bytes
+			for at := range min(first, len(whole)) {
+				h.Bytes = slices.Clone(whole)
+				for changed := range 256 {
+					h.Bytes[at] = byte(changed)
+					l.agreeOn(t, c.Protocol, h)
 				}
 			}
 		}

@@ -328,8 +328,8 @@ STAGE int smb_says(const struct speech *s)
 		return SPEECH_NO;
 	const __u8 *b = s->bytes;
 	MUST(1, b[0] == 0 || (s->answers ? within(b[0], 0x82, 0x84) : b[0] == 0x81));
-	if (b[0] == 0x81) { // two names, each coded into 34 bytes or more
-		MUST(4, b[1] <= 1 && big16(b + 2) >= 68);
+	if (b[0] == 0x81) { // two names, each coded into 34 to 255 bytes (RFC 1002, 4.3.2; RFC 883)
+		MUST(4, b[1] == 0 && within(big16(b + 2), 68, 510));
 		MUST(5, b[4] == 32);
 		MUST(7, within(b[5], 'A', 'P') && within(b[6], 'A', 'P'));
 		return SPEECH_YES;

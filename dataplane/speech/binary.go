@@ -245,7 +245,8 @@ func ldap(r *reader) {
 
 func smbAsks(r *reader) {
 	if r.byte() == 0x81 {
-		r.between(r.big(3), 68, 1<<17-1)
+		// Two names of 34 to 255 bytes each; the lowest of the flags is the length's highest bit.
+		r.between(r.big(3), 68, 2*255)
 		r.text("\x20")
 		for range 2 {
 			r.between(r.big(1), 'A', 'P')
