@@ -56,6 +56,15 @@ func (d *Dataplane) Run(ctx context.Context, each func([]bocage.FlowEvent, []boc
 func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func([]bocage.FlowEvent, []bocage.Cadence)) error {
 	var record ringbuf.Record
 	told := told{events: make([]bocage.FlowEvent, 0, batchEvents)}
+	hand := func() {
+		if len(told.events)+len(told.cadences) == 0 {
+			return
+		}
+		told.inWallTime(readClock())
+		each(told.events, told.cadences)
+		told.events, told.cadences = told.events[:0], told.cadences[:0]
+	}
+	defer hand() // what was read is in the ring no more
 	for ctx.Err() == nil {
 		err := reader.ReadInto(&record)
 		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrClosed) {
@@ -70,9 +79,7 @@ func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func
 		if record.Remaining > 0 && len(told.events)+len(told.cadences) < batchEvents {
 			continue
 		}
-		told.inWallTime(readClock())
-		each(told.events, told.cadences)
-		told.events, told.cadences = told.events[:0], told.cadences[:0]
+		hand()
 	}
 	return ctx.Err()
 }
