@@ -22,6 +22,9 @@ const (
 
 	reportsPeriod = 250 * time.Millisecond
 	flowsPeriod   = time.Second
+	// lookPeriod is how often the ring is looked into; the kernel wakes nobody but
+	// when much waits there.
+	lookPeriod = 20 * time.Millisecond
 )
 
 // batchEvents bounds what is handed on at a time.
@@ -65,9 +68,14 @@ func (d *Dataplane) drain(ctx context.Context, reader *ringbuf.Reader, each func
 		told.events, told.cadences = told.events[:0], told.cadences[:0]
 	}
 	defer hand() // what was read is in the ring no more
+	reader.SetDeadline(time.Now().Add(lookPeriod))
 	for ctx.Err() == nil {
 		err := reader.ReadInto(&record)
-		if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ringbuf.ErrClosed) {
+		if errors.Is(err, os.ErrDeadlineExceeded) { // all that waited has been read
+			reader.SetDeadline(time.Now().Add(lookPeriod))
+			continue
+		}
+		if errors.Is(err, ringbuf.ErrClosed) {
 			return ctx.Err()
 		}
 		if err == nil {

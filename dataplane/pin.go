@@ -87,6 +87,9 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables["flow_buckets"].Set(bucketsOf(cfg)); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
+	if err := spec.Variables["wake_bytes"].Set(uint64(min(cfg.EventBytes/8, 1<<16))); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	}
 	if err := spec.Variables["direct_delivery"].Set(uint8(number(cfg.DirectDelivery))); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}

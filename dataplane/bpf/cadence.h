@@ -182,7 +182,7 @@ STAGE int report_cadence(const struct flow *flow, __u32 ends)
 		mine->bursts = 0;
 	bpf_spin_unlock(&paces->lock);
 	if (still)
-		bpf_ringbuf_submit(told, 0);
+		event_end(told);
 	else
 		event_withdraw(told);
 	return 0;

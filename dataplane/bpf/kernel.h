@@ -44,6 +44,8 @@ typedef _Bool bool;
 #define BPF_NOEXIST 1
 #define BPF_F_INGRESS 1
 #define BPF_F_PSEUDO_HDR 0x10
+#define BPF_RB_NO_WAKEUP 1
+#define BPF_RB_FORCE_WAKEUP 2
 #define BPF_RB_AVAIL_DATA 0
 
 // enum tcx_action_base
@@ -143,6 +145,7 @@ static long (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
 static long (*const bpf_fib_lookup)(struct __sk_buff *skb, struct fib_question *question, __u32 size, __u32 flags) = (void *)69;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static void *(*const bpf_ringbuf_reserve)(void *ringbuf, __u64 size, __u64 flags) = (void *)131;
+static __u64 (*const bpf_ringbuf_query)(void *ringbuf, __u64 flags) = (void *)134;
 static void (*const bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static void (*const bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;

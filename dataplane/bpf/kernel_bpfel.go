@@ -547,6 +547,7 @@ const (
 	KernelVarPickupPeriod       = "pickup_period"
 	KernelVarTraced             = "traced"
 	KernelVarTracing            = "tracing"
+	KernelVarWakeBytes          = "wake_bytes"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -656,6 +657,7 @@ type KernelVariableSpecs struct {
 	PickupPeriod     *ebpf.VariableSpec `ebpf:"pickup_period"`
 	Traced           *ebpf.VariableSpec `ebpf:"traced"`
 	Tracing          *ebpf.VariableSpec `ebpf:"tracing"`
+	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -766,6 +768,7 @@ type KernelVariables struct {
 	PickupPeriod     *ebpf.Variable `ebpf:"pickup_period"`
 	Traced           *ebpf.Variable `ebpf:"traced"`
 	Tracing          *ebpf.Variable `ebpf:"tracing"`
+	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.

@@ -129,6 +129,18 @@ static __always_inline void *event_begin_sized(__u64 bytes)
 	return event;
 }
 
+// The agent looks into the ring often enough; to wake it for every event would cost
+// a new connection more than all that is decided about it. It is woken each time
+// that as much again waits. Open configures how much: a power of two.
+const volatile __u64 wake_bytes = 1 << 16;
+
+static __always_inline void event_end(void *event)
+{
+	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA), more = waiting & (wake_bytes - 1);
+	bool wake = waiting != more && more <= sizeof(struct cadence_event); // a record is hardly longer
+	bpf_ringbuf_submit(event, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+}
+
 static __always_inline struct event *event_begin(void)
 {
 	return event_begin_sized(sizeof(struct event));
@@ -212,7 +224,7 @@ STAGE int report_flow(const struct flow *flow, __u32 kind)
 	if (!event)
 		return false;
 	describe_flow(event, flow, kind);
-	bpf_ringbuf_submit(event, 0);
+	event_end(event);
 	return true;
 }
 
@@ -240,7 +252,7 @@ STAGE int report_refusal(const struct refusal_key *key, struct refusal *refusal)
 	event->bytes = (__sync_lock_test_and_set(&refusal->bytes, 0) & EVENT_BYTES) |
 		       (__u64)refusal->speech << EVENT_SPEECH_SHIFT;
 	event->remote = key->to ? key->source : key->destination;
-	bpf_ringbuf_submit(event, 0);
+	event_end(event);
 	return true;
 }
 

@@ -129,7 +129,7 @@ static long sweep_question(void *map, const struct question *key, struct asked *
 	event->packets = asked->count;
 	event->bytes = 0;
 	event->remote = key->target;
-	bpf_ringbuf_submit(event, 0);
+	event_end(event);
 	asked->count = 0;
 	asked->reported = round->now;
 	return 0;
