@@ -1,7 +1,6 @@
 package api
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"strings"
@@ -10,8 +9,8 @@ import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/client"
 	"bocage.dev/bocage/manifest"
-	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/mem"
+	"bocage.dev/bocage/store/storetest"
 )
 
 // manyObjects are n objects, of which every third is a workload with an identity
@@ -84,25 +83,10 @@ func TestApplyOfTenThousand(t *testing.T) {
 	}
 }
 
-// failing is a store that takes so many large writes.
-type failing struct {
-	store.Store
-	left int
-}
-
-func (f *failing) Apply(ctx context.Context, ops ...store.Op) (store.Revision, error) {
-	if len(ops) > 100 {
-		if f.left--; f.left < 0 {
-			return 0, store.ErrFull
-		}
-	}
-	return f.Store.Apply(ctx, ops...)
-}
-
 // TestApplyThatEndsHalfway: of each object is told whether it was written, and
 // the same apply finishes it.
 func TestApplyThatEndsHalfway(t *testing.T) {
-	full := &failing{Store: mem.New(), left: 2}
+	full := &storetest.FullAfter{Store: mem.New(), Left: 2}
 	b := start(t, func(c *Config) { c.Store = full })
 	objects := manyObjects(t, 3000)
 	result, err := b.client.Apply(t.Context(), objects, client.WriteOptions{})
@@ -125,7 +109,7 @@ func TestApplyThatEndsHalfway(t *testing.T) {
 	if outcomes["created"] != listed || outcomes["pending"] != 3000-listed || listed == 0 {
 		t.Errorf("told %v, there are %d", outcomes, listed)
 	}
-	full.left = 100
+	full.Left = 100
 	again, err := b.client.Apply(t.Context(), objects, client.WriteOptions{})
 	if err != nil {
 		t.Fatal(err)

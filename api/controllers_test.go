@@ -1,9 +1,7 @@
 package api
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"strings"
@@ -134,37 +132,7 @@ func TestInformerSurvivesAController(t *testing.T) {
 func TestOwnInformerSurvivesAController(t *testing.T) {
 	first, second, both, door := controllers(t)
 	first.mustScope(t, "POST", "a", "")
-	told := make(chan string, 10)
-	informer, err := client.NewInformer(both.as(t, RoleViewer), client.InformerOptions[*bocage.Scope]{
-		Handle: func(c client.Change[*bocage.Scope]) {
-			switch {
-			case c.Was == nil:
-				told <- "+" + c.Is.Name
-			case c.Is == nil:
-				told <- "-" + c.Was.Name
-			default:
-				told <- "~" + c.Is.Name
-			}
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- informer.Run(ctx) }()
-	want := func(text string) {
-		t.Helper()
-		select {
-		case got := <-told:
-			if got != text {
-				t.Errorf("told %q, want %q", got, text)
-			}
-		case err := <-done:
-			t.Fatalf("the informer ended: %v", err)
-		}
-	}
+	informer, want, end := followScopes(t, both)
 	want("+a")
 	<-informer.Synced()
 	door.turn("127.0.0.1:1")
@@ -175,10 +143,7 @@ func TestOwnInformerSurvivesAController(t *testing.T) {
 	want("-a")
 	second.mustScope(t, "PATCH", "b", `{"spec":{"mode":"enforce"}}`)
 	want("~b")
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Error(err)
-	}
+	end()
 }
 
 // TestClocksOfOthers: what a controller whose clock is ahead or behind has written

@@ -11,6 +11,7 @@ import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // stacked is how many packets the host's own stack has sent out to a workload.
@@ -71,7 +72,7 @@ func TestRootDirectDelivery(t *testing.T) {
 			for _, address := range []netip.Addr{b.v4, b.v6} {
 				echo(t, b, address, 80)
 				c := mustDial(t, a, address, 80)
-				eventually(t, "packets to go straight", func() bool {
+				hosttest.Await(t, "packets to go straight", func() bool {
 					before := p.stacked(b)
 					for range 50 {
 						must(t, ping(c, long))
@@ -89,7 +90,7 @@ func TestRootDirectDelivery(t *testing.T) {
 					t.Errorf("%s: %d packets went through the stack", address, n)
 				}
 				var points, flows Count
-				eventually(t, "both points to have counted all", func() bool {
+				hosttest.Await(t, "both points to have counted all", func() bool {
 					after, both := p.counted(bocage.ReasonRule), p.total()
 					points = Count{after.Packets - passed.Packets, after.Bytes - passed.Bytes}
 					flows = Count{both.Packets - total.Packets, both.Bytes - total.Bytes}
@@ -123,11 +124,11 @@ func TestRootDirectDeliveryCountsHops(t *testing.T) {
 		t.Helper()
 		f.hops = hops
 		from.send(f.bytes())
-		eventually(t, what, func() bool { return arrived.Load() == want })
+		hosttest.Await(t, what, func() bool { return arrived.Load() == want })
 	}
 	send(64, 1, "the first by the stack")
 	sent := int64(1)
-	eventually(t, "packets to go straight", func() bool {
+	hosttest.Await(t, "packets to go straight", func() bool {
 		before := p.stacked(b)
 		for range 10 {
 			sent++
@@ -166,7 +167,7 @@ func TestRootDirectDeliveryFollowsTheHost(t *testing.T) {
 		}
 		return p.stacked(b) - before
 	}
-	eventually(t, "packets to go straight", func() bool { return pings(200) < 50 })
+	hosttest.Await(t, "packets to go straight", func() bool { return pings(200) < 50 })
 	change := func(what string, do func(netlink.Link) error, direct bool) {
 		t.Helper()
 		before := p.topology()
@@ -177,8 +178,8 @@ func TestRootDirectDeliveryFollowsTheHost(t *testing.T) {
 			}
 			return err
 		})
-		eventually(t, "news of "+what, func() bool { return p.topology() != before })
-		eventually(t, what, func() bool { return (pings(200) < 50) == direct })
+		hosttest.Await(t, "news of "+what, func() bool { return p.topology() != before })
+		hosttest.Await(t, what, func() bool { return (pings(200) < 50) == direct })
 	}
 	change("a link that takes less", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1400) }, false)
 	change("a link that takes as much", func(l netlink.Link) error { return netlink.LinkSetMTU(l, 1500) }, true)
@@ -200,7 +201,7 @@ func (p *plane) addNeighbor(w *workload, address netip.Addr, mac net.HardwareAdd
 	if err := host.AddNeighbor(p.namespace, w.link, address, mac); err != nil {
 		return err
 	}
-	eventually(p.t, "news of a neighbour", func() bool { return p.topology() != before })
+	hosttest.Await(p.t, "news of a neighbour", func() bool { return p.topology() != before })
 	return nil
 }
 
@@ -220,7 +221,7 @@ func TestRootDirectDeliveryEndsWithTheAgent(t *testing.T) {
 		}
 		return p.stacked(b)-before < 50
 	}
-	eventually(t, "packets to go straight", direct)
+	hosttest.Await(t, "packets to go straight", direct)
 	stop()
 	if t.Failed() {
 		return

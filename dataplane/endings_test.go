@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // decideEnding is the first of a chain in the tests' rulesets.
@@ -294,15 +295,8 @@ func TestRootShadow(t *testing.T) {
 // differing counts the rows of which some version is not as the ruleset says.
 func (p *plane) differing(rs *bocage.Ruleset) int {
 	p.t.Helper()
-	c := newContent()
-	e, err := c.read(rs, lists{})
-	must(p.t, err)
-	rows, _ := c.change(e, readClock())
-	f, err := p.readForce()
-	must(p.t, err)
-	_, err = p.compareAll(rows, f.slot())
-	must(p.t, err)
-	return rows.len()
+	_, rows := p.isWhole(rs)
+	return rows
 }
 
 // A candidate has its own refused identities and ends, and is never in the way: what
@@ -387,7 +381,7 @@ func TestRootShadowSwapIsAtomic(t *testing.T) {
 	for n := uint64(2); n < 40; n++ {
 		a.port.Group, b.port.Group = bocage.Group(100+2*n), bocage.Group(101+2*n)
 		must(t, p.Shadow(ruleset(n, []bocage.Rule{allowUDP(a.port.Group, b.port.Group)}, a, b)))
-		eventually(t, "a comparison", func() bool {
+		hosttest.Await(t, "a comparison", func() bool {
 			c, err := p.Candidate()
 			must(t, err)
 			if c.Differs != 0 {

@@ -14,6 +14,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 func allowTCP(from, to bocage.Group, port uint16) bocage.Rule {
@@ -183,7 +184,7 @@ func TestRootSpoofing(t *testing.T) {
 	if e.Kind != bocage.EventRefused || e.Verdict != bocage.VerdictDrop || e.Source != 101 || e.Interface != a.ifindex {
 		t.Errorf("event %+v", e)
 	}
-	eventually(t, "the honest packet", func() bool { return got.Load() > 0 })
+	hosttest.Await(t, "the honest packet", func() bool { return got.Load() > 0 })
 	if n := got.Load(); n != 1 {
 		t.Errorf("%d packets arrived, want only the honest one", n)
 	}
@@ -233,21 +234,6 @@ func (p *plane) judgedHere(from bool, ifindex uint32, b []byte) (returned uint32
 	p.t.Helper()
 	p.in(func() error { returned = p.judged(from, ifindex, b); return nil })
 	return returned
-}
-
-// eventually waits for something that others bring about.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	deadline := time.After(long)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !done() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatalf("still waiting for %s", what)
-		}
-	}
 }
 
 // Where nobody enforces, nothing is refused; what would be is told.

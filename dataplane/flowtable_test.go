@@ -6,6 +6,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // crowd is a host whose table of flows is small.
@@ -75,7 +76,7 @@ func TestRootFloodCutsNoEstablishedFlow(t *testing.T) {
 		return nil
 	})
 	k.run()
-	eventually(t, "a sweep", func() bool { return k.counters().FlowsLive > 0 })
+	hosttest.Await(t, "a sweep", func() bool { return k.counters().FlowsLive > 0 })
 	c := k.counters()
 	if c.FlowsLive > 1024 || c.FlowsOpened != 20_001 || c.FlowsEvicted < 18_000 || c.Refused[bocage.ReasonTableFull].Packets != 0 {
 		t.Errorf("counters %+v", c)
@@ -158,5 +159,5 @@ func TestRootHoldingsAreGivenBack(t *testing.T) {
 	})
 	k.run()
 	k.age(7 * 24 * time.Hour)
-	eventually(t, "a sweep", func() bool { return held() == [4]uint64{} })
+	hosttest.Await(t, "a sweep", func() bool { return held() == [4]uint64{} })
 }

@@ -167,7 +167,7 @@ func startLoad(t testing.TB, from, to *workload) *load {
 			}
 		}
 	}()
-	eventually(t, "traffic", func() bool { return l.sent.Load() > 50 })
+	hosttest.Await(t, "traffic", func() bool { return l.sent.Load() > 50 })
 	t.Cleanup(func() { u.Close() })
 	l.collect = func() { l.arrived.Store(arrived.Load()) }
 	return l
@@ -182,7 +182,7 @@ func (l *load) end(t testing.TB) {
 	if err := l.failed.Load(); err != nil {
 		t.Errorf("TCP connection: %v", err)
 	}
-	eventually(t, "the last datagrams", func() bool { l.collect(); return l.arrived.Load() >= l.sent.Load() })
+	hosttest.Await(t, "the last datagrams", func() bool { l.collect(); return l.arrived.Load() >= l.sent.Load() })
 	t.Logf("%d of %d datagrams arrived", l.arrived.Load(), l.sent.Load())
 }
 
@@ -198,7 +198,7 @@ func TestRootKillLosesNothing(t *testing.T) {
 	for range 3 {
 		kill()
 		sent := l.sent.Load()
-		eventually(t, "traffic without an agent", func() bool { return l.sent.Load() > sent+50 })
+		hosttest.Await(t, "traffic without an agent", func() bool { return l.sent.Load() > sent+50 })
 		kill = p.startChild(all)
 	}
 	kill()
@@ -241,7 +241,7 @@ func TestRootLayoutChanges(t *testing.T) {
 		t.Errorf("refused flow after the move: %v, want a timeout", err)
 	}
 	sent := l.sent.Load()
-	eventually(t, "traffic after the move", func() bool { return l.sent.Load() > sent+50 })
+	hosttest.Await(t, "traffic after the move", func() bool { return l.sent.Load() > sent+50 })
 	l.end(t)
 	c, err := p.Counters()
 	must(t, err)

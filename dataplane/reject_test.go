@@ -20,6 +20,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 const decideReject = bocage.DecisionID(9)
@@ -314,7 +315,7 @@ func TestRootRejectStopsBulk(t *testing.T) {
 			}
 		}
 	}()
-	eventually(t, "bulk", func() bool { return sent.Load() > 64<<20 })
+	hosttest.Await(t, "bulk", func() bool { return sent.Load() > 64<<20 })
 	start := time.Now()
 	must(t, p.Apply(rejecting(2, nil, a, b)))
 	select {

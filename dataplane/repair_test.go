@@ -13,6 +13,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // besieged is a plane with two workloads, one flow allowed, under traffic.
@@ -29,7 +30,7 @@ func besieged(t *testing.T) (p *plane, a, b *workload, rs *bocage.Ruleset, l *lo
 func (l *load) more(t *testing.T, what string) {
 	t.Helper()
 	sent := l.sent.Load()
-	eventually(t, what, func() bool { return l.sent.Load() > sent+50 })
+	hosttest.Await(t, what, func() bool { return l.sent.Load() > sent+50 })
 }
 
 // repaired repairs, and wants to be told some words, and of nothing the next time.
@@ -201,7 +202,7 @@ func TestRootUpgradeAndBack(t *testing.T) {
 	if _, err := os.Stat(p.cfg.PinDir); err == nil {
 		t.Errorf("%s is left", p.cfg.PinDir)
 	}
-	eventually(t, "the kernel to let go", func() bool {
+	hosttest.Await(t, "the kernel to let go", func() bool {
 		after, err := host.BPFObjects()
 		must(t, err)
 		return !slices.ContainsFunc(after, func(o host.BPFObject) bool { return ours[o] })

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/host/hosttest"
@@ -129,7 +128,7 @@ func TestRootSessionsOfSSHD(t *testing.T) {
 		return fmt.Sprint(found)
 	}
 	var stranger net.Conn
-	await(t, "sshd to listen", func() bool {
+	hosttest.Await(t, "sshd to listen", func() bool {
 		err := host.In(there, func() (err error) { stranger, err = net.Dial("tcp", "10.97.0.1:22"); return err })
 		return err == nil
 	})
@@ -142,7 +141,7 @@ func TestRootSessionsOfSSHD(t *testing.T) {
 	client.Stderr = &said
 	must(t, host.Start(there, client))
 	t.Cleanup(func() { client.Process.Kill(); client.Wait() })
-	await(t, "the login", func() bool { return strings.Contains(sessions(), "10.97.0.1:22 10.97.0.2:") })
+	hosttest.Await(t, "the login", func() bool { return strings.Contains(sessions(), "10.97.0.1:22 10.97.0.2:") })
 	if t.Failed() {
 		t.Log(said.String())
 	}
@@ -156,7 +155,7 @@ func TestRootSessionsOfSSHD(t *testing.T) {
 	}))
 	client.Process.Kill()
 	client.Wait()
-	await(t, "the end of the session", func() bool { return sessions() == "[]" })
+	hosttest.Await(t, "the end of the session", func() bool { return sessions() == "[]" })
 }
 
 // Behind a bridge, the port that the bridge has learned.
@@ -192,22 +191,5 @@ func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// await asks until it is so.
-func await(t testing.TB, what string, is func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(20 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Errorf("waited in vain for %s", what)
-			return
-		}
 	}
 }

@@ -156,24 +156,7 @@ func TestRootPatientCapabilities(t *testing.T) {
 		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
 		p := healthy(t)
 		p.report.PID, p.report.User = cmd.Process.Pid, c.user
-		settled(t, func() bool { return p.ask(t, "agent.capabilities").State == c.state })
-	}
-}
-
-// settled waits until something is so.
-func settled(t *testing.T, is func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(10 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for !is() {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			t.Error("it did not become so")
-			return
-		}
+		hosttest.Await(t, "the doctor to see it", func() bool { return p.ask(t, "agent.capabilities").State == c.state })
 	}
 }
 

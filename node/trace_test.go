@@ -10,6 +10,7 @@ import (
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // asked is the siege's host with its port attached and a ruleset in force.
@@ -113,7 +114,7 @@ func TestRootTraceSocket(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- host.In(s.here, func() error { return s.agent.serveHealth(ctx) }) }()
 	defer func() { cancel(); <-done }()
-	settled(t, func() bool {
+	hosttest.Await(t, "the doctor to see it", func() bool {
 		_, err := TracePacket(ctx, s.agent.cfg, bocage.TracePacket{})
 		return err != nil && strings.Contains(err.Error(), "is missing")
 	})

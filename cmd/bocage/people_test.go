@@ -17,6 +17,7 @@ import (
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/mem"
+	"bocage.dev/bocage/store/storetest"
 )
 
 // office is an API that commands are run against.
@@ -149,25 +150,10 @@ func TestDeletionsThatWait(t *testing.T) {
 	}
 }
 
-// fullAfter is a store that takes so many writes of many objects.
-type fullAfter struct {
-	store.Store
-	left int
-}
-
-func (f *fullAfter) Apply(ctx context.Context, ops ...store.Op) (store.Revision, error) {
-	if len(ops) > 100 {
-		if f.left--; f.left < 0 {
-			return 0, store.ErrFull
-		}
-	}
-	return f.Store.Apply(ctx, ops...)
-}
-
 // TestApplyInParts: when a later part cannot be written, of each object is told
 // whether it was, and the same again finishes it.
 func TestApplyInParts(t *testing.T) {
-	full := &fullAfter{Store: mem.New(), left: 1}
+	full := &storetest.FullAfter{Store: mem.New(), Left: 1}
 	o := newOffice(t, full)
 	var text strings.Builder
 	const count = 1500
@@ -180,7 +166,7 @@ func TestApplyInParts(t *testing.T) {
 		!strings.Contains(errs, fmt.Sprintf("%d of %d objects were applied, and %d were not", created, count, not)) || strings.Contains(errs, "nothing was changed") {
 		t.Errorf("%d: %d created, %d not: %s", code, created, not, errs)
 	}
-	full.left = 100
+	full.Left = 100
 	out, errs, code = o.run(t, "", text.String(), "apply", "-f", "-")
 	if again, rest := strings.Count(out, " unchanged\n"), strings.Count(out, " created\n"); code != exitOK || again != created || rest != not {
 		t.Errorf("again: %d, %d unchanged, %d created: %s", code, again, rest, errs)

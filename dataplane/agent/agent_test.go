@@ -292,6 +292,22 @@ func (i *inbox) Next(ctx context.Context, failed bool) (Step, error) {
 	}
 }
 
+// follow tells an agent of links as they come.
+func follow(links <-chan []host.Link) func(context.Context, func([]host.Link) error) error {
+	return func(ctx context.Context, each func([]host.Link) error) error {
+		for {
+			select {
+			case l := <-links:
+				if err := each(l); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+}
+
 func TestAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fake{attached: map[uint32]dataplane.Attachment{}, events: []bocage.FlowEvent{{Source: 7}}}
@@ -299,18 +315,7 @@ func TestAgent(t *testing.T) {
 		links := make(chan []host.Link)
 		published := 0
 		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in,
-			Links: func(ctx context.Context, each func([]host.Link) error) error {
-				for {
-					select {
-					case l := <-links:
-						if err := each(l); err != nil {
-							return err
-						}
-					case <-ctx.Done():
-						return ctx.Err()
-					}
-				}
-			},
+			Links:   follow(links),
 			Publish: func(_ context.Context, events []bocage.FlowEvent, _ []bocage.Cadence) { published += len(events) }})
 		if err != nil {
 			t.Fatal(err)

@@ -74,18 +74,7 @@ func TestAgentKeepsWires(t *testing.T) {
 		in := &inbox{ch: make(chan *bocage.Ruleset), steps: make(chan Step), errs: make(chan error)}
 		links := make(chan []host.Link)
 		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: in, Publish: func(context.Context, []bocage.FlowEvent, []bocage.Cadence) {},
-			Links: func(ctx context.Context, each func([]host.Link) error) error {
-				for {
-					select {
-					case l := <-links:
-						if err := each(l); err != nil {
-							return err
-						}
-					case <-ctx.Done():
-						return ctx.Err()
-					}
-				}
-			}})
+			Links: follow(links)})
 		if err != nil {
 			t.Fatal(err)
 		}

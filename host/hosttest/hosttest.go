@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"os"
 	"testing"
+	"time"
 
 	"bocage.dev/bocage/host"
 )
@@ -58,4 +59,21 @@ func Namespace(t testing.TB) string {
 		}
 	})
 	return name
+}
+
+// Await waits for something that others bring about; after half a minute the test
+// has failed.
+func Await(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !is() {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("still waiting for %s", what)
+		}
+	}
 }

@@ -72,21 +72,13 @@ func (p *population) changeDomains(d *change) bool {
 		}
 		at, _ := p.findDomain(name)
 		if before {
-			i := p.domains.list[at]
-			p.domains.list = slices.Delete(p.domains.list, at, at+1)
-			p.letGo(i, d)
-			p.freed = append(p.freed, i)
+			p.domains.list = p.goFrom(p.domains.list, at, d)
 			continue
 		}
 		if len(p.spare) == 0 {
 			return false
 		}
-		i := p.spare[len(p.spare)-1]
-		p.spare = p.spare[:len(p.spare)-1]
-		p.subjects[i] = domainSubject(name)
-		p.byKey[p.subjects[i].key] = i
-		p.domains.list = slices.Insert(p.domains.list, at, i)
-		d.come = append(d.come, i)
+		p.domains.list = p.comeTo(p.domains.list, at, domainSubject(name), d)
 	}
 	clear(p.domains.renamed)
 	return true

@@ -48,24 +48,36 @@ func (p *population) changePrefixes(d *change) bool {
 		compare := func(i int32, q netip.Prefix) int { return comparePrefixes(p.subjects[i].prefix, q) }
 		at, _ := slices.BinarySearchFunc(p.prefixes, prefix, compare)
 		if before {
-			i := p.prefixes[at]
-			p.prefixes = slices.Delete(p.prefixes, at, at+1)
-			p.letGo(i, d)
-			p.freed = append(p.freed, i)
+			p.prefixes = p.goFrom(p.prefixes, at, d)
 			continue
 		}
 		if len(p.spare) == 0 {
 			return false
 		}
-		i := p.spare[len(p.spare)-1]
-		p.spare = p.spare[:len(p.spare)-1]
-		p.subjects[i] = prefixSubject(prefix)
-		p.byKey[p.subjects[i].key] = i
-		p.prefixes = slices.Insert(p.prefixes, at, i)
-		d.come = append(d.come, i)
+		p.prefixes = p.comeTo(p.prefixes, at, prefixSubject(prefix), d)
 	}
 	clear(p.renamed)
 	return p.changeDomains(d)
+}
+
+// comeTo has a subject take a spare number, which there must be, and its place in a
+// sorted list.
+func (p *population) comeTo(list []int32, at int, s subject, d *change) []int32 {
+	last := len(p.spare) - 1
+	i := p.spare[last]
+	p.spare = p.spare[:last]
+	p.subjects[i] = s
+	p.byKey[s.key] = i
+	d.come = append(d.come, i)
+	return slices.Insert(list, at, i)
+}
+
+// goFrom takes a subject out of its list. Its number is spare after this change.
+func (p *population) goFrom(list []int32, at int, d *change) []int32 {
+	i := list[at]
+	p.letGo(i, d)
+	p.freed = append(p.freed, i)
+	return slices.Delete(list, at, at+1)
 }
 
 // letGo says that nobody is left in a subject.
