@@ -56,9 +56,9 @@ func (p *plane) judged(from bool, ifindex uint32, b []byte) uint32 {
 // forget empties what is remembered of packets.
 func (p *plane) forget() {
 	p.t.Helper()
-	p.rewrite(func(flow *bpf.KernelFlow) { *flow = bpf.KernelFlow{} })
+	p.clearFlows()
+	p.clearRefusals()
 	must(p.t, clearRows(p.objects.Holdings, func(ifindex uint32) bool { return ifindex != 0 }))
-	must(p.t, clearRows(p.objects.Refusals, func(bpf.KernelRefusalKey) bool { return true }))
 	must(p.t, clearRows(p.objects.Fragments, func(bpf.KernelFragmentKey) bool { return true }))
 	must(p.t, clearRows(p.objects.Questions, func(bpf.KernelQuestion) bool { return true }))
 }
@@ -67,6 +67,7 @@ func (p *plane) forget() {
 type universe struct {
 	random    *rand.Rand
 	addresses []netip.Addr
+	beside    []netip.Addr // at the edges of prefixes
 	groups    []bocage.Group
 	protocols []bocage.Protocol
 	edges     []uint16 // port numbers at the edges of ranges
@@ -335,6 +336,16 @@ type expectation struct {
 	source, destination bocage.Identity
 	direction           bocage.Direction
 	differs             bool
+	remote              netip.Addr
+	protocol            bocage.Protocol
+	sport, dport        uint16
+}
+
+// told is what an event says, beside what the program returned.
+func toldBy(returned uint32, e *bocage.FlowEvent) expectation {
+	return expectation{returned: returned, kind: e.Kind, verdict: e.Verdict, would: e.Would, reason: e.Reason, decision: e.Decision,
+		source: e.Source, destination: e.Destination, direction: e.Direction, differs: e.Differs,
+		remote: e.Remote, protocol: e.Protocol, sport: e.SourcePort, dport: e.DestinationPort}
 }
 
 // expect asks the model. Only what lies around Decide is written out here: the
@@ -344,9 +355,16 @@ func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, from, answerable bool)
 	verdict, reason := rs.Decide(f)
 	source, destination := rs.Lookup(f.Source), rs.Lookup(f.Destination)
 	e := expectation{returned: next, kind: bocage.EventStart, verdict: verdict, would: reason.Would, reason: reason.Code,
-		decision: reason.Decision, source: source.Identity, destination: destination.Identity}
+		decision: reason.Decision, source: source.Identity, destination: destination.Identity,
+		remote: f.Destination, protocol: f.Protocol, sport: f.SourcePort, dport: f.DestinationPort}
 	if !from {
-		e.direction = bocage.DirectionTo
+		e.direction, e.remote = bocage.DirectionTo, f.Source
+	}
+	switch f.Protocol { // the type and code of an echo request stand for a port
+	case bocage.ProtocolICMP:
+		e.dport = 8 << 8
+	case bocage.ProtocolICMPv6:
+		e.dport = 128 << 8
 	}
 	if !reason.Would.Allowed() {
 		e.kind = bocage.EventRefused
@@ -376,7 +394,8 @@ func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, from, answerable bool)
 	return e
 }
 
-// The kernel agrees with Ruleset.Decide on every packet, and about every candidate.
+// The kernel agrees with Ruleset.Decide on every packet of a million, of every
+// shape, and about every candidate.
 func TestRootDifferential(t *testing.T) {
 	p := newPlane(t, func(c *Config) { c.AnswersPerSecond = 1 << 26 })
 	u := &universe{random: newRandom(t)}
@@ -387,11 +406,15 @@ func TestRootDifferential(t *testing.T) {
 	reader, err := ringbuf.NewReader(p.objects.Events)
 	must(t, err)
 	defer reader.Close()
+	d := &differential{plane: p, universe: u, workload: w, reader: reader, seen: map[string]int{}, silent: map[bocage.ReasonCode]uint64{}}
+	d.runners[0], err = newRunner(p.objects.ToWorkload, w.ifindex)
+	must(t, err)
+	d.runners[1], err = newRunner(p.objects.FromWorkload, w.ifindex)
+	must(t, err)
 
 	var rs *bocage.Ruleset
-	packets, seen := 0, map[string]int{}
-	const want, each = 120_000, 700
-	for generation := uint64(1); packets < want; generation++ {
+	generation := uint64(1)
+	for ; d.packets < 1_000_000; generation++ {
 		var candidate *bocage.Ruleset
 		if u.random.IntN(2) == 0 {
 			candidate = u.ruleset(1e6 + generation)
@@ -411,61 +434,133 @@ func TestRootDifferential(t *testing.T) {
 		if n := p.differing(rs); candidate == nil && n != 0 {
 			t.Fatalf("generation %d: %d rows are not those of the ruleset", generation, n)
 		}
-		compared := Candidate{}
 		p.forget()
 		local := u.local(rs)
 		if candidate != nil { // a port vouches for addresses that a ruleset does not know
 			local = slices.DeleteFunc(local, func(a netip.Addr) bool { return !covers(candidate, a) })
-			compared.Generation = candidate.Generation
 		}
+		u.beside = prefixEdges(rs)
 		w.port.Addresses = local
 		p.attach(w)
-		p.in(func() error {
-			sent := map[bocage.Flow]bool{}
-			for range each {
-				f, from, ok := u.packet(rs, local)
-				// Refusals that differ in their source port only are reported as
-				// one, and a flow's answers do not open another.
-				once, back := f, f
-				once.SourcePort, back.SourcePort = 0, 0
-				back.Source, back.Destination = f.Destination, f.Source
-				if !ok || sent[once] || sent[back] && !f.Protocol.HasPorts() {
-					continue
-				}
-				sent[once] = true
-				packets++
-				raw, model, answerable := u.frame(f, w, from)
-				want := expect(rs, candidate, model, from, answerable)
-				returned := p.judged(from, w.ifindex, raw)
-				var record ringbuf.Record
-				reader.SetDeadline(time.Now().Add(10 * time.Second))
-				if err := reader.ReadInto(&record); err != nil {
-					return fmt.Errorf("no event of %s (from %v, returned %d): %w", model, from, returned, err)
-				}
-				var event bocage.FlowEvent
-				must(t, event.UnmarshalBinary(record.RawSample))
-				got := expectation{returned, event.Kind, event.Verdict, event.Would, event.Reason, event.Decision,
-					event.Source, event.Destination, event.Direction, event.Differs}
-				if got != want {
-					t.Fatalf("generation %d: %s (from the workload: %v)\nkernel %+v\nmodel  %+v\nsource %+v\ndestination %+v",
-						generation, model, from, got, want, rs.Lookup(model.Source), rs.Lookup(model.Destination))
-				}
-				seen[fmt.Sprint(want.verdict, " would ", want.would, " ", want.reason)]++
-				if candidate != nil {
-					compared.Evaluated++
-				}
-				if want.differs {
-					compared.Differs++
-					seen["differs"]++
-				}
-			}
-			return nil
-		})
-		if got, err := p.Candidate(); err != nil || got != compared {
-			t.Fatalf("generation %d: compared %+v, want %+v (%v)", generation, got, compared, err)
+		p.in(func() error { return d.pass(rs, candidate, local) })
+		if got, err := p.Candidate(); err != nil || got != d.compared {
+			t.Fatalf("generation %d: compared %+v, want %+v (%v)", generation, got, d.compared, err)
 		}
 	}
-	t.Logf("%d packets: %v", packets, seen)
+	c := d.counters()
+	for reason, most := range map[bocage.ReasonCode]uint64{bocage.ReasonMalformed: 0, bocage.ReasonFragment: d.heard} {
+		want := d.silent[reason]
+		if got := c.Refused[reason].Packets + c.Passed[reason].Packets; got < want || got > want+most || want == 0 {
+			t.Errorf("%d packets are counted as %s, want %d and up to %d more", got, reason, want, most)
+		}
+	}
+	t.Logf("%d packets, %d rulesets: %v", d.packets, generation-1, d.seen)
+}
+
+// differential compares what the programs do and tell with what the model says.
+type differential struct {
+	*plane
+	*universe
+	workload *workload
+	runners  [2]*runner // to the workload, from it
+	reader   *ringbuf.Reader
+	id       uint16
+	packets  int
+	seen     map[string]int
+	silent   map[bocage.ReasonCode]uint64 // packets that no event of their own tells of
+	heard    uint64                       // pieces that may be refused to be heard
+	compared Candidate
+}
+
+func (d *differential) counters() Counters {
+	d.t.Helper()
+	c, err := d.Counters()
+	must(d.t, err)
+	return c
+}
+
+// pass sends some thousand packets past the point under one ruleset.
+func (d *differential) pass(rs, candidate *bocage.Ruleset, local []netip.Addr) error {
+	const each, batch = 2000, 250
+	d.compared = Candidate{}
+	if candidate != nil {
+		d.compared.Generation = candidate.Generation
+	}
+	s := &shaper{random: d.random, w: d.workload, rs: rs, candidate: candidate, id: d.id}
+	sent, waiting := map[bocage.Flow]bool{}, []passing{}
+	for i := range each {
+		f, from, ok := d.packet(rs, local)
+		// Refusals that differ in their source port only are reported as
+		// one, and a flow's answers do not open another.
+		once, back := f, f
+		once.SourcePort, back.SourcePort = 0, 0
+		back.Source, back.Destination = f.Destination, f.Source
+		if ok && !sent[once] && (!sent[back] || f.Protocol.HasPorts()) {
+			sent[once] = true
+			waiting = append(waiting, s.frames(f, from)...)
+		}
+		if len(waiting) < batch && i < each-1 {
+			continue
+		}
+		if err := d.compare(rs, waiting); err != nil {
+			return err
+		}
+		d.packets, waiting = d.packets+len(waiting), waiting[:0]
+	}
+	d.id = s.id
+	return nil
+}
+
+// compare runs the programs over frames, and reads what they tell.
+func (d *differential) compare(rs *bocage.Ruleset, frames []passing) error {
+	returned := make([]uint32, len(frames))
+	for i := range frames {
+		var err error
+		if returned[i], err = d.runners[number(frames[i].from)].run(frames[i].raw); err != nil {
+			return err
+		}
+	}
+	d.reader.SetDeadline(time.Now().Add(10 * time.Second))
+	for i := range frames {
+		p := &frames[i]
+		d.seen[p.shape]++
+		got := expectation{returned: returned[i]}
+		if p.silent {
+			d.silent[p.reason]++
+			d.heard += uint64(number(p.heard))
+			p.want = expectation{returned: p.want.returned}
+		} else {
+			event, err := d.event()
+			if err != nil {
+				return fmt.Errorf("no event of %s, %s (from %v, returned %d): %w", p.shape, p.flow, p.from, returned[i], err)
+			}
+			got = toldBy(returned[i], &event)
+			d.seen[fmt.Sprint(p.want.verdict, " would ", p.want.would, " ", p.want.reason)]++
+			d.compared.Evaluated += uint64(number(d.compared.Generation != 0))
+			d.compared.Differs += uint64(number(p.want.differs))
+		}
+		if got != p.want {
+			return fmt.Errorf("generation %d: %s, %s (from the workload: %v)\nkernel %+v\nmodel  %+v\nsource %+v\ndestination %+v\nframe % x",
+				rs.Generation, p.shape, p.flow, p.from, got, p.want, rs.Lookup(p.flow.Source), rs.Lookup(p.flow.Destination), p.raw)
+		}
+	}
+	return nil
+}
+
+// event reads the next one that is not of packets that are counted together.
+func (d *differential) event() (e bocage.FlowEvent, err error) {
+	var record ringbuf.Record
+	for {
+		if err := d.reader.ReadInto(&record); err != nil {
+			return e, err
+		}
+		if err := e.UnmarshalBinary(record.RawSample); err != nil {
+			return e, err
+		}
+		if e.Reason != bocage.ReasonMalformed && e.Reason != bocage.ReasonFragment && e.Protocol != 0 {
+			return e, nil
+		}
+	}
 }
 
 // covers says whether some peer of a ruleset has an address.
@@ -502,8 +597,13 @@ func (u *universe) packet(rs *bocage.Ruleset, local []netip.Addr) (f bocage.Flow
 	}
 	from = r.IntN(2) == 0
 	here, there := pick(r, local), pick(r, u.addresses)
-	if r.IntN(12) == 0 {
+	switch r.IntN(12) {
+	case 0:
 		there = netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(256))})
+	case 1, 2:
+		if len(u.beside) > 0 {
+			there = pick(r, u.beside)
+		}
 	}
 	if here.Is4() != there.Is4() || here == there {
 		return f, false, false
@@ -524,31 +624,6 @@ func (u *universe) packet(rs *bocage.Ruleset, local []netip.Addr) (f bocage.Flow
 		f.SourcePort = uint16(r.Uint32())
 	}
 	return f, from, true
-}
-
-// frame builds a packet that opens the flow, and the flow as the model reads it. It
-// says whether a refusal of the packet can be answered: not if it has extension
-// headers, nor if it has too little to quote.
-func (u *universe) frame(f bocage.Flow, w *workload, from bool) ([]byte, bocage.Flow, bool) {
-	b := frame{source: f.Source, dst: f.Destination, protocol: f.Protocol, sport: f.SourcePort, dport: f.DestinationPort,
-		tcpFlags: syn, payload: u.random.IntN(64), from: [6]byte{2, 1, 1, 1, 1, 1}, to: [6]byte(w.mac)}
-	if from {
-		b.from, b.to = b.to, b.from
-	}
-	switch f.Protocol {
-	case bocage.ProtocolICMP:
-		b.icmpType = 8
-	case bocage.ProtocolICMPv6:
-		b.icmpType = 128
-	}
-	if f.Source.Is6() && u.random.IntN(4) == 0 {
-		b.extensions = []extension{{60, make([]byte, 7)}}
-	}
-	if !f.Protocol.HasPorts() {
-		f.SourcePort = 0
-	}
-	f.At = time.Now()
-	return b.bytes(), f, len(b.extensions) == 0 && len(b.transport()) >= 8
 }
 
 // exits makes three links that stand for the engine's and the decoys'.

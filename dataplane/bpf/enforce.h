@@ -42,8 +42,21 @@ static __always_inline void begin(struct __sk_buff *skb, struct passage *at)
 	choose(at);
 }
 
-// The point decides by itself, without a rule: refused where somebody enforces,
-// else passed and told.
+// Cuts off whoever is refused whatever they say.
+static __always_inline bool cut_off(const struct passage *at, const struct ruleset *rules, __u32 identity, struct outcome *out)
+{
+	const struct refused *refused =
+		rules->refused || at->left ? refusal_of(rules, at->left, identity, at->now) : NULL;
+	if (!refused)
+		return false;
+	out->reason = REASON_QUARANTINE;
+	out->decision = refused->decision;
+	out->verdict = VERDICT_DROP;
+	return true;
+}
+
+// The point decides by itself, without a rule: refused where somebody enforces or is
+// cut off, else passed and told.
 STAGE int decide_alone(const struct passage *at, __u32 reason, struct outcome *out)
 {
 	if (!at || !out)
@@ -58,11 +71,14 @@ STAGE int decide_alone(const struct passage *at, __u32 reason, struct outcome *o
 	identify(rules, &at->packet.source, &party);
 	enforces = enforces || group_enforces(rules, party.group);
 	out->source = at->from ? at->identity : party.identity;
+	bool cut = cut_off(at, rules, party.identity, out) || cut_off(at, rules, at->identity, out);
 	identify(rules, &at->packet.destination, &party);
 	enforces = enforces || group_enforces(rules, party.group);
 	out->destination = at->from ? party.identity : at->identity;
-	out->reason = reason;
 	out->would = VERDICT_DROP;
+	if (cut || cut_off(at, rules, party.identity, out))
+		return 0;
+	out->reason = reason;
 	out->verdict = enforces ? VERDICT_DROP : VERDICT_ALLOW;
 	return 0;
 }
@@ -77,7 +93,7 @@ static __always_inline void decide_frame(struct passage *at, struct outcome *out
 	p->destination_port = p->ethertype;
 	decide_alone(at, REASON_IDENTITY_UNKNOWN, out);
 	const struct ruleset *rules = rules_of(at);
-	if (!rules || !at->identity)
+	if (!rules || !at->identity || out->reason == REASON_QUARANTINE)
 		return;
 	__u8 strictly = out->verdict;
 	rule_on_cell(rules, NULL, at->now, out);
