@@ -12,6 +12,10 @@ import (
 // ClusterNetworkPolicyAPIVersion is the group and version of ClusterNetworkPolicy.
 const ClusterNetworkPolicyAPIVersion = "policy.networking.k8s.io/v1alpha2"
 
+// ClusterNetworkPolicyLaterVersion has the same fields and meaning, and is stricter
+// about networks: no bits may be set beyond their length.
+const ClusterNetworkPolicyLaterVersion = "policy.networking.k8s.io/v1beta1"
+
 // ClusterNetworkPolicy is the Kubernetes network policy working group's own
 // (policy.networking.k8s.io), taken as it is: rules of an administrator in two
 // tiers, before and after every NetworkPolicy.
@@ -163,7 +167,24 @@ func (p *ClusterNetworkPolicy) Validate() Faults {
 	}
 	faults = append(faults, counted(len(spec.Egress), 0, mostClusterRules, "rules").Under("spec.egress")...)
 	for i := range spec.Egress {
-		faults = append(faults, spec.Egress[i].validate().Under(fmt.Sprintf("spec.egress[%d]", i))...)
+		at := fmt.Sprintf("spec.egress[%d]", i)
+		faults = append(faults, spec.Egress[i].validate().Under(at)...)
+		if p.APIVersion == ClusterNetworkPolicyLaterVersion {
+			faults = append(faults, spec.Egress[i].unmasked().Under(at)...)
+		}
+	}
+	return faults
+}
+
+// unmasked finds fault with networks that have bits set beyond their length.
+func (r *ClusterNetworkPolicyEgressRule) unmasked() Faults {
+	var faults Faults
+	for i, peer := range r.To {
+		for j, text := range peer.Networks {
+			if prefix, err := netip.ParsePrefix(text); err == nil && prefix != prefix.Masked() {
+				faults.Add(fmt.Sprintf("to[%d].networks[%d]", i, j), "%s has bits set beyond its length: write %s", text, prefix.Masked())
+			}
+		}
 	}
 	return faults
 }

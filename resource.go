@@ -114,6 +114,9 @@ func SetCondition(conditions []Condition, c Condition) []Condition {
 type Kind struct {
 	// APIVersion is the group and version that objects of the kind carry.
 	APIVersion string
+	// Later are versions of the group with the same fields: what files say in one of
+	// them is read as if it were said in APIVersion.
+	Later      []string
 	Name       string   // CamelCase singular
 	Plural     string   // in paths
 	Short      []string // what people type
@@ -204,7 +207,7 @@ var everyKind = sync.OnceValue(func() []Kind {
 		{APIVersion: NetworkPolicyAPIVersion, Name: "NetworkPolicy", Plural: "networkpolicies", Short: []string{"netpol"}, Namespaced: true, Writer: "api",
 			New: func() Resource { return new(NetworkPolicy) }, Columns: []Column{{"TYPES", "spec.policyTypes[*]", false},
 				{"ACCEPTED", "status.conditions[Accepted]", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
-		{APIVersion: ClusterNetworkPolicyAPIVersion, Name: "ClusterNetworkPolicy", Plural: "clusternetworkpolicies", Short: []string{"cnp"}, Writer: "api",
+		{APIVersion: ClusterNetworkPolicyAPIVersion, Later: []string{ClusterNetworkPolicyLaterVersion}, Name: "ClusterNetworkPolicy", Plural: "clusternetworkpolicies", Short: []string{"cnp"}, Writer: "api",
 			New: func() Resource { return new(ClusterNetworkPolicy) }, Columns: []Column{{"TIER", "spec.tier", false}, {"PRIORITY", "spec.priority", false},
 				{"ACCEPTED", "status.conditions[Accepted]", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
 		{APIVersion: NamespaceAPIVersion, Name: "Namespace", Plural: "namespaces", Short: []string{"ns"}, Writer: "api",
@@ -237,6 +240,11 @@ func (k Kind) Version() string {
 		return k.APIVersion
 	}
 	return version
+}
+
+// Reads reports whether objects of a group and version can be read as the kind.
+func (k Kind) Reads(apiVersion string) bool {
+	return k.APIVersion == apiVersion || slices.Contains(k.Later, apiVersion)
 }
 
 // KindNamed finds a kind by name, plural, singular or short name, in any case.

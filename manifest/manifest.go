@@ -236,6 +236,7 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 		return Document{}, faults
 	}
 	object := tree.Object()
+	object["apiVersion"], resource.Type().APIVersion = kind.APIVersion, kind.APIVersion
 	metadata := object["metadata"].(map[string]any) // a name is required, so it is there
 	if tree.name != "" {
 		if meta.Annotations == nil {
@@ -284,6 +285,19 @@ func emptied(field string, unknown bocage.Faults) bool {
 	})
 }
 
+// replaced names the tier of a ClusterNetworkPolicy that does what a kind did which it
+// has replaced; "" for other kinds.
+func replaced(apiVersion, kind string) string {
+	switch {
+	case !strings.HasPrefix(apiVersion, "policy.networking.k8s.io/"):
+	case kind == "AdminNetworkPolicy":
+		return bocage.TierAdmin
+	case kind == "BaselineAdminNetworkPolicy":
+		return bocage.TierBaseline
+	}
+	return ""
+}
+
 // kind finds the kind that a document names.
 func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	var faults bocage.Faults
@@ -295,7 +309,10 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 		return bocage.Kind{}, t.place(faults)
 	case !hasVersion:
 		faults.Add("apiVersion", "is missing: write apiVersion: %s", bocage.APIVersion)
-	case !slices.ContainsFunc(bocage.Kinds(), func(k bocage.Kind) bool { return k.APIVersion == version }):
+	case replaced(version, name) != "":
+		faults.Add("kind", "%s was replaced upstream: write a ClusterNetworkPolicy (apiVersion: %s) with tier: %s", name, bocage.ClusterNetworkPolicyAPIVersion, replaced(version, name))
+		return bocage.Kind{}, t.place(faults)
+	case !slices.ContainsFunc(bocage.Kinds(), func(k bocage.Kind) bool { return k.Reads(version) }):
 		faults.Add("apiVersion", "%q is not understood: this system knows %s", version, strings.Join(apiVersions(), ", "))
 	}
 	if !hasKind {
@@ -304,7 +321,7 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	}
 	for _, kind := range bocage.Kinds() {
 		if kind.Name == name {
-			if hasVersion && len(faults) == 0 && kind.APIVersion != version {
+			if hasVersion && len(faults) == 0 && !kind.Reads(version) {
 				faults.Add("apiVersion", "%q has no %s: write apiVersion: %s", version, name, kind.APIVersion)
 			}
 			return kind, t.place(faults)
@@ -419,8 +436,10 @@ func limited(faults bocage.Faults) bocage.Faults {
 func apiVersions() []string {
 	var versions []string
 	for _, k := range bocage.Kinds() {
-		if !slices.Contains(versions, k.APIVersion) {
-			versions = append(versions, k.APIVersion)
+		for _, version := range append([]string{k.APIVersion}, k.Later...) {
+			if !slices.Contains(versions, version) {
+				versions = append(versions, version)
+			}
 		}
 	}
 	return versions

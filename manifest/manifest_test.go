@@ -45,7 +45,7 @@ func TestFaults(t *testing.T) {
 		{"no apiVersion", "kind: Scope\nmetadata: {name: a}\nspec: {mode: observe}\n",
 			[]string{"f.yaml:1: apiVersion: is missing: write apiVersion: bocage.dev/v1"}},
 		{"another apiVersion", "apiVersion: apps/v1\nkind: Deployment\n",
-			[]string{`f.yaml:1: apiVersion: "apps/v1" is not understood: this system knows bocage.dev/v1, networking.k8s.io/v1, policy.networking.k8s.io/v1alpha2, v1`}},
+			[]string{`f.yaml:1: apiVersion: "apps/v1" is not understood: this system knows bocage.dev/v1, networking.k8s.io/v1, policy.networking.k8s.io/v1alpha2, policy.networking.k8s.io/v1beta1, v1`}},
 		{"the apiVersion of another kind", "apiVersion: v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n",
 			[]string{`f.yaml:1: apiVersion: "v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`}},
 		{"a port by number and by name", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}, ingress: [{ports: [{port: 80}, {port: http}]}]}\n", nil},

@@ -24,8 +24,8 @@ type offline struct {
 
 func (o *offline) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringSliceVarP(&o.files, "file", "f", nil, "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
-	flags.StringSliceVar(&o.workloads, "workloads", nil, "file with more Workloads or Pods; may be repeated")
+	pathsFlag(cmd, &o.files, "file", "f", "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
+	pathsFlag(cmd, &o.workloads, "workloads", "", "file with more Workloads or Pods; may be repeated")
 	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens where nobody says anything: kubernetes (accept), deny, or auto (Pods as in Kubernetes)")
 	flags.BoolVar(&o.options.Strict, "strict", false, "refuse files with kinds that are not read, instead of leaving those out")
 	flags.StringVar(&o.at, "at", "", "the moment that is asked about, such as 2026-11-24T18:00:00Z (default: now)")

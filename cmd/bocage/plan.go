@@ -49,7 +49,7 @@ not put it in force, because a live administrator's session would be cut.`,
 			return planOutcome(plan)
 		}}
 	fileFlag(cmd, &files)
-	cmd.Flags().StringSliceVar(&deleted, "delete", nil, "files whose objects would be deleted")
+	pathsFlag(cmd, &deleted, "delete", "", "files whose objects would be deleted")
 	e.outputFlag(cmd)
 	return cmd
 }

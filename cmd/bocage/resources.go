@@ -207,7 +207,7 @@ declares it all the same, and lets the hosts put it in force.`,
 }
 
 func fileFlag(cmd *cobra.Command, files *[]string) {
-	cmd.Flags().StringSliceVarP(files, "file", "f", nil, "file, folder, or - for standard input; may be repeated")
+	pathsFlag(cmd, files, "file", "f", "file, folder, or - for standard input; may be repeated")
 }
 
 // read reads every file and returns every fault of all of them.
@@ -365,7 +365,7 @@ func (e *env) deleteCommand() *cobra.Command {
 		}}
 	riskFlag(cmd, &acceptRisk)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace")
-	cmd.Flags().StringSliceVarP(&files, "file", "f", nil, "delete the objects that these files declare")
+	pathsFlag(cmd, &files, "file", "f", "delete the objects that these files declare")
 	return cmd
 }
 

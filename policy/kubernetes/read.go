@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"bocage.dev/bocage"
 )
@@ -206,6 +208,9 @@ func decode(data []byte, kind string, into any, named func() (string, string)) b
 	var wrong *json.UnmarshalTypeError
 	switch err := json.Unmarshal(data, into); {
 	case errors.As(err, &wrong):
+		if faults := labelFaults(data); len(faults) > 0 {
+			return faults
+		}
 		faults.Add(wrong.Field, "is of the wrong kind (%s): this is not how a %s is written", wrong.Value, kind)
 		return faults
 	case err != nil:
@@ -218,6 +223,32 @@ func decode(data []byte, kind string, into any, named func() (string, string)) b
 	}
 	if name == "" {
 		faults.Add("metadata.name", "a %s needs a name", kind)
+	}
+	return faults
+}
+
+// labelFaults finds labels that are no text: YAML reads 55 and true as something else.
+func labelFaults(data []byte) bocage.Faults {
+	var faults bocage.Faults
+	for _, path := range []string{"metadata.labels", "metadata.annotations", "spec.template.metadata.labels", "spec.jobTemplate.spec.template.metadata.labels"} {
+		var at any
+		if json.Unmarshal(data, &at) != nil {
+			return nil
+		}
+		for _, name := range strings.Split(path, ".") {
+			fields, _ := at.(map[string]any)
+			at = fields[name]
+		}
+		labels, _ := at.(map[string]any)
+		for _, key := range slices.Sorted(maps.Keys(labels)) {
+			switch value := labels[key].(type) {
+			case string, nil:
+			case map[string]any, []any:
+				faults.Add(fmt.Sprintf("%s[%s]", path, key), "is not text")
+			default:
+				faults.Add(fmt.Sprintf("%s[%s]", path, key), "%v is not text: write \"%v\" in quotes", value, value)
+			}
+		}
 	}
 	return faults
 }

@@ -279,18 +279,17 @@ func (g *graph) add(s several, from map[int32][]int32) {
 	g.common &= family
 }
 
-// families has bit 0 for IPv4 and bit 1 for IPv6 addresses of a group.
+// families has bit 0 for IPv4 and bit 1 for IPv6 addresses of a group, as far as
+// somebody has them.
 func (p *prover) families(g bocage.Group) uint8 {
 	m := p.members[g]
 	var family uint8
 	if g == bocage.GroupWorld {
-		// Where a prefix is everything, nobody of that family is left.
-		family = 3
-		for _, peer := range p.rs.Peers {
-			if peer.Prefix.Bits() == 0 && peer.Prefix.Addr().Is4() {
-				family &^= 1
-			} else if peer.Prefix.Bits() == 0 {
-				family &^= 2
+		// Where prefixes are everything, nobody of that family is left.
+		for i, all := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+			everything := netip.PrefixFrom(all, 0)
+			if !slices.ContainsFunc(p.rs.Peers, func(peer bocage.Peer) bool { return peer.Prefix == everything }) && !p.taken(everything) {
+				family |= 1 << i
 			}
 		}
 		return family
@@ -303,7 +302,9 @@ func (p *prover) families(g bocage.Group) uint8 {
 		}
 	}
 	for _, prefix := range m.prefixes {
-		add(prefix.Addr())
+		if !p.taken(prefix) {
+			add(prefix.Addr())
+		}
 	}
 	for _, w := range m.workloads {
 		for _, a := range w.Spec.Addresses {

@@ -61,6 +61,7 @@ type prover struct {
 	zones   map[string]string                // host -> zone
 	blocks  map[string][]netip.Prefix        // by AddressGroup
 	outside []namedPrefix                    // sorted by address
+	peers   []bocage.Peer                    // sorted by prefix
 	// groupsOf tells where an identity is: in several groups if policy tells its
 	// addresses apart.
 	groupsOf map[bocage.Identity][]bocage.Group
@@ -86,6 +87,10 @@ func newProver(in compile.Input, rs *bocage.Ruleset) *prover {
 		if old := byIdentity[w.Status.Identity]; old == nil || w.NamespacedName() < old.NamespacedName() {
 			byIdentity[w.Status.Identity] = w
 		}
+	}
+	if p.peers = rs.Peers; !slices.IsSortedFunc(p.peers, byPrefix) {
+		p.peers = slices.Clone(p.peers)
+		slices.SortFunc(p.peers, byPrefix)
 	}
 	p.members[bocage.GroupWorld] = &members{name: "the world", address: netip.MustParseAddr("192.0.2.1")}
 	for _, peer := range rs.Peers {
