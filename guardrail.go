@@ -119,7 +119,8 @@ type Duties struct {
 	// Verify names the protocol that the flow must speak, such as tls or http.
 	// In a decision, several are joined by "+": the flow would have to speak all.
 	Verify string `json:"verify,omitempty"`
-	// Rate is the most new flows a second, such as 20/s, for the cell.
+	// Rate is the most new flows a second, such as 20/s, from each source to each
+	// destination, counted where they pass an enforcement point (see Limit).
 	Rate string `json:"rate,omitempty"`
 	// Witness asks that both ends' enforcement points report the flow.
 	Witness bool `json:"witness,omitempty"`

@@ -70,6 +70,9 @@ const (
 	// ReasonProtocolMismatch is a rule's in part: the decision that owes the duty to
 	// verify keeps its id, the enforcement point heard that the flow does not keep it.
 	ReasonProtocolMismatch ReasonCode = 26
+	// ReasonRateLimited likewise: the decision that owes the rate keeps its id, the
+	// enforcement point counted one new flow too many (see Limit).
+	ReasonRateLimited ReasonCode = 27
 )
 
 var reasonNames = map[ReasonCode]string{
@@ -78,6 +81,7 @@ var reasonNames = map[ReasonCode]string{
 	ReasonMalformed: "malformed", ReasonFragment: "fragment", ReasonIdentityUnknown: "identity-unknown",
 	ReasonInvalidState: "invalid-state", ReasonTableFull: "table-full", ReasonInspectionDown: "inspection-down",
 	ReasonDarkAddress: "dark-address", ReasonControl: "control", ReasonRelated: "related", ReasonProtocolMismatch: "protocol-mismatch",
+	ReasonRateLimited: "rate-limited",
 }
 
 func (r ReasonCode) String() string {

@@ -340,20 +340,20 @@ func (d *Dataplane) checkRoom(c *content) error {
 	check(len(c.prefixes.rows), prefixRowsEach*d.cfg.PrefixEntries, "rows to find prefixes by", "PrefixEntries")
 	check(c.cells, d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
 	check(len(c.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
-	ending := 0
+	ending, limited := 0, 0
 	for _, n := range c.decisions {
-		if !n.until.IsZero() {
-			ending++
-		}
+		ending += int(number(!n.until.IsZero()))
+		limited += int(number(n.limit.Every != 0))
 	}
 	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
+	check(limited, d.cfg.LimitEntries, "decisions with a rate", "LimitEntries")
 	return faults.err()
 }
 
 // fits says whether the tables have room for the rows that are not there yet, next
 // to those of the generations that are in force, to go back to, or evaluated.
 func (d *Dataplane) fits(rows *changes) error {
-	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions)}
+	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions), len(rows.limits)}
 	full := func() bool {
 		for table, n := range more {
 			if n > 0 && d.count[table]+n > int(d.mapOf(uint32(table)).MaxEntries()) {
@@ -374,7 +374,7 @@ func (d *Dataplane) fits(rows *changes) error {
 	}
 	var faults faults
 	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
-		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}}
+		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions with a rate", "LimitEntries"}}
 	for table, n := range more {
 		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
 			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",

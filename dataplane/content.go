@@ -79,6 +79,7 @@ type groupInfo struct {
 // decision is a bocage.Decision as far as the kernel knows it.
 type decision struct {
 	row   bpf.KernelDecision
+	limit bpf.KernelLimit
 	until time.Time
 	then  bocage.DecisionID
 }
@@ -103,6 +104,7 @@ type changes struct {
 	cells           map[bpf.KernelRuleKey]bpf.KernelDecision
 	refused         map[uint32]bpf.KernelRefused
 	successions     map[uint32]bpf.KernelSuccession
+	limits          map[uint32]bpf.KernelLimit
 }
 
 func newChanges() *changes {
@@ -110,11 +112,12 @@ func newChanges() *changes {
 		peers: map[bpf.KernelPrefixKey]bpf.KernelPeer{}, prefixes: map[bpf.KernelPrefixKey]bpf.KernelPeer{},
 		groups: map[uint32]bpf.KernelGroup{}, cells: map[bpf.KernelRuleKey]bpf.KernelDecision{},
 		refused: map[uint32]bpf.KernelRefused{}, successions: map[uint32]bpf.KernelSuccession{},
+		limits: map[uint32]bpf.KernelLimit{},
 	}
 }
 
 func (c *changes) len() int {
-	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions)
+	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions) + len(c.limits)
 }
 
 // add joins the keys of others.
@@ -125,6 +128,7 @@ func (c *changes) add(other *changes) {
 	maps.Copy(c.cells, other.cells)
 	maps.Copy(c.refused, other.refused)
 	maps.Copy(c.successions, other.successions)
+	maps.Copy(c.limits, other.limits)
 }
 
 func newContent() *content {
@@ -159,7 +163,7 @@ func (c *content) change(e *edit, now clock) (*changes, *edit) {
 	c.peers.exchange(e.peersGone, e.peersCome)
 	c.changePeers(e, out)
 
-	altered := c.changeDecisions(e, back)
+	altered := c.changeDecisions(e, back, out)
 	c.rules.exchange(e.rulesGone, e.rulesCome)
 	c.reasons.exchange(e.reasonsGone, e.reasonCome)
 	touched := map[bocage.Group]bool{}
@@ -209,14 +213,21 @@ func (c *content) changePeers(e *edit, out *changes) {
 }
 
 // changeDecisions notes the decisions that come and go, and tells those whose row
-// is another than before.
-func (c *content) changeDecisions(e *edit, back *edit) map[bocage.DecisionID]bool {
+// is another than before. It writes their limits.
+func (c *content) changeDecisions(e *edit, back *edit, out *changes) map[bocage.DecisionID]bool {
 	altered := map[bocage.DecisionID]bool{}
 	for id, to := range e.decisions {
 		old, had := c.decisions[id]
 		back.decisions[id] = nil
 		if had {
 			back.decisions[id] = &old
+		}
+		var limit bpf.KernelLimit
+		if to != nil {
+			limit = to.limit
+		}
+		if limit != old.limit {
+			out.limits[uint32(id)] = limit
 		}
 		if to == nil {
 			delete(c.decisions, id)

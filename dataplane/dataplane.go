@@ -64,9 +64,13 @@ type Config struct {
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
 	// RefusedEntries its refused identities, EndingEntries its decisions that end
-	// by themselves. Rows cost memory when used.
-	// Defaults 131,072, 32,768, 262,144, 16,384 and 16,384.
-	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries int
+	// by themselves, LimitEntries those with a rate. Rows cost memory when used.
+	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384 and 4,096.
+	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries int
+	// QuotaEntries bounds the pairs of ends that are remembered to have begun flows
+	// lately where decisions have a rate, 120 bytes each. One that is forgotten too
+	// early may begin a quarter of a second's worth of flows more. Default 16,384.
+	QuotaEntries int
 	// EventBytes sizes the ring buffer between kernel and Run; a power of two.
 	// An event takes 72 bytes. Default 4 MiB.
 	EventBytes int
@@ -95,7 +99,7 @@ func (c Config) Validate() error {
 	var faults []error
 	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "FlowsPerPort": c.FlowsPerPort,
 		"PeerEntries": c.PeerEntries, "PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
-		"EndingEntries": c.EndingEntries, "AnswersPerSecond": c.AnswersPerSecond} {
+		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "AnswersPerSecond": c.AnswersPerSecond} {
 		if n < 0 || n > 1<<26 {
 			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
 		}
@@ -123,6 +127,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.RuleEntries, 1<<18)
 	orElse(&c.RefusedEntries, 1<<14)
 	orElse(&c.EndingEntries, 1<<14)
+	orElse(&c.LimitEntries, 1<<12)
+	orElse(&c.QuotaEntries, 1<<14)
 	orElse(&c.AnswersPerSecond, 1000)
 	orElse(&c.EventBytes, 1<<22)
 	if c.PinDir == "" {

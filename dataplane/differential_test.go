@@ -220,6 +220,9 @@ func (u *universe) decisions(rs *bocage.Ruleset) {
 		if d.Verdict == bocage.VerdictInspect {
 			d.Profile = 1 + uint16(r.IntN(4094))
 		}
+		if d.Verdict.Allowed() && r.IntN(3) == 0 { // so fast that it is never too fast here
+			d.Duties = &bocage.Duties{Rate: pick(r, []string{"900000/s", "999999/s"})}
+		}
 		rs.Decisions = append(rs.Decisions, d)
 	}
 	rs.Default = rs.Decisions[0].ID

@@ -64,6 +64,10 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 		return uint32(2 * cfg.RefusedEntries), true
 	case "successions":
 		return uint32(2 * cfg.EndingEntries), true
+	case "limits":
+		return uint32(2 * cfg.LimitEntries), true
+	case "quotas":
+		return uint32(cfg.QuotaEntries), true
 	case "events":
 		return uint32(cfg.EventBytes), true
 	}
@@ -229,7 +233,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"cells": o.Cells, "refused_identities": o.RefusedIdentities, "ports": o.Ports,
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
-		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions,
+		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions, "limits": o.Limits, "quotas": o.Quotas,
 		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
 		"endings": o.Endings,
 		"orders":  o.Orders, "presences": o.Presences,

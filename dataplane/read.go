@@ -139,7 +139,7 @@ func (c *content) readDecisions(rs *bocage.Ruleset, e *edit, faults *faults) {
 	all := readDecisionRows(rs.Decisions, rs.Profiles, faults)
 	checkChains(rs.Decisions, all, faults)
 	for id, d := range all {
-		if old, had := c.decisions[id]; !had || old.row != d.row || !old.until.Equal(d.until) || old.then != d.then {
+		if old, had := c.decisions[id]; !had || old.row != d.row || old.limit != d.limit || !old.until.Equal(d.until) || old.then != d.then {
 			e.decisions[id] = &d
 		}
 	}
@@ -169,7 +169,11 @@ func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults
 			row.Profile, row.FailOpen = d.Profile, uint8(number(profiles[d.Profile].FailOpen))
 		}
 		row.Ends = uint8(number(!d.Until.IsZero()))
-		all[d.ID] = decision{row: row, until: d.Until, then: d.Then}
+		var limit bpf.KernelLimit
+		if l, limited := d.Limit(); limited {
+			row.Limited, limit = 1, bpf.KernelLimit{Number: l.Number, Every: uint64(l.Every)}
+		}
+		all[d.ID] = decision{row: row, limit: limit, until: d.Until, then: d.Then}
 	}
 	return all
 }

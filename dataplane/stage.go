@@ -34,7 +34,8 @@ const (
 	tableCells       = 3
 	tableRefused     = 4
 	tableSuccessions = 5
-	tables           = 6
+	tableLimits      = 6
+	tables           = 7
 
 	ruleReason      = 0x80
 	formAnyProtocol = 17
@@ -67,6 +68,7 @@ func (d *Dataplane) stage(b *batch, rows *changes) error {
 		stageRows(d, b, tableCells, rows.cells, empty.cells),
 		stageRows(d, b, tableRefused, rows.refused, empty.refused),
 		stageRows(d, b, tableSuccessions, rows.successions, empty.successions),
+		stageRows(d, b, tableLimits, rows.limits, empty.limits),
 	)
 }
 
@@ -172,7 +174,7 @@ func (d *Dataplane) prune(rows *changes) error {
 
 func (d *Dataplane) mapOf(table uint32) *ebpf.Map {
 	o := d.objects
-	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions}[table]
+	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions, o.Limits}[table]
 }
 
 // compareAll reads every row of every table, and leaves in wanted those of which
@@ -193,6 +195,7 @@ func (d *Dataplane) compareAll(wanted *changes, slot uint32) (same bool, err err
 			want.Until = closeTo(want.Until, have.Until)
 			return want
 		}),
+		compareRows(d, tableLimits, wanted.limits, slot, &same, nil),
 	)
 	return same, err
 }

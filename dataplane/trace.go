@@ -48,6 +48,8 @@ type Passage struct {
 	Judged, Refused                     bool
 	Shape, Ended                        int
 	SourceEnforces, DestinationEnforces bool
+	// Limited says that it begins a flow that is counted, Excess that it is one too many.
+	Limited, Excess bool
 	// Differs says that the candidate in shadow decides its reach otherwise.
 	Differs bool
 	// Target is the link that it is sent to, where that is not its own.
@@ -95,7 +97,7 @@ func asked(o *bpf.KernelObjects) map[string]*ebpf.Map {
 	shared := map[string]*ebpf.Map{}
 	for name, m := range mapsOf(o) {
 		switch name {
-		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions",
+		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits",
 			"port_addresses", "topology", "steering", "seeds":
 			shared[name] = m
 		}
@@ -195,6 +197,7 @@ func (d *Dataplane) ready() (*ebpf.Collection, error) {
 		copyRows[uint32, bpf.KernelBucket](live["flows"], own["flows"]),
 		copyRows[uint32, bpf.KernelHolding](live["holdings"], own["holdings"]),
 		copyRows[bpf.KernelFragmentKey, bpf.KernelFragment](live["fragments"], own["fragments"]),
+		copyRows[bpf.KernelQuotaKey, bpf.KernelQuota](live["quotas"], own["quotas"]),
 		copyRows[uint32, bpf.KernelPressure](live["pressure"], own["pressure"]),
 		d.asker.Variables["traced"].Set(bpf.KernelTrace{}),
 	)
@@ -279,6 +282,7 @@ func (d *Dataplane) passage(port Attachment, returned uint32, told bpf.KernelTra
 		Reversed: told.Tracked != 0 && told.Original == 0, Judged: told.Judged != 0, Refused: told.Refused != 0,
 		Shape: int(told.Shape), Ended: int(told.Successions),
 		SourceEnforces: told.Enforces&1 != 0, DestinationEnforces: told.Enforces&2 != 0, Differs: told.Differs != 0,
+		Limited: told.Limited != 0, Excess: told.Limited == 2,
 	}
 	if int(told.Admitted) < len(admissions) {
 		p.Admitted = admissions[told.Admitted]

@@ -81,7 +81,8 @@ func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
 	r := rand.New(rand.NewPCG(1, 2))
-	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), limitedUDP(21, 22)}, a, b)
+	owe(rs, "1/s")
 	must(t, p.Apply(rs))
 	// Nothing but what the test sends: no neighbour discovery either.
 	for _, w := range []*workload{a, b} {
@@ -116,6 +117,7 @@ func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 		}
 		if i%13 == 12 { // judged by something else: what is known is stale
 			rs = ruleset(rs.Generation+1, rs.Rules, a, b)
+			owe(rs, "1/s")
 			must(t, p.Apply(rs))
 		}
 		before := p.photograph()

@@ -292,6 +292,12 @@ func steps(ruleset *bocage.Ruleset, p dataplane.Passage, t bocage.Trace) []bocag
 			step("rule", "%d decisions had ended and gave way to the next", p.Ended)
 		}
 	}
+	switch {
+	case p.Excess:
+		step("rate", "new flows between these two are counted, and this one comes before its turn")
+	case p.Limited:
+		step("rate", "new flows between these two are counted, and this one's turn has come")
+	}
 	step("decision", "%s", t.Kernel)
 	if p.Differs {
 		step("candidate", "the candidate in shadow decides its reach otherwise")

@@ -121,22 +121,31 @@ func (e *env) explainEvents(cmd *cobra.Command, c *client.Client, asked bocage.E
 		if err := e.printExplanation(explanation); err != nil {
 			return err
 		}
-		e.printMismatch(record)
-		allowed = allowed && explanation.Verdict.Allowed() && (record.Reason != bocage.ReasonProtocolMismatch || record.Verdict.Allowed())
+		e.printUnkept(record)
+		allowed = allowed && explanation.Verdict.Allowed() && (!unkept(record.Reason) || record.Verdict.Allowed())
 	}
 }
 
-// printMismatch says what policy cannot know of a flow that it allows: what the
-// flow spoke.
-func (e *env) printMismatch(record bocage.FlowRecord) {
-	if record.Reason != bocage.ReasonProtocolMismatch || e.output != "" && e.output != "table" && e.output != "wide" {
+// unkept reports whether a flow that policy allows did not keep a duty, which policy
+// cannot know.
+func unkept(code bocage.ReasonCode) bool {
+	return code == bocage.ReasonProtocolMismatch || code == bocage.ReasonRateLimited
+}
+
+// printUnkept says which duty of the flow of a record was not kept.
+func (e *env) printUnkept(record bocage.FlowRecord) {
+	if !unkept(record.Reason) || e.output != "" && e.output != "table" && e.output != "wide" {
 		return
 	}
 	done := "refused it"
 	if record.Verdict.Allowed() {
 		done = "let it pass, for scopes merely observe"
 	}
-	fmt.Fprintf(e.out, "  but       %s: it spoke %s, not what the duty above says, and the enforcement point %s\n", record.Reason, record.Spoken, done)
+	what := fmt.Sprintf("it spoke %s, not what the duty above says", record.Spoken)
+	if record.Reason == bocage.ReasonRateLimited {
+		what = "it was one new flow too many at the rate of the duty above"
+	}
+	fmt.Fprintf(e.out, "  but       %s: %s, and the enforcement point %s\n", record.Reason, what, done)
 }
 
 // recordQuery asks about the flow of a record: between its addresses, for they

@@ -39,6 +39,7 @@ typedef long long __s64;
 #define REASON_CONTROL 24
 #define REASON_RELATED 25
 #define REASON_PROTOCOL_MISMATCH 26
+#define REASON_RATE_LIMITED 27
 #define REASONS 64 // room for reasons to come
 
 #define EVENT_START 1
@@ -197,7 +198,7 @@ struct decision {
 	__u8 fail_open; // of the profile
 	__u8 ends;      // some time: see succession
 	__u8 expects;   // SPEECH_*, what a flow must speak; 0: anything
-	__u8 pad;
+	__u8 limited;   // how fast flows may begin: see limit
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
 
@@ -216,6 +217,32 @@ _Static_assert(sizeof(struct succession) == 24, "succession");
 
 struct succession_row {
 	struct succession in[SLOTS];
+};
+
+// How fast flows may begin under a decision, by its id.
+struct limit {
+	__u64 number; // that of the limit, which decisions share
+	__u64 every;  // ns from one flow's turn to the next one's; 0: none
+};
+_Static_assert(sizeof(struct limit) == 16, "limit");
+#define LIMIT_AHEAD 250000000ULL // ns: how long before its turn a flow may come
+
+struct limit_row {
+	struct limit in[SLOTS];
+};
+
+// Whose flows are counted together.
+struct quota_key {
+	__u64 limit;
+	__u32 source; // identities
+	__u32 destination;
+	__u32 link; // of a wire, which counts for itself; see flow_key
+	__u32 pad;
+};
+_Static_assert(sizeof(struct quota_key) == 24, "quota_key");
+
+struct quota {
+	__u64 due; // CLOCK_MONOTONIC in ns: the next flow's turn
 };
 
 // The ruleset of a slot.
@@ -264,6 +291,7 @@ _Static_assert(sizeof(struct batch) == 32, "batch");
 #define TABLE_CELLS 3
 #define TABLE_REFUSED 4
 #define TABLE_SUCCESSIONS 5
+#define TABLE_LIMITS 6
 
 // Whether a processor is in the middle of a packet, so that a change can await the
 // last packet that began before it.

@@ -10,6 +10,7 @@
 #include "fast.h"
 #include "fragment.h"
 #include "hear.h"
+#include "limit.h"
 
 static __always_inline struct frame frame_of(struct __sk_buff *skb)
 {
@@ -132,6 +133,35 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 	if (out->verdict == VERDICT_DECOY)
 		out->verdict = VERDICT_DROP; // a decoy cannot take over in the middle
 	return answers;
+}
+
+// Counts a flow that begins, where that is limited, and refuses one that comes before
+// its turn. What was there before is none that begins.
+STAGE int count_opener(const struct passage *at, struct outcome *out)
+{
+	if (!at || !out || !(at->packet.marks & PACKET_OPENER) || !is_allowed(out->would))
+		return 0;
+	__u32 id = out->decision, slot = at->index & ACTIVE_SLOT;
+	struct limit_row *row = bpf_map_lookup_elem(&limits, &id);
+	__u64 every = row ? row->in[slot].every : 0;
+	if (!every)
+		return 0;
+	struct quota_key key = {.limit = row->in[slot].number, .source = out->source, .destination = out->destination,
+				.link = at->link};
+	TRACE(limited, 1);
+	struct quota *quota = bpf_map_lookup_elem(&quotas, &key);
+	if (!quota) {
+		struct quota fresh = {};
+		bpf_map_update_elem(&quotas, &key, &fresh, BPF_NOEXIST);
+		quota = bpf_map_lookup_elem(&quotas, &key);
+	}
+	if (quota && take_turn(&quota->due, at->now, every))
+		return 0;
+	TRACE(limited, 2);
+	out->would = VERDICT_DROP;
+	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	out->reason = REASON_RATE_LIMITED;
+	return 0;
 }
 
 // Writes a row for a new flow, unless it is cut, or there is no room.
@@ -364,6 +394,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		}
 		if (!at->found.row) {
 			object_to_mute(at, out);
+			if (out->limited)
+				count_opener(at, out);
 			open_flow(at, out);
 		}
 		if (!at->found.row || is_cut(out->verdict))

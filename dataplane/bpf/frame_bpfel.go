@@ -19,6 +19,7 @@ const (
 	FrameProgParseFrame = "parse_frame"
 	FrameProgReadAs     = "read_as"
 	FrameProgReadSpeech = "read_speech"
+	FrameProgTakeOne    = "take_one"
 )
 
 // LoadFrame returns the embedded CollectionSpec for Frame.
@@ -66,6 +67,7 @@ type FrameProgramSpecs struct {
 	ParseFrame *ebpf.ProgramSpec `ebpf:"parse_frame"`
 	ReadAs     *ebpf.ProgramSpec `ebpf:"read_as"`
 	ReadSpeech *ebpf.ProgramSpec `ebpf:"read_speech"`
+	TakeOne    *ebpf.ProgramSpec `ebpf:"take_one"`
 }
 
 // FrameMapSpecs contains maps before they are loaded into the kernel.
@@ -119,6 +121,7 @@ type FramePrograms struct {
 	ParseFrame *ebpf.Program `ebpf:"parse_frame"`
 	ReadAs     *ebpf.Program `ebpf:"read_as"`
 	ReadSpeech *ebpf.Program `ebpf:"read_speech"`
+	TakeOne    *ebpf.Program `ebpf:"take_one"`
 }
 
 func (p *FramePrograms) Close() error {
@@ -126,6 +129,7 @@ func (p *FramePrograms) Close() error {
 		p.ParseFrame,
 		p.ReadAs,
 		p.ReadSpeech,
+		p.TakeOne,
 	)
 }
 

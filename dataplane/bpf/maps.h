@@ -76,6 +76,24 @@ struct {
 	__type(value, struct succession_row);
 } successions SEC(".maps");
 
+// Decisions under which flows begin no faster than that,
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 13);
+	__type(key, __u32);
+	__type(value, struct limit_row);
+} limits SEC(".maps");
+
+// and when the next may. Where there is no room, a pair is forgotten that has begun
+// none for long, of whom there is nothing to remember.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 14);
+	__type(key, struct quota_key);
+	__type(value, struct quota);
+} quotas SEC(".maps");
+
 // What `stage` is to do, written by the agent into its memory.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -200,6 +200,7 @@ STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u
 	out->profile = ruling.decision.profile;
 	out->fail_open = ruling.decision.fail_open;
 	out->expects = ruling.decision.expects;
+	out->limited = ruling.decision.limited;
 	return 0;
 }
 

@@ -59,7 +59,8 @@ struct outcome {
 	__u8 verdict;
 	__u8 would;
 	__u8 reason;
-	__u8 fail_open;
+	__u8 fail_open : 1;
+	__u8 limited : 1; // flows may begin only so fast
 	__u8 enrolled; // the destination has an enforcement point
 	__u8 partial;  // one end is known to this point only: the other must judge too
 	__u8 expects;  // what the flow must speak

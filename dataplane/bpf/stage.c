@@ -73,6 +73,7 @@ STAGE_ROWS(stage_group, groups, __u32, struct group_row)
 STAGE_ROWS(stage_cell, cells, struct rule_key, struct decision_row)
 STAGE_ROWS(stage_refused, refused_identities, __u32, struct refused_row)
 STAGE_ROWS(stage_succession, successions, __u32, struct succession_row)
+STAGE_ROWS(stage_limit, limits, __u32, struct limit_row)
 
 SEC("syscall")
 int stage(struct batch *order)
@@ -99,6 +100,9 @@ int stage(struct batch *order)
 		break;
 	case TABLE_SUCCESSIONS:
 		bpf_loop(count, stage_succession, &batch, 0);
+		break;
+	case TABLE_LIMITS:
+		bpf_loop(count, stage_limit, &batch, 0);
 		break;
 	default:
 		batch.error = ERROR_WHAT;

@@ -32,7 +32,7 @@ struct trace {
 	__u8 shape;	// likewise, of the ruleset in force
 	__u8 successions; // decisions that had ended
 	__u8 enforces;	// 1: the source's group, 2: the destination's
-	__u8 pad;
+	__u8 limited;	// 1: it would be counted by a limit, 2: and is one flow too many
 };
 _Static_assert(sizeof(struct trace) == 44, "trace");
 

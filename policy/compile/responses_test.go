@@ -269,7 +269,7 @@ func TestDutiesJoin(t *testing.T) {
 			}
 		}
 	}
-	if len(recorded) != 3 || recorded["Guardrail a spec.require"] != 1 {
+	if len(recorded) != 2 || recorded["Guardrail b spec.require"] != 1 || recorded["Guardrail c spec.require"] != 1 {
 		t.Errorf("recorded: %v", recorded)
 	}
 	if babel["Application shop/api spec.provides[0].appProtocol"] != 1 || len(babel) != 2 {

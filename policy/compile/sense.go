@@ -82,7 +82,7 @@ func (c *compiler) noteDuties(kind string, o bocage.Resource, at string, d *boca
 	for _, duty := range []struct {
 		owed bool
 		text string
-	}{{d.Rate != "", "rate limits"}, {d.Witness, "witnesses"}, {d.Provenance, "provenance"}} {
+	}{{d.Witness, "witnesses"}, {d.Provenance, "provenance"}} {
 		if duty.owed {
 			recorded = append(recorded, duty.text)
 		}
