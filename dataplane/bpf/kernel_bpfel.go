@@ -75,7 +75,7 @@ type KernelDecision struct {
 	FailOpen uint8
 	Ends     uint8
 	Expects  uint8
-	Pad      uint8
+	Limited  uint8
 }
 
 type KernelDecisionRow struct {
@@ -214,6 +214,17 @@ type KernelHolding struct {
 	Rows uint64
 }
 
+type KernelLimit struct {
+	_      structs.HostLayout
+	Number uint64
+	Every  uint64
+}
+
+type KernelLimitRow struct {
+	_  structs.HostLayout
+	In [4]KernelLimit
+}
+
 type KernelMoment struct {
 	_    structs.HostLayout
 	Tick uint64
@@ -335,6 +346,20 @@ type KernelQuestion struct {
 	Target   KernelAddress
 	Ifindex  uint32
 	Protocol uint32
+}
+
+type KernelQuota struct {
+	_   structs.HostLayout
+	Due uint64
+}
+
+type KernelQuotaKey struct {
+	_           structs.HostLayout
+	Limit       uint64
+	Source      uint32
+	Destination uint32
+	Link        uint32
+	Pad         uint32
 }
 
 type KernelRefusal struct {
@@ -487,7 +512,7 @@ type KernelTrace struct {
 	Shape            uint8
 	Successions      uint8
 	Enforces         uint8
-	Pad              uint8
+	Limited          uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -508,6 +533,7 @@ const (
 	KernelMapGroups             = "groups"
 	KernelMapHearings           = "hearings"
 	KernelMapHoldings           = "holdings"
+	KernelMapLimits             = "limits"
 	KernelMapMoments            = "moments"
 	KernelMapOpenings           = "openings"
 	KernelMapOrders             = "orders"
@@ -518,6 +544,7 @@ const (
 	KernelMapPresences          = "presences"
 	KernelMapPressure           = "pressure"
 	KernelMapQuestions          = "questions"
+	KernelMapQuotas             = "quotas"
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
 	KernelMapResidents          = "residents"
@@ -621,6 +648,7 @@ type KernelMapSpecs struct {
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
 	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
+	Limits            *ebpf.MapSpec `ebpf:"limits"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
 	Openings          *ebpf.MapSpec `ebpf:"openings"`
 	Orders            *ebpf.MapSpec `ebpf:"orders"`
@@ -631,6 +659,7 @@ type KernelMapSpecs struct {
 	Presences         *ebpf.MapSpec `ebpf:"presences"`
 	Pressure          *ebpf.MapSpec `ebpf:"pressure"`
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
+	Quotas            *ebpf.MapSpec `ebpf:"quotas"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
 	Residents         *ebpf.MapSpec `ebpf:"residents"`
@@ -694,6 +723,7 @@ type KernelMaps struct {
 	Groups            *ebpf.Map `ebpf:"groups"`
 	Hearings          *ebpf.Map `ebpf:"hearings"`
 	Holdings          *ebpf.Map `ebpf:"holdings"`
+	Limits            *ebpf.Map `ebpf:"limits"`
 	Moments           *ebpf.Map `ebpf:"moments"`
 	Openings          *ebpf.Map `ebpf:"openings"`
 	Orders            *ebpf.Map `ebpf:"orders"`
@@ -704,6 +734,7 @@ type KernelMaps struct {
 	Presences         *ebpf.Map `ebpf:"presences"`
 	Pressure          *ebpf.Map `ebpf:"pressure"`
 	Questions         *ebpf.Map `ebpf:"questions"`
+	Quotas            *ebpf.Map `ebpf:"quotas"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
 	Residents         *ebpf.Map `ebpf:"residents"`
@@ -731,6 +762,7 @@ func (m *KernelMaps) Close() error {
 		m.Groups,
 		m.Hearings,
 		m.Holdings,
+		m.Limits,
 		m.Moments,
 		m.Openings,
 		m.Orders,
@@ -741,6 +773,7 @@ func (m *KernelMaps) Close() error {
 		m.Presences,
 		m.Pressure,
 		m.Questions,
+		m.Quotas,
 		m.Refusals,
 		m.RefusedIdentities,
 		m.Residents,
