@@ -27,6 +27,8 @@ type book struct {
 	combined  map[string]int32 // decisions in use, by the profiles that inspect together
 	ids       *numbering
 	profiles  map[string]uint16
+	// recombined says that other profiles inspect together.
+	recombined bool
 
 	enforced           []bool         // by subject
 	senders, receivers []bocage.Group // by subject
@@ -55,6 +57,9 @@ func (u *uses) count(list []decision, i, by int32) {
 		}
 	}
 }
+
+// uses reports whether a decision is in use.
+func (u *uses) uses(i int32) bool { return int(i) < len(u.counts) && u.counts[i] > 0 }
 
 func (u *uses) used() int {
 	n := 0
@@ -233,7 +238,6 @@ func (c *compiler) diverts(i int32) bool {
 func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 	b, list := c.book, c.decisions.list
 	var gone, come []int32
-	combined := d.of(kindProfile)
 	for i, before := range b.decisions.touched {
 		now := b.decisions.counts[i] > 0
 		switch {
@@ -244,19 +248,11 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 		default:
 			continue
 		}
-		if names := list[i].profiles; len(names) > 0 {
-			name, was := profileName(names), 0
-			if b.combined[name] > 0 {
-				was = 1
-			}
-			if b.combined[name]++; !now {
-				b.combined[name] -= 2
-			}
-			if b.combined[name] <= 0 {
-				delete(b.combined, name)
-			}
-			combined = combined || (was == 1) != (b.combined[name] > 0)
+		by := int32(1)
+		if !now {
+			by = -1
 		}
+		b.combine(list[i].profiles, by)
 	}
 	clear(b.decisions.touched)
 	removed := make([]bocage.Decision, len(gone))
@@ -274,7 +270,8 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 		moved = len(b.ids.change(goneKeys, comeKeys)) > 0
 	}
 	rewrite := moved
-	if combined {
+	if d.of(kindProfile) || b.recombined {
+		b.recombined = false
 		before := b.profiles
 		c.hear(&c.units.profiles, func() { rs.profiles, b.profiles = c.numberProfiles(b.combined) })
 		b.changed.all = true
@@ -292,30 +289,58 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 				come = append(come, int32(i))
 			}
 		}
-	} else {
-		for _, i := range c.decisions.renewed {
-			if b.decisions.counts[i] > 0 && !slices.Contains(come, i) {
-				b.changed.all = true
-				removed = append(removed, bocage.Decision{ID: c.idOf(i)})
-				come = append(come, i)
-			}
-		}
+		c.decisions.renewed = c.decisions.renewed[:0]
 	}
-	c.decisions.renewed = c.decisions.renewed[:0]
-	added := make([]bocage.Decision, len(come))
-	for n, i := range come {
-		added[n] = c.written(i)
+	renewed := c.renewedInUse(come)
+	rs.decisions = rs.decisions.exchange(removed, c.writeAll(come), compareDecisions)
+	if len(renewed) > 0 {
+		b.changed.all = true
+		again := c.writeAll(renewed)
+		rs.decisions = rs.decisions.exchange(slices.Clone(again), again, compareDecisions)
 	}
-	rs.decisions = rs.decisions.exchange(removed, added, compareDecisions)
 	return moved && !d.first
 }
 
+// renewedInUse lists the decisions that stay in use and were written anew.
+func (c *compiler) renewedInUse(come []int32) []int32 {
+	renewed := c.decisions.renewed
+	c.decisions.renewed = nil
+	if len(renewed) == 0 {
+		return nil
+	}
+	come = slices.Sorted(slices.Values(come))
+	slices.Sort(renewed)
+	return slices.DeleteFunc(slices.Compact(renewed), func(i int32) bool {
+		_, came := slices.BinarySearch(come, i)
+		return came || !c.book.decisions.uses(i)
+	})
+}
+
+// writeAll writes decisions in the order of their numbers.
+func (c *compiler) writeAll(list []int32) []bocage.Decision {
+	type numbered struct {
+		id bocage.DecisionID
+		i  int32
+	}
+	order := make([]numbered, len(list))
+	for n, i := range list {
+		order[n] = numbered{c.idOf(i), i}
+	}
+	slices.SortFunc(order, func(a, b numbered) int { return cmp.Compare(a.id, b.id) })
+	out := make([]bocage.Decision, len(order))
+	for n, d := range order {
+		out[n] = c.written(d.i, d.id)
+	}
+	return out
+}
+
 // written is a decision with its number.
-func (c *compiler) written(i int32) bocage.Decision {
-	d := c.decisions.list[i]
-	out := bocage.Decision{ID: c.idOf(i), Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Final: d.final, Log: d.log, By: d.by}
+func (c *compiler) written(i int32, id bocage.DecisionID) bocage.Decision {
+	d := &c.decisions.list[i]
+	out := bocage.Decision{ID: id, Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Final: d.final, Log: d.log, By: d.by}
 	if !d.duties.Empty() {
-		out.Duties = &d.duties
+		duties := d.duties // of this output alone
+		out.Duties = &duties
 	}
 	if !d.until.IsZero() {
 		out.Until, out.Then = d.until.UTC(), c.idOf(d.then)

@@ -115,7 +115,7 @@ func (c *compiler) replaced(old, now side) bool {
 // whomever.
 func (s *statement) alike(o *statement) bool {
 	return s.kind == o.kind && s.shy == o.shy && s.duty == o.duty && s.dutyBy == o.dutyBy && s.until.Equal(o.until) &&
-		s.guardrail == o.guardrail && s.disposition == o.disposition && s.ports.all == o.ports.all &&
+		s.guardrail == o.guardrail && s.owed == o.owed && s.disposition == o.disposition && s.ports.all == o.ports.all &&
 		(s.kube == nil) == (o.kube == nil) && (s.kube == nil || *s.kube == *o.kube) &&
 		slices.Equal(s.ports.ranges, o.ports.ranges) && slices.Equal(s.by, o.by)
 }

@@ -74,12 +74,13 @@ type shape struct {
 	disposition bocage.Verdict
 	shy         bool
 	kube        kubeRule
+	owed        *owed
 	policy      string // of whose order among others the kube rule is
 	ports       string
 }
 
 func (s *statement) shape() shape {
-	out := shape{kind: s.kind, duty: s.duty, guardrail: s.guardrail, disposition: s.disposition, shy: s.shy, ports: s.ports.key()}
+	out := shape{kind: s.kind, duty: s.duty, guardrail: s.guardrail, disposition: s.disposition, shy: s.shy, owed: s.owed, ports: s.ports.key()}
 	if !s.until.IsZero() {
 		out.until = s.until.UnixNano()
 	}

@@ -134,7 +134,7 @@ func (k *Compiler) Compile(in Input) Output {
 }
 
 func newCompiler(in *admitted, spelled int) *compiler {
-	return &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}}
+	return &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}}
 }
 
 // follow takes every step. It gives up where it would have to begin anew.
@@ -143,7 +143,7 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 		return false
 	}
 	c.now = in.Now
-	c.added, c.withdrawn, c.resided = nil, nil, nil
+	c.added, c.withdrawn, c.resided, c.altered = nil, nil, nil, nil
 	c.hear(&c.units.admission, func() { c.findings = c.in.findings })
 	c.hearInventory(d)
 	c.compareApplications(was, d)
@@ -151,6 +151,7 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 		return false
 	}
 	c.say(d)
+	c.askOtherwise()
 	if !c.tabulate(d) {
 		return false
 	}
@@ -200,6 +201,8 @@ type compiler struct {
 	refusals   []refusal                      // those that are being stated
 	cutOff     []refusal                      // all of them, one for each workload
 	classes    map[string]bool                // of data, that somebody offers
+	owed       map[string]*owed               // by guardrail, all that ever asked for something
+	altered    []*owed                        // those that ask for something else now
 	exceptions map[string][]*bocage.Exception // in force, by guardrail
 	protected  []block                        // what guardrails protect
 	held       map[int32]bool                 // subjects whose refusals a threat condition enforces

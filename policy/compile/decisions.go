@@ -24,6 +24,9 @@ type decision struct {
 	// never.
 	until time.Time
 	then  int32
+	// owing is set where guardrails ask for duties: what they ask for may change
+	// without another decision coming of it.
+	owing *owing
 }
 
 // decisions holds every distinct decision once, so that equal ones compare as
@@ -32,10 +35,11 @@ type decision struct {
 type decisions struct {
 	list      []decision
 	keys      []string // of list
-	renewed   []int32  // decisions whose authors were declared elsewhere since
+	renewed   []int32  // decisions whose authors were declared elsewhere or that owe something else since
+	owing     map[*owed][]int32
 	byContent map[string]int32
 	byCause   map[string]int32 // by the numbers of the statements that cover the cell
-	babel     []int32          // those that ask for several protocols at once
+	babel     map[int32]bool   // those that ask for several protocols at once
 	scratch   []byte
 }
 
@@ -43,7 +47,7 @@ type decisions struct {
 func (c *compiler) decide(covering []int32) int32 {
 	d := &c.decisions
 	if d.byContent == nil {
-		d.byContent, d.byCause = map[string]int32{}, map[string]int32{}
+		d.byContent, d.byCause, d.owing, d.babel = map[string]int32{}, map[string]int32{}, map[*owed][]int32{}, map[int32]bool{}
 	}
 	d.scratch = appendNumbers(d.scratch[:0], covering)
 	if i, known := d.byCause[string(d.scratch)]; known {
@@ -156,6 +160,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 	named := slices.ContainsFunc(alive, func(s *statement) bool { return s.kind == allowName })
 	var allows, isolations, refusals, answers, marks, diverts, exceptions []bocage.Ref
 	var kubes, owes []*statement
+	var to []*owed
 	var owed joined
 	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
 	for _, s := range alive {
@@ -191,7 +196,12 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 				exceptions = append(exceptions, exception.by...)
 				continue
 			}
-			owes = append(owes, s)
+			switch {
+			case s.owed == nil:
+				owes = append(owes, s)
+			case !slices.Contains(to, s.owed):
+				to = append(to, s.owed)
+			}
 		case mark:
 			marks = append(marks, s.by...)
 		case dispose:
@@ -202,7 +212,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			diverts = append(diverts, s.by...)
 		}
 	}
-	owed.owe(owes, protected)
+	own := owed.owe(owes, protected)
 	kubeSays, kubeBy := judgeKubernetes(kubes)
 	var kubeRefusals []bocage.Ref
 	if kubeSays == kubeRefuses {
@@ -230,7 +240,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 	case len(owed.impossible) > 0:
 		d.code, d.by = bocage.ReasonGuardrail, owed.impossible
 	default:
-		d.verdict, d.code = bocage.VerdictAllow, bocage.ReasonRule
+		d.code = bocage.ReasonRule
 		if len(allows) == 0 {
 			d.code = bocage.ReasonKubernetes
 		}
@@ -238,27 +248,26 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			allows = append(allows, kubeBy...)
 		}
 		slices.SortFunc(exceptions, compareRefs)
-		d.by = append(append(allows, owed.by...), exceptions...)
-		d.profiles, d.duties = owed.result()
-		if len(marks) > 0 {
-			d.duties.Log = logFull
+		before, after := append(allows, owed.by[:own]...), append(exceptions, marks...)
+		owed.by = owed.by[own:]
+		if len(to) > 0 {
+			d.owing = &owing{unique(before), owed, to, after, len(marks) > 0}
+			d.finish()
+			return d
 		}
-		d.log = d.duties.Log != ""
-		if len(d.profiles) > 0 {
-			d.verdict = bocage.VerdictInspect
-		}
+		d.keep(&owed, len(marks) > 0)
+		d.by = unique(slices.Concat(before, owed.by, after))
+		return d
 	}
 	d.by = append(d.by, marks...)
-	if !d.verdict.Allowed() {
-		if d.code == bocage.ReasonDefaultDeny || d.code == bocage.ReasonKubernetes {
-			wish = stronger(wish, silentWish)
-		}
-		// Only where a decoy stands does anybody meet one.
-		if len(diverts) > 0 {
-			d.verdict, d.by = bocage.VerdictDecoy, append(d.by, diverts...)
-		} else {
-			d.verdict = wish
-		}
+	if d.code == bocage.ReasonDefaultDeny || d.code == bocage.ReasonKubernetes {
+		wish = stronger(wish, silentWish)
+	}
+	// Only where a decoy stands does anybody meet one.
+	if len(diverts) > 0 {
+		d.verdict, d.by = bocage.VerdictDecoy, append(d.by, diverts...)
+	} else {
+		d.verdict = wish
 	}
 	d.by = unique(d.by)
 	return d
@@ -285,8 +294,10 @@ func (j *joined) add(s *statement) {
 }
 
 // owe takes duties, or notes that they cannot be kept. What is automatic and
-// cannot be kept is not owed at all where cells are protected.
-func (j *joined) owe(owes []*statement, protected bool) {
+// cannot be kept is not owed at all where cells are protected. It returns how many
+// authors there were before.
+func (j *joined) owe(owes []*statement, protected bool) int {
+	before := len(j.by)
 	var waived []bocage.Ref
 	for _, s := range owes {
 		switch {
@@ -303,6 +314,7 @@ func (j *joined) owe(owes []*statement, protected bool) {
 			j.by = append(j.by, s.by...)
 		}
 	}
+	return before
 }
 
 // join takes the strictest of each duty; names add up.
@@ -383,44 +395,63 @@ func (d *decisions) intern(x decision) int32 {
 	key := d.key(&x)
 	if i, known := d.byContent[key]; known {
 		if !slices.Equal(d.list[i].by, x.by) {
-			d.list[i].by, d.renewed = x.by, append(d.renewed, i)
+			d.list[i].by, d.list[i].owing, d.renewed = x.by, x.owing, append(d.renewed, i)
 		}
 		return i
 	}
 	i := int32(len(d.list))
 	d.list, d.keys = append(d.list, x), append(d.keys, key)
 	d.byContent[key] = i
-	if x.duties.Expects() == bocage.SpeechNothing {
-		d.babel = append(d.babel, i)
+	if x.owing != nil {
+		for _, o := range x.owing.to {
+			d.owing[o] = append(d.owing[o], i)
+		}
 	}
+	d.noteSpeech(i)
 	return i
+}
+
+// noteSpeech notes whether a decision asks for several protocols at once.
+func (d *decisions) noteSpeech(i int32) {
+	if d.list[i].duties.Expects() == bocage.SpeechNothing {
+		d.babel[i] = true
+	} else {
+		delete(d.babel, i)
+	}
 }
 
 // key names the decision's content, that of its successors included: its number
 // is a hash of it. Where objects were declared is left out, so that moving a file
-// renumbers nothing.
+// renumbers nothing, and so is what guardrails ask for (see owing).
 func (d *decisions) key(x *decision) string {
 	var b strings.Builder
-	for ; ; x = &d.list[x.then] {
-		b.WriteString(x.verdict.String())
-		b.WriteByte(' ')
-		b.WriteString(x.code.String())
-		if x.log {
-			b.WriteString(" log")
-		}
-		if x.final {
-			b.WriteString(" final")
-		}
-		for _, duty := range x.duties.List() {
-			b.WriteString(" +")
-			b.WriteString(duty)
-		}
-		for _, r := range x.by {
+	refs := func(list []bocage.Ref) {
+		for _, r := range list {
 			for _, s := range [4]string{r.Kind, r.Namespace, r.Name, r.Field} {
 				b.WriteByte(0)
 				b.WriteString(s)
 			}
 		}
+	}
+	for ; ; x = &d.list[x.then] {
+		said, by := x, x.by
+		if x.owing != nil {
+			said, by = x.owing.without()
+		}
+		b.WriteString(said.verdict.String())
+		b.WriteByte(' ')
+		b.WriteString(x.code.String())
+		if said.log {
+			b.WriteString(" log")
+		}
+		if x.final {
+			b.WriteString(" final")
+		}
+		for _, duty := range said.duties.List() {
+			b.WriteString(" +")
+			b.WriteString(duty)
+		}
+		refs(by)
 		if x.until.IsZero() {
 			return b.String()
 		}

@@ -104,12 +104,20 @@ func (a *admitted) changesAt(moment time.Time) {
 // stateExceptions lifts a guardrail from the cells of its exceptions. Only what
 // the guardrail says something about is stated, so that a broad exception to a
 // narrow guardrail stays narrow.
+//
+// What is owed to the guardrail is owed towards names too, where it means addresses
+// outside: a name may have any of them. So an exception lifts it there where it
+// lifts it from all of these addresses.
 func (c *compiler) stateExceptions(g *bocage.Guardrail) {
+	owing := c.pop.side(g.Spec.Match.To)
 	for _, e := range c.exceptions[g.Name] {
 		ref := Ref("Exception", e, "spec.match")
 		stated := len(c.stated)
 		lift := func(shy bool, matches ...bocage.CellMatch) {
 			for _, b := range c.resolve(append(matches, g.Spec.Match, e.Spec.Match)...) {
+				if len(matches) == 0 && b.to.equal(owing) {
+					b.to = c.pop.orNames(b.to) // as what it lifts: see stateRequire
+				}
 				c.state(statement{kind: except, from: b.from, to: b.to, ports: b.ports, by: []bocage.Ref{ref},
 					guardrail: g.Name, until: e.Spec.Until, shy: shy})
 			}

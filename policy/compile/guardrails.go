@@ -45,7 +45,7 @@ func (c *compiler) stateGuardrail(g *bocage.Guardrail) {
 		}
 	}
 	c.noteDuties("Guardrail", g, "spec.require", g.Spec.Require)
-	c.stateDuties("Guardrail", g, "spec.require", g.Spec.Require, c.resolve(*match), statement{guardrail: g.Name})
+	c.stateRequire(g)
 	c.stateExceptions(g)
 	c.stateProtect(g)
 	if b := g.Spec.BlastRadius; b != nil {

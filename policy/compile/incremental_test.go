@@ -107,6 +107,7 @@ func edited(t *rapid.T, in, from compile.Input, r *rand.Rand) compile.Input {
 		func() { in = policytest.Shuffle(in, r) },
 		func() { in.Applications = redeclared(t, in.Applications) },
 		func() { in.Workloads = unplaced(t, in.Workloads) },
+		func() { in.Guardrails = askingOtherwise(t, in.Guardrails) },
 	}
 	for range rapid.IntRange(1, 3).Draw(t, "edits") {
 		rapid.SampledFrom(kinds).Draw(t, "kind")()
@@ -142,6 +143,32 @@ func redeclared(t *rapid.T, list []*bocage.Application) []*bocage.Application {
 		again := *a
 		if rapid.Bool().Draw(t, "moved") {
 			again.Annotations = map[string]string{bocage.SourceAnnotation: rapid.SampledFrom([]string{"a.yaml:1", "b.yaml:2"}).Draw(t, "source")}
+		}
+		out[i] = &again
+	}
+	return out
+}
+
+// askingOtherwise has guardrails ask for other duties of the same flows, or asks the
+// same from another place.
+func askingOtherwise(t *rapid.T, list []*bocage.Guardrail) []*bocage.Guardrail {
+	out := slices.Clone(list)
+	for i, g := range out {
+		again := *g
+		switch {
+		case g.Spec.Require == nil || rapid.Bool().Draw(t, "same"):
+			again.Annotations = map[string]string{bocage.SourceAnnotation: rapid.SampledFrom([]string{"a.yaml:1", "b.yaml:2"}).Draw(t, "source")}
+		default:
+			duties := *g.Spec.Require
+			duties.Rate = rapid.SampledFrom([]string{"", "10/s", "20/s"}).Draw(t, "rate")
+			duties.Log = rapid.SampledFrom([]string{"", "full"}).Draw(t, "log")
+			duties.Verify = rapid.SampledFrom([]string{"", "tls", "http"}).Draw(t, "verify")
+			duties.Inspect = rapid.SampledFrom([]string{"", "web", "sql", "ids", "none"}).Draw(t, "inspect")
+			duties.Witness = rapid.Bool().Draw(t, "witness")
+			if duties.Empty() {
+				duties.Witness = true
+			}
+			again.Spec.Require = &duties
 		}
 		out[i] = &again
 	}

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -101,8 +102,8 @@ func (c *compiler) noteRecorded(ref bocage.Ref, duties []string) {
 // as soon as they say anything.
 func (c *compiler) noteBabel() {
 	told := map[Finding]bool{}
-	for _, i := range c.decisions.babel {
-		if int(i) >= len(c.book.decisions.counts) || c.book.decisions.counts[i] == 0 {
+	for _, i := range slices.Sorted(maps.Keys(c.decisions.babel)) {
+		if !c.book.decisions.uses(i) {
 			continue
 		}
 		d := c.decisions.list[i]

@@ -29,6 +29,9 @@ type statement struct {
 	shy bool
 	// kube is what a kube statement says.
 	kube *kubeRule
+	// owed is what an owe statement of a guardrail asks for, if it can be kept:
+	// then it has no duty of its own.
+	owed *owed
 }
 
 // kind says how a statement enters the lattice.

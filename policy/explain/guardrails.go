@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"net/netip"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -14,7 +15,7 @@ func (j *Judge) guardrails(g *Judgement, f bocage.Flow) {
 		if !j.matches(spec.Match, g, f) && !(g.Destination.named && j.mayMean(spec.Match, g, f)) {
 			continue
 		}
-		excepted := j.excepted(gr.Name, g, f)
+		excepted := j.excepted(gr, g, f)
 		says := func(field string) (bocage.Ref, bool) {
 			by := ref("Guardrail", gr, field)
 			if excepted != nil {
@@ -44,14 +45,50 @@ func (j *Judge) guardrails(g *Judgement, f bocage.Flow) {
 
 // excepted returns the exception in force that lifts the guardrail from the
 // flow the longest, or nil.
-func (j *Judge) excepted(guardrail string, g *Judgement, f bocage.Flow) *bocage.Exception {
+func (j *Judge) excepted(of *bocage.Guardrail, g *Judgement, f bocage.Flow) *bocage.Exception {
 	var longest *bocage.Exception
-	for _, e := range j.exceptions[guardrail] {
-		if g.At.Before(e.Spec.Until) && j.matches(e.Spec.Match, g, f) && (longest == nil || e.Spec.Until.After(longest.Spec.Until)) {
+	for _, e := range j.exceptions[of.Name] {
+		if g.At.Before(e.Spec.Until) && j.excepts(e, of, g, f) && (longest == nil || e.Spec.Until.After(longest.Spec.Until)) {
 			longest = e
 		}
 	}
 	return longest
+}
+
+// excepts reports whether an exception means the flow. Towards a name, which may have
+// any of the addresses that the guardrail means, it has to mean all of them.
+func (j *Judge) excepts(e *bocage.Exception, of *bocage.Guardrail, g *Judgement, f bocage.Flow) bool {
+	if j.matches(e.Spec.Match, g, f) {
+		return true
+	}
+	m, meant := e.Spec.Match, j.outside(of.InForce().Match.To)
+	if !g.Destination.named || !m.To.Outside() || len(meant) == 0 || !j.side(m.From, g.Source, f) || !portsCover(m.Ports, f) {
+		return false
+	}
+	lifted := j.outside(m.To)
+	return !slices.ContainsFunc(meant, func(p netip.Prefix) bool {
+		return !j.workloadAlone(p) && !slices.ContainsFunc(lifted, func(q netip.Prefix) bool { return within(p, q) })
+	})
+}
+
+// within reports whether a prefix holds all of another one.
+func within(p, in netip.Prefix) bool {
+	p, in = unmapped(p), unmapped(in)
+	return p.Addr().BitLen() == in.Addr().BitLen() && in.Bits() <= p.Bits() && in.Contains(p.Addr())
+}
+
+// unmapped writes an IPv4 prefix in its IPv6-mapped form as IPv4.
+func unmapped(p netip.Prefix) netip.Prefix {
+	if p.Addr().Is4In6() && p.Bits() >= 96 {
+		return netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+	}
+	return p
+}
+
+// workloadAlone reports whether a prefix is one workload's address, and so means
+// nobody outside.
+func (j *Judge) workloadAlone(p netip.Prefix) bool {
+	return p.IsSingleIP() && j.workloads[p.Addr().Unmap()] != nil
 }
 
 // apart reports whether two workloads differ in a label. One without it differs
@@ -98,8 +135,7 @@ func (j *Judge) touched(name string) bool {
 func (j *Judge) somebody(s bocage.Side, ports []bocage.PortMatch) bool {
 	if s.Outside() {
 		for _, prefix := range j.outside(s) {
-			// A prefix that is one workload's address means nobody outside.
-			if a := prefix.Addr().Unmap(); !prefix.IsSingleIP() || j.workloads[a] == nil {
+			if !j.workloadAlone(prefix) {
 				return true
 			}
 		}
