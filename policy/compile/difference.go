@@ -117,7 +117,8 @@ func eachChangedRule(a, b *list[bocage.Rule], altered map[bocage.DecisionID]bool
 }
 
 // alteredDecisions are those whose number means something else than before: their
-// numbers follow from their content, but for collisions and what a profile says.
+// numbers follow from their content, but for collisions, what guardrails ask for and
+// what a profile says.
 func alteredDecisions(a, b *whole) map[bocage.DecisionID]bool {
 	altered := map[bocage.DecisionID]bool{}
 	eachDifference(a.decisions, b.decisions, compareDecisions, sameDecision, func(x, y *bocage.Decision) {
