@@ -160,6 +160,8 @@ func benchmarkSize(b *testing.B, n int) {
 		for table, name := range map[uint32]string{tablePeers: "B/peer", tableCells: "B/rule", tableGroups: "B/group"} {
 			b.ReportMetric(float64(memlock(b, p.mapOf(table)))/float64(p.count[table]), name)
 		}
+		b.ReportMetric(float64(memlock(b, p.objects.Flows))/float64(p.cfg.FlowEntries), "B/flow")
+		b.ReportMetric(float64(memlock(b, p.objects.Cadences))/float64(p.cfg.FlowEntries), "B/flow-cadence")
 		runtime.GC()
 		var heap runtime.MemStats
 		runtime.ReadMemStats(&heap)

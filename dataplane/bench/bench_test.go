@@ -5,7 +5,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,10 +18,18 @@ import (
 // all of it is written down.
 func TestRootShort(t *testing.T) {
 	hosttest.Root(t)
-	o := options{repeats: 1, duration: 50 * time.Millisecond, only: regexp.MustCompile(""), sizes: []int{10, 1000}, linear: []int{10}, mapped: 1000}
+	o := options{repeats: 1, duration: 200 * time.Millisecond, only: regexp.MustCompile(""), sizes: []int{10, 1000}, linear: []int{10}, mapped: 1000}
 	file := filepath.Join(t.TempDir(), "figures.json")
 	if err := run(o, file); err != nil {
 		t.Fatal(err)
+	}
+	printed := "goos: linux\nBenchmarkRootPacket/new/IPv4-2   1000   12 ns/op   561 ns/packet\n" +
+		"BenchmarkRootPacket/new/IPv4-2   1000   12 ns/op   461 ns/packet\nBenchmarkRootScan-2  3  70 ns/op  80.5 Mflows/s\nPASS\n"
+	if err := addBenchmarks(file, "go test -bench", strings.NewReader(printed)); err != nil {
+		t.Fatal(err)
+	}
+	if err := addBenchmarks(file, "go test -bench", strings.NewReader("PASS\n")); err == nil {
+		t.Error("no benchmark is no fault")
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -30,14 +40,26 @@ func TestRootShort(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := make(map[string]bool)
+	var added []figures
 	for _, f := range got.Figures {
 		seen[f.Variant+": "+f.Figure] = true
+		if f.Baseline == "" {
+			added = append(added, f)
+			continue
+		}
 		if f.Median <= 0 || f.Ratio <= 0 || len(f.Values) != 1 {
 			t.Errorf("%s, %s: median %v, ratio %v, values %v", f.Variant, f.Figure, f.Median, f.Ratio, f.Values)
 		}
 	}
+	if want := []figures{
+		{Suite: "RootPacket", Variant: "new/IPv4", Figure: "ns/packet", Less: true, Median: 561, Values: []float64{561, 461}},
+		{Suite: "RootScan", Figure: "Mflows/s", Median: 80.5, Values: []float64{80.5}},
+	}; !reflect.DeepEqual(added, want) || len(got.Added) != 1 {
+		t.Errorf("added %+v by %q, want %+v", added, got.Added, want)
+	}
 	for _, want := range []string{"unfiltered: TCP Gbit/s, 1 stream", "nftables rules 10: connections/s", "nftables map 1k: requests/s",
 		"bocage 1k: UDP 60 B packets/s", "bocage observing 1k: TCP Gbit/s, 8 streams", "bocage 10: request p99 µs",
+		"bocage verifying 1k: connections with a request/s", "bocage direct verifying 1k: TCP Gbit/s, 1 stream",
 		"nftables netdev ingress: SYNs refused/s", "bocage 1k: SYNs refused/s", "generator alone: SYNs refused/s"} {
 		if !seen[want] {
 			t.Errorf("no figure %q", want)

@@ -49,8 +49,13 @@ func main() {
 		return err
 	})
 	path := flag.String("json", "", "write every single figure to this file too")
+	command := flag.String("add", "", "measure nothing: add the figures of go test's benchmarks, from standard input, to the file of -json, as made by this `command`")
 	flag.Parse()
-	if err := run(o, *path); err != nil {
+	work := func() error { return run(o, *path) }
+	if *command != "" {
+		work = func() error { return addBenchmarks(*path, *command, os.Stdin) }
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

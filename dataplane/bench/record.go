@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,6 +20,7 @@ import (
 // what on.
 type record struct {
 	Command  string    `json:"command"`            // its arguments
+	Added    []string  `json:"added,omitempty"`    // commands whose figures were added
 	Revision string    `json:"revision,omitempty"` // of the repository
 	Time     time.Time `json:"time"`               // of the end
 	Seconds  float64   `json:"seconds"`            // that the run took
@@ -32,8 +37,8 @@ type figures struct {
 	Figure   string    `json:"figure"`
 	Less     bool      `json:"lessIsBetter,omitempty"`
 	Median   float64   `json:"median"`
-	Baseline string    `json:"baseline"` // the variant that ratios are to
-	Ratio    float64   `json:"ratio"`    // median of those within a repeat
+	Baseline string    `json:"baseline,omitempty"` // the variant that ratios are to
+	Ratio    float64   `json:"ratio,omitempty"`    // median of those within a repeat
 	Values   []float64 `json:"values"`
 }
 
@@ -48,7 +53,11 @@ func save(path string, all []results, took time.Duration) error {
 			}
 		}
 	}
-	text, err := json.MarshalIndent(out, "", "  ")
+	return out.write(path)
+}
+
+func (r *record) write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write figures: %w", err)
 	}
@@ -56,6 +65,67 @@ func save(path string, all []results, took time.Duration) error {
 		return fmt.Errorf("write figures: %w", err)
 	}
 	return nil
+}
+
+// addBenchmarks adds what go test printed to the figures of a run.
+func addBenchmarks(path, command string, printed io.Reader) error {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("add figures: %w", err)
+	}
+	var r record
+	if err := json.Unmarshal(text, &r); err != nil {
+		return fmt.Errorf("add figures to %s: %w", path, err)
+	}
+	more, err := readBenchmarks(printed)
+	if err != nil {
+		return err
+	}
+	r.Added, r.Figures = append(r.Added, command), append(r.Figures, more...)
+	return r.write(path)
+}
+
+// readBenchmarks reads lines of a name, how often it ran, and values with their units.
+// The rounds of one benchmark become the values of one figure.
+func readBenchmarks(printed io.Reader) ([]figures, error) {
+	var all []figures
+	at := map[[2]string]int{}
+	lines := bufio.NewScanner(printed)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		if len(words) < 4 || !strings.HasPrefix(words[0], "Benchmark") {
+			continue
+		}
+		name := strings.TrimPrefix(words[0], "Benchmark")
+		if i := strings.LastIndexByte(name, '-'); i > 0 { // the number of CPUs
+			name = name[:i]
+		}
+		suite, variant, _ := strings.Cut(name, "/")
+		for i := 2; i+1 < len(words); i += 2 {
+			value, err := strconv.ParseFloat(words[i], 64)
+			if err != nil {
+				return nil, fmt.Errorf("read benchmark %q: %w", lines.Text(), err)
+			}
+			if words[i+1] == "ns/op" && len(words) > 4 {
+				continue // of what was set up as well
+			}
+			key := [2]string{name, words[i+1]}
+			if _, known := at[key]; !known {
+				at[key] = len(all)
+				all = append(all, figures{Suite: suite, Variant: variant, Figure: words[i+1], Less: !strings.HasSuffix(words[i+1], "s/s")})
+			}
+			f := &all[at[key]]
+			f.Values = append(f.Values, value)
+			f.Median = median(f.Values)
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return nil, fmt.Errorf("read benchmarks: %w", err)
+	}
+	if len(all) == 0 {
+		return nil, errors.New("read benchmarks: there are none")
+	}
+	return all, nil
 }
 
 func kernel() string {

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -39,7 +40,49 @@ var tests = []test{
 	{[]figure{{name: "TCP Gbit/s, 8 streams"}}, streams(8)},
 	{[]figure{{name: "requests/s"}, {name: "request p50 µs", less: true}, {name: "request p99 µs", less: true}}, requests},
 	{[]figure{{name: "connections/s"}}, connections},
+	{[]figure{{name: "connections with a request/s"}}, conversations},
 	{[]figure{{name: "UDP 60 B packets/s"}}, datagrams},
+}
+
+// What every connection that carries something begins with, so that it may be verified.
+var (
+	greeting = []byte("GET / HTTP/1.1\r\nHost: bench\r\n\r\n")
+	welcome  = []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+)
+
+// greet says what both ends begin with.
+func greet(client, server int) error {
+	if _, err := unix.Write(client, greeting); err != nil {
+		return fmt.Errorf("greet: %w", err)
+	}
+	if err := expect(server, len(greeting)); err != nil {
+		return fmt.Errorf("hear the greeting: %w", err)
+	}
+	if _, err := unix.Write(server, welcome); err != nil {
+		return fmt.Errorf("answer: %w", err)
+	}
+	if err := expect(client, len(welcome)); err != nil {
+		return fmt.Errorf("hear the answer: %w", err)
+	}
+	return nil
+}
+
+// expect reads so many bytes.
+func expect(fd, n int) error {
+	b := make([]byte, n)
+	for start := time.Now(); n > 0; {
+		got, err := unix.Read(fd, b[:n])
+		switch {
+		case again(err) && time.Since(start) < 5*time.Second:
+		case err != nil:
+			return err
+		case got == 0:
+			return io.ErrUnexpectedEOF
+		default:
+			n -= got
+		}
+	}
+	return nil
 }
 
 // limit sets after how long a blocked call lets its thread look at the clock.
@@ -131,7 +174,7 @@ func stream(p *path, port int) (client, server int, err error) {
 		return -1, -1, fmt.Errorf("accept: %w", err)
 	}
 	return client, server, errors.Join(unix.SetsockoptInt(server, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1),
-		limit(server, unix.SO_RCVTIMEO))
+		limit(server, unix.SO_RCVTIMEO), greet(client, server))
 }
 
 // streams sends as fast as it goes on n connections at once.
@@ -139,13 +182,18 @@ func streams(n int) func(*path, time.Duration) ([]float64, error) {
 	return func(p *path, d time.Duration) ([]float64, error) {
 		var total atomic.Int64
 		var waits []func()
-		start := time.Now()
-		for range n {
+		ends := make([][2]int, n)
+		for i := range ends {
 			client, server, err := stream(p, portTCP)
 			if err != nil {
 				return nil, err
 			}
 			defer unix.Close(server)
+			ends[i] = [2]int{client, server}
+		}
+		start := time.Now()
+		for _, e := range ends {
+			client, server := e[0], e[1]
 			received := p.onCPU(1, ofServer, func() { total.Add(drain(server)) })
 			sent := p.onCPU(0, ofClient, func() {
 				fill(client, start, d)
@@ -160,10 +208,14 @@ func streams(n int) func(*path, time.Duration) ([]float64, error) {
 	}
 }
 
+// fill writes at least once, however busy the machine is.
 func fill(fd int, start time.Time, d time.Duration) {
 	b := make([]byte, 256<<10)
-	for time.Since(start) < d {
+	for {
 		if _, err := unix.Write(fd, b); err != nil && !again(err) {
+			return
+		}
+		if time.Since(start) >= d {
 			return
 		}
 	}
@@ -265,6 +317,62 @@ func connections(p *path, d time.Duration) ([]float64, error) {
 				unix.Close(c)
 				if err != nil {
 					return fmt.Errorf("connect: %w", err)
+				}
+				n++
+			}
+			return nil
+		})
+	})()
+	took := time.Since(start)
+	accepted()
+	unix.Close(l)
+	return []float64{float64(n) / took.Seconds()}, failed
+}
+
+// conversations are connections that ask once and are answered, one after the other.
+func conversations(p *path, d time.Duration) ([]float64, error) {
+	l, err := listen(p, portConnections)
+	if err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	accepted := p.onCPU(0, ofServer, func() {
+		for time.Since(start) < d+300*time.Millisecond {
+			c, _, err := unix.Accept(l)
+			if err != nil {
+				continue
+			}
+			if limit(c, unix.SO_RCVTIMEO) == nil && expect(c, len(greeting)) == nil {
+				unix.Write(c, welcome)
+				expect(c, 1) // until the client is gone
+			}
+			unix.Close(c)
+		}
+	})
+	n := 0
+	var failed error
+	p.onCPU(0, ofClient, func() {
+		linger := unix.Linger{Onoff: 1}
+		address := unix.SockaddrInet4{Port: portConnections, Addr: p.server.address.As4()}
+		ask := func(c int) error {
+			defer unix.Close(c)
+			if err := unix.Connect(c, &address); err != nil {
+				return fmt.Errorf("connect: %w", err)
+			}
+			if _, err := unix.Write(c, greeting); err != nil {
+				return fmt.Errorf("ask: %w", err)
+			}
+			return errors.Join(expect(c, len(welcome)), unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
+		}
+		failed = host.In(p.client.namespace, func() error {
+			p.keepTo(0, ofClient)
+			for time.Since(start) < d {
+				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+				if err == nil {
+					err = ask(c)
+				}
+				if err != nil {
+					return err
 				}
 				n++
 			}

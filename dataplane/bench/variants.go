@@ -44,7 +44,9 @@ func pathVariants(p *path, o options) []variant {
 		add(&protected{path: p, entries: n})
 	}
 	add(&protected{path: p, entries: 1_000, observe: true})
+	add(&protected{path: p, entries: 1_000, verify: true})
 	add(&protected{path: p, entries: 1_000, direct: true})
+	add(&protected{path: p, entries: 1_000, direct: true, verify: true})
 	return variants
 }
 
@@ -141,6 +143,7 @@ type protected struct {
 	entries int // rules in the policy; all but those of offered match no packet
 	observe bool
 	direct  bool // packets go straight from one workload to the other
+	verify  bool // connections must speak what they declare
 	plane   *dataplane.Dataplane
 	dir     string
 	end     func() error // of what runs while the variant stands on the path
@@ -152,7 +155,10 @@ func (e *protected) name() string {
 		mode = " observing"
 	}
 	if e.direct {
-		mode = " direct"
+		mode += " direct"
+	}
+	if e.verify {
+		mode += " verifying"
 	}
 	return fmt.Sprintf("bocage%s %s", mode, short(e.entries))
 }
@@ -225,16 +231,21 @@ func (e *protected) ports() []bocage.Port {
 }
 
 func (e *protected) ruleset() *bocage.Ruleset {
-	const deny, allow = 1, 2
+	const deny, allow, verified = 1, 2, 3
 	rs := &bocage.Ruleset{Generation: 1, Default: deny, Decisions: []bocage.Decision{
 		{ID: deny, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny},
-		{ID: allow, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule}}, Ports: e.ports()}
+		{ID: allow, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule},
+		{ID: verified, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule, Duties: &bocage.Duties{Verify: "http"}}}, Ports: e.ports()}
 	for _, p := range rs.Ports {
 		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: p.Group, Enforce: !e.observe})
 		rs.Peers = append(rs.Peers, bocage.Peer{Prefix: netip.PrefixFrom(p.Addresses[0], 32), Identity: p.Identity, Group: p.Group, Host: "bench"})
 	}
 	add := func(o offer, from, to bocage.Group) {
-		rs.Rules = append(rs.Rules, bocage.Rule{From: from, To: to, Protocol: o.protocol, Ports: bocage.PortRange{First: o.port, Last: o.port}, Decision: allow})
+		decision := bocage.DecisionID(allow)
+		if e.verify && o.protocol == bocage.ProtocolTCP {
+			decision = verified
+		}
+		rs.Rules = append(rs.Rules, bocage.Rule{From: from, To: to, Protocol: o.protocol, Ports: bocage.PortRange{First: o.port, Last: o.port}, Decision: decision})
 	}
 	for _, o := range offered {
 		add(o, 201, 202)
