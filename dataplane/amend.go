@@ -22,6 +22,7 @@ type Change struct {
 	Profiles             []bocage.Profile // that these decisions name
 	Refused              []bocage.Refusal
 	Lifted               []bocage.Identity // are refused no longer
+	Names                *[]bocage.Name    // all that there are to be; nil: those of before
 	ConfirmBy            time.Time         // as in a Ruleset
 }
 
@@ -76,6 +77,9 @@ func (d *Dataplane) amend(c Change) error {
 	if len(e.refused) > 0 {
 		lists.refused = unknown[bocage.Refusal]()
 	}
+	if c.Names != nil {
+		lists.names = *c.Names
+	}
 	next, err := d.edited(e, lists, now)
 	if err != nil {
 		return err
@@ -99,7 +103,7 @@ func unknown[T any]() []T { return make([]T, 1) }
 func (c *content) readChange(change Change) (*edit, error) {
 	var faults faults
 	e := &edit{generation: change.Generation, fallback: c.fallback, groups: map[bocage.Group]groupInfo{},
-		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}}
+		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}, depths: c.depths}
 	e.peersGone, e.peersCome = readPeers(change.PeersGone, &faults), readPeers(change.PeersCome, &faults)
 	for _, p := range e.peersGone {
 		if is, found := c.peers.find(p); !found || is != p {
@@ -136,6 +140,9 @@ func (c *content) readChange(change Change) (*edit, error) {
 	}
 	for _, identity := range change.Lifted {
 		e.refused[identity] = nil
+	}
+	if change.Names != nil {
+		c.readNames(*change.Names, e, &faults)
 	}
 	c.check(e, &faults)
 	return e, faults.err()

@@ -103,7 +103,7 @@ func (d *Dataplane) weigh(rs *bocage.Ruleset, f *force, now clock) (*coming, err
 	content, last := d.content, d.lists
 	known := content != nil
 	if !known {
-		content = newContent()
+		content = newContent(d.nameKey)
 	}
 	e, err := content.read(rs, last)
 	if err != nil {
@@ -148,7 +148,7 @@ func (d *Dataplane) edited(e *edit, lists lists, now clock) (*coming, error) {
 // onlyRefused says whether an edit changes nothing but who is refused.
 func (e *edit) onlyRefused() bool {
 	return len(e.peersGone)+len(e.peersCome)+len(e.rulesGone)+len(e.rulesCome)+len(e.reasonsGone)+len(e.reasonCome)+
-		len(e.groups)+len(e.decisions) == 0
+		len(e.groups)+len(e.decisions)+len(e.names) == 0
 }
 
 // bringIn writes what is coming where nothing looks at it, and makes it the one in
@@ -347,13 +347,14 @@ func (d *Dataplane) checkRoom(c *content) error {
 	}
 	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
 	check(limited, d.cfg.LimitEntries, "decisions with a rate", "LimitEntries")
+	check(len(c.names), d.cfg.NameEntries, "DNS names", "NameEntries")
 	return faults.err()
 }
 
 // fits says whether the tables have room for the rows that are not there yet, next
 // to those of the generations that are in force, to go back to, or evaluated.
 func (d *Dataplane) fits(rows *changes) error {
-	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions), len(rows.limits)}
+	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions), len(rows.limits), len(rows.names)}
 	full := func() bool {
 		for table, n := range more {
 			if n > 0 && d.count[table]+n > int(d.mapOf(uint32(table)).MaxEntries()) {
@@ -374,7 +375,7 @@ func (d *Dataplane) fits(rows *changes) error {
 	}
 	var faults faults
 	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
-		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions with a rate", "LimitEntries"}}
+		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions with a rate", "LimitEntries"}, {"DNS names", "NameEntries"}}
 	for table, n := range more {
 		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
 			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",

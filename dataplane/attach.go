@@ -58,6 +58,7 @@ func (d *Dataplane) attach(a Attachment) error {
 		}
 	}
 	d.ports[a.Ifindex] = a
+	d.departed = d.departed || known && was.Port.Identity != a.Port.Identity
 	if err := d.share(); err != nil {
 		return err
 	}
@@ -203,6 +204,7 @@ func (d *Dataplane) detach(ifindex uint32) error {
 			}
 		}
 	}
+	d.departed = true
 	delete(d.ports, ifindex)
 	if err := d.objects.Ports.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("delete port: %w", err)

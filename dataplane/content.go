@@ -23,6 +23,9 @@ type content struct {
 	groups     map[bocage.Group]groupInfo
 	decisions  map[bocage.DecisionID]decision
 	refused    map[bocage.Identity]bocage.Refusal
+	names      map[nameID]bpf.KernelName
+	depths     uint64  // of the names, as in the ruleset's row
+	keys       nameKey // of ids
 
 	uses     map[bocage.DecisionID]int // by rules and reasons
 	cells    int                       // rows that rules and reasons take
@@ -95,6 +98,8 @@ type edit struct {
 	groups                  map[bocage.Group]groupInfo
 	decisions               map[bocage.DecisionID]*decision // nil: gone
 	refused                 map[bocage.Identity]*bocage.Refusal
+	names                   map[nameID]bpf.KernelName // zero: gone
+	depths                  uint64                    // of all names
 }
 
 // changes are rows with the version that they are to have; zero is none.
@@ -105,6 +110,7 @@ type changes struct {
 	refused         map[uint32]bpf.KernelRefused
 	successions     map[uint32]bpf.KernelSuccession
 	limits          map[uint32]bpf.KernelLimit
+	names           map[nameID]bpf.KernelName
 }
 
 func newChanges() *changes {
@@ -113,11 +119,12 @@ func newChanges() *changes {
 		groups: map[uint32]bpf.KernelGroup{}, cells: map[bpf.KernelRuleKey]bpf.KernelDecision{},
 		refused: map[uint32]bpf.KernelRefused{}, successions: map[uint32]bpf.KernelSuccession{},
 		limits: map[uint32]bpf.KernelLimit{},
+		names:  map[nameID]bpf.KernelName{},
 	}
 }
 
 func (c *changes) len() int {
-	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions) + len(c.limits)
+	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions) + len(c.limits) + len(c.names)
 }
 
 // add joins the keys of others.
@@ -129,10 +136,12 @@ func (c *changes) add(other *changes) {
 	maps.Copy(c.refused, other.refused)
 	maps.Copy(c.successions, other.successions)
 	maps.Copy(c.limits, other.limits)
+	maps.Copy(c.names, other.names)
 }
 
-func newContent() *content {
+func newContent(keys nameKey) *content {
 	return &content{
+		keys: keys, names: map[nameID]bpf.KernelName{},
 		peers: sorted[peer]{compare: comparePeers}, rules: sorted[bocage.Rule]{compare: comparePlaces},
 		reasons: sorted[bocage.Rule]{compare: comparePlaces}, groups: map[bocage.Group]groupInfo{},
 		decisions: map[bocage.DecisionID]decision{}, refused: map[bocage.Identity]bocage.Refusal{},
@@ -157,7 +166,8 @@ func (c *content) change(e *edit, now clock) (*changes, *edit) {
 	back := &edit{generation: c.generation, fallback: c.fallback,
 		peersGone: e.peersCome, peersCome: e.peersGone, rulesGone: e.rulesCome, rulesCome: e.rulesGone,
 		reasonsGone: e.reasonCome, reasonCome: e.reasonsGone, groups: map[bocage.Group]groupInfo{},
-		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}}
+		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{},
+		depths: c.depths, names: map[nameID]bpf.KernelName{}}
 	c.generation, c.fallback = e.generation, e.fallback
 
 	c.peers.exchange(e.peersGone, e.peersCome)
@@ -190,6 +200,7 @@ func (c *content) change(e *edit, now clock) (*changes, *edit) {
 		}
 	}
 	c.changeTimes(e, back, altered, now, out)
+	c.changeNames(e, back, out)
 	return out, back
 }
 
@@ -357,7 +368,7 @@ func (c *content) groupVersion(g bocage.Group) bpf.KernelGroup {
 // header is the row of the ruleset itself.
 func (c *content) header(slot uint32) bpf.KernelRuleset {
 	header := bpf.KernelRuleset{Generation: c.generation, Any: c.forms.masks[bocage.GroupAny][forAny],
-		Reasons: c.forms.masks[bocage.GroupAny][forReasons], Refused: uint32(len(c.refused)), Slot: slot}
+		Reasons: c.forms.masks[bocage.GroupAny][forReasons], Refused: uint32(len(c.refused)), Slot: slot, Names: c.depths}
 	header.Fallback = c.decisions[c.fallback].row
 	header.Lengths4, header.Lengths6 = c.prefixes.lengths()
 	return header

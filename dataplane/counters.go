@@ -29,6 +29,12 @@ type Counters struct {
 	// Unpaced bursts found no room in the table of cadences, or made it at the cost
 	// of another flow's.
 	Unpaced uint64
+	// NamesAsked are questions to the DNS for names of a ruleset, NamesAnswered the
+	// answers to them from which addresses were learned. Answers Unasked fit no open
+	// question and taught nothing, Unread ones could not be read whole, so some of
+	// their addresses are not known. Unlearned addresses and questions found no room, or took that of
+	// others of the same workload which still counted.
+	NamesAsked, NamesAnswered, NamesUnasked, NamesUnread, NamesUnlearned uint64
 }
 
 // Counters reads the counters.
@@ -69,6 +75,11 @@ func (d *Dataplane) Counters() (Counters, error) {
 		c.Folded += t.Folded
 		c.Unanswered += t.Unanswered
 		c.Unpaced += t.Unpaced
+		c.NamesAsked += t.Inquired
+		c.NamesAnswered += t.Answered
+		c.NamesUnasked += t.Unasked
+		c.NamesUnread += t.Unread
+		c.NamesUnlearned += t.Unlearned
 	}
 	return c, nil
 }

@@ -64,13 +64,18 @@ type Config struct {
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
 	// RefusedEntries its refused identities, EndingEntries its decisions that end
-	// by themselves, LimitEntries those with a rate. Rows cost memory when used.
-	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384 and 4,096.
-	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries int
+	// by themselves, LimitEntries those with a rate, NameEntries its patterns of DNS
+	// names. Rows cost memory when used.
+	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384, 4,096 and 16,384.
+	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries, NameEntries int
 	// QuotaEntries bounds the pairs of ends that are remembered to have begun flows
 	// lately where decisions have a rate, 120 bytes each. One that is forgotten too
 	// early may begin a quarter of a second's worth of flows more. Default 16,384.
 	QuotaEntries int
+	// NameLeast is how long an address may be used at least that a workload was told a
+	// name has, whatever the answer's TTL: nobody connects at the moment of the answer.
+	// Default 30 s.
+	NameLeast time.Duration
 	// EventBytes sizes the ring buffer between kernel and Run; a power of two.
 	// An event takes 72 bytes. Default 4 MiB.
 	EventBytes int
@@ -99,13 +104,16 @@ func (c Config) Validate() error {
 	var faults []error
 	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "FlowsPerPort": c.FlowsPerPort,
 		"PeerEntries": c.PeerEntries, "PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
-		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "AnswersPerSecond": c.AnswersPerSecond} {
+		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "NameEntries": c.NameEntries, "AnswersPerSecond": c.AnswersPerSecond} {
 		if n < 0 || n > 1<<26 {
 			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
 		}
 	}
 	if c.EventBytes != 0 && (c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0) {
 		faults = append(faults, fmt.Errorf("EventBytes %d is not a power of two of at least 4096", c.EventBytes))
+	}
+	if c.NameLeast < 0 || c.NameLeast > mostNamed {
+		faults = append(faults, fmt.Errorf("NameLeast %s is not between 0 and %s", c.NameLeast, mostNamed))
 	}
 	if c.Pickup < 0 {
 		faults = append(faults, fmt.Errorf("Pickup %s is negative", c.Pickup))
@@ -129,6 +137,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.EndingEntries, 1<<14)
 	orElse(&c.LimitEntries, 1<<12)
 	orElse(&c.QuotaEntries, 1<<14)
+	orElse(&c.NameEntries, 1<<14)
 	orElse(&c.AnswersPerSecond, 1000)
 	orElse(&c.EventBytes, 1<<22)
 	if c.PinDir == "" {
@@ -136,6 +145,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Pickup == 0 {
 		c.Pickup = 2*time.Hour + 15*time.Minute
+	}
+	if c.NameLeast == 0 {
+		c.NameLeast = 30 * time.Second
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -153,6 +165,7 @@ type Dataplane struct {
 
 	objects *bpf.KernelObjects
 	barrier *barrier
+	nameKey nameKey // of the ids of names
 	flows   *flowTable
 	mapped  sync.RWMutex // guards flows, which goes with Close
 	ending  sync.Mutex   // guards the list of flows to end in the kernel; taken last
@@ -177,6 +190,7 @@ type Dataplane struct {
 	ports          map[uint32]Attachment // attached, by ifindex
 	wires          map[uint32]Wire       // by the ifindex inside
 	steering       bpf.KernelSteering
+	departed       bool                    // workloads may have gone of which something is still known
 	live           uint64                  // flows at the last sweep
 	full           time.Time               // when their table was last told to be nearly full
 	before         func(step string) error // a test may make a step of a change fail
@@ -254,6 +268,9 @@ func (d *Dataplane) open() error {
 	if d.flows, err = mapFlows(d.objects.Flows, spec); err != nil {
 		return err
 	}
+	if d.nameKey, err = readNameKey(d.objects.Seeds); err != nil {
+		return err
+	}
 	if d.barrier, err = newBarrier(); err != nil {
 		return err
 	}
@@ -300,6 +317,7 @@ func (d *Dataplane) recall() error {
 			wired[l.ifindex] = true
 		}
 	}
+	d.departed = true
 	for ifindex, n := range directions {
 		port, closed, err := d.readPort(ifindex)
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -98,12 +98,100 @@ func (u *universe) ruleset(generation uint64) *bocage.Ruleset {
 	}
 	u.decisions(rs)
 	u.peers(rs)
+	u.names(rs)
 	u.rules(rs)
 	if r.IntN(3) == 0 {
 		u.reasons(rs)
 	}
 	u.refused(rs)
 	return rs
+}
+
+// names gives some patterns groups that rules may lead to.
+func (u *universe) names(rs *bocage.Ruleset) {
+	r := u.random
+	rs.Names = nil
+	for i, pattern := range patterns {
+		if r.IntN(2) > 0 {
+			continue
+		}
+		group := bocage.GroupFirst + 1_000_000 + bocage.Group(i*7+r.IntN(2))
+		rs.Names = append(rs.Names, bocage.Name{Name: pattern, Group: group})
+		if !slices.Contains(u.groups, group) {
+			u.groups = append(slices.Clip(u.groups), group)
+		}
+	}
+}
+
+// patterns are those that a ruleset may have, in their order; those that are asked match some.
+var (
+	patterns   = []bocage.DomainName{"*.b.example.com", "*.example.com", "a.b.example.com", "a.example.com", "b.example.org"}
+	askedNames = []bocage.DomainName{"a.example.com", "a.b.example.com", "b.example.org", "example.com", "nobody.test"}
+)
+
+// teach has the enforcement points know some addresses by names, for one identity.
+func (u *universe) teach(p *plane, identity bocage.Identity) map[netip.Addr][]bocage.DomainName {
+	must(p.t, clearRows(p.objects.Learned, func(bpf.KernelSetKey) bool { return true }))
+	known := map[netip.Addr][]bocage.DomainName{}
+	now, sets := readClock(), map[bpf.KernelSetKey]*bpf.KernelLearnedSet{}
+	addresses := slices.Clone(u.addresses)
+	for i := range 256 {
+		addresses = append(addresses, netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}))
+	}
+	for _, a := range addresses {
+		for range 1 + u.random.IntN(3) {
+			name, over := pick(u.random, askedNames), u.random.IntN(4) == 0
+			until := now.ns + int64(time.Hour)
+			if over {
+				until = now.ns - int64(time.Second)
+			}
+			if p.learn(sets, identity, a, name, uint64(until)) && !over {
+				known[a] = append(known[a], name)
+			}
+		}
+	}
+	for key, set := range sets {
+		must(p.t, p.objects.Learned.Put(key, set))
+	}
+	return known
+}
+
+// learn puts into sets what the kernel would have learned of all patterns, if there
+// is room.
+func (p *plane) learn(sets map[bpf.KernelSetKey]*bpf.KernelLearnedSet, identity bocage.Identity, a netip.Addr, name bocage.DomainName, until uint64) bool {
+	address := addressOf(a)
+	key := bpf.KernelSetKey{Identity: uint32(identity), Part: p.partOf(address)}
+	if sets[key] == nil {
+		sets[key] = &bpf.KernelLearnedSet{}
+	}
+	if rows := sets[key].Rows; rows[len(rows)-len(patterns)].Name != 0 {
+		return false
+	}
+	for _, pattern := range patterns {
+		if !pattern.Matches(name) {
+			continue
+		}
+		for i := range sets[key].Rows {
+			row := &sets[key].Rows[i]
+			if same := row.Name == uint64(p.nameKey.id(pattern)) && row.Address == address; row.Name == 0 || same {
+				row.Name, row.Address, row.Until = uint64(p.nameKey.id(pattern)), address, max(row.Until, until)
+				break
+			}
+		}
+	}
+	return true
+}
+
+// partOf is learned_key of the kernel (named.h).
+func (p *plane) partOf(a bpf.KernelAddress) uint32 {
+	var seeds [3]uint64
+	for i := range seeds {
+		must(p.t, p.objects.Seeds.Lookup(uint32(9+i), &seeds[i]))
+	}
+	mixed := func(word, seed uint64) uint64 {
+		return uint64(uint32(word)+uint32(seed)) * uint64(uint32(word>>32)+uint32(seed>>32))
+	}
+	return uint32((mixed(a.High, seeds[0])+mixed(a.Low, seeds[1]))*seeds[2]>>32) & 63
 }
 
 // refused cuts some identities off.
@@ -133,7 +221,9 @@ func (u *universe) edited(generation uint64, before *bocage.Ruleset) *bocage.Rul
 	r, rs := u.random, before.Copy()
 	rs.Generation = generation
 	for range 1 + r.IntN(4) {
-		switch r.IntN(7) {
+		switch r.IntN(8) {
+		case 7:
+			u.names(rs)
 		case 0:
 			if n := len(rs.Rules); n > 0 {
 				i := r.IntN(n)
@@ -170,6 +260,9 @@ func (u *universe) edited(generation uint64, before *bocage.Ruleset) *bocage.Rul
 func between(a, b *bocage.Ruleset) Change {
 	c := Change{Generation: b.Generation, RulesGone: without(a.Rules, b.Rules), RulesCome: without(b.Rules, a.Rules),
 		Groups: without(b.Groups, a.Groups), Refused: without(b.Refused, a.Refused)}
+	if !slices.Equal(a.Names, b.Names) {
+		c.Names = &b.Names
+	}
 	standing := func(peers []bocage.Peer) []bocage.Peer { // the last with a prefix
 		last := map[netip.Prefix]bocage.Peer{}
 		for _, p := range peers {
@@ -215,7 +308,8 @@ func (u *universe) decisions(rs *bocage.Ruleset) {
 			d.Verdict = []bocage.Verdict{bocage.VerdictDrop, bocage.VerdictReject, bocage.VerdictDecoy, bocage.VerdictAllow}[r.IntN(4)]
 		}
 		if !d.Verdict.Allowed() {
-			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail, bocage.ReasonThreat})
+			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail, bocage.ReasonThreat, bocage.ReasonKubernetes})
+			d.Final = r.IntN(2) == 0
 		}
 		if d.Verdict == bocage.VerdictInspect {
 			d.Profile = 1 + uint16(r.IntN(4094))
@@ -294,6 +388,18 @@ func (u *universe) rules(rs *bocage.Ruleset) {
 		protocol bocage.Protocol
 	}
 	taken := map[place]bool{}
+	var named []bocage.Group
+	for _, n := range rs.Names {
+		named = append(named, n.Group)
+	}
+	for _, name := range named { // broad ones, else hardly any packet meets any
+		for _, from := range u.groups {
+			if at := (place{from, name, bocage.ProtocolAny}); r.IntN(2) == 0 {
+				taken[at] = true
+				rs.Rules = append(rs.Rules, bocage.Rule{From: from, To: name, Ports: bocage.AllPorts, Decision: pick(r, rs.Decisions).ID})
+			}
+		}
+	}
 	for range r.IntN(60) {
 		at := place{pick(r, u.groups), pick(r, u.groups), pick(r, append(u.protocols, bocage.ProtocolAny, bocage.ProtocolICMPv6))}
 		if r.IntN(4) == 0 {
@@ -301,6 +407,9 @@ func (u *universe) rules(rs *bocage.Ruleset) {
 		}
 		if r.IntN(4) == 0 {
 			at.to = bocage.GroupAny
+		}
+		if len(named) > 0 && r.IntN(4) == 0 {
+			at.to = pick(r, named)
 		}
 		if taken[at] {
 			continue
@@ -354,8 +463,8 @@ func toldBy(returned uint32, e *bocage.FlowEvent) expectation {
 // expect asks the model. Only what lies around Decide is written out here: the
 // kind of event, where inspection happens, that only TCP meets decoys, and that
 // not every packet may be answered.
-func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, from, answerable bool) expectation {
-	verdict, reason := rs.Decide(f)
+func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, names []bocage.DomainName, from, answerable bool) expectation {
+	verdict, reason := rs.DecideNamed(f, names...)
 	source, destination := rs.Lookup(f.Source), rs.Lookup(f.Destination)
 	e := expectation{returned: next, kind: bocage.EventStart, verdict: verdict, would: reason.Would, reason: reason.Code,
 		decision: reason.Decision, source: source.Identity, destination: destination.Identity,
@@ -373,7 +482,7 @@ func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, from, answerable bool)
 		e.kind = bocage.EventRefused
 	}
 	if candidate != nil {
-		_, other := candidate.Decide(f)
+		_, other := candidate.DecideNamed(f, names...)
 		e.differs = other.Would.Allowed() != reason.Would.Allowed()
 	}
 	switch verdict {
@@ -445,6 +554,7 @@ func TestRootDifferential(t *testing.T) {
 		u.beside = prefixEdges(rs)
 		w.port.Addresses = local
 		p.attach(w)
+		d.known = u.teach(p, w.port.Identity)
 		p.in(func() error { return d.pass(rs, candidate, local) })
 		if got, err := p.Candidate(); err != nil || got != d.compared {
 			t.Fatalf("generation %d: compared %+v, want %+v (%v)", generation, got, d.compared, err)
@@ -456,6 +566,9 @@ func TestRootDifferential(t *testing.T) {
 		if got := c.Refused[reason].Packets + c.Passed[reason].Packets; got < want || got > want+most || want == 0 {
 			t.Errorf("%d packets are counted as %s, want %d and up to %d more", got, reason, want, most)
 		}
+	}
+	if d.seen["by name"] < 100 {
+		t.Errorf("%d packets were decided by names: this tests little of them", d.seen["by name"])
 	}
 	t.Logf("%d packets, %d rulesets: %v", d.packets, generation-1, d.seen)
 }
@@ -473,6 +586,7 @@ type differential struct {
 	silent   map[bocage.ReasonCode]uint64 // packets that no event of their own tells of
 	heard    uint64                       // pieces that may be refused to be heard
 	compared Candidate
+	known    map[netip.Addr][]bocage.DomainName
 }
 
 func (d *differential) counters() Counters {
@@ -489,7 +603,7 @@ func (d *differential) pass(rs, candidate *bocage.Ruleset, local []netip.Addr) e
 	if candidate != nil {
 		d.compared.Generation = candidate.Generation
 	}
-	s := &shaper{random: d.random, w: d.workload, rs: rs, candidate: candidate, id: d.id}
+	s := &shaper{random: d.random, w: d.workload, rs: rs, candidate: candidate, id: d.id, known: d.known}
 	sent, waiting := map[bocage.Flow]bool{}, []passing{}
 	for i := range each {
 		f, from, ok := d.packet(rs, local)
@@ -538,6 +652,9 @@ func (d *differential) compare(rs *bocage.Ruleset, frames []passing) error {
 				return fmt.Errorf("no event of %s, %s (from %v, returned %d): %w", p.shape, p.flow, p.from, returned[i], err)
 			}
 			got = toldBy(returned[i], &event)
+			if _, plain := rs.Decide(p.flow); p.want.reason == bocage.ReasonRule && plain.Decision != p.want.decision {
+				d.seen["by name"]++
+			}
 			d.seen[fmt.Sprint(p.want.verdict, " would ", p.want.would, " ", p.want.reason)]++
 			d.compared.Evaluated += uint64(number(d.compared.Generation != 0))
 			d.compared.Differs += uint64(number(p.want.differs))
@@ -601,7 +718,7 @@ func (u *universe) packet(rs *bocage.Ruleset, local []netip.Addr) (f bocage.Flow
 	from = r.IntN(2) == 0
 	here, there := pick(r, local), pick(r, u.addresses)
 	switch r.IntN(12) {
-	case 0:
+	case 0, 3, 4:
 		there = netip.AddrFrom4([4]byte{192, 0, 2, byte(r.IntN(256))})
 	case 1, 2:
 		if len(u.beside) > 0 {

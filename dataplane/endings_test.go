@@ -152,7 +152,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 	for range bocage.MostSuccessors {
 		verdicts, moments = append(verdicts, bocage.VerdictDrop), append(moments, soon)
 	}
-	if _, err := newContent().read(chained(1, verdicts, moments), lists{}); err != nil {
+	if _, err := newContent(nameKey{}).read(chained(1, verdicts, moments), lists{}); err != nil {
 		t.Errorf("as long as may be: %v", err)
 	}
 	tooLong := chained(1, append(verdicts, bocage.VerdictAllow), append(moments, soon))
@@ -160,7 +160,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 	loop.Decisions[len(loop.Decisions)-1].Then = decideEnding
 	nowhere := chained(1, verdicts[:1], moments[:1])
 	for say, rs := range map[string]*bocage.Ruleset{"more than 8": tooLong, "in turn": loop, "0x15, which is not among": nowhere} {
-		if _, err := newContent().read(rs, lists{}); err == nil || !strings.Contains(err.Error(), say) {
+		if _, err := newContent(nameKey{}).read(rs, lists{}); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("error %v, want one that says %q", err, say)
 		}
 	}

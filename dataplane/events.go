@@ -156,6 +156,12 @@ func (d *Dataplane) sweep(tables uint32) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	if err := d.forgetNames(); err != nil {
+		return err
+	}
 	d.live = live
 	if live > uint64(d.cfg.FlowEntries)/8*7 && time.Since(d.full) > time.Minute {
 		d.full = time.Now()

@@ -297,7 +297,7 @@ func TestRootKilledInTheMiddle(t *testing.T) {
 // rows hold something else beside.
 func (p *plane) isWhole(rs *bocage.Ruleset) (bool, int) {
 	p.t.Helper()
-	c := newContent()
+	c := newContent(p.nameKey)
 	e, err := c.read(rs, lists{})
 	must(p.t, err)
 	rows, _ := c.change(e, readClock())

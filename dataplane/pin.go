@@ -68,6 +68,8 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 		return uint32(2 * cfg.LimitEntries), true
 	case "quotas":
 		return uint32(cfg.QuotaEntries), true
+	case "names":
+		return uint32(2 * cfg.NameEntries), true
 	case "events":
 		return uint32(cfg.EventBytes), true
 	}
@@ -100,6 +102,7 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 	for name, ns := range map[string]time.Duration{
 		"pickup_period":   cfg.Pickup,
 		"answer_interval": time.Second / time.Duration(cfg.AnswersPerSecond),
+		"name_least":      cfg.NameLeast,
 	} {
 		if err := spec.Variables[name].Set(uint64(ns.Nanoseconds())); err != nil {
 			return nil, fmt.Errorf("configure eBPF object: %w", err)
@@ -238,6 +241,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"endings": o.Endings,
 		"orders":  o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,
+		"names": o.Names, "learned": o.Learned, "inquiries": o.Inquiries, "namings": o.Namings, "clerks": o.Clerks,
 	}
 }
 

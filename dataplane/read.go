@@ -20,10 +20,11 @@ type lists struct {
 	decisions []bocage.Decision
 	profiles  []bocage.Profile
 	refused   []bocage.Refusal
+	names     []bocage.Name
 }
 
 func listsOf(rs *bocage.Ruleset) lists {
-	return lists{rs.Peers, rs.Rules, rs.Reasons, rs.Groups, rs.Decisions, rs.Profiles, rs.Refused}
+	return lists{rs.Peers, rs.Rules, rs.Reasons, rs.Groups, rs.Decisions, rs.Profiles, rs.Refused, rs.Names}
 }
 
 func sameSlice[T any](a, b []T) bool {
@@ -36,7 +37,7 @@ func sameSlice[T any](a, b []T) bool {
 func (c *content) read(rs *bocage.Ruleset, last lists) (*edit, error) {
 	var faults faults
 	e := &edit{generation: rs.Generation, fallback: rs.Default, groups: map[bocage.Group]groupInfo{},
-		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}}
+		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}, depths: c.depths}
 	if !sameSlice(rs.Peers, last.peers) {
 		e.peersGone, e.peersCome, _ = c.peers.differences(readPeers(rs.Peers, &faults), func(a, b peer) bool { return a == b })
 	}
@@ -54,6 +55,9 @@ func (c *content) read(rs *bocage.Ruleset, last lists) (*edit, error) {
 	}
 	if !sameSlice(rs.Refused, last.refused) {
 		c.readRefused(rs, e)
+	}
+	if !sameSlice(rs.Names, last.names) {
+		c.readNames(rs.Names, e, &faults)
 	}
 	c.check(e, &faults)
 	return e, faults.err()
@@ -168,7 +172,12 @@ func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults
 			}
 			row.Profile, row.FailOpen = d.Profile, uint8(number(profiles[d.Profile].FailOpen))
 		}
-		row.Ends = uint8(number(!d.Until.IsZero()))
+		if !d.Until.IsZero() {
+			row.Flags |= decisionEnds
+		}
+		if d.YieldsToNames() {
+			row.Flags |= decisionYields
+		}
 		var limit bpf.KernelLimit
 		if l, limited := d.Limit(); limited {
 			row.Limited, limit = 1, bpf.KernelLimit{Number: l.Number, Every: uint64(l.Every)}

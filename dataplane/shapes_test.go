@@ -71,7 +71,8 @@ type shaper struct {
 	w         *workload
 	rs        *bocage.Ruleset
 	candidate *bocage.Ruleset
-	id        uint16 // of the last fragmented packet: even where there is a first piece
+	known     map[netip.Addr][]bocage.DomainName // what the workload was told
+	id        uint16                             // of the last fragmented packet: even where there is a first piece
 }
 
 // frames opens a flow by one frame, and adds such as belong to it.
@@ -110,7 +111,11 @@ func (s *shaper) frames(f bocage.Flow, from bool) []passing {
 // opening is a frame that opens a flow.
 func (s *shaper) opening(shape string, raw []byte, f bocage.Flow, from, answerable bool) passing {
 	f.At = time.Now()
-	return passing{raw: raw, from: from, shape: shape, flow: f, want: expect(s.rs, s.candidate, f, from, answerable)}
+	var names []bocage.DomainName
+	if from {
+		names = s.known[f.Destination]
+	}
+	return passing{raw: raw, from: from, shape: shape, flow: f, want: expect(s.rs, s.candidate, f, names, from, answerable)}
 }
 
 // malformed is a frame that nobody passes.

@@ -35,12 +35,15 @@ const (
 	tableRefused     = 4
 	tableSuccessions = 5
 	tableLimits      = 6
-	tables           = 7
+	tableNames       = 7
+	tables           = 8
 
 	ruleReason      = 0x80
 	formAnyProtocol = 17
 	groupHere       = 1
 	groupEnforces   = 2
+	decisionEnds    = 1
+	decisionYields  = 2
 )
 
 // batch is what is to be done to rows of every table.
@@ -69,6 +72,7 @@ func (d *Dataplane) stage(b *batch, rows *changes) error {
 		stageRows(d, b, tableRefused, rows.refused, empty.refused),
 		stageRows(d, b, tableSuccessions, rows.successions, empty.successions),
 		stageRows(d, b, tableLimits, rows.limits, empty.limits),
+		stageRows(d, b, tableNames, rows.names, empty.names),
 	)
 }
 
@@ -174,7 +178,7 @@ func (d *Dataplane) prune(rows *changes) error {
 
 func (d *Dataplane) mapOf(table uint32) *ebpf.Map {
 	o := d.objects
-	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions, o.Limits}[table]
+	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions, o.Limits, o.Names}[table]
 }
 
 // compareAll reads every row of every table, and leaves in wanted those of which
@@ -196,6 +200,7 @@ func (d *Dataplane) compareAll(wanted *changes, slot uint32) (same bool, err err
 			return want
 		}),
 		compareRows(d, tableLimits, wanted.limits, slot, &same, nil),
+		compareRows(d, tableNames, wanted.names, slot, &same, nil),
 	)
 	return same, err
 }

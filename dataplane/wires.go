@@ -74,6 +74,7 @@ func (d *Dataplane) attachWire(w Wire) error {
 			}
 		}
 	}
+	d.departed = true
 	w.Residents = slices.Clone(w.Residents)
 	d.wires[w.Inside] = w
 	if !known {
@@ -244,6 +245,7 @@ func (d *Dataplane) detachWire(w Wire) error {
 			return fmt.Errorf("delete port: %w", err)
 		}
 	}
+	d.departed = true
 	delete(d.wires, w.Inside)
 	err := clearRows(d.objects.Residents, func(k bpf.KernelPortAddress) bool { return k.Ifindex == w.Inside })
 	if err != nil {

@@ -196,11 +196,13 @@ struct decision {
 	__u8 verdict; // 0: none
 	__u8 reason;
 	__u8 fail_open; // of the profile
-	__u8 ends;      // some time: see succession
+	__u8 flags;     // DECISION_*
 	__u8 expects;   // SPEECH_*, what a flow must speak; 0: anything
 	__u8 limited;   // how fast flows may begin: see limit
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
+#define DECISION_ENDS 1	  // some time: see succession
+#define DECISION_YIELDS 2 // is merely the lack of an allow, which a name may give
 
 struct decision_row {
 	struct decision in[SLOTS];
@@ -245,9 +247,25 @@ struct quota {
 	__u64 due; // CLOCK_MONOTONIC in ns: the next flow's turn
 };
 
+// A pattern of DNS names, by its id: a hash of the name, keyed by two of `seeds`, so
+// that whoever chooses names cannot choose ids; the lowest bit says that all names
+// below it are meant. Ids are the same in every generation, so that what was learned
+// under one stays.
+struct name {
+	__u32 group; // 0: the ruleset has no such pattern
+	__u32 rank;  // its place among the names; the first that allows a flow decides
+};
+_Static_assert(sizeof(struct name) == 8, "name");
+
+struct name_row {
+	struct name in[SLOTS];
+};
+#define NAME_BELOW 1
+
 // The ruleset of a slot.
 struct ruleset {
 	__u64 generation;
+	__u64 names;	   // bit 0: it has names; bit n: such that mean all below a name of n labels
 	__u64 any;	   // forms of the rules from any group to any
 	__u64 reasons;	   // forms of the reasons
 	__u64 lengths6[2]; // of IPv6 prefixes shorter than an address, a bit for each
@@ -256,7 +274,8 @@ struct ruleset {
 	__u32 slot;
 	struct decision fallback;
 };
-_Static_assert(sizeof(struct ruleset) == 64, "ruleset");
+_Static_assert(sizeof(struct ruleset) == 72, "ruleset");
+#define MOST_NAME_BITS 63 // the last bit is for names of as many labels and more
 
 // What `stage` is to do with one row.
 struct order {
@@ -292,6 +311,7 @@ _Static_assert(sizeof(struct batch) == 32, "batch");
 #define TABLE_REFUSED 4
 #define TABLE_SUCCESSIONS 5
 #define TABLE_LIMITS 6
+#define TABLE_NAMES 7
 
 // Whether a processor is in the middle of a packet, so that a change can await the
 // last packet that began before it.
@@ -406,10 +426,11 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_HEED_DESTINATION 0x200000
 #define FLOW_LIVE 0x400000    // the row is a flow's
 #define FLOW_WRITING 0x800000 // somebody writes it
-#define FLOW_UNUSUAL (FLOW_UNKNOWN | FLOW_UNINSPECTED | FLOW_WATCHED | FLOW_WRITING)
-#define FLOW_FLAGS 0xffffffULL
-#define FLOW_VERSION_SHIFT 24
-#define FLOW_VERSION 0xffff000000ULL
+#define FLOW_ASKS 0x1000000   // its source asks the DNS for names, which are read
+#define FLOW_UNUSUAL (FLOW_UNKNOWN | FLOW_UNINSPECTED | FLOW_WATCHED | FLOW_WRITING | FLOW_ASKS)
+#define FLOW_FLAGS 0x1ffffffULL
+#define FLOW_VERSION_SHIFT 25
+#define FLOW_VERSION 0xfffe000000ULL
 #define FLOW_TAG_SHIFT 40
 #define FLOW_TAG 0xffffff0000000000ULL
 
@@ -517,6 +538,54 @@ struct hearings {
 };
 _Static_assert(sizeof(struct hearings) == 904, "hearings");
 
+// What a workload asked the DNS for, until it is answered: a question for a name
+// that some ruleset has. Every identity has sets of its own, chosen by the lowest
+// bits of the transaction's id, so nobody pushes out what another asked.
+struct set_key {
+	__u32 identity;
+	__u32 part;
+};
+_Static_assert(sizeof(struct set_key) == 8, "set_key");
+
+struct inquiry {
+	struct address server;
+	__u64 question; // hash of name, type and class, as they were written
+	__u64 until;	// coarse monotonic ns; 0: nobody's
+	__u16 port;	// of who asks
+	__u16 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct inquiry) == 40, "inquiry");
+
+#define INQUIRIES 8
+#define INQUIRY_PARTS 16
+struct inquiry_set {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct inquiry rows[INQUIRIES];
+};
+_Static_assert(sizeof(struct inquiry_set) == 328, "inquiry_set");
+
+// An address that a workload was told a name has. Sets are chosen by a hash of the
+// address; where one is full, what is over goes first, and the longest ago.
+struct learned {
+	struct address address;
+	__u64 name;  // id of the pattern; 0: nobody's
+	__u64 until; // monotonic ns: new flows may go there
+	__u64 used;  // when a flow was last let through by it
+};
+_Static_assert(sizeof(struct learned) == 40, "learned");
+
+#define LEARNED 16
+#define LEARNED_PARTS 64
+struct learned_set {
+	struct bpf_spin_lock lock;
+	__u32 pad;
+	struct learned rows[LEARNED];
+};
+_Static_assert(sizeof(struct learned_set) == 648, "learned_set");
+
 struct fragment_key {
 	struct address source;
 	struct address destination;
@@ -623,6 +692,11 @@ struct tally {
 	__u64 folded; // refusals that found no row of their own and were counted by port and reason only
 	__u64 unanswered; // refusals that ask for an answer and were dropped in silence: too many at once
 	__u64 unpaced; // bursts that found their set full: one of two cadences is not counted
+	__u64 inquired; // questions to the DNS for names of a ruleset
+	__u64 answered; // of these, with addresses that were learned
+	__u64 unasked;	// answers to no question that is open
+	__u64 unread;	// answers of which not all could be read
+	__u64 unlearned; // addresses of names that found no room, or took that of others which still counted
 };
 
 // What came of judging by the candidate as well.

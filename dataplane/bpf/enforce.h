@@ -11,6 +11,7 @@
 #include "fragment.h"
 #include "hear.h"
 #include "limit.h"
+#include "resolve.h"
 
 static __always_inline struct frame frame_of(struct __sk_buff *skb)
 {
@@ -201,7 +202,7 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 	flow->service = original ? service_of(p) : p->source_port;
 	flow->reported = at->now >> ROUND_SHIFT;
 	flow->speech = SPEECH_UNKNOWN;
-	flags |= heeding(p, out);
+	flags |= heeding(p, out) | (asks(at, out) ? FLOW_ASKS : 0);
 	hold(at->ifindex, 1);
 	at->found.word = give(flow, flags, FLOW_FLAGS & ~flags);
 	at->news = true;
@@ -406,6 +407,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		return act;
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);
+	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict))
+		resolve(skb, at);
 	return dispatch(at, out);
 }
 

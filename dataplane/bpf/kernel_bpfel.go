@@ -54,6 +54,62 @@ type KernelBucket struct {
 	Rows [8]KernelFlow
 }
 
+type KernelClerk struct {
+	_       structs.HostLayout
+	Message struct {
+		_        structs.HostLayout
+		Bytes    [5120]uint8
+		Key      [2]uint64
+		Question uint64
+		Name     uint64
+		Records  [64]struct {
+			_       structs.HostLayout
+			Owner   uint64
+			Alias   uint64
+			Address [16]uint8
+			Ttl     uint32
+			Type    uint32
+		}
+		Size         uint32
+		At           uint32
+		RecordsCount uint32
+		Ttl          uint32
+		Whole        uint32
+		Id           uint16
+		Flags        uint16
+		Answers      uint16
+		Pad          uint16
+		Cursor       uint32
+		End          uint32
+		Left         uint32
+		Length       uint32
+		Labels       uint32
+		Jumps        uint32
+		Label        uint32
+		Found        uint32
+		_            [4]byte
+	}
+	Payload struct {
+		_               structs.HostLayout
+		Offset          uint32
+		Size            uint32
+		Sequence        uint32
+		Acknowledgement uint32
+	}
+	Server   KernelAddress
+	Address  KernelAddress
+	Set      KernelSetKey
+	Until    uint64
+	Ids      [8]uint64
+	Depths   uint64
+	NoSet    [81]uint64
+	IdsCount uint32
+	Next     uint32
+	Way      uint32
+	Port     uint16
+	Pad      [2]uint8
+}
+
 type KernelComparison struct {
 	_         structs.HostLayout
 	Evaluated uint64
@@ -73,7 +129,7 @@ type KernelDecision struct {
 	Verdict  uint8
 	Reason   uint8
 	FailOpen uint8
-	Ends     uint8
+	Flags    uint8
 	Expects  uint8
 	Limited  uint8
 }
@@ -214,6 +270,41 @@ type KernelHolding struct {
 	Rows uint64
 }
 
+type KernelInquirySet struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad  uint32
+	Rows [8]struct {
+		_        structs.HostLayout
+		Server   KernelAddress
+		Question uint64
+		Until    uint64
+		Port     uint16
+		Id       uint16
+		Protocol uint8
+		Pad      [3]uint8
+	}
+}
+
+type KernelLearnedSet struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Pad  uint32
+	Rows [16]struct {
+		_       structs.HostLayout
+		Address KernelAddress
+		Name    uint64
+		Until   uint64
+		Used    uint64
+	}
+}
+
 type KernelLimit struct {
 	_      structs.HostLayout
 	Number uint64
@@ -229,6 +320,48 @@ type KernelMoment struct {
 	_    structs.HostLayout
 	Tick uint64
 	Ns   uint64
+}
+
+type KernelName struct {
+	_     structs.HostLayout
+	Group uint32
+	Rank  uint32
+}
+
+type KernelNameRow struct {
+	_  structs.HostLayout
+	In [4]KernelName
+}
+
+type KernelNaming struct {
+	_     structs.HostLayout
+	Trial struct {
+		_        structs.HostLayout
+		Forms    uint64
+		Slot     uint32
+		From     uint32
+		To       uint32
+		Port     uint16
+		Protocol uint8
+		Kind     uint8
+	}
+	Ruling struct {
+		_        structs.HostLayout
+		Until    uint64
+		Decision KernelDecision
+		Pad      uint32
+	}
+	Best struct {
+		_        structs.HostLayout
+		Until    uint64
+		Decision KernelDecision
+		Pad      uint32
+	}
+	Ids   [16]uint64
+	Count uint32
+	At    uint32
+	Rank  uint32
+	Pad   uint32
 }
 
 type KernelOpening struct {
@@ -424,6 +557,7 @@ type KernelRuleKey struct {
 type KernelRuleset struct {
 	_          structs.HostLayout
 	Generation uint64
+	Names      uint64
 	Any        uint64
 	Reasons    uint64
 	Lengths6   [2]uint64
@@ -431,6 +565,12 @@ type KernelRuleset struct {
 	Refused    uint32
 	Slot       uint32
 	Fallback   KernelDecision
+}
+
+type KernelSetKey struct {
+	_        structs.HostLayout
+	Identity uint32
+	Part     uint32
 }
 
 type KernelSteering struct {
@@ -474,6 +614,11 @@ type KernelTally struct {
 	Folded     uint64
 	Unanswered uint64
 	Unpaced    uint64
+	Inquired   uint64
+	Answered   uint64
+	Unasked    uint64
+	Unread     uint64
+	Unlearned  uint64
 }
 
 type KernelTerm struct {
@@ -513,6 +658,7 @@ type KernelTrace struct {
 	Successions      uint8
 	Enforces         uint8
 	Limited          uint8
+	Named            uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -522,6 +668,7 @@ const (
 	KernelMapActive             = "active"
 	KernelMapCadences           = "cadences"
 	KernelMapCells              = "cells"
+	KernelMapClerks             = "clerks"
 	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
 	KernelMapEars               = "ears"
@@ -533,8 +680,12 @@ const (
 	KernelMapGroups             = "groups"
 	KernelMapHearings           = "hearings"
 	KernelMapHoldings           = "holdings"
+	KernelMapInquiries          = "inquiries"
+	KernelMapLearned            = "learned"
 	KernelMapLimits             = "limits"
 	KernelMapMoments            = "moments"
+	KernelMapNames              = "names"
+	KernelMapNamings            = "namings"
 	KernelMapOpenings           = "openings"
 	KernelMapOrders             = "orders"
 	KernelMapPeers              = "peers"
@@ -570,6 +721,7 @@ const (
 	KernelVarFlowBuckets        = "flow_buckets"
 	KernelVarFlowSeeds          = "flow_seeds"
 	KernelVarListenToObserved   = "listen_to_observed"
+	KernelVarNameLeast          = "name_least"
 	KernelVarPatience           = "patience"
 	KernelVarPickupPeriod       = "pickup_period"
 	KernelVarTraced             = "traced"
@@ -637,6 +789,7 @@ type KernelMapSpecs struct {
 	Active            *ebpf.MapSpec `ebpf:"active"`
 	Cadences          *ebpf.MapSpec `ebpf:"cadences"`
 	Cells             *ebpf.MapSpec `ebpf:"cells"`
+	Clerks            *ebpf.MapSpec `ebpf:"clerks"`
 	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
 	Ears              *ebpf.MapSpec `ebpf:"ears"`
@@ -648,8 +801,12 @@ type KernelMapSpecs struct {
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
 	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
+	Inquiries         *ebpf.MapSpec `ebpf:"inquiries"`
+	Learned           *ebpf.MapSpec `ebpf:"learned"`
 	Limits            *ebpf.MapSpec `ebpf:"limits"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
+	Names             *ebpf.MapSpec `ebpf:"names"`
+	Namings           *ebpf.MapSpec `ebpf:"namings"`
 	Openings          *ebpf.MapSpec `ebpf:"openings"`
 	Orders            *ebpf.MapSpec `ebpf:"orders"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
@@ -682,6 +839,7 @@ type KernelVariableSpecs struct {
 	FlowBuckets      *ebpf.VariableSpec `ebpf:"flow_buckets"`
 	FlowSeeds        *ebpf.VariableSpec `ebpf:"flow_seeds"`
 	ListenToObserved *ebpf.VariableSpec `ebpf:"listen_to_observed"`
+	NameLeast        *ebpf.VariableSpec `ebpf:"name_least"`
 	Patience         *ebpf.VariableSpec `ebpf:"patience"`
 	PickupPeriod     *ebpf.VariableSpec `ebpf:"pickup_period"`
 	Traced           *ebpf.VariableSpec `ebpf:"traced"`
@@ -712,6 +870,7 @@ type KernelMaps struct {
 	Active            *ebpf.Map `ebpf:"active"`
 	Cadences          *ebpf.Map `ebpf:"cadences"`
 	Cells             *ebpf.Map `ebpf:"cells"`
+	Clerks            *ebpf.Map `ebpf:"clerks"`
 	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
 	Ears              *ebpf.Map `ebpf:"ears"`
@@ -723,8 +882,12 @@ type KernelMaps struct {
 	Groups            *ebpf.Map `ebpf:"groups"`
 	Hearings          *ebpf.Map `ebpf:"hearings"`
 	Holdings          *ebpf.Map `ebpf:"holdings"`
+	Inquiries         *ebpf.Map `ebpf:"inquiries"`
+	Learned           *ebpf.Map `ebpf:"learned"`
 	Limits            *ebpf.Map `ebpf:"limits"`
 	Moments           *ebpf.Map `ebpf:"moments"`
+	Names             *ebpf.Map `ebpf:"names"`
+	Namings           *ebpf.Map `ebpf:"namings"`
 	Openings          *ebpf.Map `ebpf:"openings"`
 	Orders            *ebpf.Map `ebpf:"orders"`
 	Peers             *ebpf.Map `ebpf:"peers"`
@@ -751,6 +914,7 @@ func (m *KernelMaps) Close() error {
 		m.Active,
 		m.Cadences,
 		m.Cells,
+		m.Clerks,
 		m.Comparisons,
 		m.Counters,
 		m.Ears,
@@ -762,8 +926,12 @@ func (m *KernelMaps) Close() error {
 		m.Groups,
 		m.Hearings,
 		m.Holdings,
+		m.Inquiries,
+		m.Learned,
 		m.Limits,
 		m.Moments,
+		m.Names,
+		m.Namings,
 		m.Openings,
 		m.Orders,
 		m.Peers,
@@ -797,6 +965,7 @@ type KernelVariables struct {
 	FlowBuckets      *ebpf.Variable `ebpf:"flow_buckets"`
 	FlowSeeds        *ebpf.Variable `ebpf:"flow_seeds"`
 	ListenToObserved *ebpf.Variable `ebpf:"listen_to_observed"`
+	NameLeast        *ebpf.Variable `ebpf:"name_least"`
 	Patience         *ebpf.Variable `ebpf:"patience"`
 	PickupPeriod     *ebpf.Variable `ebpf:"pickup_period"`
 	Traced           *ebpf.Variable `ebpf:"traced"`

@@ -9,7 +9,7 @@
 #include "trace.h"
 
 #define OPENINGS 256
-#define SEEDS 12
+#define SEEDS 16
 #define HEARINGS 2048
 
 // The ruleset.
@@ -93,6 +93,15 @@ struct {
 	__type(key, struct quota_key);
 	__type(value, struct quota);
 } quotas SEC(".maps");
+
+// Patterns of DNS names that rules lead to, by their ids.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 15);
+	__type(key, __u64);
+	__type(value, struct name_row);
+} names SEC(".maps");
 
 // What `stage` is to do, written by the agent into its memory.
 struct {
@@ -232,6 +241,23 @@ struct {
 	__type(key, struct refusal_key);
 	__type(value, struct refusal);
 } folded SEC(".maps");
+
+// There is room for every identity that may stand here.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, (1 << 12) * INQUIRY_PARTS);
+	__type(key, struct set_key);
+	__type(value, struct inquiry_set);
+} inquiries SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, (1 << 12) * LEARNED_PARTS);
+	__type(key, struct set_key);
+	__type(value, struct learned_set);
+} learned SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
-// The twin of Ruleset.Decide: refused identities first, then the rules from the
+// The twin of Ruleset.DecideNamed: refused identities first, then the rules from the
 // most to the least specific, then the default; a decision that has ended gives
 // way to its successor; a refusal takes effect if either end enforces.
 #pragma once
@@ -165,7 +165,7 @@ struct ruling {
 static __always_inline void follow(const struct ruleset *rules, __u64 now, struct ruling *ruling)
 {
 	ruling->until = FOREVER;
-	for (int i = 0; i < MOST_SUCCESSORS && ruling->decision.ends; i++) {
+	for (int i = 0; i < MOST_SUCCESSORS && (ruling->decision.flags & DECISION_ENDS); i++) {
 		__u32 id = ruling->decision.id;
 		struct succession_row *row = bpf_map_lookup_elem(&successions, &id);
 		if (!row)
@@ -182,7 +182,20 @@ static __always_inline void follow(const struct ruleset *rules, __u64 now, struc
 	}
 }
 
-// What the rules say of a cell at a moment; without a cell, the default.
+static __always_inline void rule(const struct ruling *ruling, struct outcome *out)
+{
+	out->until = ruling->until;
+	out->decision = ruling->decision.id;
+	out->reason = ruling->decision.reason;
+	out->verdict = out->would = ruling->decision.verdict;
+	out->profile = ruling->decision.profile;
+	out->fail_open = ruling->decision.fail_open;
+	out->expects = ruling->decision.expects;
+	out->limited = ruling->decision.limited;
+}
+
+// What the rules say of a cell at a moment; without a cell, the default. Returns
+// whether a name may say otherwise.
 STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u64 now, struct outcome *out)
 {
 	if (!rules || !out)
@@ -193,16 +206,11 @@ STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u
 	else
 		ruling.decision = rules->fallback;
 	follow(rules, now, &ruling);
-	out->until = ruling.until;
-	out->decision = ruling.decision.id;
-	out->reason = ruling.decision.reason;
-	out->verdict = out->would = ruling.decision.verdict;
-	out->profile = ruling.decision.profile;
-	out->fail_open = ruling.decision.fail_open;
-	out->expects = ruling.decision.expects;
-	out->limited = ruling.decision.limited;
-	return 0;
+	rule(&ruling, out);
+	return !!(ruling.decision.flags & DECISION_YIELDS);
 }
+
+#include "named.h"
 
 // Where the address of the local end belongs to no peer (link-local, multicast),
 // the port says who it is: an enforced workload cannot be reached around policy.
@@ -227,7 +235,8 @@ STAGE int trace_parties(const struct ruleset *rules, const struct cell *cell)
 }
 
 // Judges, by one of the rulesets, which gives the port a group, the flow that the
-// packet belongs to (original), or whose answer it is.
+// packet belongs to (original), or whose answer it is. Returns whether a name may
+// allow what the address is not: judge_named says.
 STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 original, struct outcome *out)
 {
 	if (!at || !out)
@@ -287,15 +296,19 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 				       : VERDICT_ALLOW;
 		return 0;
 	}
-	rule_on_cell(rules, &cell, at->now, out);
+	bool yields = rule_on_cell(rules, &cell, at->now, out) && rules->names && local_source &&
+		      cell.to.identity == IDENTITY_WORLD && yield_to_names(rules, &cell);
 	if (!is_allowed(out->verdict) && !group_enforces(rules, cell.from.group) && !group_enforces(rules, cell.to.group))
 		out->verdict = VERDICT_ALLOW;
-	return 0;
+	return yields;
 }
 
 static __always_inline void judge(const struct passage *at, bool original, struct outcome *out)
 {
-	judge_by(at, at->index & ACTIVE_SLOT, at->group, original, out);
+	__u32 index = at->index & ACTIVE_SLOT, named = 0;
+	if (judge_by(at, index, at->group, original, out))
+		named = judge_named(at, index, original, out);
+	TRACE(named, named);
 	TRACE(refused, out->reason == REASON_QUARANTINE);
 	TRACE(shape, traced.probed);
 }
@@ -331,7 +344,8 @@ STAGE int shadow(const struct passage *at, __u32 candidate, __u32 original, stru
 		return 0;
 	struct outcome other = {};
 	__u32 slot = now->candidate_slot & ACTIVE_SLOT;
-	judge_by(at, slot, candidate_group(at, slot), original, &other);
+	if (judge_by(at, slot, candidate_group(at, slot), original, &other))
+		judge_named(at, slot, original, &other);
 	bool differs = is_allowed(other.would) != is_allowed(out->would);
 	out->differs = differs ? differing(candidate) : 0;
 	struct comparison *comparison = bpf_map_lookup_elem(&comparisons, &zero);

@@ -33,8 +33,9 @@ struct trace {
 	__u8 successions; // decisions that had ended
 	__u8 enforces;	// 1: the source's group, 2: the destination's
 	__u8 limited;	// 1: it would be counted by a limit, 2: and is one flow too many
+	__u32 named; // rank of the name that allows the flow; 0: none
 };
-_Static_assert(sizeof(struct trace) == 44, "trace");
+_Static_assert(sizeof(struct trace) == 48, "trace");
 
 struct trace traced;
 

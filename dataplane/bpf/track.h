@@ -79,7 +79,28 @@ static __always_inline __u8 would_of(const struct flow *flow)
 
 // What settling says anew of a row's flags.
 #define FLOW_SETTLED (FLOW_JUDGED_SOURCE | FLOW_JUDGED_DESTINATION | FLOW_UNKNOWN | FLOW_ENROLLED | FLOW_FAIL_OPEN | \
-		      FLOW_UNINSPECTED)
+		      FLOW_UNINSPECTED | FLOW_ASKS)
+
+#define PORT_DNS 53
+
+// Whether a flow asks the DNS, as it may, where some ruleset, maybe one to come, has
+// names. What it asks and is told is read then.
+STAGE int asks(const struct passage *at, const struct outcome *out)
+{
+	if (!at || !out)
+		return false;
+	const struct packet *p = &at->packet;
+	if ((at->original ? p->destination_port : p->source_port) != PORT_DNS || !is_allowed(out->would) ||
+	    (p->protocol != PROTOCOL_UDP && p->protocol != PROTOCOL_TCP))
+		return false;
+	__u64 any = 0;
+	for (__u32 i = 0; i < SLOTS; i++) {
+		__u32 slot = i;
+		struct ruleset *rules = bpf_map_lookup_elem(&rulesets, &slot);
+		any |= rules ? rules->names : 0;
+	}
+	return any != 0;
+}
 
 // Writes what was judged into a row that was taken; the flags that go with it are
 // set when it is given.
@@ -240,7 +261,7 @@ static __always_inline bool reconsider(struct passage *at, struct flow *flow, st
 		}
 	}
 	if (take(flow, at->found.word)) {
-		__u64 flags = settle(at, flow, out, original);
+		__u64 flags = settle(at, flow, out, original) | (asks(at, out) ? FLOW_ASKS : 0);
 		at->found.word = give(flow, flags, FLOW_SETTLED & ~flags);
 		return true;
 	}

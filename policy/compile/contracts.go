@@ -86,8 +86,6 @@ func (c *compiler) stateConsumes(a *application) {
 		at := field("spec.consumes", j)
 		half := Ref("Application", a, at)
 		if consume.External.Name != "" {
-			c.findings.note(Ref("Application", a, at+".external"), NameUnheard,
-				"is compiled, explained and proved; enforcement points do not read DNS answers yet, so %s opens no address there: name its prefixes until then", consume.External)
 			c.state(statement{kind: allowName, from: side{list: a.groups}, to: side{list: c.pop.domain(consume.External.Name)},
 				ports: transport(consume.Port, consume.EndPort, consume.Protocol), by: []bocage.Ref{half}})
 			continue

@@ -41,7 +41,6 @@ const (
 	HostTaken           = "HostTaken"           // a host that stands in another zone
 	PeerMissing         = "PeerMissing"         // half of a contract: the other side has not declared its own
 	NoWorkloads         = "NoWorkloads"         // selects nothing today
-	NameUnheard         = "NameUnheard"         // a name whose addresses enforcement points do not learn
 	NothingMatches      = "NothingMatches"      // no cell can ever be meant
 	AddressTaken        = "AddressTaken"        // an address that an older workload has
 	InterfaceTaken      = "InterfaceTaken"      // an interface that an older workload has
