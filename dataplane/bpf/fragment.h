@@ -49,6 +49,8 @@ STAGE int recall(struct packet *p)
 	return true;
 }
 
+#define QUOTED_EXTENSIONS 4 // headers that hosts put before what they send
+
 // Writes the key of the flow that an ICMP error quotes a packet of. The error must
 // go to the quoted packet's source, and its kind must be one that hosts need: a
 // redirect is not.
@@ -73,6 +75,17 @@ static __always_inline bool quoted_key(struct frame *f, const struct packet *p, 
 		destination = address6(ip->destination);
 		protocol = ip->next;
 		l4 += sizeof(*ip);
+		for (int i = 0; i < QUOTED_EXTENSIONS; i++) {
+			if (protocol != 0 && protocol != 43 && protocol != 44 && protocol != 60)
+				break;
+			struct ipv6_extension *ext = header_at(f, l4, sizeof(struct ipv6_fragment));
+			if (!ext)
+				return false;
+			if (protocol == 44 && (((struct ipv6_fragment *)ext)->offset & bswap16(0xfff8)))
+				return false; // a later piece has no ports
+			l4 += protocol == 44 ? sizeof(struct ipv6_fragment) : 8 + ext->length * 8;
+			protocol = ext->next;
+		}
 	}
 	if (!same(&source, &p->destination))
 		return false;
