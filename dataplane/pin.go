@@ -48,7 +48,7 @@ const prefixRowsEach = 4
 // other's place. One to go back to, or a candidate, has what is left.
 func sizeOf(cfg Config, name string) (uint32, bool) {
 	switch name {
-	case "flows":
+	case "flows", "guides":
 		return bucketsOf(cfg), true
 	case "cadences":
 		return cadenceSets(cfg), true
@@ -238,8 +238,8 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions, "limits": o.Limits, "quotas": o.Quotas,
 		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
-		"endings": o.Endings,
-		"orders":  o.Orders, "presences": o.Presences,
+		"endings": o.Endings, "guides": o.Guides,
+		"orders": o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,
 		"names": o.Names, "learned": o.Learned, "inquiries": o.Inquiries, "namings": o.Namings, "clerks": o.Clerks,
 	}

@@ -195,6 +195,7 @@ func (d *Dataplane) ready() (*ebpf.Collection, error) {
 		copyRows[uint32, bpf.KernelPort](live["ports"], own["ports"]),
 		copyRows[bpf.KernelPortAddress, bpf.KernelResident](live["residents"], own["residents"]),
 		copyRows[uint32, bpf.KernelBucket](live["flows"], own["flows"]),
+		copyRows[uint32, bpf.KernelGuide](live["guides"], own["guides"]),
 		copyRows[uint32, bpf.KernelHolding](live["holdings"], own["holdings"]),
 		copyRows[bpf.KernelFragmentKey, bpf.KernelFragment](live["fragments"], own["fragments"]),
 		copyRows[bpf.KernelQuotaKey, bpf.KernelQuota](live["quotas"], own["quotas"]),

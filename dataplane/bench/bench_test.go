@@ -18,7 +18,7 @@ import (
 // all of it is written down.
 func TestRootShort(t *testing.T) {
 	hosttest.Root(t)
-	o := options{repeats: 1, duration: 200 * time.Millisecond, only: regexp.MustCompile(""), sizes: []int{10, 1000}, linear: []int{10}, mapped: 1000}
+	o := options{repeats: 1, duration: 200 * time.Millisecond, only: regexp.MustCompile(""), tests: regexp.MustCompile(""), sizes: []int{10, 1000}, linear: []int{10}, mapped: 1000}
 	file := filepath.Join(t.TempDir(), "figures.json")
 	if err := run(o, file); err != nil {
 		t.Fatal(err)

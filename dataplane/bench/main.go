@@ -33,6 +33,8 @@ type options struct {
 	realtime bool
 	// Only variants whose name matches are measured, beside the unfiltered path.
 	only *regexp.Regexp
+	// Only tests are run of which a figure's name matches.
+	tests *regexp.Regexp
 	// sizes and linear are the numbers of entries of Bocage's policies and of the
 	// rules of nftables' lists; mapped that of its verdict map.
 	sizes, linear []int
@@ -40,14 +42,12 @@ type options struct {
 }
 
 func main() {
-	o := options{only: regexp.MustCompile(""), sizes: []int{10, 1_000, 100_000, 1_000_000}, linear: []int{10, 1_000, 10_000}, mapped: 100_000}
+	o := options{only: regexp.MustCompile(""), tests: regexp.MustCompile(""), sizes: []int{10, 1_000, 100_000, 1_000_000}, linear: []int{10, 1_000, 10_000}, mapped: 100_000}
 	flag.IntVar(&o.repeats, "repeats", 7, "how often each test of each variant runs")
 	flag.DurationVar(&o.duration, "duration", time.Second, "of one test")
 	flag.BoolVar(&o.realtime, "realtime", false, "put the generators ahead of whatever else the machine does")
-	flag.Func("only", "measure only variants whose name matches this regular expression", func(s string) (err error) {
-		o.only, err = regexp.Compile(s)
-		return err
-	})
+	flag.Func("only", "measure only variants whose name matches this regular expression", pattern(&o.only))
+	flag.Func("tests", "run only tests of which a figure's name matches this regular expression", pattern(&o.tests))
 	path := flag.String("json", "", "write every single figure to this file too")
 	command := flag.String("add", "", "measure nothing: add the figures of go test's benchmarks, from standard input, to the file of -json, as made by this `command`")
 	flag.Parse()
@@ -61,10 +61,24 @@ func main() {
 	}
 }
 
+// pattern is a flag that is a regular expression.
+func pattern(to **regexp.Regexp) func(string) error {
+	return func(s string) (err error) {
+		*to, err = regexp.Compile(s)
+		return err
+	}
+}
+
 func run(o options, path string) error {
 	start := time.Now()
 	var all []results
 	for _, s := range suites {
+		s.tests = slices.DeleteFunc(slices.Clone(s.tests), func(t test) bool {
+			return !slices.ContainsFunc(t.figures, func(f figure) bool { return o.tests.MatchString(f.name) })
+		})
+		if len(s.tests) == 0 {
+			continue
+		}
 		r, err := measure(s, o)
 		if err != nil {
 			return err

@@ -448,6 +448,12 @@ struct bucket {
 };
 _Static_assert(sizeof(struct bucket) == 1024, "bucket");
 
+// What leads to the rows of a bucket without touching them: a byte for each, zero of
+// a row that is free, else of its flow's tag.
+struct guide {
+	__u64 bytes;
+};
+
 // Keeps two processors from opening the same flow twice.
 struct bpf_spin_lock {
 	__u32 val;

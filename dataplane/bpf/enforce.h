@@ -313,7 +313,7 @@ STAGE int track(struct passage *at, struct outcome *out)
 	bool original = second == !!(word & FLOW_SECOND);
 	bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
 	if (opener && FLOW_CLOSED(word)) {
-		end_flow(flow, word, true); // its ports are used again
+		end_flow(flow, at->found.row, word, true); // its ports are used again
 		at->found.row = 0;
 		return ACT_JUDGE;
 	}

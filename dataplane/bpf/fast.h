@@ -100,17 +100,6 @@ static __always_inline bool glance_at6(void *data, void *end, __u32 wire, bool s
 	return true;
 }
 
-static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *word)
-{
-	struct place place = place_of(key);
-	struct bucket *bucket = bpf_map_lookup_elem(&flows, &place.first);
-	struct flow *flow = bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, word) : NULL;
-	if (flow)
-		return flow;
-	bucket = bpf_map_lookup_elem(&flows, &place.second);
-	return bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, word) : NULL;
-}
-
 // What the word must say of a flow whose packets may go the short way.
 static __always_inline bool is_usual(__u64 word, bool original, bool end, bool from)
 {
@@ -136,7 +125,8 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
 		return 0;
 	}
 	__u64 word;
-	struct flow *flow = look_up(&g.key, &word);
+	__u32 number;
+	struct flow *flow = look_up(&g.key, &word, &number);
 	if (!flow)
 		return 0;
 

@@ -493,7 +493,11 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 	if (expects && (p->marks & (PACKET_FIRST | PACKET_LATER)))
 		return HEARD_PIECE;
 	bool heeds = at->found.word & heed(side);
-	if (!read_payload(skb, at, &payload) || !read_chunk(skb, payload.offset, heeds ? payload.size : 0))
+	if (!read_payload(skb, at, &payload))
+		return HEARD_PIECE;
+	if (!payload.size && !(p->tcp_flags & TCP_SYN) && !(flow->speech & SPEECH_KNOWN))
+		return HEARD_WELL; // says nothing, and acknowledges nothing that matched
+	if (!read_chunk(skb, payload.offset, heeds ? payload.size : 0))
 		return HEARD_PIECE;
 	if (!expects) {
 		if (e->size)

@@ -28,10 +28,14 @@ static __always_inline const struct group *group_of(const struct ruleset *rules,
 	return row ? &row->in[rules->slot & ACTIVE_SLOT] : NULL;
 }
 
+static __always_inline bool enforces(const struct group *group)
+{
+	return group && (group->flags & GROUP_ENFORCES);
+}
+
 static __always_inline bool group_enforces(const struct ruleset *rules, __u32 number)
 {
-	const struct group *group = group_of(rules, number);
-	return group && (group->flags & GROUP_ENFORCES);
+	return enforces(group_of(rules, number));
 }
 
 static __always_inline int know(struct party *party, const struct peer *peer)

@@ -232,6 +232,11 @@ type KernelGroupRow struct {
 	In [4]KernelGroup
 }
 
+type KernelGuide struct {
+	_     structs.HostLayout
+	Bytes uint64
+}
+
 type KernelHearings struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -678,6 +683,7 @@ const (
 	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
 	KernelMapGroups             = "groups"
+	KernelMapGuides             = "guides"
 	KernelMapHearings           = "hearings"
 	KernelMapHoldings           = "holdings"
 	KernelMapInquiries          = "inquiries"
@@ -799,6 +805,7 @@ type KernelMapSpecs struct {
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
+	Guides            *ebpf.MapSpec `ebpf:"guides"`
 	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
 	Inquiries         *ebpf.MapSpec `ebpf:"inquiries"`
@@ -880,6 +887,7 @@ type KernelMaps struct {
 	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
 	Groups            *ebpf.Map `ebpf:"groups"`
+	Guides            *ebpf.Map `ebpf:"guides"`
 	Hearings          *ebpf.Map `ebpf:"hearings"`
 	Holdings          *ebpf.Map `ebpf:"holdings"`
 	Inquiries         *ebpf.Map `ebpf:"inquiries"`
@@ -924,6 +932,7 @@ func (m *KernelMaps) Close() error {
 		m.Folded,
 		m.Fragments,
 		m.Groups,
+		m.Guides,
 		m.Hearings,
 		m.Holdings,
 		m.Inquiries,

@@ -100,7 +100,10 @@ struct cell {
 	__u16 port;
 	__u8 protocol;
 	__u8 to_here; // the destination is behind this port, else the source
+	__u8 enforced; // ENFORCED_*, told by rule_on_cell, if it has looked at the groups
 };
+#define ENFORCED_NOT 1
+#define ENFORCED_HERE 2 // by one of the groups
 
 static __always_inline bool attempt(const struct trial *trial, __u32 rank, struct decision *decision)
 {
@@ -112,17 +115,19 @@ static __always_inline bool attempt(const struct trial *trial, __u32 rank, struc
 
 // Rules of the pair first, then why the pair is refused, then those from any group,
 // to any, and for all.
-static __always_inline void lookup(const struct ruleset *rules, const struct cell *cell, struct decision *decision)
+static __always_inline void lookup(const struct ruleset *rules, struct cell *cell, struct decision *decision)
 {
 	struct trial trial = {.slot = rules->slot, .from = cell->from.group, .to = cell->to.group, .port = cell->port, .protocol = cell->protocol};
 	// The group behind this port is seldom far from the processor, that of any other
 	// end mostly is. It is asked for where there is much to rule out, or no rule.
 	const struct group *here = group_of(rules, cell->to_here ? cell->to.group : cell->from.group);
+	cell->enforced = enforces(here) ? ENFORCED_HERE : 0;
 	trial.forms = !here ? 0 : cell->to_here ? here->exact_to : here->exact_from;
 	bool few = !(trial.forms & (trial.forms - 1));
 	if (few && attempt(&trial, 0, decision))
 		return;
 	const struct group *there = group_of(rules, cell->to_here ? cell->from.group : cell->to.group);
+	cell->enforced = enforces(here) || enforces(there) ? ENFORCED_HERE : ENFORCED_NOT;
 	trial.forms &= few || !there ? 0 : cell->to_here ? there->exact_from : there->exact_to;
 	if (attempt(&trial, 0, decision))
 		return;
@@ -196,7 +201,7 @@ static __always_inline void rule(const struct ruling *ruling, struct outcome *ou
 
 // What the rules say of a cell at a moment; without a cell, the default. Returns
 // whether a name may say otherwise.
-STAGE int rule_on_cell(const struct ruleset *rules, const struct cell *cell, __u64 now, struct outcome *out)
+STAGE int rule_on_cell(const struct ruleset *rules, struct cell *cell, __u64 now, struct outcome *out)
 {
 	if (!rules || !out)
 		return 0;
@@ -232,6 +237,14 @@ STAGE int trace_parties(const struct ruleset *rules, const struct cell *cell)
 	TRACE(destination_group, cell->to.group);
 	TRACE(enforces, group_enforces(rules, cell->from.group) | group_enforces(rules, cell->to.group) << 1);
 	return 0;
+}
+
+// Whether a refusal takes effect; ruling mostly has seen it.
+static __always_inline bool is_enforced(const struct ruleset *rules, const struct cell *cell)
+{
+	if (cell->enforced)
+		return cell->enforced == ENFORCED_HERE;
+	return group_enforces(rules, cell->from.group) || group_enforces(rules, cell->to.group);
 }
 
 // Judges, by one of the rulesets, which gives the port a group, the flow that the
@@ -298,7 +311,7 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 	}
 	bool yields = rule_on_cell(rules, &cell, at->now, out) && rules->names && local_source &&
 		      cell.to.identity == IDENTITY_WORLD && yield_to_names(rules, &cell);
-	if (!is_allowed(out->verdict) && !group_enforces(rules, cell.from.group) && !group_enforces(rules, cell.to.group))
+	if (!is_allowed(out->verdict) && !is_enforced(rules, &cell))
 		out->verdict = VERDICT_ALLOW;
 	return yields;
 }

@@ -53,8 +53,9 @@ static __always_inline __u32 kind_of(const struct flow *flow, __u64 word)
 #define KEPT 0
 #define ENDED 1
 #define UNTOLD 2 // the ring has no room
-STAGE int end_if_over(struct flow *flow, __u32 owner, __u64 now)
+STAGE int end_if_over(__u32 number, __u32 owner, __u64 now)
 {
+	struct flow *flow = number ? row_at(number) : NULL;
 	if (!flow)
 		return KEPT;
 	__u64 word = word_of(flow);
@@ -64,7 +65,7 @@ STAGE int end_if_over(struct flow *flow, __u32 owner, __u64 now)
 	__u32 idle = (__u32)(now >> BEAT_SHIFT) - flow->seen;
 	if (!orphan && ((__s32)idle < 0 || idle < patience[kind_of(flow, word)]))
 		return KEPT;
-	if (end_flow(flow, word, false))
+	if (end_flow(flow, number, word, false))
 		return ENDED;
 	return word_of(flow) == word ? UNTOLD : KEPT; // else another processor ended it
 }
@@ -74,8 +75,7 @@ static __always_inline void sweep_flows(struct sweep_order *order, __u64 now)
 	__u32 zero = 0, owner = order->ifindex;
 	struct endings *list = bpf_map_lookup_elem(&endings, &zero);
 	for (__u32 i = 0; list && i < ENDINGS && i < order->count; i++) {
-		struct flow *flow = list->row[i] ? row_at(list->row[i]) : NULL;
-		int end = flow ? end_if_over(flow, owner, now) : KEPT;
+		int end = end_if_over(list->row[i], owner, now);
 		order->ended += end == ENDED;
 		if (end == UNTOLD) {
 			order->full = 1;

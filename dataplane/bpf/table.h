@@ -11,6 +11,11 @@
 // torn. Who writes more than a counter takes FLOW_WRITING by compare-and-swap, and
 // leaves another version behind. A lock only keeps one flow from being opened
 // twice. (Loads are taken to be seen in order, as x86-64 has it.)
+//
+// Guides say which rows to look at, so that a key that is not there costs two words
+// of a small table and not sixteen cache lines of a large one. A byte of a guide is
+// written by who has taken its row: before the row lives, and before it does no more.
+// So no row that lives is missed; what a guide says is only where to look.
 #pragma once
 
 #include "cadence.h"
@@ -83,17 +88,85 @@ static __always_inline struct flow *row_at(__u32 number)
 	return &bucket->rows[(number - 1) % WAYS];
 }
 
-// The key's row among those of a bucket whose state is one of two, or NULL.
-static __always_inline struct flow *row_in(struct bucket *bucket, const struct flow_key *key, __u64 tag, __u64 states,
-					   __u64 *found)
+#define EACH_BYTE 0x0101010101010101ULL
+
+// The highest bit of each byte that is zero.
+static __always_inline __u64 zeroes(__u64 bytes)
 {
-	for (int i = 0; i < WAYS; i++) {
-		struct flow *row = &bucket->rows[i];
+	__u64 low = 0x7f * EACH_BYTE;
+	return ~(((bytes & low) + low) | bytes | low);
+}
+
+// The number of the lowest byte whose highest bit is set.
+static __always_inline __u32 lowest_byte(__u64 bits)
+{
+	return ((((bits & -bits) - 1) & EACH_BYTE) * EACH_BYTE >> 56) - 1;
+}
+
+static __always_inline __u32 count_bytes(__u64 bits)
+{
+	return (bits >> 7) * EACH_BYTE >> 56;
+}
+
+// What a guide says of a flow's row: never zero.
+static __always_inline __u8 guiding(__u64 tag)
+{
+	__u8 byte = tag >> FLOW_TAG_SHIFT;
+	return byte ? byte : 1;
+}
+
+static __always_inline struct guide *guide_of(__u32 number)
+{
+	__u32 bucket = (number - 1) / WAYS;
+	return bpf_map_lookup_elem(&guides, &bucket);
+}
+
+// Says whose a row is that was taken.
+static __always_inline void set_guide(struct guide *guide, __u32 number, __u8 byte)
+{
+	((volatile __u8 *)&guide->bytes)[(number - 1) % WAYS] = byte;
+}
+
+// Where a guide leads to with a tag: the highest bit of each byte that is like it.
+static __always_inline __u64 follow_guide(const struct guide *guide, __u64 tag)
+{
+	return zeroes(*(const volatile __u64 *)&guide->bytes ^ guiding(tag) * EACH_BYTE);
+}
+
+// The key's row among those of a bucket that a guide leads to, whose state is one of
+// two, or NULL.
+static __always_inline struct flow *row_in(struct bucket *bucket, __u64 like, const struct flow_key *key, __u64 tag,
+					   __u64 states, __u64 *found)
+{
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < WAYS && like; i++) {
+		struct flow *row = &bucket->rows[lowest_byte(like) % WAYS];
 		__u64 word = word_of(row);
 		if ((word & FLOW_TAG) == tag && (word & states) && same_key(&row->key, key)) {
 			*found = word;
 			return row;
 		}
+		like &= like - 1;
+	}
+	return NULL;
+}
+
+// Finds the row of a flow, and its number; or NULL.
+static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *word, __u32 *number)
+{
+	struct place place = place_of(key);
+	__u32 index = place.first;
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 2; i++) {
+		struct guide *guide = bpf_map_lookup_elem(&guides, &index);
+		__u64 like = guide ? follow_guide(guide, place.tag) : 0;
+		struct bucket *bucket = like ? bpf_map_lookup_elem(&flows, &index) : NULL;
+		struct flow *row = bucket ? row_in(bucket, like, key, place.tag, FLOW_LIVE, word) : NULL;
+		if (row) {
+			*number = number_of(index, row - bucket->rows);
+			return row;
+		}
+		index = place.second;
 	}
 	return NULL;
 }
@@ -105,16 +178,8 @@ STAGE __u32 find_row(const struct flow_key *key, struct found *found)
 		return 0;
 	found->word = 0;
 	found->row = 0;
-	struct place place = place_of(key);
-	__u32 index = place.first;
-	for (int i = 0; i < 2; i++) {
-		struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
-		struct flow *row = bucket ? row_in(bucket, key, place.tag, FLOW_LIVE, &found->word) : NULL;
-		if (row)
-			return found->row = number_of(index, row - bucket->rows);
-		index = place.second;
-	}
-	return 0;
+	look_up(key, &found->word, &found->row);
+	return found->row;
 }
 
 // Sets and clears flags of a row if it still is what it was; false if not.
@@ -176,9 +241,10 @@ static __always_inline void hold(__u32 ifindex, __s64 rows)
 
 // Ends a flow and frees its row; false if another does, or if it must be told and
 // cannot. What must go goes untold, and is counted as a lost event.
-STAGE int end_flow(struct flow *flow, __u64 known, __u32 must)
+STAGE int end_flow(struct flow *flow, __u32 number, __u64 known, __u32 must)
 {
-	if (!flow || !take(flow, known))
+	struct guide *guide = guide_of(number);
+	if (!flow || !guide || !take(flow, known))
 		return false;
 	if (!report_flow(flow, EVENT_END) && !must) {
 		turn(flow, known, 0, FLOW_WRITING);
@@ -186,6 +252,7 @@ STAGE int end_flow(struct flow *flow, __u64 known, __u32 must)
 	}
 	report_cadence(flow, true);
 	hold(owner_of(flow), -1);
+	set_guide(guide, number, 0);
 	give(flow, 0, FLOW_FLAGS);
 	struct tally *t = tally();
 	if (t)
@@ -194,10 +261,10 @@ STAGE int end_flow(struct flow *flow, __u64 known, __u32 must)
 }
 
 // Ends a flow before its time.
-static __always_inline bool evict_flow(struct flow *flow, __u64 known)
+static __always_inline bool evict_flow(struct flow *flow, __u32 number, __u64 known)
 {
 	struct tally *t = tally();
-	if (!end_flow(flow, known, true))
+	if (!end_flow(flow, number, known, true))
 		return false;
 	if (t)
 		t->evicted++;
@@ -261,18 +328,6 @@ struct offer {
 	__u64 owned;
 };
 
-// Most of the time a bucket has room.
-static __always_inline struct offer free_in(struct bucket *bucket)
-{
-	struct offer offer = {};
-	for (__u64 i = 0; i < WAYS; i++) {
-		__u64 free = is_less(word_of(&bucket->rows[i]) & (FLOW_LIVE | FLOW_WRITING), 1);
-		offer.free += free;
-		offer.way += (i - offer.way) * free;
-	}
-	return offer;
-}
-
 static __always_inline struct offer offer_of(struct bucket *bucket, __u32 beat, __u32 only)
 {
 	struct offer offer = {};
@@ -295,11 +350,37 @@ static __always_inline __u32 await_row(const struct flow_key *key)
 	return found.row;
 }
 
+// A free row in the first bucket, if that is not nearly full: its number, or 0. Most
+// of the time there is one.
+STAGE __u32 free_row(const struct flow_key *key)
+{
+	if (!key)
+		return 0;
+	__u32 index = place_of(key).first;
+	struct guide *guide = bpf_map_lookup_elem(&guides, &index);
+	struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
+	if (!guide || !bucket)
+		return 0;
+	__u64 free = zeroes(*(volatile __u64 *)&guide->bytes);
+	__u32 way = lowest_byte(free) % WAYS;
+	if (count_bytes(free) < WAYS / 4 || (word_of(&bucket->rows[way]) & (FLOW_LIVE | FLOW_WRITING)))
+		return 0;
+	return number_of(index, way);
+}
+
+// How many rows one owner may have.
+static __always_inline __u64 share_now(void)
+{
+	__u32 everybody = 0;
+	struct holding *share = bpf_map_lookup_elem(&holdings, &everybody);
+	return share ? share->rows : 0;
+}
+
 // Chooses the row that a new flow is to have: its number, and in the upper half how
 // it makes room; 0 if there is none. ROOM_SHARE says that an owner who holds its
 // share has not even half of it here, and nothing that may go: it may have what is
 // free.
-STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 limit)
+STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only)
 {
 	if (!key)
 		return 0;
@@ -308,9 +389,6 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 
 	if (!bucket)
 		return 0;
 	__u32 index = place.first, beat = now >> BEAT_SHIFT;
-	struct offer free = free_in(bucket);
-	if (!only && free.free >= WAYS / 4)
-		return ROOM_FREE << 32 | number_of(index, free.way);
 	struct offer best = offer_of(bucket, beat, only);
 	if (best.free < WAYS / 4) {
 		bucket = bpf_map_lookup_elem(&flows, &place.second);
@@ -319,7 +397,7 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 
 		struct offer other = offer_of(bucket, beat, only);
 		other.owned += best.owned;
 		if (!best.room && !other.room && only)
-			return other.owned < limit ? ROOM_SHARE << 32 : 0;
+			return (other.owned + 1) * flow_buckets <= share_now() || !other.owned ? ROOM_SHARE << 32 : 0;
 		if (other.free > best.free || other.room > best.room) {
 			best = other;
 			index = place.second;
@@ -330,8 +408,8 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only, __u32 
 
 // Claims a row that is free, for a key that has none. The row has its key and tag
 // then, is taken, and is nobody's until it is given. Returns its number, or 0 if
-// another processor was faster; or, if that one opens the same flow just now, the
-// number of its row, which lives.
+// another processor was faster; or CLAIM_TWIN, if that one opens the same flow.
+#define CLAIM_TWIN ~0U
 STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 {
 	if (!key)
@@ -341,8 +419,11 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 	struct opening *opening = bpf_map_lookup_elem(&openings, &stripe);
 	struct bucket *first = bpf_map_lookup_elem(&flows, &place.first);
 	struct bucket *second = bpf_map_lookup_elem(&flows, &place.second);
+	struct guide *to_first = bpf_map_lookup_elem(&guides, &place.first);
+	struct guide *to_second = bpf_map_lookup_elem(&guides, &place.second);
+	struct guide *guide = guide_of(number);
 	struct flow *row = row_at(number);
-	if (!opening || !first || !second || !row)
+	if (!opening || !first || !second || !to_first || !to_second || !guide || !row)
 		return 0;
 	__u64 was = word_of(row), theirs;
 	if (was & (FLOW_LIVE | FLOW_WRITING))
@@ -350,41 +431,45 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 	__u64 claimed = (next_version(was) & FLOW_VERSION) | place.tag | FLOW_WRITING;
 	bool mine = false;
 	bpf_spin_lock(&opening->lock);
-	struct flow *twin = row_in(first, key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
+	struct flow *twin = row_in(first, follow_guide(to_first, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
 	if (!twin)
-		twin = row_in(second, key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
+		twin = row_in(second, follow_guide(to_second, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
 	if (!twin && __sync_val_compare_and_swap(&row->word, was, claimed) == was) {
 		row->key = *key;
+		set_guide(guide, number, guiding(place.tag));
 		mine = true;
 	}
 	bpf_spin_unlock(&opening->lock);
-	if (twin)
-		return await_row(key);
-	return mine ? number : 0;
+	return twin ? CLAIM_TWIN : mine ? number : 0;
 }
 
 // Makes a new flow's row; its number, or 0 if there is no room. An owner that holds
 // more than its share gets room from others' flows no more.
 static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 owner)
 {
-	__u32 number = 0, everybody = 0;
-	struct holding *share = bpf_map_lookup_elem(&holdings, &everybody);
+	__u32 number = 0;
 	struct holding *held = bpf_map_lookup_elem(&holdings, &owner);
-	bool all = share && held && held->rows >= share->rows;
-	__u32 limit = all ? share->rows / flow_buckets : 0;
+	__u64 share = share_now();
+	bool all = share && held && held->rows >= share;
 	for (int tries = 0; tries < 3 && !number; tries++) {
-		__u64 chosen = choose_row(key, now, all ? owner : 0, limit ? limit : 1);
+		__u64 chosen = all ? 0 : free_row(key);
+		if (chosen)
+			chosen |= ROOM_FREE << 32;
+		else
+			chosen = choose_row(key, now, all ? owner : 0);
 		bool free = chosen >> 32 == ROOM_SHARE;
 		if (free)
-			chosen = choose_row(key, now, 0, 0);
+			chosen = choose_row(key, now, 0);
 		__u64 room = chosen >> 32;
 		struct flow *row = chosen ? row_at(chosen) : NULL;
 		if (!row || (free && room != ROOM_FREE))
 			return 0;
 		__u64 was = word_of(row);
-		if ((was & FLOW_LIVE) && evict_flow(row, was) && room == ROOM_IDLE)
+		if ((was & FLOW_LIVE) && evict_flow(row, chosen, was) && room == ROOM_IDLE)
 			note_forgotten(now);
 		number = claim_row(key, chosen);
+		if (number == CLAIM_TWIN)
+			return await_row(key);
 	}
 	return number;
 }
