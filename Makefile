@@ -64,7 +64,7 @@ bench-policy: ## compile, edit, prove, simulate and publish at 10 to 300,000 wor
 # machine; FIGURES says where the figures go, for people and for machines.
 FIGURES ?= bin/bench-dataplane
 BENCH_PACKETS = go test -p 1 -timeout 60m -run '^$$' -bench 'Root(Packet|Crowded|Scan|Apply|Verify|Events)' -benchtime 100ms -count 7 ./dataplane
-BENCH_SIZES = go test -p 1 -timeout 60m -run '^$$' -bench RootSize -benchtime 1x -count 7 ./dataplane
+BENCH_SIZES = go test -p 1 -timeout 60m -run '^$$' -bench 'Root(Size|Amend)$$' -benchtime 1x -count 7 ./dataplane ./node
 .PHONY: bench-dataplane
 bench-dataplane: ## packets: beside an unfiltered path and nftables, up to 1,000,000 entries
 	@scripts/setup bench

@@ -85,7 +85,7 @@ func (m *Meter) Open(r *Ruleset, f Flow) (Verdict, Reason) {
 		return verdict, reason
 	}
 	reason.Code, reason.Would = ReasonRateLimited, VerdictDrop
-	if ix := r.indexed(); ix.enforce[source.Group] || ix.enforce[destination.Group] {
+	if groups := r.indexed().groups.find(); groups[source.Group].Enforce || groups[destination.Group].Enforce {
 		return VerdictDrop, reason
 	}
 	return VerdictAllow, reason

@@ -35,7 +35,7 @@ func (r *Ruleset) DecideNamed(f Flow, names ...DomainName) (Verdict, Reason) {
 		return verdict, reason
 	}
 	ix := r.indexed()
-	if base := ix.decisions[reason.Decision]; !base.YieldsToNames() {
+	if base := ix.decisions.find()[reason.Decision]; !base.YieldsToNames() {
 		return verdict, reason
 	}
 	for _, name := range r.Names {
@@ -44,7 +44,7 @@ func (r *Ruleset) DecideNamed(f Flow, names ...DomainName) (Verdict, Reason) {
 		}
 		// Only who consumes the name opens it: what Kubernetes accepts towards anywhere,
 		// it has said of the address.
-		id, found := find(ix.rules, source.Group, name.Group, f.Protocol, portOf(f))
+		id, found := find(ix.rules.find(), source.Group, name.Group, f.Protocol, portOf(f))
 		if decision := ix.at(id, f.At); found && decision.Verdict.Allowed() && decision.Code == ReasonRule {
 			return decision.Verdict, Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
 		}

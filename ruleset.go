@@ -58,6 +58,7 @@ type Ruleset struct {
 
 	indexOnce sync.Once
 	index     *rulesetIndex
+	like      *rulesetIndex // of a ruleset with which this one has lists in common, or nil
 }
 
 // Kinds of signed envelope (see the identity package).
@@ -253,13 +254,14 @@ func (r *Ruleset) Decide(f Flow) (Verdict, Reason) {
 func (r *Ruleset) decide(source, destination Peer, f Flow) (Verdict, Reason) {
 	ix := r.indexed()
 	for _, id := range []Identity{source.Identity, destination.Identity} {
-		if refusal, ok := ix.refused[id]; ok && (refusal.Until.IsZero() || f.At.Before(refusal.Until)) {
+		if refusal, ok := ix.refused.find()[id]; ok && (refusal.Until.IsZero() || f.At.Before(refusal.Until)) {
 			return VerdictDrop, Reason{Code: ReasonQuarantine, Decision: refusal.Decision, Would: VerdictDrop}
 		}
 	}
 	decision := ix.at(ix.cell(source.Group, destination.Group, f.Protocol, f.DestinationPort, r.Default), f.At)
 	reason := Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
-	if decision.Verdict.Allowed() || ix.enforce[source.Group] || ix.enforce[destination.Group] {
+	groups := ix.groups.find()
+	if decision.Verdict.Allowed() || groups[source.Group].Enforce || groups[destination.Group].Enforce {
 		return decision.Verdict, reason
 	}
 	return VerdictAllow, reason
@@ -267,7 +269,7 @@ func (r *Ruleset) decide(source, destination Peer, f Flow) (Verdict, Reason) {
 
 // Lookup tells who has an address.
 func (r *Ruleset) Lookup(address netip.Addr) Peer {
-	ix := r.indexed()
+	ix := r.indexed().peers.find()
 	address = address.Unmap()
 	for _, bits := range ix.lengths(address) {
 		prefix, err := address.Prefix(bits)
@@ -283,7 +285,7 @@ func (r *Ruleset) Lookup(address netip.Addr) Peer {
 
 // Decision returns the decision with the given id, or false.
 func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
-	d, ok := r.indexed().decisions[id]
+	d, ok := r.indexed().decisions.find()[id]
 	return d, ok
 }
 
@@ -293,6 +295,7 @@ func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
 		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Names: r.Names, Rules: r.Rules, Reasons: r.Reasons,
 		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Newcomers: r.Newcomers, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
+		like: r.indexed(),
 	}
 }
 
@@ -351,132 +354,13 @@ const MostSuccessors = 8
 
 // at follows decisions that have ended to the one that counts at a moment.
 func (ix *rulesetIndex) at(id DecisionID, moment time.Time) Decision {
-	decision := ix.decisions[id]
+	decisions := ix.decisions.find()
+	decision := decisions[id]
 	for range MostSuccessors {
 		if decision.Until.IsZero() || moment.Before(decision.Until) {
 			break
 		}
-		decision = ix.decisions[decision.Then]
+		decision = decisions[decision.Then]
 	}
 	return decision
-}
-
-type pairKey struct {
-	from, to Group
-	protocol Protocol
-}
-
-type rulesetIndex struct {
-	peers     map[netip.Prefix]Peer
-	lengths4  []int // prefix lengths in use, longest first
-	lengths6  []int
-	rules     map[pairKey][]Rule
-	decisions map[DecisionID]Decision
-	refused   map[Identity]Refusal
-	enforce   map[Group]bool
-	reasons   map[pairKey][]Rule
-	senders   map[Group]Group
-	receivers map[Group]Group
-}
-
-func (r *Ruleset) indexed() *rulesetIndex {
-	r.indexOnce.Do(func() { r.index = newRulesetIndex(r) })
-	return r.index
-}
-
-func newRulesetIndex(r *Ruleset) *rulesetIndex {
-	ix := &rulesetIndex{
-		peers:     make(map[netip.Prefix]Peer, len(r.Peers)),
-		rules:     make(map[pairKey][]Rule),
-		decisions: make(map[DecisionID]Decision, len(r.Decisions)),
-		refused:   make(map[Identity]Refusal, len(r.Refused)),
-		enforce:   make(map[Group]bool, len(r.Groups)),
-	}
-	seen4, seen6 := map[int]bool{}, map[int]bool{}
-	for _, p := range r.Peers {
-		ix.peers[p.Prefix.Masked()] = p
-		if p.Prefix.Addr().Is4() {
-			seen4[p.Prefix.Bits()] = true
-		} else {
-			seen6[p.Prefix.Bits()] = true
-		}
-	}
-	ix.lengths4, ix.lengths6 = longestFirst(seen4), longestFirst(seen6)
-	for _, rule := range r.Rules {
-		key := pairKey{rule.From, rule.To, rule.Protocol}
-		ix.rules[key] = append(ix.rules[key], rule)
-	}
-	for _, d := range r.Decisions {
-		ix.decisions[d.ID] = d
-	}
-	for _, refusal := range r.Refused {
-		ix.refused[refusal.Identity] = refusal
-	}
-	for _, g := range r.Groups {
-		ix.enforce[g.Group] = g.Enforce
-	}
-	if len(r.Reasons) == 0 {
-		return ix
-	}
-	ix.reasons = make(map[pairKey][]Rule, len(r.Reasons))
-	for _, rule := range r.Reasons {
-		key := pairKey{rule.From, rule.To, rule.Protocol}
-		ix.reasons[key] = append(ix.reasons[key], rule)
-	}
-	ix.senders, ix.receivers = map[Group]Group{GroupWorld: GroupWorld}, map[Group]Group{GroupWorld: GroupWorld}
-	for _, g := range r.Groups {
-		ix.senders[g.Group], ix.receivers[g.Group] = g.Sender, g.Receiver
-	}
-	return ix
-}
-
-func longestFirst(seen map[int]bool) []int {
-	var lengths []int
-	for bits := range seen {
-		lengths = append(lengths, bits)
-	}
-	slices.SortFunc(lengths, func(a, b int) int { return cmp.Compare(b, a) })
-	return lengths
-}
-
-func (ix *rulesetIndex) lengths(address netip.Addr) []int {
-	if address.Is4() {
-		return ix.lengths4
-	}
-	return ix.lengths6
-}
-
-// cell finds the decision of the most specific rule, in the order of CompareRules.
-func (ix *rulesetIndex) cell(from, to Group, protocol Protocol, port uint16, fallback DecisionID) DecisionID {
-	if !protocol.HasPorts() {
-		port = 0
-	}
-	if id, found := find(ix.rules, from, to, protocol, port); found {
-		return id
-	}
-	if len(ix.reasons) > 0 {
-		if id, found := find(ix.reasons, ix.senders[from], ix.receivers[to], protocol, port); found {
-			return id
-		}
-	}
-	for _, pair := range [3][2]Group{{GroupAny, to}, {from, GroupAny}, {GroupAny, GroupAny}} {
-		if id, found := find(ix.rules, pair[0], pair[1], protocol, port); found {
-			return id
-		}
-	}
-	return fallback
-}
-
-// find looks a cell up among the rules of one pair, the exact protocol first.
-func find(rules map[pairKey][]Rule, from, to Group, protocol Protocol, port uint16) (DecisionID, bool) {
-	for _, p := range [2]Protocol{protocol, ProtocolAny} {
-		list := rules[pairKey{from, to, p}]
-		i, _ := slices.BinarySearchFunc(list, port, func(rule Rule, port uint16) int {
-			return cmp.Compare(rule.Ports.Last, port)
-		})
-		if i < len(list) && list[i].Ports.Contains(port) {
-			return list[i].Decision, true
-		}
-	}
-	return 0, false
 }

@@ -74,8 +74,8 @@ func (r *Ruleset) Cuts(s AdministratorSession, port Port, at time.Time) (Reason,
 // strict says whether an enforcement point that decides by itself refuses what
 // belongs to a session.
 func (r *Ruleset) strict(group Group, s AdministratorSession) bool {
-	enforce := r.indexed().enforce
-	return enforce[group] || enforce[r.Lookup(s.From.Addr()).Group] || enforce[r.Lookup(s.To.Addr()).Group]
+	groups := r.indexed().groups.find()
+	return groups[group].Enforce || groups[r.Lookup(s.From.Addr()).Group].Enforce || groups[r.Lookup(s.To.Addr()).Group].Enforce
 }
 
 // CutSession is a session that a ruleset would cut.

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -14,16 +15,48 @@ import (
 // as it is to be. Groups, decisions and refusals are those that are new or other than
 // before.
 type Change struct {
-	Generation           uint64
-	PeersGone, PeersCome []bocage.Peer
-	RulesGone, RulesCome []bocage.Rule
-	Groups               []bocage.GroupInfo
-	Decisions            []bocage.Decision
-	Profiles             []bocage.Profile // that these decisions name
-	Refused              []bocage.Refusal
-	Lifted               []bocage.Identity // are refused no longer
-	Names                *[]bocage.Name    // all that there are to be; nil: those of before
-	ConfirmBy            time.Time         // as in a Ruleset
+	Generation               uint64
+	PeersGone, PeersCome     []bocage.Peer
+	RulesGone, RulesCome     []bocage.Rule
+	ReasonsGone, ReasonsCome []bocage.Rule
+	Groups                   []bocage.GroupInfo
+	GroupsGone               []bocage.Group
+	Decisions                []bocage.Decision
+	DecisionsGone            []bocage.DecisionID
+	Profiles                 []bocage.Profile // that these decisions name, but for those of the last whole ruleset
+	Refused                  []bocage.Refusal
+	Lifted                   []bocage.Identity // are refused no longer
+	Names                    *[]bocage.Name    // all that there are to be; nil: those of before
+	ConfirmBy                time.Time         // as in a Ruleset
+}
+
+// ChangeOf puts an amendment in terms of the dataplane. It is false for one that
+// changes more than a Change can say: then the whole ruleset is to be applied.
+func ChangeOf(a *bocage.Amendment) (c Change, ok bool) {
+	if a.Rest != nil {
+		return c, false
+	}
+	c = Change{Generation: a.Generation, ConfirmBy: a.ConfirmBy, PeersGone: a.Peers.Gone, PeersCome: a.Peers.Come,
+		RulesGone: a.Rules.Gone, RulesCome: a.Rules.Come, ReasonsGone: a.Reasons.Gone, ReasonsCome: a.Reasons.Come,
+		Groups: a.Groups.Come, Decisions: a.Decisions.Come, Refused: a.Refused.Come}
+	c.GroupsGone = goneOf(a.Groups, func(g bocage.GroupInfo) bocage.Group { return g.Group })
+	c.DecisionsGone = goneOf(a.Decisions, func(d bocage.Decision) bocage.DecisionID { return d.ID })
+	c.Lifted = goneOf(a.Refused, func(r bocage.Refusal) bocage.Identity { return r.Identity })
+	return c, true
+}
+
+// goneOf lists the names of rows that go and that none comes in the place of.
+func goneOf[T any, N comparable](edits bocage.Edits[T], name func(T) N) (gone []N) {
+	come := make(map[N]bool, len(edits.Come))
+	for _, row := range edits.Come {
+		come[name(row)] = true
+	}
+	for _, row := range edits.Gone {
+		if !come[name(row)] {
+			gone = append(gone, name(row))
+		}
+	}
+	return gone
 }
 
 // Amend is Apply of the ruleset that a change makes of the one in force. It costs
@@ -56,6 +89,7 @@ func (d *Dataplane) amend(c Change) error {
 	if err != nil {
 		return err
 	}
+	c.Profiles = slices.Concat(d.lists.profiles, c.Profiles)
 	e, err := d.content.readChange(c)
 	if err != nil {
 		return err
@@ -67,6 +101,9 @@ func (d *Dataplane) amend(c Change) error {
 	}
 	if len(e.rulesGone)+len(e.rulesCome) > 0 {
 		lists.rules = unknown[bocage.Rule]()
+	}
+	if len(e.reasonsGone)+len(e.reasonCome) > 0 {
+		lists.reasons = unknown[bocage.Rule]()
 	}
 	if len(e.groups) > 0 {
 		lists.groups = unknown[bocage.GroupInfo]()
@@ -84,7 +121,7 @@ func (d *Dataplane) amend(c Change) error {
 	if err != nil {
 		return err
 	}
-	if err := d.content.overlapping(e.rulesCome); err != nil {
+	if err := errors.Join(overlapping(&d.content.rules, e.rulesCome), overlapping(&d.content.reasons, e.reasonCome)); err != nil {
 		next.undo()
 		return err
 	}
@@ -116,25 +153,19 @@ func (c *content) readChange(change Change) (*edit, error) {
 			faults.add("a peer of identity %d comes where another one is that stays", p.identity)
 		}
 	}
-	e.rulesGone, e.rulesCome = slices.Clone(change.RulesGone), slices.Clone(change.RulesCome)
-	slices.SortFunc(e.rulesGone, comparePlaces)
-	slices.SortFunc(e.rulesCome, comparePlaces)
-	for _, r := range e.rulesGone {
-		if is, found := c.rules.find(r); !found || is != r {
-			faults.add("the rule from group %d to %d that is to go is not there as it is said to be", r.From, r.To)
-		}
-	}
-	for i, r := range e.rulesCome {
-		_, found := c.rules.find(r)
-		_, goes := slices.BinarySearchFunc(e.rulesGone, r, comparePlaces)
-		if r.Ports.First > r.Ports.Last || found && !goes || i > 0 && comparePlaces(e.rulesCome[i-1], r) == 0 {
-			faults.add("the rule from group %d to %d that comes is there, or has no ports", r.From, r.To)
-		}
+	e.rulesGone, e.rulesCome = readRuleChanges(&c.rules, change.RulesGone, change.RulesCome, &faults)
+	e.reasonsGone, e.reasonCome = readRuleChanges(&c.reasons, change.ReasonsGone, change.ReasonsCome, &faults)
+	for _, g := range change.GroupsGone {
+		e.groups[g] = groupInfo{}
 	}
 	for _, g := range change.Groups {
 		e.groups[g.Group] = groupInfo{listed: true, enforce: g.Enforce, sender: g.Sender, receiver: g.Receiver}
 	}
+	for _, id := range change.DecisionsGone {
+		e.decisions[id] = nil
+	}
 	c.readNewDecisions(change, e, &faults)
+	c.checkSuccessors(e, &faults)
 	for _, r := range change.Refused {
 		e.refused[r.Identity] = &r
 	}
@@ -146,6 +177,40 @@ func (c *content) readChange(change Change) (*edit, error) {
 	}
 	c.check(e, &faults)
 	return e, faults.err()
+}
+
+// readRuleChanges puts the rules that go and come in order, and checks both.
+func readRuleChanges(list *sorted[bocage.Rule], gone, come []bocage.Rule, faults *faults) (sortedGone, sortedCome []bocage.Rule) {
+	gone, come = slices.Clone(gone), slices.Clone(come)
+	slices.SortFunc(gone, comparePlaces)
+	slices.SortFunc(come, comparePlaces)
+	for _, r := range gone {
+		if is, found := list.find(r); !found || is != r {
+			faults.add("the rule from group %d to %d that is to go is not there as it is said to be", r.From, r.To)
+		}
+	}
+	for i, r := range come {
+		_, found := list.find(r)
+		_, goes := slices.BinarySearchFunc(gone, r, comparePlaces)
+		if r.Ports.First > r.Ports.Last || found && !goes || i > 0 && comparePlaces(come[i-1], r) == 0 {
+			faults.add("the rule from group %d to %d that comes is there, or has no ports", r.From, r.To)
+		}
+	}
+	return gone, come
+}
+
+// checkSuccessors says which decisions that stay would give way to one that goes.
+func (c *content) checkSuccessors(e *edit, faults *faults) {
+	if !slices.Contains(slices.Collect(maps.Values(e.decisions)), nil) {
+		return
+	}
+	for id, d := range c.decisions {
+		if to, changes := e.decisions[d.then]; !d.until.IsZero() && changes && to == nil {
+			if own, changes := e.decisions[id]; !changes || own != nil && own.then == d.then {
+				faults.add("decision %s gives way to %s, which is not among the decisions", id, d.then)
+			}
+		}
+	}
 }
 
 func (c *content) readNewDecisions(change Change, e *edit, faults *faults) {
@@ -170,11 +235,11 @@ func (c *content) readNewDecisions(change Change, e *edit, faults *faults) {
 	}
 }
 
-// overlapping says which of some rules that are there overlap with others.
-func (c *content) overlapping(rules []bocage.Rule) error {
+// overlapping says which of some rules that are in a list overlap with others there.
+func overlapping(list *sorted[bocage.Rule], rules []bocage.Rule) error {
 	var faults faults
 	for _, r := range rules {
-		before, after := c.rules.around(r)
+		before, after := list.around(r)
 		if before != nil && overlap(*before, r) {
 			faults.add("rules from group %d to %d %s: ports %s and %s overlap", r.From, r.To, r.Protocol, before.Ports, r.Ports)
 		}

@@ -157,6 +157,25 @@ func (d reportedDataplane) Revert(ruleset *bocage.Ruleset) error {
 	return d.put(ruleset, d.Dataplane.Revert)
 }
 
+// Amend implements agent.Dataplane. What is in force is told before what only tells
+// of it is made.
+func (d reportedDataplane) Amend(change dataplane.Change, after func() *bocage.Ruleset) error {
+	a := d.agent
+	if a.mayCut(change) {
+		if err := a.guard(after()); err != nil {
+			return err
+		}
+	}
+	if err := d.Dataplane.Amend(change); err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	a.since.Store(&now)
+	signal(a.applied)
+	a.ruleset.Store(after())
+	return nil
+}
+
 func (d reportedDataplane) put(ruleset *bocage.Ruleset, into func(*bocage.Ruleset) error) error {
 	a := d.agent
 	if err := into(ruleset); err != nil {

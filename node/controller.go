@@ -230,11 +230,11 @@ func (c *controllerProcess) serveRulesets(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &question); err != nil {
 			return nil, errors.New("the request is no question for a ruleset")
 		}
-		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed})
+		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed, Base: question.Base})
 		if err != nil || answer.Empty() {
 			return nil, err
 		}
-		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate})
+		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Amendment: answer.Amendment, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate})
 	})
 }
 

@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/store"
 )
@@ -202,6 +204,37 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 	}
 	return fmt.Errorf("generation %d stays out of force: %w; bocage policy accept-risk %s puts it in force all the same: %w",
 		ruleset.Generation, ErrRisky, a.cfg.Host, errors.Join(faults...))
+}
+
+// mayCut says whether a change may concern the sessions that guard looks for: not if
+// it is all about flows between others than this host's own addresses. Who is cut off
+// for what they did does not count there either.
+func (a *agentProcess) mayCut(change dataplane.Change) bool {
+	before := a.ruleset.Load()
+	if before == nil || len(change.PeersGone)+len(change.PeersCome)+len(change.ReasonsGone)+len(change.ReasonsCome)+
+		len(change.Groups)+len(change.GroupsGone) > 0 {
+		return true
+	}
+	for _, d := range change.Decisions {
+		if _, had := before.Decision(d.ID); had {
+			return true
+		}
+	}
+	if len(change.RulesGone)+len(change.RulesCome) == 0 {
+		return false
+	}
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return true
+	}
+	own := map[bocage.Group]bool{bocage.GroupAny: true}
+	for _, address := range addresses {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil {
+			own[before.Lookup(prefix.Addr()).Group] = true
+		}
+	}
+	concerns := func(r bocage.Rule) bool { return own[r.From] || own[r.To] }
+	return slices.ContainsFunc(change.RulesGone, concerns) || slices.ContainsFunc(change.RulesCome, concerns)
 }
 
 // shown leaves out the ports whose interface is left alone.

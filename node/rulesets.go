@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/dataplane/agent"
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
@@ -27,6 +29,8 @@ type rulesetSource struct {
 	given, done standing
 	candidate   uint64      // generation that is evaluated, or was to be; 0: none
 	shadow      *agent.Step // waits to be handed on
+	altered     bool        // what was handed on last says otherwise than what was signed
+	whole       bool        // an amendment was of no use: the whole is asked for
 }
 
 // standing names what is to be enforced: a generation, the newest that was taken,
@@ -48,6 +52,9 @@ type rulesetQuestion struct {
 	Candidate uint64 `json:"candidate,omitempty"`
 	// Confirmed is the generation of the last Confirmation that it took.
 	Confirmed uint64 `json:"confirmed,omitempty"`
+	// Base is the generation that it holds and enforces, as it was signed; what comes
+	// next may be told by how it differs. 0: it wants the whole.
+	Base uint64 `json:"base,omitempty"`
 }
 
 // rulesetAnswer is the answer, as JSON; no bytes at all say that nothing is new.
@@ -66,6 +73,10 @@ type rulesetAnswer struct {
 	// refusals of what it leaves (Ruleset.WithRefusals), and reporting
 	// HostStatus.RevertedFrom. A newer ruleset always replaces it.
 	Ruleset []byte `json:"ruleset,omitempty"`
+	// Amendment, in the place of Ruleset, is an envelope bocage.SignedAmendment around
+	// a bocage.Amendment of question.Base. An agent that cannot use it asks again
+	// without a Base.
+	Amendment []byte `json:"amendment,omitempty"`
 	// Candidate is an envelope bocage.SignedCandidate around a Ruleset to be
 	// evaluated beside the one in force, in the place of the one before. Its
 	// generation is another than question.Candidate.
@@ -91,6 +102,7 @@ func (s *rulesetSource) Next(ctx context.Context, failed bool) (agent.Step, erro
 	if s.done != s.given && !failed {
 		s.done = s.given
 		s.agent.reverted.Store(s.shelf.left)
+		s.shelf.settle()
 	}
 	poll := time.NewTicker(pollEvery)
 	defer poll.Stop()
@@ -133,17 +145,24 @@ func (s *rulesetSource) due(now time.Time) (agent.Step, bool) {
 	if left := s.agent.dataplane.Left(); left != 0 && left == s.shelf.newest() {
 		s.shelf.leave()
 	}
-	ruleset, back := s.shelf.standing(now)
-	if ruleset != nil {
+	held, back := s.shelf.stands(now)
+	if held != nil {
 		if back {
 			s.shelf.leave()
 		}
 		waits := !s.shelf.deadline().IsZero()
 		if before := s.shelf.rulesets[0]; waits && s.shelf.stays(before) && s.agent.dataplane.Generation() == 0 {
-			ruleset, waits = before, false // the kernel must have what it may go back to
+			held, waits = before, false // the kernel must have what it may go back to
 		}
-		if want := (standing{s.shelf.newest(), ruleset.Generation, waits}); want != s.done {
+		if want := (standing{s.shelf.newest(), held.generation, waits}); want != s.done {
 			s.given = want
+			if step, ok := s.amending(held, back, waits); ok {
+				return step, true
+			}
+			ruleset := held.ruleset()
+			if back {
+				ruleset, _ = s.shelf.standing(now)
+			}
 			if !waits && !ruleset.ConfirmBy.IsZero() {
 				ruleset = ruleset.Copy()
 				ruleset.ConfirmBy = time.Time{} // the word came, or there is nothing to go back to
@@ -162,6 +181,38 @@ func (s *rulesetSource) due(now time.Time) (agent.Step, bool) {
 		return step, true
 	}
 	return agent.Step{}, false
+}
+
+// amending is the step to what is held by how it differs from what is in force, if
+// that was taken as an amendment of just that, and all of it is the dataplane's: what
+// the other functions have to be ready for goes by the whole.
+func (s *rulesetSource) amending(held *kept, back, waits bool) (agent.Step, bool) {
+	a := held.amendment
+	if a == nil || back || s.altered || s.done.generation != a.From || s.done.newest != a.From {
+		return agent.Step{}, false
+	}
+	change, ok := dataplane.ChangeOf(a)
+	if !ok || s.agent.inspection.Load() != nil && slices.ContainsFunc(change.Decisions, func(d bocage.Decision) bool { return d.Profile != 0 }) {
+		return agent.Step{}, false
+	}
+	after := held.ruleset
+	if !waits && !a.ConfirmBy.IsZero() {
+		change.ConfirmBy = time.Time{}
+		after = sync.OnceValue(func() *bocage.Ruleset {
+			confirmed := held.ruleset().Copy()
+			confirmed.ConfirmBy = time.Time{}
+			return confirmed
+		})
+	}
+	return agent.Step{What: agent.Apply, Change: &change, After: after}, true
+}
+
+// base is the generation of which an amendment would be of use; 0: of none.
+func (s *rulesetSource) base() uint64 {
+	if newest := s.shelf.newest(); !s.whole && s.done.generation == newest && s.shelf.amendable() {
+		return newest
+	}
+	return 0
 }
 
 // wait ends when something may have changed.
@@ -217,7 +268,7 @@ func (s *rulesetSource) question(ctx context.Context) (rulesetAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var answer rulesetAnswer
-	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed})
+	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed, Base: s.base()})
 	if err != nil {
 		return answer, err
 	}
@@ -251,10 +302,17 @@ func (s *rulesetSource) take(answer rulesetAnswer, now time.Time) (news bool, er
 			return news, fmt.Errorf("a controller offers generation %d and %d was taken before: refused", ruleset.Generation, have)
 		}
 		s.shelf.take(ruleset, answer.Ruleset)
-		news = true
-		if s.candidate != 0 && ruleset.Generation >= s.candidate {
-			s.evaluate(nil)
+		s.whole, news = false, true
+	}
+	if len(answer.Amendment) > 0 {
+		if err := s.amend(answer.Amendment, now); err != nil {
+			s.agent.logger.Warn("an amendment is of no use: asking for the whole ruleset", "err", err)
+			s.whole = true
 		}
+		news = true
+	}
+	if s.candidate != 0 && s.shelf.newest() >= s.candidate {
+		s.evaluate(nil)
 	}
 	switch {
 	case len(answer.Candidate) > 0:
@@ -273,6 +331,19 @@ func (s *rulesetSource) take(answer rulesetAnswer, now time.Time) (news bool, er
 	return news, nil
 }
 
+// amend takes an amendment of the newest ruleset.
+func (s *rulesetSource) amend(envelope []byte, now time.Time) error {
+	payload, err := openSigned(s.bundle, bocage.SignedAmendment, envelope, now)
+	if err != nil {
+		return err
+	}
+	amendment, err := policy.DecodeAmendment(payload)
+	if err != nil {
+		return err
+	}
+	return s.shelf.amend(amendment, envelope, now)
+}
+
 // evaluate has a candidate evaluated, or none, in the next step.
 func (s *rulesetSource) evaluate(candidate *bocage.Ruleset) {
 	s.candidate = 0
@@ -287,13 +358,15 @@ func (s *rulesetSource) evaluate(candidate *bocage.Ruleset) {
 // engine lose one that is still in force. Where the engine refuses a profile that
 // it does not have, the flows that owe it are treated as if it were down.
 func (s *rulesetSource) prepare(ruleset *bocage.Ruleset) *bocage.Ruleset {
-	a := s.agent
+	a, altered := s.agent, false
 	a.placing.Lock()
 	defer a.placing.Unlock()
 	if engine := a.inspection.Load(); engine != nil {
 		a.loadProfiles(engine, bothProfiles(a.ruleset.Load(), ruleset))
-		ruleset = withoutInspection(ruleset, func(p bocage.Profile) bool { return !a.loaded[p.Number] })
+		with := withoutInspection(ruleset, func(p bocage.Profile) bool { return !a.loaded[p.Number] })
+		ruleset, altered = with, with != ruleset
 	}
+	s.altered = altered
 	if decoys := a.decoys.Load(); decoys != nil {
 		a.place(decoys, ruleset)
 	}

@@ -18,7 +18,8 @@ import (
 	"bocage.dev/bocage/identity"
 )
 
-// Files of a shelf. Older rulesets lie beside the newest as ruleset-GENERATION.signed.
+// Files of a shelf. Older rulesets lie beside the newest as ruleset-GENERATION.signed,
+// amendments of either in ruleset-GENERATION.amendments.
 const (
 	newestFile  = "ruleset.signed"
 	confirmFile = "ruleset.confirm" // the last confirmation, signed
@@ -44,9 +45,25 @@ type shelf struct {
 	logger *slog.Logger
 	// rulesets are in the order of their generations. While the last one counts as
 	// not confirmed, the first is one that stays, if there ever was one.
-	rulesets  []*bocage.Ruleset
+	rulesets  []*kept
 	confirmed uint64 // every generation up to it stays
 	left      uint64 // generation that the agent went back from: the last one's, or 0
+	series    uint64 // generation of the whole ruleset that was taken last
+	journal   journal
+}
+
+// kept is one ruleset on the shelf.
+type kept struct {
+	generation uint64
+	confirmBy  time.Time
+	series     uint64            // generation of the whole ruleset that it, or what it amends, came as
+	amendment  *bocage.Amendment // by which it came; nil: whole
+	at         int64             // where that is in the journal of the series
+	ruleset    func() *bocage.Ruleset
+}
+
+func keptWhole(rs *bocage.Ruleset) *kept {
+	return &kept{generation: rs.Generation, confirmBy: rs.ConfirmBy, series: rs.Generation, ruleset: func() *bocage.Ruleset { return rs }}
 }
 
 // openShelf reads what the last process kept. It is verified like what comes from
@@ -67,14 +84,16 @@ func openShelf(dir string, credentials *credentials, host string, logger *slog.L
 			logger.Warn("a kept ruleset is of no use", "path", path, "err", err)
 			continue
 		}
-		if ruleset.Generation < newest.Generation {
-			s.rulesets = append(s.rulesets, ruleset)
-		}
+		series, _ := s.readSeries(ruleset, credentials.bundle)
+		s.rulesets = append(s.rulesets, slices.DeleteFunc(series, func(k *kept) bool { return k.generation >= newest.Generation })...)
 	}
-	slices.SortFunc(s.rulesets, func(a, b *bocage.Ruleset) int { return cmp.Compare(a.Generation, b.Generation) })
-	s.rulesets = append(s.rulesets, newest)
+	slices.SortFunc(s.rulesets, func(a, b *kept) int { return cmp.Compare(a.generation, b.generation) })
+	s.series = newest.Generation
+	var series []*kept
+	series, s.journal = s.readSeries(newest, credentials.bundle)
+	s.rulesets = append(s.rulesets, series...)
 	text, err := os.ReadFile(filepath.Join(dir, leftFile))
-	if left, parse := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && parse == nil && left == newest.Generation {
+	if left, parse := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && parse == nil && left == s.newest() {
 		s.left = left
 	}
 	s.prune()
@@ -136,32 +155,45 @@ func (s *shelf) newest() uint64 {
 	if len(s.rulesets) == 0 {
 		return 0
 	}
-	return s.rulesets[len(s.rulesets)-1].Generation
+	return s.rulesets[len(s.rulesets)-1].generation
 }
 
-func (s *shelf) stays(ruleset *bocage.Ruleset) bool {
-	if ruleset.Generation == s.left {
+func (s *shelf) stays(k *kept) bool {
+	if k.generation == s.left {
 		return false
 	}
-	return ruleset.ConfirmBy.IsZero() || ruleset.Generation <= s.confirmed
+	return k.confirmBy.IsZero() || k.generation <= s.confirmed
 }
 
-// standing is the ruleset to be enforced at a moment, and whether that means to go
-// back. Nil: there is none. Where there is nothing to go back to, the newest stands.
-func (s *shelf) standing(now time.Time) (ruleset *bocage.Ruleset, back bool) {
+// stands is which ruleset is to be enforced at a moment, and whether that means to
+// go back. Nil: there is none. Where there is nothing to go back to, the newest stands.
+func (s *shelf) stands(now time.Time) (k *kept, back bool) {
 	if len(s.rulesets) == 0 {
 		return nil, false
 	}
 	before, newest := s.rulesets[:len(s.rulesets)-1], s.rulesets[len(s.rulesets)-1]
-	if s.stays(newest) || s.left != newest.Generation && now.Before(newest.ConfirmBy) {
+	if s.stays(newest) || s.left != newest.generation && now.Before(newest.confirmBy) {
 		return newest, false
 	}
-	for _, ruleset := range slices.Backward(before) {
-		if s.stays(ruleset) {
-			return ruleset.WithRefusals(newest), true
+	for _, k := range slices.Backward(before) {
+		if s.stays(k) {
+			return k, true
 		}
 	}
 	return newest, false
+}
+
+// standing is the ruleset itself: what is gone back to has the refusals of what is
+// left.
+func (s *shelf) standing(now time.Time) (ruleset *bocage.Ruleset, back bool) {
+	k, back := s.stands(now)
+	switch {
+	case k == nil:
+		return nil, false
+	case back:
+		return k.ruleset().WithRefusals(s.rulesets[len(s.rulesets)-1].ruleset()), true
+	}
+	return k.ruleset(), false
 }
 
 // deadline is when the newest ruleset is to be gone back from; zero: never.
@@ -170,24 +202,30 @@ func (s *shelf) deadline() time.Time {
 		return time.Time{}
 	}
 	newest := s.rulesets[len(s.rulesets)-1]
-	if s.stays(newest) || newest.Generation == s.left {
+	if s.stays(newest) || newest.generation == s.left {
 		return time.Time{}
 	}
-	return newest.ConfirmBy
+	return newest.confirmBy
 }
 
 // take puts a newer ruleset on the shelf.
 func (s *shelf) take(ruleset *bocage.Ruleset, envelope []byte) {
-	if n := len(s.rulesets); n > 0 {
-		newest := s.rulesets[n-1]
-		if newest.Generation == s.left {
-			s.rulesets = s.rulesets[:n-1] // nobody goes back to what was left
-		} else if err := os.Link(filepath.Join(s.dir, newestFile), filepath.Join(s.dir, olderFile(newest.Generation))); err != nil && !errors.Is(err, fs.ErrExist) {
+	if n := len(s.rulesets); n > 0 && s.rulesets[n-1].generation == s.left {
+		// Nobody goes back to what was left.
+		if left := s.rulesets[n-1]; left.amendment != nil {
+			s.cutJournal(left.at)
+		}
+		s.rulesets = s.rulesets[:n-1]
+	}
+	if slices.ContainsFunc(s.rulesets, func(k *kept) bool { return k.series == s.series }) {
+		if err := os.Link(filepath.Join(s.dir, newestFile), filepath.Join(s.dir, olderFile(s.series))); err != nil && !errors.Is(err, fs.ErrExist) {
 			s.logger.Warn("keep the ruleset before for a way back: after a restart there is none", "err", err)
 		}
 	}
 	s.left = 0
-	s.rulesets = append(s.rulesets, ruleset)
+	s.rulesets = append(s.rulesets, keptWhole(ruleset))
+	s.series, s.journal = ruleset.Generation, journal{}
+	s.remove(journalFile(s.series)) // of nothing that is kept
 	if err := writeFile(filepath.Join(s.dir, newestFile), envelope, 0o600); err != nil {
 		s.logger.Warn("keep the ruleset for the next start", "err", err)
 	}
@@ -222,8 +260,8 @@ func (s *shelf) leave() {
 // stays, and of many that may yet be confirmed the oldest.
 func (s *shelf) prune() {
 	base := 0
-	for i, ruleset := range s.rulesets {
-		if s.stays(ruleset) {
+	for i, k := range s.rulesets {
+		if s.stays(k) {
 			base = i
 		}
 	}
@@ -231,11 +269,13 @@ func (s *shelf) prune() {
 	if n := len(s.rulesets); n > mostUnconfirmed+1 {
 		s.rulesets = slices.Delete(s.rulesets, 1, n-mostUnconfirmed)
 	}
-	keep := map[string]bool{}
-	for _, ruleset := range s.rulesets[:max(len(s.rulesets)-1, 0)] {
-		keep[olderFile(ruleset.Generation)] = true
+	keep := map[string]bool{journalFile(s.series): true}
+	for _, k := range s.rulesets {
+		if k.series != s.series {
+			keep[olderFile(k.series)], keep[journalFile(k.series)] = true, true
+		}
 	}
-	for _, path := range s.older() {
+	for _, path := range append(s.older(), s.journals()...) {
 		if !keep[filepath.Base(path)] {
 			s.remove(filepath.Base(path))
 		}

@@ -25,13 +25,13 @@ import (
 
 // signer is a controller's hand.
 type signer struct {
-	t       *testing.T
+	t       testing.TB
 	bundle  *identity.Bundle
 	svid    *identity.SVID
 	foreign *identity.SVID // an agent's, which may not sign for controllers
 }
 
-func newSigner(t *testing.T) *signer {
+func newSigner(t testing.TB) *signer {
 	t.Helper()
 	authority, err := identity.OpenAuthority(t.TempDir(), "test.internal")
 	if err != nil {
@@ -98,6 +98,7 @@ func generation(n uint64, confirmBy time.Time, refused ...bocage.Identity) *boca
 	for _, id := range refused {
 		rs.Refused = append(rs.Refused, bocage.Refusal{Identity: id, Decision: quarantine})
 	}
+	rs.Digest = rs.ContentDigest()
 	return rs
 }
 
@@ -319,7 +320,8 @@ func (c *controllers) say(answer func(rulesetQuestion) rulesetAnswer) {
 
 // site is an agent's rulesets, its loop and the kernel, without the rest.
 type site struct {
-	t       *testing.T
+	t       testing.TB
+	room    int // for rules and for addresses; 0: what a dataplane has by itself
 	cfg     Config
 	pins    string
 	there   *controllers
@@ -331,7 +333,7 @@ type site struct {
 // start begins a process; online says whether it reaches a controller.
 func (s *site) start(online bool) {
 	s.t.Helper()
-	d, err := dataplane.Open(dataplane.Config{Host: "h1", PinDir: s.pins, FlowEntries: 1024})
+	d, err := dataplane.Open(dataplane.Config{Host: "h1", PinDir: s.pins, FlowEntries: 1024, RuleEntries: s.room, PeerEntries: s.room})
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -389,7 +391,7 @@ func (s *site) until(what string, holds func(bocage.HostStatus) bool) bocage.Hos
 	}
 }
 
-func newSite(t *testing.T) (*site, *signer) {
+func newSite(t testing.TB) (*site, *signer) {
 	hosttest.Root(t)
 	sign := newSigner(t)
 	s := &site{t: t, there: &controllers{}, pins: filepath.Join(t.TempDir(), "bpf"),

@@ -184,7 +184,7 @@ func BenchmarkParts(b *testing.B) {
 				b.Fatal(err)
 			}
 			for _, host := range cutter.Hosts() {
-				if _, err := e.encode(host, 1, time.Time{}); err != nil {
+				if _, err := e.encode(e.numbered(host, 1, time.Time{})); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -3,8 +3,6 @@ package policy
 import (
 	"bytes"
 	"compress/gzip"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,7 +32,6 @@ type encoder struct {
 	// shared is the JSON of peers and groups, tail that of the last rules.
 	shared, tail                     []byte
 	sharedCompressed, tailCompressed func() ([]byte, error)
-	sharedHash                       digest
 	wildcards                        int // rules in the tail
 }
 
@@ -65,6 +62,9 @@ type sharedPart struct {
 // newEncoder prepares to write the rulesets that cut makes out of a whole. Of an
 // encoder before, which may be nil, it takes over what is the same.
 func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset, before *encoder) (*encoder, error) {
+	if before != nil {
+		whole = whole.Copy().Like(before.whole) // what was summed up of it holds
+	}
 	if before != nil && same(before.whole.Peers, whole.Peers) && same(before.whole.Groups, whole.Groups) && same(before.whole.Rules, whole.Rules) {
 		e := *before
 		e.whole, e.cut = whole, cut
@@ -81,7 +81,6 @@ func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset, be
 		return nil, fmt.Errorf("encode generation %d: %w", whole.Generation, err)
 	}
 	e.tail, e.wildcards = append(tail[1:], '}'), len(wildcards) // the host's rules open the list
-	e.sharedHash = sha256.Sum256(e.shared)
 	e.sharedCompressed = sync.OnceValues(func() ([]byte, error) { return compress(e.shared) })
 	e.tailCompressed = sync.OnceValues(func() ([]byte, error) { return compress(e.tail) })
 	return e, nil
@@ -111,11 +110,19 @@ func same[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// encode writes the ruleset of one host, with a number of its own. Its digest is
-// that of everything else in it, so that equal content is seen to be equal
-// whatever it is numbered.
-func (e *encoder) encode(host string, number uint64, confirmBy time.Time) ([]byte, error) {
+// numbered is the ruleset of one host, with a number of its own. Its digest is that
+// of everything else in it, so that equal content is seen to be equal whatever it is
+// numbered.
+func (e *encoder) numbered(host string, number uint64, confirmBy time.Time) *bocage.Ruleset {
 	cut := e.cut(host)
+	cut.Generation, cut.ConfirmBy = number, confirmBy
+	cut.Digest = cut.Like(e.whole).ContentDigest()
+	return cut
+}
+
+// encode writes a host's ruleset.
+func (e *encoder) encode(cut *bocage.Ruleset) ([]byte, error) {
+	host := cut.Host
 	named := cut.Rules[:firstWildcard(cut.Rules)]
 	ownTail := len(cut.Rules)-len(named) != e.wildcards
 	if ownTail {
@@ -133,26 +140,16 @@ func (e *encoder) encode(host string, number uint64, confirmBy time.Time) ([]byt
 	case len(named) > 0 && e.wildcards > 0:
 		rules = append(rules, ',')
 	}
-	shared, sharedHash := e.shared, e.sharedHash
+	shared := e.shared
 	ownShared := !same(cut.Peers, e.whole.Peers) || !same(cut.Groups, e.whole.Groups)
 	if ownShared {
 		if shared, err = middle(sharedPart{cut.Peers, cut.Groups}); err != nil {
 			return nil, fmt.Errorf("encode the peers of %s: %w", host, err)
 		}
-		sharedHash = sha256.Sum256(shared)
 	}
-	part := ownPart{Host: cut.Host, Decisions: cut.Decisions, Default: cut.Default, Refused: cut.Refused,
-		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Newcomers: cut.Newcomers, Decoys: cut.Decoys, Names: cut.Names}
-	own, err := json.Marshal(part)
+	own, err := json.Marshal(ownPart{Generation: cut.Generation, Digest: cut.Digest, ConfirmBy: cut.ConfirmBy, Host: cut.Host, Decisions: cut.Decisions, Default: cut.Default, Refused: cut.Refused,
+		Profiles: cut.Profiles, Ports: cut.Ports, Wires: cut.Wires, Newcomers: cut.Newcomers, Decoys: cut.Decoys, Names: cut.Names})
 	if err != nil {
-		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)
-	}
-	content := sha256.New()
-	for _, b := range [][]byte{own, sharedHash[:], rules, tail} {
-		content.Write(b)
-	}
-	part.Generation, part.ConfirmBy, part.Digest = number, confirmBy, hex.EncodeToString(content.Sum(nil))
-	if own, err = json.Marshal(part); err != nil {
 		return nil, fmt.Errorf("encode the ruleset of %s: %w", host, err)
 	}
 	own = own[:len(own)-1]
@@ -210,18 +207,43 @@ func decompress(b []byte) ([]byte, error) {
 	return plain, nil
 }
 
+// encodeAmendment writes an amendment, compressed if it is large.
+func encodeAmendment(a *bocage.Amendment) ([]byte, error) {
+	text, err := json.Marshal(a)
+	if err != nil {
+		return nil, fmt.Errorf("encode the amendment for %s: %w", a.Host, err)
+	}
+	if len(text) <= plainMost {
+		return text, nil
+	}
+	return compress(text)
+}
+
+// DecodeAmendment reads the payload of a signed amendment.
+func DecodeAmendment(payload []byte) (*bocage.Amendment, error) {
+	a := &bocage.Amendment{}
+	if err := unpack(payload, a); err != nil {
+		return nil, fmt.Errorf("decode an amendment: %w", err)
+	}
+	return a, nil
+}
+
 // DecodeRuleset reads the payload of a signed ruleset: the JSON of a Ruleset,
 // compressed by gzip if it is large.
 func DecodeRuleset(payload []byte) (*bocage.Ruleset, error) {
-	if bytes.HasPrefix(payload, []byte{0x1f, 0x8b}) {
-		var err error
-		if payload, err = decompress(payload); err != nil {
-			return nil, fmt.Errorf("decompress a ruleset: %w", err)
-		}
-	}
 	rs := &bocage.Ruleset{}
-	if err := json.Unmarshal(payload, rs); err != nil {
+	if err := unpack(payload, rs); err != nil {
 		return nil, fmt.Errorf("decode a ruleset: %w", err)
 	}
 	return rs, nil
+}
+
+func unpack(payload []byte, into any) error {
+	if bytes.HasPrefix(payload, []byte{0x1f, 0x8b}) {
+		var err error
+		if payload, err = decompress(payload); err != nil {
+			return fmt.Errorf("decompress: %w", err)
+		}
+	}
+	return json.Unmarshal(payload, into)
 }

@@ -26,7 +26,7 @@ func TestEncodeIsJSON(t *testing.T) {
 		}
 		for _, host := range append(cutter.Hosts()[:min(2, len(cutter.Hosts()))], "empty") {
 			cut := cutter.Cut(host)
-			payload, err := e.encode(host, rs.Generation, time.Time{})
+			payload, err := e.encode(e.numbered(host, rs.Generation, time.Time{}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -62,7 +62,7 @@ func FuzzDecodeRuleset(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	plain, err := e.encode("h0", 1, time.Time{})
+	plain, err := e.encode(e.numbered("h0", 1, time.Time{}))
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -59,7 +59,7 @@ func encodedFor(t *rapid.T, o *outcome, host string, number uint64) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := e.encode(host, number, time.Time{})
+	b, err := e.encode(e.numbered(host, number, time.Time{}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,6 +106,7 @@ type Policy struct {
 	notices  *noticeBoard
 	recalled recalled
 	planned  planProver
+	given    givenBook // what hosts were given last
 
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes

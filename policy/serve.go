@@ -16,18 +16,23 @@ type Question struct {
 	// Have is the highest generation that it ever took, Candidate the one that it
 	// evaluates beside (0: none), Confirmed that of the last confirmation.
 	Have, Candidate, Confirmed uint64
+	// Base is the generation whose ruleset it has and enforces, so that one that
+	// comes may be told by how it differs. 0: it wants the whole.
+	Base uint64
 }
 
 // Answer is what is new for it: signed envelopes.
 type Answer struct {
 	Confirm, Ruleset, Candidate []byte
+	// Amendment is in the place of Ruleset, where little differs from Base.
+	Amendment []byte
 	// NoCandidate ends the evaluation beside.
 	NoCandidate bool
 }
 
 // Empty reports whether nothing is new.
 func (a Answer) Empty() bool {
-	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Candidate) == 0 && !a.NoCandidate
+	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Amendment) == 0 && len(a.Candidate) == 0 && !a.NoCandidate
 }
 
 const (
@@ -52,6 +57,7 @@ func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, e
 	}
 	numbers, known := r.Hosts[host]
 	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.Said <= q.Confirmed {
+		p.remake(host, q, revision)
 		return Answer{}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, catchUp)
@@ -94,7 +100,7 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 		return a, ErrNotYet
 	}
 	if numbers[0] > q.Have {
-		if a.Ruleset, err = p.ruleset(enforced, bocage.SignedRuleset, host, numbers[0], s.confirmBy(host)); err != nil {
+		if a.Ruleset, a.Amendment, err = p.enforced(enforced, host, numbers[0], s.confirmBy(host), q.Base); err != nil {
 			return a, err
 		}
 	}
@@ -105,10 +111,10 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 	case evaluated == nil:
 		return a, ErrNotYet
 	default:
-		if a.Candidate, err = p.ruleset(evaluated, bocage.SignedCandidate, host, numbers[1], time.Time{}); err != nil {
+		if a.Candidate, err = p.ruleset(evaluated, bocage.SignedCandidate, host, numbers[1]); err != nil {
 			return a, err
 		}
-		if len(a.Ruleset) > 0 && len(a.Ruleset)+len(a.Candidate) > answerMost {
+		if first := len(a.Ruleset) + len(a.Amendment); first > 0 && first+len(a.Candidate) > answerMost {
 			a.Candidate = nil // the agent asks again at once
 		}
 	}
@@ -130,12 +136,12 @@ func (s *served) confirmBy(host string) time.Time {
 }
 
 // ruleset signs a host's part of an outcome.
-func (p *Policy) ruleset(o *outcome, kind, host string, number uint64, confirmBy time.Time) ([]byte, error) {
+func (p *Policy) ruleset(o *outcome, kind, host string, number uint64) ([]byte, error) {
 	e, err := o.encoder()
 	if err != nil {
 		return nil, err
 	}
-	payload, err := e.encode(host, number, confirmBy)
+	payload, err := e.encode(e.numbered(host, number, time.Time{}))
 	if err != nil {
 		return nil, err
 	}

@@ -34,6 +34,9 @@ import (
 type Dataplane interface {
 	Generation() uint64
 	Apply(*bocage.Ruleset) error
+	// Amend puts in force what a change makes of the ruleset in force, which after
+	// makes; once it is in force, what only says so may ask for it.
+	Amend(change dataplane.Change, after func() *bocage.Ruleset) error
 	Revert(*bocage.Ruleset) error
 	Shadow(*bocage.Ruleset) error
 	Attach(dataplane.Attachment) error
@@ -58,6 +61,10 @@ type Rulesets interface {
 type Step struct {
 	What    Verb
 	Ruleset *bocage.Ruleset // of Shadow it may be nil: no candidate is evaluated
+	// Change, if there is one, makes of the ruleset of the last step what After
+	// returns, which then stands in the place of Ruleset.
+	Change *dataplane.Change
+	After  func() *bocage.Ruleset
 }
 
 // Verb is what is done with a ruleset.
@@ -226,11 +233,7 @@ func (a *Agent) take(step Step) error {
 		a.mu.Unlock()
 		return nil
 	}
-	put := a.cfg.Dataplane.Apply
-	if step.What == Revert {
-		put = a.cfg.Dataplane.Revert
-	}
-	err := put(step.Ruleset)
+	err := a.put(&step)
 	a.mu.Lock()
 	a.status.NotApplied = step.Ruleset.Generation
 	if err == nil {
@@ -244,6 +247,25 @@ func (a *Agent) take(step Step) error {
 	}
 	a.wake()
 	return nil
+}
+
+// put brings a step's ruleset into force: by what it changes, if that is known, else
+// whole. What a change does not lead to, the whole does. The step has its ruleset
+// afterwards.
+func (a *Agent) put(step *Step) error {
+	switch {
+	case step.What == Revert:
+		return a.cfg.Dataplane.Revert(step.Ruleset)
+	case step.Change == nil:
+		return a.cfg.Dataplane.Apply(step.Ruleset)
+	}
+	err := a.cfg.Dataplane.Amend(*step.Change, step.After)
+	step.Ruleset = step.After()
+	if err == nil {
+		return nil
+	}
+	a.log.Warn("change not applied: applying the whole ruleset", "generation", step.Ruleset.Generation, "error", err)
+	return a.cfg.Dataplane.Apply(step.Ruleset)
 }
 
 func (a *Agent) sawLinks(links []host.Link) error {

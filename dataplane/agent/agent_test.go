@@ -181,7 +181,10 @@ type fake struct {
 	tampered   []string
 	gone       map[uint32]bool
 	attaches   int
-	events     []bocage.FlowEvent
+	amended    int
+	// unamendable refuses changes.
+	unamendable bool
+	events      []bocage.FlowEvent
 }
 
 func (f *fake) Generation() uint64 {
@@ -197,6 +200,17 @@ func (f *fake) Apply(rs *bocage.Ruleset) error {
 		return errors.New("cannot be applied")
 	}
 	f.generation = rs.Generation
+	return nil
+}
+
+func (f *fake) Amend(c dataplane.Change, _ func() *bocage.Ruleset) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.unamendable {
+		return errors.New("apply the whole ruleset")
+	}
+	f.generation = c.Generation
+	f.amended++
 	return nil
 }
 
@@ -282,7 +296,7 @@ func (i *inbox) Next(ctx context.Context, failed bool) (Step, error) {
 	i.failed = append(i.failed, failed)
 	select {
 	case rs := <-i.ch:
-		return Step{Apply, rs}, nil
+		return Step{What: Apply, Ruleset: rs}, nil
 	case step := <-i.steps:
 		return step, nil
 	case err := <-i.errs:
@@ -414,24 +428,24 @@ func TestAgent(t *testing.T) {
 		}
 
 		// A candidate is evaluated beside; one that cannot be is told, not tried again.
-		in.steps <- Step{Shadow, &bocage.Ruleset{Generation: 6, Ports: []bocage.Port{api}}}
+		in.steps <- Step{What: Shadow, Ruleset: &bocage.Ruleset{Generation: 6, Ports: []bocage.Port{api}}}
 		attached(6)
 		if f.candidate != 6 || a.Status().Generation != 5 {
 			t.Errorf("candidate %d beside %d", f.candidate, a.Status().Generation)
 		}
-		in.steps <- Step{Shadow, &bocage.Ruleset{Generation: 7, Default: 99}}
+		in.steps <- Step{What: Shadow, Ruleset: &bocage.Ruleset{Generation: 7, Default: 99}}
 		synctest.Wait()
 		if s := a.Status(); f.candidate != 0 || len(s.Faults) != 1 || s.NotApplied != 0 || in.failed[len(in.failed)-1] {
 			t.Errorf("candidate %d, status %+v", f.candidate, s)
 		}
-		in.steps <- Step{Shadow, nil}
+		in.steps <- Step{What: Shadow}
 		synctest.Wait()
 		if s := a.Status(); len(s.Faults) != 0 {
 			t.Errorf("status %+v", s)
 		}
 
 		// Only told to does it go back, and its ports with it.
-		in.steps <- Step{Revert, &bocage.Ruleset{Generation: 3, Ports: []bocage.Port{api}}}
+		in.steps <- Step{What: Revert, Ruleset: &bocage.Ruleset{Generation: 3, Ports: []bocage.Port{api}}}
 		attached(5)
 		if s := a.Status(); s.Generation != 3 || len(s.Faults) != 0 {
 			t.Errorf("status %+v", s)
@@ -506,4 +520,28 @@ func splitLines(s string) (words []string) {
 		word += string(r)
 	}
 	return words
+}
+
+// A change is applied as such, and what it does not lead to as the whole; either way
+// the agent goes by what comes of it.
+func TestAgentAmends(t *testing.T) {
+	for _, unamendable := range []bool{false, true} {
+		f := &fake{attached: map[uint32]dataplane.Attachment{}, generation: 1, unamendable: unamendable}
+		a, err := New(Config{Host: "h1", Dataplane: f, Rulesets: silent{}, Publish: func(context.Context, []bocage.FlowEvent, []bocage.Cadence) {},
+			Links: func(ctx context.Context, _ func([]host.Link) error) error { <-ctx.Done(); return ctx.Err() }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		after := &bocage.Ruleset{Generation: 2}
+		step := Step{What: Apply, Change: &dataplane.Change{Generation: 2}, After: func() *bocage.Ruleset { return after }}
+		if err := a.take(step); err != nil || a.ruleset != after || f.generation != 2 || (f.amended == 1) == unamendable {
+			t.Errorf("unamendable %t: %v, goes by %+v, %d in force, amended %d times", unamendable, err, a.ruleset, f.generation, f.amended)
+		}
+		after = &bocage.Ruleset{Generation: 3, Default: 99}
+		f.unamendable = true
+		step.Change = &dataplane.Change{Generation: 3}
+		if err := a.take(step); err == nil || a.Status().NotApplied != 3 || f.generation != 2 {
+			t.Errorf("what cannot be applied: %v, %+v", err, a.Status())
+		}
+	}
 }
