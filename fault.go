@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Fault is one thing wrong with a declaration.
@@ -20,12 +22,22 @@ type Fault struct {
 func (f Fault) String() string {
 	s := f.Message
 	if f.Field != "" {
-		s = f.Field + ": " + s
+		s = visible(f.Field) + ": " + s
 	}
 	if f.Source != "" {
-		s = f.Source + ": " + s
+		s = visible(f.Source) + ": " + s
 	}
 	return s
+}
+
+// visible writes out what a terminal would obey, or not show, where somebody else
+// has chosen the text: a key in a path, the name of a file.
+func visible(text string) string {
+	if !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return text
+	}
+	quoted := strconv.QuoteToGraphic(text)
+	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
 // Faults is every fault of one or more declarations.

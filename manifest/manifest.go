@@ -82,7 +82,7 @@ type Reader struct {
 	// Foreign, if set, is asked about objects of kinds that are none of
 	// bocage.Kinds, such as Pods. It returns their faults; without it, to be
 	// foreign is one. Kinds that only look foreign stay faults: misspelled ones, and
-	// other versions of policies that are read.
+	// other versions of policies that are read. With it, an empty list is no fault.
 	Foreign func(*Tree) bocage.Faults
 	// MaxBytes is the largest file; 0 is the package's MaxBytes. What else is
 	// bounded grows with it.
@@ -161,10 +161,13 @@ type objectKey struct{ group, kind, namespace, name string }
 func (r *reading) file(name string, data []byte) {
 	found, before := 0, len(r.faults)
 	r.faults = append(r.faults, parse(name, data, r.bounds(), func(tree *Tree) {
-		tree.items(r.Foreign != nil, &r.faults, func(item *Tree) {
+		list := tree.items(r.Foreign != nil, &r.faults, func(item *Tree) {
 			found++
 			r.item(item)
 		})
+		if list && r.Foreign != nil {
+			found++ // what a cluster prints where it has none
+		}
 	})...)
 	if found == 0 && len(r.faults) == before {
 		r.faults = append(r.faults, bocage.Fault{Source: name, Message: "holds no object"})
@@ -338,8 +341,9 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	return bocage.Kind{}, t.place(faults)
 }
 
-// items passes on the documents inside a list, or the tree itself.
-func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) {
+// items passes on the documents inside a list, or the tree itself. It reports whether
+// the tree is a list.
+func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) bool {
 	name, _ := t.Text("kind")
 	version, _ := t.Text("apiVersion")
 	of, isList := strings.CutSuffix(name, "List")
@@ -349,14 +353,14 @@ func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) {
 		items, of = t.node, "" // a bare list of objects
 	case !isList || !(version == "v1" || slices.Contains(apiVersions(), version)) && !(foreign && items != nil):
 		each(t)
-		return
+		return false
 	case items == nil || items.Kind == scalar && items.Tag == "!!null":
-		return // kubectl writes an empty list so
+		return true // kubectl writes an empty list so
 	case items.Kind != sequence:
 		var wrong bocage.Faults
 		wrong.Add("items", "is %s where a list of objects is needed", describe(items))
 		*faults = append(*faults, t.place(wrong)...)
-		return
+		return true
 	}
 	for _, item := range items.Content {
 		// The items of a list of one kind need not name it.
@@ -368,6 +372,7 @@ func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) {
 		// Depth is bounded, so lists within lists end.
 		(&Tree{name: t.name, node: item}).items(foreign, faults, each)
 	}
+	return true
 }
 
 func text(value string, line int) *node {

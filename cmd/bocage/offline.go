@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/gather"
 	"bocage.dev/bocage/policy/simulate"
 )
@@ -89,19 +91,33 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 	for _, note := range gathered.Notes {
 		fmt.Fprintln(e.err, "note: "+note)
 	}
-	shown := 0
-	for _, f := range output.Findings() {
-		if !f.Rejected {
-			continue
-		}
-		if shown++; shown <= mostNotes {
-			fmt.Fprintf(e.err, "! %s: %s\n", f.Object, f.Message)
-		}
-	}
-	if more := shown - mostNotes; more > 0 {
-		fmt.Fprintf(e.err, "! and %d more that take no effect\n", more)
-	}
+	e.tellFindings(output.Findings())
 	return simulator, gathered, nil
+}
+
+// tellFindings shows what takes no effect as it stands, and then what is odd. What two
+// authors are told of one contradiction is said once; that no enforcement point
+// stands before a workload matters to nobody who asks files.
+func (e *env) tellFindings(findings []compile.Finding) {
+	said := map[string]bool{}
+	for _, kind := range []struct {
+		rejected   bool
+		mark, more string
+	}{{true, "!", "that take no effect"}, {false, "note:", "such notes"}} {
+		shown := 0
+		for _, f := range findings {
+			if f.Rejected != kind.rejected || said[f.Message] && !f.Rejected || f.Object.Kind == "Workload" && !f.Rejected {
+				continue
+			}
+			said[f.Message] = true
+			if shown++; shown <= mostNotes {
+				fmt.Fprintf(e.err, "%s %s: %s\n", kind.mark, f.Object, strings.TrimPrefix(f.Message, f.Object.String()+" "))
+			}
+		}
+		if more := shown - mostNotes; more > 0 {
+			fmt.Fprintf(e.err, "%s and %d more %s\n", kind.mark, more, kind.more)
+		}
+	}
 }
 
 // refuse shows the faults of files of which nothing is decided then.

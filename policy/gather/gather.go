@@ -56,7 +56,7 @@ type Gathered struct {
 	// Names are what else can be named than workloads and hosts, with the
 	// addresses: Pods on their node's network.
 	Names map[string][]netip.Addr
-	// Gone are names that mean nobody, with the reason.
+	// Gone are names and addresses that mean nobody, with the reason.
 	Gone map[string]string
 
 	documents map[objectKey]manifest.Document
@@ -73,6 +73,7 @@ type Gatherer struct {
 	pods    []kubernetes.Pod
 	// templates are of controllers whose Pods may be in the files, or not.
 	templates []template
+	services  []service
 	sources   map[objectKey]string // of workloads and hosts, by whatever kind declares them
 	foreign   map[string][]string  // kinds that are not read, with where they stand
 	own       bool                 // a policy of Bocage's own was declared
@@ -211,6 +212,9 @@ func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
 		faults.Add("kind", "%s (%s) is not read here: remove it, or leave out --strict", kind, version)
 		return faults
 	}
+	if version == "v1" && kind == "Service" {
+		g.service(tree)
+	}
 	g.foreign[kind] = append(g.foreign[kind], source)
 	return nil
 }
@@ -241,6 +245,7 @@ func (g *Gatherer) Done() (*Gathered, bocage.Faults) {
 	g.standIn()
 	g.place()
 	g.number()
+	g.behindServices()
 	g.defaults()
 	g.noteExceptions()
 	return &g.out, nil

@@ -2,6 +2,7 @@ package gather
 
 import (
 	"encoding/json"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -152,6 +153,23 @@ func TestNotes(t *testing.T) {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
 		}
+	}
+}
+
+// TestServices: who asks about a Service is told whom to name instead.
+func TestServices(t *testing.T) {
+	out := gathered(t, Options{}, "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: x, labels: {app: a, more: b}}\nstatus: {podIP: 10.0.0.1}\n"+
+		"---\napiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: x}\nspec: {selector: {app: a}, clusterIP: 10.96.0.7, clusterIPs: [10.96.0.7, \"fd00::7\"]}\n"+
+		"---\napiVersion: v1\nkind: Service\nmetadata: {name: p, namespace: x}\nspec: {selector: {app: a}, clusterIP: None}\n"+
+		"---\napiVersion: v1\nkind: Service\nmetadata: {name: outside}\nspec: {type: ExternalName, externalName: example.org}\n")
+	want := map[string]string{
+		"x/web":           "x/web is a Service, and policies decide about the Pods behind it: name one of those, such as x/p",
+		"10.96.0.7":       "10.96.0.7 is the address of Service x/web, and policies decide about the Pods behind it: name one of those, such as x/p",
+		"fd00::7":         "fd00::7 is the address of Service x/web, and policies decide about the Pods behind it: name one of those, such as x/p",
+		"default/outside": "default/outside is a Service, and policies decide about the Pods behind it: name those",
+	}
+	if !maps.Equal(out.Gone, want) {
+		t.Errorf("%v", out.Gone)
 	}
 }
 

@@ -76,6 +76,22 @@ func TestAnswersAgreeWithTheJudge(t *testing.T) {
 	}
 }
 
+// TestMissingKnowsWhatAnAssuranceBrings: who is vouched for at another level is
+// selected by other policies, which have their say then.
+func TestMissingKnowsWhatAnAssuranceBrings(t *testing.T) {
+	in := compile.Input{Now: policytest.Now, Workloads: []*bocage.Workload{{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "web"},
+		Spec:   bocage.WorkloadSpec{Host: "h1", Orchestrator: bocage.OrchestratorKubernetes, Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}},
+		Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst, Assurance: "L0"}}}}
+	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "vouched"}, Spec: bocage.GuardrailSpec{Require: &bocage.Duties{Assurance: "L2"}}}}
+	in.NetworkPolicies = []*bocage.NetworkPolicy{{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "closed"}, Spec: bocage.NetworkPolicySpec{
+		PodSelector: bocage.Selector{MatchLabels: map[string]string{bocage.LabelAssurance: "L2"}}, PolicyTypes: []string{"Egress"}}}}
+	s, _ := Compile(in)
+	missing := s.Answer(bocage.SimulateProbe{From: "shop/web", To: "198.51.100.7", Port: 443}).Missing
+	if !strings.Contains(missing, "vouched for at L2") || !strings.Contains(missing, "NetworkPolicy shop/closed") {
+		t.Errorf("missing: %s", missing)
+	}
+}
+
 // small is two applications, a guardrail with duties and an exception, and Pods.
 func small() compile.Input {
 	now := policytest.Now

@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -88,12 +89,12 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 		in.Workloads = append(in.Workloads, w)
 		labels := w.LabelsIn(n.zones[w.Spec.Host])
 		for _, a := range n.applications[w.Namespace] {
-			if a.Spec.Workload.Matches(labels) {
+			if mayPick(a.Spec.Workload, labels) {
 				in.Applications = appendOnce(in.Applications, a)
 			}
 		}
 		for _, p := range n.policies[w.Namespace] {
-			if p.Spec.PodSelector.Matches(labels) {
+			if mayPick(p.Spec.PodSelector, labels) {
 				in.NetworkPolicies = appendOnce(in.NetworkPolicies, p)
 			}
 		}
@@ -105,6 +106,25 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 		}
 	}
 	return n.base.About(in)
+}
+
+// mayPick reports whether a selector picks labels, as they are or with another
+// assurance: to have an identity vouched for at a higher one may be part of a change.
+func mayPick(s bocage.Selector, labels map[string]string) bool {
+	if s.Matches(labels) {
+		return true
+	}
+	_, named := s.MatchLabels[bocage.LabelAssurance]
+	if !named && !slices.ContainsFunc(s.MatchExpressions, func(r bocage.Requirement) bool { return r.Key == bocage.LabelAssurance }) {
+		return false
+	}
+	other := maps.Clone(labels)
+	for _, assurance := range [...]string{"L0", "L1", "L2", "L3", "L4", "L5"} {
+		if other[bocage.LabelAssurance] = assurance; s.Matches(other) {
+			return true
+		}
+	}
+	return false
 }
 
 func appendOnce[T comparable](list []T, item T) []T {

@@ -120,8 +120,8 @@ func (s *Simulator) reject(findings []compile.Finding) {
 }
 
 // Names has probes mean more than workloads and hosts by a name: others by the
-// addresses given, and nobody by those that are gone, with the reason. It is to
-// be called before anything is asked.
+// addresses given, and nobody by the names and addresses that are gone, with the
+// reason. It is to be called before anything is asked.
 func (s *Simulator) Names(others map[string][]netip.Addr, gone map[string]string) {
 	s.others, s.gone = others, gone
 }
@@ -156,7 +156,11 @@ func (s *Simulator) Resolve(name string) ([]End, error) {
 			if address.Zone() != "" {
 				return nil, fmt.Errorf("%s has a zone, which means something on one host only: leave out %%%s", name, address.Zone())
 			}
-			return []End{s.peers.find(address)}, nil
+			end := s.peers.find(address)
+			if why, gone := s.gone[end.Address.String()]; gone && s.workloadAt(end) == nil {
+				return nil, errors.New(why)
+			}
+			return []End{end}, nil
 		}
 	}
 	if i, ok := s.byName[name]; ok && !s.ambiguous[name] {
