@@ -2,10 +2,8 @@ package dataplane
 
 import (
 	"testing"
-	"time"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/dataplane/bpf"
 )
 
 // Whoever is in quarantine is cut off where nobody enforces too, and by what belongs to
@@ -15,11 +13,8 @@ func TestRootQuarantineCutsWhatHasNoFlow(t *testing.T) {
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.attach(a, b, c)
-	for _, w := range []*workload{a, b, c} { // as if attached long ago: nothing is picked up
-		var row bpf.KernelPort
-		must(t, p.objects.Ports.Lookup(w.ifindex, &row))
-		row.Attached -= uint64(24 * time.Hour)
-		must(t, p.objects.Ports.Put(w.ifindex, row))
+	for _, w := range []*workload{a, b, c} { // nothing is picked up
+		p.settleLongAgo(w)
 	}
 	sent := func(protocol bocage.Protocol) frame {
 		return frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: protocol, sport: 5000, dport: 80, payload: 64}
