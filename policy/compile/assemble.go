@@ -372,7 +372,7 @@ func (c *compiler) describe(rs *whole, d *change) {
 		b.senders, b.receivers = append(b.senders, 0), append(b.receivers, 0)
 	}
 	altered := func(i int32) bool {
-		enforced := c.pop.subjects[i].enforce || c.held[i]
+		enforced := c.pop.subjects[i].enforce || len(c.held) > 0 && c.held[i]
 		same := b.enforced[i] == enforced && b.senders[i] == senders[i] && b.receivers[i] == receivers[i]
 		b.enforced[i], b.senders[i], b.receivers[i] = enforced, senders[i], receivers[i]
 		return !same
@@ -395,7 +395,7 @@ func (c *compiler) describe(rs *whole, d *change) {
 			}
 			different := altered(int32(i))
 			switch {
-			case whole || came[int32(i)]:
+			case whole || len(came) > 0 && came[int32(i)]:
 				enter(int32(i))
 			case different:
 				s := &c.pop.subjects[i]

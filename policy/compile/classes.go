@@ -39,7 +39,7 @@ type class struct {
 	leader  int32   // the member with the lowest group number
 	table   int32   // what open and wide statements come to
 	patch   int32   // that, over what the open ones come to
-	alike   string  // equal for classes whose statements that are not weak say the same
+	alike   int32   // equal for classes whose statements that are not weak say the same
 	coarse  int32
 }
 
@@ -111,10 +111,10 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 		g.openTable = g.tableOf(g.open)
 		g.openPatch = g.tables.over(g.openTable, g.bottom)
 		g.openStrong = g.strong(g.open)
-		g.shapes = map[shape]uint32{}
+		g.shapes, g.alikes = map[shape]uint32{}, map[string]int32{}
 		g.sources = newClasses(func(s *statement) (own, other side) { return s.from, s.to })
 		g.targets = newClasses(func(s *statement) (own, other side) { return s.to, s.from })
-		g.bases = map[classPair]base{}
+		g.bases, g.related, g.explicit = map[classPair]base{}, nil, nil
 		added, withdrawn, came = g.broad, nil, nil
 	}
 	if d.renumbered {
@@ -132,11 +132,81 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 	if g.stayed {
 		return
 	}
-	g.reasons, g.explicit = map[classPair]int32{}, map[classPair]int32{}
-	for from := range g.sources.coarse {
-		for to := range g.targets.coarse {
-			g.relate(int32(from), int32(to))
+	g.relateAll(g.sources.were(sources), g.targets.were(targets))
+}
+
+// relation is what pairs of two coarse classes need over what lies below.
+type relation struct {
+	reason   int32
+	explicit []explicit
+}
+
+// explicit is the patch of two exact classes.
+type explicit struct {
+	classPair
+	patch int32
+}
+
+// were tells which of the coarse classes before each one was; unset: none, since
+// other classes belong to it or another one leads.
+func (k *classes) were(before []coarse) []int32 {
+	led := make(map[int32]int32, len(before))
+	for i := range before {
+		led[before[i].leading] = int32(i)
+	}
+	out := make([]int32, len(k.coarse))
+	for i := range k.coarse {
+		was, known := led[k.coarse[i].leading]
+		if out[i] = unset; known && slices.Equal(before[was].classes, k.coarse[i].classes) {
+			out[i] = was
 		}
+	}
+	return out
+}
+
+// relateAll relates the coarse classes, but for those that are what they were.
+func (g *grid) relateAll(sourcesWere, targetsWere []int32) {
+	before := g.related
+	if before == nil {
+		g.explicit = map[classPair]int32{}
+		for i := range sourcesWere {
+			sourcesWere[i] = unset
+		}
+	}
+	g.related = make([][]relation, len(g.sources.coarse))
+	g.reasons = make(map[classPair]int32, len(g.reasons))
+	sourceStays, targetStays := map[int32]bool{}, map[int32]bool{}
+	for _, was := range sourcesWere {
+		sourceStays[was] = true
+	}
+	for _, was := range targetsWere {
+		targetStays[was] = true
+	}
+	for from, row := range before {
+		for to := range row {
+			if len(row[to].explicit) > 0 && !(sourceStays[int32(from)] && targetStays[int32(to)]) {
+				for _, e := range row[to].explicit {
+					delete(g.explicit, e.classPair)
+				}
+			}
+		}
+	}
+	for from := range g.sources.coarse {
+		row := make([]relation, len(g.targets.coarse))
+		for to := range row {
+			if f, t := sourcesWere[from], targetsWere[to]; f != unset && t != unset {
+				row[to] = before[f][t]
+				if reason := row[to].reason; reason != 0 {
+					g.reasons[classPair{int32(from), int32(to)}] = reason
+				}
+				continue
+			}
+			row[to] = g.relate(int32(from), int32(to))
+			for _, e := range row[to].explicit {
+				g.explicit[e.classPair] = e.patch
+			}
+		}
+		g.related[from] = row
 	}
 }
 
@@ -317,13 +387,18 @@ func (g *grid) finish(out *class) {
 	for _, number := range slices.Compact(numbers) {
 		key = binary.LittleEndian.AppendUint32(key, number)
 	}
-	out.alike = string(key)
+	alike, known := g.alikes[string(key)]
+	if !known {
+		alike = int32(len(g.alikes))
+		g.alikes[string(key)] = alike
+	}
+	out.alike = alike
 }
 
 // group puts the classes with members together that are coarsely one.
 func (g *grid) group(k *classes) {
 	k.coarse = nil
-	byKey := map[string]int32{}
+	byKey := map[int32]int32{}
 	for i := range k.list {
 		class := &k.list[i]
 		if len(class.members) == 0 {
@@ -368,12 +443,12 @@ func scramble(x uint64) uint64 {
 // all: refusals that differ only in who refuses are left as they are, and those
 // that differ only in why become reasons, which are looked up by class. What is
 // let through, by the rules or by what lies below, is spelled out.
-func (g *grid) relate(from, to int32) {
+func (g *grid) relate(from, to int32) relation {
 	f, t := &g.sources.coarse[from], &g.targets.coarse[to]
 	if !g.relaxed {
-		g.spellOut(f, t)
-		return
+		return relation{explicit: g.spellOut(f, t)}
 	}
+	var out relation
 	shared := intersect(f.named, t.named)
 	truth := g.tableOf(merged(g.openStrong, f.wide, t.wide, shared))
 	below := g.tables.lay(t.patch, f.table)
@@ -381,13 +456,14 @@ func (g *grid) relate(from, to int32) {
 	if len(shared) > 0 || len(f.wide) > 0 && len(t.wide) > 0 {
 		refined := g.refined(truth, below, t.table)
 		if patch := g.tables.over(refined, below); patch != 0 {
-			g.reasons[classPair{from, to}] = patch
+			g.reasons[classPair{from, to}], out.reason = patch, patch // for baseOf, too
 		}
 		spell = spell || g.patch(truth, refined) != 0
 	}
 	if spell {
-		g.spellOut(f, t)
+		out.explicit = g.spellOut(f, t)
 	}
+	return out
 }
 
 // refined is refine, done once for the same tables.
@@ -427,7 +503,7 @@ func (g *grid) refine(truth, below, target int32) int32 {
 }
 
 // spellOut finds the patches of all exact classes of two coarse ones.
-func (g *grid) spellOut(f, t *coarse) {
+func (g *grid) spellOut(f, t *coarse) (out []explicit) {
 	for _, from := range f.classes {
 		for _, to := range t.classes {
 			source, target := &g.sources.list[from], &g.targets.list[to]
@@ -436,10 +512,11 @@ func (g *grid) spellOut(f, t *coarse) {
 			}
 			b := g.baseOf(from, to)
 			if patch := g.patch(g.tableOf(b.about), b.below); patch != 0 {
-				g.explicit[classPair{from, to}] = patch
+				out = append(out, explicit{classPair{from, to}, patch})
 			}
 		}
 	}
+	return out
 }
 
 // baseOf returns what pairs of two classes have in common.

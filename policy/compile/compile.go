@@ -213,4 +213,8 @@ type compiler struct {
 	decisions  decisions
 	grid       *grid
 	book       *book
+
+	// Room for what decides a cell.
+	general, covering []int32
+	edges             []edge
 }

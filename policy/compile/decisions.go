@@ -70,6 +70,9 @@ func (c *compiler) decide(covering []int32) int32 {
 // grants no exception and lets nothing else end, so that it only tightens.
 func combine(covering []*statement, now time.Time) []decision {
 	sortStatements(covering)
+	if !slices.ContainsFunc(covering, func(s *statement) bool { return s.until.After(now) }) {
+		return []decision{decideAt(covering, now, false)}
+	}
 	var chain []decision
 	for _, moment := range moments(covering, now) {
 		d := decideAt(covering, moment, false)

@@ -85,6 +85,8 @@ type grid struct {
 	spelled          map[int32][]result        // the same by source class, sorted by target
 	towards          map[int32]map[int32]int32 // the same by source class and target class
 	shapes           map[shape]uint32
+	alikes           map[string]int32
+	related          [][]relation // by coarse classes
 	bases            map[classPair]base
 	likeness         []likeness
 	byFace           map[face]int32
@@ -343,12 +345,18 @@ func (g *grid) eachWide(visit func(entry)) {
 		}
 	}
 	show(anyone, anyone, g.openPatch)
-	for i, class := range g.sources.of {
-		if class != unset {
-			show(int32(i), anyone, g.sources.list[class].patch)
-			show(anyone, int32(i), g.targets.list[g.targets.of[i]].patch)
-		}
+	for i := range g.sources.of {
+		show(int32(i), anyone, g.sources.patchOf(i))
+		show(anyone, int32(i), g.targets.patchOf(i))
 	}
+}
+
+// patchOf is what a subject's class says of anyone; 0 for nobody.
+func (k *classes) patchOf(i int) int32 {
+	if i >= len(k.of) || k.of[i] == unset {
+		return 0
+	}
+	return k.list[k.of[i]].patch
 }
 
 // spell lists, for every source class, the targets that its members have rules

@@ -206,13 +206,12 @@ func compareSpelled(old, now []result) []respelled {
 // that lie over something else now.
 func (g *grid) classifyAgain(d *change) bool {
 	relaxed := g.relaxed
-	wide := map[pair]int32{}
-	g.eachWide(func(e entry) { wide[e.pair] = e.patch })
+	open, sources, targets := g.openPatch, g.sources, g.targets
 	before := g.lay
 	if before == nil {
 		before = g.reasoned()
 	}
-	sourcesOf, spelled := g.sources.of, g.spelled
+	spelled := g.spelled
 
 	var added, withdrawn []int32
 	gone := map[int32]bool{}
@@ -231,15 +230,13 @@ func (g *grid) classifyAgain(d *change) bool {
 	if g.relaxed != relaxed {
 		return false
 	}
-	g.eachWide(func(e entry) {
-		g.note(e.pair, wide[e.pair], e.patch)
-		delete(wide, e.pair)
-	})
-	for p, patch := range wide {
-		g.note(p, patch, 0)
+	g.note(pair{anyone, anyone}, open, g.openPatch)
+	for i := range g.sources.of {
+		g.note(pair{int32(i), anyone}, sources.patchOf(i), g.sources.patchOf(i))
+		g.note(pair{anyone, int32(i)}, targets.patchOf(i), g.targets.patchOf(i))
 	}
 	g.spelled = g.spell()
-	g.spellAgain(sourcesOf, spelled)
+	g.spellAgain(sources.of, spelled)
 	g.lookWhereStated()
 	if g.lay = nil; !g.stayed { // those who came are looked at anyhow
 		g.lay = g.reasoned()

@@ -37,7 +37,7 @@ const unset = -1
 // table decides every protocol and port of a pair that the given statements (in
 // order) are about.
 func (c *compiler) table(about []int32) table {
-	var general []int32
+	general := c.general[:0]
 	var protocols []bocage.Protocol
 	for _, i := range about {
 		if c.statements[i].ports.all {
@@ -50,6 +50,7 @@ func (c *compiler) table(about []int32) table {
 			}
 		}
 	}
+	c.general = general
 	t := table{rest: c.decide(general)}
 	slices.Sort(protocols)
 	for _, p := range protocols {
@@ -71,8 +72,7 @@ type edge struct {
 // wherever a statement begins or ends, so that its work follows what covers a
 // port and not what is declared for others.
 func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
-	var edges []edge
-	covering := make([]int32, 0, len(about)) // sorted
+	edges, covering := c.edges[:0], c.covering[:0] // covering is sorted
 	for _, i := range about {
 		if c.statements[i].ports.all {
 			covering = append(covering, i)
@@ -84,6 +84,7 @@ func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
 			}
 		}
 	}
+	c.edges = edges
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
 	var cells []cell
 	for first := uint32(0); first <= 65535; {
@@ -104,6 +105,7 @@ func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
 		cells = appendCell(cells, cell{uint16(first), uint16(next - 1), c.decide(covering)})
 		first = next
 	}
+	c.covering = covering
 	return cells
 }
 
