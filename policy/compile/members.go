@@ -326,6 +326,7 @@ func (p *population) pickAgain(d *change) {
 	}
 	if len(d.gone)+len(d.come) > 256 {
 		clear(p.picked)
+		clear(p.pickedBy)
 		return
 	}
 	for _, pick := range p.picked {

@@ -72,6 +72,7 @@ type population struct {
 	numbers   *numbering
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
 	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept
+	pickedBy  map[asking]*pick                     // the same, by the selectors themselves
 	labels    *labelIndex
 
 	orchestrated bool // some workload is a Pod
@@ -96,6 +97,7 @@ func newPopulation(in *admitted) *population {
 		shadowed: map[netip.Addr]int32{},
 		also:     map[int32][]int32{},
 		picked:   map[string]*pick{},
+		pickedBy: map[asking]*pick{},
 
 		zones:      zonesByHost(in.zones),
 		addresses:  byName(in.addressGroups),
@@ -144,6 +146,7 @@ func comparePrefixes(a, b netip.Prefix) int {
 // match returns the groups of workloads in the namespaces (none: all) that the
 // selector (nil: all) picks, sorted. Nobody may change the list.
 func (p *population) match(namespaces []string, s *bocage.Selector) []int32 {
+	of := asking{selector: s}
 	if s == nil {
 		s = &bocage.Selector{}
 	}
@@ -155,13 +158,33 @@ func (p *population) match(namespaces []string, s *bocage.Selector) []int32 {
 	if p.picked == nil {
 		return p.pick(namespaces, s)
 	}
-	key := pickKey(namespaces, s)
-	if known := p.picked[key]; known != nil {
+	one := len(namespaces) == 0
+	if len(namespaces) == 1 {
+		of.namespace, one = namespaces[0], namespaces[0] != ""
+	}
+	if known := p.pickedBy[of]; known != nil && one {
 		return known.list
 	}
-	list := p.pick(namespaces, s)
-	p.picked[key] = &pick{slices.Clone(namespaces), s, list}
-	return list
+	key := pickKey(namespaces, s)
+	known := p.picked[key]
+	if known == nil {
+		known = &pick{slices.Clone(namespaces), s, p.pick(namespaces, s)}
+		p.picked[key] = known
+	}
+	if one {
+		if len(p.pickedBy) > 4*len(p.picked)+1<<12 {
+			clear(p.pickedBy) // most of these selectors are of objects that are gone
+		}
+		p.pickedBy[of] = known
+	}
+	return known.list
+}
+
+// asking is a selector in one namespace, or in all. Objects are never changed, so
+// that the same one asks the same.
+type asking struct {
+	namespace string
+	selector  *bocage.Selector
 }
 
 // pick is what a selector picked.
