@@ -24,6 +24,10 @@ import (
 // is left over is looked at with the next generation, and the proof says so.
 const mostPairs = 20_000
 
+// mostLeftOver bounds those of them that were left over before: who declared
+// something else waits for what is about it, and for little more.
+const mostLeftOver = 2_000
+
 // future remembers the last proof, which depends on declarations alone, and of
 // which pairs of declarations it is made. What was shown of a pair stays shown
 // while both are as they were: other declarations can only refuse more and add
@@ -102,6 +106,16 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	var witnesses []witness
 	shown := map[string]bool{}
 	anew, left, possible := 0, 0, 0
+	known, before, again := v.known && v.shown != nil, objectsOf(v.shownOf), 0 // again: of what was left over
+	lookAgain := func(o *obligation, a allowing, near *vocabulary) bool { // at what was left over
+		fresh := !known || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
+			slices.ContainsFunc(a.objects, func(o bocage.Resource) bool { return !before[o] }) ||
+			slices.ContainsFunc(near.objects, func(o bocage.Resource) bool { return !before[o] })
+		if !fresh {
+			again++
+		}
+		return anew < mostPairs && (fresh || again <= mostLeftOver)
+	}
 	for _, o := range obligations(in) {
 		for _, a := range allowed {
 			if apart(o.cells, a.cells) {
@@ -109,10 +123,10 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 			}
 			near := words.near(o, a)
 			key := pairKey(o, a, near)
-			could, known := v.shown[key]
+			could, seen := v.shown[key]
 			switch {
-			case known:
-			case anew == mostPairs:
+			case seen:
+			case !lookAgain(o, a, near):
 				left++
 				continue
 			default:
@@ -140,6 +154,24 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 		v.shown, v.shownOf = shown, in
 	}
 	return proof(statement, whole("future"), counter)
+}
+
+// objectsOf are the declarations that pairs are made of.
+func objectsOf(in compile.Input) map[bocage.Resource]bool {
+	out := make(map[bocage.Resource]bool, len(in.Applications)+len(in.Guardrails)+len(in.Exceptions)+len(in.AddressGroups))
+	for _, o := range in.Applications {
+		out[o] = true
+	}
+	for _, o := range in.Guardrails {
+		out[o] = true
+	}
+	for _, o := range in.Exceptions {
+		out[o] = true
+	}
+	for _, o := range in.AddressGroups {
+		out[o] = true
+	}
+	return out
 }
 
 // pairKey names a pair by the objects that it depends on. Nobody changes objects.

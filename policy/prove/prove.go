@@ -14,6 +14,7 @@ package prove
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,19 +31,56 @@ func Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof { return new(Pro
 
 // Prover proves one generation after the other. It remembers what depends on
 // declarations alone, so that a change of the inventory or of the threat does
-// not prove that again. Its zero value works; it serves one caller at a time.
+// not prove that again, and whom sides mean while the inventory stays. Its zero value
+// works; it serves one caller at a time.
 type Prover struct {
 	future future
 	host   int // where looking at hosts' parts goes on
+	calm   *compile.Compiler
+	sides  sides
 }
 
 // Prove checks a ruleset that was compiled from the input; see [Prove].
 func (v *Prover) Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 	p := newProver(in, rs)
+	p.sides = v.sides.of(in, rs)
 	proofs := []bocage.Proof{p.totality()}
 	proofs = append(proofs, p.guardrails()...)
-	return append(proofs, p.monotony(), p.cuts(&v.host), v.future.prove(in), p.secondOpinion())
+	return append(proofs, p.monotony(v.calmly), p.cuts(&v.host), v.future.prove(in), p.secondOpinion())
 }
+
+// calmly compiles what would hold without threat conditions, following what was
+// compiled so before.
+func (v *Prover) calmly(in compile.Input) *bocage.Ruleset {
+	if v.calm == nil {
+		v.calm = compile.NewCompiler()
+	}
+	return v.calm.Compile(in).Ruleset()
+}
+
+// sides remembers which groups sides mean, while nothing changes that this depends on.
+type sides struct {
+	workloads []*bocage.Workload
+	zones     []*bocage.Zone
+	groups    []*bocage.AddressGroup
+	peers     []bocage.Peer
+	means     map[string]map[bocage.Group]bool // by the side as JSON; nobody changes them
+}
+
+// of returns what is known of sides in a generation.
+func (s *sides) of(in compile.Input, rs *bocage.Ruleset) *sides {
+	if s.means == nil || !slices.Equal(s.workloads, in.Workloads) || !slices.Equal(s.zones, in.Zones) ||
+		!slices.Equal(s.groups, in.AddressGroups) || !slices.Equal(s.peers, rs.Peers) {
+		*s = sides{workloads: in.Workloads, zones: in.Zones, groups: in.AddressGroups, peers: rs.Peers}
+	}
+	if s.means == nil || len(s.means) > mostSides {
+		s.means = map[string]map[bocage.Group]bool{}
+	}
+	return s
+}
+
+// mostSides bounds the sides that are remembered: each may mean all groups.
+const mostSides = 1 << 10
 
 // Failed returns the proofs that do not hold.
 func Failed(proofs []bocage.Proof) []bocage.Proof {
@@ -65,6 +103,7 @@ type prover struct {
 	// groupsOf tells where an identity is: in several groups if policy tells its
 	// addresses apart.
 	groupsOf map[bocage.Identity][]bocage.Group
+	sides    *sides
 }
 
 // members is who a group stands for.
@@ -155,6 +194,20 @@ func byName[T bocage.Resource](objects []T) []T {
 // side lists the groups with a member that a side means. That every member of a
 // group should be meant makes the statements stronger, never weaker.
 func (p *prover) side(s bocage.Side) map[bocage.Group]bool {
+	key, err := json.Marshal(s)
+	if err != nil {
+		return p.meantBy(s)
+	}
+	out, known := p.sides.means[string(key)]
+	if !known {
+		out = p.meantBy(s)
+		p.sides.means[string(key)] = out
+	}
+	return out
+}
+
+// meantBy finds the groups with a member whom a side means.
+func (p *prover) meantBy(s bocage.Side) map[bocage.Group]bool {
 	out := map[bocage.Group]bool{}
 	if s.Outside() {
 		for _, outer := range p.prefixes(s) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"time"
 
@@ -131,17 +132,51 @@ func (p *prover) unplaced(placed map[bocage.Identity]bool) string {
 
 // monotony proves that threat conditions and quarantines open nothing, take no
 // duty off and lift no enforcement.
-func (p *prover) monotony() bocage.Proof {
+func (p *prover) monotony(compiled func(compile.Input) *bocage.Ruleset) bocage.Proof {
 	statement, ref := "threat conditions, responses and quarantines open nothing and lift no duty", whole("monotony")
 	if len(p.in.ThreatConditions) == 0 && len(p.in.Quarantines) == 0 {
 		return proof(statement, ref, "")
 	}
 	calm := p.in
 	calm.ThreatConditions, calm.Quarantines = nil, nil // responses do nothing without conditions, and name prefixes
-	return proof(statement, ref, p.loosened(compile.Compile(calm).Ruleset()))
+	return proof(statement, ref, p.loosened(compiled(calm)))
+}
+
+// sameButRefused reports whether two rulesets say the same but for who is cut off,
+// which only takes away.
+func sameButRefused(a, b *bocage.Ruleset) bool {
+	return a.Default == b.Default && slices.Equal(a.Peers, b.Peers) && slices.Equal(a.Groups, b.Groups) && slices.Equal(a.Rules, b.Rules) &&
+		slices.Equal(a.Reasons, b.Reasons) && slices.Equal(a.Names, b.Names) && slices.Equal(a.Profiles, b.Profiles) &&
+		slices.EqualFunc(withoutCuts(a), withoutCuts(b), func(x, y bocage.Decision) bool { return reflect.DeepEqual(x, y) })
+}
+
+// withoutCuts lists the decisions but for those that only refusals name.
+func withoutCuts(rs *bocage.Ruleset) []bocage.Decision {
+	if len(rs.Refused) == 0 {
+		return rs.Decisions
+	}
+	named := make(map[bocage.DecisionID]bool, len(rs.Decisions))
+	use := func(id bocage.DecisionID) {
+		for !named[id] {
+			named[id] = true
+			if d, known := rs.Decision(id); known && !d.Until.IsZero() {
+				id = d.Then
+			}
+		}
+	}
+	use(rs.Default)
+	for _, list := range [2][]bocage.Rule{rs.Rules, rs.Reasons} {
+		for _, r := range list {
+			use(r.Decision)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(rs.Decisions), func(d bocage.Decision) bool { return !named[d.ID] })
 }
 
 func (p *prover) loosened(calm *bocage.Ruleset) string {
+	if sameButRefused(calm, p.rs) {
+		return ""
+	}
 	base := newReach(calm)
 	enforced, tight := enforcement(calm), enforcement(p.rs)
 	// Threat conditions divide groups and never join them, so that each group of
