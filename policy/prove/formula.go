@@ -80,7 +80,7 @@ func (v *vocabulary) nearOffers(class string, sides []bocage.Side, out *vocabula
 	for _, ns := range namespaces {
 		for _, o := range v.offers[class][ns] {
 			self := bocage.Side{Namespaces: []string{ns}, Workload: &o.by.Spec.Workload}
-			if !slices.ContainsFunc(sides, func(s bocage.Side) bool { return sidesApart(self, s) }) {
+			if !apartFrom(&self, sides) {
 				out.offers[class][ns] = append(out.offers[class][ns], o)
 				out.objects = append(out.objects, o.by)
 			}

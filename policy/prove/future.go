@@ -107,7 +107,7 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	shown := map[string]bool{}
 	anew, left, possible := 0, 0, 0
 	known, before, again := v.known && v.shown != nil, objectsOf(v.shownOf), 0 // again: of what was left over
-	lookAgain := func(o *obligation, a allowing, near *vocabulary) bool { // at what was left over
+	lookAgain := func(o *obligation, a allowing, near *vocabulary) bool {      // at what was left over
 		fresh := !known || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
 			slices.ContainsFunc(a.objects, func(o bocage.Resource) bool { return !before[o] }) ||
 			slices.ContainsFunc(near.objects, func(o bocage.Resource) bool { return !before[o] })
@@ -318,10 +318,9 @@ func obligations(in compile.Input) []*obligation {
 // apart reports, quickly, whether two boxes certainly share no flow.
 func apart(a, b box) bool {
 	for _, ends := range [2][2][]bocage.Side{{a.from, b.from}, {a.to, b.to}} {
-		all := slices.Concat(ends[0], ends[1])
-		for i, x := range all {
-			for _, y := range all[:i] {
-				if sidesApart(x, y) {
+		for n, sides := range ends {
+			for i := range sides {
+				if apartFrom(&sides[i], sides[:i]) || n == 1 && apartFrom(&sides[i], ends[0]) {
 					return true
 				}
 			}
@@ -330,8 +329,17 @@ func apart(a, b box) bool {
 	return false
 }
 
-func sidesApart(x, y bocage.Side) bool {
-	inside := func(s bocage.Side) bool { return len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0 }
+func apartFrom(x *bocage.Side, others []bocage.Side) bool {
+	for i := range others {
+		if sidesApart(x, &others[i]) {
+			return true
+		}
+	}
+	return false
+}
+
+func sidesApart(x, y *bocage.Side) bool {
+	inside := func(s *bocage.Side) bool { return len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0 }
 	if x.Outside() && inside(y) || y.Outside() && inside(x) {
 		return true
 	}

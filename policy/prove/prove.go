@@ -181,14 +181,23 @@ func (p *prover) collectOffers() {
 
 // byName returns the valid objects in the order of names.
 func byName[T bocage.Resource](objects []T) []T {
-	var out []T
+	type named struct {
+		name   string
+		object T
+	}
+	var valid []named
 	for _, o := range objects {
 		if len(o.Validate()) == 0 {
-			out = append(out, o)
+			valid = append(valid, named{o.Meta().NamespacedName(), o})
 		}
 	}
-	slices.SortFunc(out, func(a, b T) int { return cmp.Compare(a.Meta().NamespacedName(), b.Meta().NamespacedName()) })
-	return slices.CompactFunc(out, func(a, b T) bool { return a.Meta().NamespacedName() == b.Meta().NamespacedName() })
+	slices.SortFunc(valid, func(a, b named) int { return cmp.Compare(a.name, b.name) })
+	valid = slices.CompactFunc(valid, func(a, b named) bool { return a.name == b.name })
+	out := make([]T, len(valid))
+	for i := range valid {
+		out[i] = valid[i].object
+	}
+	return out
 }
 
 // side lists the groups with a member that a side means. That every member of a
