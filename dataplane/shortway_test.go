@@ -46,9 +46,10 @@ func (c conversation) run(t *testing.T, b []byte, from bool) (short, long uint32
 	return short, long, err == nil
 }
 
-func rowsOf(t *testing.T, k *packetBench) map[bpf.KernelFlow]int {
+// rowsOf is what the rows of flows say, but for when.
+func rowsOf(p *plane) map[bpf.KernelFlow]int {
 	rows := make(map[bpf.KernelFlow]int)
-	k.eachRow(func(_ uint32, row *bpf.KernelFlow) bool {
+	p.eachRow(func(_ uint32, row *bpf.KernelFlow) bool {
 		rows[bpf.KernelFlow{Key: row.Key, Packets: row.Packets, Bytes: row.Bytes, Verdicts: row.Verdicts, Reason: row.Reason,
 			Service: row.Service, Source: row.Source, Destination: row.Destination}]++
 		return false
@@ -111,7 +112,7 @@ func TestRootShortWayAgreesWithTheLong(t *testing.T) {
 				one.Refused[reason], other.Refused[reason])
 		}
 	}
-	a, b := rowsOf(t, c.short), rowsOf(t, c.long)
+	a, b := rowsOf(c.short.plane), rowsOf(c.long.plane)
 	for row, n := range a {
 		if b[row] != n {
 			t.Errorf("the long way has no such row: %+v", row)

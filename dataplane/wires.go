@@ -58,7 +58,7 @@ func (d *Dataplane) attachWire(w Wire) error {
 	if err := d.checkWire(w, known); err != nil {
 		return err
 	}
-	if err := d.writeWire(w); err != nil {
+	if err := errors.Join(d.writeWire(w), d.rewireNow()); err != nil {
 		return err
 	}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
@@ -248,7 +248,7 @@ func (d *Dataplane) detachWire(w Wire) error {
 	d.departed = true
 	delete(d.wires, w.Inside)
 	err := clearRows(d.objects.Residents, func(k bpf.KernelPortAddress) bool { return k.Ifindex == w.Inside })
-	if err != nil {
+	if err := errors.Join(err, d.rewireNow()); err != nil {
 		return err
 	}
 	return d.endFlowsOf(w.Inside)

@@ -527,7 +527,7 @@ static __always_inline int enforce(struct __sk_buff *skb, bool from)
 		skb->mark = 0;
 		return TCX_NEXT;
 	}
-	int passed = tracing ? 0 : pass_fast(skb, from);
+	int passed = tracing ? 0 : pass_fast(skb, from, skb->ifindex, 0);
 	if (passed)
 		return passed;
 	struct passage at = {.from = from, .ifindex = skb->ifindex};

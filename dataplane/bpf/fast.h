@@ -108,8 +108,9 @@ static __always_inline bool is_usual(__u64 word, bool original, bool end, bool f
 	return (word & (must | FLOW_UNUSUAL)) == must;
 }
 
-// What becomes of a packet that goes the short way; 0 if it does not.
-STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
+// What becomes of a packet that goes the short way at a point, by the interface that
+// is its own, on a link; 0 if it does not.
+STAGE int pass_fast(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link)
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ethernet *eth = data;
@@ -124,13 +125,14 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from)
 	} else if (eth->type != bswap16(ETHERNET_IPV6) || !glance_at6(data, end, wire, super, &g)) {
 		return 0;
 	}
+	g.key.link = link;
 	__u64 word;
 	__u32 number;
 	struct flow *flow = look_up(&g.key, &word, &number);
 	if (!flow)
 		return 0;
 
-	__u32 zero = 0, ifindex = skb->ifindex;
+	__u32 zero = 0;
 	bool original = g.second == !!(word & FLOW_SECOND), local = g.second == !!from;
 	struct active *active_word = bpf_map_lookup_elem(&active, &zero);
 	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);

@@ -265,7 +265,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"judge_by":      330,
 		"identify":      150,
 		"rule_on_cell":  340,
-		"bind":          450,
+		"bind":          500,
 		"dispatch":      520,
 		"pass_direct":   330,
 		"from_workload": 800,

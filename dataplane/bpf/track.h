@@ -182,6 +182,8 @@ static __always_inline bool is_own_end(const struct passage *at)
 {
 	const struct packet *p = &at->packet;
 	__u32 ifindex = at->ifindex;
+	if (at->link)
+		return is_of_resident(at);
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	if (at->from || !port)
 		return port;
@@ -199,7 +201,7 @@ STAGE int bind(const struct passage *at, struct flow *flow)
 	__u64 word = word_of(flow);
 	__u32 zero = 0;
 	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
-	if (!wiring || !at->identity || at->link || (p->marks & PACKET_GROUP))
+	if (!wiring || !at->identity || (p->marks & PACKET_GROUP))
 		return 0;
 	bool end = (!at->from == !original) == !!(word & FLOW_SECOND);
 	__u64 bound = end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST;

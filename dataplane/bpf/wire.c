@@ -19,8 +19,22 @@ STAGE int cross(struct __sk_buff *skb)
 	return bpf_redirect(port->across, 0);
 }
 
+// Most packets take the short way, untagged ones that is.
+static __always_inline int cross_fast(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *port = tracing ? NULL : wire_at(ifindex);
+	if (!port)
+		return 0;
+	bool inside = is_inside(port);
+	return pass_fast(skb, inside, inside ? ifindex : port->across, LINK_WIRE);
+}
+
 static __always_inline int judge_crossing(struct __sk_buff *skb)
 {
+	int passed = cross_fast(skb);
+	if (passed)
+		return passed == TCX_NEXT ? cross(skb) : passed;
 	struct passage at = {};
 	begin(skb, &at);
 	if (!find_wire(&at, skb->ifindex))

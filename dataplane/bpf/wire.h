@@ -76,13 +76,35 @@ STAGE int admit_wired(struct passage *at)
 	return ADMIT_ON;
 }
 
-// The wire's row, by either of its interfaces; the passage is told where it is.
-static __always_inline struct port *find_wire(struct passage *at, __u32 ifindex)
+// Whether a packet comes from or goes to the resident that its address is of, and
+// would be admitted.
+static __always_inline bool is_of_resident(const struct passage *at)
+{
+	const struct packet *p = &at->packet;
+	struct resident *resident = resident_at(at, at->from ? &p->source : &p->destination);
+	return resident && resident->identity && is_resident_mac(resident, at->from ? p->source_mac : p->destination_mac) &&
+	       (at->from || !resident_at(at, &p->source));
+}
+
+// The wire's row, by either of its interfaces.
+static __always_inline struct port *wire_at(__u32 ifindex)
 {
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-	if (!port || !(port->flags & PORT_WIRE))
+	return port && (port->flags & PORT_WIRE) ? port : NULL;
+}
+
+static __always_inline bool is_inside(const struct port *port)
+{
+	return !(port->flags & PORT_OUTSIDE);
+}
+
+// The wire's row; the passage is told where it is.
+static __always_inline struct port *find_wire(struct passage *at, __u32 ifindex)
+{
+	struct port *port = wire_at(ifindex);
+	if (!port)
 		return NULL;
-	at->from = !(port->flags & PORT_OUTSIDE);
+	at->from = is_inside(port);
 	at->ifindex = at->from ? ifindex : port->across;
 	at->link = LINK_WIRE;
 	at->closed = !!(port->flags & PORT_CLOSED);
