@@ -39,12 +39,15 @@ type Duty struct {
 // Edge counts the flows seen from one workload to a service of another, or to
 // an outside prefix: what policy is suggested from and replayed on.
 type Edge struct {
-	Source          string    `json:"source"`      // namespace/name, or an address
-	Destination     string    `json:"destination"` // namespace/name, or an address
-	Protocol        Protocol  `json:"protocol"`
-	DestinationPort uint16    `json:"destinationPort"`
-	Flows           int64     `json:"flows"`
-	Replied         int64     `json:"replied"` // flows that the destination answered
-	First           time.Time `json:"first"`
-	Last            time.Time `json:"last"`
+	Source          string   `json:"source"`      // namespace/name, or an address
+	Destination     string   `json:"destination"` // namespace/name, or an address
+	Protocol        Protocol `json:"protocol"`
+	DestinationPort uint16   `json:"destinationPort"`
+	Flows           int64    `json:"flows"`
+	Replied         int64    `json:"replied"` // flows that the destination answered
+	// Spoken is what its flows were heard to speak, all of them; other if some spoke
+	// something else or were not listened to, unknown if none said anything.
+	Spoken AppProtocol `json:"spoken,omitempty"`
+	First  time.Time   `json:"first"`
+	Last   time.Time   `json:"last"`
 }

@@ -186,6 +186,9 @@ func (e *env) printPlannedEdges(sign string, edges []bocage.PlannedEdge) error {
 		if sign == "~" {
 			fmt.Fprintf(table, "\towes %s, owed %s", dutiesText(edge.After), dutiesText(edge.Before))
 		}
+		if sign == "-" && len(edge.After) > 0 { // it is allowed, and does not do what it owes
+			fmt.Fprintf(table, "\tspoke %s, owes %s", edge.Spoken, dutiesText(edge.After))
+		}
 		if edge.By.Kind != "" {
 			fmt.Fprintf(table, "\tby %s", edge.By)
 		}

@@ -75,8 +75,10 @@ func gone(object bocage.Resource) bocage.Resource {
 }
 
 func TestPlan(t *testing.T) {
+	queries := edge("shop/api", "shop/db", 5432, 400, 9*day, 0)
+	queries.Spoken = bocage.SpeechPostgreSQL
 	edges := []bocage.Edge{
-		edge("shop/web", "shop/api", 8080, 900, 9*day, 0), edge("shop/api", "shop/db", 5432, 400, 9*day, 0),
+		edge("shop/web", "shop/api", 8080, 900, 9*day, 0), queries,
 		edge("shop/web", "203.0.113.9", 443, 30, 8*day, 0), edge("shop/old", "shop/db", 5432, 3, day, 0),
 	}
 	never := &bocage.Guardrail{TypeMeta: bocage.TypeMeta{Kind: "Guardrail"}, ObjectMeta: bocage.ObjectMeta{Name: "pci"},
@@ -86,6 +88,11 @@ func TestPlan(t *testing.T) {
 	moved.Spec.Consumes = []bocage.Consume{{Service: "db"}}
 	web := application("web")
 	web.Spec.Consumes = []bocage.Consume{{Service: "api"}, {External: bocage.ExternalPrefix(netip.MustParsePrefix("203.0.113.0/24")), Port: 443}, {External: bocage.ExternalPrefix(netip.MustParsePrefix("198.51.100.0/24")), Port: 443}}
+	speaking := func(protocol string) *bocage.Application {
+		db := application("db")
+		db.Spec.Provides = []bocage.Provide{{Name: "sql", Port: 5432, AppProtocol: protocol}}
+		return db
+	}
 	test := &bocage.PolicyTest{TypeMeta: bocage.TypeMeta{Kind: "PolicyTest"}, ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "t"}, Spec: bocage.PolicyTestSpec{
 		Cases: []bocage.PolicyTestCase{{From: "shop/web", To: "shop/api", Port: 8080, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}, Because: "customers"}}}}
 
@@ -104,6 +111,10 @@ func TestPlan(t *testing.T) {
 			"unused Application shop/web spec.consumes[2] (web.yaml:1)"}, []string{"spec.consumes[1] (web.yaml:1)\nunused", "refused"}},
 		{"a duty comes", []bocage.Resource{never}, []string{
 			"duties shop/api shop/db 5432 [] -> [log=full rate=20/s] by Guardrail pci spec.require.log, ask shop/db"}, []string{"refused"}},
+		{"a protocol must be spoken that flows did not", []bocage.Resource{speaking("http")}, []string{
+			"refused shop/api shop/db 5432 by Application shop/db spec.provides[0].appProtocol (db.yaml:1), ask shop/db"}, []string{"duties"}},
+		{"the protocol must be spoken that flows did", []bocage.Resource{speaking("postgresql")}, []string{
+			"duties shop/api shop/db 5432 [] -> [verify=postgresql]"}, []string{"refused"}},
 		{"an application goes", []bocage.Resource{gone(application("db"))}, []string{
 			"refused shop/api shop/db 5432 by Default deny, ask shop/api", "reach 5432 allow drop", "finding Application shop/api spec.consumes[0].service"}, []string{"fault Application"}},
 		{"what is not there cannot go", []bocage.Resource{gone(application("cache"))}, []string{"fault Application shop/cache is not declared, so that it cannot be deleted"}, nil},

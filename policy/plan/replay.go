@@ -77,7 +77,12 @@ func (r *replay) edge(e bocage.Edge) {
 	}
 	_, before := r.situation.InForce.Decide(was, from, e.Protocol, e.DestinationPort, now)
 	planned := bocage.PlannedEdge{Edge: e}
+	spoke, speaks := keepsTo(r.situation.Ruleset, before, e), keepsTo(r.candidate, after, e)
 	switch {
+	case before.Would.Allowed() && after.Would.Allowed() && spoke && !speaks:
+		planned.Before, planned.After = duties(r.situation.Ruleset, before), duties(r.candidate, after)
+		planned.By, planned.Owner = r.dutyBound(before, after), r.owner(to, is)
+		r.result.NewlyRefused = append(r.result.NewlyRefused, planned)
 	case before.Would.Allowed() && !after.Would.Allowed():
 		planned.By, planned.Owner = r.decider(after), r.owner(is, to)
 		r.result.NewlyRefused = append(r.result.NewlyRefused, planned)
@@ -116,6 +121,17 @@ func duties(rs *bocage.Ruleset, reason bocage.Reason) []string {
 		return d.Duties.List()
 	}
 	return nil
+}
+
+// keepsTo reports whether the flows of an edge spoke what a decision has them speak, as
+// far as that is known. Nothing that spoke otherwise passes.
+func keepsTo(rs *bocage.Ruleset, reason bocage.Reason, e bocage.Edge) bool {
+	d, ok := rs.Decision(reason.Decision)
+	if !ok || d.Duties == nil || len(e.Spoken.Carriers()) == 0 {
+		return true
+	}
+	expects := d.Duties.Expects()
+	return expects == bocage.SpeechUnknown || expects == e.Spoken
 }
 
 // dutyBound is who brought the new duty: the first author that the decision

@@ -114,6 +114,7 @@ func (l *line) join(e bocage.Edge) {
 	if e.Last.After(l.edge.Last) {
 		l.edge.Last = e.Last
 	}
+	l.edge.Spoken = alike(l.edge.Spoken, e.Spoken)
 	// Of two ways to write one end, the same one wins whoever came first.
 	l.edge.Source, l.edge.Destination = min(l.edge.Source, e.Source), min(l.edge.Destination, e.Destination)
 	l.edge.DestinationPort = min(l.edge.DestinationPort, e.DestinationPort)

@@ -2,6 +2,9 @@ package suggest
 
 import (
 	"net/netip"
+	"slices"
+
+	"bocage.dev/bocage"
 )
 
 // consumers are those of one service.
@@ -9,6 +12,7 @@ type consumers struct {
 	groups    map[*group]bool
 	addresses []netip.Addr
 	outside   []netip.Prefix
+	spoken    bocage.AppProtocol // by all of them, as Edge has it
 }
 
 // use is what an application consumes: a service of a group, or one outside.
@@ -43,6 +47,7 @@ func (s *suggestion) gather(lines []*line) {
 			c = &consumers{groups: map[*group]bool{}}
 			provider.provides[sv] = c
 		}
+		c.spoken = alike(c.spoken, l.edge.Spoken)
 		if l.source != nil {
 			c.groups[l.source.group] = true
 			l.source.group.uses[use{of: provider, service: sv}] = true
@@ -60,4 +65,24 @@ func (s *suggestion) gather(lines []*line) {
 			c.outside = prefixes(c.addresses)
 		}
 	}
+}
+
+// alike is what two kinds of flow speak together: what says nothing contradicts nobody.
+func alike(a, b bocage.AppProtocol) bocage.AppProtocol {
+	switch {
+	case a == b || b == bocage.SpeechUnknown:
+		return a
+	case a == bocage.SpeechUnknown:
+		return b
+	}
+	return bocage.SpeechOther
+}
+
+// declaredAs names what a service speaks, for a contract: empty if it is not one
+// protocol that flows over that transport can be held to.
+func declaredAs(spoken bocage.AppProtocol, transport bocage.Protocol) string {
+	if !slices.Contains(spoken.Carriers(), transport) {
+		return ""
+	}
+	return spoken.String()
 }

@@ -193,3 +193,36 @@ func portOf(e bocage.Edge) uint16 {
 	}
 	return e.DestinationPort
 }
+
+// A contract declares what all flows of its port were heard to speak.
+func TestSpokenIsDeclared(t *testing.T) {
+	app := func(name string) map[string]string { return map[string]string{"app": name} }
+	workloads := []*bocage.Workload{workload(1, "shop", "web-1", app("web")), workload(2, "shop", "web-2", app("web")),
+		workload(3, "shop", "api", app("api")), workload(4, "shop", "db", app("db"))}
+	speaks := func(e bocage.Edge, p bocage.AppProtocol) bocage.Edge { e.Spoken = p; return e }
+	edges := []bocage.Edge{
+		speaks(edge("shop/web-1", "shop/api", 8080, 50, 50), bocage.SpeechHTTP), speaks(edge("shop/web-2", "shop/api", 8080, 50, 50), bocage.SpeechHTTP),
+		speaks(edge("shop/web-1", "shop/api", 8081, 50, 50), bocage.SpeechTLS), // a neighbour that speaks something else
+		speaks(edge("shop/web-1", "shop/api", 8443, 50, 50), bocage.SpeechTLS), speaks(edge("shop/web-2", "shop/api", 8443, 50, 50), bocage.SpeechHTTP),
+		speaks(edge("shop/web-1", "shop/api", 9000, 50, 50), bocage.SpeechHTTP), edge("shop/web-2", "shop/api", 9000, 50, 50), // only checks the port
+		speaks(edge("shop/api", "shop/db", 5432, 50, 50), bocage.SpeechPostgreSQL), speaks(edge("shop/api", "10.0.0.4", 5432, 1, 1), bocage.SpeechPostgreSQL),
+		speaks(edge("shop/api", "shop/db", 9999, 50, 50), bocage.SpeechOther),
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	for range 10 {
+		random.Shuffle(len(edges), func(i, j int) { edges[i], edges[j] = edges[j], edges[i] })
+		got := map[uint16]string{}
+		for _, a := range Suggest(edges, workloads, nil).Applications {
+			for _, p := range a.Spec.Provides {
+				got[p.Port] = p.AppProtocol
+				if p.EndPort != 0 {
+					t.Errorf("ports %d to %d are one offer", p.Port, p.EndPort)
+				}
+			}
+		}
+		want := map[uint16]string{8080: "http", 8081: "tls", 8443: "", 9000: "http", 5432: "postgresql", 9999: ""}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("declared %v, want %v", got, want)
+		}
+	}
+}

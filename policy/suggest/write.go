@@ -97,7 +97,7 @@ func (s *suggestion) notLetIn(g *group, sv service) *consumers {
 	if g.declared == nil {
 		return c
 	}
-	left := &consumers{groups: map[*group]bool{}, outside: slices.Clone(c.outside)}
+	left := &consumers{groups: map[*group]bool{}, outside: slices.Clone(c.outside), spoken: c.spoken}
 	for consumer := range c.groups {
 		left.groups[consumer] = true
 	}
@@ -130,7 +130,7 @@ func letsIn(g *group, p bocage.Provide, consumer *group) bool {
 }
 
 func (c *consumers) equal(o *consumers) bool {
-	return maps.Equal(c.groups, o.groups) && slices.Equal(c.outside, o.outside)
+	return maps.Equal(c.groups, o.groups) && slices.Equal(c.outside, o.outside) && c.spoken == o.spoken
 }
 
 const (
@@ -144,7 +144,7 @@ const (
 // share one only if the same names are meant in each, so that nobody is let in
 // who was not seen.
 func split(g *group, first service, last uint16, c *consumers, sizes map[string]int) []offer {
-	base := bocage.Provide{Port: first.port, Protocol: protocolName(first.protocol)}
+	base := bocage.Provide{Port: first.port, Protocol: protocolName(first.protocol), AppProtocol: declaredAs(c.spoken, first.protocol)}
 	if last != first.port {
 		base.EndPort = last
 	}

@@ -247,11 +247,18 @@ const maxEdges = 500_000
 // its destination, and takes the larger. An observed refusal is told as such at
 // its beginning, with the number of flows that began in a second; its end is told
 // as any other's. Flows that go on are told every half a minute.
+//
+// What was heard is told with the end, with an update, or with what is refused for it.
+// A flow that was answered and not listened to may have spoken anything, but for one
+// that carried nothing beyond handshakes, as checks of ports do. Where one of the two
+// points did not listen, the other's word counts.
 const edgesSQL = `
 WITH told AS (
   SELECT coalesce(nullif(source, ''), source_ip) AS src, coalesce(nullif(destination, ''), destination_ip) AS dst,
          protocol_number AS proto, destination_port AS port, direction, time_ms, event, packets,
-         CASE WHEN replied THEN concat_ws('/', host, interface, source_port, source_ip, destination_ip) END AS answered
+         CASE WHEN replied THEN concat_ws('/', host, interface, source_port, source_ip, destination_ip) END AS answered,
+         CASE WHEN spoken <> '' THEN spoken
+              WHEN replied AND event IN ('end', 'update') AND NOT (packets <= 12 AND bytes <= 80 * packets) THEN 'unheard' END AS speech
   FROM flows
   WHERE time_ms >= %d AND verdict IN ('allow', 'inspect') AND reason NOT IN ('dark-address', 'control', 'related', 'spoofed')
 ), counted AS (
@@ -261,13 +268,16 @@ WITH told AS (
          count(*) FILTER (WHERE event = 'update') AS going,
          count(*) FILTER (WHERE event = 'end' AND answered IS NOT NULL) AS answered_ended,
          count(DISTINCT answered) FILTER (WHERE event = 'update') AS answered_going,
+         CASE WHEN count(DISTINCT speech) > 1 THEN 'other' ELSE min(speech) END AS speech,
          min(time_ms) AS first, max(time_ms) AS last
   FROM told WHERE src <> '' AND dst <> '' GROUP BY ALL
 )
 SELECT src, dst, proto, port,
        CAST(max(greatest(begun, ended, least(going, 1))) AS BIGINT) AS flows,
        CAST(max(least(greatest(begun, ended, least(going, 1)), greatest(answered_ended, answered_going))) AS BIGINT) AS replied,
-       min(first) AS first, max(last) AS last
+       min(first) AS first, max(last) AS last,
+       CASE count(DISTINCT nullif(speech, 'unheard')) WHEN 0 THEN if(count(speech) = 0, '', 'other')
+            WHEN 1 THEN min(nullif(speech, 'unheard')) ELSE 'other' END AS spoken
 FROM counted GROUP BY src, dst, proto, port HAVING max(last) >= %d
 ORDER BY flows DESC, src, dst, proto, port`
 
@@ -286,10 +296,16 @@ func edgeOf(row []any) (bocage.Edge, error) {
 	}
 	source, _ := row[0].(string)
 	destination, _ := row[1].(string)
+	said, _ := row[8].(string)
+	var spoken bocage.AppProtocol
+	if spoken.UnmarshalText([]byte(said)) != nil {
+		spoken = bocage.SpeechOther // of a later version
+	}
 	return bocage.Edge{
 		Source: source, Destination: destination,
 		Protocol: bocage.Protocol(numbers[0]), DestinationPort: uint16(numbers[1]),
 		Flows: numbers[2], Replied: numbers[3],
-		First: time.UnixMilli(numbers[4]).UTC(), Last: time.UnixMilli(numbers[5]).UTC(),
+		Spoken: spoken,
+		First:  time.UnixMilli(numbers[4]).UTC(), Last: time.UnixMilli(numbers[5]).UTC(),
 	}, nil
 }

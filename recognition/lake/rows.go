@@ -63,6 +63,7 @@ type flowRow struct {
 	Packets       int64  `parquet:"traffic_packets"`
 	Bytes         int64  `parquet:"traffic_bytes"`
 	Interface     int64  `parquet:"interface,dict"`
+	Spoken        string `parquet:"app_protocol_name,dict"`
 	origin
 }
 
@@ -208,7 +209,8 @@ func flowOf(e *bocage.FlowEvent, from origin, name func(bocage.Identity) string)
 		Protocol: int32(e.Protocol), ProtocolName: e.Protocol.String(), Direction: e.Direction.String(),
 		Verdict: e.Verdict.String(), Would: e.Would.String(), Reason: e.Reason.String(),
 		Decision: int64(e.Decision), Generation: int64(e.Generation), Replied: e.Replied, Closed: e.Closed,
-		Packets: int64(e.Packets), Bytes: int64(min(e.Bytes, 1<<62)), Interface: int64(e.Interface), origin: from,
+		Packets: int64(e.Packets), Bytes: int64(min(e.Bytes, 1<<62)), Interface: int64(e.Interface),
+		Spoken: e.Spoken.String(), origin: from,
 	}
 	if e.Remote.IsValid() && !e.Remote.IsUnspecified() {
 		if e.Direction == bocage.DirectionFrom {
@@ -319,6 +321,7 @@ type View struct {
 	Columns []Column
 
 	class string
+	late  string // columns, as SQL, that files of earlier versions do not have
 }
 
 // Views lists what can be asked, for people and for `bocage hunt`'s help.
@@ -353,6 +356,7 @@ func Views() []View {
 		Column{"closed", "BOOLEAN", "closed", "FIN or RST was seen"},
 		Column{"packets", "BIGINT", "traffic_packets", "both directions; of refusals, the attempts"},
 		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
+		Column{"spoken", "VARCHAR", "coalesce(app_protocol_name, '')", "what it was heard to speak: tls, http, postgresql, ...; other; empty if nothing was heard"},
 		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
 	cadences := append(append([]Column{}, moment...),
 		Column{"gaps", "INTEGER", "gap_count", "silences of 268 ms and more since the flow began"},
@@ -386,10 +390,10 @@ func Views() []View {
 		Column{"detail", "VARCHAR", "detail", "what was learned, as JSON: detail->>'user'"})
 	engagements = append(append(engagements, parties...), host, record)
 	return []View{
-		{"flows", "what enforcement points reported of flows", flows, classFlows},
-		{"cadences", "when flows that go on were silent; the last of a flow stands", cadences, classCadences},
-		{"detections", "what the inspection engine found", detections, classDetections},
-		{"engagements", "contacts with decoys", engagements, classEngagements},
+		{"flows", "what enforcement points reported of flows", flows, classFlows, "CAST(NULL AS VARCHAR) AS app_protocol_name"},
+		{"cadences", "when flows that go on were silent; the last of a flow stands", cadences, classCadences, ""},
+		{"detections", "what the inspection engine found", detections, classDetections, ""},
+		{"engagements", "contacts with decoys", engagements, classEngagements, ""},
 	}
 }
 
@@ -416,5 +420,9 @@ func (v View) sql(files []string) string {
 		}
 		from += quote(f)
 	}
-	return fmt.Sprintf("CREATE VIEW %s AS SELECT %s FROM read_parquet([%s], hive_partitioning = false)", v.Name, list, from)
+	from = fmt.Sprintf("read_parquet([%s], hive_partitioning = false, union_by_name = true)", from)
+	if v.late != "" {
+		from = fmt.Sprintf("(SELECT * FROM %s UNION ALL BY NAME SELECT %s WHERE false)", from, v.late)
+	}
+	return fmt.Sprintf("CREATE VIEW %s AS SELECT %s FROM %s", v.Name, list, from)
 }
