@@ -46,8 +46,33 @@ func AppProtocolNames() []string {
 	return slices.Sorted(slices.Values(appProtocolNames[1:]))
 }
 
+// CanonicalAppProtocol is the name here of what the appProtocol of a Kubernetes port
+// names: by IANA's service names and by Kubernetes' own. What is encrypted from the
+// first byte is tls, whatever it carries: also HTTP/2, of which only the form in the
+// open (h2c) is http2. A name that is known to nobody is returned as it is.
+func CanonicalAppProtocol(name string) string {
+	switch name {
+	case "kubernetes.io/h2c":
+		return "http2"
+	case "kubernetes.io/ws":
+		return "http"
+	case "kubernetes.io/wss", "https", "ldaps", "amqps", "secure-mqtt", "domain-s":
+		return "tls"
+	case "domain":
+		return "dns"
+	case "microsoft-ds", "netbios-ssn":
+		return "smb"
+	case "ms-wbt-server":
+		return "rdp"
+	case "memcache":
+		return "memcached"
+	}
+	return name
+}
+
+// isAppProtocol reports whether a contract can name it.
 func isAppProtocol(name string) bool {
-	return name != "" && slices.Contains(appProtocolNames, name)
+	return name != "" && slices.Contains(appProtocolNames, CanonicalAppProtocol(name))
 }
 
 func (p AppProtocol) String() string {
@@ -88,7 +113,7 @@ func (d Duties) Expects() AppProtocol {
 	if d.Verify == "" {
 		return SpeechUnknown
 	}
-	if i := slices.Index(appProtocolNames, d.Verify); i > 0 {
+	if i := slices.Index(appProtocolNames, CanonicalAppProtocol(d.Verify)); i > 0 {
 		return AppProtocol(i)
 	}
 	return SpeechNothing

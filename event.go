@@ -50,14 +50,15 @@ type EventKind uint8
 
 // Kinds of flow event.
 const (
-	EventStart   EventKind = 1 // first packet of an allowed flow
-	EventEnd     EventKind = 2 // the flow closed or idled out; counters are final
-	EventRefused EventKind = 3 // refused, or would have been where scopes observe
-	EventUpdate  EventKind = 4 // counters of a flow that goes on
-	EventCadence EventKind = 5 // of a Cadence
+	EventStart    EventKind = 1 // first packet of an allowed flow
+	EventEnd      EventKind = 2 // the flow closed or idled out; counters are final
+	EventRefused  EventKind = 3 // refused, or would have been where scopes observe
+	EventUpdate   EventKind = 4 // counters of a flow that goes on
+	EventCadence  EventKind = 5 // of a Cadence
+	EventGreeting EventKind = 6 // of a Greeting
 )
 
-var eventKindNames = []string{"", "start", "end", "refused", "update", "cadence"}
+var eventKindNames = []string{"", "start", "end", "refused", "update", "cadence", "greeting"}
 
 func (k EventKind) String() string {
 	if int(k) < len(eventKindNames) {
@@ -233,6 +234,7 @@ type Batch struct {
 	Lost        map[string]uint64 `json:"lost,omitempty"`
 	Flows       []byte            `json:"flows,omitempty"`    // FlowEvent records, 64 bytes each
 	Cadences    []byte            `json:"cadences,omitempty"` // Cadence records, 136 bytes each
+	Greetings   []Greeting        `json:"greetings,omitempty"`
 	Inspections []InspectionEvent `json:"inspections,omitempty"`
 	Engagements []EngagementEvent `json:"engagements,omitempty"`
 }

@@ -3,6 +3,7 @@ package bocage
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -182,7 +183,7 @@ func (d Duties) validate() Faults {
 	if d.Inspect != "" && !isDNSSubdomain(d.Inspect) {
 		faults.Add("inspect", "%q is not the name of an InspectionProfile", d.Inspect)
 	}
-	if d.Verify != "" && !isAppProtocol(d.Verify) {
+	if d.Verify != "" && !slices.Contains(AppProtocolNames(), d.Verify) {
 		faults.Add("verify", "%q is not one of %s", d.Verify, strings.Join(AppProtocolNames(), ", "))
 	}
 	if d.Rate != "" && !rateForm.MatchString(d.Rate) {

@@ -59,6 +59,9 @@ type FlowRecord struct {
 	DestinationWorkload string `json:"destinationWorkload,omitempty"`
 	// Decider names the object and field that decided, as a Ref prints it.
 	Decider string `json:"decider,omitempty"`
+	// Greeting is what the client of TLS asked for, of a record of that kind. Its flow
+	// is the record's.
+	Greeting *Greeted `json:"greeting,omitempty"`
 }
 
 // HuntResult is the answer to a question to the flow history.

@@ -35,6 +35,9 @@ type Counters struct {
 	// their addresses are not known. Unlearned addresses and questions found no room, or took that of
 	// others of the same workload which still counted.
 	NamesAsked, NamesAnswered, NamesUnasked, NamesUnread, NamesUnlearned uint64
+	// Greeted are the pieces of greetings that were due; of these, Ungreeted found no
+	// room in their ring buffer.
+	Greeted, Ungreeted uint64
 }
 
 // Counters reads the counters.
@@ -80,6 +83,8 @@ func (d *Dataplane) Counters() (Counters, error) {
 		c.NamesUnasked += t.Unasked
 		c.NamesUnread += t.Unread
 		c.NamesUnlearned += t.Unlearned
+		c.Greeted += t.Greeted
+		c.Ungreeted += t.Ungreeted
 	}
 	return c, nil
 }

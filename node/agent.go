@@ -120,6 +120,9 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	}
 	group.Go(func() error { return a.discoverer.Run(ctx) })
 	group.Go(func() error { return loop.Run(ctx) })
+	group.Go(func() error {
+		return a.keepUp(ctx, "greetings", func(ctx context.Context) error { return a.dataplane.Listen(ctx, a.events.Greeting) })
+	})
 	if !cfg.NoDeception {
 		a.faults.set("decoys", "the decoys are starting")
 		group.Go(func() error { return a.keepUp(ctx, "decoys", a.runDecoys) })

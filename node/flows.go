@@ -111,6 +111,13 @@ func (r *flowReader) records(batch *bocage.Batch, each func(bocage.FlowRecord) e
 			return err
 		}
 	}
+	for i := range batch.Greetings {
+		record := r.record(batch.Greetings[i].Flow, host)
+		record.Greeting = &batch.Greetings[i].Greeted
+		if err := each(record); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 

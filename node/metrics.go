@@ -36,6 +36,7 @@ var (
 	lostDesc       = prometheus.NewDesc("bocage_agent_event_records_lost_total", "Event records that are lost for good, by what lost them.", []string{"cause"}, nil)
 	batchesDesc    = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
 	unpacedDesc    = prometheus.NewDesc("bocage_dataplane_cadences_crowded_total", "Bursts of flows that found no room in the table of cadences, or made it at the cost of another flow.", nil, nil)
+	ungreetedDesc  = prometheus.NewDesc("bocage_dataplane_greetings_lost_total", "Pieces of what clients of TLS said first that found no room in their ring buffer.", nil, nil)
 	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
 	candidateDesc  = prometheus.NewDesc("bocage_dataplane_candidate_generation", "Generation that is evaluated beside the one in force; 0 is none.", nil, nil)
 	comparedDesc   = prometheus.NewDesc("bocage_dataplane_candidate_decisions", "Decisions that the candidate was asked for, and of these those whose reach differs, since it came.", []string{"outcome"}, nil)
@@ -45,7 +46,7 @@ var (
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, lostDesc, batchesDesc, genDesc,
-		unansweredDesc, unpacedDesc, candidateDesc, comparedDesc, repairedDesc} {
+		unansweredDesc, unpacedDesc, ungreetedDesc, candidateDesc, comparedDesc, repairedDesc} {
 		out <- desc
 	}
 }
@@ -74,6 +75,7 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	gauge(flowsDesc, counters.FlowsLive)
 	counter(unansweredDesc, counters.Unanswered)
 	counter(unpacedDesc, counters.Unpaced)
+	counter(ungreetedDesc, counters.Ungreeted)
 	candidate := c.agent.candidate()
 	gauge(candidateDesc, candidate.Generation)
 	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Evaluated), "evaluated")

@@ -120,6 +120,11 @@ func (p *publisher) Cadences(cadences []bocage.Cadence) {
 	}
 }
 
+// Greeting takes what a client of TLS asked for.
+func (p *publisher) Greeting(g bocage.Greeting) {
+	p.add(1, func(b *bocage.Batch) { b.Greetings = append(b.Greetings, g) })
+}
+
 // Inspection takes one finding of the inspection engine.
 func (p *publisher) Inspection(e bocage.InspectionEvent) {
 	p.add(1, func(b *bocage.Batch) { b.Inspections = append(b.Inspections, e) })
@@ -212,7 +217,8 @@ func (p *publisher) seal() {
 }
 
 func (p *publisher) sealOne(batch *bocage.Batch) {
-	records := len(batch.Flows)/bocage.FlowEventSize + len(batch.Cadences)/bocage.CadenceSize + len(batch.Inspections) + len(batch.Engagements)
+	records := len(batch.Flows)/bocage.FlowEventSize + len(batch.Cadences)/bocage.CadenceSize + len(batch.Greetings) +
+		len(batch.Inspections) + len(batch.Engagements)
 	p.sequence++
 	batch.Source, batch.Boot, batch.Sequence, batch.Previous = p.source, p.boot, p.sequence, p.previous
 	batch.Sent = time.Now().UTC()

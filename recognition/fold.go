@@ -115,11 +115,16 @@ func (f *fold) batch(b *bocage.Batch, arrived time.Time, emit func(evidence.Item
 			emit(item)
 		}
 	}
+	for i := range b.Greetings { // for the lake: no detector weighs them
+		if from, to := evidence.Ends(&b.Greetings[i].Flow); !f.ledger.mayReport(host, from, to) {
+			f.foreign(b, from, to, arrived, emit)
+		}
+	}
 	if damaged := len(b.Cadences) % bocage.CadenceSize; damaged != 0 {
 		book.shed.Add(1)
 	}
 	cadences := len(b.Cadences) / bocage.CadenceSize // for the lake: no detector weighs them
-	book.processed.Add(uint64(flows + cadences + len(b.Inspections) + len(b.Engagements)))
+	book.processed.Add(uint64(flows + cadences + len(b.Greetings) + len(b.Inspections) + len(b.Engagements)))
 }
 
 // foreign refuses what a host says of a flow between workloads that are both

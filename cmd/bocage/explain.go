@@ -122,6 +122,7 @@ func (e *env) explainEvents(cmd *cobra.Command, c *client.Client, asked bocage.E
 			return err
 		}
 		e.printUnkept(record)
+		e.printGreeting(record)
 		allowed = allowed && explanation.Verdict.Allowed() && (!unkept(record.Reason) || record.Verdict.Allowed())
 	}
 }
@@ -146,6 +147,14 @@ func (e *env) printUnkept(record bocage.FlowRecord) {
 		what = "it was one new flow too many at the rate of the duty above"
 	}
 	fmt.Fprintf(e.out, "  but       %s: %s, and the enforcement point %s\n", record.Reason, what, done)
+}
+
+// printGreeting says what a client of TLS asked for, of a record that tells it.
+func (e *env) printGreeting(record bocage.FlowRecord) {
+	if record.Greeting == nil || e.output != "" && e.output != "table" && e.output != "wide" {
+		return
+	}
+	fmt.Fprintf(e.out, "  client    %s\n", greetingText(record.Greeting))
 }
 
 // recordQuery asks about the flow of a record: between its addresses, for they

@@ -94,6 +94,9 @@ func flowLine(r bocage.FlowRecord, wide bool) string {
 	if r.Spoken != bocage.SpeechUnknown {
 		fmt.Fprintf(&b, ", speaks %s", r.Spoken)
 	}
+	if r.Greeting != nil {
+		fmt.Fprintf(&b, ", %s", greetingText(r.Greeting))
+	}
 	if r.Kind != bocage.EventStart || wide {
 		fmt.Fprintf(&b, "  [%s", r.Kind)
 		if r.Packets > 0 {
@@ -103,6 +106,26 @@ func flowLine(r bocage.FlowRecord, wide bool) string {
 	}
 	if wide {
 		fmt.Fprintf(&b, "  host %s, %s → %s:%d", r.Host, r.SourceAddress, r.DestinationAddress, r.DestinationPort)
+	}
+	return b.String()
+}
+
+// greetingText is what a client of TLS asked for. It is the client's word: quoted.
+func greetingText(g *bocage.Greeted) string {
+	var b strings.Builder
+	switch {
+	case g.Ambiguous:
+		return "asked for whom nobody can tell: the same bytes came twice and otherwise"
+	case g.ServerName == "":
+		b.WriteString("asked for nobody by name")
+	default:
+		fmt.Fprintf(&b, "asked for %q", g.ServerName)
+	}
+	if g.Hidden {
+		b.WriteString(", with another name encrypted")
+	}
+	for i, protocol := range g.ALPN {
+		fmt.Fprintf(&b, "%s%q", []string{", offered ", ", "}[min(i, 1)], protocol)
 	}
 	return b.String()
 }

@@ -47,6 +47,7 @@ typedef long long __s64;
 #define EVENT_REFUSED 3
 #define EVENT_UPDATE 4
 #define EVENT_CADENCE 5
+#define EVENT_GREETING 6
 #define EVENT_TO 0x10
 #define EVENT_REPLIED 0x20
 #define EVENT_CLOSED 0x40
@@ -531,10 +532,11 @@ _Static_assert(sizeof(struct heard) == 88, "heard");
 // Of a flow: what its source says, and its destination.
 struct hearing {
 	struct flow_key key;
-	__u64 since; // coarse monotonic ns; 0: nobody's
+	__u64 since; // coarse monotonic ns, and HEARING_OWED; 0: nobody's
 	struct heard side[2];
 };
 _Static_assert(sizeof(struct hearing) == 224, "hearing");
+#define HEARING_OWED (1ULL << 62) // of a flow that must speak something: makes room for no other
 
 #define HEARING_WAYS 4
 struct hearings {
@@ -703,6 +705,8 @@ struct tally {
 	__u64 unasked;	// answers to no question that is open
 	__u64 unread;	// answers of which not all could be read
 	__u64 unlearned; // addresses of names that found no room, or took that of others which still counted
+	__u64 greeted; // pieces of greetings that were due
+	__u64 ungreeted; // of these, without room in their ring buffer
 };
 
 // What came of judging by the candidate as well.
@@ -739,6 +743,17 @@ struct cadence_event {
 	struct cadence cadence;
 };
 _Static_assert(sizeof(struct cadence_event) == 136, "cadence_event");
+
+// A piece of what a client of TLS says first, behind the flow's event, in the ring
+// buffer of greetings; as many bytes as it has.
+#define GREETING_PIECE 4096
+struct greeting {
+	struct event event;
+	__u32 offset; // in what the client says
+	__u32 size;
+	__u8 bytes[GREETING_PIECE];
+};
+_Static_assert(sizeof(struct greeting) == 72 + GREETING_PIECE, "greeting");
 
 // What a sweep is asked to do, and what it did.
 struct sweep_order {

@@ -13,10 +13,13 @@
 //
 // Of datagrams each is read by itself, until an answer was.
 //
-// What is merely observed is listened to once in each direction, for the record.
+// What is merely observed is put together alike, for the record: nothing is refused
+// for it, and where room is scarce it gives way. Where TLS is, or must be spoken, what
+// the client says is told meanwhile (greet.h).
 #pragma once
 
 #include "fragment.h"
+#include "greet.h"
 #include "speech.h"
 
 #define MUTE_PACKETS 256
@@ -39,6 +42,8 @@ struct ear {
 	__u32 matched; // bytes of this direction that were enough, if they were
 	__u32 acknowledged; // what the other direction matched
 	__u32 way;
+	__u32 base;  // sequence number of this direction's first byte
+	__u32 based; // it is known
 };
 
 struct {
@@ -155,9 +160,10 @@ static __always_inline struct hearing *hearing_of(struct ear *e, struct hearings
 	return way < HEARING_WAYS ? hearing_at(e, bucket, way) : NULL;
 }
 
-// Takes a free row of a bucket, which is locked, or the oldest.
+// Takes a free row of a bucket, which is locked, or the oldest: of those that owe
+// nothing, if there are any. None is taken from who owes for one who does not.
 static __always_inline struct hearing *open_hearing(struct ear *e, struct hearings *bucket, const struct flow_key *key,
-						   __u64 now)
+						   __u64 now, bool owes)
 {
 	__u64 way = 0, oldest = bucket->rows[0].since;
 	for (int i = 1; i < HEARING_WAYS; i++) {
@@ -165,9 +171,11 @@ static __always_inline struct hearing *open_hearing(struct ear *e, struct hearin
 		oldest += (since - oldest) * older;
 		way += (i - way) * older;
 	}
+	if (!owes && (oldest & HEARING_OWED))
+		return NULL;
 	struct hearing *row = hearing_at(e, bucket, way);
 	row->key = *key;
-	row->since = now | 1;
+	row->since = now | 1 | (owes ? HEARING_OWED : 0);
 	for (int i = 0; i < 2; i++) {
 		row->side[i].have = 0;
 		row->side[i].bytes_passed = 0;
@@ -367,18 +375,18 @@ static __always_inline bool merge(struct heard *side, const struct ear *e, __u32
 // Finds what was heard of a stream, or begins with it, at a handshake or at the
 // first bytes; false if there is nothing. Notes where both directions begin, and
 // whether the packet acknowledges what matched of the other direction.
-STAGE int attend(const struct passage *at, const struct payload *payload, __u32 side)
+STAGE int attend(const struct passage *at, const struct payload *payload, __u32 side, __u32 owes)
 {
 	struct ear *e = ear();
 	struct hearings *bucket = at ? hearings_at(at->found.row) : NULL;
 	if (!at || !payload || !e || !bucket)
 		return false;
 	bool syn = at->packet.tcp_flags & TCP_SYN, ack = at->packet.tcp_flags & TCP_ACK;
-	e->acknowledged = 0;
+	e->acknowledged = e->based = 0;
 	bpf_spin_lock(&bucket->lock);
 	struct hearing *row = hearing_of(e, bucket, &at->key);
 	if (!row && (syn || e->size))
-		row = open_hearing(e, bucket, &at->key, at->now);
+		row = open_hearing(e, bucket, &at->key, at->now, owes);
 	if (row) {
 		struct heard *own = side_of(row, side), *other = side_of(row, !side);
 		if (ack && other->matched && (__s32)(payload->acknowledgement - other->base - other->matched) >= 0)
@@ -391,6 +399,8 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 			other->base = payload->acknowledgement;
 			other->begun = other->sure = 1;
 		}
+		e->base = own->base;
+		e->based = own->begun;
 	}
 	bpf_spin_unlock(&bucket->lock);
 	return row != NULL;
@@ -414,6 +424,8 @@ STAGE int overhear(const struct passage *at, const struct payload *payload, __u3
 			own->base = payload->sequence;
 			own->begun = 1;
 		}
+		e->base = own->base;
+		e->based = 1;
 		if (own->sure || (__s32)(payload->sequence - own->base) >= 0)
 			heard = merge(own, e, payload->sequence) ? 0 : HEARD_OTHER;
 		own->packets_passed += own->packets_passed <= MUTE_PACKETS;
@@ -461,16 +473,74 @@ static __always_inline void take_chunk(struct ear *e, __u32 datagram, bool answe
 
 // Listens to what owes nothing. What is not understood is left: there may be more
 // to understand from the other side.
-static __always_inline void listen_once(struct passage *at, struct ear *e, __u32 datagram)
+STAGE int overhear_aside(struct passage *at, __u32 spoken)
 {
-	__u32 side = !at->original;
-	take_chunk(e, datagram, side);
-	__u32 spoken = classify(&e->speech);
+	if (!at)
+		return 0;
 	bool known = spoken && spoken != SPEECH_OTHER;
 	if (!known)
-		release(at, heed(side));
-	if (known || !(at->found.word & FLOW_HEED))
+		release(at, heed(!at->original));
+	if (known || !(at->found.word & FLOW_HEED)) {
 		conclude(at, known ? spoken : SPEECH_OTHER);
+		if (at->packet.protocol == PROTOCOL_TCP)
+			forget(at);
+	}
+	return 0;
+}
+
+// Whether all of a ClientHello is in the segment that it begins in, in one record.
+static __always_inline bool greets_at_once(const struct ear *e, const struct payload *payload)
+{
+	const __u8 *b = e->speech.bytes;
+	__u32 hello = (__u32)b[6] << 16 | b[7] << 8 | b[8];
+	return payload->sequence == e->base && big16(b + 3) >= hello + 4 && payload->size >= hello + 9;
+}
+
+// Tells a segment of what may be a ClientHello. What has been heard decides: bytes
+// that come early are kept by the agent until it has those before.
+STAGE int greet(struct __sk_buff *skb, const struct passage *at, const struct payload *payload)
+{
+	struct ear *e = ear();
+	if (!at || !payload || !e || !e->based)
+		return 0;
+	__u32 place = payload->sequence - e->base;
+	return place < GREETING_REACH ? tell_greeting(skb, at, payload->offset, payload->size, place) : 0;
+}
+
+// A segment of a stream that owes nothing. When its client is known to speak TLS, it
+// is watched on until all of what it says first was told, or somebody answers.
+STAGE int hear_aside(struct __sk_buff *skb, struct passage *at, const struct payload *payload, __u32 spoken)
+{
+	struct ear *e = ear();
+	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	if (!at || !payload || !e || !flow)
+		return 0;
+	__u32 side = !at->original;
+	if (flow->speech & SPEECH_KNOWN) // by the client's side
+		return overhear_aside(at, flow->speech & SPEECH_KNOWN);
+	if (!side && (spoken == SPEECH_TLS || (spoken == SPEECH_UNKNOWN && tls_asks(&e->speech))))
+		greet(skb, at, payload);
+	if (spoken == SPEECH_UNKNOWN) {
+		add_speech(flow, spoke(side));
+		return 0;
+	}
+	if (side || spoken != SPEECH_TLS || greets_at_once(e, payload) || !may_greet(flow))
+		return overhear_aside(at, spoken);
+	add_speech(flow, spoke(side) | SPEECH_TLS);
+	release(at, heed(side));
+	return 0;
+}
+
+// More of what a client of TLS says, whose beginning is known.
+STAGE int greet_on(struct __sk_buff *skb, struct passage *at, const struct payload *payload)
+{
+	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	if (!at || !payload || !flow)
+		return 0;
+	greet(skb, at, payload);
+	if (!flow->expects && !may_greet(flow))
+		overhear_aside(at, SPEECH_TLS);
+	return 0;
 }
 
 // What is spoken, where it is known not to be what must be: its beginning may be
@@ -490,8 +560,8 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		return HEARD_PIECE;
 	const struct packet *p = &at->packet;
 	__u32 side = !at->original, expects = flow->expects;
-	if (expects && (p->marks & (PACKET_FIRST | PACKET_LATER)))
-		return HEARD_PIECE;
+	if (p->marks & (PACKET_FIRST | PACKET_LATER))
+		return expects ? HEARD_PIECE : HEARD_WELL;
 	bool heeds = at->found.word & heed(side);
 	if (!read_payload(skb, at, &payload))
 		return HEARD_PIECE;
@@ -499,14 +569,9 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		return HEARD_WELL; // says nothing, and acknowledges nothing that matched
 	if (!read_chunk(skb, payload.offset, heeds ? payload.size : 0))
 		return HEARD_PIECE;
-	if (!expects) {
-		if (e->size)
-			listen_once(at, e, 0);
-		return HEARD_WELL;
-	}
 	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && at->news)
 		forget(at); // a flow that had the same ends
-	bool attends = attend(at, &payload, side);
+	bool attends = attend(at, &payload, side, expects);
 	if (e->acknowledged) {
 		release(at, heed(!side));
 		if (!(at->found.word & FLOW_HEED)) {
@@ -514,9 +579,16 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 			forget(at);
 		}
 	}
-	if (!e->size)
+	if (!e->size) {
+		if (!side && !heeds && payload.size && (flow->speech & SPEECH_KNOWN) == SPEECH_TLS)
+			greet_on(skb, at, &payload);
 		return HEARD_WELL;
+	}
 	int heard = attends ? overhear(at, &payload, side, !!(flow->speech & spoke(side))) : HEARD_GAP;
+	if (!expects)
+		return hear_aside(skb, at, &payload, heard ? SPEECH_OTHER : classify(&e->speech));
+	if (!side && !heard && expects == SPEECH_TLS && tls_asks(&e->speech))
+		greet(skb, at, &payload);
 	if (!heard && e->matched)
 		return HEARD_WELL; // said again, and not acknowledged yet
 	int said = heard ? SPEECH_NO : speaks(&e->speech, expects);
@@ -567,8 +639,10 @@ STAGE int hear_datagram(struct __sk_buff *skb, struct passage *at)
 	if (!read_payload(skb, at, &payload))
 		return HEARD_PIECE;
 	if (!expects) {
-		if (read_chunk(skb, payload.offset, payload.size) && e->size)
-			listen_once(at, e, payload.size);
+		if (read_chunk(skb, payload.offset, payload.size) && e->size) {
+			take_chunk(e, payload.size, side);
+			overhear_aside(at, classify(&e->speech));
+		}
 		return HEARD_WELL;
 	}
 	__u32 spoken = hear_datagrams(skb, &payload, expects, side);

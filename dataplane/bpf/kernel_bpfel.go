@@ -157,6 +157,8 @@ type KernelEar struct {
 	Matched      uint32
 	Acknowledged uint32
 	Way          uint32
+	Base         uint32
+	Based        uint32
 }
 
 type KernelEndings struct {
@@ -213,6 +215,31 @@ type KernelFragmentKey struct {
 	Destination KernelAddress
 	Id          uint32
 	Protocol    uint32
+}
+
+type KernelGreeting struct {
+	_     structs.HostLayout
+	Event struct {
+		_               structs.HostLayout
+		Time            uint64
+		Source          uint32
+		Destination     uint32
+		SourcePort      uint16
+		DestinationPort uint16
+		Protocol        uint8
+		Kind            uint8
+		Verdict         uint8
+		Reason          uint8
+		Decision        uint32
+		Generation      uint32
+		Ifindex         uint32
+		Packets         uint32
+		Bytes           uint64
+		Remote          KernelAddress
+	}
+	Offset uint32
+	Size   uint32
+	Bytes  [4096]uint8
 }
 
 type KernelGroup struct {
@@ -624,6 +651,8 @@ type KernelTally struct {
 	Unasked    uint64
 	Unread     uint64
 	Unlearned  uint64
+	Greeted    uint64
+	Ungreeted  uint64
 }
 
 type KernelTerm struct {
@@ -682,6 +711,8 @@ const (
 	KernelMapFlows              = "flows"
 	KernelMapFolded             = "folded"
 	KernelMapFragments          = "fragments"
+	KernelMapGreetingDrafts     = "greeting_drafts"
+	KernelMapGreetings          = "greetings"
 	KernelMapGroups             = "groups"
 	KernelMapGuides             = "guides"
 	KernelMapHearings           = "hearings"
@@ -804,6 +835,8 @@ type KernelMapSpecs struct {
 	Flows             *ebpf.MapSpec `ebpf:"flows"`
 	Folded            *ebpf.MapSpec `ebpf:"folded"`
 	Fragments         *ebpf.MapSpec `ebpf:"fragments"`
+	GreetingDrafts    *ebpf.MapSpec `ebpf:"greeting_drafts"`
+	Greetings         *ebpf.MapSpec `ebpf:"greetings"`
 	Groups            *ebpf.MapSpec `ebpf:"groups"`
 	Guides            *ebpf.MapSpec `ebpf:"guides"`
 	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
@@ -886,6 +919,8 @@ type KernelMaps struct {
 	Flows             *ebpf.Map `ebpf:"flows"`
 	Folded            *ebpf.Map `ebpf:"folded"`
 	Fragments         *ebpf.Map `ebpf:"fragments"`
+	GreetingDrafts    *ebpf.Map `ebpf:"greeting_drafts"`
+	Greetings         *ebpf.Map `ebpf:"greetings"`
 	Groups            *ebpf.Map `ebpf:"groups"`
 	Guides            *ebpf.Map `ebpf:"guides"`
 	Hearings          *ebpf.Map `ebpf:"hearings"`
@@ -931,6 +966,8 @@ func (m *KernelMaps) Close() error {
 		m.Flows,
 		m.Folded,
 		m.Fragments,
+		m.GreetingDrafts,
+		m.Greetings,
 		m.Groups,
 		m.Guides,
 		m.Hearings,

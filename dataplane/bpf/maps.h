@@ -286,6 +286,20 @@ struct {
 	__uint(max_entries, 1 << 22);
 } events SEC(".maps");
 
+// Apart from events, so that no flood of greetings costs the account anything.
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+} greetings SEC(".maps");
+
+// Where a greeting is written before it is told.
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct greeting);
+} greeting_drafts SEC(".maps");
+
 // By verdict (passed, refused) and reason.
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -205,7 +205,7 @@ func spoken(provider *application, i int, s statement) statement {
 	provide := provider.Spec.Provides[i]
 	s.kind, s.ports = allow, transport(provide.Port, provide.EndPort, provide.Protocol)
 	if provide.AppProtocol != "" {
-		s.duty.Verify = provide.AppProtocol
+		s.duty.Verify = bocage.CanonicalAppProtocol(provide.AppProtocol)
 		s.dutyBy = Ref("Application", provider, field("spec.provides", i)+".appProtocol")
 	}
 	return s

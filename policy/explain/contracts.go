@@ -147,7 +147,7 @@ func (j *Judge) contractDuties(g *Judgement, allowing []contract) {
 	slices.SortStableFunc(allowing, func(a, b contract) int { return compareRefs(a.provideRef(), b.provideRef()) })
 	for _, c := range allowing {
 		if p := c.declared(); p.AppProtocol != "" {
-			g.owe(bocage.Duties{Verify: p.AppProtocol}, ref("Application", c.provider, at("spec.provides", c.provide)+".appProtocol"))
+			g.owe(bocage.Duties{Verify: bocage.CanonicalAppProtocol(p.AppProtocol)}, ref("Application", c.provider, at("spec.provides", c.provide)+".appProtocol"))
 		}
 	}
 }

@@ -266,7 +266,8 @@ func (n *lander) take(m message) {
 		counts.duplicates.Add(1)
 		return
 	}
-	offered := uint64(len(m.batch.Flows)/bocage.FlowEventSize + len(m.batch.Cadences)/bocage.CadenceSize + len(m.batch.Inspections) + len(m.batch.Engagements))
+	offered := uint64(len(m.batch.Flows)/bocage.FlowEventSize + len(m.batch.Cadences)/bocage.CadenceSize + len(m.batch.Greetings) +
+		len(m.batch.Inspections) + len(m.batch.Engagements))
 	if len(m.batch.Flows)%bocage.FlowEventSize != 0 {
 		offered++
 	}

@@ -8,17 +8,18 @@ import (
 	"bocage.dev/bocage"
 )
 
-// Classes of event, each a folder. OCSF has no class for decoys and none for
-// cadences; theirs are ours.
+// Classes of event, each a folder. OCSF has no class for decoys, none for cadences
+// and none for greetings; theirs are ours.
 const (
 	classFlows       = "network_activity"
 	classCadences    = "flow_cadence"
+	classGreetings   = "tls_greeting"
 	classDetections  = "detection_finding"
 	classEngagements = "decoy_engagement"
 )
 
 func classes() []string {
-	return []string{classFlows, classCadences, classDetections, classEngagements}
+	return []string{classFlows, classCadences, classGreetings, classDetections, classEngagements}
 }
 
 // origin is where a record came from: "source/boot/sequence/index" is the form in
@@ -121,6 +122,23 @@ type cadenceRow struct {
 	origin
 }
 
+// greetingRow is what a client of TLS asked for; as OCSF's object tls names it.
+type greetingRow struct {
+	Time       int64  `parquet:"time,delta"`
+	TimeDT     int64  `parquet:"time_dt,timestamp(millisecond),delta"`
+	ServerName string `parquet:"tls_sni,dict"`
+	ALPN       string `parquet:"tls_alpn,dict"` // JSON: a list
+	Hidden     bool   `parquet:"hidden"`
+	Ambiguous  bool   `parquet:"ambiguous"`
+	Verdict    string `parquet:"verdict,dict"`
+	Decision   int64  `parquet:"firewall_rule_uid,dict"`
+	Generation int64  `parquet:"generation,dict"`
+	Direction  string `parquet:"direction,dict"`
+	Interface  int64  `parquet:"interface,dict"`
+	ends
+	origin
+}
+
 // engagementRow is an attacker's contact with a decoy.
 type engagementRow struct {
 	Time    int64  `parquet:"time,delta"`
@@ -137,13 +155,14 @@ type engagementRow struct {
 type rows struct {
 	flows       map[string][]flowRow
 	cadences    map[string][]cadenceRow
+	greetings   map[string][]greetingRow
 	detections  map[string][]detectionRow
 	engagements map[string][]engagementRow
 	count       int
 }
 
 func newRows() *rows {
-	return &rows{map[string][]flowRow{}, map[string][]cadenceRow{}, map[string][]detectionRow{}, map[string][]engagementRow{}, 0}
+	return &rows{map[string][]flowRow{}, map[string][]cadenceRow{}, map[string][]greetingRow{}, map[string][]detectionRow{}, map[string][]engagementRow{}, 0}
 }
 
 // Event time decides the folder, unless the sender's clock is out of bounds: then
@@ -196,6 +215,12 @@ func (r *rows) add(b *bocage.Batch, host string, arrived time.Time, name func(bo
 		r.cadences[at] = append(r.cadences[at], cadenceOf(&c, from, name))
 		read++
 	}
+	for i := range b.Greetings {
+		from.Index = int64(flows + len(b.Inspections) + len(b.Engagements) + len(b.Cadences)/bocage.CadenceSize + i)
+		at := partition(classGreetings, b.Greetings[i].Flow.Time, arrived)
+		r.greetings[at] = append(r.greetings[at], greetingOf(&b.Greetings[i], from, name))
+	}
+	read += len(b.Greetings)
 	r.count += read
 	return read
 }
@@ -293,17 +318,35 @@ func cadenceOf(c *bocage.Cadence, from origin, name func(bocage.Identity) string
 		Time: flow.Time, TimeDT: flow.TimeDT, Count: int32(count), Mean: mean.Seconds(), Deviation: deviation.Seconds(),
 		Verdict: flow.Verdict, Decision: flow.Decision, Generation: flow.Generation, Direction: flow.Direction,
 		Packets: flow.Packets, Bytes: flow.Bytes, Interface: flow.Interface, origin: from,
-		ends: ends{
-			SrcName: flow.SrcName, SrcIP: flow.SrcIP, SrcPort: flow.SrcPort, SrcIdentity: flow.SrcIdentity,
-			DstName: flow.DstName, DstIP: flow.DstIP, DstPort: flow.DstPort, DstIdentity: flow.DstIdentity,
-			Protocol: flow.Protocol, ProtocolName: flow.ProtocolName,
-		},
+		ends: flow.ends(),
 	}
 	row.Alike, row.AlikeSizes = c.Regularity()
 	gaps, _ := json.Marshal(c.Gaps)
 	sizes, _ := json.Marshal(c.Sizes)
 	row.Gaps, row.Sizes = string(gaps), string(sizes)
 	return row
+}
+
+func greetingOf(g *bocage.Greeting, from origin, name func(bocage.Identity) string) greetingRow {
+	flow := flowOf(&g.Flow, from, name)
+	row := greetingRow{
+		Time: flow.Time, TimeDT: flow.TimeDT, ServerName: g.ServerName, ALPN: "[]", Hidden: g.Hidden, Ambiguous: g.Ambiguous,
+		Verdict: flow.Verdict, Decision: flow.Decision, Generation: flow.Generation, Direction: flow.Direction,
+		Interface: flow.Interface, ends: flow.ends(), origin: from,
+	}
+	if alpn, err := json.Marshal(g.ALPN); err == nil && len(g.ALPN) > 0 {
+		row.ALPN = string(alpn)
+	}
+	return row
+}
+
+// ends are the flow's, as other classes have them.
+func (r *flowRow) ends() ends {
+	return ends{
+		SrcName: r.SrcName, SrcIP: r.SrcIP, SrcPort: r.SrcPort, SrcIdentity: r.SrcIdentity,
+		DstName: r.DstName, DstIP: r.DstIP, DstPort: r.DstPort, DstIdentity: r.DstIdentity,
+		Protocol: r.Protocol, ProtocolName: r.ProtocolName,
+	}
 }
 
 // Column is one column of a view that questions are asked of.
@@ -374,6 +417,17 @@ func Views() []View {
 		Column{"packets", "BIGINT", "traffic_packets", "both directions, since the flow began"},
 		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
 		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
+	greetings := append(append([]Column{}, moment...),
+		Column{"server_name", "VARCHAR", "tls_sni", "whom the client asked for, in lower case; empty if it did not say"},
+		Column{"alpn", "VARCHAR", "tls_alpn", "what it offered to speak inside, best first, as a list in JSON: alpn->>0"},
+		Column{"hidden", "BOOLEAN", "hidden", "the true name is encrypted, or pretends to be"},
+		Column{"ambiguous", "BOOLEAN", "ambiguous", "the same bytes came twice and otherwise, so that no name is told"})
+	greetings = append(append(greetings, parties...),
+		Column{"verdict", "VARCHAR", "verdict", "what was done"},
+		Column{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
+		Column{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
+		Column{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
+		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
 	detections := append(append([]Column{}, moment...),
 		Column{"signature", "BIGINT", "finding_info_analytic_uid", "the engine's signature id"},
 		Column{"title", "VARCHAR", "finding_info_title", ""},
@@ -392,6 +446,7 @@ func Views() []View {
 	return []View{
 		{"flows", "what enforcement points reported of flows", flows, classFlows, "CAST(NULL AS VARCHAR) AS app_protocol_name"},
 		{"cadences", "when flows that go on were silent; the last of a flow stands", cadences, classCadences, ""},
+		{"greetings", "what clients of TLS asked for, before anything was encrypted", greetings, classGreetings, ""},
 		{"detections", "what the inspection engine found", detections, classDetections, ""},
 		{"engagements", "contacts with decoys", engagements, classEngagements, ""},
 	}

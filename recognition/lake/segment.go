@@ -262,6 +262,7 @@ func (r *rows) partitions() []string {
 	var all []string
 	all = slices.AppendSeq(all, maps.Keys(r.flows))
 	all = slices.AppendSeq(all, maps.Keys(r.cadences))
+	all = slices.AppendSeq(all, maps.Keys(r.greetings))
 	all = slices.AppendSeq(all, maps.Keys(r.detections))
 	all = slices.AppendSeq(all, maps.Keys(r.engagements))
 	slices.Sort(all)
@@ -277,6 +278,8 @@ func writeRows(dir string, r *rows) error {
 			encode = encoder(r.flows[partition])
 		case r.cadences[partition] != nil:
 			encode = encoder(r.cadences[partition])
+		case r.greetings[partition] != nil:
+			encode = encoder(r.greetings[partition])
 		case r.detections[partition] != nil:
 			encode = encoder(r.detections[partition])
 		default:

@@ -129,7 +129,7 @@ func checkSelect(ctx context.Context, conn *sql.Conn, text string) error {
 	case parsed.Error:
 		return errors.New(parsed.Message)
 	case len(parsed.Statements) == 0:
-		return errors.New("the question is empty: ask one SELECT of flows, cadences, detections or engagements")
+		return errors.New("the question is empty: ask one SELECT of flows, cadences, greetings, detections or engagements")
 	case len(parsed.Statements) > 1:
 		return fmt.Errorf("%d statements: ask one SELECT at a time", len(parsed.Statements))
 	}

@@ -128,3 +128,35 @@ func TestEarlierFiles(t *testing.T) {
 		}
 	}
 }
+
+// What clients of TLS asked for lands, is asked for, and is folded together with the rest.
+func TestGreetings(t *testing.T) {
+	l, log := newLake(t, nil), streammem.NewLog(1<<30)
+	for sequence := range 3 {
+		b := bocage.Batch{Source: "spiffe://bocage.test/agent/h1", Boot: "b", Sequence: uint64(sequence + 1)}
+		flow := bocage.FlowEvent{Kind: bocage.EventGreeting, Source: 20, Destination: 1, DestinationPort: 443, SourcePort: 40000, Protocol: bocage.ProtocolTCP,
+			Verdict: bocage.VerdictAllow, Would: bocage.VerdictAllow, Spoken: bocage.SpeechTLS, Time: morning, Remote: netip.MustParseAddr("203.0.113.9")}
+		b.Greetings = []bocage.Greeting{
+			{Flow: flow, Greeted: bocage.Greeted{ServerName: "a.example", ALPN: []string{"h2", "http/1.1"}}},
+			{Flow: flow, Greeted: bocage.Greeted{Ambiguous: true}},
+		}
+		b.Flows, _ = flow.AppendBinary(nil)
+		envelope, err := json.Marshal(&b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		appendTo(t, log, fmt.Sprint(sequence), envelope)
+	}
+	stop := land(t, l, log)
+	got := fmt.Sprint(query(t, l, `SELECT source, destination_ip, server_name, alpn->>0, ambiguous, count(*) FROM greetings GROUP BY ALL ORDER BY server_name`).Rows)
+	if want := "[[shop/web 203.0.113.9  <nil> true 3] [shop/web 203.0.113.9 a.example h2 false 3]]"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := fmt.Sprint(query(t, l, "SELECT count(DISTINCT record) FROM greetings").Rows); got != "[[6]]" {
+		t.Errorf("%s records", got)
+	}
+	stop()
+	if stats := l.Stats(); stats.Offered != 9 || stats.Landed != 9 || stats.Shed != 0 {
+		t.Errorf("%+v", stats)
+	}
+}

@@ -156,6 +156,8 @@ func (l *Lake) concatenate(ctx context.Context, out io.Writer, run []segment) er
 		return concatenateAs[flowRow](ctx, out, l.cfg.Dir, run)
 	case strings.HasPrefix(run[0].partition, "class="+classCadences+"/"):
 		return concatenateAs[cadenceRow](ctx, out, l.cfg.Dir, run)
+	case strings.HasPrefix(run[0].partition, "class="+classGreetings+"/"):
+		return concatenateAs[greetingRow](ctx, out, l.cfg.Dir, run)
 	case strings.HasPrefix(run[0].partition, "class="+classDetections+"/"):
 		return concatenateAs[detectionRow](ctx, out, l.cfg.Dir, run)
 	default:
