@@ -44,7 +44,7 @@ func TestSimulateKubernetes(t *testing.T) {
 		}
 	}
 	t.Logf("%d cells", total)
-	if !t.Failed() && total < 6_500 {
+	if !t.Failed() && total < 7_400 {
 		t.Errorf("%d cells are fewer than there were", total)
 	}
 }
