@@ -38,6 +38,9 @@ func (j *Judge) Advise(f bocage.Flow) Advice {
 }
 
 func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
+	own := *j
+	own.valid = map[bocage.Resource]bool{}
+	j = &own
 	if g.Would.Allowed() {
 		return j.adviseToRefuse(g, f)
 	}
@@ -63,7 +66,7 @@ func (j *Judge) opening(g Judgement, f bocage.Flow) []Step {
 			return steps
 		}
 		next := j.clear(&g, f)
-		if !possible(next) {
+		if !j.possible(next) {
 			return nil
 		}
 		steps = append(steps, next...)
@@ -291,7 +294,7 @@ func (j *Judge) vouch(g *Judgement, required bocage.Duties, by bocage.Ref, done 
 // adviseToRefuse finds what would have to be withdrawn.
 func (j *Judge) adviseToRefuse(g *Judgement, f bocage.Flow) Advice {
 	a := Advice{Otherwise: []Step{j.neverStep(g, f)}}
-	if steps := j.withdrawals(g); possible(steps) {
+	if steps := j.withdrawals(g); j.possible(steps) {
 		if after := j.with(changesOf(steps)).Judge(f); !after.Would.Allowed() {
 			a.Steps = steps
 		}
@@ -355,8 +358,20 @@ func (j *Judge) hopeless(g *Judgement, f bocage.Flow) string {
 }
 
 // possible reports whether there are steps, and valid objects come of them.
-func possible(steps []Step) bool {
-	return len(steps) > 0 && !slices.ContainsFunc(steps, func(s Step) bool { return !s.Change.Delete && len(s.Change.Object.Validate()) > 0 })
+func (j *Judge) possible(steps []Step) bool {
+	return len(steps) > 0 && !slices.ContainsFunc(steps, func(s Step) bool { return !s.Change.Delete && !j.isValid(s.Change.Object) })
+}
+
+// isValid validates an object once for an advice, whose steps nobody changes.
+func (j *Judge) isValid(o bocage.Resource) bool {
+	valid, known := j.valid[o]
+	if !known {
+		valid = len(o.Validate()) == 0
+		if j.valid != nil {
+			j.valid[o] = valid
+		}
+	}
+	return valid
 }
 
 func changesOf(steps []Step) []Change {

@@ -32,7 +32,7 @@ func (j *Judge) allow(g *Judgement, f bocage.Flow) []Step {
 	}
 	var best []Step
 	for _, way := range ways {
-		if !possible(way) || best != nil && len(way) >= len(best) {
+		if !j.possible(way) || best != nil && len(way) >= len(best) {
 			continue
 		}
 		after := j.with(changesOf(way)).Judge(f)

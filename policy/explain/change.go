@@ -79,7 +79,7 @@ func (j *Judge) with(changes []Change) *Judge {
 	next := *j
 	effective := make([]Change, len(changes))
 	for i, c := range changes {
-		effective[i] = Change{c.Object, c.Delete || len(c.Object.Validate()) > 0}
+		effective[i] = Change{c.Object, c.Delete || !j.isValid(c.Object)}
 	}
 	next.in = Apply(j.in, effective)
 	var applications, profiles, others, places, policies bool

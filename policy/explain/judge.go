@@ -27,6 +27,9 @@ type Judge struct {
 	exceptions   map[string][]*bocage.Exception // by guardrail: those that it admits
 	spares       map[string]bool                // workloads that an automated quarantine cuts off but for protected cells
 	kubernetes   *kubernetes.Evaluator
+	// valid remembers, for one advice, which objects of its steps are valid: nil
+	// where none is being made.
+	valid map[bocage.Resource]bool
 }
 
 // NewJudge prepares to judge flows under the given objects.

@@ -1,7 +1,6 @@
 package simulate
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -13,11 +12,10 @@ import (
 // near finds the few objects that can have a say in one flow, so that the judge,
 // who tries changes out on all objects that it is given, is not given all.
 type near struct {
-	zones      map[string]string
-	namespaces map[string]*bocage.Namespace
-	// by namespace: those select there only
-	applications map[string][]*bocage.Application
-	policies     map[string][]*bocage.NetworkPolicy
+	zones        map[string]string
+	namespaces   map[string]*bocage.Namespace
+	applications picking[*bocage.Application]
+	policies     picking[*bocage.NetworkPolicy]
 	hosts        map[string]*bocage.Host // by name
 	hostOf       map[netip.Addr][]*bocage.Host
 	// base knows everything but what is above.
@@ -28,8 +26,8 @@ type near struct {
 }
 
 func newNear(in compile.Input) *near {
-	n := &near{zones: bocage.ZonesOfHosts(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: map[string][]*bocage.Application{},
-		policies: map[string][]*bocage.NetworkPolicy{}, hosts: map[string]*bocage.Host{}, hostOf: map[netip.Addr][]*bocage.Host{}}
+	n := &near{zones: bocage.ZonesOfHosts(in.Zones), namespaces: map[string]*bocage.Namespace{}, applications: newPicking[*bocage.Application](),
+		policies: newPicking[*bocage.NetworkPolicy](), hosts: map[string]*bocage.Host{}, hostOf: map[netip.Addr][]*bocage.Host{}}
 	for _, o := range in.Namespaces {
 		if valid(o) {
 			n.namespaces[o.Name] = o
@@ -37,12 +35,12 @@ func newNear(in compile.Input) *near {
 	}
 	for _, a := range in.Applications {
 		if valid(a) {
-			n.applications[a.Namespace] = append(n.applications[a.Namespace], a)
+			n.applications.add(a.Namespace, &a.Spec.Workload, a)
 		}
 	}
 	for _, p := range in.NetworkPolicies {
 		if valid(p) {
-			n.policies[p.Namespace] = append(n.policies[p.Namespace], p)
+			n.policies.add(p.Namespace, &p.Spec.PodSelector, p)
 		}
 	}
 	for _, h := range in.Hosts {
@@ -88,16 +86,8 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 		}
 		in.Workloads = append(in.Workloads, w)
 		labels := w.LabelsIn(n.zones[w.Spec.Host])
-		for _, a := range n.applications[w.Namespace] {
-			if mayPick(a.Spec.Workload, labels) {
-				in.Applications = appendOnce(in.Applications, a)
-			}
-		}
-		for _, p := range n.policies[w.Namespace] {
-			if mayPick(p.Spec.PodSelector, labels) {
-				in.NetworkPolicies = appendOnce(in.NetworkPolicies, p)
-			}
-		}
+		n.applications.each(w.Namespace, labels, func(a *bocage.Application) { in.Applications = appendOnce(in.Applications, a) })
+		n.policies.each(w.Namespace, labels, func(p *bocage.NetworkPolicy) { in.NetworkPolicies = appendOnce(in.NetworkPolicies, p) })
 		if namespace := n.namespaces[w.Namespace]; namespace != nil {
 			in.Namespaces = appendOnce(in.Namespaces, namespace)
 		}
@@ -106,25 +96,6 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 		}
 	}
 	return n.base.About(in)
-}
-
-// mayPick reports whether a selector picks labels, as they are or with another
-// assurance: to have an identity vouched for at a higher one may be part of a change.
-func mayPick(s bocage.Selector, labels map[string]string) bool {
-	if s.Matches(labels) {
-		return true
-	}
-	_, named := s.MatchLabels[bocage.LabelAssurance]
-	if !named && !slices.ContainsFunc(s.MatchExpressions, func(r bocage.Requirement) bool { return r.Key == bocage.LabelAssurance }) {
-		return false
-	}
-	other := maps.Clone(labels)
-	for _, assurance := range [...]string{"L0", "L1", "L2", "L3", "L4", "L5"} {
-		if other[bocage.LabelAssurance] = assurance; s.Matches(other) {
-			return true
-		}
-	}
-	return false
 }
 
 func appendOnce[T comparable](list []T, item T) []T {
