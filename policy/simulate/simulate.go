@@ -157,8 +157,10 @@ func (s *Simulator) Resolve(name string) ([]End, error) {
 				return nil, fmt.Errorf("%s has a zone, which means something on one host only: leave out %%%s", name, address.Zone())
 			}
 			end := s.peers.find(address)
-			if why, gone := s.gone[end.Address.String()]; gone && s.workloadAt(end) == nil {
-				return nil, errors.New(why)
+			if len(s.gone) > 0 && s.workloadAt(end) == nil {
+				if why, gone := s.gone[end.Address.String()]; gone {
+					return nil, errors.New(why)
+				}
 			}
 			return []End{end}, nil
 		}
