@@ -160,7 +160,11 @@ type TestResult struct {
 // SimulateProbe asks for one decision without any data center.
 type SimulateProbe struct {
 	From string `json:"from"` // namespace/name of a workload, or an address
-	To   string `json:"to"`
+	// To is likewise; or a DNS name: some address outside that it has, of which
+	// nothing narrower than everything outside is declared.
+	To string `json:"to"`
+	// Name is a DNS name that the DNS told the source the address To has.
+	Name string `json:"name,omitempty"`
 	Port uint16 `json:"port,omitempty"`
 	// Protocol is TCP unless said otherwise.
 	Protocol string    `json:"protocol,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // TracePacket describes a packet that somebody asks about, at an enforcement point
@@ -17,6 +18,7 @@ type TracePacket struct {
 	// Direction is seen from the workload behind it; nil: as Interface is found.
 	Direction *Direction `json:"direction,omitempty"`
 	// Source and Destination are addresses, or namespace/name of a workload.
+	// Destination may be a DNS name: an address that the source was told it has.
 	Source      string   `json:"source,omitempty"`
 	Destination string   `json:"destination,omitempty"`
 	Protocol    Protocol `json:"protocol,omitempty"`
@@ -122,13 +124,23 @@ type Trace struct {
 	// that it leaves by where that is not its own.
 	Outcome string `json:"outcome"`
 	Target  string `json:"target,omitempty"`
-	// Kernel is what the programs decide. Model is what Ruleset.Decide does; absent
+	// Kernel is what the programs decide. Model is what Ruleset.DecideNamed does; absent
 	// where the enforcement point decides by itself.
 	Kernel TraceDecision  `json:"kernel"`
 	Model  *TraceDecision `json:"model,omitempty"`
 	Steps  []TraceStep    `json:"steps"`
+	// Names are those of the ruleset by which the source knows the destination's
+	// address, as the DNS told it.
+	Names []TraceName `json:"names,omitempty"`
 	// Disagreement says in what the two differ; empty: they agree.
 	Disagreement string `json:"disagreement,omitempty"`
+}
+
+// TraceName is a name by which a workload knows an address.
+type TraceName struct {
+	Name DomainName `json:"name"`
+	// Until new flows may go there.
+	Until time.Time `json:"until"`
 }
 
 // TraceDecision is one side's word.

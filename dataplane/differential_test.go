@@ -160,7 +160,7 @@ func (u *universe) teach(p *plane, identity bocage.Identity) map[netip.Addr][]bo
 // is room.
 func (p *plane) learn(sets map[bpf.KernelSetKey]*bpf.KernelLearnedSet, identity bocage.Identity, a netip.Addr, name bocage.DomainName, until uint64) bool {
 	address := addressOf(a)
-	key := bpf.KernelSetKey{Identity: uint32(identity), Part: p.partOf(address)}
+	key := bpf.KernelSetKey{Identity: uint32(identity), Part: p.nameKey.part(address)}
 	if sets[key] == nil {
 		sets[key] = &bpf.KernelLearnedSet{}
 	}
@@ -180,18 +180,6 @@ func (p *plane) learn(sets map[bpf.KernelSetKey]*bpf.KernelLearnedSet, identity 
 		}
 	}
 	return true
-}
-
-// partOf is learned_key of the kernel (named.h).
-func (p *plane) partOf(a bpf.KernelAddress) uint32 {
-	var seeds [3]uint64
-	for i := range seeds {
-		must(p.t, p.objects.Seeds.Lookup(uint32(9+i), &seeds[i]))
-	}
-	mixed := func(word, seed uint64) uint64 {
-		return uint64(uint32(word)+uint32(seed)) * uint64(uint32(word>>32)+uint32(seed>>32))
-	}
-	return uint32((mixed(a.High, seeds[0])+mixed(a.Low, seeds[1]))*seeds[2]>>32) & 63
 }
 
 // refused cuts some identities off.

@@ -21,21 +21,31 @@ import (
 // declares or asks for names can make two have the same.
 type nameID uint64
 
-// nameKey is of the hash, for as long as there is the state in the kernel.
-type nameKey [2]uint64
+// nameKey is of the hash of names, for as long as there is the state in the kernel,
+// and of that of addresses.
+type nameKey struct {
+	name    [2]uint64
+	address [3]uint64
+}
 
 const (
-	nameSeed     = 12 // the first of those two seeds
+	addressSeed  = 9 // the first of those of addresses
+	nameSeed     = 12
+	learnedParts = 64
 	nameBelow    = 1
 	mostNameBits = 63
 	mostNamed    = 24 * time.Hour
 )
 
 func readNameKey(seeds *ebpf.Map) (key nameKey, err error) {
-	for i := range key {
-		if err := seeds.Lookup(uint32(nameSeed+i), &key[i]); err != nil {
-			return key, fmt.Errorf("read the key of names: %w", err)
-		}
+	for i := range key.name {
+		err = errors.Join(err, seeds.Lookup(uint32(nameSeed+i), &key.name[i]))
+	}
+	for i := range key.address {
+		err = errors.Join(err, seeds.Lookup(uint32(addressSeed+i), &key.address[i]))
+	}
+	if err != nil {
+		return key, fmt.Errorf("read the key of names: %w", err)
 	}
 	return key, nil
 }
@@ -59,7 +69,7 @@ func wireName(name string) []byte {
 
 // hash is SipHash-2-4.
 func (k nameKey) hash(b []byte) uint64 {
-	a, x, c, d := k[0]^0x736f6d6570736575, k[1]^0x646f72616e646f6d, k[0]^0x6c7967656e657261, k[1]^0x7465646279746573
+	a, x, c, d := k.name[0]^0x736f6d6570736575, k.name[1]^0x646f72616e646f6d, k.name[0]^0x6c7967656e657261, k.name[1]^0x7465646279746573
 	round := func() {
 		a += x
 		x = bits.RotateLeft64(x, 13) ^ a
@@ -91,6 +101,14 @@ func (k nameKey) hash(b []byte) uint64 {
 		round()
 	}
 	return a ^ x ^ c ^ d
+}
+
+// part is learned_key of the kernel (named.h): which set an address is in.
+func (k nameKey) part(a bpf.KernelAddress) uint32 {
+	mixed := func(word, seed uint64) uint64 {
+		return uint64(uint32(word)+uint32(seed)) * uint64(uint32(word>>32)+uint32(seed>>32))
+	}
+	return uint32((mixed(a.High, k.address[0])+mixed(a.Low, k.address[1]))*k.address[2]>>32) & (learnedParts - 1)
 }
 
 // readNames compares names with those before.
@@ -153,26 +171,19 @@ type Learned struct {
 	Until time.Time
 }
 
-// Learned lists what the DNS told workloads of the names of a ruleset, that in force,
-// and that still counts; sorted.
+// Learned lists what the DNS told workloads of the names of a ruleset, that in force;
+// sorted. What is over is left out.
 func (d *Dataplane) Learned(rs *bocage.Ruleset) ([]Learned, error) {
-	names := make(map[nameID]bocage.DomainName, len(rs.Names))
-	for _, n := range rs.Names {
-		names[d.nameKey.id(n.Name)] = n.Name
-	}
-	now := readClock()
+	names, now := d.namesByID(rs), readClock()
 	var all []Learned
 	var key bpf.KernelSetKey
 	var set bpf.KernelLearnedSet
 	entries := d.objects.Learned.Iterate()
 	for entries.Next(&key, &set) {
 		for _, row := range set.Rows {
-			name, known := names[nameID(row.Name)]
-			if row.Name == 0 || !known || row.Until <= uint64(now.ns) {
-				continue
+			if name, known := names[nameID(row.Name)]; known && row.Until > uint64(now.ns) {
+				all = append(all, Learned{Identity: bocage.Identity(key.Identity), Address: addrOf(row.Address), Name: name, Until: now.time(row.Until)})
 			}
-			all = append(all, Learned{Identity: bocage.Identity(key.Identity), Address: addrOf(row.Address), Name: name,
-				Until: now.time(row.Until)})
 		}
 	}
 	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
@@ -182,6 +193,35 @@ func (d *Dataplane) Learned(rs *bocage.Ruleset) ([]Learned, error) {
 		return cmp.Or(cmp.Compare(a.Identity, b.Identity), a.Address.Compare(b.Address), cmp.Compare(a.Name, b.Name))
 	})
 	return all, nil
+}
+
+// NamesOf lists by which names of a ruleset a workload knows an address, sorted by
+// name; also those that are over, by which flows may go on.
+func (d *Dataplane) NamesOf(rs *bocage.Ruleset, identity bocage.Identity, address netip.Addr) ([]Learned, error) {
+	names, now := d.namesByID(rs), readClock()
+	key := bpf.KernelSetKey{Identity: uint32(identity), Part: d.nameKey.part(addressOf(address))}
+	var set bpf.KernelLearnedSet
+	if err := d.objects.Learned.Lookup(key, &set); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("read what was learned of %s: %w", address, err)
+	}
+	var all []Learned
+	for _, row := range set.Rows {
+		if name, known := names[nameID(row.Name)]; known && row.Address == addressOf(address) {
+			all = append(all, Learned{Identity: identity, Address: address, Name: name, Until: now.time(row.Until)})
+		}
+	}
+	slices.SortFunc(all, func(a, b Learned) int { return cmp.Compare(a.Name, b.Name) })
+	return all, nil
+}
+
+func (d *Dataplane) namesByID(rs *bocage.Ruleset) map[nameID]bocage.DomainName {
+	names := make(map[nameID]bocage.DomainName, len(rs.Names))
+	for _, n := range rs.Names {
+		names[d.nameKey.id(n.Name)] = n.Name
+	}
+	return names
 }
 
 // forgetNames frees what was learned and asked by workloads that are no longer here,

@@ -26,7 +26,7 @@ func TestNameHash(t *testing.T) {
 	for i := range raw {
 		raw[i] = byte(i)
 	}
-	key := nameKey{binary.LittleEndian.Uint64(raw[:]), binary.LittleEndian.Uint64(raw[8:])}
+	key := nameKey{name: [2]uint64{binary.LittleEndian.Uint64(raw[:]), binary.LittleEndian.Uint64(raw[8:])}}
 	want := map[int]uint64{0: 0x726fdb47dd0e0e31, 1: 0x74f839c593dc67fd, 7: 0xab0200f58b01d137, 8: 0x93f5f5799a932462, 15: 0xa129ca6149be45e5}
 	for n, hash := range want {
 		if got := key.hash(raw[:n]); got != hash {

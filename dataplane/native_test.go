@@ -16,18 +16,11 @@ import (
 //
 //	go test -run Sanitizers -count 100 ./dataplane/
 func TestReadersWithSanitizers(t *testing.T) {
-	compiler, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("no gcc")
-	}
-	program := filepath.Join(t.TempDir(), "native")
-	build := exec.Command(compiler, "-O1", "-g", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused",
-		"-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-o", program,
-		"bpf/testdata/native.c", "bpf/testdata/native_main.c")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	program := buildNative(t)
 	var inputs strings.Builder
+	for _, m := range dnsSpecimens(t) {
+		fmt.Fprintf(&inputs, "n %x\n", m)
+	}
 	for _, f := range specimens() {
 		fmt.Fprintf(&inputs, "f %x\n", f.bytes())
 	}
@@ -48,4 +41,20 @@ func TestReadersWithSanitizers(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out.Bytes())
 	}
 	t.Log(strings.TrimSpace(out.String()))
+}
+
+func buildNative(t testing.TB) (program string) {
+	t.Helper()
+	compiler, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("no gcc")
+	}
+	program = filepath.Join(t.TempDir(), "native")
+	build := exec.Command(compiler, "-O1", "-g", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused",
+		"-fsanitize=address,undefined", "-fno-sanitize=alignment", "-fno-sanitize-recover=all", "-o", program,
+		"bpf/testdata/native.c", "bpf/testdata/native_main.c")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return program
 }

@@ -45,7 +45,9 @@ type Passage struct {
 	// Judged says that the ruleset was asked, Refused that an end is in the refused
 	// set, Shape which of its kinds of rule hit (1 is the most specific; 0: none, so
 	// the default), Ended how many decisions had ended and gave way.
-	Judged, Refused                     bool
+	Judged, Refused bool
+	// Named says that a name allows the flow, by which its source knows where it goes.
+	Named                               bool
 	Shape, Ended                        int
 	SourceEnforces, DestinationEnforces bool
 	// Limited says that it begins a flow that is counted, Excess that it is one too many.
@@ -280,7 +282,7 @@ func (d *Dataplane) passage(port Attachment, returned uint32, told bpf.KernelTra
 		Decision: bocage.DecisionID(told.Decision), Profile: told.Profile,
 		Source: bocage.Identity(told.Source), Destination: bocage.Identity(told.Destination),
 		SourceGroup: bocage.Group(told.SourceGroup), DestinationGroup: bocage.Group(told.DestinationGroup),
-		Reversed: told.Tracked != 0 && told.Original == 0, Judged: told.Judged != 0, Refused: told.Refused != 0,
+		Reversed: told.Tracked != 0 && told.Original == 0, Judged: told.Judged != 0, Refused: told.Refused != 0, Named: told.Named != 0,
 		Shape: int(told.Shape), Ended: int(told.Successions),
 		SourceEnforces: told.Enforces&1 != 0, DestinationEnforces: told.Enforces&2 != 0, Differs: told.Differs != 0,
 		Limited: told.Limited != 0, Excess: told.Limited == 2,

@@ -47,7 +47,7 @@ func (a *agentProcess) trace(p bocage.TracePacket) (bocage.Trace, error) {
 		return bocage.Trace{}, err
 	}
 	ruleset := a.ruleset.Load()
-	source, destination, err := ends(ruleset, p)
+	source, destination, err := a.ends(ruleset, p)
 	if err != nil {
 		return bocage.Trace{}, err
 	}
@@ -74,6 +74,9 @@ func (a *agentProcess) trace(p bocage.TracePacket) (bocage.Trace, error) {
 	t.Kernel = bocage.TraceDecision{Generation: passage.Generation, Source: passage.Source, Destination: passage.Destination,
 		Verdict: passage.Verdict, Would: passage.Would, Reason: passage.Reason, Decision: passage.Decision}
 	if ruleset != nil && ruleset.Generation == passage.Generation {
+		if t.Names, err = a.namesOf(ruleset, passage, t); err != nil {
+			return bocage.Trace{}, err
+		}
 		if d, ok := ruleset.Decision(passage.Decision); ok {
 			t.Kernel.By = d.By
 		}
@@ -84,7 +87,7 @@ func (a *agentProcess) trace(p bocage.TracePacket) (bocage.Trace, error) {
 }
 
 // ends finds the addresses that the description names.
-func ends(ruleset *bocage.Ruleset, p bocage.TracePacket) (source, destination netip.Addr, err error) {
+func (a *agentProcess) ends(ruleset *bocage.Ruleset, p bocage.TracePacket) (source, destination netip.Addr, err error) {
 	if len(p.Frame) > 0 {
 		flow, _ := dataplane.FlowOf(p.Frame)
 		return flow.Source, flow.Destination, nil
@@ -100,10 +103,61 @@ func ends(ruleset *bocage.Ruleset, p bocage.TracePacket) (source, destination ne
 	if !isAddress {
 		source = find(p.Source, destination)
 	}
+	if name, wrong := bocage.ParseDomainName(p.Destination); !also && wrong == nil {
+		address, err := a.learnedOf(ruleset, source, name)
+		destination, also, faults = address, true, append(faults, err)
+	}
 	if !also {
 		destination = find(p.Destination, source)
 	}
 	return source, destination, errors.Join(faults...)
+}
+
+// learnedOf is an address that a source was told a name has, or another name below
+// the same pattern: the kernel keeps no more than the patterns.
+func (a *agentProcess) learnedOf(ruleset *bocage.Ruleset, source netip.Addr, name bocage.DomainName) (netip.Addr, error) {
+	if ruleset == nil {
+		return netip.Addr{}, fmt.Errorf("%s: this host has no ruleset yet that would have names: say addresses", name)
+	}
+	learned, err := a.dataplane.Learned(ruleset)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	identity := ruleset.Lookup(source).Identity
+	for _, l := range learned {
+		if l.Identity == identity && l.Name.Matches(name) && l.Address.Is4() == source.Is4() {
+			return l.Address, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("%s: the DNS told %s no address of it that still counts, in answers that its enforcement point read: have it ask again, or say an address", name, source)
+}
+
+// namesOf lists by which names the source of the packet's flow knows where it goes:
+// of a flow that is there already, also those that are over.
+func (a *agentProcess) namesOf(ruleset *bocage.Ruleset, passage dataplane.Passage, t bocage.Trace) ([]bocage.TraceName, error) {
+	identity := passage.Port.Port.Identity
+	if t.Packet == nil || (t.Direction == bocage.DirectionFrom) == passage.Reversed {
+		return nil, nil // its source is not behind this point
+	}
+	address := t.Packet.Destination
+	if passage.Reversed {
+		address = t.Packet.Source
+	}
+	if identity == bocage.IdentityUnknown { // of a wire
+		identity = passage.Source
+	}
+	learned, err := a.dataplane.NamesOf(ruleset, identity, address)
+	if err != nil {
+		return nil, err
+	}
+	lives := passage.Tracked == dataplane.TrackedHit || passage.Tracked == dataplane.TrackedStale
+	var names []bocage.TraceName
+	for _, l := range learned {
+		if lives || l.Until.After(time.Now()) {
+			names = append(names, bocage.TraceName{Name: l.Name, Until: l.Until})
+		}
+	}
+	return names, nil
 }
 
 // addressOf is a workload's address, of the family that the other end has.
@@ -183,7 +237,7 @@ func (a *agentProcess) frame(p bocage.TracePacket, at dataplane.Attachment, dire
 	return dataplane.Frame(p, e)
 }
 
-// model asks Ruleset.Decide about the flow of the packet, and says in what the
+// model asks Ruleset.DecideNamed about the flow of the packet, and says in what the
 // programs differ from it where they went by policy.
 func model(ruleset *bocage.Ruleset, passage dataplane.Passage, t bocage.Trace) (*bocage.TraceDecision, string) {
 	if t.Packet == nil {
@@ -201,7 +255,11 @@ func model(ruleset *bocage.Ruleset, passage dataplane.Passage, t bocage.Trace) (
 	if passage.Reversed {
 		flow.Source, flow.Destination, flow.SourcePort, flow.DestinationPort = flow.Destination, flow.Source, flow.DestinationPort, flow.SourcePort
 	}
-	verdict, reason := ruleset.Decide(flow)
+	var names []bocage.DomainName
+	for _, n := range t.Names {
+		names = append(names, n.Name)
+	}
+	verdict, reason := ruleset.DecideNamed(flow, names...)
 	m := &bocage.TraceDecision{Generation: ruleset.Generation, Source: ruleset.Lookup(flow.Source).Identity, Destination: ruleset.Lookup(flow.Destination).Identity,
 		Verdict: verdict, Would: reason.Would, Reason: reason.Code, Decision: reason.Decision}
 	if d, ok := ruleset.Decision(reason.Decision); ok {
@@ -287,6 +345,12 @@ func steps(ruleset *bocage.Ruleset, p dataplane.Passage, t bocage.Trace) []bocag
 			step("rule", "one of kind %d hit, of those looked up in turn from the most specific on", p.Shape)
 		default:
 			step("rule", "none: the default decides")
+		}
+		for _, n := range t.Names {
+			step("name", "the source was told that the destination is %s, until %s", n.Name, n.Until.UTC().Format(time.RFC3339))
+		}
+		if p.Named {
+			step("name", "who may consume one of these names may go where merely nobody allows the address")
 		}
 		if p.Ended > 0 {
 			step("rule", "%d decisions had ended and gave way to the next", p.Ended)

@@ -31,7 +31,9 @@ NetworkPolicies and ClusterNetworkPolicies as Kubernetes writes them.
 
 A probe asks about one flow: {"from": "shop/web", "to": "shop/db", "port": 5432}.
 Ends are namespace/name of a workload or Pod, a host or Node, or an address;
-protocol (TCP unless said otherwise) and at (a time) are optional. Probes are
+protocol (TCP unless said otherwise) and at (a time) are optional. "to" may be a DNS
+name, for an address outside of which nothing narrower is declared; "name" says beside
+an address which name the source was told that it has. Probes are
 JSON lines, a JSON array or a YAML list; they are answered in their order, one
 after another. One that cannot be decided is answered with "error".
 

@@ -24,7 +24,8 @@ func (e *env) traceCommand() *cobra.Command {
 		Long: `Ask what would become of a packet at an enforcement point of this host: the
 programs are run on the maps that they go by, without touching a counter, a flow or
 an event, and the model (what explain and plan go by) is asked beside them. FROM and
-TO are addresses, or namespace/name of a workload. Needs the rights of the agent of
+TO are addresses, or namespace/name of a workload; TO may be a DNS name of which the
+DNS told FROM an address. Needs the rights of the agent of
 this host, whose socket it asks.
 
 The exit code is 0 if the packet passes, 4 if it is refused, and 7 if the programs

@@ -2,8 +2,8 @@
 //
 // Messages of the DNS (RFC 1035), as far as one needs them to know which addresses
 // somebody is told a name has: the one question; of the answers, addresses of that
-// name or of the end of a chain of aliases (CNAME) that begins with it. Reading ends
-// at the first record that is not whole; what came before it counts.
+// name or of the end of a chain of aliases (CNAME) that begins with it. Where a message
+// is cut short, what came before that counts; where it is not well-formed, nothing does.
 //
 // Names are compared by a hash (SipHash-2-4) of their labels in lower case, keyed by
 // what nobody outside knows. All that is known of a message lies in its struct, so
@@ -52,7 +52,8 @@ struct message {
 	__u32 at;   // how far it is read
 	__u32 records_count;
 	__u32 ttl;    // of the aliases, the least
-	__u32 whole;  // all there is to read was read
+	__u16 whole;  // all there is to read was read
+	__u16 broken; // what was read cannot be what it claims
 	__u16 id;
 	__u16 flags;
 	__u16 answers;
@@ -148,12 +149,13 @@ STAGE __u64 hash_bytes(const struct message *m, __u32 from, __u32 size)
 #define NAME_MORE 0
 #define NAME_READ 1
 #define NAME_BROKEN 2
+#define NAME_CUT 3
 
 // Takes the next byte of a name, or the next part of it.
 STAGE int name_step(struct message *m)
 {
 	if (!m || m->cursor >= m->size || m->cursor >= DNS_BYTES)
-		return NAME_BROKEN;
+		return NAME_CUT;
 	__u32 byte = dns_byte(m, m->cursor), length = m->length;
 	if (length >= DNS_NAME)
 		return NAME_BROKEN;
@@ -169,7 +171,9 @@ STAGE int name_step(struct message *m)
 	} else if (byte >= 0xc0) {
 		// What it points to was there before, so it comes to an end.
 		__u32 target = (byte & 0x3f) << 8 | dns_byte(m, m->cursor + 1);
-		if (m->cursor + 1 >= m->size || m->cursor + 1 >= DNS_BYTES || target >= m->cursor || ++m->jumps > DNS_JUMPS)
+		if (m->cursor + 1 >= m->size || m->cursor + 1 >= DNS_BYTES)
+			return NAME_CUT;
+		if (target >= m->cursor || ++m->jumps > DNS_JUMPS)
 			return NAME_BROKEN;
 		if (!m->end)
 			m->end = m->cursor + 2;
@@ -202,6 +206,8 @@ STAGE __u32 read_name(struct message *m, __u32 at)
 	int what = NAME_MORE;
 	for (int i = 0; i < DNS_NAME + DNS_JUMPS + 1 && what == NAME_MORE; i++)
 		what = name_step(m);
+	if (what == NAME_MORE || what == NAME_BROKEN)
+		m->broken = true;
 	return what == NAME_READ ? m->end : 0;
 }
 
@@ -219,7 +225,7 @@ STAGE int read_question(struct message *m)
 	m->id = dns_16(m, 0);
 	m->flags = dns_16(m, 2);
 	m->answers = dns_16(m, 6);
-	m->records_count = m->found = m->label = 0;
+	m->records_count = m->found = m->label = m->broken = 0;
 	m->whole = true;
 	__u32 end = dns_16(m, 4) == 1 ? read_name(m, DNS_HEADER) : 0;
 	if (!end || m->jumps || end + 4 > m->size || end + 4 > DNS_BYTES || dns_16(m, end + 2) != DNS_INTERNET)
@@ -246,21 +252,23 @@ STAGE int read_record(struct message *m)
 	record->owner = hash_name(m);
 	record->ttl = ttl >> 31 ? 0 : ttl; // RFC 2181
 	record->type = class == DNS_INTERNET ? type : 0;
+	if ((record->type == DNS_A && size != 4) || (record->type == DNS_AAAA && size != 16)) {
+		m->broken = true;
+		return false;
+	}
 	if (record->type == DNS_A) {
-		if (size != 4)
-			return false;
 		memset(record->address, 0, 10);
 		record->address[10] = record->address[11] = 0xff;
 		for (int i = 0; i < 4; i++)
 			record->address[12 + i] = dns_byte(m, data + i);
 	} else if (record->type == DNS_AAAA) {
-		if (size != 16)
-			return false;
 		for (int i = 0; i < 16; i++)
 			record->address[i] = dns_byte(m, data + i);
 	} else if (record->type == DNS_CNAME) {
-		if (read_name(m, data) != end)
+		if (read_name(m, data) != end) {
+			m->broken = true;
 			return false;
+		}
 		record->alias = hash_name(m);
 	}
 	m->at = end;
@@ -291,7 +299,7 @@ static __always_inline bool is_address_of(const struct message *m, const struct 
 }
 
 // Reads the records of an answer whose question was read, and finds the end of the
-// name's aliases.
+// name's aliases. False if it is not well-formed, or they have no end.
 static __always_inline bool read_answers(struct message *m)
 {
 	m->ttl = 0x7fffffff;
@@ -300,11 +308,13 @@ static __always_inline bool read_answers(struct message *m)
 			break;
 	}
 	m->whole = m->records_count >= m->answers;
+	if (m->broken)
+		return false;
 	for (int i = 0; i < DNS_ALIASES; i++) {
 		if (!follow_alias(m))
 			return true;
 	}
-	return false; // aliases of each other
+	return false;
 }
 
 // Whether the flags are those of a good answer.

@@ -298,8 +298,12 @@ STAGE int take_message(const struct passage *at)
 		t->unasked++;
 		return 0;
 	}
-	if (!is_answer(m->flags) || !read_answers(m))
+	if (!is_answer(m->flags))
 		return 0;
+	if (!read_answers(m)) {
+		t->unread++;
+		return 0;
+	}
 	c->next = 0;
 	for (__u32 i = 0; i < DNS_RECORDS && i < m->records_count; i++)
 		learn_record(at);

@@ -46,3 +46,62 @@ func (j *Judge) JudgeNamed(f bocage.Flow, names ...bocage.DomainName) Judgement 
 func (j *Judge) mayMean(m bocage.CellMatch, g *Judgement, f bocage.Flow) bool {
 	return m.To.Outside() && j.somebody(m.To, nil) && j.side(m.From, g.Source, f) && portsCover(m.Ports, f)
 }
+
+// AdviseNamed is Advise for a flow whose source was told that the destination's
+// address is that of a name: where a name decides, it is what is changed.
+func (j *Judge) AdviseNamed(f bocage.Flow, name bocage.DomainName) Advice {
+	plain, g := j.Judge(f), j.JudgeNamed(f, name)
+	switch {
+	case plain.Would.Allowed():
+		return j.Advise(f)
+	case g.Would.Allowed():
+		steps := j.closing(f, name)
+		if len(steps) == 0 {
+			return Advice{}
+		}
+		return Advice{Steps: steps, Text: "to refuse it, " + textOf(steps)}
+	case g.Source.workload == nil:
+		return j.Advise(f)
+	}
+	step := j.consumeStep(g.Source, bocage.Consume{External: bocage.External{Name: name}, Port: portOf(f), Protocol: protocolOf(f)})
+	if after := j.with(changesOf([]Step{step})).JudgeNamed(f, name); !after.Would.Allowed() {
+		return j.Advise(f) // more than the lack of an allow is in the way
+	}
+	return Advice{Steps: []Step{step}, Text: textOf([]Step{step})}
+}
+
+// closing withdraws who consumes a name, one pattern after the other; nil if it cannot.
+func (j *Judge) closing(f bocage.Flow, name bocage.DomainName) []Step {
+	var steps []Step
+	for range mostRounds {
+		g := j.JudgeNamed(f, name)
+		if !g.Would.Allowed() {
+			return steps
+		}
+		fields := map[string][]string{} // by namespace/name
+		var objects []bocage.Ref
+		for _, refs := range g.Allows {
+			for _, r := range refs {
+				key := r.Namespace + "/" + r.Name
+				if fields[key] == nil {
+					objects = append(objects, r)
+				}
+				fields[key] = append(fields[key], r.Field)
+			}
+		}
+		if len(objects) == 0 {
+			return nil
+		}
+		var next []Step
+		for _, o := range objects {
+			step, ok := j.withdrawal(o.Kind, o.Namespace, o.Name, fields[o.Namespace+"/"+o.Name])
+			if !ok {
+				return nil
+			}
+			next = append(next, step)
+		}
+		steps = append(steps, next...)
+		j = j.with(changesOf(next))
+	}
+	return nil
+}

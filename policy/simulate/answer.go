@@ -41,6 +41,9 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		return answer, nothing
 	}
 	verdict, reason := s.decide(q.from, q.to, q.protocol, p.Port, moment)
+	if q.name != "" {
+		verdict, reason = s.named(q, p.Port, moment, verdict, reason)
+	}
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
 		answer.Verdict = "allow"
@@ -125,6 +128,8 @@ func (s *Simulator) workloadAt(e End) *bocage.Workload {
 type question struct {
 	from, to End
 	protocol bocage.Protocol
+	name     bocage.DomainName // that the source knows to by
+	anywhere bool              // to is any address that has the name
 }
 
 func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
@@ -147,15 +152,27 @@ func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
 	if err != nil {
 		return question{}, fmt.Errorf("from: %w", err)
 	}
+	q := question{protocol: protocol}
+	if p.Name != "" {
+		if q.name, err = bocage.ParseDomainName(p.Name); err != nil {
+			return question{}, fmt.Errorf("name: %w", err)
+		}
+	}
 	to, err := s.Resolve(p.To)
+	if name, wrong := bocage.ParseDomainName(p.To); err != nil && wrong == nil && p.Name == "" {
+		to, err, q.name, q.anywhere = s.anywhere(), nil, name, true
+	}
 	if err != nil {
 		return question{}, fmt.Errorf("to: %w", err)
 	}
-	source, destination, ok := Ends(from, to)
-	if !ok {
+	if _, pattern := q.name.Wildcard(); pattern {
+		return question{}, fmt.Errorf("%s is a pattern of names: name one of them", q.name)
+	}
+	var ok bool
+	if q.from, q.to, ok = Ends(from, to); !ok {
 		return question{}, fmt.Errorf("%s and %s have no address of the same family", p.From, p.To)
 	}
-	return question{source, destination, protocol}, nil
+	return q, nil
 }
 
 // duties lists what the decision's flows owe.
@@ -210,6 +227,7 @@ type adviceKey struct {
 	port                uint16
 	protocol            bocage.Protocol
 	at                  time.Time
+	name                bocage.DomainName
 }
 
 // onlyObserved ends what the judge says of refusals that no scope enforces.
@@ -219,7 +237,7 @@ const onlyObserved = "To have it allowed for good: "
 const mostAdvice = 1 << 15
 
 func (s *Simulator) missing(q question, f bocage.Flow) string {
-	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}}
+	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}, q.name}
 	if !f.At.Equal(s.in.Now) {
 		k.at = f.At.UTC()
 	}
@@ -231,7 +249,12 @@ func (s *Simulator) missing(q question, f bocage.Flow) string {
 	}
 	a.mu.Unlock()
 	if !known {
-		text = s.near().judge(s.workloadAt(q.from), s.workloadAt(q.to), f).Advise(f).Text
+		judge := s.near().judge(s.workloadAt(q.from), s.workloadAt(q.to), f)
+		if q.name != "" {
+			text = judge.AdviseNamed(f, q.name).Text
+		} else {
+			text = judge.Advise(f).Text
+		}
 		// An answer says what policy decides, enforced or not: what it takes to
 		// enforce it is beside the point.
 		if _, change, only := strings.Cut(text, onlyObserved); only {

@@ -197,8 +197,8 @@ func (r *probeReader) probe(raw []byte, line int) error {
 // keysMessage says which field of an object is none of a probe's, or is there
 // twice. encoding/json takes the last, and reads From as from.
 func keysMessage(raw []byte) string {
-	var seen [5]bool
-	fields := []string{"from", "to", "port", "protocol", "at"}
+	var seen [6]bool
+	fields := []string{"from", "to", "name", "port", "protocol", "at"}
 	decoder := json.NewDecoder(bytes.NewReader(raw))
 	if token, err := decoder.Token(); err != nil || token != json.Delim('{') {
 		return "" // it is said what it is when it is decoded
@@ -212,7 +212,7 @@ func keysMessage(raw []byte) string {
 		i := slices.Index(fields, name)
 		switch {
 		case i < 0:
-			return fmt.Sprintf("field %q is unknown: the fields are from, to, port, protocol and at", name)
+			return fmt.Sprintf("field %q is unknown: the fields are from, to, name, port, protocol and at", name)
 		case seen[i]:
 			return fmt.Sprintf("%s: is there twice", name)
 		}

@@ -34,7 +34,7 @@ func readProbes(t *testing.T, in io.Reader) (lines []string, err error) {
 }
 
 func TestProbes(t *testing.T) {
-	const fields = "the fields are from, to, port, protocol and at"
+	const fields = "the fields are from, to, name, port, protocol and at"
 	for _, test := range []struct {
 		name, text string
 		want       []string

@@ -2,6 +2,7 @@
 //
 // The pure parts of the programs as a native library: what native_main.c fuzzes.
 
+#include "../dns.h"
 #include "../parse.h"
 #include "../speech.h"
 
@@ -39,4 +40,40 @@ int native_speech(struct speech *s, const __u8 *bytes, unsigned size, unsigned *
 		}
 	}
 	return classify(s);
+}
+
+// Reads a message of the DNS in memory of its own, whose room behind it is never read
+// into the answer. Returns how many records were read, or -1 for a broken promise.
+int native_dns(struct message *m, const __u8 *bytes, unsigned size)
+{
+	if (size > DNS_BYTES)
+		size = DNS_BYTES;
+	memcpy(m->bytes, bytes, size);
+	m->size = size;
+	if (!read_question(m) || !is_answer(m->flags) || !read_answers(m))
+		return 0;
+	if (m->at > size || m->records_count > DNS_RECORDS || m->length > DNS_NAME)
+		return -1;
+	return m->records_count;
+}
+
+// Gives the addresses of the question's name, each behind its TTL; how many.
+int native_addresses(struct message *m, __u8 *to, unsigned room)
+{
+	unsigned count = 0;
+	for (__u32 i = 0; i < m->records_count && count < room; i++) {
+		const struct record *record = &m->records[i];
+		if (!is_address_of(m, record))
+			continue;
+		__u32 ttl = record->ttl < m->ttl ? record->ttl : m->ttl;
+		memcpy(to + count * 20, &ttl, 4);
+		memcpy(to + count * 20 + 4, record->address, 16);
+		count++;
+	}
+	return count;
+}
+
+unsigned native_dns_size(void)
+{
+	return sizeof(struct message);
 }

@@ -5,7 +5,8 @@
 //	native COUNT SEED < INPUTS
 //
 // Inputs are lines of a letter and hex: f, a frame; s, a stream's beginning; d, a
-// datagram.
+// datagram; n, a message of the DNS. With a COUNT of 0 nothing is mutated, and the
+// addresses that messages of the DNS tell are printed, a line for each.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -15,9 +16,13 @@
 struct speech;
 int native_parse(void *data, unsigned size);
 int native_speech(struct speech *s, const uint8_t *bytes, unsigned size, unsigned *broken);
+struct message;
+int native_dns(struct message *m, const uint8_t *bytes, unsigned size);
+int native_addresses(struct message *m, uint8_t *to, unsigned room);
+unsigned native_dns_size(void);
 
 #define INPUTS 4096
-#define LONGEST 2048
+#define LONGEST 4096
 
 static struct {
 	char kind;
@@ -51,11 +56,29 @@ int main(int argc, char **argv)
 {
 	static const uint8_t edges[] = {0, 1, 2, 3, 0x7f, 0x80, 0xfe, 0xff, ' ', '\r', '\n', '/', '$', '*', 0x30, 0x82};
 	unsigned long rounds = strtoul(argv[1], NULL, 0);
-	unsigned long known = 0, whole = 0;
+	unsigned long known = 0, whole = 0, records = 0;
 	state = strtoull(argv[2], NULL, 0) | 1;
 	read_inputs();
 	if (!count)
 		return 2;
+	struct message *m = malloc(native_dns_size());
+	memset(m, 0xa5, native_dns_size());
+	for (unsigned i = 0; !rounds && i < count; i++) {
+		uint8_t told[64 * 20];
+		int read = native_dns(m, inputs[i].bytes, inputs[i].size), n = read > 0 ? native_addresses(m, told, 64) : 0;
+		for (int at = 0; at < n; at++) {
+			uint32_t ttl;
+			memcpy(&ttl, told + at * 20, 4);
+			printf("%s%u ", at ? " " : "", ttl);
+			for (int k = 4; k < 20; k++)
+				printf("%02x", told[at * 20 + k]);
+		}
+		printf("\n");
+	}
+	if (!rounds) {
+		free(m);
+		return 0;
+	}
 	for (unsigned long i = 0; i < rounds; i++) {
 		unsigned which = draw(count), size = inputs[which].size;
 		uint8_t copy[LONGEST];
@@ -70,6 +93,11 @@ int main(int argc, char **argv)
 		memcpy(exact, copy, size);
 		if (inputs[which].kind == 'f') {
 			whole += native_parse(exact, size);
+		} else if (inputs[which].kind == 'n') {
+			int read = native_dns(m, exact, size);
+			if (read < 0)
+				return 4;
+			records += read;
 		} else {
 			// struct speech: bytes[64], asked[16], length, asked_length, datagram, answers
 			uint32_t *s = calloc(1, 96);
@@ -91,6 +119,7 @@ int main(int argc, char **argv)
 		}
 		free(exact);
 	}
-	printf("%lu frames, %lu protocols\n", whole, known);
-	return whole && known ? 0 : 3;
+	free(m);
+	printf("%lu frames, %lu protocols, %lu records\n", whole, known, records);
+	return whole && known && records ? 0 : 3;
 }
