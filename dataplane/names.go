@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -247,5 +248,65 @@ func (d *Dataplane) forgetNames() error {
 		return fmt.Errorf("forget names: %w", err)
 	}
 	d.departed = false
+	return nil
+}
+
+// keepKeys has new state use the keys of names of the state that it takes the place of,
+// so that what was learned there still means the same.
+func (p *pins) keepKeys(seeds []uint64) {
+	m := p.older("seeds")
+	if m == nil {
+		return
+	}
+	defer m.Close()
+	const last = nameSeed + 1
+	if m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() <= last {
+		return // it knew no names
+	}
+	kept := slices.Clone(seeds)
+	for i := addressSeed; i <= last; i++ {
+		if m.Lookup(uint32(i), &kept[i]) != nil {
+			return
+		}
+	}
+	copy(seeds, kept)
+}
+
+// older is a map of another layout, or nil.
+func (p *pins) older(name string) *ebpf.Map {
+	dirs, err := p.foreignDirs()
+	if err != nil {
+		return nil
+	}
+	for _, dir := range dirs {
+		if m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", name), nil); err == nil {
+			return m
+		}
+	}
+	return nil
+}
+
+// takeLearned copies what was learned in another layout, where nothing is known yet;
+// mu is held.
+func (d *Dataplane) takeLearned() error {
+	m := d.pins.older("learned")
+	if m == nil {
+		return nil
+	}
+	defer m.Close()
+	if m.KeySize() != d.objects.Learned.KeySize() || m.ValueSize() != d.objects.Learned.ValueSize() {
+		return nil // it is written otherwise there: workloads ask again
+	}
+	var key bpf.KernelSetKey
+	var set bpf.KernelLearnedSet
+	entries := m.Iterate()
+	for entries.Next(&key, &set) {
+		if err := d.objects.Learned.Update(key, set, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
+			return fmt.Errorf("take over what was learned of names: %w", err)
+		}
+	}
+	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("take over what was learned of names: %w", err)
+	}
 	return nil
 }

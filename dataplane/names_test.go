@@ -562,13 +562,17 @@ func TestRootNamesTraced(t *testing.T) {
 		b, err := Frame(bocage.TracePacket{Protocol: bocage.ProtocolTCP, DestinationPort: 443}, Ends{Source: s.client.v4, Destination: to.address,
 			SourceMAC: s.client.mac, DestinationMAC: net.HardwareAddr{2, 0, 0, 0, 1, 1}})
 		must(t, err)
+		names, err := s.NamesOf(&bocage.Ruleset{Names: s.names}, 101, to.address)
+		if must(t, err); (len(names) == 1) != to.want.Allowed() {
+			t.Errorf("%s is known as %v", to.address, names)
+		}
 		s.in(func() error {
 			passage, err := s.Trace(Question{Ifindex: s.client.ifindex, From: true, Frame: b})
 			if err != nil {
 				return err
 			}
-			if passage.Verdict != to.want {
-				t.Errorf("traced to %s: %s, want %s", to.address, passage.Verdict, to.want)
+			if passage.Verdict != to.want || passage.Named != to.want.Allowed() {
+				t.Errorf("traced to %s: %s, by a name: %v, want %s", to.address, passage.Verdict, passage.Named, to.want)
 			}
 			return nil
 		})
@@ -647,4 +651,26 @@ func TestRootNamesTools(t *testing.T) {
 	s.expect(outside6(1), false, "before getent")
 	run("unshare", "--mount", "sh", "-c", `mount --bind "$1" /etc/resolv.conf && getent -s hosts:dns ahosts www.example.com`, "sh", resolv)
 	s.expect(outside6(1), true, "after getent")
+}
+
+// What was learned holds when state is made anew, as for another size of a table.
+func TestRootNamesMoveToAnotherLayout(t *testing.T) {
+	s := newSite(t)
+	s.serveDNS(zone(t, func(name string, _ dnsmessage.Type) []dnsmessage.Resource {
+		return []dnsmessage.Resource{addressRecord(name, 3600, outside4(0))}
+	}))
+	s.ask("api.example.org.", dnsmessage.TypeA)
+	lives := mustDial(t, s.client, outside4(0), 443)
+	must(t, ping(lives, long))
+	must(t, s.Close())
+	s.cfg.FlowEntries *= 2
+	s.open()
+	s.attach(s.client, s.server)
+	must(t, ping(lives, long))
+	s.apply()
+	must(t, ping(lives, long))
+	s.expect(outside4(0), true, "with another layout")
+	if left, err := s.pins.foreignDirs(); err != nil || len(left) != 0 {
+		t.Errorf("%v are left of the layout before (%v)", left, err)
+	}
 }

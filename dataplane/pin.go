@@ -196,7 +196,7 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 			options.MapReplacements[name] = m
 		}
 	}
-	if err := seed(spec, options.MapReplacements["seeds"]); err != nil {
+	if err := seed(spec, options.MapReplacements["seeds"], p.keepKeys); err != nil {
 		return nil, fmt.Errorf("seed the table of flows: %w", err)
 	}
 	objects := &bpf.KernelObjects{}

@@ -227,7 +227,7 @@ func (d *Dataplane) newAsker() (*ebpf.Collection, error) {
 	if err := spec.Variables["tracing"].Set(uint32(1)); err != nil {
 		return nil, err
 	}
-	if err := seed(spec, d.objects.Seeds); err != nil {
+	if err := seed(spec, d.objects.Seeds, nil); err != nil {
 		return nil, err
 	}
 	spec.Maps["events"].MaxEntries = uint32(os.Getpagesize()) // nobody reads them
