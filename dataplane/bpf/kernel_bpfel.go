@@ -74,7 +74,8 @@ type KernelClerk struct {
 		At           uint32
 		RecordsCount uint32
 		Ttl          uint32
-		Whole        uint32
+		Whole        uint16
+		Broken       uint16
 		Id           uint16
 		Flags        uint16
 		Answers      uint16
