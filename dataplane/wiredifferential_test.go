@@ -1,0 +1,147 @@
+package dataplane
+
+import (
+	"encoding/binary"
+	"slices"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
+)
+
+// crossing is a frame that was seen to leave a wire: its number, and its VLAN.
+type crossing struct{ number, vlan uint16 }
+
+// far collects the numbered frames that reach a workload, until the last one, which
+// goes by ARP, of each round.
+type far struct {
+	mu     sync.Mutex
+	seen   []crossing
+	rounds int
+}
+
+func (w *workload) far(t testing.TB) *far {
+	t.Helper()
+	var socket int
+	must(t, host.In(w.namespace, func() (err error) {
+		if socket, err = packetSocket("eth0"); err != nil {
+			return err
+		}
+		return unix.SetsockoptInt(socket, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	}))
+	x, done, stopped := &far{}, make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for b, control := make([]byte, 4096), make([]byte, 128); ; {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			n, oobn, _, _, err := unix.Recvmsg(socket, b, control, 0)
+			if err != nil || n < 42 {
+				continue
+			}
+			x.mu.Lock()
+			switch binary.BigEndian.Uint16(b[12:]) {
+			case 0x0800:
+				// Not what the hosts answer.
+				if l4 := 14 + int(b[14]&15)*4; b[23] != 1 && binary.BigEndian.Uint16(b[l4:]) >= 40_000 {
+					x.seen = append(x.seen, crossing{binary.BigEndian.Uint16(b[18:]), tagOf(control[:oobn]) & 0xfff})
+				}
+			case 0x0806:
+				x.rounds += int(number(b[41] == 250)) // the address asked for
+			}
+			x.mu.Unlock()
+		}
+	}()
+	t.Cleanup(func() {
+		close(done)
+		<-stopped
+		unix.Close(socket)
+	})
+	return x
+}
+
+func (x *far) round() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.rounds
+}
+
+// take returns what was seen since it was asked last.
+func (x *far) take() []crossing {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	seen := x.seen
+	x.seen = nil
+	slices.SortFunc(seen, func(a, b crossing) int { return int(a.number) - int(b.number) })
+	return seen
+}
+
+// Of random frames in random VLANs and none, both ways, those leave a wire that the
+// model allows, as they came, and no others.
+func TestRootWireDifferential(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	u := &universe{random: newRandom(t)}
+	r := u.random
+	must(t, p.Apply(ruleset(1, nil, a, b)))
+	p.wire(a, b, true, a)
+	ends := []struct {
+		from, to *workload
+		raw      *raw
+		far      *far
+	}{{a, b, a.raw(t), b.far(t)}, {b, a, b.raw(t), a.far(t)}}
+	allowed, total := 0, 0
+	for generation := uint64(2); generation < 42; generation++ {
+		u.groups = []bocage.Group{21, 22}
+		drawn := &bocage.Ruleset{Decisions: []bocage.Decision{{ID: decideAllow}, {ID: decideAllow}, {ID: decideDefault}, {ID: decideGuardrail}}}
+		u.rules(drawn)
+		rs := ruleset(generation, drawn.Rules, a, b)
+		rs.Groups[0].Enforce, rs.Groups[1].Enforce = r.IntN(4) > 0, r.IntN(4) > 0
+		must(t, p.Apply(rs))
+		p.forget()
+		var want [2][]crossing
+		for n := range 400 {
+			way := r.IntN(2)
+			e := ends[way]
+			f := bocage.Flow{Source: e.from.v4, Destination: e.to.v4, Protocol: pick(r, []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP}),
+				SourcePort: uint16(40_000 + n), DestinationPort: pick(r, u.edges)}
+			if f.DestinationPort >= 40_000 || f.DestinationPort == 67 || f.DestinationPort == 68 {
+				f.DestinationPort = uint16(1000 + r.IntN(30_000))
+			}
+			vlan := pick(r, []uint16{0, 0, 1, 7, uint16(1 + r.IntN(4094))})
+			x := frame{from: [6]byte(e.from.mac), to: [6]byte(e.to.mac), source: f.Source, dst: f.Destination, protocol: f.Protocol,
+				sport: f.SourcePort, dport: f.DestinationPort, tcpFlags: syn, payload: r.IntN(40), id: uint16(n + 1)}
+			if r.IntN(5) == 0 {
+				x.options = []byte{148, 4, 0, 0}
+			}
+			e.raw.send(tagged(x.bytes(), vlan))
+			total++
+			if verdict, _ := rs.Decide(f); verdict.Allowed() {
+				allowed++
+				want[way] = append(want[way], crossing{uint16(n + 1), vlan})
+			}
+		}
+		for way, e := range ends {
+			before := e.far.round()
+			question := append([]byte{255, 255, 255, 255, 255, 255}, e.from.mac...)
+			question = append(append(question, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1), e.from.mac...)
+			question = append(append(append(question, e.from.v4.AsSlice()...), make([]byte, 6)...), 10, 77, 0, 250)
+			e.raw.send(question)
+			hosttest.Await(t, "the last frame of a round", func() bool { return e.far.round() > before })
+			if got := e.far.take(); !slices.Equal(got, want[way]) {
+				t.Fatalf("generation %d from %s: too many came: %v, and too few: %v", generation, e.from.v4, without(got, want[way]), without(want[way], got))
+			}
+		}
+	}
+	if allowed < total/20 || allowed > total*9/10 {
+		t.Errorf("%d of %d frames allowed: it shows nothing", allowed, total)
+	}
+	t.Logf("%d frames, %d allowed", total, allowed)
+}
