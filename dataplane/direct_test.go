@@ -27,6 +27,19 @@ func (p *plane) stacked(w *workload) (packets uint64) {
 	return packets
 }
 
+// arrivedAt is how many frames and bytes a workload's link has taken in.
+func arrivedAt(t *testing.T, w *workload) (c Count) {
+	t.Helper()
+	must(t, host.In(w.namespace, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err == nil {
+			c = Count{l.Attrs().Statistics.RxPackets, l.Attrs().Statistics.RxBytes}
+		}
+		return err
+	}))
+	return c
+}
+
 func (p *plane) topology() uint32 {
 	p.t.Helper()
 	var t bpf.KernelTopology
@@ -82,7 +95,13 @@ func TestRootDirectDelivery(t *testing.T) {
 				before := p.stacked(a) + p.stacked(b)
 				passed := p.counted(bocage.ReasonRule)
 				total := p.total()
+				received := arrivedAt(t, b)
 				must(t, transfer(c, 4<<20))
+				after := arrivedAt(t, b)
+				received = Count{after.Packets - received.Packets, after.Bytes - received.Bytes}
+				if mean := received.Bytes / max(received.Packets, 1); received.Bytes < 4<<20 || mean < 4000 {
+					t.Errorf("%s: %+v arrived, %d bytes at a time: super-frames were cut up", address, received, mean)
+				}
 				for range 500 {
 					must(t, ping(c, long))
 				}
