@@ -35,8 +35,8 @@ const mostLeftOver = 2_000
 type future struct {
 	known bool
 	last  compile.Input
-	shown map[string]bool // by pair; whether a flow was possible
-	// shownOf holds the objects that shown names by their addresses, so that no
+	met   map[string]*met // by what allows
+	// shownOf holds the objects that met names by their addresses, so that no
 	// other object can come to have one of those.
 	shownOf compile.Input
 	proof   bocage.Proof
@@ -87,7 +87,7 @@ func (v *future) prove(in compile.Input) bocage.Proof {
 		return v.proof
 	}
 	if !slices.Equal(v.last.Zones, in.Zones) {
-		v.shown = nil // zones are part of every pair
+		v.met = nil // zones are part of every pair
 	}
 	v.known, v.last, v.proof = true, in, v.refresh(in)
 	return v.proof
@@ -99,61 +99,107 @@ func sameDeclarations(a, b compile.Input) bool {
 		slices.Equal(a.NetworkPolicies, b.NetworkPolicies) && slices.Equal(a.ClusterNetworkPolicies, b.ClusterNetworkPolicies)
 }
 
-// refresh proves what is new.
+// met is what was shown of one declaration that allows: with which obligations it
+// could meet.
+type met struct {
+	shown    map[string]bool // by obligation; whether a flow was possible
+	possible int             // how many were
+	left     bool            // some obligation was not looked at
+}
+
+// refresh proves what is new. Where guardrails and all that names refer to are what
+// they were, a declaration that is what it was, and of which nothing was left over,
+// meets nothing else than before.
 func (v *future) refresh(in compile.Input) bocage.Proof {
 	words := vocabularyOf(in)
-	allowed := allowings(in)
+	owed := obligations(in)
+	before := objectsOf(v.shownOf)
+	begun := v.known && v.met != nil
+	stays := begun && sameSurroundings(v.shownOf, in)
 	var witnesses []witness
-	shown := map[string]bool{}
-	anew, left, possible := 0, 0, 0
-	known, before, again := v.known && v.shown != nil, objectsOf(v.shownOf), 0 // again: of what was left over
-	lookAgain := func(o *obligation, a allowing, near *vocabulary) bool {      // at what was left over
-		fresh := !known || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
+	all := map[string]*met{}
+	anew, again := 0, 0
+	look := func(o *obligation, a allowing, near *vocabulary) bool {
+		fresh := !begun || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
 			slices.ContainsFunc(a.objects, func(o bocage.Resource) bool { return !before[o] }) ||
 			slices.ContainsFunc(near.objects, func(o bocage.Resource) bool { return !before[o] })
 		if !fresh {
-			again++
+			again++ // it was left over
 		}
 		return anew < mostPairs && (fresh || again <= mostLeftOver)
 	}
-	for _, o := range obligations(in) {
-		for _, a := range allowed {
+	for _, a := range allowings(in) {
+		name := a.name()
+		was := v.met[name]
+		if stays && was != nil && (!was.left || again >= mostLeftOver) {
+			all[name] = was
+			continue
+		}
+		now := &met{shown: map[string]bool{}}
+		all[name] = now
+		for _, o := range owed {
 			if apart(o.cells, a.cells) {
 				continue
 			}
 			near := words.near(o, a)
-			key := pairKey(o, a, near)
-			could, seen := v.shown[key]
-			switch {
-			case seen:
-			case !lookAgain(o, a, near):
-				left++
-				continue
-			default:
+			key := pairKey(o, near)
+			could, seen := false, false
+			if was != nil {
+				could, seen = was.shown[key]
+			}
+			if !seen {
+				if !look(o, a, near) {
+					now.left = true
+					continue
+				}
 				var w witness
 				anew++
 				if w, could = imagine(near, o, a); could {
 					witnesses = append(witnesses, w)
 				}
 			}
-			shown[key] = could
-			if could {
-				possible++
+			if now.shown[key] = could; could {
+				now.possible++
 			}
 		}
 	}
-	statement := "the guardrails hold for workloads to come"
-	if len(shown) > 0 {
-		statement += fmt.Sprintf(": a declaration could meet one in %d ways, of which %d are possible", len(shown), possible)
-	}
-	if left > 0 {
-		statement += fmt.Sprintf(" (%d more are looked at with the next generations)", left)
-	}
 	counter := refute(in, witnesses)
 	if counter == "" {
-		v.shown, v.shownOf = shown, in
+		v.met, v.shownOf = all, in
 	}
-	return proof(statement, whole("future"), counter)
+	return proof(told(all), whole("future"), counter)
+}
+
+// told says how much was looked at.
+func told(all map[string]*met) string {
+	statement := "the guardrails hold for workloads to come"
+	pairs, possible, left := 0, 0, 0
+	for _, m := range all {
+		pairs, possible = pairs+len(m.shown), possible+m.possible
+		if m.left {
+			left++
+		}
+	}
+	if pairs > 0 {
+		statement += fmt.Sprintf(": a declaration could meet one in %d ways, of which %d are possible", pairs, possible)
+	}
+	if left > 0 {
+		statement += fmt.Sprintf(" (more of %d declarations are looked at with the next generations)", left)
+	}
+	return statement
+}
+
+// sameSurroundings reports whether everything but who allows is what it was: the
+// guardrails, what excepts from them, and what their classes of data and groups of
+// addresses mean.
+func sameSurroundings(a, b compile.Input) bool {
+	offering := func(list []*bocage.Application) []*bocage.Application {
+		return slices.DeleteFunc(slices.Clone(list), func(a *bocage.Application) bool {
+			return !slices.ContainsFunc(a.Spec.Provides, func(p bocage.Provide) bool { return len(p.Data) > 0 })
+		})
+	}
+	return slices.Equal(a.Guardrails, b.Guardrails) && slices.Equal(a.Exceptions, b.Exceptions) &&
+		slices.Equal(a.AddressGroups, b.AddressGroups) && slices.Equal(a.Zones, b.Zones) && slices.Equal(offering(a.Applications), offering(b.Applications))
 }
 
 // objectsOf are the declarations that pairs are made of.
@@ -174,14 +220,20 @@ func objectsOf(in compile.Input) map[bocage.Resource]bool {
 	return out
 }
 
-// pairKey names a pair by the objects that it depends on. Nobody changes objects.
-func pairKey(o *obligation, a allowing, near *vocabulary) string {
-	b := fmt.Appendf(nil, "%p %s %s", o.guardrail, o.field, a.by.Field)
-	for _, e := range o.excepted {
-		b = fmt.Appendf(b, " %p", e)
-	}
+// name names what allows by the objects that it depends on. Nobody changes objects.
+func (a *allowing) name() string {
+	b := []byte(a.by.String())
 	for _, object := range a.objects {
 		b = fmt.Appendf(b, " %p", object)
+	}
+	return string(b)
+}
+
+// pairKey names what an obligation depends on, next to something that allows.
+func pairKey(o *obligation, near *vocabulary) string {
+	b := fmt.Appendf(nil, "%p %s", o.guardrail, o.field)
+	for _, e := range o.excepted {
+		b = fmt.Appendf(b, " %p", e)
 	}
 	for _, object := range near.objects {
 		b = fmt.Appendf(b, " %p", object)
