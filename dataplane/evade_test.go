@@ -314,6 +314,47 @@ func TestRootVerifyEvasion(t *testing.T) {
 		s.passes(true, segment{at: -1, known: len(hello), flags: syn | ack})
 		s.passes(false, segment{at: len(hello), flags: ack, bytes: []byte("more")})
 	})
+	t.Run("urgent bytes, which receivers leave out", func(t *testing.T) {
+		s := x.open(bocage.SpeechSSH)
+		s.refused(false, segment{flags: ack | urg, bytes: hello})
+		s = x.open(bocage.SpeechSSH)
+		s.passes(false, segment{flags: ack, bytes: hello})
+		s.passes(true, segment{known: len(hello), flags: ack, bytes: hello})
+		s.passes(false, segment{at: len(hello), known: len(hello), flags: ack})
+		s.passes(false, segment{at: len(hello), known: len(hello), flags: ack | urg, bytes: []byte{3}}) // once it is known, as shells interrupt
+	})
+	t.Run("two handshakes, of which one never arrives", func(t *testing.T) {
+		begin := func(offset uint32) *stream {
+			x.port++
+			s := &stream{x, x.port, portOf(bocage.SpeechSSH), [2]uint32{7, 9}}
+			s.passes(false, segment{at: -1, flags: syn}) // with few hops, say
+			s.bases[0] += offset
+			return s
+		}
+		for _, offset := range []uint32{16, ^uint32(15), 1 << 20} {
+			s := begin(offset) // what the server answers to counts
+			s.passes(false, segment{at: -1, flags: syn})
+			s.passes(true, segment{at: -1, flags: syn | ack})
+			s.refused(false, segment{flags: ack, bytes: append(slices.Clone(other), hello...)})
+
+			s = begin(offset)
+			s.passes(true, segment{at: -1, flags: syn | ack}) // to the other, which was seen nowhere
+			s.passes(false, segment{flags: ack, bytes: hello})
+
+			s = begin(0) // after the answer
+			s.passes(true, segment{at: -1, flags: syn | ack})
+			s.bases[0] += offset
+			s.refused(false, segment{at: -1, flags: syn})
+
+			s = begin(offset) // with data
+			s.refused(false, segment{at: -1, flags: syn, bytes: hello})
+
+			s = begin(0) // of the server
+			s.passes(true, segment{at: -1, flags: syn | ack})
+			s.bases[1] += offset
+			s.refused(true, segment{at: -1, flags: syn | ack})
+		}
+	})
 	t.Run("in pieces", func(t *testing.T) {
 		s := x.open(bocage.SpeechSSH)
 		s.refused(false, segment{flags: ack, bytes: append(slices.Clone(hello), make([]byte, 32)...)[:28], fragment: 0x2000})

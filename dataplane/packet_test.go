@@ -34,6 +34,7 @@ type extension struct {
 const (
 	fin = 0x01
 	syn = 0x02
+	urg = 0x20
 	rst = 0x04
 	ack = 0x10
 )

@@ -84,10 +84,12 @@ func captures(t testing.TB) []speechtest.Capture {
 	return all
 }
 
-// Every prefix of every capture, read as every protocol.
+// Every prefix of every capture and opening, read as every protocol.
 func TestRootSpeechOfCaptures(t *testing.T) {
 	l := newListener(t)
-	for _, c := range captures(t) {
+	openings, err := speechtest.Openings()
+	must(t, err)
+	for _, c := range append(captures(t), openings...) {
 		for _, h := range c.Sides() {
 			whole := h.Bytes
 			for n := range len(whole) + 1 {

@@ -44,6 +44,7 @@ struct ear {
 	__u32 way;
 	__u32 base;  // sequence number of this direction's first byte
 	__u32 based; // it is known
+	__u32 forked; // two handshakes say otherwise
 };
 
 struct {
@@ -382,7 +383,7 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 	if (!at || !payload || !e || !bucket)
 		return false;
 	bool syn = at->packet.tcp_flags & TCP_SYN, ack = at->packet.tcp_flags & TCP_ACK;
-	e->acknowledged = e->based = 0;
+	e->acknowledged = e->based = e->forked = 0;
 	bpf_spin_lock(&bucket->lock);
 	struct hearing *row = hearing_of(e, bucket, &at->key);
 	if (!row && (syn || e->size))
@@ -391,11 +392,16 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 		struct heard *own = side_of(row, side), *other = side_of(row, !side);
 		if (ack && other->matched && (__s32)(payload->acknowledgement - other->base - other->matched) >= 0)
 			e->acknowledged = 1;
-		if (syn && !own->begun) {
+		// Only one of two handshakes reached its receiver, and where nobody has answered
+		// which, nothing may have been said. What the answer acknowledges counts.
+		bool again = syn && own->begun && own->base != payload->sequence;
+		if (again && (ack || other->begun || own->have || payload->size))
+			e->forked = 1;
+		if (syn && (!own->begun || !ack)) {
 			own->base = payload->sequence;
 			own->begun = own->sure = 1;
 		}
-		if (syn && ack && !other->begun) {
+		if (syn && ack && !other->have) {
 			other->base = payload->acknowledgement;
 			other->begun = other->sure = 1;
 		}
@@ -567,11 +573,15 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		return HEARD_PIECE;
 	if (!payload.size && !(p->tcp_flags & TCP_SYN) && !(flow->speech & SPEECH_KNOWN))
 		return HEARD_WELL; // says nothing, and acknowledges nothing that matched
+	if (expects && heeds && payload.size && (p->tcp_flags & TCP_URG))
+		return SPEECH_OTHER; // receivers take urgent bytes out of what is said, and nobody begins so
 	if (!read_chunk(skb, payload.offset, heeds ? payload.size : 0))
 		return HEARD_PIECE;
 	if ((p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && at->news)
 		forget(at); // a flow that had the same ends
 	bool attends = attend(at, &payload, side, expects);
+	if (expects && e->forked)
+		return SPEECH_OTHER;
 	if (e->acknowledged) {
 		release(at, heed(!side));
 		if (!(at->found.word & FLOW_HEED)) {
@@ -674,6 +684,8 @@ STAGE int hear_group(struct __sk_buff *skb, const struct passage *at, struct out
 	__u32 spoken = SPEECH_OTHER;
 	if (p->protocol == PROTOCOL_UDP && read_payload(skb, at, &payload))
 		spoken = hear_datagrams(skb, &payload, out->expects, false);
+	if (spoken != out->expects && p->protocol == PROTOCOL_UDP && hear_datagrams(skb, &payload, out->expects, true) == out->expects)
+		return 0; // answers go to the group too, as multicast DNS has it
 	if (spoken != out->expects)
 		object(at, out, spoken);
 	return 0;

@@ -262,6 +262,7 @@ struct neighbour_option {
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
+#define TCP_URG 0x20
 
 #define SECOND 1000000000ULL
 #define MILLISECOND 1000000ULL

@@ -160,6 +160,8 @@ type KernelEar struct {
 	Way          uint32
 	Base         uint32
 	Based        uint32
+	Forked       uint32
+	_            [4]byte
 }
 
 type KernelEndings struct {

@@ -51,7 +51,7 @@ STAGE int http2_answers(const struct speech *s)
 	return SPEECH_YES;
 }
 
-// PostgreSQL's frontend: a startup of version 3, or a request to encrypt by TLS or
+// PostgreSQL's frontend: a startup of version 3 or 2, or a request to encrypt by TLS or
 // GSSAPI, or to cancel.
 STAGE int postgresql_asks(const struct speech *s)
 {
@@ -60,10 +60,12 @@ STAGE int postgresql_asks(const struct speech *s)
 	const __u8 *b = s->bytes;
 	MUST(4, within(big32(b), 8, 10000)); // MAX_STARTUP_PACKET_LENGTH
 	__u32 size = big32(b);
-	MUST(6, big16(b + 4) == 3 || big16(b + 4) == 1234);
+	MUST(6, big16(b + 4) == 3 || big16(b + 4) == 1234 || (big16(b + 4) == 2 && size == 296));
+	if (b[5] == 2)
+		return SPEECH_YES; // before 7.4: fields of fixed sizes
 	if (b[5] == 3) {
 		// A version, then names and values, each ended by a zero byte.
-		MUST(9, size > 8 && (within(b[8], 'a', 'z') || b[8] == '_' || (b[8] == 0 && size == 9)));
+		MUST(9, size > 8 && (within(b[8] | 0x20, 'a', 'z') || b[8] == '_' || (b[8] == 0 && size == 9)));
 		return SPEECH_YES;
 	}
 	MUST(8, within(big16(b + 6), 5678, 5680));
@@ -150,7 +152,7 @@ STAGE int mongodb_says(const struct speech *s)
 		return SPEECH_NO;
 	const __u8 *b = s->bytes;
 	MUST(4, within(little32(b), 17, 48000000));
-	MUST(12, s->answers ? s->asked_length < 8 || little32(b + 8) == little32(s->asked + 4) : !little32(b + 8));
+	MUST(12, s->answers ? s->asked_length < 8 || little32(b + 8) == little32(s->asked + 4) : little32(b + 8) + 1 <= 1); // of old clients all ones
 	MUST(16, b[14] == 0 && b[15] == 0);
 	__u32 code = b[13] << 8 | b[12];
 	switch (code) {
@@ -179,10 +181,10 @@ STAGE int kafka_asks(const struct speech *s)
 	if (!s)
 		return SPEECH_NO;
 	const __u8 *b = s->bytes;
-	MUST(4, within(big32(b), 10, 100 << 20));
+	MUST(4, within(big32(b), 10, 1 << 19)); // of the first request
 	MUST(6, big16(b + 4) <= 127);
 	MUST(8, big16(b + 6) <= 31);
-	MUST(14, big16(b + 12) == 0xffff || big16(b + 12) <= 255);
+	MUST(14, big16(b + 12) == 0xffff || big16(b + 12) <= 32767);
 	__u32 name = big16(b + 12);
 	if (name == 0xffff || name == 0)
 		return SPEECH_YES;
@@ -281,7 +283,7 @@ STAGE int amqp_says(const struct speech *s)
 		return header;
 	MUST(8, big32(b + 4) == 0x00000901 || // 0-9-1
 			big32(b + 4) == 0x00010000 || big32(b + 4) == 0x02010000 || big32(b + 4) == 0x03010000 || // 1.0, TLS, SASL
-			big32(b + 4) == 0x01010009 || big32(b + 4) == 0x0101000a || big32(b + 4) == 0x01010800); // 0-9, 0-10, 0-8
+			big32(b + 4) == 0x01010901 || big32(b + 4) == 0x01010009 || big32(b + 4) == 0x0101000a || big32(b + 4) == 0x01010800); // 0-9, 0-10, 0-8
 	return SPEECH_YES;
 }
 

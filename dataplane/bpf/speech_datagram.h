@@ -44,25 +44,26 @@ STAGE int dns_question(const struct speech *s, __u32 at)
 	return SPEECH_YES;
 }
 
-// RFC 1035, behind its length over streams.
+// RFC 1035, behind its length over streams. Of several questions in a stream any may
+// be answered first (RFC 7766).
 STAGE int dns_says(const struct speech *s)
 {
 	if (!s)
 		return SPEECH_NO;
 	__u32 at = s->datagram ? 0 : 2;
-	const __u8 *b = s->bytes, *asked = s->asked + at;
+	const __u8 *b = s->bytes;
 	MUST(at, !at || big16(b) >= 12);
 	b += at;
-	MUST(at + 2, !s->answers || s->asked_length < at + 2 || big16(b) == big16(asked));
 	MUST(at + 3, !!(b[2] & 0x80) == !!s->answers);
 	__u32 opcode = b[2] >> 3 & 15;
 	if (opcode == 3 || opcode > 6)
 		return SPEECH_NO;
 	MUST(at + 4, !(b[3] & 0x40) && (s->answers || !(b[3] & 15)));
-	MUST(at + 6, big16(b + 4) <= 1);
 	__u32 questions = big16(b + 4);
+	bool multicast = s->datagram && !big16(b); // RFC 6762: many questions, and what is known already
+	MUST(at + 6, questions <= (multicast ? 255 : 1));
 	// What a question brings along: what to update, or what it knows already.
-	MUST(at + 8, s->answers || opcode == 4 || opcode == 5 || !big16(b + 6));
+	MUST(at + 8, s->answers || multicast || opcode == 4 || opcode == 5 || !big16(b + 6));
 	MUST(at + 12, s->answers || big16(b + 10) <= 4);
 	if (!questions)
 		return s->answers || opcode == 6 || big16(b + 10) ? SPEECH_YES : SPEECH_NO;
@@ -78,6 +79,10 @@ STAGE int ntp_says(const struct speech *s)
 	const __u8 *b = s->bytes;
 	MUST(2, within(b[0] >> 3 & 7, 1, 4));
 	switch (b[0] & 7) {
+	case 0: // version 1 had no modes
+		if ((b[0] >> 3 & 7) != 1)
+			return SPEECH_NO;
+		break;
 	case 6: // the highest bit of the second byte says that it answers
 		if (!!(b[1] & 0x80) != !!s->answers || (b[0] & 0xc0) || ((b[1] & 31) > 12 && (b[1] & 31) != 31))
 			return SPEECH_NO;
@@ -142,8 +147,12 @@ static __always_inline bool is_memcached_command(const struct token *t)
 		return w == word("delete") || w == word("append");
 	case 7:
 		return w == word("replace") || w == word("prepend") || w == word("version");
+	case 8:
+		return w == word("shutdown") || w == word("extstore");
 	case 9:
 		return w == word("flush_al") || w == word("verbosit");
+	case 11:
+		return w == word("lru_craw");
 	case 14:
 		return w == word("cache_me");
 	}
@@ -160,7 +169,7 @@ static __always_inline bool is_memcached_answer(const struct token *t)
 	case 3:
 		return w == word("END");
 	case 4:
-		return w == word("STAT");
+		return w == word("STAT") || w == word("BUSY");
 	case 5:
 		return w == word("VALUE") || w == word("ERROR") || w == word("RESET");
 	case 6:
@@ -196,6 +205,8 @@ STAGE int memcached_says(const struct speech *s)
 		MUST(at + 12, b[4] <= 32 && big32(b + 8) >= big16(b + 2) + b[4] && big32(b + 8) <= 1U << 30);
 		return SPEECH_YES;
 	}
+	if (s->answers && is_digit(b[0])) // the value after incr
+		return ends_number(s, at, false);
 	struct token token;
 	int read = read_token(s, at, &token);
 	if (read != SPEECH_YES)

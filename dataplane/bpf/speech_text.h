@@ -23,7 +23,7 @@ STAGE int read_line(const struct speech *s)
 
 static __always_inline bool is_of_method(__u8 c)
 {
-	return within(c, 'A', 'Z') || c == '-' || c == '_';
+	return within(c, 'A', 'Z') || is_digit(c) || c == '-' || c == '_';
 }
 
 // The offset of the blank behind a method; beyond the window if it may still come,
@@ -97,22 +97,45 @@ STAGE int http2_asks(const struct speech *s)
 	return s ? says(s, 0, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 24) : SPEECH_NO;
 }
 
-// RFC 4253: either side says its version; no lines before it.
+// The version that one side says, from an offset on: 2.0, or 1.99 of who knows
+// version 1 too.
+STAGE int ssh_version(const struct speech *s, __u32 at)
+{
+	if (!s)
+		return SPEECH_NO;
+	int two = says(s, at, "SSH-2.0-", 8);
+	if (two == SPEECH_MORE)
+		return two;
+	__u32 end = at + (two == SPEECH_YES ? 8 : 9);
+	int said = two == SPEECH_YES ? two : says(s, at, "SSH-1.99-", 9);
+	if (said == SPEECH_YES)
+		MUST(end + 1, is_printable(byte_at(s, end)));
+	return said;
+}
+
+// RFC 4253, 4.2: either side says its version; a server may say lines of text before
+// it, within the window.
 STAGE int ssh_says(const struct speech *s)
 {
 	if (!s)
 		return SPEECH_NO;
-	int two = says(s, 0, "SSH-2.0-", 8);
-	if (two == SPEECH_YES) {
-		MUST(9, is_printable(s->bytes[8]));
-		return SPEECH_YES;
+	if (!s->answers)
+		return ssh_version(s, 0);
+	__u32 begins = true; // a line
+	for (__u32 i = 0; i < SPEECH_WINDOW; i++) {
+		if (i >= s->length)
+			break;
+		__u8 c = s->bytes[i];
+		if (begins && c == 'S') {
+			int ssh = says(s, i, "SSH-", 4);
+			if (ssh != SPEECH_NO)
+				return ssh == SPEECH_YES ? ssh_version(s, i) : ssh;
+		}
+		if (c == 127 || (c < ' ' && c != '\r' && c != '\n' && c != '\t'))
+			return SPEECH_NO;
+		begins = c == '\n';
 	}
-	if (two == SPEECH_MORE || s->answers == 0)
-		return two;
-	int both = says(s, 0, "SSH-1.99-", 9); // a server that knows version 1 too
-	if (both == SPEECH_YES)
-		MUST(10, is_printable(s->bytes[9]));
-	return both;
+	return SPEECH_MORE;
 }
 
 // Reads a number of RESP from an offset on, with the end of its line: the offset
@@ -147,21 +170,33 @@ static __always_inline bool is_redis_word(__u64 lower, __u32 size)
 {
 	switch (size) {
 	case 3:
-		return lower == word("get") || lower == word("set") || lower == word("del") || lower == word("ttl");
+		return lower == word("get") || lower == word("set") || lower == word("del") || lower == word("ttl") ||
+		       lower == word("acl");
 	case 4:
 		return lower == word("ping") || lower == word("auth") || lower == word("info") || lower == word("quit") ||
 		       lower == word("echo") || lower == word("keys") || lower == word("incr") || lower == word("hset") ||
 		       lower == word("hget") || lower == word("mget") || lower == word("mset") || lower == word("time") ||
-		       lower == word("role") || lower == word("scan") || lower == word("sync");
+		       lower == word("role") || lower == word("scan") || lower == word("sync") ||
+		       lower == word("type") || lower == word("decr") || lower == word("llen") || lower == word("lpop") ||
+		       lower == word("rpop") || lower == word("sadd") || lower == word("zadd") || lower == word("eval") ||
+		       lower == word("save") || lower == word("wait") || lower == word("xadd");
 	case 5:
 		return lower == word("hello") || lower == word("multi") || lower == word("psync") || lower == word("lpush") ||
-		       lower == word("rpush");
+		       lower == word("rpush") || lower == word("hkeys") || lower == word("setex") || lower == word("setnx") ||
+		       lower == word("xread") || lower == word("reset") || lower == word("watch") || lower == word("debug");
 	case 6:
 		return lower == word("select") || lower == word("config") || lower == word("client") || lower == word("dbsize") ||
-		       lower == word("exists") || lower == word("expire");
+		       lower == word("exists") || lower == word("expire") ||
+		       lower == word("append") || lower == word("strlen") || lower == word("getset") || lower == word("lrange") ||
+		       lower == word("unlink") || lower == word("object") || lower == word("memory") || lower == word("module") ||
+		       lower == word("script") || lower == word("bgsave") || lower == word("zrange");
 	case 7:
 		return lower == word("command") || lower == word("monitor") || lower == word("cluster") ||
-		       lower == word("publish") || lower == word("slowlog");
+		       lower == word("publish") || lower == word("slowlog") || lower == word("hgetall") || lower == word("flushdb") ||
+		       lower == word("latency") || lower == word("evalsha") || lower == word("persist");
+	case 8:
+		return lower == word("flushall") || lower == word("smembers") || lower == word("replconf") ||
+		       lower == word("lastsave") || lower == word("shutdown");
 	case 9:
 		return lower == word("subscrib");
 	}
@@ -213,9 +248,9 @@ STAGE int redis_answers(const struct speech *s)
 		MUST(2, within(b[1], 'A', 'Z'));
 		MUST(3, within(b[2], 'A', 'Z'));
 		return SPEECH_YES;
-	case ':': case '$': case '*':
+	case ':': case '$': case '*': case '(':
 		return ends_number(s, 1, true);
-	case '%': case '~': case '>': case '=': case '!':
+	case '%': case '~': case '>': case '=': case '!': case '|':
 		return ends_number(s, 1, false);
 	case '_':
 		MUST(3, b[1] == '\r' && b[2] == '\n');

@@ -43,11 +43,13 @@ func http2Answers(r *reader) {
 func postgresqlAsks(r *reader) {
 	size := r.between(r.big(4), 8, 10000)
 	switch r.big(2) {
+	case 2:
+		r.must(size == 296)
 	case 3:
 		r.skip(2)
 		r.must(size > 8)
 		first := r.byte()
-		r.must('a' <= first && first <= 'z' || first == '_' || first == 0 && size == 9)
+		r.must(letter(first) || first == '_' || first == 0 && size == 9)
 	case 1234:
 		switch r.big(2) {
 		case 5678:
@@ -120,7 +122,7 @@ func mongodb(r *reader) {
 	to := r.little(4)
 	switch {
 	case !r.Answers:
-		r.must(to == 0)
+		r.must(to == 0 || to == 0xffffffff) // of old clients all ones
 	case len(r.Asked) >= 8:
 		r.must(to == (&reader{Heard: Heard{Bytes: r.Asked[4:8]}}).little(4))
 	}
@@ -145,14 +147,14 @@ func mongodb(r *reader) {
 }
 
 func kafkaAsks(r *reader) {
-	size := r.between(r.big(4), 10, 100<<20)
+	size := r.between(r.big(4), 10, 1<<19) // of the first request
 	r.between(r.big(2), 0, 127)
 	r.between(r.big(2), 0, 31)
 	r.skip(4)
 	switch name := r.big(2); {
 	case name == 0xffff || name == 0:
 	default:
-		r.between(name, 1, min(255, size-10))
+		r.between(name, 1, min(32767, size-10))
 		r.must(printable(r.byte()))
 	}
 }
@@ -208,7 +210,7 @@ func mqttAnswers(r *reader) {
 func amqpAsks(r *reader) {
 	r.text("AMQP")
 	r.must(slices.Contains([]string{"\x00\x00\x09\x01", "\x00\x01\x00\x00", "\x02\x01\x00\x00", "\x03\x01\x00\x00",
-		"\x01\x01\x00\x09", "\x01\x01\x00\x0a", "\x01\x01\x08\x00"}, string([]byte{r.byte(), r.byte(), r.byte(), r.byte()})))
+		"\x01\x01\x09\x01", "\x01\x01\x00\x09", "\x01\x01\x00\x0a", "\x01\x01\x08\x00"}, string([]byte{r.byte(), r.byte(), r.byte(), r.byte()})))
 }
 
 func amqpAnswers(r *reader) {

@@ -29,25 +29,22 @@ func dtls(r *reader, kinds string, alert byte) {
 }
 
 func dns(r *reader) {
-	asked := r.Asked
 	if r.Datagram == 0 {
 		r.must(r.big(2) >= 12)
-		asked = asked[min(2, len(asked)):]
 	}
-	id := r.big(2)
-	if r.Answers && len(asked) >= 2 {
-		r.must(id == uint32(asked[0])<<8|uint32(asked[1]))
-	}
-	flags := r.big(2)
-	opcode := flags >> 11 & 15
-	r.must(flags>>15 == 1 == r.Answers)
+	multicast := r.big(2) == 0 && r.Datagram > 0
+	flags := r.byte()
+	opcode := flags >> 3 & 15
+	r.must(flags>>7 == 1 == r.Answers)
 	r.must(opcode <= 6 && opcode != 3)
+	flags = r.byte()
 	r.must(flags&0x40 == 0)
 	r.must(r.Answers || flags&15 == 0)
-	questions := r.between(r.big(2), 0, 1)
+	questions := r.big(2)
+	r.must(questions <= 1 || multicast && questions <= 255)
 	answers, _, additional := r.big(2), r.big(2), r.big(2)
 	if !r.Answers {
-		r.must(answers == 0 || opcode == 4 || opcode == 5)
+		r.must(answers == 0 || multicast || opcode == 4 || opcode == 5)
 		r.must(additional <= 4)
 	}
 	if questions == 0 {
@@ -88,6 +85,8 @@ func ntp(r *reader) {
 		r.skip(8)
 		r.must(int(r.big(2))+12 <= r.Datagram)
 		return
+	case mode == 0:
+		r.must(version == 1) // which had no modes
 	case mode == 3:
 		r.must(!r.Answers)
 	case mode == 4:
@@ -123,8 +122,8 @@ func quicAnswers(r *reader) {
 // first letters and the length are enough.
 const (
 	memcachedCommands = `mg ms md ma mn me get set add cas gat lru gets gats incr decr quit stats touch watch slabs
-		delete append replace prepend version flush_al* verbosit* cache_me******`
-	memcachedReplies = `HD VA EN NS EX NF MN ME OK END STAT VALUE ERROR RESET STORED EXISTS DELETED TOUCHED VERSION
+		delete append replace prepend version shutdown extstore lru_craw*** flush_al* verbosit* cache_me******`
+	memcachedReplies = `HD VA EN NS EX NF MN ME OK END STAT BUSY VALUE ERROR RESET STORED EXISTS DELETED TOUCHED VERSION
 		NOT_FOUN* NOT_STOR** CLIENT_E**** SERVER_E****`
 )
 
@@ -157,6 +156,10 @@ func memcached(r *reader) {
 	}
 	r.must(printable(first))
 	r.at--
+	if r.Answers && digit(first) { // the value after incr
+		r.number(false)
+		return
+	}
 	word := r.until(longestWord, blank, printable)
 	known := memcachedCommands
 	if r.Answers {

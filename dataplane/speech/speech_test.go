@@ -51,6 +51,25 @@ func TestCaptures(t *testing.T) {
 	}
 }
 
+// Openings of many versions are their protocol, and are taken for no other, but where
+// one beginning fits two: words that are commands of Redis and of memcached.
+func TestOpenings(t *testing.T) {
+	all, err := speechtest.Openings()
+	if err != nil || len(all) < 200 {
+		t.Fatalf("%d openings, %v", len(all), err)
+	}
+	for _, c := range all {
+		for _, h := range c.Sides() {
+			if got := speech.Read(c.Protocol, h); got != speech.Yes {
+				t.Errorf("%s of %s, answers %v: %s: % x", c.Protocol, c.Program, h.Answers, got, h.Bytes)
+			}
+			if got := speech.Classify(h); got != c.Protocol && (got != bocage.SpeechMemcached || c.Protocol != bocage.SpeechRedis) {
+				t.Errorf("%s of %s, answers %v: is taken for %s: % x", c.Protocol, c.Program, h.Answers, got, h.Bytes)
+			}
+		}
+	}
+}
+
 // What is none of the protocols is other, as soon as all of a window is there.
 func TestOthers(t *testing.T) {
 	for _, other := range []struct {

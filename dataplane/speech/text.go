@@ -7,12 +7,12 @@ import (
 )
 
 var (
-	method      = regexp.MustCompile(`^[A-Z_-]{1,20} [/*\[0-9A-Za-z]`)
-	requestLine = regexp.MustCompile(`^[A-Z_-]{1,20} [/*\[0-9A-Za-z].* HTTP/1\.[0-9]\r?$`)
+	method      = regexp.MustCompile(`^[A-Z0-9_-]{1,20} [/*\[0-9A-Za-z]`)
+	requestLine = regexp.MustCompile(`^[A-Z0-9_-]{1,20} [/*\[0-9A-Za-z].* HTTP/1\.[0-9]\r?$`)
 )
 
 func httpAsks(r *reader) {
-	r.until(20, func(c byte) bool { return c == ' ' }, func(c byte) bool { return upper(c) || c == '-' || c == '_' })
+	r.until(20, func(c byte) bool { return c == ' ' }, func(c byte) bool { return upper(c) || digit(c) || c == '-' || c == '_' })
 	r.must(r.at > 1)
 	target := r.byte()
 	r.must(target == '/' || target == '*' || target == '[' || digit(target) || letter(target))
@@ -45,12 +45,27 @@ func httpAnswers(r *reader) {
 func http2Asks(r *reader) { r.text("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") }
 
 func sshAsks(r *reader) {
-	r.text("SSH-2.0-")
-	r.must(printable(r.byte()))
+	r.text("SSH-")
+	sshVersion(r)
 }
 
+// sshAnswers skips lines of text, none of which begins with "SSH-".
 func sshAnswers(r *reader) {
-	r.text("SSH-")
+	for {
+		line := r.Bytes[r.at:]
+		if strings.HasPrefix("SSH-", string(line[:min(4, len(line))])) {
+			r.text("SSH-")
+			sshVersion(r)
+			return
+		}
+		for c := byte(0); c != '\n'; {
+			c = r.byte()
+			r.must(c >= ' ' && c != 127 || c == '\r' || c == '\n' || c == '\t')
+		}
+	}
+}
+
+func sshVersion(r *reader) {
 	if r.byte() == '1' {
 		r.text(".99-")
 	} else {
@@ -75,7 +90,10 @@ func (r *reader) number(signs bool) {
 
 // What people and their tools write to Redis without RESP.
 const redisWords = `get set del ttl ping auth info quit echo keys incr hset hget mget mset time role scan sync
-	hello multi psync lpush rpush select config client dbsize exists expire command monitor cluster publish slowlog subscrib*`
+	hello multi psync lpush rpush select config client dbsize exists expire command monitor cluster publish slowlog subscrib*
+	acl type decr llen lpop rpop sadd zadd eval save wait xadd hkeys setex setnx xread reset watch debug append strlen getset
+	lrange unlink object memory module script bgsave zrange hgetall flushdb latency evalsha persist flushall smembers
+	replconf lastsave shutdown`
 
 func redisAsks(r *reader) {
 	first := r.byte()
@@ -109,9 +127,9 @@ func redisAnswers(r *reader) {
 		if kind == '+' && first == 'O' && second == 'K' {
 			r.text("\r")
 		}
-	case ':', '$', '*':
+	case ':', '$', '*', '(':
 		r.number(true)
-	case '%', '~', '>', '=', '!':
+	case '%', '~', '>', '=', '!', '|':
 		r.number(false)
 	case '_':
 		r.text("\r\n")

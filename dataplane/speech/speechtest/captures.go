@@ -15,6 +15,9 @@ import (
 //go:embed testdata/captures.txt
 var captures string
 
+//go:embed testdata/openings.txt
+var openings string
+
 // Capture is how a real program began to speak.
 type Capture struct {
 	Protocol bocage.AppProtocol
@@ -24,10 +27,16 @@ type Capture struct {
 	Answers  []byte // nil: nothing was answered
 }
 
-// Captures returns what testdata/captures.txt holds.
-func Captures() ([]Capture, error) {
+// Captures returns what testdata/captures.txt holds: mostly recorded.
+func Captures() ([]Capture, error) { return parse("captures", captures) }
+
+// Openings returns what testdata/openings.txt holds: many versions and forms of each
+// protocol, by its specification.
+func Openings() ([]Capture, error) { return parse("openings", openings) }
+
+func parse(name, text string) ([]Capture, error) {
 	var all []Capture
-	lines := bufio.NewScanner(strings.NewReader(captures))
+	lines := bufio.NewScanner(strings.NewReader(text))
 	for n := 1; lines.Scan(); n++ {
 		fields := strings.Fields(lines.Text())
 		switch {
@@ -35,13 +44,13 @@ func Captures() ([]Capture, error) {
 		case len(fields) == 3:
 			c := Capture{Datagram: fields[1] == "udp", Program: fields[2]}
 			if err := c.Protocol.UnmarshalText([]byte(fields[0])); err != nil {
-				return nil, fmt.Errorf("captures, line %d: %w", n, err)
+				return nil, fmt.Errorf("%s, line %d: %w", name, n, err)
 			}
 			all = append(all, c)
 		case len(fields) == 2 && len(all) > 0:
 			b, err := hex.DecodeString(fields[1])
 			if err != nil {
-				return nil, fmt.Errorf("captures, line %d: %w", n, err)
+				return nil, fmt.Errorf("%s, line %d: %w", name, n, err)
 			}
 			if fields[0] == "asks" {
 				all[len(all)-1].Asks = b
@@ -49,7 +58,7 @@ func Captures() ([]Capture, error) {
 				all[len(all)-1].Answers = b
 			}
 		default:
-			return nil, fmt.Errorf("captures, line %d: neither a program nor what it says", n)
+			return nil, fmt.Errorf("%s, line %d: neither a program nor what it says", name, n)
 		}
 	}
 	return all, nil
