@@ -1,7 +1,9 @@
 package dataplane
 
 import (
+	"errors"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -197,5 +199,107 @@ func TestRootLinkLocalIsJudgedAtBothEnds(t *testing.T) {
 	}
 	if got := p.judgedHere(true, a.ifindex, odd); got != next {
 		t.Errorf("an odd frame from an observed workload: program returned %d", int32(got))
+	}
+}
+
+// A row of refusals goes in two turns, and what comes before, between and after is
+// counted and told, all of it once.
+func TestRootRefusalsAreNotLostToSweeps(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	must(t, p.Apply(ruleset(1, nil, a, b)))
+	reader, err := ringbuf.NewReader(p.objects.Events)
+	must(t, err)
+	defer reader.Close()
+	told := func() (packets, bytes uint64) {
+		t.Helper()
+		reader.SetDeadline(time.Now().Add(100 * time.Millisecond))
+		for {
+			record, err := reader.Read()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return packets, bytes
+			}
+			must(t, err)
+			var e bocage.FlowEvent
+			if e.UnmarshalBinary(record.RawSample) == nil && e.Kind == bocage.EventRefused {
+				packets, bytes = packets+uint64(e.Packets), bytes+e.Bytes
+			}
+		}
+	}
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 1000, dport: 22, tcpFlags: syn}
+	refuse := func() {
+		t.Helper()
+		p.in(func() error {
+			if got := p.judged(true, a.ifindex, f.bytes()); got != dropped {
+				return errors.New("a packet passed")
+			}
+			return nil
+		})
+	}
+	var key bpf.KernelRefusalKey
+	row := func() (r bpf.KernelRefusal, there bool) {
+		t.Helper()
+		for k := range keysIn[bpf.KernelRefusalKey](p.objects.Refusals) {
+			key = k
+		}
+		return r, p.objects.Refusals.Lookup(key, &r) == nil
+	}
+	long := uint64(time.Minute)
+	aged := func(packets, bytes uint64) {
+		t.Helper()
+		r, _ := row()
+		r.Reported, r.Packets, r.Bytes = uint64(readClock().ns)-long, packets, bytes
+		must(t, p.objects.Refusals.Put(key, r))
+		must(t, p.sweep(sweepReports))
+	}
+	want := func(what string, packets uint64) (bytes uint64) {
+		t.Helper()
+		got, bytes := told()
+		if got != packets {
+			t.Errorf("%s: %d packets are told, want %d", what, got, packets)
+		}
+		return bytes
+	}
+	refuse()
+	each := want("the first", 1)
+	aged(3, 300)
+	if bytes := want("what was left over", 3); bytes != 300 {
+		t.Errorf("%d bytes are told, want 300", bytes)
+	}
+
+	const idle, gone = 1 << 63, 1<<63 | 1<<62
+	aged(0, 0)
+	if r, there := row(); !there || r.Packets != idle {
+		t.Errorf("a row that is idle is %+v, there: %t", r, there)
+	}
+	must(t, p.sweep(sweepReports))
+	if _, there := row(); !there {
+		t.Error("a row went as soon as it was idle")
+	}
+	refuse()
+	if bytes := want("what takes an idle row back", 1); bytes != each {
+		t.Errorf("%d bytes are told, want %d", bytes, each)
+	}
+	aged(0, 0)
+	aged(idle|2, 200) // who saw the row before it was idle, and counted then
+	if bytes := want("what was on its way", 2); bytes != 200 {
+		t.Errorf("%d bytes are told, want 200", bytes)
+	}
+	r, _ := row()
+	r.Packets = gone
+	must(t, p.objects.Refusals.Put(key, r))
+	refuse()
+	if bytes := want("what comes to a row that goes", 1); bytes != each {
+		t.Errorf("%d bytes are told, want %d", bytes, each)
+	}
+	aged(idle, 0)
+	if r, there := row(); there {
+		t.Errorf("a row that nobody took back is still there: %+v", r)
+	}
+	refuse()
+	want("what comes after", 1)
+	if c, err := p.Counters(); err != nil || c.Refused[bocage.ReasonDefaultDeny].Packets != 4 || c.Lost != 0 {
+		t.Errorf("counters %+v, %v", c, err)
 	}
 }

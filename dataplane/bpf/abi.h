@@ -629,9 +629,11 @@ struct refusal_key {
 };
 _Static_assert(sizeof(struct refusal_key) == 48, "refusal_key");
 
+#define REFUSAL_IDLE (1ULL << 63)       // nothing came for long: the row goes unless something does
+#define REFUSAL_GONE (REFUSAL_IDLE | 1ULL << 62) // it goes: nothing is counted there any more
 struct refusal {
 	__u64 reported;
-	__u64 packets; // not reported yet
+	__u64 packets; // not reported yet, or one of these; whoever counts onto the first takes it back
 	__u64 bytes;
 	__u32 source; // identities
 	__u32 destination;

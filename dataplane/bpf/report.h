@@ -8,6 +8,7 @@
 #include "parse.h"
 
 #define REPORT_PERIOD SECOND       // of a refusal that goes on
+#define REFUSAL_PERIOD (10 * SECOND) // after which a row without refusals is idle
 #define UPDATE_ROUNDS (30 * SECOND >> ROUND_SHIFT) // of a flow that goes on
 
 // A TCP packet that cannot open a flow opens one all the same for a while after
@@ -237,7 +238,7 @@ STAGE int report_refusal(const struct refusal_key *key, struct refusal *refusal)
 	struct event *event = event_begin();
 	if (!event)
 		return false;
-	__u64 packets = __sync_lock_test_and_set(&refusal->packets, 0);
+	__u64 packets = __sync_lock_test_and_set(&refusal->packets, 0) & ~REFUSAL_IDLE;
 	event->source = refusal->source;
 	event->destination = refusal->destination;
 	event->source_port = refusal->source_port;
@@ -264,6 +265,52 @@ static __always_inline __u16 service_of(const struct packet *p)
 	return p->destination_port;
 }
 
+// Counts onto a row, unless that goes. A row that was idle may: an idle row goes a
+// second after it was found to be, when nobody who saw it before is still about to
+// count. Bytes are counted first, so that a row without packets has none either.
+#define COUNTED_NOT 0
+#define COUNTED 1
+#define COUNTED_FIRST 2 // the row was idle
+static __always_inline int count_refusal(struct refusal *row, __u64 segments, __u64 length)
+{
+	__u64 packets = *(volatile __u64 *)&row->packets;
+	if (packets == REFUSAL_GONE)
+		return COUNTED_NOT;
+	__sync_fetch_and_add(&row->bytes, length);
+	if (packets == REFUSAL_IDLE) {
+		packets = __sync_val_compare_and_swap(&row->packets, REFUSAL_IDLE, segments);
+		if (packets == REFUSAL_IDLE)
+			return COUNTED_FIRST;
+		if (packets == REFUSAL_GONE)
+			return COUNTED_NOT;
+	}
+	__sync_fetch_and_add(&row->packets, segments);
+	return COUNTED;
+}
+
+// What is left over is told. A row that nothing came to for long is taken away in two
+// turns, a second and more apart: in the first it is marked, which whoever counts sees
+// and undoes; in the second it goes, unless somebody did.
+static __always_inline void settle_refusal(void *map, const struct refusal_key *key, struct refusal *refusal, __u64 now)
+{
+	__u64 last = refusal->reported;
+	if (last > now || now - last < REPORT_PERIOD)
+		return;
+	__u64 packets = *(volatile __u64 *)&refusal->packets;
+	if (packets == REFUSAL_IDLE) {
+		if (__sync_val_compare_and_swap(&refusal->packets, REFUSAL_IDLE, REFUSAL_GONE) == REFUSAL_IDLE)
+			bpf_map_delete_elem(map, key);
+	} else if (packets) {
+		struct refusal_key copy = *key;
+		if (__sync_val_compare_and_swap(&refusal->reported, last, now) == last &&
+		    !report_refusal(&copy, refusal))
+			refusal->reported = last;
+	} else if (now - last > REFUSAL_PERIOD &&
+		   __sync_val_compare_and_swap(&refusal->packets, 0, REFUSAL_IDLE) == 0) {
+		refusal->reported = now;
+	}
+}
+
 // Counts a refusal with those that look the same; reports the first at once, and
 // then at most one a second. Sweeps report what is left over. Where the table is
 // full, refusals of a port that share a reason are counted in one row.
@@ -285,7 +332,8 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		.differs = !!out->differs,
 	};
 	struct refusal *row = bpf_map_lookup_elem(&refusals, &key);
-	if (!row) {
+	int counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
+	if (!row || counted == COUNTED_NOT) {
 		struct refusal fresh = {
 			.source = out->source,
 			.destination = out->destination,
@@ -293,7 +341,8 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		};
 		bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
 		row = bpf_map_lookup_elem(&refusals, &key);
-		if (!row) {
+		counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
+		if (!row || counted == COUNTED_NOT) {
 			struct tally *t = tally();
 			if (t)
 				t->folded++;
@@ -305,17 +354,16 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 			*(key.to ? &fresh.source : &fresh.destination) = IDENTITY_UNKNOWN; // the remote one
 			bpf_map_update_elem(&folded, &key, &fresh, BPF_NOEXIST);
 			row = bpf_map_lookup_elem(&folded, &key);
+			counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
 		}
-		if (!row)
+		if (!row || counted == COUNTED_NOT)
 			return 0; // the counters have it
 	}
 	row->decision = out->decision;
 	row->generation = generation_of(at);
 	row->speech = out->speech;
-	__sync_fetch_and_add(&row->packets, at->segments);
-	__sync_fetch_and_add(&row->bytes, at->length);
 	__u64 last = row->reported;
-	if (last && at->now - last < REPORT_PERIOD)
+	if (counted != COUNTED_FIRST && last && at->now - last < REPORT_PERIOD)
 		return 0;
 	if (__sync_val_compare_and_swap(&row->reported, last, at->now) != last)
 		return 0; // another processor reports it

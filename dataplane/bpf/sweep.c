@@ -26,7 +26,6 @@ const volatile __u32 patience[KINDS] = {
 	[KIND_STREAM] = 120 * SECOND >> BEAT_SHIFT,
 	[KIND_OTHER] = 600 * SECOND >> BEAT_SHIFT,
 };
-#define REFUSAL_PERIOD (10 * SECOND)
 #define ANSWER_PERIOD (400 * MILLISECOND)
 #define DARK_PERIOD (5 * SECOND)
 #define QUESTION_PERIOD (60 * SECOND)
@@ -86,17 +85,7 @@ static __always_inline void sweep_flows(struct sweep_order *order, __u64 now)
 
 static long sweep_refusal(void *map, const struct refusal_key *key, struct refusal *refusal, struct round *round)
 {
-	__u64 last = refusal->reported;
-	if (last > round->now || round->now - last < REPORT_PERIOD)
-		return 0;
-	if (refusal->packets) {
-		struct refusal_key copy = *key;
-		if (__sync_val_compare_and_swap(&refusal->reported, last, round->now) == last &&
-		    !report_refusal(&copy, refusal))
-			refusal->reported = last;
-	} else if (round->now - last > REFUSAL_PERIOD) {
-		bpf_map_delete_elem(map, key);
-	}
+	settle_refusal(map, key, refusal, round->now);
 	return 0;
 }
 
