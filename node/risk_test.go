@@ -183,3 +183,36 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
+
+// A change concerns the guard of sessions if it may be about flows of the host's own
+// addresses, of which the loopback's is one everywhere, and only then.
+func TestMayCut(t *testing.T) {
+	a := &agentProcess{}
+	if !a.mayCut(dataplane.Change{}) {
+		t.Error("where nothing is known of what is in force, nothing is at risk")
+	}
+	const own, other = bocage.Group(20), bocage.Group(21)
+	a.ruleset.Store(&bocage.Ruleset{Decisions: []bocage.Decision{{ID: 1}}, Peers: []bocage.Peer{
+		{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Group: own}}})
+	rule := func(from, to bocage.Group) []bocage.Rule { return []bocage.Rule{{From: from, To: to}} }
+	for name, c := range map[string]struct {
+		change dataplane.Change
+		want   bool
+	}{
+		"nothing":               {dataplane.Change{}, false},
+		"somebody is cut off":   {dataplane.Change{Refused: []bocage.Refusal{{Identity: 7}}}, false},
+		"a new decision":        {dataplane.Change{Decisions: []bocage.Decision{{ID: 2}}}, false},
+		"another decision":      {dataplane.Change{Decisions: []bocage.Decision{{ID: 1}}}, true},
+		"a rule of others":      {dataplane.Change{RulesGone: rule(other, 99)}, false},
+		"a rule of this host's": {dataplane.Change{RulesGone: rule(other, own)}, true},
+		"a rule of anybody":     {dataplane.Change{RulesCome: rule(bocage.GroupAny, own)}, true},
+		"a rule of everything":  {dataplane.Change{RulesCome: rule(bocage.GroupAny, bocage.GroupAny)}, true},
+		"a reason":              {dataplane.Change{ReasonsCome: rule(1, 2)}, true},
+		"an address":            {dataplane.Change{PeersGone: []bocage.Peer{{}}}, true},
+		"a group":               {dataplane.Change{GroupsGone: []bocage.Group{own}}, true},
+	} {
+		if got := a.mayCut(c.change); got != c.want {
+			t.Errorf("%s: %t, want %t", name, got, c.want)
+		}
+	}
+}
