@@ -311,7 +311,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		// Events and refusals.
 		"report_flow":    200,
 		"report_refusal": 115,
-		"account":        240,
+		"account":        250,
 		"end_flow":       350,
 		// Cadence.
 		"break_silence":  310,
