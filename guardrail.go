@@ -123,6 +123,8 @@ type Duties struct {
 	// Rate is the most new flows a second, such as 20/s, from each source to each
 	// destination, counted where they pass an enforcement point (see Limit).
 	Rate string `json:"rate,omitempty"`
+	// Whole asks that packets come whole: one in IP fragments is refused.
+	Whole bool `json:"whole,omitempty"`
 	// Witness asks that both ends' enforcement points report the flow.
 	Witness bool `json:"witness,omitempty"`
 	// Provenance asks for a tag that proves where the connection comes from.
@@ -152,6 +154,9 @@ func (d Duties) List() []string {
 			out = append(out, duty.name+"="+duty.value)
 		}
 	}
+	if d.Whole {
+		out = append(out, "whole")
+	}
 	if d.Witness {
 		out = append(out, "witness")
 	}
@@ -175,7 +180,7 @@ func AssuranceLevel(s string) (int, bool) {
 func (d Duties) validate() Faults {
 	var faults Faults
 	if d.Empty() {
-		faults.Add("", "requires nothing: name inspect, log, verify, rate, witness, provenance or assurance")
+		faults.Add("", "requires nothing: name inspect, log, verify, rate, whole, witness, provenance or assurance")
 	}
 	if d.Log != "" && d.Log != "full" {
 		faults.Add("log", "%q is not \"full\"", d.Log)

@@ -59,7 +59,7 @@ const (
 	ReasonNoRuleset       ReasonCode = 5  // the enforcement point has no ruleset yet
 	ReasonSpoofed         ReasonCode = 16 // the source address or MAC is not the port's
 	ReasonMalformed       ReasonCode = 17 // the headers cannot be what they claim
-	ReasonFragment        ReasonCode = 18 // a fragment whose first piece was not seen or not allowed
+	ReasonFragment        ReasonCode = 18 // a fragment whose first piece was not seen or not allowed, or that says again what another has said
 	ReasonIdentityUnknown ReasonCode = 19 // nothing vouches for the interface
 	ReasonInvalidState    ReasonCode = 20 // a packet that cannot open a flow and belongs to none
 	ReasonTableFull       ReasonCode = 21 // no room for another flow
@@ -73,6 +73,9 @@ const (
 	// ReasonRateLimited likewise: the decision that owes the rate keeps its id, the
 	// enforcement point counted one new flow too many (see Limit).
 	ReasonRateLimited ReasonCode = 27
+	// ReasonFragmented likewise: the decision that owes whole packets keeps its id on
+	// the first piece; what follows it has the reason alone.
+	ReasonFragmented ReasonCode = 28
 )
 
 var reasonNames = map[ReasonCode]string{
@@ -81,7 +84,7 @@ var reasonNames = map[ReasonCode]string{
 	ReasonMalformed: "malformed", ReasonFragment: "fragment", ReasonIdentityUnknown: "identity-unknown",
 	ReasonInvalidState: "invalid-state", ReasonTableFull: "table-full", ReasonInspectionDown: "inspection-down",
 	ReasonDarkAddress: "dark-address", ReasonControl: "control", ReasonRelated: "related", ReasonProtocolMismatch: "protocol-mismatch",
-	ReasonRateLimited: "rate-limited",
+	ReasonRateLimited: "rate-limited", ReasonFragmented: "fragmented",
 }
 
 func (r ReasonCode) String() string {

@@ -343,10 +343,10 @@ func (d *Dataplane) checkRoom(c *content) error {
 	ending, limited := 0, 0
 	for _, n := range c.decisions {
 		ending += int(number(!n.until.IsZero()))
-		limited += int(number(n.limit.Every != 0))
+		limited += int(number(n.row.Limited != 0))
 	}
 	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
-	check(limited, d.cfg.LimitEntries, "decisions with a rate", "LimitEntries")
+	check(limited, d.cfg.LimitEntries, "decisions that limit flows", "LimitEntries")
 	check(len(c.names), d.cfg.NameEntries, "DNS names", "NameEntries")
 	return faults.err()
 }
@@ -375,7 +375,7 @@ func (d *Dataplane) fits(rows *changes) error {
 	}
 	var faults faults
 	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
-		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions with a rate", "LimitEntries"}, {"DNS names", "NameEntries"}}
+		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions that limit flows", "LimitEntries"}, {"DNS names", "NameEntries"}}
 	for table, n := range more {
 		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
 			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",

@@ -64,8 +64,8 @@ type Config struct {
 	// PeerEntries bounds the host addresses of a ruleset, PrefixEntries its other
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
 	// RefusedEntries its refused identities, EndingEntries its decisions that end
-	// by themselves, LimitEntries those with a rate, NameEntries its patterns of DNS
-	// names. Rows cost memory when used.
+	// by themselves, LimitEntries those that limit flows (their rate, or that
+	// they come whole), NameEntries its patterns of DNS names. Rows cost memory when used.
 	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384, 4,096 and 16,384.
 	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries, NameEntries int
 	// QuotaEntries bounds the pairs of ends that are remembered to have begun flows

@@ -180,7 +180,10 @@ func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults
 		}
 		var limit bpf.KernelLimit
 		if l, limited := d.Limit(); limited {
-			row.Limited, limit = 1, bpf.KernelLimit{Number: l.Number, Every: uint64(l.Every)}
+			row.Limited, limit = 1, bpf.KernelLimit{Number: l.Number, Every: uint32(l.Every)}
+		}
+		if d.Whole() {
+			row.Limited, limit.Whole = 1, 1
 		}
 		all[d.ID] = decision{row: row, limit: limit, until: d.Until, then: d.Then}
 	}

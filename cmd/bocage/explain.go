@@ -130,7 +130,7 @@ func (e *env) explainEvents(cmd *cobra.Command, c *client.Client, asked bocage.E
 // unkept reports whether a flow that policy allows did not keep a duty, which policy
 // cannot know.
 func unkept(code bocage.ReasonCode) bool {
-	return code == bocage.ReasonProtocolMismatch || code == bocage.ReasonRateLimited
+	return code == bocage.ReasonProtocolMismatch || code == bocage.ReasonRateLimited || code == bocage.ReasonFragmented
 }
 
 // printUnkept says which duty of the flow of a record was not kept.
@@ -143,8 +143,11 @@ func (e *env) printUnkept(record bocage.FlowRecord) {
 		done = "let it pass, for scopes merely observe"
 	}
 	what := fmt.Sprintf("it spoke %s, not what the duty above says", record.Spoken)
-	if record.Reason == bocage.ReasonRateLimited {
+	switch record.Reason {
+	case bocage.ReasonRateLimited:
 		what = "it was one new flow too many at the rate of the duty above"
+	case bocage.ReasonFragmented:
+		what = "it came in pieces, not in whole packets as the duty above says"
 	}
 	fmt.Fprintf(e.out, "  but       %s: %s, and the enforcement point %s\n", record.Reason, what, done)
 }

@@ -40,6 +40,7 @@ typedef long long __s64;
 #define REASON_RELATED 25
 #define REASON_PROTOCOL_MISMATCH 26
 #define REASON_RATE_LIMITED 27
+#define REASON_FRAGMENTED 28
 #define REASONS 64 // room for reasons to come
 
 #define EVENT_START 1
@@ -199,7 +200,7 @@ struct decision {
 	__u8 fail_open; // of the profile
 	__u8 flags;     // DECISION_*
 	__u8 expects;   // SPEECH_*, what a flow must speak; 0: anything
-	__u8 limited;   // how fast flows may begin: see limit
+	__u8 limited;   // in how fast flows begin, or in how they come: see limit
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
 #define DECISION_ENDS 1	  // some time: see succession
@@ -222,10 +223,11 @@ struct succession_row {
 	struct succession in[SLOTS];
 };
 
-// How fast flows may begin under a decision, by its id.
+// How fast flows may begin under a decision, by its id, and whether in pieces.
 struct limit {
 	__u64 number; // that of the limit, which decisions share
-	__u64 every;  // ns from one flow's turn to the next one's; 0: none
+	__u32 every;  // ns from one flow's turn to the next one's; 0: any
+	__u32 whole;  // no packet may come in pieces
 };
 _Static_assert(sizeof(struct limit) == 16, "limit");
 #define LIMIT_AHEAD 250000000ULL // ns: how long before its turn a flow may come
@@ -598,19 +600,30 @@ struct fragment_key {
 	struct address source;
 	struct address destination;
 	__u32 id;
-	__u32 protocol; // as the fragment says it: the next header
+	__u32 protocol; // 0 of IPv6, where only the first piece's counts
+	__u32 ifindex;  // each point sees every piece
+	__u32 link;
 };
-_Static_assert(sizeof(struct fragment_key) == 40, "fragment_key");
+_Static_assert(sizeof(struct fragment_key) == 48, "fragment_key");
 
+// What the first piece said, and which pieces were seen, in one word. Places are in
+// units of eight bytes.
 struct fragment {
+	__u64 seen; // PIECES_*
 	__u16 source_port;
 	__u16 destination_port;
 	__u8 protocol;
 	__u8 type;
 	__u8 code;
-	__u8 pad;
+	__u8 refused; // REASON_*, of the first and so of all; 0: it passed
+	__u32 until;  // in eras: when the rest is not expected any more
+	__u32 pad;
 };
-_Static_assert(sizeof(struct fragment) == 8, "fragment");
+_Static_assert(sizeof(struct fragment) == 24, "fragment");
+#define PIECES_PLACE 0x3fffULL
+#define PIECES_GAP_SHIFT 14     // where a stretch is missing, before the end of what was seen
+#define PIECES_GAP_END_SHIFT 28 // and where it ends; none if nowhere
+#define PIECES_LAST_SHIFT 42    // where the packet ends; 0: not known yet
 
 // Refusals that look the same are counted together and reported at most once a
 // second.

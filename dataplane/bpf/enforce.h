@@ -136,11 +136,48 @@ STAGE int judge_first(const struct passage *at, struct outcome *out)
 	return answers;
 }
 
-// Counts a flow that begins, where that is limited, and refuses one that comes before
-// its turn. What was there before is none that begins.
-STAGE int count_opener(const struct passage *at, struct outcome *out)
+// Whether packets must come whole under a decision. That of a flow that is known is
+// asked for again: only pieces pay for it.
+STAGE int must_be_whole(const struct passage *at, __u32 decision)
 {
-	if (!at || !out || !(at->packet.marks & PACKET_OPENER) || !is_allowed(out->would))
+	if (!at)
+		return false;
+	__u32 slot = at->index & ACTIVE_SLOT;
+	struct limit_row *row = bpf_map_lookup_elem(&limits, &decision);
+	return row && row->in[slot].whole;
+}
+
+// Refuses the first piece of a packet that has to come whole, and so all of it. False
+// if it is refused; where that is merely observed, it is told.
+STAGE int allow_piece(const struct passage *at, struct outcome *out)
+{
+	if (!at || !out || !is_allowed(out->would) || !must_be_whole(at, out->decision))
+		return true;
+	__u8 reason = out->reason, verdict = out->verdict, would = out->would;
+	out->reason = REASON_FRAGMENTED;
+	out->would = VERDICT_DROP;
+	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	if (is_cut(out->verdict)) {
+		remember(at, REASON_FRAGMENTED);
+		return false;
+	}
+	account(at, out, !at->original);
+	out->reason = reason;
+	out->verdict = verdict;
+	out->would = would;
+	return true;
+}
+
+// Refuses a flow that begins in pieces where that must not be, or before its turn, and
+// counts it. What was there before is none that begins.
+STAGE int limit_opener(struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return 0;
+	at->pieced = 1;
+	if ((at->packet.marks & PACKET_FIRST) && !allow_piece(at, out))
+		return 0;
+	if (!(at->packet.marks & PACKET_OPENER) || !is_allowed(out->would))
 		return 0;
 	__u32 id = out->decision, slot = at->index & ACTIVE_SLOT;
 	struct limit_row *row = bpf_map_lookup_elem(&limits, &id);
@@ -396,7 +433,7 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		if (!at->found.row) {
 			object_to_mute(at, out);
 			if (out->limited)
-				count_opener(at, out);
+				limit_opener(at, out);
 			open_flow(at, out);
 		}
 		if (!at->found.row || is_cut(out->verdict))
@@ -405,6 +442,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 	}
 	if (act != ACT_DISPATCH)
 		return act;
+	if ((at->packet.marks & PACKET_FIRST) && !at->pieced && !allow_piece(at, out))
+		return refuse(at, out);
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);
 	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict))
@@ -435,9 +474,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 		refusal = REASON_IDENTITY_UNKNOWN;
 		break;
 	default:
-		if ((p->marks & PACKET_LATER) && !recall(p)) {
-			refusal = REASON_FRAGMENT;
-		} else if (p->marks & PACKET_ERROR) {
+		if (p->marks & (PACKET_FIRST | PACKET_LATER))
+			refusal = piece_together(at);
+		if (!refusal && (p->marks & PACKET_ERROR)) {
 			out->reason = REASON_RELATED;
 			if (is_related(skb, at))
 				return ACT_PASS;
@@ -453,6 +492,8 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 		compare(at, true, out);
 		if (out->expects && is_allowed(out->verdict))
 			hear_group(skb, at, out);
+		if (p->marks & PACKET_FIRST)
+			allow_piece(at, out);
 		if (!is_allowed(out->verdict))
 			out->verdict = VERDICT_DROP;
 	} else {
@@ -506,8 +547,8 @@ static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 		return answer(skb, at);
 	if (refused)
 		return TCX_DROP;
-	if (at->packet.marks & PACKET_FIRST)
-		remember(&at->packet);
+	if ((at->packet.marks & PACKET_FIRST) && out.reason != REASON_FRAGMENT)
+		remember(at, REASON_NONE);
 	if (act == ACT_STEER)
 		return steer(skb, at, out.profile);
 	return TCX_NEXT;

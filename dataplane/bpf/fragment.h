@@ -2,51 +2,82 @@
 //
 // Pieces of packets. The first has the header behind IP and is judged like any
 // packet; what its header said is remembered, so later pieces are judged as the
-// same flow. A piece whose first was not seen, or was refused, belongs to nothing.
-// And packets quoted by ICMP errors, which are pieces of another kind.
+// same flow. A piece belongs to nothing whose first was not seen, or was refused, or
+// that says again what another has said (RFC 5722): nothing that was judged is
+// written over. And packets quoted by ICMP errors, which are pieces of another kind.
 #pragma once
 
+#include "pieces.h"
 #include "track.h"
 
-static __always_inline void fragment_key_of(const struct packet *p, struct fragment_key *key)
+// As long as receivers wait for the rest (RFC 791's upper bound as Linux has it; RFC
+// 8200).
+#define PIECES_PERIOD4 (30 * SECOND)
+#define PIECES_PERIOD6 (60 * SECOND)
+
+static __always_inline void fragment_key_of(const struct passage *at, struct fragment_key *key)
 {
+	const struct packet *p = &at->packet;
 	key->source = p->source;
 	key->destination = p->destination;
 	key->id = p->fragment;
-	key->protocol = p->fragment_protocol;
+	key->protocol = p->ethertype == ETHERNET_IPV4 ? p->fragment_protocol : 0;
+	key->ifindex = at->ifindex;
+	key->link = at->link;
 }
 
-STAGE int remember(const struct packet *p)
+// Remembers a first piece, that it was refused for that reason if there is one.
+STAGE int remember(const struct passage *at, __u32 refused)
 {
-	if (!p)
+	if (!at)
 		return 0;
+	const struct packet *p = &at->packet;
 	struct fragment_key key;
-	fragment_key_of(p, &key);
+	fragment_key_of(at, &key);
 	struct fragment first = {
+		.seen = p->piece_end,
 		.source_port = p->source_port,
 		.destination_port = p->destination_port,
 		.protocol = p->protocol,
 		.type = p->type,
 		.code = p->code,
+		.refused = refused,
+		.until = era_of(at->now + (p->ethertype == ETHERNET_IPV4 ? PIECES_PERIOD4 : PIECES_PERIOD6)),
 	};
 	return bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
 }
 
-STAGE int recall(struct packet *p)
+static __always_inline bool is_same_first(const struct fragment *first, const struct packet *p)
 {
-	if (!p)
-		return false;
+	return first->seen == p->piece_end && first->source_port == p->source_port &&
+	       first->destination_port == p->destination_port && first->protocol == p->protocol &&
+	       first->type == p->type && first->code == p->code;
+}
+
+// Finds the packet that a piece is of. Gives a later one what the first has said, or
+// the reason to refuse it. A first piece is refused while others wait for what is
+// missing of a packet with the same id.
+STAGE int piece_together(struct passage *at)
+{
+	if (!at)
+		return REASON_FRAGMENT;
+	struct packet *p = &at->packet;
 	struct fragment_key key;
-	fragment_key_of(p, &key);
+	fragment_key_of(at, &key);
 	struct fragment *first = bpf_map_lookup_elem(&fragments, &key);
-	if (!first)
-		return false;
+	bool begins = p->marks & PACKET_FIRST;
+	if (!first || at->now >> ERA_SHIFT >= first->until)
+		return begins ? REASON_NONE : REASON_FRAGMENT;
+	if (begins)
+		return first->refused || is_whole(first->seen) || is_same_first(first, p) ? REASON_NONE : REASON_FRAGMENT;
+	if (first->refused)
+		return first->refused;
 	p->source_port = first->source_port;
 	p->destination_port = first->destination_port;
 	p->protocol = first->protocol;
 	p->type = first->type;
 	p->code = first->code;
-	return true;
+	return take_piece(&first->seen, p->piece, p->piece_end, p->more) ? REASON_NONE : REASON_FRAGMENT;
 }
 
 #define QUOTED_EXTENSIONS 4 // headers that hosts put before what they send

@@ -204,12 +204,15 @@ type KernelFlow struct {
 
 type KernelFragment struct {
 	_               structs.HostLayout
+	Seen            uint64
 	SourcePort      uint16
 	DestinationPort uint16
 	Protocol        uint8
 	Type            uint8
 	Code            uint8
-	Pad             uint8
+	Refused         uint8
+	Until           uint32
+	Pad             uint32
 }
 
 type KernelFragmentKey struct {
@@ -218,6 +221,8 @@ type KernelFragmentKey struct {
 	Destination KernelAddress
 	Id          uint32
 	Protocol    uint32
+	Ifindex     uint32
+	Link        uint32
 }
 
 type KernelGreeting struct {
@@ -343,7 +348,8 @@ type KernelLearnedSet struct {
 type KernelLimit struct {
 	_      structs.HostLayout
 	Number uint64
-	Every  uint64
+	Every  uint32
+	Whole  uint32
 }
 
 type KernelLimitRow struct {

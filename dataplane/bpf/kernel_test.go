@@ -317,8 +317,10 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"break_silence":  310,
 		"report_cadence": 410,
 		// Fragments.
-		"recall":   40,
-		"remember": 40,
+		"piece_together": 250,
+		"remember":       80,
+		"must_be_whole":  30,
+		"allow_piece":    90,
 		// Verification.
 		"hear_segment":   330,
 		"attend":         320,
@@ -328,7 +330,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"hear_datagrams": 150,
 		// Names and rates.
 		"judge_named":  120,
-		"count_opener": 140,
+		"limit_opener": 170,
 		// Wires.
 		"across_wire": 1000,
 		"admit_wired": 220,

@@ -76,7 +76,7 @@ struct {
 	__type(value, struct succession_row);
 } successions SEC(".maps");
 
-// Decisions under which flows begin no faster than that,
+// Decisions under which flows begin no faster than that, or are not in pieces,
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -229,7 +229,7 @@ struct {
 // out the least recently used, but for refusals, whose count would be lost.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1 << 12);
+	__uint(max_entries, 1 << 13);
 	__type(key, struct fragment_key);
 	__type(value, struct fragment);
 } fragments SEC(".maps");

@@ -28,7 +28,10 @@ struct packet {
 	__u8 source_mac[6] __attribute__((aligned(2)));
 	__u8 destination_mac[6] __attribute__((aligned(2)));
 	__u8 said_mac[6] __attribute__((aligned(2))); // in ARP and neighbour discovery
-	__u8 pad[6];
+	__u16 piece;     // of a fragmented packet: where it begins and ends, in units of
+	__u16 piece_end; // eight bytes
+	__u8 more;       // it is not the last
+	__u8 pad;
 };
 _Static_assert(sizeof(struct packet) == 96, "packet");
 #define PACKET_FIRST 0x01 // piece of a fragmented packet: the first
@@ -253,6 +256,16 @@ static __always_inline bool parse_options(struct frame *f, __u32 length)
 	return are_harmless(&options, length);
 }
 
+// Notes which piece of a packet this is; false if it cannot be one.
+static __always_inline bool parse_piece(struct packet *p, __u32 offset, bool more, __u32 size)
+{
+	p->marks |= offset ? PACKET_LATER : PACKET_FIRST;
+	p->piece = offset / 8;
+	p->piece_end = (offset + size + 7) / 8;
+	p->more = more;
+	return size && !(more && size % 8);
+}
+
 static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 {
 	struct ipv4 *ip = header_at(f, sizeof(struct ethernet), sizeof(*ip));
@@ -279,8 +292,7 @@ static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 	bool more = pieces & 0x2000;
 	if (offset || more) {
 		p->fragment = ip->id;
-		p->marks |= offset ? PACKET_LATER : PACKET_FIRST;
-		if (payload == 0 || (more && payload % 8) || offset + length > 0xffff)
+		if (!parse_piece(p, offset, more, payload) || offset + length > 0xffff)
 			return false;
 		if (offset == 8 && ip->protocol == PROTOCOL_TCP)
 			return false; // would rewrite the ports and flags just judged (RFC 3128)
@@ -327,9 +339,8 @@ static __always_inline bool parse_ipv6(struct frame *f, struct packet *p)
 			if (pieces & 0xfff9) {
 				p->fragment = fragment->id;
 				p->fragment_protocol = fragment->next;
-				p->marks |= (pieces & 0xfff8) ? PACKET_LATER : PACKET_FIRST;
 				__u32 rest = payload - size;
-				if (rest == 0 || ((pieces & 1) && rest % 8) || (pieces & 0xfff8) + rest > 0xffff)
+				if (!parse_piece(p, pieces & 0xfff8, pieces & 1, rest) || (pieces & 0xfff8) + rest > 0xffff)
 					return false;
 			}
 		}

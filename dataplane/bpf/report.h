@@ -44,6 +44,7 @@ struct passage {
 	__u8 index;     // of the ruleset: its slot
 	__u8 closed : 1; // nobody vouches for the port, and that is reason enough to refuse
 	__u8 young : 1;  // the port was attached not long ago
+	__u8 pieced : 1; // a first piece was found to be allowed
 	__u8 left : 3;   // one more than the slot of the ruleset that was left, or 0
 	__u16 link;     // of a wire: LINK_WIRE and the VLAN
 	struct found found; // the row of its flow

@@ -334,6 +334,7 @@ func (j *joined) join(d bocage.Duties) {
 	if have := j.duties.RatePerSecond(); d.Rate != "" && (have == 0 || d.RatePerSecond() < have) {
 		j.duties.Rate = d.Rate
 	}
+	j.duties.Whole = j.duties.Whole || d.Whole
 	j.duties.Witness = j.duties.Witness || d.Witness
 	j.duties.Provenance = j.duties.Provenance || d.Provenance
 	j.duties.Assurance = max(j.duties.Assurance, d.Assurance)

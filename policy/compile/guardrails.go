@@ -172,6 +172,9 @@ func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *boc
 	if d.Rate != "" {
 		owed("rate", bocage.Duties{Rate: d.Rate}, false, blocks...)
 	}
+	if d.Whole {
+		owed("whole", bocage.Duties{Whole: true}, false, blocks...)
+	}
 	if d.Witness {
 		owed("witness", bocage.Duties{Witness: true}, false, blocks...)
 	}

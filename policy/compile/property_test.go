@@ -169,7 +169,7 @@ func atLeast(have, want *bocage.Duties) bool {
 	}
 	return all(have.Inspect, want.Inspect) && all(have.Verify, want.Verify) && all(have.Log, want.Log) &&
 		(want.Rate == "" || have.Rate != "" && have.RatePerSecond() <= want.RatePerSecond()) &&
-		(have.Witness || !want.Witness) && (have.Provenance || !want.Provenance) && have.Assurance >= want.Assurance
+		(have.Whole || !want.Whole) && (have.Witness || !want.Witness) && (have.Provenance || !want.Provenance) && have.Assurance >= want.Assurance
 }
 
 // each visits one flow in so many.

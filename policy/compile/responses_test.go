@@ -247,14 +247,14 @@ func TestDutiesJoin(t *testing.T) {
 	}
 	require("a", bocage.Duties{Rate: "20/s", Verify: "tls", Assurance: "L2"})
 	require("b", bocage.Duties{Rate: "5/s", Witness: true, Assurance: "L3"})
-	require("c", bocage.Duties{Provenance: true, Log: "full"})
+	require("c", bocage.Duties{Provenance: true, Whole: true, Log: "full"})
 	out := compile.Compile(in)
 	verdict, d := askAt(out.Ruleset(), 0, 1, 8080, policytest.Now)
-	want := bocage.Duties{Log: "full", Verify: "http+tls", Rate: "5/s", Witness: true, Provenance: true, Assurance: "L3"}
+	want := bocage.Duties{Log: "full", Verify: "http+tls", Rate: "5/s", Whole: true, Witness: true, Provenance: true, Assurance: "L3"}
 	if verdict != bocage.VerdictAllow || d.Duties == nil || *d.Duties != want || !d.Log {
 		t.Fatalf("%s owing %+v", verdict, d.Duties)
 	}
-	if !slices.ContainsFunc(d.By, func(r bocage.Ref) bool { return r.String() == "Application shop/api spec.provides[0].appProtocol" }) || len(d.By) != 2+1+3+3+2 {
+	if !slices.ContainsFunc(d.By, func(r bocage.Ref) bool { return r.String() == "Application shop/api spec.provides[0].appProtocol" }) || len(d.By) != 2+1+3+3+3 {
 		t.Errorf("by %v", d.By)
 	}
 	recorded, babel := map[string]int{}, map[string]int{}

@@ -27,6 +27,9 @@ func (j *Judge) require(g *Judgement, d bocage.Duties, waived bool, field func(n
 	if d.Rate != "" {
 		g.owe(bocage.Duties{Rate: d.Rate}, field("rate"))
 	}
+	if d.Whole {
+		g.owe(bocage.Duties{Whole: true}, field("whole"))
+	}
 	if d.Witness {
 		g.owe(bocage.Duties{Witness: true}, field("witness"))
 	}
@@ -72,6 +75,7 @@ func (g *Judgement) owe(d bocage.Duties, by bocage.Ref) {
 	case d.Assurance != "":
 		o.Assurance = max(o.Assurance, d.Assurance) // L0 to L5 sort as texts
 	}
+	o.Whole = o.Whole || d.Whole
 	o.Witness = o.Witness || d.Witness
 	o.Provenance = o.Provenance || d.Provenance
 	said := bocage.Duty{Duty: dutyText(d), By: by}
@@ -101,6 +105,8 @@ func dutyText(d bocage.Duties) string {
 		return "speak " + d.Verify
 	case d.Rate != "":
 		return "open at most " + strings.TrimSuffix(d.Rate, "/s") + " new flows a second"
+	case d.Whole:
+		return "come in whole packets, not in IP fragments"
 	case d.Witness:
 		return "be reported by both ends"
 	case d.Provenance:

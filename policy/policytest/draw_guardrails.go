@@ -67,6 +67,7 @@ func drawDuties(t *rapid.T) *bocage.Duties {
 	if rapid.Bool().Draw(t, "more duties") {
 		d.Verify = rapid.SampledFrom([]string{"", "tls", "ssh"}).Draw(t, "verify")
 		d.Rate = rapid.SampledFrom([]string{"", "5/s", "20/s"}).Draw(t, "rate")
+		d.Whole = rapid.Bool().Draw(t, "whole")
 		d.Witness = rapid.Bool().Draw(t, "witness")
 		d.Provenance = rapid.Bool().Draw(t, "provenance")
 		d.Assurance = rapid.SampledFrom([]string{"", "L1", "L2", "L3"}).Draw(t, "assurance")

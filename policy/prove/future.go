@@ -524,7 +524,7 @@ func atLeast(owed, required bocage.Duties) bool {
 	return every(owed.Inspect, required.Inspect) && every(owed.Verify, required.Verify) &&
 		(required.Log == "" || owed.Log == required.Log) &&
 		(required.Rate == "" || owed.RatePerSecond() > 0 && owed.RatePerSecond() <= required.RatePerSecond()) &&
-		(!required.Witness || owed.Witness) && (!required.Provenance || owed.Provenance) && owed.Assurance >= required.Assurance
+		(!required.Whole || owed.Whole) && (!required.Witness || owed.Witness) && (!required.Provenance || owed.Provenance) && owed.Assurance >= required.Assurance
 }
 
 // refute compiles the declarations for the imagined workloads and looks for a

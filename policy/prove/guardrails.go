@@ -174,6 +174,9 @@ func (p *prover) required(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excus
 			return owed.RatePerSecond() == 0 || owed.RatePerSecond() > require.RatePerSecond()
 		}))
 	}
+	if require.Whole {
+		add("whole", "comes in whole packets", owes(func(owed bocage.Duties) bool { return !owed.Whole }))
+	}
 	if require.Witness {
 		add("witness", "is witnessed at both ends", owes(func(owed bocage.Duties) bool { return !owed.Witness }))
 	}

@@ -125,7 +125,7 @@ func TestSpoiledGuardrails(t *testing.T) {
 				Match: bocage.CellMatch{To: picking("place", "3")}, Separate: &bocage.Separate{By: "env"},
 				Exceptions: bocage.ExceptionTerms{Allowed: true, Max: "2h"}}},
 			&bocage.Guardrail{ObjectMeta: named("duties"), Spec: bocage.GuardrailSpec{Match: bocage.CellMatch{To: picking("place", "5")},
-				Require: &bocage.Duties{Rate: "20/s", Verify: "tls", Witness: true, Provenance: true, Log: "full"}}})
+				Require: &bocage.Duties{Rate: "20/s", Verify: "tls", Whole: true, Witness: true, Provenance: true, Log: "full"}}})
 		return in
 	}
 	exception := func(until time.Duration) *bocage.Exception {
@@ -175,6 +175,7 @@ func TestSpoiledGuardrails(t *testing.T) {
 		{"rate", "duties spec.require.rate", nil, owing(func(d *bocage.Duties) { d.Rate = "21/s" })},
 		{"no rate", "duties spec.require.rate", nil, owing(func(d *bocage.Duties) { d.Rate = "" })},
 		{"verify", "duties spec.require.verify", nil, owing(func(d *bocage.Duties) { d.Verify = "http" })},
+		{"whole", "duties spec.require.whole", nil, owing(func(d *bocage.Duties) { d.Whole = false })},
 		{"witness", "duties spec.require.witness", nil, owing(func(d *bocage.Duties) { d.Witness = false })},
 		{"provenance", "duties spec.require.provenance", nil, owing(func(d *bocage.Duties) { d.Provenance = false })},
 	} {
