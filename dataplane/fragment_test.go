@@ -19,7 +19,7 @@ import (
 )
 
 // piece is a part of a packet between two workloads.
-type piece struct {
+type slice struct {
 	from, to     *workload
 	six          bool
 	protocol     bocage.Protocol
@@ -32,14 +32,14 @@ type piece struct {
 	next         byte // of IPv6: what the fragment header says follows; 0: the protocol
 }
 
-func (c piece) addresses() (netip.Addr, netip.Addr) {
+func (c slice) addresses() (netip.Addr, netip.Addr) {
 	if c.six {
 		return c.from.v6, c.to.v6
 	}
 	return c.from.v4, c.to.v4
 }
 
-func (c piece) bytes() []byte {
+func (c slice) bytes() []byte {
 	f := frame{from: [6]byte(c.from.mac), to: gatewayMAC(c.from), protocol: c.protocol, sport: c.sport, dport: c.dport, tcpFlags: c.flags}
 	f.source, f.dst = c.addresses()
 	if f.icmpType = 8; c.six {
@@ -73,7 +73,7 @@ func (c piece) bytes() []byte {
 }
 
 // model is the piece as the model has it.
-func (c piece) model(at time.Time) bocage.Piece {
+func (c slice) model(at time.Time) bocage.Piece {
 	source, destination := c.addresses()
 	flow := bocage.Flow{Source: source, Destination: destination, Protocol: c.protocol, At: at}
 	if c.protocol.HasPorts() {
@@ -117,7 +117,7 @@ func (p *plane) countsNow() (passed, refused map[bocage.ReasonCode]uint64) {
 }
 
 // said runs a piece through the programs, and says what was counted of it.
-func (p *plane) said(c piece) (uint32, bocage.ReasonCode) {
+func (p *plane) said(c slice) (uint32, bocage.ReasonCode) {
 	p.t.Helper()
 	passed, refused := p.countsNow()
 	returned := p.judgedHere(true, c.from.ifindex, c.bytes())
@@ -195,8 +195,8 @@ func TestRootPiecesAreTheModels(t *testing.T) {
 }
 
 // randomPiece draws from few packets, so that pieces meet.
-func randomPiece(r *rand.Rand, a, b, c *workload) piece {
-	x := piece{from: a, to: b, six: r.IntN(2) == 0, id: uint32(r.IntN(3)), sport: 5000, flags: syn}
+func randomPiece(r *rand.Rand, a, b, c *workload) slice {
+	x := slice{from: a, to: b, six: r.IntN(2) == 0, id: uint32(r.IntN(3)), sport: 5000, flags: syn}
 	switch r.IntN(5) {
 	case 0:
 		x.from, x.to = b, a
@@ -255,15 +255,15 @@ func TestRootPiecesThatAttack(t *testing.T) {
 		malformed  = bocage.ReasonMalformed
 		denied     = bocage.ReasonDefaultDeny
 	)
-	udp := func(offset, length int, more bool) piece {
-		return piece{from: a, to: b, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, offset: offset, length: length, more: more}
+	udp := func(offset, length int, more bool) slice {
+		return slice{from: a, to: b, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, offset: offset, length: length, more: more}
 	}
-	tcp := func(offset, length int, more bool) piece {
-		return piece{from: a, to: b, protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, flags: syn, offset: offset, length: length, more: more}
+	tcp := func(offset, length int, more bool) slice {
+		return slice{from: a, to: b, protocol: bocage.ProtocolTCP, sport: 5000, dport: 80, flags: syn, offset: offset, length: length, more: more}
 	}
-	with := func(c piece, change func(*piece)) piece { change(&c); return c }
+	with := func(c slice, change func(*slice)) slice { change(&c); return c }
 	type step struct {
-		piece piece
+		piece slice
 		says  bocage.ReasonCode
 	}
 	id := uint32(100)
@@ -273,7 +273,7 @@ func TestRootPiecesThatAttack(t *testing.T) {
 		"the last before the middle":        {{udp(0, 800, true), rule}, {udp(1600, 100, false), rule}, {udp(800, 800, true), rule}},
 		"backwards behind the first":        {{udp(0, 8, true), rule}, {udp(24, 8, true), rule}, {udp(16, 8, true), rule}, {udp(8, 8, true), rule}},
 		"two stretches missing":             {{udp(0, 8, true), rule}, {udp(16, 8, true), rule}, {udp(32, 8, true), fragment}, {udp(8, 8, true), rule}},
-		"a first piece that is refused":     {{with(udp(0, 800, true), func(c *piece) { c.dport = 9001 }), denied}, {udp(800, 800, false), fragment}},
+		"a first piece that is refused":     {{with(udp(0, 800, true), func(c *slice) { c.dport = 9001 }), denied}, {udp(800, 800, false), fragment}},
 		"teardrop":                          {{udp(0, 40, true), rule}, {udp(24, 8, false), fragment}},
 		"over the header":                   {{tcp(0, 24, true), rule}, {tcp(16, 8, true), fragment}, {tcp(24, 8, false), rule}},
 		"over the flags":                    {{tcp(0, 24, true), rule}, {tcp(8, 16, true), malformed}},
@@ -285,11 +285,11 @@ func TestRootPiecesThatAttack(t *testing.T) {
 		"a first piece short of its header": {{tcp(0, 16, true), malformed}, {tcp(16, 16, false), fragment}},
 		"ids used again":                    {{udp(0, 80, true), rule}, {udp(80, 80, false), rule}, {udp(0, 80, true), rule}, {udp(80, 80, false), rule}},
 		"the first piece twice":             {{udp(0, 80, true), rule}, {udp(0, 80, true), rule}, {udp(80, 80, false), rule}},
-		"another first piece":               {{tcp(0, 24, true), rule}, {with(tcp(0, 24, true), func(c *piece) { c.sport++ }), fragment}, {tcp(24, 8, false), rule}},
+		"another first piece":               {{tcp(0, 24, true), rule}, {with(tcp(0, 24, true), func(c *slice) { c.sport++ }), fragment}, {tcp(24, 8, false), rule}},
 		"a first piece late":                {{udp(0, 80, true), rule}, {udp(80, 80, true), rule}, {udp(0, 80, true), fragment}},
 		"a longer first piece":              {{udp(0, 80, true), rule}, {udp(0, 160, true), fragment}},
-		"in whole packets only": {{with(udp(0, 80, true), func(x *piece) { x.to = c }), fragmented},
-			{with(udp(80, 80, true), func(x *piece) { x.to = c }), fragmented}, {with(udp(160, 80, false), func(x *piece) { x.to = c }), fragmented}},
+		"in whole packets only": {{with(udp(0, 80, true), func(x *slice) { x.to = c }), fragmented},
+			{with(udp(80, 80, true), func(x *slice) { x.to = c }), fragmented}, {with(udp(160, 80, false), func(x *slice) { x.to = c }), fragmented}},
 	} {
 		for _, six := range []bool{false, true} {
 			id++
@@ -312,17 +312,17 @@ func TestRootPiecesThatAttack(t *testing.T) {
 
 	// IPv6: what follows is what the first piece says, whatever later ones do; and one
 	// packet's pieces are not another protocol's.
-	begin := with(udp(0, 8, true), func(c *piece) { c.six, c.id = true, 7 })
+	begin := with(udp(0, 8, true), func(c *slice) { c.six, c.id = true, 7 })
 	for i, s := range []step{{begin, rule},
-		{with(begin, func(c *piece) { c.protocol, c.dport, c.length, c.flags = bocage.ProtocolTCP, 80, 24, syn }), fragment},
-		{with(begin, func(c *piece) { c.offset, c.next = 8, byte(bocage.ProtocolTCP) }), rule},
-		{with(begin, func(c *piece) { c.offset, c.next = 8, byte(bocage.ProtocolUDP) }), fragment}} {
+		{with(begin, func(c *slice) { c.protocol, c.dport, c.length, c.flags = bocage.ProtocolTCP, 80, 24, syn }), fragment},
+		{with(begin, func(c *slice) { c.offset, c.next = 8, byte(bocage.ProtocolTCP) }), rule},
+		{with(begin, func(c *slice) { c.offset, c.next = 8, byte(bocage.ProtocolUDP) }), fragment}} {
 		if _, said := p.said(s.piece); said != s.says {
 			t.Errorf("IPv6 with another next header, piece %d: %s, want %s", i+1, said, s.says)
 		}
 	}
 	// A chain of headers that does not end in the first piece (RFC 7112).
-	chain := with(udp(0, 8, true), func(c *piece) { c.six, c.id, c.next = true, 8, 60 })
+	chain := with(udp(0, 8, true), func(c *slice) { c.six, c.id, c.next = true, 8, 60 })
 	raw := chain.bytes()
 	raw[14+40+8] = 17 // the options' next header; its length says 8 bytes, and nothing follows
 	if got := p.judgedHere(true, a.ifindex, raw); got != dropped {
@@ -330,16 +330,16 @@ func TestRootPiecesThatAttack(t *testing.T) {
 	}
 	// Atomic fragments are whole packets (RFC 6946), judged by their header, and pass
 	// where whole packets are asked for.
-	atomic := with(udp(0, 64, false), func(c *piece) { c.six, c.id = true, 9 })
-	for want, x := range map[bocage.ReasonCode]piece{rule: atomic, denied: with(atomic, func(c *piece) { c.dport = 9001 })} {
+	atomic := with(udp(0, 64, false), func(c *slice) { c.six, c.id = true, 9 })
+	for want, x := range map[bocage.ReasonCode]slice{rule: atomic, denied: with(atomic, func(c *slice) { c.dport = 9001 })} {
 		if _, said := p.said(x); said != want {
 			t.Errorf("an atomic fragment: %s, want %s", said, want)
 		}
 	}
-	if returned, said := p.said(with(atomic, func(x *piece) { x.to = c })); returned != next || said != rule {
+	if returned, said := p.said(with(atomic, func(x *slice) { x.to = c })); returned != next || said != rule {
 		t.Errorf("an atomic fragment where packets must be whole: %d, %s", int32(returned), said)
 	}
-	if _, said := p.said(with(udp(8, 8, false), func(c *piece) { c.six, c.id = true, 9 })); said != fragment {
+	if _, said := p.said(with(udp(8, 8, false), func(c *slice) { c.six, c.id = true, 9 })); said != fragment {
 		t.Errorf("a piece of an atomic fragment: %s", said)
 	}
 }
@@ -354,7 +354,7 @@ func TestRootWholePacketsOfKnownFlows(t *testing.T) {
 	p.run()
 	allowed := ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b)
 	must(t, p.Apply(allowed))
-	x := piece{from: a, to: b, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, length: 80, more: true, id: 1}
+	x := slice{from: a, to: b, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, length: 80, more: true, id: 1}
 	small := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, payload: 8}
 	says := func(want bocage.ReasonCode) {
 		t.Helper()
@@ -392,7 +392,7 @@ func TestRootPiecesWithoutRoom(t *testing.T) {
 	p.silence(a, b, c)
 	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b, c)))
 	room := int(p.objects.Fragments.MaxEntries())
-	x := piece{from: a, to: b, six: true, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, length: 80, more: true}
+	x := slice{from: a, to: b, six: true, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, length: 80, more: true}
 	rest := x
 	rest.offset, rest.more = 80, false
 	other := x
