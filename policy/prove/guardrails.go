@@ -198,8 +198,20 @@ func (p *prover) falls(g bocage.Group, asked string) bool {
 	})
 }
 
+// holdsAnybody reports whether the region has a cell at all: a side may name nobody,
+// as an AddressGroup that is not declared does, and data that nobody offers.
+func (p *prover) holdsAnybody(r region) bool {
+	return slices.ContainsFunc(p.groups, func(g bocage.Group) bool { return in(g, r.from) }) &&
+		slices.ContainsFunc(p.groups, func(g bocage.Group) bool {
+			return in(g, r.to) && (len(r.data) == 0 || len(p.extent(r, g)) > 0)
+		})
+}
+
 // cutByThreat looks for a cell in the region that an automated measure refuses.
 func (p *prover) cutByThreat(r region) string {
+	if !p.holdsAnybody(r) {
+		return ""
+	}
 	automated := map[bocage.DecisionID]bool{}
 	for _, d := range p.rs.Decisions {
 		automated[d.ID] = !d.Verdict.Allowed() && (d.Code == bocage.ReasonThreat || d.Code == bocage.ReasonQuarantine)
