@@ -119,3 +119,22 @@ func TestNobodySleepsToWait(t *testing.T) {
 		})
 	})
 }
+
+// Decisions are cited by their numbers, in commits that nobody rewrites.
+func TestDecisionsHaveNumbersOfTheirOwn(t *testing.T) {
+	numbered := map[string]string{}
+	for _, f := range readTree(t).files {
+		name, isDecision := strings.CutPrefix(f.path, "docs/decisions/")
+		if !isDecision || name == "README.md" {
+			continue
+		}
+		number, _, _ := strings.Cut(name, "-")
+		if other := numbered[number]; other != "" {
+			t.Errorf("%s and %s have one number: the later one takes the next that is free", other, f.path)
+		}
+		numbered[number] = f.path
+		if heading := "# " + strings.TrimLeft(number, "0") + ". "; !strings.HasPrefix(f.text, heading) {
+			t.Errorf("%s does not begin with %q, which is its number", f.path, heading)
+		}
+	}
+}
