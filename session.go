@@ -142,4 +142,7 @@ type FailsafeEntry struct {
 	// For is whom it is left alone for: the default route, the administrator who
 	// started the agent, a controller.
 	For []string `json:"for"`
+	// Until is when it ends, if the administrator does not come back: set where it
+	// is for somebody alone whose last session has ended.
+	Until time.Time `json:"until,omitzero"`
 }

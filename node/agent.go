@@ -64,12 +64,13 @@ type agentProcess struct {
 	since      atomic.Pointer[time.Time]         // when the generation in force came into force
 	applied    chan struct{}                     // tells reportStatus that it changed
 	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
-	bundle     *identity.Bundle                  // set once joined
-	joined     atomic.Bool                       // there is an exchange
-	reverted   atomic.Uint64                     // generation that nobody confirmed and that was left; 0: none
-	answer     atomic.Pointer[statusAnswer]      // what a controller last said; nil before
-	answered   atomic.Pointer[time.Time]         // when a controller last answered
-	svid       atomic.Pointer[identity.Keeper]   // set once joined
+	starter    starter
+	bundle     *identity.Bundle                // set once joined
+	joined     atomic.Bool                     // there is an exchange
+	reverted   atomic.Uint64                   // generation that nobody confirmed and that was left; 0: none
+	answer     atomic.Pointer[statusAnswer]    // what a controller last said; nil before
+	answered   atomic.Pointer[time.Time]       // when a controller last answered
+	svid       atomic.Pointer[identity.Keeper] // set once joined
 	process    processFacts
 }
 
@@ -84,6 +85,7 @@ type processFacts struct {
 func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
 	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1), sighted: make(chan struct{}, 1),
 		process: processFacts{os.Getpid(), os.Geteuid(), time.Now().UTC()}}
+	a.starter.find(time.Now())
 	var err error
 	if a.kernel, err = host.Kernel(); err != nil {
 		return err

@@ -162,7 +162,7 @@ func (a *agentProcess) failsafeNow() ([]bocage.FailsafeEntry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.cfg.failsafe(links)
+	return a.cfg.failsafe(links, a.keepers())
 }
 
 // mostSessions bounds what a host tells of.
@@ -245,7 +245,7 @@ func (a *agentProcess) shown(ports []bocage.Port) []bocage.Port {
 		if err != nil {
 			return ports
 		}
-		names, err := a.cfg.hiddenLinks(links)
+		names, err := a.hiddenLinks(links)
 		if err != nil {
 			return ports
 		}

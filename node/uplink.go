@@ -9,6 +9,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
@@ -18,11 +22,11 @@ import (
 // host. Config.AcceptRisk does it all the same.
 var ErrRisky = errors.New("this might cut you off from this host")
 
-// sessionPeer is where the administrator sits who started this process over SSH.
+// startedFrom is the SSH session by which an administrator started this process.
 // sudo and the like clear the environment, so its ancestors' are asked too.
-func sessionPeer() (netip.Addr, bool) {
+func startedFrom() (host.Connection, bool) {
 	if session, ok := host.ParseSSHConnection(os.Getenv("SSH_CONNECTION")); ok {
-		return session.Peer.Addr(), true
+		return session, true
 	}
 	for pid := os.Getppid(); pid > 1; pid = parent(pid) {
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
@@ -32,12 +36,12 @@ func sessionPeer() (netip.Addr, bool) {
 		for variable := range strings.SplitSeq(string(environ), "\x00") {
 			if value, ok := strings.CutPrefix(variable, "SSH_CONNECTION="); ok {
 				if session, ok := host.ParseSSHConnection(value); ok {
-					return session.Peer.Addr(), true
+					return session, true
 				}
 			}
 		}
 	}
-	return netip.Addr{}, false
+	return host.Connection{}, false
 }
 
 // parent returns a process's parent, or 0.
@@ -59,17 +63,77 @@ func parent(pid int) int {
 type keeper struct {
 	name    string
 	address netip.Addr
+	until   time.Time // zero: for as long as this process runs
 }
 
-// keepers are the administrator who started this process, and the controllers.
-func (c Config) keepers() []keeper {
-	var all []keeper
-	if peer, ok := sessionPeer(); ok {
-		all = append(all, keeper{"the administrator at " + peer.String(), peer})
+// comeBackWithin is how long the way of an administrator is left alone who has no
+// session any more, so that whoever lost one comes back.
+const comeBackWithin = 10 * time.Minute
+
+// starter is the administrator who started this process.
+type starter struct {
+	from host.Connection // by which it was; no address: nobody is known to have
+	mu   sync.Mutex      // guards the rest
+	seen time.Time       // when a session was last open
+	live bool
+}
+
+// find asks the process's surroundings who started it.
+func (s *starter) find(now time.Time) {
+	s.from, _ = startedFrom()
+	s.seen, s.live = now, true
+}
+
+// look notes whether the administrator has a session. Where that cannot be known,
+// it stays as it was.
+func (s *starter) look(now time.Time, connections func() (established []host.Connection, listening []uint16, err error)) error {
+	if !s.from.Peer.IsValid() {
+		return nil
 	}
+	established, _, err := connections()
+	if err != nil {
+		return fmt.Errorf("look for the sessions of the administrator at %s: %w", s.from.Peer.Addr(), err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Whose a connection is can be read by few: any from there to that server counts.
+	if s.live = slices.ContainsFunc(established, func(c host.Connection) bool {
+		return c.Peer.Addr() == s.from.Peer.Addr() && c.Local.Port() == s.from.Local.Port()
+	}); s.live {
+		s.seen = now
+	}
+	return nil
+}
+
+// keeper returns the administrator, unless it is too long ago that one was there.
+func (s *starter) keeper(now time.Time) []keeper {
+	if !s.from.Peer.IsValid() {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	peer := s.from.Peer.Addr()
+	k := keeper{name: "the administrator at " + peer.String(), address: peer}
+	if !s.live {
+		if k.until = s.seen.Add(comeBackWithin); !now.Before(k.until) {
+			return nil
+		}
+	}
+	return []keeper{k}
+}
+
+// keepers are the administrator who started this process, while one is there, and
+// the controllers.
+func (a *agentProcess) keepers() []keeper {
+	return append(a.starter.keeper(time.Now()), a.cfg.controllers()...)
+}
+
+// controllers are those whose addresses are known.
+func (c Config) controllers() []keeper {
+	var all []keeper
 	for _, controller := range c.Controllers {
 		if at, err := netip.ParseAddrPort(controller); err == nil {
-			all = append(all, keeper{"the controller at " + controller, at.Addr()})
+			all = append(all, keeper{name: "the controller at " + controller, address: at.Addr()})
 		}
 	}
 	return all
@@ -77,30 +141,39 @@ func (c Config) keepers() []keeper {
 
 // failsafe says which of the host's links are left alone, and for whom: its
 // uplinks that nobody named to be enforced on.
-func (c Config) failsafe(links []host.Link) ([]bocage.FailsafeEntry, error) {
+func (c Config) failsafe(links []host.Link, keepers []keeper) ([]bocage.FailsafeEntry, error) {
 	always, err := host.Uplinks()
 	if err != nil {
 		return nil, err
 	}
-	why := map[uint32][]string{}
-	note := func(indexes []uint32, name string) {
+	why := map[uint32][]keeper{}
+	note := func(indexes []uint32, k keeper) {
 		for _, index := range withPorts(indexes, links) {
-			why[index] = append(why[index], name)
+			why[index] = append(why[index], k)
 		}
 	}
-	note(always, "the default route")
-	for _, k := range c.keepers() {
+	note(always, keeper{name: "the default route"})
+	for _, k := range keepers {
 		way, err := host.Uplinks(k.address)
 		if err != nil {
 			return nil, err
 		}
-		note(slices.DeleteFunc(way, func(index uint32) bool { return slices.Contains(always, index) }), k.name)
+		note(slices.DeleteFunc(way, func(index uint32) bool { return slices.Contains(always, index) }), k)
 	}
 	entries := []bocage.FailsafeEntry{}
 	for _, l := range links {
-		if names := why[l.Index]; len(names) > 0 && !slices.Contains(c.Uplinks, l.Name) {
-			entries = append(entries, bocage.FailsafeEntry{Interface: l.Name, For: names})
+		reasons := why[l.Index]
+		if len(reasons) == 0 || slices.Contains(c.Uplinks, l.Name) {
+			continue
 		}
+		e := bocage.FailsafeEntry{Interface: l.Name}
+		for _, k := range reasons {
+			e.For = append(e.For, k.name)
+		}
+		if lasting := slices.ContainsFunc(reasons, func(k keeper) bool { return k.until.IsZero() }); !lasting {
+			e.Until = reasons[0].until // the administrator's, who is the only one with an end
+		}
+		entries = append(entries, e)
 	}
 	return entries, nil
 }
@@ -108,10 +181,11 @@ func (c Config) failsafe(links []host.Link) ([]bocage.FailsafeEntry, error) {
 // checkUplinks refuses to begin when an interface that was named for enforcement
 // carries the administrator's own session.
 func (c Config) checkUplinks() error {
-	peer, ok := sessionPeer()
+	session, ok := startedFrom()
 	if !ok || len(c.Uplinks) == 0 || c.AcceptRisk {
 		return nil
 	}
+	peer := session.Peer.Addr()
 	carrying, err := host.Uplinks(peer)
 	if err != nil {
 		return err
@@ -130,24 +204,64 @@ func (c Config) checkUplinks() error {
 
 // followLinks shows the agent's loop every link but the host's uplinks: what it
 // does not see it cannot attach to, whatever a ruleset names. Uplinks that the
-// administrator named are shown.
+// administrator named are shown. Which links those are changes without a change of
+// links, too: routes come and go, and so do administrators.
 func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) error) error {
-	return host.FollowLinks(ctx, func(links []host.Link) error {
-		hidden, err := a.cfg.hiddenLinks(links)
-		if err != nil {
+	var mu sync.Mutex // guards last and told, and is held while each runs
+	var last []host.Link
+	var told []string
+	show := func(links []host.Link, again bool) error {
+		if err := a.starter.look(time.Now(), host.Connections); err != nil {
+			a.logger.Warn("whom an interface is left alone for is not known", "error", err)
+		}
+		hidden, err := a.hiddenLinks(links)
+		if err != nil || again && slices.Equal(hidden, told) {
 			return err
 		}
-		a.discoverer.SawLinks(links)
-		links = shown(links, func(l host.Link) bool { return slices.Contains(hidden, l.Name) })
+		told = hidden
 		a.hidden.Store(&hidden)
 		a.noteHidden(hidden, a.ruleset.Load())
-		return each(links)
+		return each(shown(links, func(l host.Link) bool { return slices.Contains(hidden, l.Name) }))
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		return host.FollowLinks(ctx, func(links []host.Link) error {
+			mu.Lock()
+			defer mu.Unlock()
+			a.discoverer.SawLinks(links)
+			last = links
+			return show(links, false)
+		})
 	})
+	group.Go(func() error {
+		tick := time.NewTicker(uplinksEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-tick.C:
+			}
+			mu.Lock()
+			var err error
+			if last != nil {
+				err = show(last, true)
+			}
+			mu.Unlock()
+			if err != nil {
+				return err
+			}
+		}
+	})
+	return group.Wait()
 }
 
+// uplinksEvery is how soon it is noticed that an uplink is none any more, or another.
+const uplinksEvery = 5 * time.Second
+
 // hiddenLinks names the host's uplinks that nobody named to be enforced on.
-func (c Config) hiddenLinks(links []host.Link) ([]string, error) {
-	entries, err := c.failsafe(links)
+func (a *agentProcess) hiddenLinks(links []host.Link) ([]string, error) {
+	entries, err := a.cfg.failsafe(links, a.keepers())
 	hidden := []string{}
 	for _, e := range entries {
 		hidden = append(hidden, e.Interface)

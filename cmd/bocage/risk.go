@@ -138,7 +138,11 @@ func (e *env) printFailsafe(s hostFailsafe) {
 		fmt.Fprintf(e.out, "  live     %s\n", session)
 	}
 	for _, f := range s.Failsafe {
-		fmt.Fprintf(e.out, "  failsafe %s is left alone for %s\n", f.Interface, strings.Join(f.For, ", "))
+		end := ""
+		if !f.Until.IsZero() {
+			end = ", whose sessions are over, until " + f.Until.Local().Format(time.DateTime)
+		}
+		fmt.Fprintf(e.out, "  failsafe %s is left alone for %s%s\n", f.Interface, strings.Join(f.For, ", "), end)
 	}
 	if time.Now().Before(s.RiskAccepted.Until) {
 		fmt.Fprintf(e.out, "  accepted that sessions are cut, until %s, by %s\n", s.RiskAccepted.Until.Local().Format(time.DateTime), s.RiskAccepted.By)
