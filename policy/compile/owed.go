@@ -55,7 +55,7 @@ func (c *compiler) ask(g *bocage.Guardrail, d bocage.Duties) *owed {
 	for _, duty := range []struct {
 		name  string
 		asked bool
-	}{{"inspect", d.Inspect != ""}, {"log", d.Log != ""}, {"provenance", d.Provenance}, {"rate", d.Rate != ""}, {"verify", d.Verify != ""}, {"witness", d.Witness}} {
+	}{{"inspect", d.Inspect != ""}, {"log", d.Log != ""}, {"provenance", d.Provenance}, {"rate", d.Rate != ""}, {"verify", d.Verify != ""}, {"whole", d.Whole}, {"witness", d.Witness}} {
 		if duty.asked {
 			by = append(by, Ref("Guardrail", g, "spec.require."+duty.name))
 		}
