@@ -8,6 +8,10 @@
 // were asked. So nobody teaches a workload anything but the servers that policy lets
 // it ask, and of those none what was not asked.
 //
+// Answers over TCP teach nothing, and are counted. Who asks says where segments are
+// cut, by its window and by what it acknowledges, and servers repeat what they were
+// asked: so the asker could have a segment begin with what it made up itself.
+//
 // A workload's rows are its own. What does not fit pushes out its own only, is
 // counted, and costs no more than that the workload has to ask again.
 #pragma once
@@ -300,7 +304,7 @@ STAGE int take_message(const struct passage *at)
 	}
 	if (!is_answer(m->flags))
 		return 0;
-	if (!read_answers(m)) {
+	if (at->packet.protocol == PROTOCOL_TCP || !read_answers(m)) {
 		t->unread++;
 		return 0;
 	}

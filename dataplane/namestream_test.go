@@ -1,0 +1,118 @@
+package dataplane
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+
+	"golang.org/x/net/dns/dnsmessage"
+
+	"bocage.dev/bocage"
+)
+
+// asking is a connection of the client to the DNS, packet by packet.
+type asking struct {
+	*site
+	port           uint16
+	client, server uint32 // the next sequence numbers
+}
+
+func (s *site) askByTCP(port uint16) *asking {
+	s.t.Helper()
+	a := &asking{s, port, 7000, 0xfffffff0} // the server's numbers turn over soon
+	a.send(false, syn, a.client, nil)
+	a.client++
+	a.send(true, syn|ack, a.server, nil)
+	a.server++
+	a.send(false, ack, a.client, nil)
+	return a
+}
+
+// send sends a segment from the client or, by answers, to it; it passes.
+func (a *asking) send(answers bool, flags byte, sequence uint32, payload []byte) {
+	a.t.Helper()
+	be := binary.BigEndian
+	f := frame{from: [6]byte(a.site.client.mac), to: gatewayMAC(a.site.client), source: a.site.client.v4, dst: a.site.server.v4, protocol: bocage.ProtocolTCP}
+	ports, acknowledges := [2]uint16{a.port, 53}, a.server
+	if answers {
+		f.from, f.to, f.source, f.dst = f.to, f.from, f.dst, f.source
+		ports, acknowledges = [2]uint16{53, a.port}, a.client
+	}
+	b := be.AppendUint16(be.AppendUint16(nil, ports[0]), ports[1])
+	b = be.AppendUint32(be.AppendUint32(b, sequence), acknowledges)
+	f.body = append(append(b, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0), payload...)
+	if got := a.judgedHere(!answers, a.site.client.ifindex, f.bytes()); got != next {
+		a.t.Fatalf("a segment, of the server: %v, is not passed: %d", answers, int32(got))
+	}
+}
+
+func (a *asking) ask(payload []byte) {
+	a.t.Helper()
+	a.send(false, ack, a.client, payload)
+	a.client += uint32(len(payload))
+}
+
+// answer sends the server's next bytes.
+func (a *asking) answer(payload []byte) {
+	a.t.Helper()
+	a.send(true, ack, a.server, payload)
+	a.server += uint32(len(payload))
+}
+
+// behindLength is a message as streams have it.
+func behindLength(message []byte) []byte {
+	return append(binary.BigEndian.AppendUint16(nil, uint16(len(message))), message...)
+}
+
+// told makes an answer with addresses.
+func (s *site) told(name string, id uint16, addresses ...netip.Addr) []byte {
+	s.t.Helper()
+	m := dnsmessage.Message{Header: dnsmessage.Header{ID: id, Response: true},
+		Questions: []dnsmessage.Question{{Name: dnsmessage.MustNewName(name), Type: dnsmessage.TypeA, Class: dnsmessage.ClassINET}}}
+	for _, a := range addresses {
+		m.Answers = append(m.Answers, addressRecord(name, 3600, a))
+	}
+	b, err := m.Pack()
+	must(s.t, err)
+	return b
+}
+
+// A text of the asker's own zone may hold what looks like an answer, and the asker has
+// a segment begin there: that teaches nothing.
+func TestRootNamesForgedInStream(t *testing.T) {
+	const name, id = "api.example.org.", 7
+	port := uint16(41000)
+	for _, forgery := range []struct {
+		name   string
+		wrap   func([]byte) []byte
+		repeat bool // sent before with what stands in front of it
+	}{
+		{"bare", func(b []byte) []byte { return b }, false},
+		{"behind a length", behindLength, false},
+		{"bare, repeated from the middle", func(b []byte) []byte { return b }, true},
+		{"behind a length, repeated from the middle", behindLength, true},
+	} {
+		s := newSite(t)
+		port++
+		a := s.askByTCP(port)
+		forged := forgery.wrap(s.told(name, id, netip.AddrFrom4([4]byte{198, 18, 6, 6})))
+		front := append(s.told("text.example.com.", 9), make([]byte, 40)...)
+		whole := behindLength(append(append(front, forged...), make([]byte, 50)...))
+		a.ask(behindLength(s.query("text.example.com.", 9)))
+		a.ask(behindLength(s.query(name, id)))
+		middle := 2 + len(front)
+		if forgery.repeat {
+			from := a.server
+			a.answer(whole)
+			a.send(true, ack, from+uint32(middle), whole[middle:])
+		} else {
+			a.answer(whole[:middle])
+			a.answer(whole[middle:])
+		}
+		learned, err := s.Learned(s.apply())
+		must(t, err)
+		if len(learned) != 0 {
+			t.Errorf("%s: learned %v", forgery.name, learned)
+		}
+	}
+}
