@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/hello"
@@ -259,5 +262,48 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 			s.passes(false, segment{at: 0, flags: ack, bytes: said})
 			is(s, named) // and nothing was told of the one before
 		})
+	}
+}
+
+// Streams that owe to speak something and never do keep their places only for a while;
+// what found no room meanwhile is not said to speak anything.
+func TestRootHearingsOfSilence(t *testing.T) {
+	x := newTap(t, false)
+	told := x.p.greetings()
+	said := greetingOf(t, "db.example.org")
+	const owed, rows, rowSize, sinceAt = uint64(1) << 62, 4, 224, 40
+	fill := func(since uint64) {
+		m := x.p.objects.Hearings
+		bucket := make([]byte, m.ValueSize())
+		for i := range rows {
+			binary.NativeEndian.PutUint64(bucket[8+i*rowSize+sinceAt:], since|1|owed)
+		}
+		for key := range m.MaxEntries() {
+			must(t, m.Put(key, bucket))
+		}
+	}
+	begin := func() *stream {
+		x.port++
+		s := &stream{x, x.port, 500, [2]uint32{7, 5}}
+		s.passes(false, segment{at: -1, flags: syn})
+		s.passes(true, segment{at: -1, flags: syn | ack})
+		s.passes(false, segment{flags: ack, bytes: said})
+		s.passes(true, segment{known: len(said), flags: ack, bytes: []byte{22, 3, 3, 0, 80, 2, 0, 0, 76, 3, 3}})
+		return s
+	}
+	const known = 0x1f
+	var now unix.Timespec
+	must(t, unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &now))
+	fill(uint64(now.Nano()))
+	if row := begin().row(); row.Speech != 0 {
+		t.Errorf("without room, speech %#x", row.Speech)
+	}
+	fill(0) // since the machine began
+	s := begin()
+	if row := s.row(); bocage.AppProtocol(row.Speech&known) != bocage.SpeechTLS {
+		t.Errorf("speech %#x, want TLS", row.Speech)
+	}
+	if g := awaitGreeting(t, told, s.server); g.Flow.SourcePort != s.client || g.ServerName != "db.example.org" {
+		t.Errorf("told %+v", g)
 	}
 }

@@ -538,7 +538,7 @@ struct hearing {
 	struct heard side[2];
 };
 _Static_assert(sizeof(struct hearing) == 224, "hearing");
-#define HEARING_OWED (1ULL << 62) // of a flow that must speak something: makes room for no other
+#define HEARING_OWED (1ULL << 62) // of a flow that must speak something: for a while it makes room for no other
 
 #define HEARING_WAYS 4
 struct hearings {

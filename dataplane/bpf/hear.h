@@ -24,6 +24,7 @@
 
 #define MUTE_PACKETS 256
 #define MUTE_BYTES (256 << 10)
+#define OWED_PATIENCE (120 * SECOND) // that a stream which owes has its place for certain
 #define MOST_DATAGRAMS 16 // in one super-frame, of a flow that is watched
 
 // Whether to listen to flows that owe nothing, where policy does not know them.
@@ -162,7 +163,8 @@ static __always_inline struct hearing *hearing_of(struct ear *e, struct hearings
 }
 
 // Takes a free row of a bucket, which is locked, or the oldest: of those that owe
-// nothing, if there are any. None is taken from who owes for one who does not.
+// nothing, if there are any. None is taken from who owes for one who does not, before
+// whoever means to speak has.
 static __always_inline struct hearing *open_hearing(struct ear *e, struct hearings *bucket, const struct flow_key *key,
 						   __u64 now, bool owes)
 {
@@ -172,7 +174,7 @@ static __always_inline struct hearing *open_hearing(struct ear *e, struct hearin
 		oldest += (since - oldest) * older;
 		way += (i - way) * older;
 	}
-	if (!owes && (oldest & HEARING_OWED))
+	if (!owes && (oldest & HEARING_OWED) && (oldest & ~HEARING_OWED) + OWED_PATIENCE > now)
 		return NULL;
 	struct hearing *row = hearing_at(e, bucket, way);
 	row->key = *key;
@@ -592,6 +594,10 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 	if (!e->size) {
 		if (!side && !heeds && payload.size && (flow->speech & SPEECH_KNOWN) == SPEECH_TLS)
 			greet_on(skb, at, &payload);
+		return HEARD_WELL;
+	}
+	if (!attends && !expects && !(flow->speech & SPEECH_KNOWN)) {
+		conclude(at, SPEECH_UNKNOWN); // there is no room to listen
 		return HEARD_WELL;
 	}
 	int heard = attends ? overhear(at, &payload, side, !!(flow->speech & spoke(side))) : HEARD_GAP;
