@@ -372,6 +372,14 @@ func TestRootVerifyEvasion(t *testing.T) {
 			t.Error("still listened to")
 		}
 	})
+	t.Run("behind a packet that belongs to nothing", func(t *testing.T) {
+		x.port++
+		s := &stream{x, x.port, portOf(bocage.SpeechSSH), [2]uint32{7, 9}}
+		s.passes(false, segment{flags: ack}) // with a wrong checksum, say
+		s.passes(false, segment{at: -1, flags: syn})
+		s.passes(true, segment{at: -1, flags: syn | ack})
+		s.refused(false, segment{flags: ack, bytes: other})
+	})
 	t.Run("the ports of a flow that is over", func(t *testing.T) {
 		s := x.open(bocage.SpeechSSH)
 		s.passes(false, segment{flags: ack, bytes: hello[:4]})

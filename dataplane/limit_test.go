@@ -383,6 +383,32 @@ func TestRootRateCountsWhatBegins(t *testing.T) {
 	}
 }
 
+// What a packet that belongs to nothing leaves in the table does not let a flow begin
+// unseen on its ports.
+func TestRootRateCountsBehindPickups(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs := ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
+	owe(rs, "1/s")
+	must(t, p.Apply(rs))
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, dport: 80}
+	began := 0
+	for n := range 20 {
+		f.sport, f.tcpFlags = uint16(4000+n), ack
+		if got := p.judgedHere(true, a.ifindex, f.bytes()); got != next {
+			t.Fatalf("a connection from before is refused: %d", int32(got))
+		}
+		f.tcpFlags = syn
+		if p.judgedHere(true, a.ifindex, f.bytes()) == next {
+			began++
+		}
+	}
+	if began < 1 || began > 2 { // two if a turn came meanwhile
+		t.Errorf("%d of 20 connections began at once, at one a second", began)
+	}
+}
+
 // More limits than there is room for are an error that says what to do.
 func TestRootLimitsFull(t *testing.T) {
 	p := newPlane(t, func(c *Config) { c.LimitEntries = 4 })

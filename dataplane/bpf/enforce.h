@@ -177,7 +177,9 @@ STAGE int limit_opener(struct passage *at, struct outcome *out)
 	at->pieced = 1;
 	if ((at->packet.marks & PACKET_FIRST) && !allow_piece(at, out))
 		return 0;
-	if (!(at->packet.marks & PACKET_OPENER) || !is_allowed(out->would))
+	bool begins = (at->packet.marks & PACKET_OPENER) ||
+		      (at->packet.protocol == PROTOCOL_TCP && (at->packet.tcp_flags & TCP_SYN));
+	if (!begins || !is_allowed(out->would))
 		return 0;
 	__u32 id = out->decision, slot = at->index & ACTIVE_SLOT;
 	struct limit_row *row = bpf_map_lookup_elem(&limits, &id);
@@ -349,8 +351,10 @@ STAGE int track(struct passage *at, struct outcome *out)
 		return ACT_JUDGE;
 	bool original = second == !!(word & FLOW_SECOND);
 	bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
-	if (opener && FLOW_CLOSED(word)) {
-		end_flow(flow, at->found.row, word, true); // its ports are used again
+	// Its ports are used again. What was picked up may never have been a flow: if it is
+	// one, its source does not open it, so this one is judged, counted and heard.
+	if (opener && (FLOW_CLOSED(word) || (original && is_picked_up(word)))) {
+		end_flow(flow, at->found.row, word, true);
 		at->found.row = 0;
 		return ACT_JUDGE;
 	}

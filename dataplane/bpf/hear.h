@@ -97,6 +97,8 @@ static __always_inline __u64 heeding(const struct packet *p, const struct outcom
 	bool begins = p->protocol == PROTOCOL_UDP || (p->protocol == PROTOCOL_TCP && (p->tcp_flags & TCP_SYN));
 	bool observed = listen_to_observed && (!is_allowed(out->would) || out->reason == REASON_NO_RULESET) &&
 			out->verdict == VERDICT_ALLOW;
+	if (p->protocol == PROTOCOL_TCP && !begins)
+		return FLOW_PICKED_UP;
 	return begins && (out->expects || observed) ? FLOW_WATCHED | FLOW_HEED : 0;
 }
 

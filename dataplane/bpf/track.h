@@ -19,6 +19,12 @@ static __always_inline bool may_pick_up(const struct passage *at)
 	return at->young || (pressed && at->now < pressed->until);
 }
 
+// Whether a flow's row was made by a packet from its middle, or by one that says so.
+static __always_inline bool is_picked_up(__u64 word)
+{
+	return (word & (FLOW_WATCHED | FLOW_PICKED_UP)) == FLOW_PICKED_UP;
+}
+
 // Writes the key of a packet; true if its source is the second end.
 static __always_inline bool flow_key_of(const struct address *source, const struct address *destination,
 					__u16 source_port, __u16 destination_port, __u8 protocol, struct flow_key *key)
