@@ -344,6 +344,58 @@ func TestRootPiecesThatAttack(t *testing.T) {
 	}
 }
 
+// A first piece that comes again on another processor while the rest does takes back
+// nothing of what was seen.
+func TestRootPiecesInARace(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	p.silence(a, b)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b)))
+	first := slice{from: a, to: b, six: true, protocol: bocage.ProtocolUDP, sport: 5000, dport: 9000, length: 80, more: true}
+	rest := first
+	rest.offset = 80
+	total := 0
+	for id := range uint32(300) {
+		first.id, rest.id = id, id
+		if id%2 == 1 { // of a packet that was whole before
+			end := rest
+			end.more = false
+			p.judgedHere(true, a.ifindex, first.bytes())
+			p.judgedHere(true, a.ifindex, end.bytes())
+		}
+		begun, repeated := make(chan struct{}), make(chan error, 1)
+		go func() {
+			repeated <- host.In(p.namespace, func() error {
+				close(begun)
+				_, err := p.objects.FromWorkload.Run(&ebpf.RunOptions{Data: first.bytes(), Repeat: 1000, Context: skb{Ifindex: a.ifindex}})
+				return err
+			})
+		}()
+		<-begun
+		passed := 0
+		p.in(func() error {
+			for range 20 {
+				p.judged(true, a.ifindex, first.bytes())
+			}
+			for range 100 {
+				if p.judged(true, a.ifindex, rest.bytes()) == next {
+					passed++
+				}
+			}
+			return nil
+		})
+		must(t, <-repeated)
+		if passed > 1 {
+			t.Fatalf("a later piece of packet %d passed %d times", id, passed)
+		}
+		total += passed
+	}
+	if total < 100 {
+		t.Errorf("%d later pieces passed", total)
+	}
+}
+
 // A known flow, too, has to come whole once that is asked of it, and no longer when
 // it is not.
 func TestRootWholePacketsOfKnownFlows(t *testing.T) {

@@ -26,7 +26,9 @@ static __always_inline void fragment_key_of(const struct passage *at, struct fra
 	key->link = at->link;
 }
 
-// Remembers a first piece, that it was refused for that reason if there is one.
+// Remembers a first piece, that it was refused for that reason if there is one. One
+// that passed while the same was judged on another processor is remembered already,
+// and more may have come since: what was seen is not taken back.
 STAGE int remember(const struct passage *at, __u32 refused)
 {
 	if (!at)
@@ -44,6 +46,14 @@ STAGE int remember(const struct passage *at, __u32 refused)
 		.refused = refused,
 		.until = era_of(at->now + (p->ethertype == ETHERNET_IPV4 ? PIECES_PERIOD4 : PIECES_PERIOD6)),
 	};
+	struct fragment *was = bpf_map_lookup_elem(&fragments, &key);
+	if (refused || !was)
+		return bpf_map_update_elem(&fragments, &key, &first, refused ? BPF_ANY : BPF_NOEXIST);
+	__u64 seen = *(volatile __u64 *)&was->seen;
+	if (at->now >> ERA_SHIFT < was->until && !was->refused && !is_whole(seen))
+		return 0;
+	if (__sync_val_compare_and_swap(&was->seen, seen, PIECES_REPLACED) != seen)
+		return 0; // another does
 	return bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
 }
 

@@ -318,7 +318,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"report_cadence": 410,
 		// Fragments.
 		"piece_together": 250,
-		"remember":       80,
+		"remember":       110,
 		"must_be_whole":  30,
 		"allow_piece":    90,
 		// Verification.

@@ -7,6 +7,9 @@
 
 #include "kernel.h"
 
+// What no piece fits, of a packet that is to make room for another.
+#define PIECES_REPLACED (PIECES_PLACE | 1ULL << PIECES_GAP_END_SHIFT | PIECES_PLACE << PIECES_LAST_SHIFT)
+
 #define PIECE_ATTEMPTS 8 // against other processors; who loses them all is refused
 
 static __always_inline bool is_whole(__u64 seen)
