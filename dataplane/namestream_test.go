@@ -116,3 +116,85 @@ func TestRootNamesForgedInStream(t *testing.T) {
 		}
 	}
 }
+
+// Messages of a stream are read one behind the other, however it is cut; what nobody
+// saw begin is not.
+func TestRootNamesInStream(t *testing.T) {
+	const name = "api.example.org."
+	s := newSite(t)
+	knows := func(i int, want bool, when string) {
+		t.Helper()
+		learned, err := s.NamesOf(&bocage.Ruleset{Names: s.names}, 101, outside4(i))
+		must(t, err)
+		if (len(learned) != 0) != want {
+			t.Errorf("%s: known is %v, want %v", when, learned, want)
+		}
+	}
+	unread := func() uint64 {
+		c, err := s.Counters()
+		must(t, err)
+		return c.NamesUnread
+	}
+	ask := func(a *asking, id uint16) {
+		t.Helper()
+		a.ask(behindLength(s.query(name, id)))
+	}
+	a := s.askByTCP(42000)
+	ask(a, 1)
+	first := behindLength(s.told(name, 1, outside4(0)))
+	a.answer(first)
+	knows(0, true, "one message")
+
+	ask(a, 2)
+	second := behindLength(s.told(name, 2, outside4(1)))
+	a.answer(second[:2])
+	knows(1, false, "its length")
+	a.send(true, ack, a.server-uint32(len(first))-2, append(first, second[:2]...)) // said again
+	a.answer(second[2:])
+	knows(1, true, "behind its length, sent by itself")
+
+	// The end of one with the beginning of another, after the middle came too early.
+	ask(a, 3)
+	both := append(behindLength(s.told("text.example.com.", 9, outside4(7), outside4(7), outside4(7))), behindLength(s.told(name, 3, outside4(2)))...)
+	a.send(true, ack, a.server+40, both[40:])
+	knows(2, false, "before what is in front of it")
+	a.answer(both[:40])
+	a.send(true, ack, a.server-10, both[30:])
+	knows(2, true, "sent again with what is in front of it")
+	a.server += uint32(len(both) - 40)
+	if got := unread(); got != 0 {
+		t.Errorf("%d counted as unread", got)
+	}
+
+	// A message whose beginning alone is there.
+	ask(a, 4)
+	long := behindLength(s.told(name, 4, outside4(3), outside4(4)))
+	a.answer(long[:len(long)-3])
+	a.answer(long[len(long)-3:])
+	knows(3, true, "in the part that came first")
+	knows(4, false, "in the part that came later")
+	if got := unread(); got != 1 {
+		t.Errorf("%d counted as unread, want one", got)
+	}
+
+	// A length that is cut through ends it, until the next stream.
+	ask(a, 5)
+	third := behindLength(s.told(name, 5, outside4(5)))
+	a.answer(third[:1])
+	a.answer(third[1:])
+	a.answer(third)
+	knows(5, false, "after half a length")
+	if got := unread(); got < 2 {
+		t.Errorf("%d counted as unread", got)
+	}
+	a = s.askByTCP(42001)
+	ask(a, 5)
+	a.answer(third)
+	knows(5, true, "in another stream")
+
+	// The client begins anew, and the server's answer to that is not seen.
+	a.send(false, syn, 1, nil)
+	ask(a, 6)
+	a.answer(behindLength(s.told(name, 6, outside4(6))))
+	knows(6, false, "after a new beginning")
+}

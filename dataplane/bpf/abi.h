@@ -378,6 +378,16 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
 #define LINK_WIRE 0x1000
 
+// Where in what a server of the DNS says in a stream something begins: the length of a
+// message, or the message behind it.
+struct reading {
+	__u32 sequence;
+	__u16 length; // of the message
+	__u8 inside;  // the message is next
+	__u8 lost;
+};
+_Static_assert(sizeof(struct reading) == 8, "reading");
+
 // A row of the table of flows: two cache lines, of which the first decides. What
 // is told of an end lies at the end's place in the key.
 struct flow {

@@ -450,8 +450,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		return refuse(at, out);
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);
-	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict))
-		resolve(skb, at);
+	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict) && resolve(skb, at))
+		read_stream(skb, at);
 	return dispatch(at, out);
 }
 

@@ -42,6 +42,7 @@ typedef _Bool bool;
 #define BPF_F_MMAPABLE 0x400
 #define BPF_ANY 0
 #define BPF_NOEXIST 1
+#define BPF_EXIST 2
 #define BPF_F_INGRESS 1
 #define BPF_F_PSEUDO_HDR 0x10
 #define BPF_RB_NO_WAKEUP 1

@@ -100,6 +100,8 @@ type KernelClerk struct {
 	Server   KernelAddress
 	Address  KernelAddress
 	Set      KernelSetKey
+	Stream   KernelFlowKey
+	Place    KernelReading
 	Until    uint64
 	Ids      [8]uint64
 	Depths   uint64
@@ -170,16 +172,9 @@ type KernelEndings struct {
 }
 
 type KernelFlow struct {
-	_    structs.HostLayout
-	Word uint64
-	Key  struct {
-		_        structs.HostLayout
-		Address  [2]KernelAddress
-		Port     [2]uint16
-		Protocol uint8
-		Family   uint8
-		Link     uint16
-	}
+	_           structs.HostLayout
+	Word        uint64
+	Key         KernelFlowKey
 	Epoch       uint32
 	Topology    uint32
 	Until       uint32
@@ -200,6 +195,15 @@ type KernelFlow struct {
 	Reason      uint8
 	Expects     uint8
 	Speech      uint8
+}
+
+type KernelFlowKey struct {
+	_        structs.HostLayout
+	Address  [2]KernelAddress
+	Port     [2]uint16
+	Protocol uint8
+	Family   uint8
+	Link     uint16
 }
 
 type KernelFragment struct {
@@ -280,15 +284,8 @@ type KernelHearings struct {
 	}
 	Pad  uint32
 	Rows [4]struct {
-		_   structs.HostLayout
-		Key struct {
-			_        structs.HostLayout
-			Address  [2]KernelAddress
-			Port     [2]uint16
-			Protocol uint8
-			Family   uint8
-			Link     uint16
-		}
+		_     structs.HostLayout
+		Key   KernelFlowKey
 		Since uint64
 		Side  [2]struct {
 			_             structs.HostLayout
@@ -430,15 +427,8 @@ type KernelPaces struct {
 	}
 	Pad  uint32
 	Rows [4]struct {
-		_   structs.HostLayout
-		Key struct {
-			_        structs.HostLayout
-			Address  [2]KernelAddress
-			Port     [2]uint16
-			Protocol uint8
-			Family   uint8
-			Link     uint16
-		}
+		_       structs.HostLayout
+		Key     KernelFlowKey
 		Bytes   uint64
 		Size    uint64
 		Gap     uint32
@@ -534,6 +524,14 @@ type KernelQuotaKey struct {
 	Destination uint32
 	Link        uint32
 	Pad         uint32
+}
+
+type KernelReading struct {
+	_        structs.HostLayout
+	Sequence uint32
+	Length   uint16
+	Inside   uint8
+	Lost     uint8
 }
 
 type KernelRefusal struct {
@@ -742,6 +740,7 @@ const (
 	KernelMapPressure           = "pressure"
 	KernelMapQuestions          = "questions"
 	KernelMapQuotas             = "quotas"
+	KernelMapReadings           = "readings"
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
 	KernelMapResidents          = "residents"
@@ -866,6 +865,7 @@ type KernelMapSpecs struct {
 	Pressure          *ebpf.MapSpec `ebpf:"pressure"`
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
 	Quotas            *ebpf.MapSpec `ebpf:"quotas"`
+	Readings          *ebpf.MapSpec `ebpf:"readings"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
 	Residents         *ebpf.MapSpec `ebpf:"residents"`
@@ -950,6 +950,7 @@ type KernelMaps struct {
 	Pressure          *ebpf.Map `ebpf:"pressure"`
 	Questions         *ebpf.Map `ebpf:"questions"`
 	Quotas            *ebpf.Map `ebpf:"quotas"`
+	Readings          *ebpf.Map `ebpf:"readings"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
 	Residents         *ebpf.Map `ebpf:"residents"`
@@ -997,6 +998,7 @@ func (m *KernelMaps) Close() error {
 		m.Pressure,
 		m.Questions,
 		m.Quotas,
+		m.Readings,
 		m.Refusals,
 		m.RefusedIdentities,
 		m.Residents,

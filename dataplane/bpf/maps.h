@@ -266,6 +266,15 @@ struct {
 	__type(value, struct learned_set);
 } learned SEC(".maps");
 
+// Where in streams the DNS's next message begins. Where one is pushed out, that stream
+// teaches nothing more.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, struct flow_key);
+	__type(value, struct reading);
+} readings SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1 << 13);

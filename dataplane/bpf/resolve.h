@@ -8,9 +8,11 @@
 // were asked. So nobody teaches a workload anything but the servers that policy lets
 // it ask, and of those none what was not asked.
 //
-// Answers over TCP teach nothing, and are counted. Who asks says where segments are
-// cut, by its window and by what it acknowledges, and servers repeat what they were
-// asked: so the asker could have a segment begin with what it made up itself.
+// In a stream a message begins where the one before it ends, from the server's SYN on,
+// and nowhere else: who asks says where segments are cut, by its window and by what it
+// acknowledges, and servers repeat what they were asked, so the asker could have a
+// segment begin with what it made up itself. Where the place is not known nothing is
+// learned, and that is counted.
 //
 // A workload's rows are its own. What does not fit pushes out its own only, is
 // counted, and costs no more than that the workload has to ask again.
@@ -25,6 +27,7 @@ const volatile __u64 name_least = 30 * SECOND;
 #define NAME_MOST (86400 * SECOND)
 #define INQUIRY_PERIOD (30 * SECOND) // in which an answer may come
 #define MOST_MESSAGES 4		     // in one packet
+#define MOST_STEPS 16		     // in a segment: lengths, and the messages behind them
 #define MOST_IDS 8		     // patterns that one question matches
 
 struct clerk {
@@ -33,6 +36,8 @@ struct clerk {
 	struct address server;
 	struct address address; // that is learned
 	struct set_key set;	// where
+	struct flow_key stream;
+	struct reading place;
 	__u64 until;
 	__u64 ids[MOST_IDS];
 	__u64 depths; // as a ruleset's names
@@ -304,7 +309,7 @@ STAGE int take_message(const struct passage *at)
 	}
 	if (!is_answer(m->flags))
 		return 0;
-	if (at->packet.protocol == PROTOCOL_TCP || !read_answers(m)) {
+	if (!read_answers(m)) {
 		t->unread++;
 		return 0;
 	}
@@ -323,16 +328,96 @@ STAGE __u32 length_of(struct __sk_buff *skb, __u32 offset)
 	return bpf_skb_load_bytes(skb, offset, &said, sizeof(said)) ? 0 : bswap16(said) + 2;
 }
 
+// Goes on from the place in hand: over the length of a message, or over a message,
+// which is read as far as it is in the segment. False where the segment ends before
+// that, or the place is lost.
+STAGE int read_on(struct __sk_buff *skb, const struct passage *at)
+{
+	struct clerk *c = clerk();
+	if (!at || !c)
+		return false;
+	struct reading *place = &c->place;
+	__u32 ahead = place->sequence - c->payload.sequence;
+	if (ahead >= c->payload.size)
+		return false;
+	__u32 offset = c->payload.offset + ahead, size = c->payload.size - ahead;
+	if (place->inside) {
+		__u32 there = place->length < size ? place->length : size;
+		if (read_message(skb, offset, there))
+			take_message(at);
+		place->sequence += place->length;
+		place->inside = false;
+		return true;
+	}
+	__u32 whole = size < 2 ? 0 : length_of(skb, offset);
+	place->lost = !whole;
+	if (!whole)
+		return false;
+	place->sequence += 2;
+	place->length = whole - 2;
+	place->inside = true;
+	return true;
+}
+
+// Reads a segment of a server from where a message begins in it.
+STAGE int read_stream(struct __sk_buff *skb, const struct passage *at)
+{
+	struct clerk *c = clerk();
+	struct tally *t = tally();
+	if (!at || !c || !t)
+		return 0;
+	memcpy(&c->stream, &at->key, sizeof(c->stream));
+	if (at->packet.tcp_flags & TCP_SYN) {
+		c->place = (struct reading){.sequence = c->payload.sequence};
+	} else {
+		if (!c->payload.size)
+			return 0;
+		struct reading *known = bpf_map_lookup_elem(&readings, &c->stream);
+		if (!known) {
+			t->unread++;
+			return 0;
+		}
+		c->place = *known;
+	}
+	for (int i = 0; i < MOST_STEPS; i++) {
+		if (!read_on(skb, at))
+			break;
+	}
+	if (c->place.lost) {
+		t->unread++;
+		bpf_map_delete_elem(&readings, &c->stream);
+		return 0;
+	}
+	// By its key: a row in hand may have become another stream's.
+	bpf_map_update_elem(&readings, &c->stream, &c->place, at->packet.tcp_flags & TCP_SYN ? BPF_ANY : BPF_EXIST);
+	return 0;
+}
+
+// A stream that begins has no place yet, whatever had its ports before.
+STAGE int begin_stream(const struct passage *at)
+{
+	struct clerk *c = clerk();
+	if (!at || !c)
+		return 0;
+	memcpy(&c->stream, &at->key, sizeof(c->stream));
+	bpf_map_delete_elem(&readings, &c->stream);
+	return 0;
+}
+
 // Reads a packet of a flow that asks the DNS and is allowed: its datagrams, or the
-// messages of a stream, each behind its length. Of a message that goes on in the next
-// segment what there is is read: behind a length, or without one, which may have been
-// sent by itself before.
+// messages of a stream, each behind its length. A question may be behind its length, or
+// without one, which may have been sent by itself before; nobody but who asks is told
+// anything by it. True for an answer in a stream, which is left to read_stream: the
+// stack has no room for both.
 STAGE int resolve(struct __sk_buff *skb, const struct passage *at)
 {
 	struct clerk *c = clerk();
 	if (tracing || !at || !c || !at->identity || !at->from != !at->original || (at->packet.marks & PACKET_LATER))
 		return 0;
 	const struct packet *p = &at->packet;
+	bool stream = p->protocol == PROTOCOL_TCP;
+	if (stream && at->from && (p->tcp_flags & TCP_SYN))
+		begin_stream(at);
 	if (!read_payload(skb, at, &c->payload))
 		return 0;
 	c->server = at->from ? p->destination : p->source;
@@ -343,7 +428,9 @@ STAGE int resolve(struct __sk_buff *skb, const struct passage *at)
 		struct ruleset *rules = bpf_map_lookup_elem(&rulesets, &index);
 		c->depths |= rules ? rules->names : 0;
 	}
-	__u32 prefix = p->protocol == PROTOCOL_TCP ? 2 : 0;
+	if (stream && !at->from)
+		return true;
+	__u32 prefix = stream ? 2 : 0;
 	for (int i = 0; i < MOST_MESSAGES; i++) {
 		__u32 offset = c->payload.offset, size = c->payload.size, whole = size;
 		if (size < prefix + DNS_HEADER)
