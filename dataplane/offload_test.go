@@ -155,7 +155,8 @@ func TestRootPathMTU(t *testing.T) {
 				p.attach(a, b)
 				p.run()
 				p.setMTU(a, 9000, 9000)
-				p.setMTU(b, 9000, 1280) // the way to it is narrower than its own end
+				p.setMTU(b, 9000, 1280) // the way to it is narrower than its own end,
+				b.sendAtMost(t, 1280)   // and what it answers is lost without a word
 				for _, address := range []netip.Addr{b.v4, b.v6} {
 					echo(t, b, address, 80)
 					c := mustDial(t, a, address, 80)
@@ -169,6 +170,29 @@ func TestRootPathMTU(t *testing.T) {
 			})
 		}
 	}
+}
+
+// sendAtMost has a workload send what its host's end takes: a veth drops what is longer
+// than the MTU of its other end, and nobody is there to say so. What others may send to
+// it is for them to find out.
+func (w *workload) sendAtMost(t testing.TB, mtu int) {
+	t.Helper()
+	must(t, host.In(w.namespace, func() error {
+		routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, r := range routes {
+			if r.Gw == nil {
+				continue
+			}
+			r.MTU, r.AdvMSS = mtu, 8900
+			if err := netlink.RouteReplace(&r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
 }
 
 // pathMTU sends datagrams that may not be taken to pieces until it is said how long
