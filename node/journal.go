@@ -45,9 +45,11 @@ func (s *shelf) journals() []string {
 	return paths
 }
 
-// readSeries reads what a whole ruleset became by its amendments. What is cut short,
-// or does not follow, ends it: the last write of a process may have been interrupted.
-func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle) ([]*kept, journal) {
+// readSeries reads what a whole ruleset became by its amendments, before a generation.
+// What is cut short, or does not follow, ends it: the last write of a process may have
+// been interrupted. There may be many, each a whole ruleset: those that nobody needs
+// are let go on the way.
+func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle, before uint64) ([]*kept, journal) {
 	series := []*kept{keptWhole(whole)}
 	var j journal
 	name := journalFile(whole.Generation)
@@ -68,8 +70,11 @@ func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle) ([]*k
 			s.logger.Warn("a kept amendment is of no use, nor are those after it", "name", name, "err", err)
 			break
 		}
+		if k.generation >= before {
+			break
+		}
 		k.at = j.size
-		series, rest = append(series, k), rest[journalHead+length:]
+		series, rest = s.needed(append(series, k)), rest[journalHead+length:]
 		j.entries, j.size = j.entries+1, j.size+journalHead+int64(length)
 	}
 	if j.size < int64(len(data)) {
@@ -161,7 +166,10 @@ func (s *shelf) settle() {
 	newest := s.rulesets[len(s.rulesets)-1].ruleset()
 	if !s.journal.judged {
 		s.journal.judged = true
-		s.journal.sound = newest.Digest == newest.ContentDigest()
+		if s.journal.sound = newest.Digest == newest.ContentDigest(); !s.journal.sound {
+			s.logger.Warn("the ruleset is not what its digest says, so this host asks for the next one whole",
+				"generation", newest.Generation, "digest", newest.Digest)
+		}
 		newest.Lookup(netip.IPv4Unspecified()) // so that it has been asked once
 	}
 	if !s.journal.unsynced {
@@ -173,6 +181,8 @@ func (s *shelf) settle() {
 		err = errors.Join(file.Sync(), file.Close())
 	}
 	if err != nil {
-		s.logger.Warn("bring kept amendments onto the disk", "err", err)
+		// The kernel forgets what it could not write: asking again would prove nothing.
+		s.logger.Warn("bring kept amendments onto the disk: the next ruleset is asked for whole", "err", err)
+		s.journal.sound = false
 	}
 }

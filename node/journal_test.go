@@ -12,11 +12,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
@@ -162,6 +164,53 @@ func TestShelfCutsDamagedAmendments(t *testing.T) {
 			t.Errorf("%s: generation %d after another amendment", name, got)
 		}
 	}
+}
+
+// A shelf that is opened over many amendments holds what it may need, not every ruleset
+// that it passes on the way there.
+func TestShelfReadsManyAmendments(t *testing.T) {
+	const peers, amendments = 20_000, 150
+	s := newSigner(t)
+	dir := t.TempDir()
+	have := s.credentials(dir)
+	sh := openShelf(dir, have, "h1", slog.New(slog.DiscardHandler))
+	last := generation(1, time.Time{}).Copy() // which has not been looked at yet
+	for i := range peers {
+		prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 32)
+		last.Peers = append(last.Peers, bocage.Peer{Prefix: prefix, Identity: bocage.Identity(1000 + i), Group: last.Peers[0].Group})
+	}
+	last.Digest = last.ContentDigest()
+	sh.take(last, s.sign(bocage.SignedRuleset, last))
+	for n := range amendments {
+		rs := last.Copy()
+		rs.Generation++
+		rs.Peers = slices.Clone(rs.Peers)
+		rs.Peers[len(rs.Peers)-1].Identity = bocage.Identity(2000 + n)
+		rs.Digest = rs.ContentDigest()
+		a := amendment(t, last, rs)
+		if err := sh.amend(a, s.sign(bocage.SignedAmendment, a), time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		last = rs
+	}
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	opened := openShelf(dir, have, "h1", slog.New(slog.DiscardHandler))
+	after := heap()
+	if rs, _ := opened.standing(time.Now()); rs.Generation != last.Generation || rs.Digest != last.Digest {
+		t.Errorf("generation %d stands, want %d", rs.Generation, last.Generation)
+	}
+	one := uint64(unsafe.Sizeof(bocage.Peer{})) * peers
+	if after > before+(mostUnconfirmed+4)*one {
+		t.Errorf("%d MB are held for rulesets of %d MB", (after-before)>>20, one>>20)
+	}
+	runtime.KeepAlive(sh)
+	runtime.KeepAlive(opened)
 }
 
 // amender answers with what differs from what the agent has, as controllers do, and

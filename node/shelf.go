@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,23 +79,27 @@ func openShelf(dir string, credentials *credentials, host string, logger *slog.L
 		return s
 	}
 	s.readConfirmation(credentials.bundle)
+	// Before what it is about, since what was left decides what may be let go.
+	text, err := os.ReadFile(filepath.Join(dir, leftFile))
+	if left, parse := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && parse == nil {
+		s.left = left
+	}
 	for _, path := range s.older() {
 		ruleset, err := s.read(filepath.Base(path), credentials.bundle, host)
 		if err != nil {
 			logger.Warn("a kept ruleset is of no use", "path", path, "err", err)
 			continue
 		}
-		series, _ := s.readSeries(ruleset, credentials.bundle)
-		s.rulesets = append(s.rulesets, slices.DeleteFunc(series, func(k *kept) bool { return k.generation >= newest.Generation })...)
+		series, _ := s.readSeries(ruleset, credentials.bundle, newest.Generation)
+		s.rulesets = append(s.rulesets, series...)
 	}
 	slices.SortFunc(s.rulesets, func(a, b *kept) int { return cmp.Compare(a.generation, b.generation) })
 	s.series = newest.Generation
 	var series []*kept
-	series, s.journal = s.readSeries(newest, credentials.bundle)
+	series, s.journal = s.readSeries(newest, credentials.bundle, math.MaxUint64)
 	s.rulesets = append(s.rulesets, series...)
-	text, err := os.ReadFile(filepath.Join(dir, leftFile))
-	if left, parse := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil && parse == nil && left == s.newest() {
-		s.left = left
+	if s.left != s.newest() {
+		s.left = 0
 	}
 	s.prune()
 	return s
@@ -256,19 +261,25 @@ func (s *shelf) leave() {
 	}
 }
 
-// prune lets go of what nobody goes back to: all before the last ruleset that
-// stays, and of many that may yet be confirmed the oldest.
-func (s *shelf) prune() {
+// needed leaves out, in place, what nobody goes back to: all before the last ruleset
+// that stays, and of many that may yet be confirmed the oldest.
+func (s *shelf) needed(rulesets []*kept) []*kept {
 	base := 0
-	for i, k := range s.rulesets {
+	for i, k := range rulesets {
 		if s.stays(k) {
 			base = i
 		}
 	}
-	s.rulesets = s.rulesets[base:]
-	if n := len(s.rulesets); n > mostUnconfirmed+1 {
-		s.rulesets = slices.Delete(s.rulesets, 1, n-mostUnconfirmed)
+	rulesets = slices.Delete(rulesets, 0, base)
+	if n := len(rulesets); n > mostUnconfirmed+1 {
+		rulesets = slices.Delete(rulesets, 1, n-mostUnconfirmed)
 	}
+	return rulesets
+}
+
+// prune lets go of what nobody goes back to, and of its files.
+func (s *shelf) prune() {
+	s.rulesets = s.needed(s.rulesets)
 	keep := map[string]bool{journalFile(s.series): true}
 	for _, k := range s.rulesets {
 		if k.series != s.series {
