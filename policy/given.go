@@ -9,8 +9,8 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// givenRows bounds what is remembered of what hosts were given, in rows of their own:
-// some 100 MB. Hosts that are forgotten get a whole ruleset next time.
+// givenRows bounds what is remembered of what hosts were given, in rows of about 24
+// bytes: some 100 MB. Hosts that are forgotten get a whole ruleset next time.
 const givenRows = 4 << 20
 
 // givenBook remembers what each host has and what it was given last, which it may
@@ -20,16 +20,56 @@ type givenBook struct {
 	hosts map[string]*list.Element
 	order list.List // of *given, the longest unused first
 	rows  int
+	// shared counts who holds a list that rulesets of one generation have together,
+	// by its first element.
+	shared map[any]sharedList
 }
+
+type sharedList struct{ holders, rows int }
 
 // given is what one host was given: it had the first when it was given the second.
 type given struct{ has, last *bocage.Ruleset }
 
-func (g *given) rows() int {
-	if g.has == nil || g.has == g.last {
-		return rowsOf(g.last)
+// count counts what an entry holds, or (by -1) holds no longer; mu is held.
+func (g *givenBook) count(entry *given, by int) {
+	g.countOne(entry.last, by)
+	if entry.has != nil && entry.has != entry.last {
+		g.countOne(entry.has, by)
 	}
-	return rowsOf(g.has) + rowsOf(g.last)
+}
+
+// countOne counts a ruleset: what it has of its own with a little for the entry itself,
+// and the peers and groups of the whole that it is cut of, which go when the last host
+// that was given something of that whole is given something else.
+func (g *givenBook) countOne(rs *bocage.Ruleset, by int) {
+	g.rows += by * (64 + len(rs.Rules) + len(rs.Reasons) + 8*len(rs.Decisions) + 8*len(rs.Ports) + len(rs.Refused) + 8*len(rs.Names) + 8*len(rs.Decoys))
+	if len(rs.Peers) > 0 {
+		g.countShared(&rs.Peers[0], 3*len(rs.Peers), by)
+	}
+	if len(rs.Groups) > 0 {
+		g.countShared(&rs.Groups[0], len(rs.Groups), by)
+	}
+}
+
+func (g *givenBook) countShared(first any, rows, by int) {
+	list, known := g.shared[first]
+	if !known {
+		list.rows = rows
+		g.rows += rows
+	}
+	if list.holders += by; list.holders > 0 {
+		g.shared[first] = list
+		return
+	}
+	delete(g.shared, first)
+	g.rows -= list.rows
+}
+
+// hasRoom reports whether another host can be remembered without forgetting one.
+func (g *givenBook) hasRoom() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.rows < givenRows*9/10
 }
 
 // of returns what a host has as a generation, or nil. It has got it then.
@@ -43,9 +83,9 @@ func (g *givenBook) of(host string, generation uint64) *bocage.Ruleset {
 	entry := e.Value.(*given)
 	switch generation {
 	case entry.last.Generation:
-		g.rows -= entry.rows()
+		g.count(entry, -1)
 		entry.has = entry.last
-		g.rows += entry.rows()
+		g.count(entry, 1)
 	case generationOf(entry.has):
 	default:
 		return nil
@@ -66,14 +106,15 @@ func (g *givenBook) note(has, next *bocage.Ruleset) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.hosts == nil {
-		g.hosts = map[string]*list.Element{}
+		g.hosts, g.shared = map[string]*list.Element{}, map[any]sharedList{}
 	}
 	if e := g.hosts[next.Host]; e != nil {
 		g.forget(e)
 	}
 	entry := &given{has, next}
 	g.hosts[next.Host] = g.order.PushBack(entry)
-	for g.rows += entry.rows(); g.rows > givenRows && g.order.Len() > 1; {
+	g.count(entry, 1)
+	for g.rows > givenRows && g.order.Len() > 1 {
 		g.forget(g.order.Front())
 	}
 }
@@ -81,14 +122,8 @@ func (g *givenBook) note(has, next *bocage.Ruleset) {
 // forget takes an entry out; mu is held.
 func (g *givenBook) forget(e *list.Element) {
 	entry := g.order.Remove(e).(*given)
-	g.rows -= entry.rows()
+	g.count(entry, -1)
 	delete(g.hosts, entry.last.Host)
-}
-
-// rowsOf counts what a host's ruleset has of its own, a little for the entry itself
-// included. Peers and groups are those of the whole.
-func rowsOf(rs *bocage.Ruleset) int {
-	return 64 + len(rs.Rules) + len(rs.Reasons) + 8*len(rs.Decisions) + 8*len(rs.Ports)
 }
 
 // enforced signs what a host is to enforce: how it differs from what it has as
@@ -120,10 +155,11 @@ func (p *Policy) enforced(o *outcome, host string, number uint64, confirmBy time
 }
 
 // remake makes again what a host was given by another controller, or by the process
-// before, so that what comes next need not be sent whole.
+// before, so that what comes next need not be sent whole. No other host is forgotten
+// for it: where there is no room for all, they would take turns with every question.
 func (p *Policy) remake(host string, q Question, at store.Revision) {
 	s := p.served.Load()
-	if q.Base == 0 || s == nil || s.revision != at || s.record.Hosts[host][0] != q.Base || p.given.of(host, q.Base) != nil {
+	if q.Base == 0 || s == nil || s.revision != at || s.record.Hosts[host][0] != q.Base || p.given.of(host, q.Base) != nil || !p.given.hasRoom() {
 		return
 	}
 	enforced, _ := s.of(host)

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -106,5 +107,34 @@ func TestGivenIsBounded(t *testing.T) {
 	}
 	if g.order.Len() != len(g.hosts) || g.rows > givenRows {
 		t.Errorf("%d rows of %d hosts are remembered", g.rows, g.order.Len())
+	}
+}
+
+// Peers that many rulesets have together count once, and for as long as any has them.
+func TestGivenCountsWhatIsShared(t *testing.T) {
+	var g givenBook
+	peers := func() []bocage.Peer { return make([]bocage.Peer, givenRows/3/4) } // a quarter of all there is room for
+	cut := func(host string, generation uint64, of []bocage.Peer) *bocage.Ruleset {
+		return &bocage.Ruleset{Host: host, Generation: generation, Peers: of}
+	}
+	first := peers()
+	for i := range 100 {
+		g.note(nil, cut(fmt.Sprint("h", i), 1, first))
+	}
+	if g.order.Len() != 100 || !g.hasRoom() {
+		t.Errorf("%d of 100 hosts of one whole are remembered, by %d rows", g.order.Len(), g.rows)
+	}
+	// Each keeps another whole from being forgotten.
+	for i := range uint64(10) {
+		g.note(nil, cut(fmt.Sprint("h", i), 2+i, peers()))
+	}
+	if g.rows > givenRows || g.order.Len() > 5 || g.order.Len() == 0 {
+		t.Errorf("%d hosts are remembered, by %d rows", g.order.Len(), g.rows)
+	}
+	for g.order.Len() > 0 {
+		g.forget(g.order.Front())
+	}
+	if g.rows != 0 || len(g.shared) != 0 {
+		t.Errorf("%d rows and %d lists of nobody", g.rows, len(g.shared))
 	}
 }
