@@ -374,7 +374,7 @@ func (b *build) settle(ctx context.Context) {
 	p.mu.Unlock()
 	if s.base != nil {
 		if last := p.active.Swap(s.base); last != nil && last.number != s.base.number {
-			p.past.remember(last.output.Outdated(s.base.output))
+			p.past.remember(last.output.Outdated(s.base.output), last.number)
 		}
 	}
 	switch {
@@ -388,7 +388,7 @@ func (b *build) settle(ctx context.Context) {
 		p.current.Store(s.base)
 	}
 	if c := b.next.Candidate; c != nil && s.candidate != nil && s.base != nil {
-		p.past.remember(s.candidate.output.Outdated(s.base.output))
+		p.tried.remember(s.candidate.output.Outdated(s.base.output), s.candidate.number)
 	}
 	for _, n := range b.notices {
 		p.announce(ctx, n, b)

@@ -13,10 +13,18 @@ const mostPast = 1 << 16
 // moment ago can still be told. When it is full it forgets the older half.
 type past struct {
 	mu         sync.Mutex // guards both maps
-	young, old map[bocage.DecisionID]bocage.Decision
+	young, old map[bocage.DecisionID]meaning
 }
 
-func (p *past) remember(decisions []bocage.Decision) {
+// meaning is what a decision said, and the low half of the number of the last
+// generation in which it said so: what its guardrails ask for, and who they are, may
+// be something else now under the same id.
+type meaning struct {
+	decision   bocage.Decision
+	generation uint32
+}
+
+func (p *past) remember(decisions []bocage.Decision, generation uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, d := range decisions {
@@ -24,18 +32,18 @@ func (p *past) remember(decisions []bocage.Decision) {
 			p.young, p.old = nil, p.young
 		}
 		if p.young == nil {
-			p.young = map[bocage.DecisionID]bocage.Decision{}
+			p.young = map[bocage.DecisionID]meaning{}
 		}
-		p.young[d.ID] = d
+		p.young[d.ID] = meaning{d, uint32(generation)}
 	}
 }
 
-func (p *past) find(id bocage.DecisionID) (bocage.Decision, bool) {
+func (p *past) find(id bocage.DecisionID) (meaning, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if d, ok := p.young[id]; ok {
-		return d, true
+	if m, ok := p.young[id]; ok {
+		return m, true
 	}
-	d, ok := p.old[id]
-	return d, ok
+	m, ok := p.old[id]
+	return m, ok
 }

@@ -101,7 +101,8 @@ type Policy struct {
 	replayed atomic.Pointer[trial]   // of the last candidate
 	uses     atomic.Pointer[useBook] // what is known of usage
 	tested   atomic.Pointer[testRun] // the last run of tests besides those of the builder
-	past     past
+	past     past                    // of generations that were in force
+	tried    past                    // of candidates
 	counters counters
 	notices  *noticeBoard
 	recalled recalled

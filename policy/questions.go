@@ -36,7 +36,7 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 		}
 	}
 	recorded, known := o.output.Decision(q.Decision)
-	if !known {
+	if forgotten || !known {
 		recorded, known = p.Decision(uint32(q.Generation), q.Decision)
 	}
 	switch {
@@ -126,22 +126,32 @@ func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	return f, nil
 }
 
-// Decision tells what a decision of a generation says, given the low 32 bits of
-// its number, as events carry them. Decisions are named by their content, so that
-// a generation which this process did not compile is answered from the one in
-// force where that has the same decision.
-func (p *Policy) Decision(_ uint32, id bocage.DecisionID) (bocage.Decision, bool) {
+// Decision tells what a decision said in a generation, given the low 32 bits of its
+// number, as events carry them. Decisions are named by what they decide, so that a
+// generation which this process did not compile is answered from the one in force
+// where that has the same decision; what it owed then, and by whom, is known of
+// generations that this process left or tried.
+func (p *Policy) Decision(generation uint32, id bocage.DecisionID) (bocage.Decision, bool) {
 	if id == 0 {
 		return bocage.Decision{}, false
 	}
-	o := p.inForce()
-	if o == nil {
-		return bocage.Decision{}, false
+	tried, wasTried := p.tried.find(id)
+	if wasTried && tried.generation == generation {
+		return tried.decision, true
 	}
-	if d, ok := o.output.Decision(id); ok {
-		return d, true
+	left, wasLeft := p.past.find(id)
+	if wasLeft && int32(generation-left.generation) <= 0 {
+		return left.decision, true
 	}
-	return p.past.find(id)
+	if o := p.inForce(); o != nil {
+		if d, ok := o.output.Decision(id); ok {
+			return d, true
+		}
+	}
+	if wasLeft {
+		return left.decision, true
+	}
+	return tried.decision, wasTried
 }
 
 // Suggest draws what the declarations lack to allow recorded flows, for some

@@ -21,7 +21,7 @@ import (
 // pair of declarations all flows are alike to the compiler, so one speaks for all.
 
 // mostPairs bounds the pairs of declarations that one proof looks at anew. What
-// is left over is looked at with the next generation, and the proof says so.
+// is left over is looked at with the next change of declarations, and the proof says so.
 const mostPairs = 20_000
 
 // mostLeftOver bounds those of them that were left over before: who declared
@@ -184,7 +184,7 @@ func told(all map[string]*met) string {
 		statement += fmt.Sprintf(": a declaration could meet one in %d ways, of which %d are possible", pairs, possible)
 	}
 	if left > 0 {
-		statement += fmt.Sprintf(" (more of %d declarations are looked at with the next generations)", left)
+		statement += fmt.Sprintf(" (more of %d declarations are looked at with the next changes of declarations)", left)
 	}
 	return statement
 }
