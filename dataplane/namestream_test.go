@@ -8,6 +8,7 @@ import (
 	"golang.org/x/net/dns/dnsmessage"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
 )
 
 // asking is a connection of the client to the DNS, packet by packet.
@@ -197,4 +198,51 @@ func TestRootNamesInStream(t *testing.T) {
 	ask(a, 6)
 	a.answer(behindLength(s.told(name, 6, outside4(6))))
 	knows(6, false, "after a new beginning")
+}
+
+// An answer that is refused, since what had to inspect it is down, teaches nothing.
+func TestRootNamesRefused(t *testing.T) {
+	s := newSite(t)
+	rs := s.ruleset()
+	for i, r := range rs.Rules {
+		if r.To == 22 && r.Protocol == bocage.ProtocolUDP {
+			rs.Rules[i].Decision = decideInspect
+		}
+	}
+	for i := range rs.Peers {
+		if rs.Peers[i].Identity == s.server.port.Identity {
+			rs.Peers[i].Host = "" // elsewhere, so the client's point inspects
+		}
+	}
+	rs.Profiles = []bocage.Profile{{Number: 7, Name: "dns"}}
+	must(t, s.Apply(rs))
+	datagram := func(answers bool, payload []byte) uint32 {
+		f := frame{from: [6]byte(s.client.mac), to: gatewayMAC(s.client), source: s.client.v4, dst: s.server.v4, protocol: bocage.ProtocolUDP, sport: 43000, dport: 53}
+		if answers {
+			f = answerTo(f)
+		}
+		b := binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, f.sport), f.dport)
+		f.body = append(append(binary.BigEndian.AppendUint16(b, uint16(8+len(payload))), 0, 0), payload...)
+		return s.judgedHere(!answers, s.client.ifindex, f.bytes())
+	}
+	const name = "api.example.org."
+	for _, up := range []bool{false, true} {
+		must(t, s.objects.Steering.Put(uint32(0), bpf.KernelSteering{Outside: s.world.ifindex, Inside: s.world.ifindex, Up: 1}))
+		if got := datagram(false, s.query(name, 7)); got != redirect {
+			t.Fatalf("the question: the program returned %d, want one that steers", int32(got))
+		}
+		want := uint32(redirect)
+		if !up {
+			must(t, s.objects.Steering.Put(uint32(0), bpf.KernelSteering{}))
+			want = dropped
+		}
+		if got := datagram(true, s.told(name, 7, outside4(0))); got != want {
+			t.Errorf("the answer, with an engine: %v: the program returned %d, want %d", up, int32(got), int32(want))
+		}
+		learned, err := s.Learned(rs)
+		must(t, err)
+		if (len(learned) != 0) != up {
+			t.Errorf("learned with an engine: %v: %v", up, learned)
+		}
+	}
 }

@@ -450,9 +450,10 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		return refuse(at, out);
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);
+	act = dispatch(at, out); // which may refuse it after all
 	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict) && resolve(skb, at))
 		read_stream(skb, at);
-	return dispatch(at, out);
+	return act;
 }
 
 // Whom the packet belongs to and what becomes of it.
