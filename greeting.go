@@ -10,7 +10,8 @@ const (
 
 // Greeting is what a client of TLS said before anything was encrypted: whom it asked
 // for and what it offered to speak inside. It is what the client claims, and nobody's
-// proof: a server need not heed it.
+// proof: a server need not heed it. Who need not speak TLS can pretend to speak otherwise,
+// by segments that the server never takes, and nothing is told of it then.
 type Greeting struct {
 	// Flow says whose greeting it is, with the counters of that moment. Its kind is
 	// EventGreeting.
@@ -30,5 +31,6 @@ type Greeted struct {
 	Hidden bool `json:"hidden,omitempty"`
 	// Ambiguous says that the client sent the same bytes twice and otherwise, as nobody
 	// does who has nothing to hide: which the server took is not known, and no name is told.
+	// Where one was told before the other copy came, this comes after it, and unsays it.
 	Ambiguous bool `json:"ambiguous,omitempty"`
 }

@@ -41,7 +41,7 @@ func (d *Dataplane) Listen(ctx context.Context, each func(bocage.Greeting)) erro
 			return fmt.Errorf("listen: %w", err)
 		}
 		now := time.Now()
-		said, ambiguous, done := gatherer.Add(hello.KeyOf(&piece.flow), piece.place, piece.bytes, now)
+		said, ambiguous, done := gatherer.Add(&piece.flow, piece.place, piece.bytes, now)
 		if !done {
 			continue
 		}

@@ -246,6 +246,12 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 			s.passes(false, segment{at: at + 14, flags: ack, bytes: said[at+14:]})
 			is(s, bocage.Greeted{Ambiguous: true})
 
+			s = open() // all of it again, with another name
+			s.passes(false, segment{at: 0, flags: ack, bytes: said})
+			is(s, named)
+			s.passes(false, segment{at: 0, flags: ack, bytes: []byte(strings.Replace(string(said), "db.example.org", "xx.example.org", 1))})
+			is(s, bocage.Greeted{Ambiguous: true})
+
 			s = open() // behind what may be told at all
 			s.passes(false, segment{at: 0, flags: ack, bytes: said[:200]})
 			s.passes(false, segment{at: 1 << 20, flags: ack, bytes: said})

@@ -498,14 +498,6 @@ STAGE int overhear_aside(struct passage *at, __u32 spoken)
 	return 0;
 }
 
-// Whether all of a ClientHello is in the segment that it begins in, in one record.
-static __always_inline bool greets_at_once(const struct ear *e, const struct payload *payload)
-{
-	const __u8 *b = e->speech.bytes;
-	__u32 hello = (__u32)b[6] << 16 | b[7] << 8 | b[8];
-	return payload->sequence == e->base && big16(b + 3) >= hello + 4 && payload->size >= hello + 9;
-}
-
 // Tells a segment of what may be a ClientHello. What has been heard decides: bytes
 // that come early are kept by the agent until it has those before.
 STAGE int greet(struct __sk_buff *skb, const struct passage *at, const struct payload *payload)
@@ -518,7 +510,8 @@ STAGE int greet(struct __sk_buff *skb, const struct passage *at, const struct pa
 }
 
 // A segment of a stream that owes nothing. When its client is known to speak TLS, it
-// is watched on until all of what it says first was told, or somebody answers.
+// is watched on until somebody answers: what seems whole may be a copy that the server
+// never takes, and the one that it does comes behind.
 STAGE int hear_aside(struct __sk_buff *skb, struct passage *at, const struct payload *payload, __u32 spoken)
 {
 	struct ear *e = ear();
@@ -534,7 +527,7 @@ STAGE int hear_aside(struct __sk_buff *skb, struct passage *at, const struct pay
 		add_speech(flow, spoke(side));
 		return 0;
 	}
-	if (side || spoken != SPEECH_TLS || greets_at_once(e, payload) || !may_greet(flow))
+	if (side || spoken != SPEECH_TLS || !may_greet(flow))
 		return overhear_aside(at, spoken);
 	add_speech(flow, spoke(side) | SPEECH_TLS);
 	release(at, heed(side));

@@ -1,6 +1,7 @@
 package hello
 
 import (
+	"bytes"
 	"time"
 
 	"bocage.dev/bocage"
@@ -13,8 +14,8 @@ const (
 	patience  = 10 * time.Second
 )
 
-// Key names a flow among those that are gathered.
-type Key struct {
+// key names a flow among those that are gathered.
+type key struct {
 	Interface                   uint32
 	Source, Destination         bocage.Identity
 	SourcePort, DestinationPort uint16
@@ -22,9 +23,8 @@ type Key struct {
 	To                          bool
 }
 
-// KeyOf is a flow's.
-func KeyOf(e *bocage.FlowEvent) Key {
-	k := Key{Interface: e.Interface, Source: e.Source, Destination: e.Destination, SourcePort: e.SourcePort,
+func keyOf(e *bocage.FlowEvent) key {
+	k := key{Interface: e.Interface, Source: e.Source, Destination: e.Destination, SourcePort: e.SourcePort,
 		DestinationPort: e.DestinationPort, To: e.Direction == bocage.DirectionTo}
 	if e.Remote.IsValid() {
 		k.Remote = e.Remote.As16()
@@ -35,7 +35,7 @@ func KeyOf(e *bocage.FlowEvent) Key {
 // Gatherer puts ClientHellos together from pieces that come in any order, some of
 // them more than once. Whoever uses it takes care that one goroutine does.
 type Gatherer struct {
-	flows map[Key]*gathered
+	flows map[key]*gathered
 	order []arrival // oldest first; some are gone
 	held  int
 	// Given up are flows that were forgotten unfinished, because they took too long
@@ -44,47 +44,53 @@ type Gatherer struct {
 }
 
 type arrival struct {
-	key   Key
+	key   key
 	since time.Time
 }
 
 // gathered is what came of one flow.
 type gathered struct {
-	since time.Time
-	bytes []byte
-	have  []bool
-	solid int // so many bytes without a gap
-	over  bool
+	since   time.Time
+	bytes   []byte
+	have    []bool
+	solid   int    // so many bytes without a gap
+	packets uint32 // of the flow, when its last piece came
+	over    bool   // it was told, or is none; the bytes are kept, so that others are noticed
+	vain    bool   // nothing more is to be told
 }
 
-// Add takes a piece, by its place in what the client says, and returns what the
-// client said once it is all there, or once it is known to be ambiguous: a copy of
-// bytes differs. Done is true once for a flow.
-func (g *Gatherer) Add(key Key, place int, piece []byte, now time.Time) (h Hello, ambiguous, done bool) {
+// Add takes a piece, by its place in what the client of a flow says, and returns what
+// it said once it is all there, or once it is known to be ambiguous: a copy of bytes
+// differs. Done is true once for a flow, and once more if such a copy comes after.
+func (g *Gatherer) Add(flow *bocage.FlowEvent, place int, piece []byte, now time.Time) (h Hello, ambiguous, done bool) {
 	if place < 0 || place >= MostBytes {
 		return Hello{}, false, false
 	}
 	if g.flows == nil {
-		g.flows = map[Key]*gathered{}
+		g.flows = map[key]*gathered{}
 	}
-	f := g.flows[key]
-	if f != nil && f.over && place == 0 && now.Sub(f.since) > patience {
-		g.forget(key) // the ports are used again
+	piece = piece[:min(len(piece), MostBytes-place)]
+	k := keyOf(flow)
+	f := g.flows[k]
+	// Ports are used again. What a flow says again comes behind other packets of it.
+	if f != nil && f.over && place == 0 && (now.Sub(f.since) > patience || flow.Packets <= f.packets && !f.repeats(place, piece)) {
+		g.forget(k)
 		f = nil
 	}
 	if f == nil {
 		f = &gathered{since: now}
-		g.flows[key] = f
-		g.order = append(g.order, arrival{key, now})
+		g.flows[k] = f
+		g.order = append(g.order, arrival{k, now})
 		g.tidy(now)
 	}
-	if f.over {
+	if f.vain || f.over && f.repeats(place, piece) {
 		return Hello{}, false, false
 	}
-	if !f.put(place, piece[:min(len(piece), MostBytes-place)], &g.held) {
-		f.finish(&g.held)
+	if f.over || !f.put(place, piece, &g.held) {
+		f.drop(&g.held)
 		return Hello{}, true, true
 	}
+	f.packets = max(f.packets, flow.Packets)
 	hello, answer := Parse(f.bytes[:f.solid])
 	if answer == No && f.solid > 0 || answer == Yes {
 		f.finish(&g.held)
@@ -112,20 +118,33 @@ func (f *gathered) put(place int, piece []byte, held *int) bool {
 	return true
 }
 
-// finish lets go of the bytes; the flow is remembered, so that what is sent again
-// says nothing new.
-func (f *gathered) finish(held *int) {
-	*held -= len(f.bytes)
-	f.bytes, f.have, f.solid, f.over = nil, nil, 0, true
+// repeats reports whether a piece says nothing else than what a finished flow has said.
+func (f *gathered) repeats(place int, piece []byte) bool {
+	said := f.bytes[min(place, len(f.bytes)):]
+	n := min(len(said), len(piece))
+	return bytes.Equal(said[:n], piece[:n])
 }
 
-func (g *Gatherer) forget(key Key) {
-	if f := g.flows[key]; f != nil {
+// finish keeps what was said without a gap, so that what is sent again says nothing
+// new, and what is sent otherwise does.
+func (f *gathered) finish(held *int) {
+	*held -= len(f.bytes) - f.solid
+	f.bytes, f.have, f.over = bytes.Clone(f.bytes[:f.solid]), nil, true
+}
+
+// drop lets go of the bytes.
+func (f *gathered) drop(held *int) {
+	*held -= len(f.bytes)
+	f.bytes, f.have, f.solid, f.over, f.vain = nil, nil, 0, true, true
+}
+
+func (g *Gatherer) forget(k key) {
+	if f := g.flows[k]; f != nil {
 		if !f.over {
 			g.GivenUp++
 		}
-		f.finish(&g.held)
-		delete(g.flows, key)
+		f.drop(&g.held)
+		delete(g.flows, k)
 	}
 }
 

@@ -178,15 +178,15 @@ func TestSplitAnywhere(t *testing.T) {
 				}
 				return len(stream)
 			}
-			if _, _, done := g.Add(Key{}, first, stream[first:end(first)], now); done {
+			if _, _, done := g.Add(&bocage.FlowEvent{}, first, stream[first:end(first)], now); done {
 				t.Fatalf("split at %d: done after a part", at)
 			}
-			h, ambiguous, done := g.Add(Key{}, second, stream[second:end(second)], now)
+			h, ambiguous, done := g.Add(&bocage.FlowEvent{}, second, stream[second:end(second)], now)
 			if !done || ambiguous || h.ServerName != "db.example.org" {
 				t.Fatalf("split at %d: %+v, %v, %v", at, h, ambiguous, done)
 			}
-			if g.held != 0 {
-				t.Fatalf("%d bytes are still held", g.held)
+			if g.held != len(stream) {
+				t.Fatalf("%d bytes are held, of %d", g.held, len(stream))
 			}
 		}
 	}
@@ -195,7 +195,7 @@ func TestSplitAnywhere(t *testing.T) {
 var now = time.Unix(1_700_000_000, 0)
 
 // In pieces of any sizes and order, overlapping and twice, it is told once; bytes
-// that differ make it ambiguous, before it is told or never.
+// that came otherwise too make it ambiguous, before it is told or after.
 func TestGatherProperty(t *testing.T) {
 	stream := built(extension(51, make([]byte, 1500)...), name("a.example"), offers("h2"))
 	rapid.Check(t, func(t *rapid.T) {
@@ -213,29 +213,72 @@ func TestGatherProperty(t *testing.T) {
 		random.Shuffle(len(pieces), func(i, j int) { pieces[i], pieces[j] = pieces[j], pieces[i] })
 		lie := random.IntN(2 * len(pieces))
 		var g Gatherer
-		told, lied := 0, false
+		told, doubted, lied, again := 0, 0, -1, false
 		for i, p := range pieces {
 			b := bytes.Clone(stream[p[0]:p[1]])
 			if i == lie {
-				b[random.IntN(len(b))] ^= 1 << random.IntN(8)
-				lied = true
+				at := random.IntN(len(b))
+				b[at] ^= 1 << random.IntN(8)
+				lied = p[0] + at
 			}
-			h, ambiguous, done := g.Add(Key{}, p[0], b, now)
+			h, ambiguous, done := g.Add(&bocage.FlowEvent{Packets: uint32(i)}, p[0], b, now)
 			if !done {
 				continue
 			}
-			told++
-			if !lied && (ambiguous || h.ServerName != "a.example" || !reflect.DeepEqual(h.ALPN, []string{"h2"})) {
+			if doubted > 0 {
+				t.Fatalf("told %+v, ambiguous %v, of what was ambiguous", h, ambiguous)
+			}
+			if lied < 0 && (ambiguous || h.ServerName != "a.example" || !reflect.DeepEqual(h.ALPN, []string{"h2"})) {
 				t.Fatalf("told %+v, ambiguous %v", h, ambiguous)
+			}
+			if ambiguous {
+				doubted++
+			} else {
+				told++
 			}
 			if ambiguous && h.ServerName != "" {
 				t.Fatalf("ambiguous, and told %+v", h)
 			}
 		}
-		if told > 1 || told == 0 && !lied {
-			t.Fatalf("told %d times", told)
+		for i, p := range pieces {
+			again = again || i != lie && p[0] <= lied && lied < p[1]
+		}
+		if told > 1 || told == 0 && lied < 0 || doubted > 0 != again {
+			t.Fatalf("told %d times, and %d times that it is ambiguous; byte %d was a lie", told, doubted, lied)
 		}
 	})
+}
+
+// Whole hellos that differ are of one flow, which hides something, or of two.
+func TestGatherAgain(t *testing.T) {
+	good, evil := built(name("good.example")), built(name("evil.example"))
+	broken := built(name("evil.example"), name("evil.example"))
+	for _, c := range []struct {
+		name          string
+		first, second []byte
+		place         int
+		packets       uint32 // of the flow, at the second; 3 at the first
+		want          string
+		ambiguous     bool
+	}{
+		{"the same again", good, good, 0, 4, "", false},
+		{"another", good, evil, 0, 4, "", true},
+		{"the end of another", good, evil, 60, 4, "", true},
+		{"one behind what is none", broken, evil, 0, 4, "", true},
+		{"data behind it", good, append(bytes.Clone(good), "early data"...), 0, 4, "", false},
+		{"of the next flow", good, evil, 0, 3, "evil.example", false},
+		{"of the next flow, the same", good, good, 0, 3, "", false},
+	} {
+		var g Gatherer
+		g.Add(&bocage.FlowEvent{Packets: 3}, 0, c.first, now)
+		h, ambiguous, done := g.Add(&bocage.FlowEvent{Packets: c.packets}, c.place, c.second[c.place:], now)
+		if h.ServerName != c.want || ambiguous != c.ambiguous || done != (c.ambiguous || c.want != "") {
+			t.Errorf("%s: %+v, %v, %v", c.name, h, ambiguous, done)
+		}
+		if _, _, done := g.Add(&bocage.FlowEvent{Packets: 9}, 0, c.second, now); c.ambiguous && done {
+			t.Errorf("%s: told once more", c.name)
+		}
+	}
 }
 
 // However many flows begin and never end, what is held is bounded.
@@ -243,7 +286,7 @@ func TestGatherBounded(t *testing.T) {
 	var g Gatherer
 	part := append([]byte{22, 3, 1, 64, 0, 1, 0, 63, 252}, make([]byte, 9000)...)
 	for i := range 20_000 {
-		g.Add(Key{Interface: uint32(i)}, 0, part, now.Add(time.Duration(i)*time.Millisecond))
+		g.Add(&bocage.FlowEvent{Interface: uint32(i)}, 0, part, now.Add(time.Duration(i)*time.Millisecond))
 		if len(g.flows) > mostFlows+1 || g.held > mostHeld+len(part) || len(g.order) > 2*mostFlows {
 			t.Fatalf("%d flows, %d bytes, %d in order", len(g.flows), g.held, len(g.order))
 		}
@@ -254,11 +297,11 @@ func TestGatherBounded(t *testing.T) {
 	late := now.Add(time.Hour)
 	stream := built(name("a.example"))
 	for i := range 3 { // the same ports again, long after
-		if h, _, done := g.Add(Key{}, 0, stream, late.Add(time.Duration(i)*time.Minute)); !done || h.ServerName != "a.example" {
+		if h, _, done := g.Add(&bocage.FlowEvent{}, 0, stream, late.Add(time.Duration(i)*time.Minute)); !done || h.ServerName != "a.example" {
 			t.Fatalf("flow %d: %+v, %v", i, h, done)
 		}
 	}
-	if len(g.flows) > 2 || g.held != 0 {
+	if len(g.flows) > 2 || g.held > 2*len(stream) {
 		t.Errorf("%d flows and %d bytes are kept", len(g.flows), g.held)
 	}
 }
