@@ -34,7 +34,7 @@ test: ## everything: laws, unit, kernel, whole system
 	@scripts/setup test
 	@$(MAKE) --no-print-directory format-check generate-check build .bin/kubectl .bin/informer
 	go vet ./...
-	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 15m $(TEST_FLAGS) $$(go list ./... | grep -v /e2e$$)
+	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 30m $(TEST_FLAGS) $$(go list ./... | grep -v /e2e$$)
 	@# Whole sites by themselves: what they promise within seconds they promise on a machine of their own.
 	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -timeout 15m $(TEST_FLAGS) ./e2e
 
