@@ -99,9 +99,16 @@ func TestRootShortWayAgreesWithTheLong(t *testing.T) {
 	if passed < packets/10 || passed > packets*9/10 {
 		t.Errorf("%d of %d packets passed: the draw proves little", passed, packets)
 	}
-	one, err := c.short.Counters()
+	sameState(t, c.short.plane, c.long.plane, len(flows))
+}
+
+// sameState compares what two planes counted and remember that judged the same packets
+// by the short way and by the long, of so many flows.
+func sameState(t *testing.T, short, long *plane, flows int) {
+	t.Helper()
+	one, err := short.Counters()
 	must(t, err)
-	other, err := c.long.Counters()
+	other, err := long.Counters()
 	must(t, err)
 	for reason := range bocage.ReasonCode(64) {
 		if reason == bocage.ReasonControl {
@@ -112,13 +119,13 @@ func TestRootShortWayAgreesWithTheLong(t *testing.T) {
 				one.Refused[reason], other.Refused[reason])
 		}
 	}
-	a, b := rowsOf(c.short.plane), rowsOf(c.long.plane)
+	a, b := rowsOf(short), rowsOf(long)
 	for row, n := range a {
 		if b[row] != n {
 			t.Errorf("the long way has no such row: %+v", row)
 		}
 	}
-	if len(a) != len(b) || len(a) < len(flows) {
+	if len(a) != len(b) || len(a) < flows {
 		t.Errorf("%d rows by the short way, %d by the long", len(a), len(b))
 	}
 }

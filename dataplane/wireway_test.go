@@ -131,25 +131,7 @@ func TestRootShortWayOfWireAgreesWithTheLong(t *testing.T) {
 	if passed < packets/10 || passed > packets*9/10 {
 		t.Errorf("%d of %d packets passed: the draw proves little", passed, packets)
 	}
-	one, err := short.Counters()
-	must(t, err)
-	other, err := long.Counters()
-	must(t, err)
-	for reason := range bocage.ReasonCode(64) {
-		if one.Passed[reason] != other.Passed[reason] || one.Refused[reason] != other.Refused[reason] {
-			t.Errorf("%s: passed %v and %v, refused %v and %v", reason, one.Passed[reason], other.Passed[reason],
-				one.Refused[reason], other.Refused[reason])
-		}
-	}
-	a, b := rowsOf(short.plane), rowsOf(long.plane)
-	for row, n := range a {
-		if b[row] != n {
-			t.Errorf("the long way has no such row: %+v", row)
-		}
-	}
-	if len(a) != len(b) || len(a) < len(flows) {
-		t.Errorf("%d rows by the short way, %d by the long", len(a), len(b))
-	}
+	sameState(t, short.plane, long.plane, len(flows))
 }
 
 // What a wire's flow is bound by holds for every packet, and ends when who is at the

@@ -197,15 +197,26 @@ func (c *controllerProcess) watchStore(ctx context.Context) error {
 
 // keepCertificate renews the controller's own certificate at half of its life.
 func (c *controllerProcess) keepCertificate(ctx context.Context) error {
-	tick := time.NewTicker(controllerLife / 2)
+	return every(ctx, controllerLife/2, func() error {
+		if err := c.issue(); err != nil {
+			c.logger.Error("renew the controller's certificate", "err", err)
+		}
+		return nil
+	})
+}
+
+// every does something again and again, first after a while, until the context ends
+// or it fails.
+func every(ctx context.Context, while time.Duration, do func() error) error {
+	tick := time.NewTicker(while)
 	defer tick.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if err := c.issue(); err != nil {
-				c.logger.Error("renew the controller's certificate", "err", err)
+			if err := do(); err != nil {
+				return err
 			}
 		}
 	}
@@ -317,18 +328,11 @@ func cutWords(refused map[string]string) map[string]string {
 func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 	const silence = 3 * statusEvery
 	kind, _ := bocage.KindNamed("Host")
-	tick := time.NewTicker(statusEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	return every(ctx, statusEvery, func() error {
 		objects, _, err := store.Objects(ctx, c.store, kind)
 		if err != nil {
 			c.logger.Warn("look for silent hosts", "err", err)
-			continue
+			return nil
 		}
 		for _, object := range objects {
 			err := store.UpdateObject(ctx, c.store, kind, "", object.Meta().Name, func(h *bocage.Host) (bool, error) {
@@ -349,7 +353,8 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 				c.logger.Warn("mark a silent host", "host", object.Meta().Name, "err", err)
 			}
 		}
-	}
+		return nil
+	})
 }
 
 func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {

@@ -25,26 +25,20 @@ func (c *controllerProcess) trimLog(ctx context.Context, recognizer *recognition
 		done uint64
 	}
 	var marks []mark
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-		}
+	return every(ctx, time.Minute, func() error {
 		marks = append(marks, mark{time.Now(), min(c.lake.Landed(), recognizer.Stats().Sequence)})
 		old := 0
 		for old < len(marks) && time.Since(marks[old].at) > keepEvents {
 			old++
 		}
 		if old == 0 {
-			continue
+			return nil
 		}
 		before := marks[old-1].done + 1
 		marks = marks[old:]
 		if err := trimmer.Trim(ctx, before); err != nil {
 			c.logger.Warn("trim the log of events", "before", before, "err", err)
 		}
-	}
+		return nil
+	})
 }

@@ -234,24 +234,14 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 		})
 	})
 	group.Go(func() error {
-		tick := time.NewTicker(uplinksEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-tick.C:
-			}
+		return every(ctx, uplinksEvery, func() error {
 			mu.Lock()
-			var err error
-			if last != nil {
-				err = show(last, true)
+			defer mu.Unlock()
+			if last == nil {
+				return nil
 			}
-			mu.Unlock()
-			if err != nil {
-				return err
-			}
-		}
+			return show(last, true)
+		})
 	})
 	return group.Wait()
 }

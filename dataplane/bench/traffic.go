@@ -285,52 +285,29 @@ func requests(p *path, d time.Duration) ([]float64, error) {
 	return []float64{float64(len(took)) / all.Seconds(), at(0.5), at(0.99)}, nil
 }
 
+// connections are opened and reset, one after the other.
 func connections(p *path, d time.Duration) ([]float64, error) {
-	l, err := listen(p, portConnections)
-	if err != nil {
-		return nil, err
-	}
-	start := time.Now()
-	accepted := p.onCPU(0, ofServer, func() {
-		for time.Since(start) < d+300*time.Millisecond {
-			c, _, err := unix.Accept(l)
-			if err != nil {
-				continue
-			}
-			unix.Close(c)
-		}
-	})
-	n := 0
-	var failed error
-	p.onCPU(0, ofClient, func() {
-		linger := unix.Linger{Onoff: 1}
-		var address = unix.SockaddrInet4{Port: portConnections, Addr: p.server.address.As4()}
-		failed = host.In(p.client.namespace, func() error {
-			p.keepTo(0, ofClient) // In has threads of its own
-			for time.Since(start) < d {
-				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-				if err != nil {
-					return err
-				}
-				err = unix.Connect(c, &address)
-				unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger)
-				unix.Close(c)
-				if err != nil {
-					return fmt.Errorf("connect: %w", err)
-				}
-				n++
-			}
-			return nil
-		})
-	})()
-	took := time.Since(start)
-	accepted()
-	unix.Close(l)
-	return []float64{float64(n) / took.Seconds()}, failed
+	return oneAfterTheOther(p, d, func(int) {}, func(int) error { return nil })
 }
 
 // conversations are connections that ask once and are answered, one after the other.
 func conversations(p *path, d time.Duration) ([]float64, error) {
+	return oneAfterTheOther(p, d, func(c int) {
+		if limit(c, unix.SO_RCVTIMEO) == nil && expect(c, len(greeting)) == nil {
+			unix.Write(c, welcome)
+			expect(c, 1) // until the client is gone
+		}
+	}, func(c int) error {
+		if _, err := unix.Write(c, greeting); err != nil {
+			return fmt.Errorf("ask: %w", err)
+		}
+		return expect(c, len(welcome))
+	})
+}
+
+// oneAfterTheOther opens connections that a server and a client use and that the client
+// resets, and says how many there were in a second.
+func oneAfterTheOther(p *path, d time.Duration, serve func(c int), use func(c int) error) ([]float64, error) {
 	l, err := listen(p, portConnections)
 	if err != nil {
 		return nil, err
@@ -342,10 +319,7 @@ func conversations(p *path, d time.Duration) ([]float64, error) {
 			if err != nil {
 				continue
 			}
-			if limit(c, unix.SO_RCVTIMEO) == nil && expect(c, len(greeting)) == nil {
-				unix.Write(c, welcome)
-				expect(c, 1) // until the client is gone
-			}
+			serve(c)
 			unix.Close(c)
 		}
 	})
@@ -354,22 +328,19 @@ func conversations(p *path, d time.Duration) ([]float64, error) {
 	p.onCPU(0, ofClient, func() {
 		linger := unix.Linger{Onoff: 1}
 		address := unix.SockaddrInet4{Port: portConnections, Addr: p.server.address.As4()}
-		ask := func(c int) error {
+		visit := func(c int) error {
 			defer unix.Close(c)
 			if err := unix.Connect(c, &address); err != nil {
 				return fmt.Errorf("connect: %w", err)
 			}
-			if _, err := unix.Write(c, greeting); err != nil {
-				return fmt.Errorf("ask: %w", err)
-			}
-			return errors.Join(expect(c, len(welcome)), unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
+			return errors.Join(use(c), unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
 		}
 		failed = host.In(p.client.namespace, func() error {
-			p.keepTo(0, ofClient)
+			p.keepTo(0, ofClient) // In has threads of its own
 			for time.Since(start) < d {
 				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				if err == nil {
-					err = ask(c)
+					err = visit(c)
 				}
 				if err != nil {
 					return err
