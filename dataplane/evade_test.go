@@ -380,6 +380,52 @@ func TestRootVerifyEvasion(t *testing.T) {
 		s.passes(true, segment{at: -1, flags: syn | ack})
 		s.refused(false, segment{flags: ack, bytes: other})
 	})
+	// As a server does when nothing more comes of a connection that it has ended.
+	again := func() *stream {
+		s := x.open(bocage.SpeechSSH)
+		s.passes(false, segment{flags: ack, bytes: hello})
+		s.passes(true, segment{known: len(hello), flags: ack, bytes: hello})
+		s.passes(true, segment{at: len(hello), known: len(hello), flags: fin | ack})
+		s.passes(false, segment{at: len(hello), known: len(hello) + 1, flags: ack})
+		if s.isWatched() {
+			t.Fatal("known, and still listened to")
+		}
+		return s
+	}
+	t.Run("a second connection on a row", func(t *testing.T) {
+		s := again()
+		s.bases = [2]uint32{rand.Uint32(), rand.Uint32()}
+		s.passes(false, segment{at: -1, flags: syn})
+		s.passes(true, segment{at: -1, flags: syn | ack})
+		s.refused(false, segment{flags: ack, bytes: other})
+
+		s = again() // it may say what it must
+		s.bases = [2]uint32{rand.Uint32(), rand.Uint32()}
+		s.passes(false, segment{at: -1, flags: syn})
+		s.passes(true, segment{at: -1, flags: syn | ack})
+		s.passes(false, segment{flags: ack})
+		s.passes(false, segment{flags: ack, bytes: hello})
+		s.passes(true, segment{known: len(hello), flags: ack, bytes: hello})
+		s.passes(false, segment{at: len(hello), known: len(hello), flags: ack})
+		if s.isWatched() {
+			t.Error("known, and still listened to")
+		}
+		s.passes(false, segment{at: len(hello), flags: ack, bytes: other})
+
+		s = again() // with data
+		s.bases = [2]uint32{rand.Uint32(), rand.Uint32()}
+		s.refused(false, segment{at: -1, flags: syn, bytes: other})
+	})
+	t.Run("half a handshake cuts nothing", func(t *testing.T) {
+		s := again()
+		s.passes(true, segment{at: -1, flags: syn | ack}) // late, or anybody's
+		s.passes(false, segment{at: 5000, flags: ack, bytes: other})
+		s.bases[0] += 1 << 20
+		s.passes(false, segment{at: -1, flags: syn})
+		s.bases[0] -= 1 << 20
+		s.passes(false, segment{at: 5000, flags: ack, bytes: other})
+		s.passes(true, segment{at: 5000, flags: ack, bytes: other})
+	})
 	t.Run("the ports of a flow that is over", func(t *testing.T) {
 		s := x.open(bocage.SpeechSSH)
 		s.passes(false, segment{flags: ack, bytes: hello[:4]})

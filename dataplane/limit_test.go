@@ -409,6 +409,47 @@ func TestRootRateCountsBehindPickups(t *testing.T) {
 	}
 }
 
+// A connection on the ports of one that one side has forgotten is one more that begins.
+func TestRootRateCountsConnectionsOnOnesPorts(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs := ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
+	owe(rs, "1/s")
+	must(t, p.Apply(rs))
+	there := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 80}
+	back := frame{from: gatewayMAC(a), to: [6]byte(a.mac), source: b.v4, dst: a.v4, protocol: bocage.ProtocolTCP, sport: 80, dport: 4000}
+	ask := func(flags byte) bool {
+		there.tcpFlags = flags
+		return p.judgedHere(true, a.ifindex, there.bytes()) == next
+	}
+	answer := func(flags byte) bool {
+		back.tcpFlags = flags
+		return p.judgedHere(false, a.ifindex, back.bytes()) == next
+	}
+	began := 0
+	for n := range 10 {
+		if !ask(syn) {
+			t.Fatal("an opener on the row of a flow that lives is refused")
+		}
+		if n == 0 && !(ask(syn) && answer(syn|ack) && answer(syn|ack)) { // sent again before it is established
+			t.Fatal("the first connection is refused")
+		}
+		if answer(syn | ack) {
+			began++
+			if !ask(ack) {
+				t.Fatal("a connection is refused that was let begin")
+			}
+		}
+		if !answer(fin | ack) {
+			t.Fatal("what lives is refused")
+		}
+	}
+	if began < 1 || began > 2 { // two if a turn came meanwhile
+		t.Errorf("%d of 10 connections began at once, at one a second", began)
+	}
+}
+
 // More limits than there is room for are an error that says what to do.
 func TestRootLimitsFull(t *testing.T) {
 	p := newPlane(t, func(c *Config) { c.LimitEntries = 4 })

@@ -437,7 +437,6 @@ _Static_assert(sizeof(struct flow) == 128, "flow");
 #define FLOW_WAYS 0xf0000
 #define FLOW_HEED_SOURCE 0x100000 // what the source says first is not known yet
 #define FLOW_HEED_DESTINATION 0x200000
-#define FLOW_PICKED_UP FLOW_HEED_SOURCE // of one that is not watched: its handshake was not seen
 #define FLOW_LIVE 0x400000    // the row is a flow's
 #define FLOW_WRITING 0x800000 // somebody writes it
 #define FLOW_ASKS 0x1000000   // its source asks the DNS for names, which are read

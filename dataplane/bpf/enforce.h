@@ -168,6 +168,32 @@ STAGE int allow_piece(const struct passage *at, struct outcome *out)
 	return true;
 }
 
+// Counts one more flow that begins, where that may be only so fast; false if it comes
+// before its turn.
+STAGE int count_opener(const struct passage *at, const struct outcome *out)
+{
+	if (!at || !out)
+		return true;
+	__u32 id = out->decision, slot = at->index & ACTIVE_SLOT;
+	struct limit_row *row = bpf_map_lookup_elem(&limits, &id);
+	__u64 every = row ? row->in[slot].every : 0;
+	if (!every)
+		return true;
+	struct quota_key key = {.limit = row->in[slot].number, .source = out->source, .destination = out->destination,
+				.link = at->link};
+	TRACE(limited, 1);
+	struct quota *quota = bpf_map_lookup_elem(&quotas, &key);
+	if (!quota) {
+		struct quota fresh = {};
+		bpf_map_update_elem(&quotas, &key, &fresh, BPF_NOEXIST);
+		quota = bpf_map_lookup_elem(&quotas, &key);
+	}
+	if (quota && take_turn(&quota->due, at->now, every))
+		return true;
+	TRACE(limited, 2);
+	return false;
+}
+
 // Refuses a flow that begins in pieces where that must not be, or before its turn, and
 // counts it. What was there before is none that begins.
 STAGE int limit_opener(struct passage *at, struct outcome *out)
@@ -179,25 +205,8 @@ STAGE int limit_opener(struct passage *at, struct outcome *out)
 		return 0;
 	bool begins = (at->packet.marks & PACKET_OPENER) ||
 		      (at->packet.protocol == PROTOCOL_TCP && (at->packet.tcp_flags & TCP_SYN));
-	if (!begins || !is_allowed(out->would))
+	if (!begins || !is_allowed(out->would) || count_opener(at, out))
 		return 0;
-	__u32 id = out->decision, slot = at->index & ACTIVE_SLOT;
-	struct limit_row *row = bpf_map_lookup_elem(&limits, &id);
-	__u64 every = row ? row->in[slot].every : 0;
-	if (!every)
-		return 0;
-	struct quota_key key = {.limit = row->in[slot].number, .source = out->source, .destination = out->destination,
-				.link = at->link};
-	TRACE(limited, 1);
-	struct quota *quota = bpf_map_lookup_elem(&quotas, &key);
-	if (!quota) {
-		struct quota fresh = {};
-		bpf_map_update_elem(&quotas, &key, &fresh, BPF_NOEXIST);
-		quota = bpf_map_lookup_elem(&quotas, &key);
-	}
-	if (quota && take_turn(&quota->due, at->now, every))
-		return 0;
-	TRACE(limited, 2);
 	out->would = VERDICT_DROP;
 	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
 	out->reason = REASON_RATE_LIMITED;
@@ -417,6 +426,59 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 	return flow && stands(at, flow) && is_still(flow, at->found.word);
 }
 
+// Refuses a packet, not its flow; false where somebody enforces. Else it is told of.
+STAGE int refuse_one(const struct passage *at, struct outcome *out, __u32 reason)
+{
+	if (!at || !out)
+		return true;
+	__u8 was = out->reason, verdict = out->verdict, would = out->would;
+	out->reason = reason;
+	out->would = VERDICT_DROP;
+	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	if (is_cut(out->verdict))
+		return false;
+	account(at, out, !at->original);
+	out->reason = was;
+	out->would = would;
+	out->verdict = verdict;
+	return true;
+}
+
+// A handshake on the row of a flow that is established: its ends forgot it without a
+// word, and its ports are used again. What begins is counted and heard as any other,
+// once it is answered: its first packet may be anybody's, and cuts nothing. Returns
+// false if the packet is refused.
+STAGE int begin_again(struct __sk_buff *skb, struct passage *at, struct outcome *out)
+{
+	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	if (!flow || !out || !is_allowed(out->would))
+		return true;
+	bool opens = !(at->packet.tcp_flags & TCP_ACK);
+	if (opens != at->original)
+		return true;
+	if (opens) {
+		struct payload payload;
+		turn(flow, at->found.word, FLOW_BEGINS_AGAIN, 0);
+		// Its receiver may take what it carries before anybody has answered.
+		if (flow->expects && (!read_payload(skb, at, &payload) || payload.size))
+			return refuse_one(at, out, REASON_INVALID_STATE);
+		return true;
+	}
+	if (!(at->found.word & FLOW_BEGINS_AGAIN))
+		return true;
+	if (!count_opener(at, out) && !refuse_one(at, out, REASON_RATE_LIMITED))
+		return false;
+	__u64 hears = flow->expects ? FLOW_WATCHED | FLOW_HEED : 0;
+	if (!take(flow, at->found.word))
+		return refuse_one(at, out, REASON_INVALID_STATE); // another processor writes it: it will be sent again
+	if (hears)
+		flow->speech = SPEECH_UNKNOWN;
+	at->found.word = give(flow, hears,
+			      (FLOW_BEGINS_AGAIN | FLOW_ESTABLISHED | FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION) & ~hears);
+	forget(at);
+	return true;
+}
+
 // Tracks a packet, and judges it where its flow is not known or no longer settled.
 static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, struct outcome *out)
 {
@@ -447,6 +509,9 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 	if (act != ACT_DISPATCH)
 		return act;
 	if ((at->packet.marks & PACKET_FIRST) && !at->pieced && !allow_piece(at, out))
+		return refuse(at, out);
+	if ((at->packet.tcp_flags & TCP_SYN) && (at->found.word & (FLOW_ESTABLISHED | FLOW_WATCHED)) == FLOW_ESTABLISHED &&
+	    !begin_again(skb, at, out))
 		return refuse(at, out);
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);

@@ -36,8 +36,8 @@ static __always_inline bool glance_transport(void *l4, void *end, __u32 payload,
 		__u32 header = (tcp->offset >> 4) * 4;
 		if (header < sizeof(*tcp) || header > payload || !(tcp->flags & (TCP_RST | TCP_ACK)))
 			return false; // may open a flow, or is malformed
-		if ((tcp->flags & TCP_SYN) && (tcp->flags & (TCP_FIN | TCP_RST)))
-			return false;
+		if (tcp->flags & TCP_SYN)
+			return false; // opens a flow, or says that another begins on its ports
 		*flags = tcp->flags;
 		*source = bswap16(tcp->source);
 		*destination = bswap16(tcp->destination);

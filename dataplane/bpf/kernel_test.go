@@ -330,7 +330,9 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"hear_datagrams": 150,
 		// Names and rates.
 		"judge_named":  120,
-		"limit_opener": 170,
+		"limit_opener": 90,
+		"count_opener": 150,
+		"begin_again":  390,
 		// Wires.
 		"across_wire": 1000,
 		"admit_wired": 220,

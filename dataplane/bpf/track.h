@@ -19,6 +19,11 @@ static __always_inline bool may_pick_up(const struct passage *at)
 	return at->young || (pressed && at->now < pressed->until);
 }
 
+// Of a flow that is not watched, and so heeds nothing: its handshake was not seen, or it
+// lives and its source has opened it once more.
+#define FLOW_PICKED_UP FLOW_HEED_SOURCE
+#define FLOW_BEGINS_AGAIN FLOW_HEED_DESTINATION
+
 // Whether a flow's row was made by a packet from its middle, or by one that says so.
 static __always_inline bool is_picked_up(__u64 word)
 {
