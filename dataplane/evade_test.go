@@ -416,6 +416,26 @@ func TestRootVerifyEvasion(t *testing.T) {
 		s.bases = [2]uint32{rand.Uint32(), rand.Uint32()}
 		s.refused(false, segment{at: -1, flags: syn, bytes: other})
 	})
+	t.Run("a handshake that never arrives, on the ports of one that did", func(t *testing.T) {
+		begin := func() *stream {
+			s := x.open(bocage.SpeechSSH)
+			s.passes(false, segment{flags: rst}) // with a wrong checksum, as the next ones
+			s.bases[0] -= 1000
+			return s
+		}
+		s := begin()
+		s.passes(false, segment{at: -1, flags: syn})
+		s.send(false, segment{flags: ack, bytes: hello})
+		s.bases[0] += 1000
+		s.send(true, segment{flags: ack}) // of what it knows
+		s.refused(false, segment{flags: ack, bytes: other})
+
+		s = begin() // with data
+		s.passes(false, segment{at: -1, flags: syn, bytes: hello})
+		s.bases[0] += 1000
+		s.passes(true, segment{flags: ack})
+		s.refused(false, segment{flags: ack, bytes: other})
+	})
 	t.Run("half a handshake cuts nothing", func(t *testing.T) {
 		s := again()
 		s.passes(true, segment{at: -1, flags: syn | ack}) // late, or anybody's

@@ -45,7 +45,7 @@ struct ear {
 	__u32 way;
 	__u32 base;  // sequence number of this direction's first byte
 	__u32 based; // it is known
-	__u32 forked; // two handshakes say otherwise
+	__u32 forked; // two handshakes say otherwise, or nobody answered the one that is counted from
 };
 
 struct {
@@ -394,8 +394,6 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 		row = open_hearing(e, bucket, &at->key, at->now, owes);
 	if (row) {
 		struct heard *own = side_of(row, side), *other = side_of(row, !side);
-		if (ack && other->matched && (__s32)(payload->acknowledgement - other->base - other->matched) >= 0)
-			e->acknowledged = 1;
 		// Only one of two handshakes reached its receiver, and where nobody has answered
 		// which, nothing may have been said. What the answer acknowledges counts.
 		bool again = syn && own->begun && own->base != payload->sequence;
@@ -409,6 +407,14 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 			other->base = payload->acknowledgement;
 			other->begun = other->sure = 1;
 		}
+		// What is counted from an opener counts once that was answered: it may never have
+		// arrived, and what is sent then belong to a connection that was there before.
+		bool answered = own->sure || !other->sure;
+		if (ack && answered && other->matched &&
+		    (__s32)(payload->acknowledgement - other->base - other->matched) >= 0)
+			e->acknowledged = 1;
+		if (!side && !syn && e->size && own->sure && !other->sure)
+			e->forked = 1;
 		e->base = own->base;
 		e->based = own->begun;
 	}

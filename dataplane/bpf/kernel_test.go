@@ -323,7 +323,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"allow_piece":    90,
 		// Verification.
 		"hear_segment":   330,
-		"attend":         320,
+		"attend":         350,
 		"overhear":       480,
 		"classify":       60,
 		"hear_datagram":  190,
