@@ -241,7 +241,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"endings": o.Endings, "guides": o.Guides,
 		"orders": o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,
-		"names": o.Names, "learned": o.Learned, "inquiries": o.Inquiries, "namings": o.Namings, "clerks": o.Clerks,
+		"names": o.Names, "learned": o.Learned, "inquiries": o.Inquiries, "readings": o.Readings, "namings": o.Namings, "clerks": o.Clerks,
 		"greetings": o.Greetings, "greeting_drafts": o.GreetingDrafts,
 	}
 }
