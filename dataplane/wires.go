@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -74,6 +75,12 @@ func (d *Dataplane) attachWire(w Wire) error {
 			}
 		}
 	}
+	if known && (was.Closed != w.Closed || !slices.Equal(identitiesOf(was), identitiesOf(w))) {
+		// What passed before somebody vouched for it, or was refused, is judged again.
+		if err := d.judgeAnew(); err != nil {
+			return err
+		}
+	}
 	d.departed = true
 	w.Residents = slices.Clone(w.Residents)
 	d.wires[w.Inside] = w
@@ -81,6 +88,26 @@ func (d *Dataplane) attachWire(w Wire) error {
 		d.log.Info("wire attached", "wire", w.Name, "inside", w.Inside, "outside", w.Outside, "residents", len(w.Residents))
 	}
 	return nil
+}
+
+// resident is an address inside, and who has it.
+type resident struct {
+	address  netip.Addr
+	identity bocage.Identity
+}
+
+// identitiesOf says who has which address at a wire's inside, in order.
+func identitiesOf(w Wire) []resident {
+	var all []resident
+	for _, p := range w.Residents {
+		for _, a := range p.Addresses {
+			all = append(all, resident{a.Unmap().WithZone(""), p.Identity})
+		}
+	}
+	slices.SortFunc(all, func(a, b resident) int {
+		return cmp.Or(a.address.Compare(b.address), cmp.Compare(a.identity, b.identity))
+	})
+	return all
 }
 
 // checkWire refuses what would be no wire. Of one that stands already only its
