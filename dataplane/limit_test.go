@@ -488,3 +488,31 @@ func send(t testing.TB, w *workload, kind int, address netip.Addr, port uint16) 
 		t.Error(err)
 	}
 }
+
+// A rate counts what begins on a wire whatever its VLAN is: who sends may choose that.
+func TestRootRateCountsVLANsOfWire(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	r := limitedUDP(21, 22)
+	rs := ruleset(1, []bocage.Rule{r}, a, b)
+	owe(rs, "1/s")
+	must(t, p.Apply(rs))
+	p.wire(a, b, true, a)
+	p.run()
+	f := frame{from: [6]byte(a.mac), to: [6]byte(b.mac), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 80, payload: 50}
+	const vlans = 10
+	seen := b.listen(t)
+	for vlan := range uint16(vlans) {
+		f.sport++
+		sendFrame(t, a, tagged(f.bytes(), vlan+1))
+	}
+	if got := seen(4001, f.dport, true); got != 1 {
+		t.Errorf("the first came by VLAN %d (-1: not at all)", got)
+	}
+	if got := seen(f.sport, f.dport, false); got >= 0 {
+		t.Errorf("the last came by VLAN %d", got)
+	}
+	if quotas := p.quotasNow(); len(quotas) != 1 {
+		t.Errorf("counted apart: %v", quotas)
+	}
+}

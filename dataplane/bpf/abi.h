@@ -241,7 +241,7 @@ struct quota_key {
 	__u64 limit;
 	__u32 source; // identities
 	__u32 destination;
-	__u32 link; // of a wire, which counts for itself; see flow_key
+	__u32 link; // LINK_WIRE: on wires, whatever the VLAN is, which who sends may choose
 	__u32 pad;
 };
 _Static_assert(sizeof(struct quota_key) == 24, "quota_key");

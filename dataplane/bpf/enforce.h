@@ -180,7 +180,7 @@ STAGE int count_opener(const struct passage *at, const struct outcome *out)
 	if (!every)
 		return true;
 	struct quota_key key = {.limit = row->in[slot].number, .source = out->source, .destination = out->destination,
-				.link = at->link};
+				.link = at->link & LINK_WIRE};
 	TRACE(limited, 1);
 	struct quota *quota = bpf_map_lookup_elem(&quotas, &key);
 	if (!quota) {
