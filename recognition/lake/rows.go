@@ -387,20 +387,25 @@ func Views() []View {
 		{"protocol", "VARCHAR", "connection_info_protocol_name", "TCP, UDP, ICMP, ..."},
 		{"protocol_number", "INTEGER", "connection_info_protocol_num", "as IANA numbers it"},
 	}
+	point := Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}
+	decided := []Column{
+		{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
+		{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
+		{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
+	}
+	done := append([]Column{{"verdict", "VARCHAR", "verdict", "what was done"}}, decided...)
 	flows := append(append([]Column{}, moment...), Column{"event", "VARCHAR", "event", "start, end, refused or update"})
 	flows = append(append(flows, parties...),
 		Column{"verdict", "VARCHAR", "verdict", "what was done: allow, inspect, drop or decoy"},
 		Column{"would", "VARCHAR", "would", "what an enforcing scope would have done"},
-		Column{"reason", "VARCHAR", "reason", "rule, default-deny, guardrail, quarantine, spoofed, ..."},
-		Column{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
-		Column{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
-		Column{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
+		Column{"reason", "VARCHAR", "reason", "rule, default-deny, guardrail, quarantine, spoofed, ..."})
+	flows = append(append(flows, decided...),
 		Column{"replied", "BOOLEAN", "replied", "the destination answered"},
 		Column{"closed", "BOOLEAN", "closed", "FIN or RST was seen"},
 		Column{"packets", "BIGINT", "traffic_packets", "both directions; of refusals, the attempts"},
 		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
 		Column{"spoken", "VARCHAR", "coalesce(app_protocol_name, '')", "what it was heard to speak: tls, http, postgresql, ...; other; empty if nothing was heard"},
-		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
+		host, point, record)
 	cadences := append(append([]Column{}, moment...),
 		Column{"gaps", "INTEGER", "gap_count", "silences of 268 ms and more since the flow began"},
 		Column{"gap_mean", "DOUBLE", "gap_mean", "in seconds"},
@@ -409,25 +414,16 @@ func Views() []View {
 		Column{"size_regularity", "DOUBLE", "size_regularity", "the same of what was said between two gaps"},
 		Column{"gap_histogram", "VARCHAR", "gaps", "JSON: by who spoke after it, source and destination; by octave from 268 ms"},
 		Column{"size_histogram", "VARCHAR", "sizes", "JSON: bursts by who spoke first; below 256 bytes, 4 KiB, 64 KiB, and more"})
-	cadences = append(append(cadences, parties...),
-		Column{"verdict", "VARCHAR", "verdict", "what was done"},
-		Column{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
-		Column{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
-		Column{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
+	cadences = append(append(append(cadences, parties...), done...),
 		Column{"packets", "BIGINT", "traffic_packets", "both directions, since the flow began"},
 		Column{"bytes", "BIGINT", "traffic_bytes", "both directions"},
-		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
+		host, point, record)
 	greetings := append(append([]Column{}, moment...),
 		Column{"server_name", "VARCHAR", "tls_sni", "whom the client asked for, in lower case; empty if it did not say"},
 		Column{"alpn", "VARCHAR", "tls_alpn", "what it offered to speak inside, best first, as a list in JSON: alpn->>0"},
 		Column{"hidden", "BOOLEAN", "hidden", "the true name is encrypted, or pretends to be"},
 		Column{"ambiguous", "BOOLEAN", "ambiguous", "the same bytes came twice and otherwise, so that no name is told"})
-	greetings = append(append(greetings, parties...),
-		Column{"verdict", "VARCHAR", "verdict", "what was done"},
-		Column{"decision", "BIGINT", "firewall_rule_uid", "number of the decision; bocage explain tells its author"},
-		Column{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
-		Column{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
-		host, Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}, record)
+	greetings = append(append(append(greetings, parties...), done...), host, point, record)
 	detections := append(append([]Column{}, moment...),
 		Column{"signature", "BIGINT", "finding_info_analytic_uid", "the engine's signature id"},
 		Column{"title", "VARCHAR", "finding_info_title", ""},
