@@ -127,6 +127,18 @@ func openTap(name string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), name), nil
 }
 
+// arrivals is a socket for frames that reach a workload.
+func (w *workload) arrivals(t testing.TB) (socket int) {
+	t.Helper()
+	must(t, host.In(w.namespace, func() (err error) {
+		if socket, err = packetSocket("eth0"); err != nil {
+			return err
+		}
+		return unix.SetsockoptInt(socket, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
+	}))
+	return socket
+}
+
 // witness sees every IP packet that reaches a workload.
 type witness struct {
 	mu   sync.Mutex
@@ -135,13 +147,7 @@ type witness struct {
 
 func (w *workload) witness(t testing.TB) *witness {
 	t.Helper()
-	var socket int
-	must(t, host.In(w.namespace, func() (err error) {
-		if socket, err = packetSocket("eth0"); err != nil {
-			return err
-		}
-		return unix.SetsockoptInt(socket, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
-	}))
+	socket := w.arrivals(t)
 	x, done, stopped := &witness{seen: map[string]int{}}, make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)

@@ -337,15 +337,23 @@ func TestRootRateIsTold(t *testing.T) {
 	}
 }
 
+// oneInASecond is a plane of two workloads, of which the one may begin one connection
+// with the other in a second.
+func oneInASecond(t *testing.T) (p *plane, a, b *workload, rs *bocage.Ruleset) {
+	t.Helper()
+	p = newPlane(t)
+	a, b = p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs = ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
+	owe(rs, "1/s")
+	must(t, p.Apply(rs))
+	return p, a, b, rs
+}
+
 // What cannot open a flow is not counted, nor what was there before the point was, nor
 // what belongs to a flow that lives.
 func TestRootRateCountsWhatBegins(t *testing.T) {
-	p := newPlane(t)
-	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	p.attach(a, b)
-	rs := ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
-	owe(rs, "1/s")
-	must(t, p.Apply(rs))
+	p, a, b, rs := oneInASecond(t)
 	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 80, tcpFlags: ack}
 	for n := range 20 { // picked up: they were there before
 		f.sport = uint16(4000 + n)
@@ -386,12 +394,7 @@ func TestRootRateCountsWhatBegins(t *testing.T) {
 // What a packet that belongs to nothing leaves in the table does not let a flow begin
 // unseen on its ports.
 func TestRootRateCountsBehindPickups(t *testing.T) {
-	p := newPlane(t)
-	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	p.attach(a, b)
-	rs := ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
-	owe(rs, "1/s")
-	must(t, p.Apply(rs))
+	p, a, b, _ := oneInASecond(t)
 	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, dport: 80}
 	began := 0
 	for n := range 20 {
@@ -411,12 +414,7 @@ func TestRootRateCountsBehindPickups(t *testing.T) {
 
 // A connection on the ports of one that one side has forgotten is one more that begins.
 func TestRootRateCountsConnectionsOnOnesPorts(t *testing.T) {
-	p := newPlane(t)
-	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	p.attach(a, b)
-	rs := ruleset(1, []bocage.Rule{limitedTCP(21, 22, 80)}, a, b)
-	owe(rs, "1/s")
-	must(t, p.Apply(rs))
+	p, a, b, _ := oneInASecond(t)
 	there := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 80}
 	back := frame{from: gatewayMAC(a), to: [6]byte(a.mac), source: b.v4, dst: a.v4, protocol: bocage.ProtocolTCP, sport: 80, dport: 4000}
 	ask := func(flags byte) bool {

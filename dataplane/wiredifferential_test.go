@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/host/hosttest"
 )
 
@@ -26,13 +25,7 @@ type far struct {
 
 func (w *workload) far(t testing.TB) *far {
 	t.Helper()
-	var socket int
-	must(t, host.In(w.namespace, func() (err error) {
-		if socket, err = packetSocket("eth0"); err != nil {
-			return err
-		}
-		return unix.SetsockoptInt(socket, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1)
-	}))
+	socket := w.arrivals(t)
 	x, done, stopped := &far{}, make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
