@@ -29,12 +29,21 @@ build: ## bin/bocage
 	@mkdir -p bin
 	$(GOBUILD) -ldflags '-X main.version=$(VERSION)' -o bin/bocage ./cmd/bocage
 
+# What tests draw at random they draw anew in every run and print the seed of;
+# BOCAGE_SEED repeats a run. A flag that a package does not know is refused, so the
+# packages that draw by rapid run by themselves.
+TEST = BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 30m $(TEST_FLAGS)
+DRAWING = $(shell go list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | sed -n 's/ .*pgregory.net\/rapid.*//p')
+PLAIN = $(filter-out $(DRAWING) %/e2e,$(shell go list ./...))
 .PHONY: test
-test: ## everything: laws, unit, kernel, whole system
+test: ## everything: laws, unit, kernel, whole system; BOCAGE_SEED=n repeats what was drawn
 	@scripts/setup test
 	@$(MAKE) --no-print-directory format-check generate-check build .bin/kubectl .bin/informer
 	go vet ./...
-	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 30m $(TEST_FLAGS) $$(go list ./... | grep -v /e2e$$)
+	@failed=; \
+	$(TEST) $(PLAIN) || failed=1; \
+	$(TEST) $(DRAWING) $(if $(BOCAGE_SEED),-rapid.seed=$(BOCAGE_SEED)) || failed=1; \
+	[ -z "$$failed" ]
 	@# Whole sites by themselves: what they promise within seconds they promise on a machine of their own.
 	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -timeout 15m $(TEST_FLAGS) ./e2e
 
@@ -79,6 +88,15 @@ bench-dataplane: ## packets: beside an unfiltered path and nftables, up to 1,000
 	@cat $(FIGURES).part >>$(FIGURES).txt
 	@rm $(FIGURES).part
 	@cat $(FIGURES).txt
+
+.PHONY: soak
+ROUNDS ?= 10
+soak: ## what is drawn at random, with new seeds, in ROUNDS rounds of ten times as much
+	@for round in $$(seq $(ROUNDS)); do \
+	go test -count=1 -timeout 60m $(TEST_FLAGS) $(filter-out %/dataplane %/node,$(DRAWING)) -rapid.checks=1000 -rapid.nofailfile || exit 1; \
+	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -count=1 -timeout 60m $(TEST_FLAGS) -run '$(SOAK)' ./dataplane || exit 1; \
+	done
+SOAK = Differential|Mutated|Malformed|AnyOrder|AreTheModels|AreApplied|MessagesOfTheDNS|Sanitizers|ShortWay|FrameHolds
 
 .PHONY: bench-api
 bench-api: ## watchers, large lists, and the latency of watches under writes

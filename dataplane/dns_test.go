@@ -145,6 +145,10 @@ func toldIn(b []byte) []string {
 			r.ttl = 0
 		}
 		internet := h.Class == dnsmessage.ClassINET
+		// An alias can be read though its record claims more than the message has.
+		if rest := p; rest.SkipAnswer() != nil {
+			break
+		}
 		switch {
 		case internet && h.Type == dnsmessage.TypeA && h.Length == 4:
 			var body dnsmessage.AResource

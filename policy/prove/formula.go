@@ -337,8 +337,15 @@ func (f *formula) offers(classes []string) bf.Formula {
 	return either(any)
 }
 
-// differ says that both ends are workloads with different values of a label.
+// differ says that both ends are workloads with different values of a label. All
+// values that anybody asks for are known before; zones are asked for by what places
+// workloads.
 func (f *formula) differ(key string) bf.Formula {
+	if key == bocage.LabelZone {
+		for zone := range f.words.zones {
+			f.is(source, key, zone)
+		}
+	}
 	any := []bf.Formula{bf.Xor(f.exists(source, key), f.exists(destination, key)),
 		every([]bf.Formula{bf.Var("unlike"), f.unasked(source, key), f.unasked(destination, key)})}
 	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
