@@ -136,7 +136,13 @@ func measure(s suite, o options) (r results, err error) {
 	if err := s.setUp(p); err != nil {
 		return r, err
 	}
-	p.realtime = o.realtime
+	if p.realtime = o.realtime; p.realtime {
+		restore, failed := softirqsAhead()
+		if failed != nil {
+			return r, failed
+		}
+		defer func() { err = errors.Join(err, restore()) }()
+	}
 
 	variants := s.variants(p, o)
 	defer func() {

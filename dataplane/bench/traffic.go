@@ -133,15 +133,19 @@ func connect(p *path, port int) (int, error) {
 		limit(fd, unix.SO_SNDTIMEO))
 }
 
-// onCPU runs fn on a thread of its own that keeps to one CPU.
+// onCPU runs fn on a thread of its own that keeps to one CPU. It returns when the
+// thread is there: one that is not yet ahead of others may wait for long behind one
+// that is.
 func (p *path) onCPU(cpu, priority int, fn func()) (wait func()) {
-	done := make(chan struct{})
+	there, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
 		p.keepTo(cpu, priority)
+		close(there)
 		fn()
 	}()
+	<-there
 	return func() { <-done }
 }
 
@@ -323,7 +327,7 @@ func oneAfterTheOther(p *path, d time.Duration, serve func(c int), use func(c in
 			unix.Close(c)
 		}
 	})
-	n := 0
+	n, began := 0, start
 	var failed error
 	p.onCPU(0, ofClient, func() {
 		linger := unix.Linger{Onoff: 1}
@@ -336,8 +340,9 @@ func oneAfterTheOther(p *path, d time.Duration, serve func(c int), use func(c in
 			return errors.Join(use(c), unix.SetsockoptLinger(c, unix.SOL_SOCKET, unix.SO_LINGER, &linger))
 		}
 		failed = host.In(p.client.namespace, func() error {
-			p.keepTo(0, ofClient) // In has threads of its own
-			for time.Since(start) < d {
+			p.keepTo(0, ofClient) // In has threads of its own, which may come late
+			began = time.Now()
+			for time.Since(began) < d {
 				c, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 				if err == nil {
 					err = visit(c)
@@ -350,7 +355,7 @@ func oneAfterTheOther(p *path, d time.Duration, serve func(c int), use func(c in
 			return nil
 		})
 	})()
-	took := time.Since(start)
+	took := time.Since(began)
 	accepted()
 	unix.Close(l)
 	return []float64{float64(n) / took.Seconds()}, failed
