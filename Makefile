@@ -89,14 +89,18 @@ bench-dataplane: ## packets: beside an unfiltered path and nftables, up to 1,000
 	@rm $(FIGURES).part
 	@cat $(FIGURES).txt
 
-.PHONY: soak
+# The tests that draw at random, of whatever package.
+DRAWN = $(shell git ls-files '*_test.go' | xargs awk -F '[^A-Za-z0-9]+' '/^func /{f=$$2} /newRandom.t.|rapid.Check/ && f ~ /^Test/{print f}' | sort -u | paste -sd '|')
 ROUNDS ?= 10
-soak: ## what is drawn at random, with new seeds, in ROUNDS rounds of ten times as much
+CHECKS ?= 1000
+.PHONY: soak
+soak: ## what is drawn at random, with new seeds, in ROUNDS rounds of CHECKS drawings
+	@scripts/setup test
 	@for round in $$(seq $(ROUNDS)); do \
-	go test -count=1 -timeout 60m $(TEST_FLAGS) $(filter-out %/dataplane %/node,$(DRAWING)) -rapid.checks=1000 -rapid.nofailfile || exit 1; \
-	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -count=1 -timeout 60m $(TEST_FLAGS) -run '$(SOAK)' ./dataplane || exit 1; \
+	echo "round $$round" && \
+	BOCAGE_SEED= BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 1 -count=1 -timeout 120m $(TEST_FLAGS) -run '^($(DRAWN))$$' $(DRAWING) \
+		-rapid.checks=$(CHECKS) -rapid.nofailfile || exit 1; \
 	done
-SOAK = Differential|Mutated|Malformed|AnyOrder|AreTheModels|AreApplied|MessagesOfTheDNS|Sanitizers|ShortWay|FrameHolds
 
 .PHONY: bench-api
 bench-api: ## watchers, large lists, and the latency of watches under writes

@@ -70,7 +70,7 @@ func drawCluster(t *rapid.T, least, most int) cluster {
 		}
 		for _, name := range words.PortNames[:rapid.IntRange(0, 2).Draw(t, "named ports")] {
 			w.Spec.Ports = append(w.Spec.Ports, bocage.NamedPort{Name: name,
-				Port: rapid.SampledFrom(words.Ports).Draw(t, "port"), Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP"}).Draw(t, "protocol")})
+				Port: rapid.SampledFrom(words.Ports).Draw(t, "port"), Protocol: rapid.SampledFrom([]string{"", "TCP", "UDP", "SCTP"}).Draw(t, "protocol")})
 		}
 		c.Workloads = append(c.Workloads, w)
 	}

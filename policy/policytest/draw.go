@@ -26,11 +26,11 @@ var (
 		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.0/25"),
 		netip.MustParsePrefix("203.0.113.128/25"),
 		netip.MustParsePrefix("203.0.113.200/32"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2001:db8:1::/48"),
-		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
+		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("::ffff:203.0.113.128/121"),
 	}
 	// Ports has neighbours and the ends of the range, where mistakes live.
 	ports     = []uint16{1, 22, 79, 80, 81, 443, 5432, 65534, 65535}
-	protocols = []string{"", "TCP", "UDP", "ICMP", "47"}
+	protocols = []string{"", "TCP", "UDP", "SCTP", "ICMP", "47"}
 	profiles  = []string{"deep", "sql", "web"}
 	hosts     = []string{"h1", "h2", "h3"}
 	groups    = []string{"partners", "wide", "gone"} // the last is never declared
@@ -113,7 +113,7 @@ func Draw(t *rapid.T) compile.Input {
 
 // drawPlaces makes zones, namespaces, hosts and address groups.
 func drawPlaces(t *rapid.T, in *compile.Input) {
-	for i, members := range [][]string{{"h1"}, {"h1", "h2"}} {
+	for i, members := range [][]string{{"h1"}, {"h1", "h2"}, {"h3"}} {
 		if rapid.Bool().Draw(t, "zone") {
 			in.Zones = append(in.Zones, &bocage.Zone{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("z%d", i+1)}, Spec: bocage.ZoneSpec{Hosts: members}})
 		}
@@ -164,6 +164,8 @@ func drawWorkload(t *rapid.T, i int) *bocage.Workload {
 		w.Spec.Interface = ""
 	case 1:
 		w.Status.Identity = 0
+	case 2: // on an interface of its own
+		w.Spec.MoreInterfaces = []bocage.WorkloadInterface{{Interface: fmt.Sprintf("more%d", i), Addresses: addresses[len(addresses)-1:]}}
 	}
 	w.Status.Assurance = rapid.SampledFrom(levels).Draw(t, "assurance")
 	if rapid.IntRange(0, 2).Draw(t, "pod") == 0 {
@@ -171,7 +173,7 @@ func drawWorkload(t *rapid.T, i int) *bocage.Workload {
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "named ports") {
 		w.Spec.Ports = append(w.Spec.Ports, bocage.NamedPort{Name: rapid.SampledFrom(portNames).Draw(t, "port name"),
-			Port: rapid.SampledFrom(ports[3:6]).Draw(t, "port"), Protocol: rapid.SampledFrom(protocols[:3]).Draw(t, "protocol")})
+			Port: rapid.SampledFrom(ports[3:6]).Draw(t, "port"), Protocol: rapid.SampledFrom(protocols[:4]).Draw(t, "protocol")})
 	}
 	return w
 }
@@ -193,11 +195,17 @@ func drawLabels(t *rapid.T) map[string]string {
 func drawSelector(t *rapid.T) bocage.Selector {
 	var s bocage.Selector
 	if rapid.IntRange(0, 9).Draw(t, "inherent") == 0 {
-		where := [][2]string{{bocage.LabelHost, "h1"}, {bocage.LabelZone, "z1"}, {bocage.LabelZone, "z2"}, {bocage.LabelAssurance, "L2"}, {bocage.LabelNamespace, "pay"}}
+		where := [][2]string{{bocage.LabelHost, "h1"}, {bocage.LabelZone, "z1"}, {bocage.LabelZone, "z2"}, {bocage.LabelZone, "z3"}, {bocage.LabelAssurance, "L1"}, {bocage.LabelAssurance, "L2"}, {bocage.LabelNamespace, "pay"}}
 		label := rapid.SampledFrom(where).Draw(t, "label")
 		operator := rapid.SampledFrom([]string{"In", "NotIn"}).Draw(t, "operator")
 		s.MatchExpressions = []bocage.Requirement{{Key: label[0], Operator: operator, Values: label[1:]}}
 		return s
+	}
+	label := func(key, value string) {
+		if s.MatchLabels == nil {
+			s.MatchLabels = map[string]string{}
+		}
+		s.MatchLabels[key] = value
 	}
 	for range rapid.IntRange(0, 2).Draw(t, "terms") {
 		key := rapid.SampledFrom(labelKeys).Draw(t, "key")
@@ -212,9 +220,9 @@ func drawSelector(t *rapid.T) bocage.Selector {
 		case 3:
 			s.MatchExpressions = append(s.MatchExpressions, bocage.Requirement{Key: key, Operator: "DoesNotExist"})
 		case 4:
-			s.MatchLabels = map[string]string{bocage.LabelName: fmt.Sprintf("w%d", rapid.IntRange(0, 3).Draw(t, "named"))}
+			label(bocage.LabelName, fmt.Sprintf("w%d", rapid.IntRange(0, 3).Draw(t, "named")))
 		default:
-			s.MatchLabels = map[string]string{key: rapid.SampledFrom(values).Draw(t, "value")}
+			label(key, rapid.SampledFrom(values).Draw(t, "value"))
 		}
 	}
 	return s
@@ -340,15 +348,18 @@ func Moments() []time.Time {
 
 // Flows are all flows between the addresses at the ports: every boundary of a
 // drawn input, in every protocol that it may name.
-func Flows(visit func(bocage.Flow)) {
+func Flows(visit func(bocage.Flow)) { FlowsOf(Addresses(), visit) }
+
+// FlowsOf are those that come from some of the addresses.
+func FlowsOf(sources []netip.Addr, visit func(bocage.Flow)) {
 	addresses, ports := Addresses(), Ports()
-	for _, source := range addresses {
+	for _, source := range sources {
 		for _, destination := range addresses {
 			if source.Is4() != destination.Is4() || source == destination {
 				continue
 			}
 			f := bocage.Flow{Source: source, Destination: destination, At: Now}
-			for _, f.Protocol = range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP} {
+			for _, f.Protocol = range []bocage.Protocol{bocage.ProtocolTCP, bocage.ProtocolUDP, bocage.ProtocolSCTP} {
 				for _, f.DestinationPort = range ports {
 					visit(f)
 				}

@@ -40,7 +40,7 @@ func drawGuardrailSpec(t *rapid.T) bocage.GuardrailSpec {
 		s.Protect = append(s.Protect, drawMatch(t))
 	}
 	if rapid.IntRange(0, 4).Draw(t, "separates") == 0 {
-		s.Separate = &bocage.Separate{By: rapid.SampledFrom([]string{"env", "tier", "namespace", "zone"}).Draw(t, "by")}
+		s.Separate = &bocage.Separate{By: rapid.SampledFrom([]string{"env", "tier", "namespace", "zone", "zone", bocage.LabelHost, bocage.LabelName, bocage.LabelAssurance}).Draw(t, "by")}
 	}
 	if len(s.Never)+len(s.Grant) == 0 || rapid.Bool().Draw(t, "requires") {
 		s.Require = drawDuties(t)
@@ -91,7 +91,7 @@ func drawException(t *rapid.T, i int) *bocage.Exception {
 	case 0:
 		e.CreationTimestamp = &created
 	case 1:
-		e.Spec.From = Now.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "from")) * time.Minute)
+		e.Spec.From = Now.Add(time.Duration(rapid.IntRange(-1, 2).Draw(t, "from")) * time.Minute)
 	}
 	switch rapid.IntRange(0, 4).Draw(t, "approval") {
 	case 0:
@@ -143,7 +143,7 @@ func DrawThreat(t *rapid.T, i int) *bocage.ThreatCondition {
 	case kind == 0 && c.Spec.Level != bocage.LevelQuarantine:
 		c.Spec.All = true
 	case kind == 1 && c.Spec.Level != bocage.LevelQuarantine:
-		c.Spec.Zone = rapid.SampledFrom([]string{"z1", "z2", "z9"}).Draw(t, "zone")
+		c.Spec.Zone = rapid.SampledFrom([]string{"z1", "z2", "z3", "z9"}).Draw(t, "zone")
 	default:
 		c.Spec.Workload = drawWorkloadName(t)
 	}

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -341,17 +342,47 @@ func (f *formula) offers(classes []string) bf.Formula {
 // values that anybody asks for are known before; zones are asked for by what places
 // workloads.
 func (f *formula) differ(key string) bf.Formula {
-	if key == bocage.LabelZone {
+	unlike := []bf.Formula{bf.Var("unlike")}
+	switch key {
+	case bocage.LabelAssurance:
+		f.assured(source)
+	case bocage.LabelZone:
 		for zone := range f.words.zones {
 			f.is(source, key, zone)
 		}
+	case bocage.LabelHost:
+		// Who is in a zone is on one of its hosts. Two of those that nobody asks for
+		// stand for all of them.
+		for zone := range f.words.zones {
+			for range 2 {
+				if host := f.freeHost(zone); host != "" {
+					f.is(source, key, host)
+				}
+			}
+			unlike = append(unlike, not(f.exists(source, bocage.LabelZone)), not(f.exists(destination, bocage.LabelZone)))
+		}
 	}
 	any := []bf.Formula{bf.Xor(f.exists(source, key), f.exists(destination, key)),
-		every([]bf.Formula{bf.Var("unlike"), f.unasked(source, key), f.unasked(destination, key)})}
+		every(append(unlike, f.unasked(source, key), f.unasked(destination, key)))}
 	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
 		any = append(any, bf.Xor(f.is(source, key, value), f.is(destination, key, value)))
 	}
 	return every([]bf.Formula{not(outside(source)), not(outside(destination)), either(any)})
+}
+
+// itself says that both ends are one workload. Names that nobody asks for are
+// given once; so are namespaces, where the ends are unlike.
+func (f *formula) itself() bf.Formula {
+	const name, namespace = bocage.LabelName, bocage.LabelNamespace
+	together := []bf.Formula{every([]bf.Formula{not(bf.Var("unlike")), f.unasked(source, namespace), f.unasked(destination, namespace)})}
+	for _, value := range slices.Sorted(maps.Keys(f.values[namespace])) {
+		together = append(together, bf.And(f.is(source, namespace, value), f.is(destination, namespace, value)))
+	}
+	var any []bf.Formula
+	for _, value := range slices.Sorted(maps.Keys(f.values[name])) {
+		any = append(any, every([]bf.Formula{f.is(source, name, value), f.is(destination, name, value), either(together)}))
+	}
+	return either(any)
 }
 
 // unasked says that the label is there with a value that nobody asks for.
@@ -365,7 +396,7 @@ func (f *formula) unasked(end, key string) bf.Formula {
 
 // solve finds a flow for which all terms hold; nil if there is none.
 func (f *formula) solve(terms ...bf.Formula) map[string]bool {
-	all := slices.Clone(terms)
+	all := append(slices.Clone(terms), not(f.itself()))
 	names := make([]string, len(f.pieces))
 	for i, piece := range f.pieces {
 		names[i] = pieceName(piece)
@@ -444,8 +475,14 @@ func (f *formula) natureOf(end string) []bf.Formula {
 	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		exists := f.exists(end, key)
 		all = append(all, implies(outside(end), not(exists)))
-		if slices.Contains([]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelAssurance}, key) {
+		if inherent(key) {
 			all = append(all, bf.Or(outside(end), exists))
+			if f.values[key][""] {
+				all = append(all, not(f.is(end, key, "")))
+			}
+		}
+		if key == bocage.LabelAssurance {
+			all = append(all, bf.Or(outside(end), f.assured(end)))
 		}
 		values := slices.Sorted(maps.Keys(f.values[key]))
 		for i, value := range values {
@@ -461,9 +498,15 @@ func (f *formula) natureOf(end string) []bf.Formula {
 		prefixes = append(prefixes, p)
 	}
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return strings.Compare(a.String(), b.String()) })
+	if !slices.ContainsFunc(anywhere(), func(p netip.Prefix) bool { return !covered(p, prefixes) }) {
+		all = append(all, implies(outside(end), f.withinAny(end, prefixes)))
+	}
 	for i, p := range prefixes {
 		in := f.within(end, p)
 		all = append(all, implies(in, outside(end)))
+		if parts := insideOf(p, prefixes); covered(p, parts) {
+			all = append(all, implies(in, f.withinAny(end, parts)))
+		}
 		for _, q := range prefixes[:i] {
 			switch {
 			case !p.Overlaps(q):
@@ -476,4 +519,51 @@ func (f *formula) natureOf(end string) []bf.Formula {
 		}
 	}
 	return all
+}
+
+// inherent reports whether every workload has the label, with a value.
+func inherent(key string) bool {
+	return slices.Contains([]string{bocage.LabelNamespace, bocage.LabelName, bocage.LabelHost, bocage.LabelAssurance}, key)
+}
+
+// assured says that an identity is vouched for in one of the ways that there are.
+func (f *formula) assured(end string) bf.Formula {
+	var any []bf.Formula
+	for level := range 6 {
+		any = append(any, f.is(end, bocage.LabelAssurance, fmt.Sprintf("L%d", level)))
+	}
+	return either(any)
+}
+
+func (f *formula) withinAny(end string, prefixes []netip.Prefix) bf.Formula {
+	var any []bf.Formula
+	for _, p := range prefixes {
+		any = append(any, f.within(end, p))
+	}
+	return either(any)
+}
+
+// insideOf lists those of the prefixes that are a part of one and not all of it.
+func insideOf(p netip.Prefix, prefixes []netip.Prefix) []netip.Prefix {
+	var parts []netip.Prefix
+	for _, q := range prefixes {
+		if q.Bits() > p.Bits() && p.Contains(q.Addr()) {
+			parts = append(parts, q)
+		}
+	}
+	return parts
+}
+
+// covered reports whether every address of a prefix is in one of the others.
+func covered(p netip.Prefix, by []netip.Prefix) bool {
+	if slices.ContainsFunc(by, func(q netip.Prefix) bool { return q.Bits() <= p.Bits() && q.Contains(p.Addr()) }) {
+		return true
+	}
+	parts := insideOf(p, by)
+	if len(parts) < 2 {
+		return false
+	}
+	low := netip.PrefixFrom(p.Addr(), p.Bits()+1)
+	high := netip.PrefixFrom(afterPrefix(low), p.Bits()+1)
+	return covered(low, parts) && covered(high, parts)
 }

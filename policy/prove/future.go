@@ -447,13 +447,7 @@ func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
 	var ok, also bool
 	w.from, ok = f.end(source, model)
 	w.to, also = f.end(destination, model)
-	return w, ok && also && !w.itself()
-}
-
-// itself reports whether both ends are one workload by name.
-func (w witness) itself() bool {
-	return w.from.labels[bocage.LabelName] != "" && w.from.labels[bocage.LabelName] == w.to.labels[bocage.LabelName] &&
-		w.from.labels[bocage.LabelNamespace] == w.to.labels[bocage.LabelNamespace]
+	return w, ok && also
 }
 
 // end reads an imagined end out of a model.
@@ -476,6 +470,9 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 				labels[key] = value
 			}
 		}
+	}
+	if name := labels[bocage.LabelName]; !f.values[bocage.LabelName][name] {
+		delete(labels, bocage.LabelName) // whoever places it gives it one that nobody has
 	}
 	if zone := labels[bocage.LabelZone]; zone != "" && !f.values[bocage.LabelHost][labels[bocage.LabelHost]] {
 		labels[bocage.LabelHost] = f.freeHost(zone)
@@ -531,7 +528,7 @@ func atLeast(owed, required bocage.Duties) bool {
 // witness that gets what it must not.
 func refute(in compile.Input, witnesses []witness) string {
 	for len(witnesses) > 0 {
-		world := newImagination(in)
+		world := newImagination(in, witnesses)
 		var held []witness
 		var flows []bocage.Flow
 		rest := witnesses[:0:0]
@@ -572,13 +569,18 @@ func (e imagined) String() string {
 
 // imagination is a data center of imagined workloads.
 type imagination struct {
-	in    compile.Input
-	names map[string]bool
-	next  uint32
+	in      compile.Input
+	names   map[string]bool
+	outside map[netip.Addr]bool // where no workload may be
+	next    uint32
 }
 
-func newImagination(in compile.Input) *imagination {
-	return &imagination{in: in, names: map[string]bool{}}
+func newImagination(in compile.Input, witnesses []witness) *imagination {
+	m := &imagination{in: in, names: map[string]bool{}, outside: map[netip.Addr]bool{}}
+	for _, w := range witnesses {
+		m.outside[w.from.address], m.outside[w.to.address] = true, true
+	}
+	return m
 }
 
 // place puts the ends of a witness into the world; false if a name is taken there.
@@ -600,14 +602,23 @@ func (m *imagination) place(w witness) (bocage.Flow, bool) {
 	return flow, true
 }
 
-// workload makes an imagined end real and returns its address.
-func (m *imagination) workload(end imagined, four bool) netip.Addr {
+// address makes one that no workload has.
+func (m *imagination) address(four bool) netip.Addr {
 	m.next++
 	n := m.next
-	address := netip.AddrFrom16([16]byte{0xfd, 0xb0, 0xca, 15: byte(n), 14: byte(n >> 8), 13: byte(n >> 16), 12: byte(n >> 24)})
 	if four {
-		address = netip.AddrFrom4([4]byte{100, 64 | byte(n>>16)&63, byte(n >> 8), byte(n)})
+		return netip.AddrFrom4([4]byte{100, 64 | byte(n>>16)&63, byte(n >> 8), byte(n)})
 	}
+	return netip.AddrFrom16([16]byte{0xfd, 0xb0, 0xca, 15: byte(n), 14: byte(n >> 8), 13: byte(n >> 16), 12: byte(n >> 24)})
+}
+
+// workload makes an imagined end real and returns its address.
+func (m *imagination) workload(end imagined, four bool) netip.Addr {
+	address := m.address(four)
+	for m.outside[address] {
+		address = m.address(four)
+	}
+	n := m.next
 	w := &bocage.Workload{ObjectMeta: bocage.ObjectMeta{Namespace: end.labels[bocage.LabelNamespace], Name: end.labels[bocage.LabelName], Labels: map[string]string{}},
 		Spec:   bocage.WorkloadSpec{Host: "imagined", Interface: fmt.Sprintf("i%d", n), Addresses: []netip.Addr{address}},
 		Status: bocage.WorkloadStatus{Identity: bocage.IdentityFirst + bocage.Identity(n), Assurance: "L5"}}
