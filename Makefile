@@ -81,11 +81,9 @@ bench-dataplane: ## packets: beside an unfiltered path and nftables, up to 1,000
 	go build -o bin/bench-dataplane.bin ./dataplane/bench
 	bin/bench-dataplane.bin -repeats 7 -duration 600ms -realtime -json $(FIGURES).json >$(FIGURES).txt
 	BOCAGE_REQUIRE_ROOT=1 $(BENCH_PACKETS) >$(FIGURES).part || { cat $(FIGURES).part; exit 1; }
-	bin/bench-dataplane.bin -json $(FIGURES).json -add "$(BENCH_PACKETS)" <$(FIGURES).part
-	@cat $(FIGURES).part >>$(FIGURES).txt
+	bin/bench-dataplane.bin -json $(FIGURES).json -add "$(BENCH_PACKETS)" <$(FIGURES).part >>$(FIGURES).txt
 	BOCAGE_REQUIRE_ROOT=1 $(BENCH_SIZES) >$(FIGURES).part || { cat $(FIGURES).part; exit 1; }
-	bin/bench-dataplane.bin -json $(FIGURES).json -add "$(BENCH_SIZES)" <$(FIGURES).part
-	@cat $(FIGURES).part >>$(FIGURES).txt
+	bin/bench-dataplane.bin -json $(FIGURES).json -add "$(BENCH_SIZES)" <$(FIGURES).part >>$(FIGURES).txt
 	@rm $(FIGURES).part
 	@cat $(FIGURES).txt
 

@@ -25,11 +25,15 @@ func TestRootShort(t *testing.T) {
 	}
 	printed := "goos: linux\nBenchmarkRootPacket/new/IPv4-2   1000   12 ns/op   561 ns/packet\n" +
 		"BenchmarkRootPacket/new/IPv4-2   1000   12 ns/op   461 ns/packet\nBenchmarkRootScan-2  3  70 ns/op  80.5 Mflows/s\nPASS\n"
-	if err := addBenchmarks(file, "go test -bench", strings.NewReader(printed)); err != nil {
+	var said strings.Builder
+	if err := addBenchmarks(file, "go test -bench", strings.NewReader(printed), &said); err != nil {
 		t.Fatal(err)
 	}
-	if err := addBenchmarks(file, "go test -bench", strings.NewReader("PASS\n")); err == nil {
+	if err := addBenchmarks(file, "go test -bench", strings.NewReader("PASS\n"), &said); err == nil {
 		t.Error("no benchmark is no fault")
+	}
+	if !strings.Contains(said.String(), "ns/packet  561 (461 to 561)") {
+		t.Errorf("it says %q", said.String())
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {

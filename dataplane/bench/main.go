@@ -53,7 +53,7 @@ func main() {
 	flag.Parse()
 	work := func() error { return run(o, *path) }
 	if *command != "" {
-		work = func() error { return addBenchmarks(*path, *command, os.Stdin) }
+		work = func() error { return addBenchmarks(*path, *command, os.Stdin, os.Stdout) }
 	}
 	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

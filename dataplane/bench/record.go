@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"text/tabwriter"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -67,8 +69,8 @@ func (r *record) write(path string) error {
 	return nil
 }
 
-// addBenchmarks adds what go test printed to the figures of a run.
-func addBenchmarks(path, command string, printed io.Reader) error {
+// addBenchmarks adds what go test printed to the figures of a run, and says their medians.
+func addBenchmarks(path, command string, printed io.Reader, to io.Writer) error {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return fmt.Errorf("add figures: %w", err)
@@ -82,7 +84,20 @@ func addBenchmarks(path, command string, printed io.Reader) error {
 		return err
 	}
 	r.Added, r.Figures = append(r.Added, command), append(r.Figures, more...)
-	return r.write(path)
+	return errors.Join(r.write(path), printAdded(to, more))
+}
+
+func printAdded(to io.Writer, all []figures) error {
+	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+	suite := ""
+	for _, f := range all {
+		if f.Suite != suite {
+			suite = f.Suite
+			fmt.Fprintf(w, "\n%s\t\tmedian (lowest to highest)\n", suite)
+		}
+		fmt.Fprintf(w, "  %s\t%s\t%.4g (%.4g to %.4g)\n", f.Variant, f.Figure, f.Median, slices.Min(f.Values), slices.Max(f.Values))
+	}
+	return w.Flush()
 }
 
 // readBenchmarks reads lines of a name, how often it ran, and values with their units.
