@@ -86,9 +86,15 @@ type CutSession struct {
 	// By is the declaration that cuts it; of default deny, and where the
 	// enforcement point decides by itself, empty.
 	By Ref `json:"by,omitzero"`
+	// Wire is the inline wire that takes the session's interface, so that nothing
+	// reaches the host by it any more, whatever is allowed; usually empty.
+	Wire string `json:"wire,omitempty"`
 }
 
 func (c CutSession) String() string {
+	if c.Wire != "" {
+		return fmt.Sprintf("%s on host %s would be cut: wire %s takes %s; %s", c.AdministratorSession, c.Host, c.Wire, c.Interface, c.Cure())
+	}
 	text := fmt.Sprintf("%s on host %s would be cut: %s", c.AdministratorSession, c.Host, c.Reason.Code)
 	if c.By.Kind != "" {
 		text += " by " + c.By.String()
@@ -99,6 +105,8 @@ func (c CutSession) String() string {
 // Cure says what would keep the session.
 func (c CutSession) Cure() string {
 	switch {
+	case c.Wire != "":
+		return fmt.Sprintf("make the wire of other interfaces than %s", c.Interface)
 	case c.Reason.Code == ReasonSpoofed:
 		return fmt.Sprintf("add %s to the addresses of the workload behind %s", c.Remote(), c.Interface)
 	case c.By.Kind != "":
@@ -108,11 +116,18 @@ func (c CutSession) Cure() string {
 }
 
 // CutSessions lists the sessions of a host that a ruleset would cut, at the
-// enforcement points that it names there.
-func (r *Ruleset) CutSessions(host string, sessions []AdministratorSession, ports []Port, at time.Time) []CutSession {
+// enforcement points that it names there, and by wires of the host.
+func (r *Ruleset) CutSessions(host string, sessions []AdministratorSession, ports []Port, wires []Wire, at time.Time) []CutSession {
 	var cut []CutSession
 	for _, s := range sessions {
-		i := slices.IndexFunc(ports, func(p Port) bool { return s.Interface != "" && p.Interface == s.Interface })
+		if s.Interface == "" {
+			continue
+		}
+		if i := slices.IndexFunc(wires, func(w Wire) bool { return w.Inside == s.Interface || w.Outside == s.Interface }); i >= 0 {
+			cut = append(cut, CutSession{AdministratorSession: s, Host: host, Wire: wires[i].Name})
+			continue
+		}
+		i := slices.IndexFunc(ports, func(p Port) bool { return p.Interface == s.Interface })
 		if i < 0 {
 			continue
 		}

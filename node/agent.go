@@ -58,12 +58,13 @@ type agentProcess struct {
 	exchange   stream.Exchange // set once joined
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
-	placing    sync.Mutex                        // held while profiles and decoys are handed on; guards loaded
-	loaded     map[uint16]bool                   // profiles that the engine has
-	refused    atomic.Pointer[map[string]string] // profiles that it does not take, with its words
-	since      atomic.Pointer[time.Time]         // when the generation in force came into force
-	applied    chan struct{}                     // tells reportStatus that it changed
-	hidden     atomic.Pointer[[]string]          // uplinks that are left alone
+	placing    sync.Mutex                             // held while profiles and decoys are handed on; guards loaded
+	loaded     map[uint16]bool                        // profiles that the engine has
+	refused    atomic.Pointer[map[string]string]      // profiles that it does not take, with its words
+	since      atomic.Pointer[time.Time]              // when the generation in force came into force
+	applied    chan struct{}                          // tells reportStatus that it changed
+	hidden     atomic.Pointer[[]string]               // uplinks that are left alone
+	failsafe   atomic.Pointer[[]bocage.FailsafeEntry] // the same, and for whom
 	starter    starter
 	bundle     *identity.Bundle                // set once joined
 	joined     atomic.Bool                     // there is an exchange
@@ -517,9 +518,7 @@ func (a *agentProcess) status(now report) bocage.HostStatus {
 	if status.Sessions, err = a.sessionsNow(); err != nil {
 		a.logger.Debug("look for administrators' sessions", "error", err)
 	}
-	if status.Failsafe, err = a.failsafeNow(); err != nil {
-		a.logger.Debug("look for the host's own interfaces", "error", err)
-	}
+	status.Failsafe = a.failsafeNow()
 	if refused := a.refused.Load(); refused != nil {
 		status.RefusedProfiles = *refused
 	}

@@ -162,6 +162,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return serveJoin(ctx, c.exchange, c.authority, c.tokens, c.logger) })
 	group.Go(func() error { return c.serveRenewals(ctx) })
 	group.Go(func() error { return c.serveRulesets(ctx) })
+	group.Go(func() error { return c.servePieces(ctx) })
 	group.Go(func() error { return c.serveStatus(ctx) })
 	group.Go(func() error { return newSightingsDesk(c.store, server.Vouch).Serve(ctx, c.exchange) })
 	group.Go(func() error { return c.keepCertificate(ctx) })
@@ -241,11 +242,27 @@ func (c *controllerProcess) serveRulesets(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &question); err != nil {
 			return nil, errors.New("the request is no question for a ruleset")
 		}
-		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed, Base: question.Base})
+		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed, Base: question.Base, Pieces: question.Pieces})
 		if err != nil || answer.Empty() {
 			return nil, err
 		}
-		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Amendment: answer.Amendment, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate})
+		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Amendment: answer.Amendment, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate,
+			Parcel: answer.Parcel})
+	})
+}
+
+// servePieces gives agents what no message takes.
+func (c *controllerProcess) servePieces(ctx context.Context) error {
+	return c.exchange.Serve(ctx, fmt.Sprintf(subjectPiece, "*"), func(ctx context.Context, request stream.Request) ([]byte, error) {
+		host, err := senderHost(request)
+		if err != nil {
+			return nil, err
+		}
+		var question pieceQuestion
+		if err := json.Unmarshal(request.Data, &question); err != nil {
+			return nil, errors.New("the request is no question for a piece")
+		}
+		return c.policy.Piece(ctx, host, question.Parcel, question.Number)
 	})
 }
 

@@ -28,6 +28,7 @@ const (
 const (
 	subjectJoin     = "join"
 	subjectRuleset  = "agent.%s.ruleset"
+	subjectPiece    = "agent.%s.piece"
 	subjectStatus   = "agent.%s.status"
 	subjectRenew    = "agent.%s.renew"
 	subjectRevision = "ruleset.revision"

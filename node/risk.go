@@ -156,13 +156,13 @@ func (a *agentProcess) sessionsNow() ([]bocage.AdministratorSession, error) {
 	return sessions[:min(len(sessions), mostSessions)], nil
 }
 
-// failsafeNow says which of the host's links are left alone, and for whom.
-func (a *agentProcess) failsafeNow() ([]bocage.FailsafeEntry, error) {
-	links, err := host.Links("")
-	if err != nil {
-		return nil, err
+// failsafeNow says which of the host's links are left alone, and for whom, as
+// followLinks found last.
+func (a *agentProcess) failsafeNow() []bocage.FailsafeEntry {
+	if entries := a.failsafe.Load(); entries != nil {
+		return *entries
 	}
-	return a.cfg.failsafe(links, a.keepers())
+	return nil
 }
 
 // mostSessions bounds what a host tells of.
@@ -180,7 +180,7 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 		a.logger.Warn("look for administrators' sessions", "error", err)
 		return nil // policy must not wait for what cannot be known
 	}
-	cut := ruleset.CutSessions(a.cfg.Host, sessions, a.shown(ruleset.Ports), time.Now())
+	cut := a.cut(ruleset, sessions)
 	if len(cut) == 0 {
 		return nil
 	}
@@ -203,7 +203,34 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 		faults[i] = errors.New(c.String())
 	}
 	return fmt.Errorf("generation %d stays out of force: %w; bocage policy accept-risk %s puts it in force all the same: %w",
-		ruleset.Generation, ErrRisky, a.cfg.Host, errors.Join(faults...))
+		ruleset.Generation, ErrRisky, a.cfg.Host, errors.Join(append(faults, a.refuseMeanwhile(ruleset))...))
+}
+
+// cut lists the sessions that a ruleset would cut where it is enforced on this host.
+func (a *agentProcess) cut(ruleset *bocage.Ruleset, sessions []bocage.AdministratorSession) []bocage.CutSession {
+	ports, wires := a.shown(ruleset)
+	return ruleset.CutSessions(a.cfg.Host, sessions, ports, wires, time.Now())
+}
+
+// refuseMeanwhile puts the refusals of a ruleset that stays out of force in force with
+// the one that is: who is to be cut off must not keep that away by a session that
+// another change would cut. What is in force goes on otherwise, with its own number.
+// It is done where this process put that in force, and it waits for no confirmation.
+func (a *agentProcess) refuseMeanwhile(ruleset *bocage.Ruleset) error {
+	before := a.ruleset.Load()
+	if before == nil || before.Generation != a.dataplane.Generation() || !before.ConfirmBy.IsZero() {
+		return nil
+	}
+	tightened := before.WithRefusals(ruleset)
+	if slices.Equal(tightened.Refused, before.Refused) {
+		return nil
+	}
+	if err := a.dataplane.Revert(tightened); err != nil {
+		return fmt.Errorf("and who it refuses is not refused yet: %w", err)
+	}
+	a.ruleset.Store(tightened)
+	a.logger.Warn("a ruleset stays out of force; who it refuses is refused", "generation", ruleset.Generation, "refused", len(tightened.Refused))
+	return nil
 }
 
 // mayCut says whether a change may concern the sessions that guard looks for: not if
@@ -211,7 +238,7 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 // for what they did does not count there either.
 func (a *agentProcess) mayCut(change dataplane.Change) bool {
 	before := a.ruleset.Load()
-	if before == nil || len(change.PeersGone)+len(change.PeersCome)+len(change.ReasonsGone)+len(change.ReasonsCome)+
+	if before == nil || change.Names != nil || len(change.PeersGone)+len(change.PeersCome)+len(change.ReasonsGone)+len(change.ReasonsCome)+
 		len(change.Groups)+len(change.GroupsGone) > 0 {
 		return true
 	}
@@ -237,21 +264,25 @@ func (a *agentProcess) mayCut(change dataplane.Change) bool {
 	return slices.ContainsFunc(change.RulesGone, concerns) || slices.ContainsFunc(change.RulesCome, concerns)
 }
 
-// shown leaves out the ports whose interface is left alone.
-func (a *agentProcess) shown(ports []bocage.Port) []bocage.Port {
+// shown is what a ruleset makes of this host's interfaces, but for those that are left
+// alone.
+func (a *agentProcess) shown(ruleset *bocage.Ruleset) ([]bocage.Port, []bocage.Wire) {
 	hidden := a.hidden.Load()
 	if hidden == nil { // links have not been listed yet
 		links, err := host.Links("")
 		if err != nil {
-			return ports
+			return ruleset.Ports, ruleset.Wires
 		}
-		names, err := a.hiddenLinks(links)
+		entries, err := a.leftAlone(links)
 		if err != nil {
-			return ports
+			return ruleset.Ports, ruleset.Wires
 		}
+		names := namesOf(entries)
 		hidden = &names
 	}
-	return slices.DeleteFunc(slices.Clone(ports), func(p bocage.Port) bool { return slices.Contains(*hidden, p.Interface) })
+	is := func(name string) bool { return slices.Contains(*hidden, name) }
+	return slices.DeleteFunc(slices.Clone(ruleset.Ports), func(p bocage.Port) bool { return is(p.Interface) }),
+		slices.DeleteFunc(slices.Clone(ruleset.Wires), func(w bocage.Wire) bool { return is(w.Inside) || is(w.Outside) })
 }
 
 // riskAccepted is until when sessions may be cut.

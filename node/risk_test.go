@@ -53,19 +53,29 @@ func (s *siege) login(t *testing.T) (logout func()) {
 	must(t, host.In(s.there, func() (err error) { client, err = net.Dial("tcp", listener.Addr().String()); return err }))
 	server, err := listener.Accept()
 	must(t, err)
-	peer, local := server.RemoteAddr().(*net.TCPAddr), server.LocalAddr().(*net.TCPAddr)
-	shell := exec.Command("sleep", "600")
-	shell.Env = []string{fmt.Sprintf("SSH_CONNECTION=%s %d %s %d", peer.IP, peer.Port, local.IP, local.Port), "USER=ann"}
-	must(t, host.Start(s.here, shell))
+	end := s.shell(t, netip.MustParseAddrPort(server.RemoteAddr().String()), netip.MustParseAddrPort(server.LocalAddr().String()))
 	logout = func() {
-		shell.Process.Kill()
-		shell.Wait()
+		end()
 		client.Close()
 		server.Close()
 		listener.Close()
 	}
 	t.Cleanup(logout)
 	return logout
+}
+
+// shell is a process that a login started.
+func (s *siege) shell(t *testing.T, peer, local netip.AddrPort) (end func()) {
+	t.Helper()
+	shell := exec.Command("sleep", "600")
+	shell.Env = []string{fmt.Sprintf("SSH_CONNECTION=%s %d %s %d", peer.Addr(), peer.Port(), local.Addr(), local.Port()), "USER=ann"}
+	must(t, host.Start(s.here, shell))
+	end = func() {
+		_ = shell.Process.Kill() // it may have ended
+		_ = shell.Wait()
+	}
+	t.Cleanup(end)
+	return end
 }
 
 // ruleset enforces on work0, whose workload may open what allow says.
@@ -209,6 +219,7 @@ func TestMayCut(t *testing.T) {
 		"a rule of everything":  {dataplane.Change{RulesCome: rule(bocage.GroupAny, bocage.GroupAny)}, true},
 		"a reason":              {dataplane.Change{ReasonsCome: rule(1, 2)}, true},
 		"an address":            {dataplane.Change{PeersGone: []bocage.Peer{{}}}, true},
+		"a name":                {dataplane.Change{Names: &[]bocage.Name{}}, true},
 		"a group":               {dataplane.Change{GroupsGone: []bocage.Group{own}}, true},
 	} {
 		if got := a.mayCut(c.change); got != c.want {

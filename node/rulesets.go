@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"bocage.dev/bocage/dataplane/agent"
 	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
+	"bocage.dev/bocage/stream"
 )
 
 // rulesetSource brings verified rulesets to the agent's loop: first what the last
@@ -31,6 +33,7 @@ type rulesetSource struct {
 	shadow      *agent.Step // waits to be handed on
 	altered     bool        // what was handed on last says otherwise than what was signed
 	whole       bool        // an amendment was of no use: the whole is asked for
+	arrived     bool        // there may be pieces of a parcel on disk
 }
 
 // standing names what is to be enforced: a generation, the newest that was taken,
@@ -55,6 +58,8 @@ type rulesetQuestion struct {
 	// Base is the generation that it holds and enforces, as it was signed; what comes
 	// next may be told by how it differs. 0: it wants the whole.
 	Base uint64 `json:"base,omitempty"`
+	// Pieces says that it fetches what no message takes in pieces.
+	Pieces bool `json:"pieces,omitempty"`
 }
 
 // rulesetAnswer is the answer, as JSON; no bytes at all say that nothing is new.
@@ -77,6 +82,9 @@ type rulesetAnswer struct {
 	// a bocage.Amendment of question.Base. An agent that cannot use it asks again
 	// without a Base.
 	Amendment []byte `json:"amendment,omitempty"`
+	// Parcel, in the place of one of Ruleset, Amendment and Candidate, is an envelope
+	// of that kind which no message takes: its payload is asked for in pieces.
+	Parcel *policy.Parcel `json:"parcel,omitempty"`
 	// Candidate is an envelope bocage.SignedCandidate around a Ruleset to be
 	// evaluated beside the one in force, in the place of the one before. Its
 	// generation is another than question.Candidate.
@@ -134,7 +142,7 @@ func (s *rulesetSource) begin() error {
 	if err != nil {
 		return err
 	}
-	s.candidate = candidate.Generation
+	s.candidate, s.arrived = candidate.Generation, true
 	s.shelf = openShelf(dir, credentials, s.agent.cfg.Host, s.agent.logger)
 	return nil
 }
@@ -252,11 +260,26 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 	}
 	if err != nil {
 		s.agent.logger.Debug("ask for a ruleset", "err", err)
-		s.agent.faults.set("controller", "no controller answers: the last ruleset stays in force")
+		s.agent.faults.set("controller", unanswered(err))
 		return false
 	}
 	s.agent.faults.clear("controller")
+	// What came at once does not wait for what is to be fetched.
 	news, err := s.take(answer, time.Now())
+	if err == nil && answer.Parcel != nil {
+		var rest rulesetAnswer
+		if rest, err = s.collect(ctx, answer.Parcel); ctx.Err() != nil {
+			return false
+		}
+		if err == nil {
+			var more bool
+			more, err = s.take(rest, time.Now())
+			news = news || more
+		}
+	}
+	if err == nil && news {
+		s.letGo()
+	}
 	if err != nil {
 		s.agent.logger.Error("a controller's answer is refused", "err", err)
 		s.agent.faults.set("controller", err.Error())
@@ -264,11 +287,19 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 	return news
 }
 
+// unanswered says why there is no answer.
+func unanswered(err error) string {
+	if errors.Is(err, stream.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
+		return "no controller answers: the last ruleset stays in force"
+	}
+	return fmt.Sprintf("no controller has a ruleset to give, and the last one stays in force: %v", err)
+}
+
 func (s *rulesetSource) question(ctx context.Context) (rulesetAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var answer rulesetAnswer
-	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed, Base: s.base()})
+	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed, Base: s.base(), Pieces: true})
 	if err != nil {
 		return answer, err
 	}

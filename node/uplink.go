@@ -214,9 +214,15 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 		if err := a.starter.look(time.Now(), host.Connections); err != nil {
 			a.logger.Warn("whom an interface is left alone for is not known", "error", err)
 		}
-		hidden, err := a.hiddenLinks(links)
-		if err != nil || again && slices.Equal(hidden, told) {
+		entries, err := a.leftAlone(links)
+		if err != nil {
 			return err
+		}
+		entries = append(entries, a.stillInUse(told, entries, links)...)
+		a.failsafe.Store(&entries)
+		hidden := namesOf(entries)
+		if again && slices.Equal(hidden, told) {
+			return nil
 		}
 		told = hidden
 		a.hidden.Store(&hidden)
@@ -249,14 +255,46 @@ func (a *agentProcess) followLinks(ctx context.Context, each func([]host.Link) e
 // uplinksEvery is how soon it is noticed that an uplink is none any more, or another.
 const uplinksEvery = 5 * time.Second
 
-// hiddenLinks names the host's uplinks that nobody named to be enforced on.
-func (a *agentProcess) hiddenLinks(links []host.Link) ([]string, error) {
-	entries, err := a.cfg.failsafe(links, a.keepers())
-	hidden := []string{}
+// leftAlone says which of the links are left alone, and for whom.
+func (a *agentProcess) leftAlone(links []host.Link) ([]bocage.FailsafeEntry, error) {
+	return a.cfg.failsafe(links, a.keepers())
+}
+
+func namesOf(entries []bocage.FailsafeEntry) []string {
+	names := []string{}
 	for _, e := range entries {
-		hidden = append(hidden, e.Interface)
+		names = append(names, e.Interface)
 	}
-	return hidden, err
+	return names
+}
+
+// stillInUse finds links that were left alone until now and would not be any longer,
+// by which somebody is in command of this host whom the ruleset in force would cut off
+// there: it was put in force while it did not count on them. They are left alone until
+// the session is over or the risk is accepted, as if that ruleset was to come now.
+func (a *agentProcess) stillInUse(told []string, entries []bocage.FailsafeEntry, links []host.Link) (still []bocage.FailsafeEntry) {
+	ruleset := a.ruleset.Load()
+	ending := slices.DeleteFunc(slices.Clone(told), func(name string) bool {
+		return slices.Contains(a.cfg.Uplinks, name) || slices.ContainsFunc(entries, func(e bocage.FailsafeEntry) bool { return e.Interface == name }) ||
+			!slices.ContainsFunc(links, func(l host.Link) bool { return l.Name == name })
+	})
+	if ruleset == nil || len(ending) == 0 || time.Now().Before(a.riskAccepted()) {
+		return nil
+	}
+	sessions, err := a.sessionsNow()
+	if err != nil {
+		a.logger.Warn("look for administrators' sessions", "error", err)
+		return nil // as with a ruleset: policy does not wait for what cannot be known
+	}
+	is := func(name string) bool { return slices.Contains(ending, name) }
+	ports := slices.DeleteFunc(slices.Clone(ruleset.Ports), func(p bocage.Port) bool { return !is(p.Interface) })
+	wires := slices.DeleteFunc(slices.Clone(ruleset.Wires), func(w bocage.Wire) bool { return !is(w.Inside) && !is(w.Outside) })
+	for _, c := range ruleset.CutSessions(a.cfg.Host, sessions, ports, wires, time.Now()) {
+		if !slices.ContainsFunc(still, func(e bocage.FailsafeEntry) bool { return e.Interface == c.Interface }) {
+			still = append(still, bocage.FailsafeEntry{Interface: c.Interface, For: []string{"the session " + c.AdministratorSession.String() + ", which policy would cut"}})
+		}
+	}
+	return still
 }
 
 // withPorts adds the ports by which a bridge or a bond that is an uplink reaches

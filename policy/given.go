@@ -2,6 +2,7 @@ package policy
 
 import (
 	"container/list"
+	"fmt"
 	"sync"
 	"time"
 
@@ -128,30 +129,32 @@ func (g *givenBook) forget(e *list.Element) {
 
 // enforced signs what a host is to enforce: how it differs from what it has as
 // generation base, where that is known and little, else the whole.
-func (p *Policy) enforced(o *outcome, host string, number uint64, confirmBy time.Time, base uint64) (whole, amendment []byte, err error) {
+func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, confirmBy time.Time, q Question) error {
+	made := madeOf(number, confirmBy)
+	if payload := p.parcels.of(host, bocage.SignedRuleset, made); payload != nil {
+		return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)
+	}
 	e, err := o.encoder()
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
 	cut := e.numbered(host, number, confirmBy)
-	before := p.given.of(host, base)
+	before := p.given.of(host, q.Base)
 	p.given.note(before, cut)
 	if before != nil {
-		if a, err := bocage.Difference(before, cut); err == nil && a.Size() <= (len(cut.Peers)+len(cut.Rules))/4+64 {
-			payload, err := encodeAmendment(a)
+		if d, err := bocage.Difference(before, cut); err == nil && d.Size() <= (len(cut.Peers)+len(cut.Rules))/4+64 {
+			payload, err := encodeAmendment(d)
 			if err != nil {
-				return nil, nil, err
+				return err
 			}
-			amendment, err = p.signed(bocage.SignedAmendment, host, payload)
-			return nil, amendment, err
+			return p.enclose(a, &a.Amendment, bocage.SignedAmendment, host, fmt.Sprint(made, " of ", q.Base), payload, q)
 		}
 	}
 	payload, err := e.encode(cut)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	whole, err = p.signed(bocage.SignedRuleset, host, payload)
-	return whole, nil, err
+	return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)
 }
 
 // remake makes again what a host was given by another controller, or by the process

@@ -26,6 +26,7 @@ func metrics() []metric {
 		{"bocage_policy_relists_total", "Watches that broke.", func(c Counters) uint64 { return c.Relists }},
 		{"bocage_policy_statuses_total", "Status writes.", func(c Counters) uint64 { return c.Statuses }},
 		{"bocage_policy_signed_total", "Envelopes signed for hosts.", func(c Counters) uint64 { return c.Signed }},
+		{"bocage_policy_pieces_total", "Pieces of large envelopes that hosts fetched.", func(c Counters) uint64 { return c.Pieces }},
 		{"bocage_policy_replayed_total", "Recorded edges that were run on a candidate.", func(c Counters) uint64 { return c.Replayed }},
 		{"bocage_policy_events_total", "Events written.", func(c Counters) uint64 { return c.Noticed }},
 		{"bocage_policy_events_shed_total", "Events that found no place.", func(c Counters) uint64 { return c.Unnoticed }},

@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -108,6 +109,8 @@ type Policy struct {
 	recalled recalled
 	planned  planProver
 	given    givenBook // what hosts were given last
+	parcels  parcels   // what hosts fetch in pieces
+	asked    singleflight.Group
 
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes
@@ -265,7 +268,7 @@ func wake(signal chan struct{}) {
 
 // counters count what the controller did.
 type counters struct {
-	compiled, published, blocked, ended, rolledBack, confirmed, failures, relists, statuses, signed, replayed atomic.Uint64
+	compiled, published, blocked, ended, rolledBack, confirmed, failures, relists, statuses, signed, pieces, replayed atomic.Uint64
 }
 
 // Counters is what a controller did since it started.
@@ -280,6 +283,7 @@ type Counters struct {
 	Relists    uint64 // watches that broke
 	Statuses   uint64 // status writes
 	Signed     uint64 // envelopes for hosts
+	Pieces     uint64 // pieces of large ones that hosts fetched
 	Replayed   uint64 // recorded edges that were run on a candidate
 	Noticed    uint64 // events written
 	Unnoticed  uint64 // events that found no place
@@ -291,7 +295,7 @@ func (p *Policy) Counters() Counters {
 	return Counters{
 		Compiled: c.compiled.Load(), Published: c.published.Load(), Blocked: c.blocked.Load(), Ended: c.ended.Load(),
 		RolledBack: c.rolledBack.Load(), Confirmed: c.confirmed.Load(), Failures: c.failures.Load(), Relists: c.relists.Load(),
-		Statuses: c.statuses.Load(), Signed: c.signed.Load(), Replayed: c.replayed.Load(),
+		Statuses: c.statuses.Load(), Signed: c.signed.Load(), Pieces: c.pieces.Load(), Replayed: c.replayed.Load(),
 		Noticed: p.notices.written.Load(), Unnoticed: p.notices.shed.Load(),
 	}
 }

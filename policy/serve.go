@@ -19,6 +19,8 @@ type Question struct {
 	// Base is the generation whose ruleset it has and enforces, so that one that
 	// comes may be told by how it differs. 0: it wants the whole.
 	Base uint64
+	// Pieces says that it fetches what no message takes in pieces.
+	Pieces bool
 }
 
 // Answer is what is new for it: signed envelopes.
@@ -26,18 +28,21 @@ type Answer struct {
 	Confirm, Ruleset, Candidate []byte
 	// Amendment is in the place of Ruleset, where little differs from Base.
 	Amendment []byte
+	// Parcel is in the place of one of these that no message takes.
+	Parcel *Parcel
 	// NoCandidate ends the evaluation beside.
 	NoCandidate bool
 }
 
 // Empty reports whether nothing is new.
 func (a Answer) Empty() bool {
-	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Amendment) == 0 && len(a.Candidate) == 0 && !a.NoCandidate
+	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Amendment) == 0 && len(a.Candidate) == 0 && a.Parcel == nil && !a.NoCandidate
 }
 
 const (
 	// answerMost is the most that an answer's envelopes have, in bytes: what a
-	// question is answered with travels as text, in one message.
+	// question is answered with travels as text, in one message. What is larger is
+	// fetched in pieces.
 	answerMost = 5 << 20
 	// catchUp is how long a question waits for this controller to have what
 	// another one has published already.
@@ -76,7 +81,10 @@ func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, e
 			return Answer{}, ErrNotYet
 		}
 	}
-	return p.answer(s, host, q)
+	// What is large takes longer to make than an agent waits for an answer: it asks
+	// again, and then for what is being made.
+	a, err, _ := p.asked.Do(fmt.Sprint(host, " ", q, " ", s.revision), func() (any, error) { return p.answer(s, host, q) })
+	return a.(Answer), err
 }
 
 func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
@@ -100,7 +108,7 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 		return a, ErrNotYet
 	}
 	if numbers[0] > q.Have {
-		if a.Ruleset, a.Amendment, err = p.enforced(enforced, host, numbers[0], s.confirmBy(host), q.Base); err != nil {
+		if err = p.enforced(&a, enforced, host, numbers[0], s.confirmBy(host), q); err != nil {
 			return a, err
 		}
 	}
@@ -110,12 +118,13 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 		a.NoCandidate = true
 	case evaluated == nil:
 		return a, ErrNotYet
+	case a.Parcel != nil: // the agent asks again at once
 	default:
-		if a.Candidate, err = p.ruleset(evaluated, bocage.SignedCandidate, host, numbers[1]); err != nil {
+		if err = p.evaluated(&a, evaluated, host, numbers[1], q); err != nil {
 			return a, err
 		}
 		if first := len(a.Ruleset) + len(a.Amendment); first > 0 && first+len(a.Candidate) > answerMost {
-			a.Candidate = nil // the agent asks again at once
+			a.Candidate = nil // likewise
 		}
 	}
 	return a, nil
@@ -135,28 +144,50 @@ func (s *served) confirmBy(host string) time.Time {
 	return by.UTC().Truncate(time.Second)
 }
 
-// ruleset signs a host's part of an outcome.
-func (p *Policy) ruleset(o *outcome, kind, host string, number uint64) ([]byte, error) {
+// evaluated signs what a host is to evaluate beside what it enforces.
+func (p *Policy) evaluated(a *Answer, o *outcome, host string, number uint64, q Question) (err error) {
+	made := madeOf(number, time.Time{})
+	payload := p.parcels.of(host, bocage.SignedCandidate, made)
+	if payload == nil {
+		if payload, err = o.payload(host, number, time.Time{}); err != nil {
+			return err
+		}
+	}
+	return p.enclose(a, &a.Candidate, bocage.SignedCandidate, host, made, payload, q)
+}
+
+// payload writes a host's part of an outcome.
+func (o *outcome) payload(host string, number uint64, confirmBy time.Time) ([]byte, error) {
 	e, err := o.encoder()
 	if err != nil {
 		return nil, err
 	}
-	payload, err := e.encode(e.numbered(host, number, time.Time{}))
-	if err != nil {
-		return nil, err
+	return e.encode(e.numbered(host, number, confirmBy))
+}
+
+// enclose signs a payload and puts it into an answer: at its place there if a message
+// takes it, else as a parcel.
+func (p *Policy) enclose(a *Answer, place *[]byte, kind, host, made string, payload []byte, q Question) error {
+	envelope, err := p.signed(kind, host, payload)
+	switch {
+	case err != nil:
+		return err
+	case len(envelope) <= answerMost:
+		*place = envelope
+		return nil
+	case !q.Pieces:
+		p.logger.Error("ruleset is larger than a message, and the agent cannot fetch pieces: upgrade it", slog.String("host", host), slog.Int("bytes", len(envelope)))
+		return fmt.Errorf("the %s of %s has %d bytes, more than the %d that a message takes, and its agent is of a version that cannot fetch it in pieces: upgrade the agent",
+			kind, host, len(envelope), answerMost)
 	}
-	return p.signed(kind, host, payload)
+	a.Parcel, err = p.parcel(host, kind, made, envelope, payload)
+	return err
 }
 
 func (p *Policy) signed(kind, host string, payload []byte) ([]byte, error) {
 	envelope, err := p.sign(kind, payload)
 	if err != nil {
 		return nil, fmt.Errorf("sign the %s of %s: %w", kind, host, err)
-	}
-	if len(envelope) > answerMost {
-		p.logger.Error("ruleset is too large to be sent: place its workloads on more hosts", slog.String("host", host), slog.Int("bytes", len(envelope)))
-		return nil, fmt.Errorf("the %s of %s has %d bytes, more than the %d that a message takes: place its workloads on more hosts",
-			kind, host, len(envelope), answerMost)
 	}
 	p.counters.signed.Add(1)
 	return envelope, nil

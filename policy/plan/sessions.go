@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"slices"
 	"time"
 
 	"bocage.dev/bocage"
@@ -29,7 +30,21 @@ func cutSessions(hosts []*bocage.Host, input compile.Input, candidate *bocage.Ru
 	}
 	var cut []bocage.CutSession
 	for _, h := range hosts {
-		cut = append(cut, candidate.CutSessions(h.Name, h.Status.Sessions, ports[h.Name], now)...)
+		cut = append(cut, candidate.CutSessions(h.Name, h.Status.Sessions, ports[h.Name], wiresOf(h, candidate), now)...)
 	}
 	return cut
+}
+
+// wiresOf lists the wires that a candidate makes of a host's interfaces. Of one that
+// is left alone it makes none.
+func wiresOf(h *bocage.Host, candidate *bocage.Ruleset) (wires []bocage.Wire) {
+	spared := func(name string) bool {
+		return slices.ContainsFunc(h.Status.Failsafe, func(e bocage.FailsafeEntry) bool { return e.Interface == name && e.Until.IsZero() })
+	}
+	for _, w := range candidate.Wires {
+		if w.Host == h.Name && !spared(w.Inside) && !spared(w.Outside) {
+			wires = append(wires, w)
+		}
+	}
+	return wires
 }

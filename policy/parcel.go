@@ -1,0 +1,242 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"bocage.dev/bocage"
+)
+
+const (
+	// pieceBytes is what one piece of a parcel has, but for the last.
+	pieceBytes = 1 << 20
+	// parcelsMost bounds the payloads that wait here to be fetched, in bytes. One
+	// always finds a place.
+	parcelsMost = 256 << 20
+	// parcelRest is how long a parcel keeps its place when nobody fetches of it.
+	parcelRest = 20 * time.Second
+)
+
+// Bounds of a parcel that whoever fetches one holds it to.
+const (
+	mostAround = 128 << 10 // of an envelope, besides its payload
+	leastPiece = 64 << 10
+	mostPiece  = 4 << 20
+)
+
+// Parcel stands for an envelope that no message takes: its payload is fetched in
+// pieces, of whichever controller makes the same payload, and the envelope is what
+// it always is when all are there. Who signed it counts then, for what came in it.
+type Parcel struct {
+	// Kind is the envelope's.
+	Kind string `json:"kind"`
+	// Head and Tail are the envelope before and behind its payload.
+	Head []byte `json:"head"`
+	Tail []byte `json:"tail"`
+	// Size is how many bytes the payload has, Each how many every piece but the last.
+	Size int `json:"size"`
+	Each int `json:"each"`
+	// Sums are the SHA-256 of the pieces, in order.
+	Sums [][]byte `json:"sums"`
+}
+
+// Name tells a payload from others, whoever signed it.
+func (p *Parcel) Name() string {
+	sum := sha256.New()
+	for _, s := range p.Sums {
+		sum.Write(s) // a hash never fails to write
+	}
+	return hex.EncodeToString(sum.Sum(nil))
+}
+
+// Check says what about a parcel cannot be, of one with a payload of at most some bytes.
+func (p *Parcel) Check(most int) error {
+	switch {
+	case p.Size <= 0 || p.Size > most:
+		return fmt.Errorf("a parcel of %d bytes: want at most %d", p.Size, most)
+	case p.Each < leastPiece || p.Each > mostPiece:
+		return fmt.Errorf("a parcel in pieces of %d bytes: want %d to %d", p.Each, leastPiece, mostPiece)
+	case len(p.Sums) != (p.Size+p.Each-1)/p.Each:
+		return fmt.Errorf("a parcel of %d bytes in %d pieces of %d", p.Size, len(p.Sums), p.Each)
+	case len(p.Head)+len(p.Tail) > mostAround:
+		return fmt.Errorf("an envelope has %d bytes around its payload: want at most %d", len(p.Head)+len(p.Tail), mostAround)
+	}
+	return nil
+}
+
+// Piece is where a piece of the payload begins and ends.
+func (p *Parcel) Piece(number int) (first, end int) {
+	return number * p.Each, min((number+1)*p.Each, p.Size)
+}
+
+// Is reports whether some bytes are a piece of the payload.
+func (p *Parcel) Is(number int, piece []byte) bool {
+	sum := sha256.Sum256(piece)
+	return bytes.Equal(sum[:], p.Sums[number])
+}
+
+// ErrGone means that what a piece is asked of is not what a host is to get any more.
+var ErrGone = errors.New("this parcel is not to be had any more: ask for what is new")
+
+// errNoRoom means that others' parcels take all the room there is.
+var errNoRoom = errors.New("this controller sends as many large rulesets as it has room for: ask again")
+
+// parcels are the payloads that hosts are about to fetch.
+type parcels struct {
+	mu    sync.Mutex // guards what follows
+	held  map[parcelKey]*heldParcel
+	bytes int
+}
+
+// parcelKey is what a payload was made for: a host has one of a kind.
+type parcelKey struct{ host, kind string }
+
+type heldParcel struct {
+	made    string // of which ruleset (see madeOf)
+	name    string
+	payload []byte
+	parcel  Parcel // but for its Head and Tail
+	used    time.Time
+}
+
+// madeOf tells payloads of one host and kind apart before they are made.
+func madeOf(number uint64, confirmBy time.Time) string {
+	return fmt.Sprint(number, " ", confirmBy.UnixNano())
+}
+
+// of returns the payload that was made of a ruleset, or nil.
+func (b *parcels) of(host, kind, made string) []byte {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if h := b.held[parcelKey{host, kind}]; h != nil && h.made == made {
+		h.used = time.Now()
+		return h.payload
+	}
+	return nil
+}
+
+// named returns what a host fetches by its name, or nil.
+func (b *parcels) named(host, name string) *heldParcel {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for key, h := range b.held {
+		if key.host == host && h.name == name {
+			h.used = time.Now()
+			return h
+		}
+	}
+	return nil
+}
+
+// hold takes a payload in, in the place of the one of the same host and kind, and
+// those that nobody fetches any more make room for it.
+func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	key, now := parcelKey{host, kind}, time.Now()
+	if h := b.held[key]; h != nil && h.made == made {
+		h.used = now
+		return h, nil
+	}
+	for k, h := range b.held {
+		if k == key || now.Sub(h.used) > parcelRest {
+			b.bytes -= len(h.payload)
+			delete(b.held, k)
+		}
+	}
+	if len(b.held) > 0 && b.bytes+len(payload) > parcelsMost {
+		return nil, errNoRoom
+	}
+	h := &heldParcel{made: made, payload: payload, used: now, parcel: Parcel{Kind: kind, Size: len(payload), Each: pieceBytes}}
+	for first := 0; first < len(payload); first += pieceBytes {
+		sum := sha256.Sum256(payload[first:min(first+pieceBytes, len(payload))])
+		h.parcel.Sums = append(h.parcel.Sums, sum[:])
+	}
+	h.name = h.parcel.Name()
+	if b.held == nil {
+		b.held = map[parcelKey]*heldParcel{}
+	}
+	b.held[key] = h
+	b.bytes += len(payload)
+	return h, nil
+}
+
+// parcel makes a parcel of an envelope, whose payload waits from now on to be fetched.
+func (p *Policy) parcel(host, kind, made string, envelope, payload []byte) (*Parcel, error) {
+	at := bytes.Index(envelope, payload)
+	if at < 0 {
+		return nil, fmt.Errorf("the envelope of the %s of %s does not hold its payload as it is", kind, host)
+	}
+	h, err := p.parcels.hold(host, kind, made, payload)
+	if err != nil {
+		return nil, err
+	}
+	parcel := h.parcel
+	parcel.Head, parcel.Tail = bytes.Clone(envelope[:at]), bytes.Clone(envelope[at+len(payload):])
+	return &parcel, parcel.Check(len(payload))
+}
+
+// Piece returns a piece of the payload of a parcel that a host was told of, by this
+// controller or another.
+func (p *Policy) Piece(_ context.Context, host, name string, number int) ([]byte, error) {
+	h := p.parcels.named(host, name)
+	if h == nil {
+		made, err, _ := p.asked.Do(host+" "+name, func() (any, error) { return p.makeParcel(host, name) })
+		if err != nil {
+			return nil, err
+		}
+		h = made.(*heldParcel)
+	}
+	if number < 0 || number >= len(h.parcel.Sums) {
+		return nil, fmt.Errorf("there is no piece %d of %d", number, len(h.parcel.Sums))
+	}
+	first, end := h.parcel.Piece(number)
+	p.counters.pieces.Add(1)
+	return h.payload[first:end], nil
+}
+
+// makeParcel makes a payload again that another controller told of, or this one a while
+// ago: it is the same as long as it is what the host is to get.
+func (p *Policy) makeParcel(host, name string) (*heldParcel, error) {
+	s := p.served.Load()
+	if s == nil {
+		return nil, ErrNotYet
+	}
+	numbers := s.record.Hosts[host]
+	enforced, evaluated := s.of(host)
+	for _, part := range []struct {
+		of        *outcome
+		kind      string
+		number    uint64
+		confirmBy time.Time
+	}{{enforced, bocage.SignedRuleset, numbers[0], s.confirmBy(host)}, {evaluated, bocage.SignedCandidate, numbers[1], time.Time{}}} {
+		if part.of == nil || part.number == 0 {
+			continue
+		}
+		made := madeOf(part.number, part.confirmBy)
+		if p.parcels.of(host, part.kind, made) != nil {
+			continue // it is another one, or it would have been found
+		}
+		payload, err := part.of.payload(host, part.number, part.confirmBy)
+		if err != nil {
+			return nil, err
+		}
+		if len(payload)+mostAround <= answerMost {
+			continue // it never was a parcel
+		}
+		h, err := p.parcels.hold(host, part.kind, made, payload)
+		if err != nil {
+			return nil, err
+		}
+		if h.name == name {
+			return h, nil
+		}
+	}
+	return nil, ErrGone
+}

@@ -1,0 +1,196 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/store/mem"
+)
+
+// million is a whole ruleset of a million rules that no compression makes small: pairs
+// of a thousand groups, each with a port of its own.
+func million(host string) *bocage.Ruleset {
+	const side = 1000
+	random := rand.New(rand.NewPCG(1, 2))
+	rs := &bocage.Ruleset{Host: host, Default: 1}
+	for d := range bocage.DecisionID(side) {
+		rs.Decisions = append(rs.Decisions, bocage.Decision{ID: d + 1, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule})
+	}
+	for g := range bocage.Group(side) {
+		address := binary.BigEndian.AppendUint32(nil, 10<<24|uint32(g))
+		rs.Peers = append(rs.Peers, bocage.Peer{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte(address)), 32), Identity: bocage.Identity(100 + g), Group: 100 + g})
+		rs.Groups = append(rs.Groups, bocage.GroupInfo{Group: 100 + g, Enforce: true})
+		for to := range bocage.Group(side) {
+			port := uint16(1 + random.IntN(65000))
+			rs.Rules = append(rs.Rules, bocage.Rule{From: 100 + g, To: 100 + to, Protocol: bocage.ProtocolTCP, Ports: bocage.PortRange{First: port, Last: port},
+				Decision: bocage.DecisionID(1 + random.IntN(side))})
+		}
+	}
+	return rs
+}
+
+// serving is a room that has just this to serve.
+func serving(t *testing.T, whole *bocage.Ruleset, hosts map[string][2]uint64) (*Policy, *served) {
+	t.Helper()
+	s := mem.New()
+	t.Cleanup(func() { s.Close() })
+	p, err := New(Config{Store: s, Sign: func(kind string, payload []byte) ([]byte, error) {
+		return slices.Concat([]byte(kind+":"), payload, []byte("signed")), nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &outcome{}
+	o.complete()
+	o.encoder = func() (*encoder, error) {
+		return newEncoder(whole, func(host string) *bocage.Ruleset {
+			cut := whole.Copy()
+			cut.Host = host
+			return cut
+		}, nil)
+	}
+	now := &served{record: record{Hosts: hosts}, base: o, candidate: o}
+	p.served.Store(now)
+	return p, now
+}
+
+// A ruleset of a million rules takes more than a message: it comes in pieces, which
+// any controller gives that has the same to serve, and is whole then.
+func TestMillionRulesInPieces(t *testing.T) {
+	whole := million("")
+	hosts := map[string][2]uint64{"h1": {7, 0}}
+	p, now := serving(t, whole, hosts)
+	a, err := p.answer(now, "h1", Question{Pieces: true})
+	if err != nil || a.Parcel == nil || a.Ruleset != nil || a.Empty() {
+		t.Fatalf("answer %+v, %v", a, err)
+	}
+	t.Logf("%d rules are %d bytes, in %d pieces", len(whole.Rules), a.Parcel.Size, len(a.Parcel.Sums))
+	if a.Parcel.Size <= answerMost {
+		t.Fatalf("%d bytes would fit into a message: this shows nothing", a.Parcel.Size)
+	}
+	if err := a.Parcel.Check(64 << 20); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.answer(now, "h1", Question{}); err == nil {
+		t.Error("an agent that fetches no pieces is answered")
+	}
+	again, err := p.answer(now, "h1", Question{Pieces: true})
+	if err != nil || again.Parcel.Name() != a.Parcel.Name() {
+		t.Errorf("asked again: %v", err)
+	}
+	other, _ := serving(t, whole, hosts)
+	envelope := bytes.Clone(a.Parcel.Head)
+	for number := range a.Parcel.Sums {
+		from := p
+		if number%2 == 1 {
+			from = other
+		}
+		piece, err := from.Piece(t.Context(), "h1", a.Parcel.Name(), number)
+		if err != nil || !a.Parcel.Is(number, piece) {
+			t.Fatalf("piece %d: %d bytes, %v", number, len(piece), err)
+		}
+		envelope = append(envelope, piece...)
+	}
+	envelope = append(envelope, a.Parcel.Tail...)
+	payload := bytes.TrimSuffix(bytes.TrimPrefix(envelope, []byte(bocage.SignedRuleset+":")), []byte("signed"))
+	rs, err := DecodeRuleset(payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rs.Generation != 7 || rs.Host != "h1" || len(rs.Rules) != len(whole.Rules) || rs.ContentDigest() != rs.Digest {
+		t.Errorf("generation %d of %s has %d rules, digest %s of %s", rs.Generation, rs.Host, len(rs.Rules), rs.Digest, rs.ContentDigest())
+	}
+	for name, ask := range map[string]func() ([]byte, error){
+		"another host's": func() ([]byte, error) { return p.Piece(t.Context(), "h2", a.Parcel.Name(), 0) },
+		"another name":   func() ([]byte, error) { return p.Piece(t.Context(), "h1", "x", 0) },
+	} {
+		if _, err := ask(); !errors.Is(err, ErrGone) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, number := range []int{-1, len(a.Parcel.Sums)} {
+		if _, err := p.Piece(t.Context(), "h1", a.Parcel.Name(), number); err == nil {
+			t.Errorf("there is a piece %d", number)
+		}
+	}
+	// What comes next is told by how it differs, and fits again.
+	less := whole.Copy()
+	less.Rules = whole.Rules[1:]
+	q, next := serving(t, less, map[string][2]uint64{"h1": {8, 0}})
+	q.given.note(nil, rs)
+	if a, err := q.answer(next, "h1", Question{Have: 7, Base: 7, Pieces: true}); err != nil || len(a.Amendment) == 0 || a.Parcel != nil {
+		t.Errorf("the next ruleset: %v", err)
+	}
+}
+
+// Payloads that wait to be fetched are bounded: one more finds no room until another
+// was not fetched of for a while, and the newest of a host takes the place of the last.
+func TestParcelsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b parcels
+		large := make([]byte, parcelsMost/2-1)
+		for _, host := range []string{"a", "b"} {
+			if _, err := b.hold(host, bocage.SignedRuleset, "1", large); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := b.hold("c", bocage.SignedRuleset, "1", large); !errors.Is(err, errNoRoom) {
+			t.Errorf("a third: %v", err)
+		}
+		if _, err := b.hold("a", bocage.SignedRuleset, "2", large); err != nil {
+			t.Errorf("the next of the same host: %v", err)
+		}
+		time.Sleep(parcelRest/2 + 1)
+		if b.of("a", bocage.SignedRuleset, "2") == nil || b.of("a", bocage.SignedRuleset, "1") != nil {
+			t.Error("what is held is not the newest")
+		}
+		time.Sleep(parcelRest/2 + 1)
+		if _, err := b.hold("c", bocage.SignedRuleset, "1", large); err != nil {
+			t.Errorf("nobody fetches of one, and there is no room: %v", err)
+		}
+		if b.of("b", bocage.SignedRuleset, "1") != nil || b.of("a", bocage.SignedRuleset, "2") == nil || b.bytes > parcelsMost {
+			t.Errorf("%d bytes are held", b.bytes)
+		}
+		// One that is larger than all the room finds some when it is alone.
+		time.Sleep(parcelRest + 1)
+		if _, err := b.hold("d", bocage.SignedRuleset, "1", make([]byte, parcelsMost+1)); err != nil || len(b.held) != 1 {
+			t.Errorf("%d are held, %v", len(b.held), err)
+		}
+	})
+}
+
+// What a parcel cannot be is seen before anything is fetched.
+func TestParcelCheck(t *testing.T) {
+	good := func() *Parcel {
+		return &Parcel{Kind: "ruleset", Size: leastPiece + 1, Each: leastPiece, Sums: make([][]byte, 2)}
+	}
+	for name, c := range map[string]struct {
+		change func(*Parcel)
+		well   bool
+	}{
+		"as it is":       {func(*Parcel) {}, true},
+		"empty":          {func(p *Parcel) { p.Size = 0 }, false},
+		"negative":       {func(p *Parcel) { p.Size = -1 }, false},
+		"too large":      {func(p *Parcel) { p.Size = 1 << 30 }, false},
+		"no pieces":      {func(p *Parcel) { p.Each = 0 }, false},
+		"small pieces":   {func(p *Parcel) { p.Each = 1 }, false},
+		"large pieces":   {func(p *Parcel) { p.Each = mostPiece + 1 }, false},
+		"a sum too many": {func(p *Parcel) { p.Sums = append(p.Sums, nil) }, false},
+		"no sums":        {func(p *Parcel) { p.Sums = nil }, false},
+		"much around":    {func(p *Parcel) { p.Tail = make([]byte, mostAround+1) }, false},
+	} {
+		p := good()
+		c.change(p)
+		if err := p.Check(64 << 20); (err == nil) != c.well {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
