@@ -178,6 +178,16 @@ func FlowOf(frame []byte) (bocage.Flow, bool) {
 	return f, true
 }
 
+// FlowOnWire reads the ends of a frame that crosses a wire, where what is in a VLAN, or
+// in one of another, is judged as without; false too where that is not known.
+func FlowOnWire(frame []byte) (bocage.Flow, bool) {
+	_, untagged, known := untag(frame)
+	if !known {
+		return bocage.Flow{}, false
+	}
+	return FlowOf(untagged)
+}
+
 // extensions passes over those of IPv6; first is false behind a later piece's.
 func extensions(next byte, b []byte) (protocol bocage.Protocol, rest []byte, first bool) {
 	for range 8 {

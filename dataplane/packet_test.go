@@ -24,6 +24,24 @@ type frame struct {
 	id          uint16
 	hops        byte
 	body        []byte // instead of a transport header and payload
+	tags        []tag  // the outer one first
+}
+
+// tag is a VLAN's: of 802.1Q, or of 802.1ad.
+type tag struct {
+	service bool
+	control uint16
+}
+
+// customer and service are tags with an id alone.
+func customer(id uint16) tag { return tag{control: id} }
+func service(id uint16) tag  { return tag{true, id} }
+
+func (t tag) kind() uint16 {
+	if t.service {
+		return 0x88a8
+	}
+	return 0x8100
 }
 
 type extension struct {
@@ -44,6 +62,10 @@ func (f frame) bytes() []byte {
 	var b []byte
 	b = append(b, f.to[:]...)
 	b = append(b, f.from[:]...)
+	for _, t := range f.tags {
+		b = be.AppendUint16(be.AppendUint16(b, t.kind()), t.control)
+	}
+	start := len(b) + 2
 	l4 := f.body
 	if l4 == nil {
 		l4 = f.transport()
@@ -64,11 +86,11 @@ func (f frame) bytes() []byte {
 		b = append(b, f.dst.AsSlice()...)
 		b = append(b, f.options...)
 		var sum uint32
-		for i := 14; i < 14+header; i += 2 {
+		for i := start; i < start+header; i += 2 {
 			sum += uint32(be.Uint16(b[i:]))
 		}
 		sum = sum&0xffff + sum>>16
-		be.PutUint16(b[24:], ^uint16(sum&0xffff+sum>>16))
+		be.PutUint16(b[start+10:], ^uint16(sum&0xffff+sum>>16))
 		return append(b, l4...)
 	}
 	var chain []byte
@@ -126,6 +148,8 @@ func wellFormed(b []byte) bool {
 		return wellFormed6(b)
 	case 0x0806:
 		return len(b) >= 28 && string(b[:6]) == "\x00\x01\x08\x00\x06\x04" && b[6] == 0 && (b[7] == 1 || b[7] == 2)
+	case 0x8100, 0x88a8:
+		return len(b) >= 4 // what is tagged has a type
 	}
 	return true
 }

@@ -76,6 +76,11 @@ func specimens() []frame {
 	solicitation := base
 	solicitation.source, solicitation.dst, solicitation.protocol, solicitation.hops = six, netip.MustParseAddr("ff02::1:ff00:2"), bocage.ProtocolICMPv6, 255
 	solicitation.body = append(append([]byte{135, 0, 0, 0, 0, 0, 0, 0}, netip.MustParseAddr("fd00::2").AsSlice()...), 1, 1, 2, 0, 0, 0, 0, 1)
+	for _, tags := range [][]tag{{customer(7)}, {service(5), customer(7)}, {customer(5), customer(0xe007)}, {customer(1), customer(2), customer(3)}} {
+		f := base
+		f.source, f.dst, f.protocol, f.tags = four, netip.MustParseAddr("10.0.0.2"), bocage.ProtocolUDP, tags
+		all = append(all, f)
+	}
 	return append(all, solicitation)
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -106,6 +107,29 @@ func tagOf(control []byte) uint16 {
 		}
 	}
 	return 0
+}
+
+// tagsOf are all tags of a frame: the one that came beside it, and those in it. It
+// returns the frame without.
+func tagsOf(frame, control []byte) (tags []tag, untagged []byte) {
+	messages, _ := syscall.ParseSocketControlMessage(control)
+	for _, m := range messages {
+		if m.Header.Level == unix.SOL_PACKET && m.Header.Type == unix.PACKET_AUXDATA && len(m.Data) >= int(unsafe.Sizeof(auxdata{})) {
+			a := (*auxdata)(unsafe.Pointer(&m.Data[0]))
+			if a.Status&unix.TP_STATUS_VLAN_VALID != 0 {
+				tags = append(tags, tag{a.TPID == 0x88a8, a.TCI})
+			}
+		}
+	}
+	for len(frame) >= 18 {
+		kind := binary.BigEndian.Uint16(frame[12:])
+		if kind != 0x8100 && kind != 0x88a8 {
+			break
+		}
+		tags = append(tags, tag{kind == 0x88a8, binary.BigEndian.Uint16(frame[14:])})
+		frame = append(slices.Clone(frame[:12]), frame[16:]...)
+	}
+	return tags, frame
 }
 
 func (f *forwarder) copy(side, in, out int) {

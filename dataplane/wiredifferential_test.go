@@ -1,8 +1,12 @@
 package dataplane
 
 import (
+	"cmp"
 	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -12,8 +16,11 @@ import (
 	"bocage.dev/bocage/host/hosttest"
 )
 
-// crossing is a frame that was seen to leave a wire: its number, and its VLAN.
-type crossing struct{ number, vlan uint16 }
+// crossing is a frame that was seen to leave a wire: its number, and its tags.
+type crossing struct {
+	number uint16
+	tags   string
+}
 
 // far collects the numbered frames that reach a workload, until the last one, which
 // goes by ARP, of each round.
@@ -39,15 +46,17 @@ func (w *workload) far(t testing.TB) *far {
 			if err != nil || n < 42 {
 				continue
 			}
+			tags, f := tagsOf(b[:n], control[:oobn])
 			x.mu.Lock()
-			switch binary.BigEndian.Uint16(b[12:]) {
-			case 0x0800:
+			switch {
+			case len(f) < 42:
+			case binary.BigEndian.Uint16(f[12:]) == 0x0800:
 				// Not what the hosts answer.
-				if l4 := 14 + int(b[14]&15)*4; b[23] != 1 && binary.BigEndian.Uint16(b[l4:]) >= 40_000 {
-					x.seen = append(x.seen, crossing{binary.BigEndian.Uint16(b[18:]), tagOf(control[:oobn]) & 0xfff})
+				if l4 := 14 + int(f[14]&15)*4; f[23] != 1 && binary.BigEndian.Uint16(f[l4:]) >= 40_000 {
+					x.seen = append(x.seen, crossing{binary.BigEndian.Uint16(f[18:]), fmt.Sprint(tags)})
 				}
-			case 0x0806:
-				x.rounds += int(number(b[41] == 250)) // the address asked for
+			case binary.BigEndian.Uint16(f[12:]) == 0x0806:
+				x.rounds += int(number(f[41] == 250)) // the address asked for
 			}
 			x.mu.Unlock()
 		}
@@ -72,8 +81,24 @@ func (x *far) take() []crossing {
 	defer x.mu.Unlock()
 	seen := x.seen
 	x.seen = nil
-	slices.SortFunc(seen, func(a, b crossing) int { return int(a.number) - int(b.number) })
+	slices.SortFunc(seen, compareCrossings)
 	return seen
+}
+
+func compareCrossings(a, b crossing) int {
+	return cmp.Or(int(a.number)-int(b.number), strings.Compare(a.tags, b.tags))
+}
+
+// drawTags are such as are common, and such as nobody knows.
+func drawTags(r *rand.Rand) []tag {
+	id := func() uint16 {
+		return pick(r, []uint16{1, 7, uint16(1 + r.IntN(4094)), 0x6000 | uint16(r.IntN(4096)), 0, 0xfff})
+	}
+	tags := make([]tag, pick(r, []int{0, 0, 1, 1, 2, 2, 2, 3, 4}))
+	for i := range tags {
+		tags[i] = tag{r.IntN(3) == 0, id()}
+	}
+	return tags
 }
 
 // Of random frames in random VLANs and none, both ways, those leave a wire that the
@@ -108,17 +133,17 @@ func TestRootWireDifferential(t *testing.T) {
 			if f.DestinationPort >= 40_000 || f.DestinationPort == 67 || f.DestinationPort == 68 {
 				f.DestinationPort = uint16(1000 + r.IntN(30_000))
 			}
-			vlan := pick(r, []uint16{0, 0, 1, 7, uint16(1 + r.IntN(4094))})
-			x := frame{from: [6]byte(e.from.mac), to: [6]byte(e.to.mac), source: f.Source, dst: f.Destination, protocol: f.Protocol,
+			x := frame{tags: drawTags(r), from: [6]byte(e.from.mac), to: [6]byte(e.to.mac), source: f.Source, dst: f.Destination, protocol: f.Protocol,
 				sport: f.SourcePort, dport: f.DestinationPort, tcpFlags: syn, payload: r.IntN(40), id: uint16(n + 1)}
 			if r.IntN(5) == 0 {
 				x.options = []byte{148, 4, 0, 0}
 			}
-			e.raw.send(tagged(x.bytes(), vlan))
+			e.raw.send(x.bytes())
 			total++
-			if verdict, _ := rs.Decide(f); verdict.Allowed() {
+			_, _, known := untag(x.bytes())
+			if verdict, _ := rs.Decide(f); known && verdict.Allowed() {
 				allowed++
-				want[way] = append(want[way], crossing{uint16(n + 1), vlan})
+				want[way] = append(want[way], crossing{uint16(n + 1), fmt.Sprint(x.tags)})
 			}
 		}
 		for way, e := range ends {

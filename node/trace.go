@@ -67,7 +67,11 @@ func (a *agentProcess) trace(p bocage.TracePacket) (bocage.Trace, error) {
 	}
 	t := bocage.Trace{Host: a.cfg.Host, Interface: at.Port.Interface, Direction: direction, Workload: at.Port.Workload,
 		Frame: frame, Outcome: string(passage.Outcome), Target: linkName(passage.Target)}
-	if flow, ok := dataplane.FlowOf(frame); ok {
+	flowOf := dataplane.FlowOf
+	if slices.ContainsFunc(a.dataplane.Wires(), func(w dataplane.Wire) bool { return at.Ifindex == w.Inside || at.Ifindex == w.Outside }) {
+		flowOf = dataplane.FlowOnWire
+	}
+	if flow, ok := flowOf(frame); ok {
 		flow.At = time.Now()
 		t.Packet = &flow
 	}

@@ -241,7 +241,7 @@ struct quota_key {
 	__u64 limit;
 	__u32 source; // identities
 	__u32 destination;
-	__u32 link; // LINK_WIRE: on wires, whatever the VLAN is, which who sends may choose
+	__u32 link; // LINK_WIRE: on wires, whatever the VLANs are, which who sends may choose
 	__u32 pad;
 };
 _Static_assert(sizeof(struct quota_key) == 24, "quota_key");
@@ -372,11 +372,10 @@ struct flow_key {
 	struct address address[2];
 	__u16 port[2]; // host order; an ICMP query's identifier is the port of who asks
 	__u8 protocol;
-	__u8 family; // 4 or 6
-	__u16 link;  // zero: the host's; else LINK_WIRE and the VLAN there
+	__u8 link[3]; // zero: the host's; else LINK_*
 };
 _Static_assert(sizeof(struct flow_key) == 40, "flow_key");
-#define LINK_WIRE 0x1000
+#define LINK_WIRE 0xfff // the ids of no VLAN: the wire itself; the others are in tags.h
 
 // Where in what a server of the DNS says in a stream something begins: the length of a
 // message, or the message behind it.

@@ -36,7 +36,8 @@ int from_decoy(struct __sk_buff *skb)
 
 	bool second = key_of(&at);
 	if (!find_row(&at.key, &at.found)) {
-		at.key.link = LINK_WIRE;
+		at.key.link[0] = LINK_WIRE & 0xff;
+		at.key.link[1] = LINK_WIRE >> 8;
 		find_row(&at.key, &at.found);
 	}
 	struct flow *flow = at.found.row ? row_at(at.found.row) : NULL;

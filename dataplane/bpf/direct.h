@@ -41,7 +41,7 @@ static __always_inline bool is_direct_now(const struct topology *wiring, __u64 n
 static __always_inline bool is_routed(struct __sk_buff *skb, const struct flow *flow, bool end)
 {
 	const struct flow_key *key = &flow->key;
-	bool four = key->family == 4;
+	bool four = is4(&key->address[0]);
 	struct fib_question question = {
 		.family = four ? AF_INET : AF_INET6,
 		.protocol = key->protocol,

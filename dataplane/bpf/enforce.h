@@ -180,7 +180,7 @@ STAGE int count_opener(const struct passage *at, const struct outcome *out)
 	if (!every)
 		return true;
 	struct quota_key key = {.limit = row->in[slot].number, .source = out->source, .destination = out->destination,
-				.link = at->link & LINK_WIRE};
+				.link = at->link ? LINK_WIRE : 0};
 	TRACE(limited, 1);
 	struct quota *quota = bpf_map_lookup_elem(&quotas, &key);
 	if (!quota) {
@@ -223,7 +223,8 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 	bool original = at->original;
 	struct steering *s = steering_now();
 	// A decoy is on no VLAN.
-	if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || (at->link & VLAN_ID) || !s || !s->decoy))
+	bool beside = at->link && at->link != LINK_WIRE;
+	if (out->verdict == VERDICT_DECOY && (p->protocol != PROTOCOL_TCP || beside || !s || !s->decoy))
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
@@ -417,9 +418,8 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 	if (!at)
 		return false;
 	struct frame f = frame_of(skb);
-	if (!quoted_key(&f, &at->packet, &at->key))
+	if (!quoted_key(&f, &at->packet, at->link, &at->key))
 		return false;
-	at->key.link = at->link;
 	if (!find_row(&at->key, &at->found))
 		return false;
 	struct flow *flow = row_at(at->found.row);
@@ -594,7 +594,7 @@ static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 	struct outcome out = {};
 	int act = ACT_PASS;
 	if (read_packet(skb, &at->packet)) {
-		if (skb->vlan_present && !at->link)
+		if (at->strange || (skb->vlan_present && !at->link))
 			at->packet.ethertype = ETHERNET_VLAN; // what is inside belongs to another link
 		at->length = at->packet.bytes;
 		act = decide(skb, at, &out);

@@ -23,17 +23,24 @@ STAGE int mac_before(struct __sk_buff *skb, __u32 ifindex, __u32 from, struct ma
 		memcpy(mac->bytes, port->mac, 6);
 		return 0;
 	}
+	struct tag tag = {};
 	__u16 type = 0;
-	__u32 raw[4] = {};
+	__u32 raw[4] = {}, network = sizeof(struct ethernet);
 	struct port_address key = {.ifindex = ifindex};
-	if (bpf_skb_load_bytes(skb, 12, &type, 2))
+	if (bpf_skb_load_bytes(skb, 12, &tag, sizeof(tag)))
 		return -1;
+	type = tag.type;
+	if (is_tag(type)) { // the inner one of two
+		if (bpf_skb_load_bytes(skb, 12 + sizeof(tag), &type, 2))
+			return -1;
+		network += sizeof(tag);
+	}
 	if (type == bswap16(ETHERNET_IPV4)) {
-		if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + (from ? 12 : 16), raw, 4))
+		if (bpf_skb_load_bytes(skb, network + (from ? 12 : 16), raw, 4))
 			return -1;
 		key.address = address4(raw[0]);
 	} else {
-		if (bpf_skb_load_bytes(skb, sizeof(struct ethernet) + (from ? 8 : 24), raw, 16))
+		if (bpf_skb_load_bytes(skb, network + (from ? 8 : 24), raw, 16))
 			return -1;
 		key.address = address6(raw);
 	}

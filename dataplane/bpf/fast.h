@@ -20,11 +20,6 @@ struct glance {
 	__u8 tcp_flags;
 };
 
-static __always_inline __u64 key_rest(__u16 first, __u16 second, __u8 protocol, __u8 family)
-{
-	return first | (__u64)second << 16 | (__u64)protocol << 32 | (__u64)family << 40;
-}
-
 // The header behind IP; false if it is for the long way.
 static __always_inline bool glance_transport(void *l4, void *end, __u32 payload, __u8 protocol, bool super,
 					     __u16 *source, __u16 *destination, __u8 *flags)
@@ -55,9 +50,8 @@ static __always_inline bool glance_transport(void *l4, void *end, __u32 payload,
 	return true;
 }
 
-static __always_inline bool glance_at4(void *data, void *end, __u32 wire, bool super, struct glance *g)
+static __always_inline bool glance_at4(struct ipv4 *ip, void *end, __u32 wire, bool super, __u32 link, struct glance *g)
 {
-	struct ipv4 *ip = data + sizeof(struct ethernet);
 	if ((void *)(ip + 1) > end)
 		return false;
 	__u32 length = bswap16(ip->length);
@@ -67,19 +61,18 @@ static __always_inline bool glance_at4(void *data, void *end, __u32 wire, bool s
 	if (!glance_transport(ip + 1, end, length - sizeof(*ip), ip->protocol, super, &source, &destination, &g->tcp_flags))
 		return false;
 	__u64 from = address4(ip->source).low, to = address4(ip->destination).low;
-	bool second = from > to || (from == to && source > destination);
+	bool second = (from > to || (from == to && source > destination)) != !!(link & LINK_DOUBLED);
 	g->second = second;
 	g->bytes = length;
 	g->protocol = ip->protocol;
 	g->key.address[0] = (struct address){.low = second ? to : from};
 	g->key.address[1] = (struct address){.low = second ? from : to};
-	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->protocol, 4);
+	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->protocol, link);
 	return true;
 }
 
-static __always_inline bool glance_at6(void *data, void *end, __u32 wire, bool super, struct glance *g)
+static __always_inline bool glance_at6(struct ipv6 *ip, void *end, __u32 wire, bool super, __u32 link, struct glance *g)
 {
-	struct ipv6 *ip = data + sizeof(struct ethernet);
 	if ((void *)(ip + 1) > end)
 		return false;
 	__u32 payload = bswap16(ip->length);
@@ -91,13 +84,27 @@ static __always_inline bool glance_at6(void *data, void *end, __u32 wire, bool s
 	struct address from = address6(ip->source), to = address6(ip->destination);
 	bool second = from.high > to.high ||
 		      (from.high == to.high && (from.low > to.low || (from.low == to.low && source > destination)));
+	second = second != !!(link & LINK_DOUBLED);
 	g->second = second;
 	g->bytes = payload + sizeof(*ip);
 	g->protocol = ip->next;
 	g->key.address[0] = second ? to : from;
 	g->key.address[1] = second ? from : to;
-	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->next, 6);
+	*(__u64 *)&g->key.port[0] = key_rest(second ? destination : source, second ? source : destination, ip->next, link);
 	return true;
+}
+
+// A frame with so many bytes of tags in it, on a link; false if it is for the long way.
+static __always_inline bool glance_at(void *data, void *end, __u32 tags, __u32 length, bool super, __u32 link,
+				      struct glance *g)
+{
+	struct ethernet *eth = data + tags; // as far as its type
+	if ((void *)(eth + 1) > end)
+		return false;
+	__u32 wire = length - sizeof(*eth) - tags;
+	if (eth->type == bswap16(ETHERNET_IPV4))
+		return glance_at4((void *)(eth + 1), end, wire, super, link, g);
+	return eth->type == bswap16(ETHERNET_IPV6) && glance_at6((void *)(eth + 1), end, wire, super, link, g);
 }
 
 // What the word must say of a flow whose packets may go the short way.
@@ -108,32 +115,20 @@ static __always_inline bool is_usual(__u64 word, bool original, bool end, bool f
 	return (word & (must | FLOW_UNUSUAL)) == must;
 }
 
-// What becomes of a packet that goes the short way at a point, by the interface that
-// is its own, on a link; 0 if it does not.
-STAGE int pass_fast(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link)
+// What becomes of a packet that was glanced at, at a point, by the interface that is its
+// own; 0 if it does not go the short way. Only what is in the host's hands (skb) can be
+// handed over to another workload.
+static __always_inline int pass_glanced(struct __sk_buff *skb, const struct ethernet *eth, const struct glance *g,
+					__u32 from, __u32 ifindex, __u32 segments)
 {
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	struct ethernet *eth = data;
-	if ((void *)(eth + 1) > end || skb->vlan_present)
-		return 0;
-	struct glance g;
-	__u32 wire = skb->len - sizeof(*eth);
-	bool super = skb->gso_size != 0;
-	if (eth->type == bswap16(ETHERNET_IPV4)) {
-		if (!glance_at4(data, end, wire, super, &g))
-			return 0;
-	} else if (eth->type != bswap16(ETHERNET_IPV6) || !glance_at6(data, end, wire, super, &g)) {
-		return 0;
-	}
-	g.key.link = link;
 	__u64 word;
 	__u32 number;
-	struct flow *flow = look_up(&g.key, &word, &number);
+	struct flow *flow = look_up(&g->key, &word, &number);
 	if (!flow)
 		return 0;
 
 	__u32 zero = 0;
-	bool original = g.second == !!(word & FLOW_SECOND), local = g.second == !!from;
+	bool original = g->second == !!(word & FLOW_SECOND), local = g->second == !!from;
 	struct active *active_word = bpf_map_lookup_elem(&active, &zero);
 	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
 	__u64 now = coarse_now();
@@ -148,14 +143,14 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link
 	    (eth->source[0] & 1))
 		return 0;
 	bool allowed = would_of(flow) == VERDICT_ALLOW;
-	__u64 said = said_by(word, original, g.protocol, g.tcp_flags) & ~word;
+	__u64 said = said_by(word, original, g->protocol, g->tcp_flags) & ~word;
 	if ((said & FLOW_REPLIED) && !allowed)
 		return 0; // what answers is told
 
 	// Straight to the other workload, if that is known to be its way.
 	__u32 way = WAY_STACK, there = flow->ifindex[!local];
 	__u8 other_mac[6];
-	if (is_direct_now(wiring, now) && is_local(word)) {
+	if (skb && is_direct_now(wiring, now) && is_local(word)) {
 		bool host = skb->pkt_type == PACKET_HOST;
 		way = way_from(word, local);
 		if (!from && !(word & FLOW_WAYS))
@@ -171,20 +166,45 @@ STAGE int pass_fast(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link
 	if (!is_still(flow, word) || (said && !turn(flow, word, said, 0)))
 		return 0;
 
-	__u32 segments = skb->gso_segs > 1 ? skb->gso_segs : 1;
 	see(flow, word, now >> BEAT_SHIFT, original);
 	int act = TCX_NEXT;
 	if (way > WAY_STACK) {
 		act = hand_over(skb, there, other_mac, way);
 		if (act != TCX_NEXT) {
 			owner = true; // one of both
-			count(reason, false, segments, g.bytes);
+			count(reason, false, segments, g->bytes);
 		}
 	}
 	if (owner) {
 		__sync_fetch_and_add(&flow->packets, segments);
-		__sync_fetch_and_add(&flow->bytes, g.bytes);
+		__sync_fetch_and_add(&flow->bytes, g->bytes);
 	}
-	count(reason, false, segments, g.bytes);
+	count(reason, false, segments, g->bytes);
 	return act;
+}
+
+static __always_inline __u32 segments_of(struct __sk_buff *skb)
+{
+	return skb->gso_segs > 1 ? skb->gso_segs : 1;
+}
+
+// What becomes of a packet that goes the short way at a point; 0 if it does not.
+STAGE int pass_fast(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct glance g;
+	if (skb->vlan_present || !glance_at(data, end, 0, skb->len, skb->gso_size != 0, link, &g))
+		return 0;
+	return pass_glanced(skb, data, &g, from, ifindex, segments_of(skb));
+}
+
+// Likewise with tags, so many bytes of which are in the frame, on a wire.
+STAGE int pass_tagged(struct __sk_buff *skb, __u32 from, __u32 ifindex, __u32 link, __u32 tags)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct glance g;
+	if (tags > MOST_TAGS * sizeof(struct tag) || data + sizeof(struct ethernet) > end ||
+	    !glance_at(data, end, tags, skb->len, skb->gso_size != 0, link, &g))
+		return 0;
+	return pass_glanced(NULL, data, &g, from, ifindex, segments_of(skb));
 }

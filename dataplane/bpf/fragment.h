@@ -95,7 +95,7 @@ STAGE int piece_together(struct passage *at)
 // Writes the key of the flow that an ICMP error quotes a packet of. The error must
 // go to the quoted packet's source, and its kind must be one that hosts need: a
 // redirect is not.
-static __always_inline bool quoted_key(struct frame *f, const struct packet *p, struct flow_key *key)
+static __always_inline bool quoted_key(struct frame *f, const struct packet *p, __u32 link, struct flow_key *key)
 {
 	struct address source, destination;
 	__u8 protocol;
@@ -146,6 +146,6 @@ static __always_inline bool quoted_key(struct frame *f, const struct packet *p, 
 		source_port = query ? bswap16(icmp->id) : 0;
 		destination_port = query ? 0 : bswap16(icmp->id);
 	}
-	flow_key_of(&source, &destination, source_port, destination_port, protocol, key);
+	flow_key_of(&source, &destination, source_port, destination_port, protocol, link, key);
 	return true;
 }

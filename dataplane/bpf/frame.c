@@ -8,6 +8,7 @@
 #include "limit.h"
 #include "parse.h"
 #include "speech.h"
+#include "tags.h"
 
 SEC("xdp")
 int parse_frame(struct xdp_md *xdp)
@@ -19,6 +20,17 @@ int parse_frame(struct xdp_md *xdp)
 		.length = xdp->data_end - xdp->data,
 	};
 	return parse(&f, &p) ? XDP_PASS : XDP_DROP;
+}
+
+// Writes what is known of a frame's tags over its first bytes.
+SEC("xdp")
+int read_frame_tags(struct xdp_md *xdp)
+{
+	void *data = (void *)(long)xdp->data, *end = (void *)(long)xdp->data_end;
+	if (data + sizeof(struct ethernet) > end)
+		return -1;
+	*(__u64 *)data = read_tags(LINK_WIRE, data, end);
+	return 0;
 }
 
 // Reads a struct speech and names what is spoken.

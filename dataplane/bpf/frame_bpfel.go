@@ -16,10 +16,11 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	FrameProgParseFrame = "parse_frame"
-	FrameProgReadAs     = "read_as"
-	FrameProgReadSpeech = "read_speech"
-	FrameProgTakeOne    = "take_one"
+	FrameProgParseFrame    = "parse_frame"
+	FrameProgReadAs        = "read_as"
+	FrameProgReadFrameTags = "read_frame_tags"
+	FrameProgReadSpeech    = "read_speech"
+	FrameProgTakeOne       = "take_one"
 )
 
 // LoadFrame returns the embedded CollectionSpec for Frame.
@@ -64,10 +65,11 @@ type FrameSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FrameProgramSpecs struct {
-	ParseFrame *ebpf.ProgramSpec `ebpf:"parse_frame"`
-	ReadAs     *ebpf.ProgramSpec `ebpf:"read_as"`
-	ReadSpeech *ebpf.ProgramSpec `ebpf:"read_speech"`
-	TakeOne    *ebpf.ProgramSpec `ebpf:"take_one"`
+	ParseFrame    *ebpf.ProgramSpec `ebpf:"parse_frame"`
+	ReadAs        *ebpf.ProgramSpec `ebpf:"read_as"`
+	ReadFrameTags *ebpf.ProgramSpec `ebpf:"read_frame_tags"`
+	ReadSpeech    *ebpf.ProgramSpec `ebpf:"read_speech"`
+	TakeOne       *ebpf.ProgramSpec `ebpf:"take_one"`
 }
 
 // FrameMapSpecs contains maps before they are loaded into the kernel.
@@ -118,16 +120,18 @@ type FrameVariables struct {
 //
 // It can be passed to LoadFrameObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FramePrograms struct {
-	ParseFrame *ebpf.Program `ebpf:"parse_frame"`
-	ReadAs     *ebpf.Program `ebpf:"read_as"`
-	ReadSpeech *ebpf.Program `ebpf:"read_speech"`
-	TakeOne    *ebpf.Program `ebpf:"take_one"`
+	ParseFrame    *ebpf.Program `ebpf:"parse_frame"`
+	ReadAs        *ebpf.Program `ebpf:"read_as"`
+	ReadFrameTags *ebpf.Program `ebpf:"read_frame_tags"`
+	ReadSpeech    *ebpf.Program `ebpf:"read_speech"`
+	TakeOne       *ebpf.Program `ebpf:"take_one"`
 }
 
 func (p *FramePrograms) Close() error {
 	return _FrameClose(
 		p.ParseFrame,
 		p.ReadAs,
+		p.ReadFrameTags,
 		p.ReadSpeech,
 		p.TakeOne,
 	)

@@ -161,6 +161,11 @@ struct ethernet {
 	__u16 type;
 };
 
+struct tag { // in an Ethernet header, before its type
+	__u16 type;
+	__u16 control;
+};
+
 struct ipv4 {
 	__u8 version_length;
 	__u8 service;
@@ -251,7 +256,8 @@ struct neighbour_option {
 #define ETHERNET_ARP 0x0806
 #define ETHERNET_VLAN 0x8100
 #define ETHERNET_IPV6 0x86dd
-#define VLAN_ID 0xfff // in a tag
+#define ETHERNET_SERVICE 0x88a8 // VLANs of 802.1ad, around others
+#define VLAN_ID 0xfff		// in a tag
 
 #define PROTOCOL_ICMP 1
 #define PROTOCOL_TCP 6

@@ -202,8 +202,7 @@ type KernelFlowKey struct {
 	Address  [2]KernelAddress
 	Port     [2]uint16
 	Protocol uint8
-	Family   uint8
-	Link     uint16
+	Link     [3]uint8
 }
 
 type KernelFragment struct {

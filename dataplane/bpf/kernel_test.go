@@ -302,7 +302,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"dispatch":      520,
 		"open_flow":     760,
 		"admit":         900,
-		"read_packet":   1000,
+		"read_packet":   1020,
 		"track":         230,
 		"pass_direct":   330,
 		"find_ways":     190,

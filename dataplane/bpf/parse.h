@@ -403,6 +403,9 @@ static __always_inline bool parse(struct frame *f, struct packet *p)
 		break;
 	case ETHERNET_ARP:
 		return parse_arp(f, p);
+	case ETHERNET_VLAN:
+	case ETHERNET_SERVICE:
+		return header_at(f, sizeof(*eth), sizeof(struct tag)); // what is tagged has a type
 	default:
 		return true;
 	}

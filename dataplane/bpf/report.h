@@ -36,7 +36,7 @@ struct passage {
 	__u32 group;
 	__u32 epoch;
 	__u32 length;   // of the IP packet, in bytes
-	__u32 segments; // packets in it
+	__u16 segments; // packets in it
 	__u8 from;      // the workload sent it
 	__u8 original;  // it goes the way that its flow was opened
 	__u8 news;      // its flow is new, or judged otherwise than before
@@ -46,7 +46,8 @@ struct passage {
 	__u8 young : 1;  // the port was attached not long ago
 	__u8 pieced : 1; // a first piece was found to be allowed
 	__u8 left : 3;   // one more than the slot of the ruleset that was left, or 0
-	__u16 link;     // of a wire: LINK_WIRE and the VLAN
+	__u8 strange : 1; // it has tags that nobody can say the meaning of
+	__u32 link;     // of a wire: LINK_*
 	struct found found; // the row of its flow
 };
 

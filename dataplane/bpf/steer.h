@@ -31,7 +31,7 @@ static __always_inline int steer(struct __sk_buff *skb, const struct passage *at
 	const struct steering *s = steering_now();
 	__u8 token[6] = {TOKEN_FIRST, TOKEN_SECOND};
 	memcpy(token + 2, &at->ifindex, 4);
-	if (!s || bpf_skb_store_bytes(skb, at->from ? 6 : 0, token, 6, 0) ||
+	if (!s || bpf_skb_store_bytes(skb, at->from ? 6 : 0, token, 6, 0) || (at->link && put_back(skb)) ||
 	    bpf_skb_vlan_push(skb, bswap16(ETHERNET_VLAN), profile))
 		return TCX_DROP;
 	return bpf_redirect(at->from ? s->inside : s->outside, 0);

@@ -11,6 +11,7 @@
 #include "admit.h"
 #include "policy.h"
 #include "table.h"
+#include "tags.h"
 
 static __always_inline bool may_pick_up(const struct passage *at)
 {
@@ -30,30 +31,33 @@ static __always_inline bool is_picked_up(__u64 word)
 	return (word & (FLOW_WATCHED | FLOW_PICKED_UP)) == FLOW_PICKED_UP;
 }
 
+// What of a key comes behind the addresses.
+static __always_inline __u64 key_rest(__u16 first, __u16 second, __u8 protocol, __u32 link)
+{
+	return first | (__u64)second << 16 | (__u64)protocol << 32 | (__u64)(link & LINK_IN_KEY) << 40;
+}
+
 // Writes the key of a packet; true if its source is the second end.
 static __always_inline bool flow_key_of(const struct address *source, const struct address *destination,
-					__u16 source_port, __u16 destination_port, __u8 protocol, struct flow_key *key)
+					__u16 source_port, __u16 destination_port, __u8 protocol, __u32 link,
+					struct flow_key *key)
 {
 	bool second = source->high > destination->high ||
 		      (source->high == destination->high &&
 		       (source->low > destination->low ||
 			(source->low == destination->low && source_port > destination_port)));
+	second = second != !!(link & LINK_DOUBLED);
 	key->address[0] = second ? *destination : *source;
 	key->address[1] = second ? *source : *destination;
-	key->port[0] = second ? destination_port : source_port;
-	key->port[1] = second ? source_port : destination_port;
-	key->protocol = protocol;
-	key->family = is4(source) ? 4 : 6;
-	key->link = 0;
+	*(__u64 *)&key->port[0] =
+		key_rest(second ? destination_port : source_port, second ? source_port : destination_port, protocol, link);
 	return second;
 }
 
 static __always_inline bool key_of(struct passage *at)
 {
 	const struct packet *p = &at->packet;
-	bool second = flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, &at->key);
-	at->key.link = at->link;
-	return second;
+	return flow_key_of(&p->source, &p->destination, p->source_port, p->destination_port, p->protocol, at->link, &at->key);
 }
 
 static __always_inline __u64 judged_here(const struct passage *at, bool original)

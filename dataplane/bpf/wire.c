@@ -19,29 +19,38 @@ STAGE int cross(struct __sk_buff *skb)
 	return bpf_redirect(port->across, 0);
 }
 
-// Most packets take the short way, untagged ones that is.
-static __always_inline int cross_fast(struct __sk_buff *skb)
+// Most packets take the short way.
+static __always_inline int cross_fast(struct __sk_buff *skb, __u64 tags)
 {
 	__u32 ifindex = skb->ifindex;
 	struct port *port = tracing ? NULL : wire_at(ifindex);
-	if (!port)
+	if (!port || (tags & TAGS_STRANGE))
 		return 0;
 	bool inside = is_inside(port);
-	return pass_fast(skb, inside, inside ? ifindex : port->across, LINK_WIRE);
+	__u32 own = inside ? ifindex : port->across;
+	return tags & TAGS_ONE ? pass_tagged(skb, inside, own, link_of(tags), length_of_tags(tags)) :
+				 pass_fast(skb, inside, own, LINK_WIRE);
 }
 
+// The rest of the path knows of no tags in frames: while it judges, the outer one lies
+// beside.
 static __always_inline int judge_crossing(struct __sk_buff *skb)
 {
-	int passed = cross_fast(skb);
+	__u64 tags = tags_of(skb);
+	int passed = cross_fast(skb, tags);
 	if (passed)
 		return passed == TCX_NEXT ? cross(skb) : passed;
-	struct passage at = {};
+	struct passage at = {.strange = !!(tags & TAGS_STRANGE)};
 	begin(skb, &at);
 	if (!find_wire(&at, skb->ifindex))
 		return TCX_DROP;
-	if (skb->vlan_present)
-		at.link |= skb->vlan_tci & VLAN_ID;
+	at.link = at.strange ? LINK_WIRE : link_of(tags);
+	skb->cb[0] = 0;
+	if (length_of_tags(tags) && !at.strange && put_aside(skb, tags))
+		return TCX_DROP;
 	int action = enforce_at(skb, &at);
+	if (action != TCX_DROP && put_back(skb))
+		return TCX_DROP;
 	return action == TCX_NEXT ? cross(skb) : action;
 }
 

@@ -15,8 +15,8 @@ import (
 // the namespace. Start makes them anew, with other interface numbers.
 var ErrSteering = errors.New("the steering links of inspection are gone")
 
-// Frames carry the profile as a VLAN tag, and a workload may have one of its own.
-const tagBytes = 2 * 4
+// Frames carry the profile as a VLAN tag, and on wires up to two of their own.
+const tagBytes = 3 * 4
 
 // linkNames are the host's ends of the steering links: the same at every start,
 // since programs are pinned to them.

@@ -5,10 +5,18 @@
 #include "../dns.h"
 #include "../parse.h"
 #include "../speech.h"
+#include "../tags.h"
 
-// Reads a frame; its memory ends where the frame does.
+// Reads a frame; its memory ends where the frame does. Returns -1 for tags that do not
+// lie in it, or of VLANs that there are not.
 int native_parse(void *data, unsigned size)
 {
+	__u64 tags = read_tags(LINK_WIRE, data, data + size);
+	__u32 link = link_of(tags), length = length_of_tags(tags), outer = link & VLAN_ID;
+	if (length && 12 + length + 2 > size)
+		return -1;
+	if (!(tags & TAGS_STRANGE) && (length > 8 || !outer || (outer == VLAN_ID && link != LINK_WIRE)))
+		return -1;
 	struct packet p = {};
 	struct frame f = {.data = data, .end = data + size, .length = size};
 	return parse(&f, &p);

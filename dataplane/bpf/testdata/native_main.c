@@ -92,7 +92,15 @@ int main(int argc, char **argv)
 		uint8_t *exact = malloc(size ? size : 1); // so that one byte too far is noticed
 		memcpy(exact, copy, size);
 		if (inputs[which].kind == 'f') {
-			whole += native_parse(exact, size);
+			int read = native_parse(exact, size);
+			if (read < 0) {
+				fprintf(stderr, "tags that are not there:");
+				for (unsigned n = 0; n < size; n++)
+					fprintf(stderr, " %02x", exact[n]);
+				fprintf(stderr, "\n");
+				return 5;
+			}
+			whole += read;
 		} else if (inputs[which].kind == 'n') {
 			int read = native_dns(m, exact, size);
 			if (read < 0)
