@@ -209,7 +209,7 @@ func (d *Dataplane) share() error {
 	if len(d.ports) < 2 {
 		rows = d.cfg.FlowEntries
 	}
-	if err := d.objects.Holdings.Put(uint32(0), bpf.KernelHolding{Rows: uint64(rows)}); err != nil {
+	if err := d.objects.Shares.Put(uint32(0), bpf.KernelHolding{Rows: uint64(rows)}); err != nil {
 		return fmt.Errorf("write share of the table of flows: %w", err)
 	}
 	return nil

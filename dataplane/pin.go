@@ -93,7 +93,11 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables["flow_buckets"].Set(bucketsOf(cfg)); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
-	if err := spec.Variables["wake_bytes"].Set(uint64(min(cfg.EventBytes/8, 1<<16))); err != nil {
+	wakeBytes := min(cfg.EventBytes/8, 1<<16)
+	if err := spec.Variables["wake_bytes"].Set(uint64(wakeBytes)); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	}
+	if err := spec.Variables["wake_events"].Set(uint64(max(wakeBytes>>12, 1))); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
 	if err := spec.Variables["direct_delivery"].Set(uint8(number(cfg.DirectDelivery))); err != nil {
@@ -124,9 +128,9 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 	return hex.EncodeToString(h.Sum(nil))[:16]
 }
 
-// isShared says whether a map outlives the process: all but the sections of
-// constants that each load of the programs has of its own.
-func isShared(name string) bool { return !strings.HasPrefix(name, ".") }
+// isShared says whether a map outlives the process: all but the sections of constants,
+// and what was judged a moment ago, which each load of the programs has of its own.
+func isShared(name string) bool { return !strings.HasPrefix(name, ".") && name != "judgements" }
 
 // pins is the folder of one layout.
 type pins struct {
@@ -237,7 +241,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions, "limits": o.Limits, "quotas": o.Quotas,
-		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "seeds": o.Seeds, "topology": o.Topology,
+		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "shares": o.Shares, "seeds": o.Seeds, "topology": o.Topology,
 		"endings": o.Endings, "guides": o.Guides,
 		"orders": o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,

@@ -100,7 +100,7 @@ func asked(o *bpf.KernelObjects) map[string]*ebpf.Map {
 	for name, m := range mapsOf(o) {
 		switch name {
 		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits", "names", "learned",
-			"port_addresses", "topology", "steering", "seeds":
+			"port_addresses", "topology", "steering", "seeds", "shares":
 			shared[name] = m
 		}
 	}

@@ -521,7 +521,7 @@ struct topology {
 };
 _Static_assert(sizeof(struct topology) == 16, "topology");
 
-// How many rows an enforcement point holds; of 0, how many one may.
+// How many rows an enforcement point holds, and how many one may.
 struct holding {
 	__u64 rows;
 };
@@ -731,6 +731,7 @@ struct tally {
 	__u64 unlearned; // addresses of names that found no room, or took that of others which still counted
 	__u64 greeted; // pieces of greetings that were due
 	__u64 ungreeted; // of these, without room in their ring buffer
+	__u64 waited; // in the ring when it was last looked into, in parts of wake_bytes
 };
 
 // What came of judging by the candidate as well.

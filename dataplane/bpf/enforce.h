@@ -104,27 +104,23 @@ static __always_inline void decide_frame(struct passage *at, struct outcome *out
 	out->verdict = refuses ? strictly : VERDICT_ALLOW;
 }
 
-// Judges a packet that belongs to no flow. One that cannot open a flow may
-// still belong to one that was there before the port was attached; then it may
-// well be the answering side that speaks first. Returns whether it is.
-STAGE int judge_first(const struct passage *at, struct outcome *out)
+// Judges a packet that can open no flow, of none that is known. It may still belong to
+// one that was there before the port was attached; then it may well be the answering
+// side that speaks first. Returns whether it is.
+STAGE int pick_up(const struct passage *at, struct outcome *out)
 {
 	if (!at || !out)
 		return false;
 	const struct packet *p = &at->packet;
-	bool opener = p->marks & PACKET_OPENER;
-	bool pickup = !opener && p->protocol == PROTOCOL_TCP && may_pick_up(at);
-	if (!opener && !pickup) {
+	if (p->protocol != PROTOCOL_TCP || !may_pick_up(at)) {
 		decide_alone(at, REASON_INVALID_STATE, out);
 		return false;
 	}
-	judge(at, true, out);
-	if (!pickup)
-		return false;
+	judge_anew(at, true, out);
 	bool answers = p->tcp_flags & TCP_SYN; // and ACK
 	if (answers || !at->ruled || !is_allowed(out->would)) {
 		struct outcome reversed = {};
-		judge(at, false, &reversed);
+		judge_anew(at, false, &reversed);
 		bool forth = is_allowed(out->would), back = is_allowed(reversed.would);
 		if (!answers) // where policy knows neither way, services have the lower ports
 			answers = forth == back ? p->source_port < p->destination_port : back;
@@ -230,18 +226,17 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 		return 0;
 	at->found.row = make_row(key, at->now, at->ifindex);
 	struct flow *flow = at->found.row ? row_at(at->found.row) : NULL;
-	if (!flow) {
+	at->found.word = flow ? word_of(flow) : 0;
+	if (!flow || (at->found.word & FLOW_LIVE))
+		hold(at->ifindex, -1); // nothing came of it, or another processor opened it at the same time
+	if (!flow)
 		decide_alone(at, REASON_TABLE_FULL, out);
+	if (!flow || (at->found.word & FLOW_LIVE))
 		return 0;
-	}
-	at->found.word = word_of(flow);
-	if (at->found.word & FLOW_LIVE)
-		return 0; // another processor opened it at the same time
 	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
 	__u64 flags = settle(at, flow, out, original) | FLOW_LIVE | (second == original ? FLOW_SECOND : 0) |
 		      (!at->from == !original ? 0 : FLOW_TO);
 	bool own = own_end(flags);
-	flow->topology = 0;
 	flow->seen = beat_of(at);
 	flow->packets = flow->bytes = 0;
 	flow->ifindex[own] = at->ifindex;
@@ -252,7 +247,13 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 	flow->reported = at->now >> ROUND_SHIFT;
 	flow->speech = SPEECH_UNKNOWN;
 	flags |= heeding(p, out) | (asks(at, out) ? FLOW_ASKS : 0);
-	hold(at->ifindex, 1);
+	// What a port sends is admitted by whose it is, so its end is bound from the beginning.
+	__u32 zero = 0;
+	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
+	bool bound = wiring && at->from && !at->link && at->identity && !(p->marks & PACKET_GROUP);
+	flow->topology = bound ? wiring->number : 0;
+	if (bound)
+		flags |= own ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST;
 	at->found.word = give(flow, flags, FLOW_FLAGS & ~flags);
 	at->news = true;
 	struct tally *t = tally();
@@ -486,10 +487,10 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 	TRACE(tracked, act + 1);
 	TRACE(row, at->found.row);
 	if (act == ACT_JUDGE) {
-		if (at->found.row)
+		if (at->found.row || (at->packet.marks & PACKET_OPENER))
 			judge(at, at->original, out);
 		else
-			at->original = !judge_first(at, out);
+			at->original = !pick_up(at, out);
 		if (out->reason != REASON_INVALID_STATE)
 			compare(at, at->original, out);
 		if (at->found.row) {
@@ -497,7 +498,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 			renew(at, out);
 		}
 		if (!at->found.row) {
-			object_to_mute(at, out);
+			if (out->expects)
+				object_to_mute(at, out);
 			if (out->limited)
 				limit_opener(at, out);
 			open_flow(at, out);

@@ -325,6 +325,40 @@ type KernelInquirySet struct {
 	}
 }
 
+type KernelJudgements struct {
+	_    structs.HostLayout
+	Rows [128]struct {
+		_           structs.HostLayout
+		Source      KernelAddress
+		Destination KernelAddress
+		Outcome     struct {
+			_           structs.HostLayout
+			Until       uint64
+			Source      uint32
+			Destination uint32
+			Decision    uint32
+			Differs     uint16
+			Profile     uint16
+			Verdict     uint8
+			Would       uint8
+			Reason      uint8
+			_           [1]byte /* unsupported bitfield */
+			Enrolled    uint8
+			Partial     uint8
+			Expects     uint8
+			Speech      uint8
+		}
+		Epoch    uint32
+		Identity uint32
+		Group    uint32
+		Port     uint16
+		Protocol uint8
+		Side     uint8
+		Turn     uint32
+		Pad      uint32
+	}
+}
+
 type KernelLearnedSet struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -659,6 +693,7 @@ type KernelTally struct {
 	Unlearned  uint64
 	Greeted    uint64
 	Ungreeted  uint64
+	Waited     uint64
 }
 
 type KernelTerm struct {
@@ -724,6 +759,7 @@ const (
 	KernelMapHearings           = "hearings"
 	KernelMapHoldings           = "holdings"
 	KernelMapInquiries          = "inquiries"
+	KernelMapJudgements         = "judgements"
 	KernelMapLearned            = "learned"
 	KernelMapLimits             = "limits"
 	KernelMapMoments            = "moments"
@@ -745,6 +781,7 @@ const (
 	KernelMapResidents          = "residents"
 	KernelMapRulesets           = "rulesets"
 	KernelMapSeeds              = "seeds"
+	KernelMapShares             = "shares"
 	KernelMapSteering           = "steering"
 	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
@@ -771,6 +808,7 @@ const (
 	KernelVarTraced             = "traced"
 	KernelVarTracing            = "tracing"
 	KernelVarWakeBytes          = "wake_bytes"
+	KernelVarWakeEvents         = "wake_events"
 )
 
 // LoadKernel returns the embedded CollectionSpec for Kernel.
@@ -849,6 +887,7 @@ type KernelMapSpecs struct {
 	Hearings          *ebpf.MapSpec `ebpf:"hearings"`
 	Holdings          *ebpf.MapSpec `ebpf:"holdings"`
 	Inquiries         *ebpf.MapSpec `ebpf:"inquiries"`
+	Judgements        *ebpf.MapSpec `ebpf:"judgements"`
 	Learned           *ebpf.MapSpec `ebpf:"learned"`
 	Limits            *ebpf.MapSpec `ebpf:"limits"`
 	Moments           *ebpf.MapSpec `ebpf:"moments"`
@@ -870,6 +909,7 @@ type KernelMapSpecs struct {
 	Residents         *ebpf.MapSpec `ebpf:"residents"`
 	Rulesets          *ebpf.MapSpec `ebpf:"rulesets"`
 	Seeds             *ebpf.MapSpec `ebpf:"seeds"`
+	Shares            *ebpf.MapSpec `ebpf:"shares"`
 	Steering          *ebpf.MapSpec `ebpf:"steering"`
 	Successions       *ebpf.MapSpec `ebpf:"successions"`
 	Tallies           *ebpf.MapSpec `ebpf:"tallies"`
@@ -893,6 +933,7 @@ type KernelVariableSpecs struct {
 	Traced           *ebpf.VariableSpec `ebpf:"traced"`
 	Tracing          *ebpf.VariableSpec `ebpf:"tracing"`
 	WakeBytes        *ebpf.VariableSpec `ebpf:"wake_bytes"`
+	WakeEvents       *ebpf.VariableSpec `ebpf:"wake_events"`
 }
 
 // KernelObjects contains all objects after they have been loaded into the kernel.
@@ -934,6 +975,7 @@ type KernelMaps struct {
 	Hearings          *ebpf.Map `ebpf:"hearings"`
 	Holdings          *ebpf.Map `ebpf:"holdings"`
 	Inquiries         *ebpf.Map `ebpf:"inquiries"`
+	Judgements        *ebpf.Map `ebpf:"judgements"`
 	Learned           *ebpf.Map `ebpf:"learned"`
 	Limits            *ebpf.Map `ebpf:"limits"`
 	Moments           *ebpf.Map `ebpf:"moments"`
@@ -955,6 +997,7 @@ type KernelMaps struct {
 	Residents         *ebpf.Map `ebpf:"residents"`
 	Rulesets          *ebpf.Map `ebpf:"rulesets"`
 	Seeds             *ebpf.Map `ebpf:"seeds"`
+	Shares            *ebpf.Map `ebpf:"shares"`
 	Steering          *ebpf.Map `ebpf:"steering"`
 	Successions       *ebpf.Map `ebpf:"successions"`
 	Tallies           *ebpf.Map `ebpf:"tallies"`
@@ -982,6 +1025,7 @@ func (m *KernelMaps) Close() error {
 		m.Hearings,
 		m.Holdings,
 		m.Inquiries,
+		m.Judgements,
 		m.Learned,
 		m.Limits,
 		m.Moments,
@@ -1003,6 +1047,7 @@ func (m *KernelMaps) Close() error {
 		m.Residents,
 		m.Rulesets,
 		m.Seeds,
+		m.Shares,
 		m.Steering,
 		m.Successions,
 		m.Tallies,
@@ -1027,6 +1072,7 @@ type KernelVariables struct {
 	Traced           *ebpf.Variable `ebpf:"traced"`
 	Tracing          *ebpf.Variable `ebpf:"tracing"`
 	WakeBytes        *ebpf.Variable `ebpf:"wake_bytes"`
+	WakeEvents       *ebpf.Variable `ebpf:"wake_events"`
 }
 
 // KernelPrograms contains all programs after they have been loaded into the kernel.

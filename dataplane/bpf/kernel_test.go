@@ -298,8 +298,10 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"judge_by":      330,
 		"identify":      150,
 		"rule_on_cell":  340,
-		"bind":          500,
-		"dispatch":      520,
+		"bind_end":      500,
+		"judge":         290,
+		"pick_up":       200,
+		"dispatch":      550,
 		"open_flow":     760,
 		"admit":         900,
 		"read_packet":   1020,
@@ -310,7 +312,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"to_workload":   880,
 		// Events and refusals.
 		"report_flow":    200,
-		"report_refusal": 115,
+		"report_refusal": 125,
 		"account":        250,
 		"end_flow":       350,
 		// Cadence.

@@ -196,12 +196,21 @@ struct {
 	__type(value, struct hearings);
 } hearings SEC(".maps");
 
+// How many rows an owner holds,
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1 << 12);
 	__type(key, __u32);
 	__type(value, struct holding);
 } holdings SEC(".maps");
+
+// and how many it may.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct holding);
+} shares SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

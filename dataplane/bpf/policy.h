@@ -6,11 +6,7 @@
 #pragma once
 
 #include "identify.h"
-
-static __always_inline bool has_ports(__u8 protocol)
-{
-	return protocol == PROTOCOL_TCP || protocol == PROTOCOL_UDP || protocol == PROTOCOL_SCTP;
-}
+#include "judgement.h"
 
 static __always_inline bool is_allowed(__u8 verdict)
 {
@@ -265,7 +261,7 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 	}
 
 	struct cell cell = {
-		.port = !has_ports(p->protocol) ? 0 : original ? p->destination_port : p->source_port,
+		.port = port_of_service(p, original),
 		.protocol = p->protocol,
 		.to_here = !local_source,
 	};
@@ -316,14 +312,30 @@ STAGE int judge_by(const struct passage *at, __u32 index, __u32 group, __u32 ori
 	return yields;
 }
 
-static __always_inline void judge(const struct passage *at, bool original, struct outcome *out)
+// Judges by the ruleset in force. Returns whether names were asked.
+static __always_inline bool judge_anew(const struct passage *at, bool original, struct outcome *out)
 {
 	__u32 index = at->index & ACTIVE_SLOT, named = 0;
-	if (judge_by(at, index, at->group, original, out))
+	bool yields = judge_by(at, index, at->group, original, out);
+	if (yields)
 		named = judge_named(at, index, original, out);
 	TRACE(named, named);
 	TRACE(refused, out->reason == REASON_QUARANTINE);
 	TRACE(shape, traced.probed);
+	return yields;
+}
+
+// Judges, or knows it from the last time.
+STAGE int judge(const struct passage *at, __u32 original, struct outcome *out)
+{
+	if (!at || !out)
+		return 0;
+	struct judgement *last = tracing ? NULL : judgement_of(at, original);
+	if (last && recall(last, at, original, out))
+		return 0;
+	if (!judge_anew(at, original, out) && last)
+		keep(last, at, original, out);
+	return 0;
 }
 
 // The port's group by the candidate, which the port was not attached for: that of

@@ -135,13 +135,20 @@ static __always_inline void *event_begin_sized(__u64 bytes)
 
 // The agent looks into the ring often enough; to wake it for every event would cost
 // a new connection more than all that is decided about it. It is woken each time
-// that as much again waits. Open configures how much: a power of two.
+// that as much again waits. Each processor asks how much that is once in so many
+// events. Open configures both, powers of two.
 const volatile __u64 wake_bytes = 1 << 16;
+const volatile __u64 wake_events = 16;
 
 static __always_inline void event_end(void *event)
 {
-	__u64 waiting = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA), more = waiting & (wake_bytes - 1);
-	bool wake = waiting != more && more <= sizeof(struct cadence_event); // a record is hardly longer
+	struct tally *t = tally();
+	bool wake = false;
+	if (t && !(t->offered & (wake_events - 1))) {
+		__u64 parts = bpf_ringbuf_query(&events, BPF_RB_AVAIL_DATA) / wake_bytes;
+		wake = parts > t->waited;
+		t->waited = parts;
+	}
 	bpf_ringbuf_submit(event, wake ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
 }
 

@@ -227,7 +227,8 @@ static __always_inline __u64 give(struct flow *flow, __u64 set, __u64 clear)
 	return next;
 }
 
-static __always_inline void hold(__u32 ifindex, __s64 rows)
+// Counts rows of an owner, and returns how many there were before.
+static __always_inline __u64 hold(__u32 ifindex, __s64 rows)
 {
 	struct holding *holding = bpf_map_lookup_elem(&holdings, &ifindex);
 	if (!holding && rows > 0) {
@@ -235,8 +236,7 @@ static __always_inline void hold(__u32 ifindex, __s64 rows)
 		bpf_map_update_elem(&holdings, &ifindex, &fresh, BPF_NOEXIST);
 		holding = bpf_map_lookup_elem(&holdings, &ifindex);
 	}
-	if (holding)
-		__sync_fetch_and_add(&holding->rows, rows);
+	return holding ? __sync_fetch_and_add(&holding->rows, rows) : 0;
 }
 
 // Ends a flow and frees its row; false if another does, or if it must be told and
@@ -372,8 +372,8 @@ STAGE __u32 free_row(const struct flow_key *key)
 static __always_inline __u64 share_now(void)
 {
 	__u32 everybody = 0;
-	struct holding *share = bpf_map_lookup_elem(&holdings, &everybody);
-	return share ? share->rows : 0;
+	struct holding *most = bpf_map_lookup_elem(&shares, &everybody);
+	return most ? most->rows : 0;
 }
 
 // Chooses the row that a new flow is to have: its number, and in the upper half how
@@ -444,13 +444,13 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 }
 
 // Makes a new flow's row; its number, or 0 if there is no room. An owner that holds
-// more than its share gets room from others' flows no more.
+// more than its share gets room from others' flows no more. The row counts as the
+// owner's already.
 static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 owner)
 {
 	__u32 number = 0;
-	struct holding *held = bpf_map_lookup_elem(&holdings, &owner);
-	__u64 share = share_now();
-	bool all = share && held && held->rows >= share;
+	__u64 share = share_now(), held = hold(owner, 1);
+	bool all = share && held >= share;
 	for (int tries = 0; tries < 3 && !number; tries++) {
 		__u64 chosen = all ? 0 : free_row(key);
 		if (chosen)

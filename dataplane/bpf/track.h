@@ -98,16 +98,9 @@ static __always_inline __u8 would_of(const struct flow *flow)
 
 #define PORT_DNS 53
 
-// Whether a flow asks the DNS, as it may, where some ruleset, maybe one to come, has
-// names. What it asks and is told is read then.
-STAGE int asks(const struct passage *at, const struct outcome *out)
+// Whether some ruleset, maybe one to come, has names.
+STAGE int are_names_known(void)
 {
-	if (!at || !out)
-		return false;
-	const struct packet *p = &at->packet;
-	if ((at->original ? p->destination_port : p->source_port) != PORT_DNS || !is_allowed(out->would) ||
-	    (p->protocol != PROTOCOL_UDP && p->protocol != PROTOCOL_TCP))
-		return false;
 	__u64 any = 0;
 	for (__u32 i = 0; i < SLOTS; i++) {
 		__u32 slot = i;
@@ -115,6 +108,17 @@ STAGE int asks(const struct passage *at, const struct outcome *out)
 		any |= rules ? rules->names : 0;
 	}
 	return any != 0;
+}
+
+// Whether a flow asks the DNS, as it may, where that matters. What it asks and is told
+// is read then.
+static __always_inline bool asks(const struct passage *at, const struct outcome *out)
+{
+	const struct packet *p = &at->packet;
+	if ((at->original ? p->destination_port : p->source_port) != PORT_DNS || !is_allowed(out->would) ||
+	    (p->protocol != PROTOCOL_UDP && p->protocol != PROTOCOL_TCP))
+		return false;
+	return are_names_known();
 }
 
 // Writes what was judged into a row that was taken; the flags that go with it are
@@ -205,9 +209,8 @@ static __always_inline bool is_own_end(const struct passage *at)
 	return owns(at, port, &p->destination) || (p->ethertype == ETHERNET_IPV6 && is_link_local6(&p->destination));
 }
 
-// Notes in the row whom it may take for the end that is behind this port: admission
-// has just found that it is. Not where nobody vouches for the port.
-STAGE int bind(const struct passage *at, struct flow *flow)
+// Takes the row to note whom it may take for the end that is behind this port.
+STAGE int bind_end(const struct passage *at, struct flow *flow)
 {
 	if (!at || !flow)
 		return 0;
@@ -223,8 +226,6 @@ STAGE int bind(const struct passage *at, struct flow *flow)
 	__u32 number = *(volatile __u32 *)&wiring->number;
 	const __u8 *mac = at->from ? p->source_mac : p->destination_mac;
 	bool others = flow->topology == number ? word & (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound : 0;
-	if ((word & bound) && flow->topology == number && flow->ifindex[end] == at->ifindex && same_mac(flow->mac[end], mac))
-		return 0;
 	if (!is_own_end(at) || (own_end(word) == end && owner_of(flow) != at->ifindex))
 		return 0; // a second port before the same end: not the one that reports
 	if (!take(flow, word))
@@ -234,6 +235,20 @@ STAGE int bind(const struct passage *at, struct flow *flow)
 	memcpy(flow->mac[end], mac, 6);
 	give(flow, bound, FLOW_WAYS | (others ? 0 : (FLOW_BOUND_FIRST | FLOW_BOUND_SECOND) & ~bound));
 	return 0;
+}
+
+// Notes in the row whom it may take for the end that is behind this port: admission
+// has just found that it is. Not where nobody vouches for the port.
+static __always_inline void bind(const struct passage *at, struct flow *flow)
+{
+	const struct packet *p = &at->packet;
+	__u64 word = word_of(flow);
+	__u32 zero = 0;
+	struct topology *wiring = bpf_map_lookup_elem(&topology, &zero);
+	bool end = (!at->from == !at->original) == !!(word & FLOW_SECOND);
+	if (!wiring || !(word & (end ? FLOW_BOUND_SECOND : FLOW_BOUND_FIRST)) || flow->topology != wiring->number ||
+	    flow->ifindex[end] != at->ifindex || !same_mac(flow->mac[end], at->from ? p->source_mac : p->destination_mac))
+		bind_end(at, flow);
 }
 
 // Whether the flow's verdict, which is not to cut it, still counts.
