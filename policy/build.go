@@ -34,23 +34,35 @@ type build struct {
 	held            *outcome // a new generation that a proof or a test keeps back
 	fresh           bool     // base needs a number of its own
 	freshCandidate  bool
+
+	since  store.Revision // revision as it was at the beginning
+	inputs store.Revision // declarations up to here are in
+	ahead  bool           // only what tightens is new (see hurry.go)
+	more   bool           // something newer is declared that has to be proved in turn
 }
 
 // buildOnce brings into force what should be now. It returns when to look again
 // although nothing changed. The steps:
 //
 //  1. mend: what cannot be read is as it was known last (unreadable.go)
-//  2. turn: what people, time and hosts' reports make of rollouts (record.go)
-//  3. base, candidate: compile, prove and test both
-//  4. place: which hosts get something new, and under which number (place.go)
-//  5. write: one transaction, refused if another controller was faster (publish.go)
-//  6. settle: answer hosts from it, and tell
+//  2. go ahead: what only tightens comes into force before the rest (hurry.go)
+//  3. turn: what people, time and hosts' reports make of rollouts (record.go)
+//  4. base, candidate: compile, prove and test both
+//  5. place: which hosts get something new, and under which number (place.go)
+//  6. write: one transaction, refused if another controller was faster (publish.go)
+//  7. settle: answer hosts from it, and tell
 func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
+	select {
+	case <-p.mirror.hurried: // it is in the view
+	default:
+	}
+	p.collect()
 	b := &build{p: p, v: p.mirror.view(), now: time.Now()}
 	var err error
 	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
 		return time.Time{}, err
 	}
+	b.since = b.revision
 	if b.was.Inputs > b.v.revision {
 		return time.Time{}, errBehind
 	}
@@ -65,7 +77,10 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	if err := b.mend(ctx); err != nil {
 		return time.Time{}, err
 	}
-	b.spec = b.v.spec()
+	b.spec, b.inputs = b.v.spec(), b.v.revision
+	if ahead, err := b.goAhead(ctx); ahead || err != nil {
+		return b.now, err
+	}
 	b.next, b.notices = b.was.turn(b.v.policy.name(), b.spec, p.facts(b.was, b.v), b.now)
 	if err := b.makeBase(ctx); err != nil {
 		return time.Time{}, err
@@ -78,6 +93,7 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	b.settle(ctx)
+	b.owe()
 	return b.again(), nil
 }
 
@@ -154,8 +170,10 @@ func (b *build) makeBase(ctx context.Context) error {
 			b.base, b.fresh = b.refusing(before, o), true
 			return nil
 		}
-		o = b.unread(b.p.verified(o, before, b.v.tests))
-		if o.blocked == "" {
+		if o, err = b.verified(ctx, o, before); err != nil {
+			return err
+		}
+		if o = b.unread(o); o.blocked == "" {
 			b.base, b.fresh = o, true
 			return nil
 		}
@@ -175,9 +193,9 @@ func (b *build) makeBase(ctx context.Context) error {
 // that they are about is another, and a quarantine must not wait for them.
 func (b *build) refusing(before, o *outcome) *outcome {
 	copied := *o
-	copied.proofs = before.proofs
+	copied.proofs, copied.early = before.proofs, before.early
 	for _, g := range b.v.generations {
-		if g := g.resource.(*bocage.Generation); copied.proofs == nil && g.Status.Number == b.was.Base.Number {
+		if g := g.resource.(*bocage.Generation); copied.proofs == nil && g.Status.Number == before.number && !awaitsProofs(g) {
 			copied.proofs = g.Status.Proofs
 		}
 	}
@@ -186,6 +204,11 @@ func (b *build) refusing(before, o *outcome) *outcome {
 
 // known adds to an outcome what is known of the same content.
 func (b *build) known(o *outcome) *outcome {
+	if proofs := b.p.proofsOf(o); proofs != nil && o.proofs == nil {
+		copied := *o
+		copied.proofs = proofs
+		o = copied.complete()
+	}
 	if b.prev == nil {
 		return o
 	}
@@ -197,17 +220,6 @@ func (b *build) known(o *outcome) *outcome {
 		}
 	}
 	return o
-}
-
-// verified is verify, remembered by the line that compiled the outcome.
-func (p *Policy) verified(o, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
-	checked := p.verify(o, inForce, tests)
-	for _, line := range p.compilers {
-		if line.last == o {
-			line.last = checked
-		}
-	}
-	return checked
 }
 
 // hold notes that an outcome is kept back.
@@ -243,7 +255,10 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
 		return nil
 	}
-	if tight = b.p.verify(tight.complete(), in, b.v.tests); tight.blocked == "" {
+	if tight, err = b.verified(ctx, tight.complete(), in); err != nil {
+		return err
+	}
+	if tight.blocked == "" {
 		b.base, b.fresh = tight, true
 		return nil
 	}
@@ -308,7 +323,10 @@ func (b *build) makeCandidate(ctx context.Context) error {
 	if same && b.prev != nil {
 		before = b.prev.candidate
 	}
-	if o = b.unread(b.p.verified(o, before, b.v.tests)); o.blocked != "" {
+	if o, err = b.verified(ctx, o, before); err != nil {
+		return err
+	}
+	if o = b.unread(o); o.blocked != "" {
 		b.hold(o)
 		return nil
 	}
@@ -318,6 +336,9 @@ func (b *build) makeCandidate(ctx context.Context) error {
 
 // again is when something ends by itself.
 func (b *build) again() time.Time {
+	if b.more {
+		return b.now
+	}
 	moments := []time.Time{}
 	for _, o := range []*outcome{b.live, b.base, b.candidate, b.held} {
 		if o != nil {
@@ -329,7 +350,7 @@ func (b *build) again() time.Time {
 	}
 	first := time.Time{}
 	for _, m := range moments {
-		if !m.IsZero() && (first.IsZero() || m.Before(first)) {
+		if m.After(b.now) && (first.IsZero() || m.Before(first)) {
 			first = m
 		}
 	}
@@ -348,7 +369,7 @@ func (b *build) unchanged() bool {
 // settle answers hosts from what was agreed, and tells everybody concerned.
 func (b *build) settle(ctx context.Context) {
 	p := b.p
-	s := &served{record: b.next, revision: b.revision, spec: b.spec, base: b.base, candidate: b.candidate, inputs: b.v.revision}
+	s := &served{record: b.next, revision: b.revision, spec: b.spec, base: b.base, candidate: b.candidate, inputs: b.inputs}
 	if s.base == nil && b.prev != nil {
 		s.base = b.prev.base
 	}
@@ -380,11 +401,11 @@ func (b *build) settle(ctx context.Context) {
 	switch {
 	case b.held != nil:
 		p.current.Store(b.held)
-	case b.candidate != nil:
+	case b.candidate != nil && (!b.ahead || b.freshCandidate):
 		p.current.Store(b.candidate)
 	case b.live != nil:
 		p.current.Store(b.live)
-	case s.base != nil:
+	case s.base != nil && !b.ahead: // what is declared is something else
 		p.current.Store(s.base)
 	}
 	if c := b.next.Candidate; c != nil && s.candidate != nil && s.base != nil {

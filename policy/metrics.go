@@ -18,6 +18,8 @@ func metrics() []metric {
 	return []metric{
 		{"bocage_policy_compilations_total", "Compilations of policy.", func(c Counters) uint64 { return c.Compiled }},
 		{"bocage_policy_generations_total", "Generations that came into force.", func(c Counters) uint64 { return c.Published }},
+		{"bocage_policy_ahead_total", "Generations that came into force before their proofs, since they only tighten.", func(c Counters) uint64 { return c.Ahead }},
+		{"bocage_policy_refuted_total", "Generations of which a proof failed when they were in force already.", func(c Counters) uint64 { return c.Refuted }},
 		{"bocage_policy_blocked_total", "Generations that a proof or a test held back.", func(c Counters) uint64 { return c.Blocked }},
 		{"bocage_policy_rollouts_ended_total", "Rollouts that came to nothing.", func(c Counters) uint64 { return c.Ended }},
 		{"bocage_policy_rollbacks_total", "Times that an older policy came back into force.", func(c Counters) uint64 { return c.RolledBack }},

@@ -42,6 +42,7 @@ type object struct {
 // mirror is the controller's copy of the store's resources.
 type mirror struct {
 	changed chan struct{}          // holds a token when an input of policy changed
+	hurried chan struct{}          // holds a token when one of those tightens
 	kinds   map[string]bocage.Kind // that policy reads, by plural
 
 	mu       sync.Mutex // guards the fields below
@@ -58,7 +59,7 @@ type mirror struct {
 }
 
 func newMirror() *mirror {
-	m := &mirror{changed: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
+	m := &mirror{changed: make(chan struct{}, 1), hurried: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
 		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, unreadable: map[string]*unreadable{}}
 	for _, kind := range bocage.Kinds() {
 		switch kind.Name {
@@ -251,7 +252,10 @@ func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Re
 	switch {
 	case changed && input(kind):
 		m.note(kind, key, o)
-		m.hurry = m.hurry || tightens(kind)
+		if tightens(kind) {
+			m.hurry = true
+			wake(m.hurried)
+		}
 		wake(m.changed)
 	case old == nil || o == nil || old.report != o.report:
 		m.onOther(kind)
@@ -309,6 +313,7 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.hurry = true
+	wake(m.hurried)
 	wake(m.changed)
 	if at <= m.revision {
 		return

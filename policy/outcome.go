@@ -23,6 +23,7 @@ type outcome struct {
 	policy  *snapshot // what the input was made of
 	rest    *snapshot
 	proofs  []bocage.Proof
+	early   []bocage.Proof // what was shown before it went ahead of its proofs
 	tests   []bocage.TestResult
 	testsOf []*bocage.PolicyTest // whose results those are
 	number  uint64
@@ -104,32 +105,38 @@ func (l *line) compile(p *Policy, in compile.Input, policy, rest *snapshot, numb
 	return l.last
 }
 
-// verify proves and tests an outcome. inForce, if it is not nil, is what the same
-// policy came to before: a test that failed there already does not block again.
-func (p *Policy) verify(o, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
+// judged returns the outcome with what was proved of it, tests it and says whether it
+// may come into force. inForce, if it is not nil, is what the same policy came to
+// before: a test that failed there already does not block again.
+func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
 	if o.proofs != nil && o.tests != nil && same(o.testsOf, tests) {
 		return o
 	}
 	checked := *o
 	o = checked.complete()
-	o.testsOf = tests
-	o.proofs = p.prove(o.input, o.output.Ruleset())
-	o.blocked = ""
+	o.proofs = proofs
+	o.tests, o.testsOf = o.test(tests), tests
 	if failed := prove.Failed(o.proofs); len(failed) > 0 {
 		o.blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+	} else {
+		o.blocked = blockedBy(o.tests, inForce, tests)
 	}
-	o.tests = o.test(tests)
+	return o
+}
+
+// blockedBy says which test that blocks fails, and did not in what is in force; empty
+// if none does.
+func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) string {
 	blocking := map[string]bool{}
 	for _, t := range tests {
 		blocking[t.NamespacedName()] = t.Spec.Blocks
 	}
-	for _, result := range o.tests {
-		if result.Passed || !blocking[result.Test] || o.blocked != "" || inForce != nil && inForce.failed(result) {
-			continue
+	for _, result := range results {
+		if !result.Passed && blocking[result.Test] && (inForce == nil || !inForce.failed(result)) {
+			return fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
 		}
-		o.blocked = fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
 	}
-	return o
+	return ""
 }
 
 // test runs tests on what came out.

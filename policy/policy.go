@@ -6,11 +6,11 @@
 // and never published, that generation numbers only grow, also across restarts
 // and with several controllers at work, that nothing older ever replaces anything
 // newer, and that a change which tightens (a quarantine, a threat condition) waits
-// neither for others nor for a rollout: what people declare as policy goes by
-// stages, while the inventory, threat conditions and quarantines are always
-// today's. A host is given a new ruleset only if what is in it has changed. The
-// compiler, the proofs, simulation and explanations live in packages below; this
-// one does the input and output.
+// neither for others nor for a rollout, nor until all of it is proved (hurry.go):
+// what people declare as policy goes by stages, while the inventory, threat
+// conditions and quarantines are always today's. A host is given a new ruleset only
+// if what is in it has changed. The compiler, the proofs, simulation and
+// explanations live in packages below; this one does the input and output.
 //
 // It never writes a declaration: of resources it writes Generations and Events,
 // and the status of the kinds that it reads.
@@ -91,7 +91,9 @@ type Policy struct {
 	usage  func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
 	node   string
 	logger *slog.Logger
-	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof // the builder's alone
+	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
+	// tightens shows what has to be known of what goes ahead of its proofs.
+	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
 	mirror   *mirror
 	report   chan struct{}           // holds a token when statuses may have to change
@@ -122,6 +124,8 @@ type Policy struct {
 	compilers [2]*line // of what is declared, and of what is in force if that is another
 	policies  map[string]heldPolicy
 	swept     bool
+	proving   *proving      // what is being proved
+	proved    []*proving    // what was proved last
 	built     chan struct{} // holds a token when a build is over
 }
 
@@ -138,7 +142,7 @@ func New(config Config) (*Policy, error) {
 	}
 	p := &Policy{
 		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node,
-		logger: config.Logger, prove: new(prove.Prover).Prove,
+		logger: config.Logger, prove: new(prove.Prover).Prove, tightens: prove.Tightening,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
 		built:     make(chan struct{}, 1),
@@ -203,6 +207,11 @@ func (p *Policy) followRecord(ctx context.Context) error {
 
 // build compiles whenever an input changed or expired.
 func (p *Policy) build(ctx context.Context) error {
+	defer func() {
+		if p.proving != nil {
+			<-p.proving.done
+		}
+	}()
 	pause := retryFirst
 	var again <-chan time.Time
 	for {
@@ -214,12 +223,15 @@ func (p *Policy) build(ctx context.Context) error {
 				return err
 			}
 		case <-again:
+		case <-p.finished():
 		}
 		next, err := p.buildOnce(ctx)
 		wake(p.built)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
+		case errors.Is(err, errHurry):
+			again, pause = time.After(0), retryFirst
 		case err != nil:
 			p.counters.failures.Add(1)
 			p.library.known = false
@@ -268,13 +280,15 @@ func wake(signal chan struct{}) {
 
 // counters count what the controller did.
 type counters struct {
-	compiled, published, blocked, ended, rolledBack, confirmed, failures, relists, statuses, signed, pieces, replayed atomic.Uint64
+	compiled, published, ahead, refuted, blocked, ended, rolledBack, confirmed, failures, relists, statuses, signed, pieces, replayed atomic.Uint64
 }
 
 // Counters is what a controller did since it started.
 type Counters struct {
 	Compiled   uint64 // compilations
 	Published  uint64 // generations that came into force
+	Ahead      uint64 // of these: ahead of their proofs, since they only tighten
+	Refuted    uint64 // of these: of which a proof failed then
 	Blocked    uint64 // generations that a proof or a test held back
 	Ended      uint64 // rollouts that came to nothing
 	RolledBack uint64 // times that an older policy came back into force
@@ -293,7 +307,7 @@ type Counters struct {
 func (p *Policy) Counters() Counters {
 	c := &p.counters
 	return Counters{
-		Compiled: c.compiled.Load(), Published: c.published.Load(), Blocked: c.blocked.Load(), Ended: c.ended.Load(),
+		Compiled: c.compiled.Load(), Published: c.published.Load(), Ahead: c.ahead.Load(), Refuted: c.refuted.Load(), Blocked: c.blocked.Load(), Ended: c.ended.Load(),
 		RolledBack: c.rolledBack.Load(), Confirmed: c.confirmed.Load(), Failures: c.failures.Load(), Relists: c.relists.Load(),
 		Statuses: c.statuses.Load(), Signed: c.signed.Load(), Pieces: c.pieces.Load(), Replayed: c.replayed.Load(),
 		Noticed: p.notices.written.Load(), Unnoticed: p.notices.shed.Load(),

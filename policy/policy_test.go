@@ -32,6 +32,8 @@ type bench struct {
 	done    sync.WaitGroup
 	notices atomic.Uint64 // the last generation that agents were told of
 	before  func(*Policy) // changes a room before it runs
+	// stopping are closed when the rooms are to stop.
+	stopping []chan struct{}
 }
 
 func inBubble(t *testing.T, run func(b *bench)) {
@@ -76,6 +78,10 @@ func (b *bench) stop() {
 	for _, cancel := range b.cancels {
 		cancel()
 	}
+	for _, stop := range b.stopping {
+		close(stop)
+	}
+	b.stopping = nil
 	b.done.Wait()
 	b.rooms, b.cancels = nil, nil
 }
@@ -514,7 +520,7 @@ func TestFailedProof(t *testing.T) {
 		q := &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "api"}, Spec: bocage.QuarantineSpec{Workload: "shop/api"}}
 		b.declare(q)
 		b.settle()
-		b.wantActive("g4")
+		b.wantActive("g3")
 		if v, c := b.decide(webIP, apiIP, 8080, "h1", "h2"); v != bocage.VerdictDrop || c != bocage.ReasonQuarantine {
 			t.Errorf("quarantined while blocked: %s (%s)", v, c)
 		}
@@ -525,7 +531,7 @@ func TestFailedProof(t *testing.T) {
 			t.Errorf("the blocked change: %s (%s)", v, c)
 		}
 		b.settle()
-		b.wantActive("g4")
+		b.wantActive("g3")
 		b.remove(&bocage.Application{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "bad"}})
 		b.remove(q)
 		b.settle()

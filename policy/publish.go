@@ -25,7 +25,7 @@ const keep = 20
 // nobody names, which the next one sweeps up.
 func (b *build) write(ctx context.Context) error {
 	p := b.p
-	if b.unchanged() {
+	if b.unchanged() && !b.proofsCame() {
 		return b.sweep(ctx)
 	}
 	b.next.Inputs = b.v.revision
@@ -79,9 +79,34 @@ func (b *build) write(ctx context.Context) error {
 	return nil
 }
 
+// late returns what was proved of a generation that went ahead of its proofs, as far as
+// that is known now; nil if there is nothing new to say of it.
+func (b *build) late(g *bocage.Generation) *outcome {
+	if !awaitsProofs(g) {
+		return nil
+	}
+	if b.base != nil && b.base.number == g.Status.Number {
+		if b.base.proofs == nil {
+			return nil
+		}
+		return b.base
+	}
+	for _, w := range b.p.proved {
+		if w.of.output.Digest() == g.Status.Digest {
+			copied := *w.of
+			copied.proofs = w.proofs
+			return &copied
+		}
+	}
+	return nil
+}
+
 // told counts, logs and notifies.
 func (b *build) told(ctx context.Context) {
 	p := b.p
+	if b.proofsCame() {
+		b.tellProofs(ctx)
+	}
 	if b.next.Base.Number != b.was.Base.Number {
 		p.counters.published.Add(1)
 		_, _, rules := b.base.output.Size()
@@ -98,6 +123,23 @@ func (b *build) told(ctx context.Context) {
 		p.counters.blocked.Add(1)
 	}
 	p.notify(b.next.Number)
+}
+
+// tellProofs says what the proofs of the generation in force came to, which went ahead
+// of them. It stays in force if one failed: what it only tightens would be opened.
+func (b *build) tellProofs(ctx context.Context) {
+	p, failed := b.p, prove.Failed(b.base.proofs)
+	number := slog.Uint64("generation", b.base.number)
+	if len(failed) == 0 {
+		p.logger.InfoContext(ctx, "generation proved", number, slog.Int("statements", len(b.base.proofs)))
+		return
+	}
+	p.counters.refuted.Add(1)
+	f := failed[0]
+	p.logger.ErrorContext(ctx, "proof of what is in force failed", number, slog.String("statement", f.Statement), slog.String("by", f.By.String()), slog.String("counterexample", f.Counterexample))
+	p.notices.tell("Generation", "", generationName(b.base.number), "ProofFailed",
+		fmt.Sprintf("generation %d only tightens what was in force before, and stays in force, but a proof of it failed: %s (%s), yet: %s. Change what is declared, or end the threat conditions that it follows from",
+			b.base.number, f.Statement, f.By, f.Counterexample), true)
 }
 
 // moved counts the hosts that get something new.
@@ -212,11 +254,16 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 		}
 		old := o.resource.(*bocage.Generation)
 		stage, active, confirmBy := b.stage(number, old.Status.Stage)
-		if stage == old.Status.Stage && active == old.Status.Active && confirmBy.Equal(old.Status.ConfirmBy) {
+		proved := b.late(old)
+		if stage == old.Status.Stage && active == old.Status.Active && confirmBy.Equal(old.Status.ConfirmBy) && proved == nil {
 			continue
 		}
 		g := *old
 		g.Status.Conditions = slices.Clone(g.Status.Conditions)
+		if proved != nil {
+			g.Status.Proofs = proved.proofs
+			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, provedCondition(proved, 1))
+		}
 		g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = stage, active, confirmBy
 		value, err := store.EncodeObject(kind, &g)
 		if err != nil {
@@ -265,8 +312,8 @@ func (b *build) forgotten(all map[uint64]*bocage.Generation) map[uint64]bool {
 	if c := b.next.Candidate; c != nil {
 		needed[c.Number] = true
 	}
-	if b.held != nil {
-		needed[b.held.number] = true
+	if blocked := b.next.Blocked; blocked != nil {
+		needed[blocked.Number] = true
 	}
 	if pin := b.next.Pin; pin != nil {
 		needed[pin.Number] = true
@@ -332,6 +379,9 @@ func (b *build) generation(o *outcome) *bocage.Generation {
 		},
 	}
 	g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = b.stage(o.number, "")
+	if o.proofs == nil {
+		g.Status.Proofs = o.early
+	}
 	g.Status.Conditions = bocage.SetCondition(nil, provedCondition(o, 1))
 	return g
 }
@@ -427,7 +477,10 @@ func provedCondition(o *outcome, generation int64) bocage.Condition {
 	c := bocage.Condition{Type: bocage.ConditionProved, Status: "True", ObservedGeneration: generation,
 		LastTransitionTime: o.at.UTC().Truncate(time.Second), Reason: "Proved",
 		Message: fmt.Sprintf("%d statements hold for every pair of groups and every port", len(o.proofs))}
-	if failed := prove.Failed(o.proofs); len(failed) > 0 {
+	if o.proofs == nil && o.blocked == "" {
+		c.Status, c.Reason = "Unknown", reasonProving
+		c.Message = "it only tightens what was in force before, so that it is in force before all statements about it are proved"
+	} else if failed := prove.Failed(o.proofs); len(failed) > 0 {
 		c.Status, c.Reason = "False", "ProofFailed"
 		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
 	} else if o.blocked != "" {

@@ -35,10 +35,7 @@ func (p *prover) guardrails() []bocage.Proof {
 		if spec.Require != nil {
 			proofs = append(proofs, p.required(g, spec, excuses)...)
 		}
-		for i, cells := range spec.Protect {
-			proofs = append(proofs, proof(fmt.Sprintf("no threat condition and no response refuses what Guardrail %s protects", g.Name),
-				compile.Ref("Guardrail", g, fmt.Sprintf("spec.protect[%d]", i)), p.cutByThreat(p.region(cells))))
-		}
+		proofs = append(proofs, p.protects(g, spec)...)
 		if spec.BlastRadius != nil {
 			proofs = append(proofs, p.blastRadius(g, spec.BlastRadius))
 		}

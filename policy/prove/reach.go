@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"encoding/binary"
 	"maps"
 	"slices"
 	"time"
@@ -21,6 +22,10 @@ type reach struct {
 	toAny     map[bocage.Group]bool // groups with rules from anyone to them
 	wildcards bool                  // some rule with a wildcard allows something
 	named     []bocage.Rule         // rules towards names, which have no address of their own
+	// What is known of rules that say the same between others: numbers by what they
+	// say, and by pair.
+	byContent map[string]int32
+	contents  map[pair]int32
 }
 
 type pair struct{ from, to bocage.Group }
@@ -226,6 +231,34 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 			}
 		}
 	}
+}
+
+// content is a number for what the rules of a pair say, whoever it is; 0 for nothing.
+func (r *reach) content(at pair) int32 {
+	rules := r.rules[at]
+	if len(rules) == 0 {
+		return 0
+	}
+	n, known := r.contents[at]
+	if known {
+		return n
+	}
+	if r.contents == nil {
+		r.contents, r.byContent = map[pair]int32{}, map[string]int32{}
+	}
+	said := make([]byte, 0, 64)
+	for _, rule := range rules {
+		said = append(said, byte(rule.Protocol))
+		said = binary.LittleEndian.AppendUint16(said, rule.Ports.First)
+		said = binary.LittleEndian.AppendUint16(said, rule.Ports.Last)
+		said = binary.LittleEndian.AppendUint32(said, uint32(rule.Decision))
+	}
+	if n, known = r.byContent[string(said)]; !known {
+		n = int32(len(r.byContent)) + 1
+		r.byContent[string(said)] = n
+	}
+	r.contents[at] = n
+	return n
 }
 
 // spans lists the ranges of the rules in some places, every protocol's by its own.

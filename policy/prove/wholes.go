@@ -196,51 +196,93 @@ func (p *prover) loosened(calm *bocage.Ruleset) string {
 			return fmt.Sprintf("refusals of %s are enforced without threat conditions, and only observed with them", p.who(peer.Group))
 		}
 	}
-	ourGroups := map[bocage.Group][]bocage.Group{}
+	return p.looserThan(base, func(g bocage.Group) bocage.Group { return calmGroup[g] }, nil, "without threat conditions")
+}
+
+// looserThan finds a flow that is given more than in another ruleset, in which each
+// group was part of one: of pairs with a rule of their own, and of others from or to
+// one of the groups that are picked (nil: any).
+func (p *prover) looserThan(base *reach, groupBefore func(bocage.Group) bocage.Group, picked func(bocage.Group) bool, other string) string {
+	within := map[bocage.Group][]bocage.Group{}
 	both := *p.reach // with the wildcards of either, so that nobody stands for somebody that only one of them names
 	both.fromAny, both.toAny = maps.Clone(p.reach.fromAny), maps.Clone(p.reach.toAny)
 	for _, g := range p.groups {
-		was := calmGroup[g]
-		ourGroups[was] = append(ourGroups[was], g)
+		was := groupBefore(g)
+		within[was] = append(within[was], g)
 		both.fromAny[g] = both.fromAny[g] || base.fromAny[was]
 		both.toAny[g] = both.toAny[g] || base.toAny[was]
 	}
 	found := ""
+	seen := map[[2][4]int32]bool{} // by what the rules of a pair say in both
 	check := func(from, to bocage.Group) bool {
-		found = p.looserPair(base, from, to, levels(calmGroup[from], calmGroup[to]))
+		if found != "" {
+			return false
+		}
+		places, now := levels(groupBefore(from), groupBefore(to)), levels(from, to)
+		var said [2][4]int32
+		for i := range now {
+			said[0][i], said[1][i] = base.content(places[i]), p.reach.content(now[i])
+		}
+		if !seen[said] {
+			seen[said] = true
+			found = p.looserPair(base, from, to, places, other)
+		}
 		return found == ""
 	}
-	everyone := func(bocage.Group) bool { return true }
-	both.eachAllowedPair(p.groups, everyone, everyone, true, check)
+	for _, at := range p.reach.exact {
+		if p.reach.mayAllow(at.from, at.to) && !check(at.from, at.to) {
+			return found
+		}
+	}
 	for _, at := range base.exact {
-		for _, from := range ourGroups[at.from] {
-			for _, to := range ourGroups[at.to] {
-				if found == "" && p.reach.mayAllow(from, to) {
-					check(from, to)
+		for _, from := range within[at.from] {
+			for _, to := range within[at.to] {
+				if p.reach.mayAllow(from, to) && !check(from, to) {
+					return found
 				}
 			}
 		}
 	}
+	everyone := func(bocage.Group) bool { return true }
+	if picked == nil {
+		picked = everyone
+	} else {
+		both.eachWildcardPair(p.groups, everyone, picked, true, check)
+	}
+	both.eachWildcardPair(p.groups, picked, everyone, true, check)
 	return found
 }
 
-// looserPair finds a cell of a pair that got more than without threat conditions.
-func (p *prover) looserPair(base *reach, from, to bocage.Group, calmPlaces [4]pair) string {
+// looserPair finds a cell of a pair that got more than in another ruleset, which is
+// said in words.
+func (p *prover) looserPair(base *reach, from, to bocage.Group, calmPlaces [4]pair, other string) string {
 	spans := base.spans(calmPlaces)
 	found := ""
 	p.reach.eachCell(from, to, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
-		calm := base.lookUp(calmPlaces, protocol, ports.First)
-		moments := []time.Time{p.in.Now}
-		p.reach.eachLink(id, p.in.Now, func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true })
-		base.eachLink(calm, p.in.Now, func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true })
-		for _, at := range moments {
-			if is, was := p.reach.at(id, at), base.at(calm, at); p.looser(base, was, is) {
-				found = fmt.Sprintf("%s gets %s, without threat conditions %s", p.flow(from, to, protocol, ports.First), is.Verdict, was.Verdict)
-			}
+		if looser := p.looserLink(base, base.lookUp(calmPlaces, protocol, ports.First), id); looser != nil {
+			found = fmt.Sprintf("%s gets %s, %s %s", p.flow(from, to, protocol, ports.First), looser.is.Verdict, other, looser.was.Verdict)
 		}
 		return found == ""
 	})
 	return found
+}
+
+// loosening is a decision that gives more than another.
+type loosening struct{ was, is bocage.Decision }
+
+// looserLink finds a moment at which a decision gives more than one of another
+// ruleset; nil if there is none.
+func (p *prover) looserLink(base *reach, was, is bocage.DecisionID) *loosening {
+	moments := []time.Time{p.in.Now}
+	note := func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true }
+	p.reach.eachLink(is, p.in.Now, note)
+	base.eachLink(was, p.in.Now, note)
+	for _, at := range moments {
+		if l := (loosening{base.at(was, at), p.reach.at(is, at)}); p.looser(base, l.was, l.is) {
+			return &l
+		}
+	}
+	return nil
 }
 
 // looser reports whether a decision gives more than the calm one.
