@@ -189,6 +189,7 @@ func TestRootSpoofing(t *testing.T) {
 		t.Errorf("%d packets arrived, want only the honest one", n)
 	}
 
+	router, random := netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::8b1d:77a2:10c4:e97f")
 	arp := func(mac [6]byte, sender netip.Addr, target netip.Addr) []byte {
 		b := append([]byte{255, 255, 255, 255, 255, 255}, a.mac...)
 		b = append(b, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
@@ -202,9 +203,21 @@ func TestRootSpoofing(t *testing.T) {
 	}{
 		{"its own ARP", arp([6]byte(a.mac), a.v4, b.v4), next},
 		{"an ARP probe", arp([6]byte(a.mac), netip.IPv4Unspecified(), a.v4), next},
+		{"an ARP probe for another's address", arp([6]byte(a.mac), netip.IPv4Unspecified(), c.v4), dropped},
 		{"ARP in another's name", arp([6]byte(a.mac), c.v4, b.v4), dropped},
 		{"ARP for another's MAC", arp([6]byte(c.mac), a.v4, b.v4), dropped},
 		{"looking for duplicates", neighbour(a, 135, netip.IPv6Unspecified(), a.v6, a.mac).bytes(), next},
+		{"looking for duplicates of another's", neighbour(a, 135, netip.IPv6Unspecified(), c.v6, a.mac).bytes(), dropped},
+		{"looking for duplicates of its link-local address", neighbour(a, 135, netip.IPv6Unspecified(), linkLocal(a), a.mac).bytes(), next},
+		{"looking for duplicates of another's link-local address", neighbour(a, 135, netip.IPv6Unspecified(), linkLocal(c), a.mac).bytes(), dropped},
+		{"asking by its link-local address", neighbour(a, 135, linkLocal(a), b.v6, a.mac).bytes(), next},
+		{"asking by another's link-local address", neighbour(a, 135, linkLocal(c), b.v6, a.mac).bytes(), dropped},
+		{"asking by a router's link-local address", neighbour(a, 135, router, b.v6, a.mac).bytes(), dropped},
+		{"asking for a router by another's link-local address", neighbour(a, 133, linkLocal(c), b.v6, a.mac).bytes(), dropped},
+		{"its link-local address", neighbour(a, 136, linkLocal(a), linkLocal(a), a.mac).bytes(), next},
+		{"a link-local address drawn at random", neighbour(a, 136, random, random, a.mac).bytes(), next},
+		{"another's link-local address", neighbour(a, 136, linkLocal(a), linkLocal(c), a.mac).bytes(), dropped},
+		{"a router's link-local address", neighbour(a, 136, linkLocal(a), router, a.mac).bytes(), dropped},
 		{"its own advertisement", neighbour(a, 136, a.v6, a.v6, a.mac).bytes(), next},
 		{"another's advertisement", neighbour(a, 136, a.v6, c.v6, a.mac).bytes(), dropped},
 		{"an advertisement of another's MAC", neighbour(a, 136, a.v6, a.v6, c.mac).bytes(), dropped},
@@ -223,6 +236,12 @@ func neighbour(w *workload, kind byte, source, target netip.Addr, mac net.Hardwa
 	body = append(append(body, 2-kind%2, 1), mac...)
 	return frame{from: [6]byte(w.mac), to: [6]byte{0x33, 0x33, 0, 0, 0, 1}, source: source, dst: netip.MustParseAddr("ff02::1"),
 		protocol: bocage.ProtocolICMPv6, hops: 255, body: body}
+}
+
+// linkLocal is the address that a workload makes of its MAC.
+func linkLocal(w *workload) netip.Addr {
+	m := w.mac
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: m[0] ^ 2, m[1], m[2], 0xff, 0xfe, m[3], m[4], m[5]})
 }
 
 func lease(w *workload) frame {
@@ -347,17 +366,18 @@ func TestRootInvalidState(t *testing.T) {
 // ICMP errors about a flow pass; others do not.
 func TestRootRelated(t *testing.T) {
 	p := newPlane(t)
-	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	p.attach(a, b)
-	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b)))
+	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
+	p.attach(a, b, c)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22)}, a, b, c)))
 	for _, v := range []struct {
 		name             string
 		source, dst      netip.Addr
+		other            netip.Addr
 		protocol         bocage.Protocol
 		unreachable, bad byte
 	}{
-		{"IPv4", a.v4, b.v4, bocage.ProtocolICMP, 3, 5},
-		{"IPv6", a.v6, b.v6, bocage.ProtocolICMPv6, 1, 100},
+		{"IPv4", a.v4, b.v4, c.v4, bocage.ProtocolICMP, 3, 5},
+		{"IPv6", a.v6, b.v6, c.v6, bocage.ProtocolICMPv6, 1, 100},
 	} {
 		f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: v.source, dst: v.dst, protocol: bocage.ProtocolUDP, sport: 5000, dport: 53, payload: 8}
 		quote := func(f frame, kind byte) []byte {
@@ -374,16 +394,30 @@ func TestRootRelated(t *testing.T) {
 		if got := p.judgedHere(true, b.ifindex, quote(f, v.unreachable)); got != next {
 			t.Errorf("%s: error about a flow: program returned %d", v.name, int32(got))
 		}
+		// Only who the packet was sent to says what became of it, or a router, which no
+		// workload is.
+		bystander := frame{from: [6]byte(c.mac), to: gatewayMAC(c), source: v.other, dst: v.source, protocol: v.protocol,
+			body: append([]byte{v.unreachable, 0, 0, 0, 0, 0, 0, 0}, f.bytes()[14:]...)}
+		if got := p.judgedHere(true, c.ifindex, bystander.bytes()); got != dropped {
+			t.Errorf("%s: error of a bystander: program returned %d", v.name, int32(got))
+		}
+		bystander.source = outside4(0)
+		if v.source.Is6() {
+			bystander.source = outside6(0)
+		}
+		if got := p.judgedHere(false, a.ifindex, func() []byte { bystander.from, bystander.to = gatewayMAC(a), [6]byte(a.mac); return bystander.bytes() }()); got != next {
+			t.Errorf("%s: error of a router: program returned %d", v.name, int32(got))
+		}
 		stranger := f
 		stranger.sport = 5001
 		if got := p.judgedHere(true, b.ifindex, quote(stranger, v.unreachable)); got != dropped {
 			t.Errorf("%s: error about another flow: program returned %d", v.name, int32(got))
 		}
 	}
-	c, err := p.Counters()
+	counters, err := p.Counters()
 	must(t, err)
-	if n := c.Passed[bocage.ReasonRelated].Packets; n != 2 {
-		t.Errorf("%d packets counted as related, want 2", n)
+	if n := counters.Passed[bocage.ReasonRelated].Packets; n != 4 {
+		t.Errorf("%d packets counted as related, want 4", n)
 	}
 }
 

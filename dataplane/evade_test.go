@@ -310,9 +310,12 @@ func TestRootVerifyEvasion(t *testing.T) {
 		s.refused(false, segment{at: -1, flags: syn, bytes: other})
 		x.port++
 		s = &stream{x, x.port, portOf(bocage.SpeechSSH), [2]uint32{7, 9}}
-		s.passes(false, segment{at: -1, flags: syn, bytes: hello})
-		s.passes(true, segment{at: -1, known: len(hello), flags: syn | ack})
-		s.passes(false, segment{at: len(hello), flags: ack, bytes: []byte("more")})
+		s.refused(false, segment{at: -1, flags: syn, bytes: hello})
+		s.passes(false, segment{at: -1, flags: syn}) // as who opens so does when nobody answers
+		s.passes(true, segment{at: -1, flags: syn | ack})
+		s.passes(false, segment{flags: ack, bytes: hello})
+		s.passes(true, segment{known: len(hello), flags: ack, bytes: hello})
+		s.passes(false, segment{at: len(hello), known: len(hello), flags: ack, bytes: []byte("more")})
 	})
 	t.Run("urgent bytes, which receivers leave out", func(t *testing.T) {
 		s := x.open(bocage.SpeechSSH)
@@ -431,7 +434,7 @@ func TestRootVerifyEvasion(t *testing.T) {
 		s.refused(false, segment{flags: ack, bytes: other})
 
 		s = begin() // with data
-		s.passes(false, segment{at: -1, flags: syn, bytes: hello})
+		s.refused(false, segment{at: -1, flags: syn, bytes: hello})
 		s.bases[0] += 1000
 		s.passes(true, segment{flags: ack})
 		s.refused(false, segment{flags: ack, bytes: other})

@@ -30,17 +30,25 @@ const (
 	flowFinished    = 0x18 // by both ends
 	flowReset       = 0x20
 	flowEstablished = 0x1000
+	flowWatched     = 0x8000
 	flowLive        = 0x400000
 	flowWriting     = 0x800000
 	beatShift       = 22
 	roundShift      = 30
 )
 
+// How many kinds of flows have a patience of their own, and the one whose patience is
+// that of picking up.
+const (
+	kinds        = 7
+	kindSilenced = 6
+)
+
 // flowTable is the table of flows as it lies in the kernel, read in place.
 type flowTable struct {
 	memory   []byte
 	rows     []bpf.KernelFlow
-	patience [6]uint32 // by kind; see sweep.c
+	patience [kinds]uint32 // by kind; see sweep.c
 }
 
 func mapFlows(m *ebpf.Map, spec *ebpf.CollectionSpec) (*flowTable, error) {
@@ -87,10 +95,13 @@ func (t *flowTable) isOver(row *bpf.KernelFlow, beat uint32) bool {
 // kindOf is the twin of kind_of in sweep.c.
 func kindOf(row *bpf.KernelFlow) int {
 	const closed, opening, established, datagram, stream, other = 0, 1, 2, 3, 4, 5
+	const unproven = flowReset | flowEstablished | flowWatched
 	word := row.Word
 	switch bocage.Protocol(row.Key.Protocol) {
 	case bocage.ProtocolTCP:
 		switch {
+		case word&unproven == unproven && row.Expects != 0:
+			return kindSilenced
 		case word&flowReset != 0 || word&flowFinished == flowFinished:
 			return closed
 		case word&flowEstablished != 0:

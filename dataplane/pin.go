@@ -103,6 +103,14 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 	if err := spec.Variables["direct_delivery"].Set(uint8(number(cfg.DirectDelivery))); err != nil {
 		return nil, fmt.Errorf("configure eBPF object: %w", err)
 	}
+	var patience [kinds]uint32
+	if err := spec.Variables["patience"].Get(&patience); err != nil {
+		return nil, fmt.Errorf("read how long flows wait: %w", err)
+	}
+	patience[kindSilenced] = max(patience[kindSilenced], uint32(cfg.Pickup.Nanoseconds()>>beatShift))
+	if err := spec.Variables["patience"].Set(patience); err != nil {
+		return nil, fmt.Errorf("configure eBPF object: %w", err)
+	}
 	for name, ns := range map[string]time.Duration{
 		"pickup_period":   cfg.Pickup,
 		"answer_interval": time.Second / time.Duration(cfg.AnswersPerSecond),

@@ -33,6 +33,25 @@ static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
 	return !(port->flags & PORT_MAC_DECLARED) || same_mac(port->mac, mac);
 }
 
+// Whether a link-local address may be the sender's, though nobody declared it: not one
+// made from another MAC than his (RFC 4291), nor one that people give, as routers have
+// them. The rest are drawn at random (RFC 7217), and nobody has another's by chance.
+STAGE int may_be_own_link_local(const struct passage *at, const struct address *address)
+{
+	if (!at || !address || !is_link_local6(address) || !(__u32)address->low)
+		return false;
+	const __u8 *id = (const __u8 *)&address->low, *mac = at->packet.source_mac;
+	if (id[3] != 0xff || id[4] != 0xfe)
+		return true;
+	return id[0] == (mac[0] ^ 2) && id[1] == mac[1] && id[2] == mac[2] && id[5] == mac[3] && id[6] == mac[4] && id[7] == mac[5];
+}
+
+// Whether a workload may send by an address, or speak of it as its own.
+static __always_inline bool may_use(const struct passage *at, const struct port *port, const struct address *address)
+{
+	return owns(at, port, address) || may_be_own_link_local(at, address);
+}
+
 // Steering needs to know the workload's MAC, also where none was declared.
 static __always_inline void learn_mac(struct port *port, const __u8 *mac)
 {
@@ -86,7 +105,8 @@ static __always_inline __u32 admit_arp(const struct passage *at, struct port *po
 	if (port && port->identity) {
 		if (!is_mac_of(port, p->source_mac) || !is_mac_of(port, p->said_mac))
 			return ADMIT_SPOOFED;
-		if (!is_unspecified(&p->source) && !owns(at, port, &p->source))
+		// Who looks for duplicates of an address (RFC 5227) says that it is to be his own.
+		if (!owns(at, port, is_unspecified(&p->source) ? &p->target : &p->source))
 			return ADMIT_SPOOFED;
 	}
 	if (p->type == 1 && !is_unspecified(&p->source) && !same(&p->source, &p->target))
@@ -107,7 +127,9 @@ static __always_inline __u32 admit_neighbour(const struct passage *at, struct po
 			return ADMIT_SPOOFED; // a workload is no router
 		if (p->has_mac && !is_mac_of(port, p->said_mac))
 			return ADMIT_SPOOFED;
-		if (p->type == 136 && !is_link_local6(&p->target) && !owns(at, port, &p->target))
+		// Who looks for duplicates of an address says that it is to be his own.
+		bool claims = p->type == 136 || (p->type == 135 && is_unspecified(&p->source));
+		if (claims && !may_use(at, port, &p->target))
 			return ADMIT_SPOOFED;
 	}
 	if (p->type == 135 && !is_unspecified(&p->source) && !is_link_local6(&p->target))
@@ -150,8 +172,7 @@ static __always_inline __u32 admit_sent(const struct passage *at, struct port *p
 	if (port && port->identity) {
 		bool nobody = is_unspecified(&p->source) && p->ethertype == ETHERNET_IPV6 &&
 			      (p->marks & PACKET_NEIGHBOUR); // looking for duplicates of an address
-		if (!nobody && !owns(at, port, &p->source) &&
-		    !(p->ethertype == ETHERNET_IPV6 && is_link_local6(&p->source)))
+		if (!nobody && !may_use(at, port, &p->source))
 			return ADMIT_SPOOFED;
 		learn_mac(port, p->source_mac);
 	}

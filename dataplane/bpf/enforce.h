@@ -361,18 +361,18 @@ STAGE int track(struct passage *at, struct outcome *out)
 	if (!flow)
 		return ACT_JUDGE;
 	bool original = second == !!(word & FLOW_SECOND);
-	bool opener = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER);
-	// Its ports are used again. What was picked up may never have been a flow: if it is
-	// one, its source does not open it, so this one is judged, counted and heard.
-	if (opener && (FLOW_CLOSED(word) || (original && is_picked_up(word)))) {
-		end_flow(flow, at->found.row, word, true);
-		at->found.row = 0;
-		return ACT_JUDGE;
-	}
-	if (opener && !original) {
-		decide_alone(at, REASON_INVALID_STATE, out); // against the grain of a flow that lives
-		account(at, out, false);
-		return ACT_PASS;
+	bool opener = p->marks & PACKET_OPENER;
+	if (p->protocol == PROTOCOL_TCP && (p->tcp_flags & TCP_SYN)) {
+		if (opener && FLOW_CLOSED(word) && !(may_live(word) && is_allowed(would_of(flow)))) { // its ports are used again
+			end_flow(flow, at->found.row, word, true);
+			at->found.row = 0;
+			return ACT_JUDGE;
+		}
+		if (opener != original) { // against the grain of a flow that may live
+			decide_alone(at, REASON_INVALID_STATE, out);
+			account(at, out, false);
+			return ACT_PASS;
+		}
 	}
 	at->original = original;
 	if (!holds(at, flow, original))
@@ -419,7 +419,7 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 	if (!at)
 		return false;
 	struct frame f = frame_of(skb);
-	if (!quoted_key(&f, &at->packet, at->link, &at->key))
+	if (!quoted_key(&f, &at->packet, !at->from || !at->identity, at->link, &at->key))
 		return false;
 	if (!find_row(&at->key, &at->found))
 		return false;
@@ -427,55 +427,41 @@ STAGE int is_related(struct __sk_buff *skb, struct passage *at)
 	return flow && stands(at, flow) && is_still(flow, at->found.word);
 }
 
-// Refuses a packet, not its flow; false where somebody enforces. Else it is told of.
-STAGE int refuse_one(const struct passage *at, struct outcome *out, __u32 reason)
-{
-	if (!at || !out)
-		return true;
-	__u8 was = out->reason, verdict = out->verdict, would = out->would;
-	out->reason = reason;
-	out->would = VERDICT_DROP;
-	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
-	if (is_cut(out->verdict))
-		return false;
-	account(at, out, !at->original);
-	out->reason = was;
-	out->would = would;
-	out->verdict = verdict;
-	return true;
-}
-
-// A handshake on the row of a flow that is established: its ends forgot it without a
-// word, and its ports are used again. What begins is counted and heard as any other,
-// once it is answered: its first packet may be anybody's, and cuts nothing. Returns
-// false if the packet is refused.
+// A handshake on the row of a flow that lives, as far as is known: its ends may have
+// forgotten it, so that its ports are used again. What begins is counted, and once it is
+// answered, as nobody does who still has the one before, it is told and heard as any
+// other. An opener alone may be anybody's, who knows or guesses the ports: it changes
+// nothing, and is refused by itself. Returns false if the packet is refused.
 STAGE int begin_again(struct __sk_buff *skb, struct passage *at, struct outcome *out)
 {
 	struct flow *flow = at ? row_at(at->found.row) : NULL;
 	if (!flow || !out || !is_allowed(out->would))
 		return true;
+	__u64 word = at->found.word;
 	bool opens = !(at->packet.tcp_flags & TCP_ACK);
 	if (opens != at->original)
 		return true;
 	if (opens) {
-		struct payload payload;
-		turn(flow, at->found.word, FLOW_BEGINS_AGAIN, 0);
-		// Its receiver may take what it carries before anybody has answered.
-		if (flow->expects && (!read_payload(skb, at, &payload) || payload.size))
+		if (says_early(skb, at))
 			return refuse_one(at, out, REASON_INVALID_STATE);
+		if (!(word & FLOW_BEGINS_AGAIN) && !count_opener(at, out) && !refuse_one(at, out, REASON_RATE_LIMITED))
+			return false;
+		turn(flow, word, FLOW_BEGINS_AGAIN, 0);
 		return true;
 	}
-	if (!(at->found.word & FLOW_BEGINS_AGAIN))
+	if (!(word & FLOW_BEGINS_AGAIN))
 		return true;
-	if (!count_opener(at, out) && !refuse_one(at, out, REASON_RATE_LIMITED))
-		return false;
 	__u64 hears = flow->expects ? FLOW_WATCHED | FLOW_HEED : 0;
-	if (!take(flow, at->found.word))
+	if (!take(flow, word))
 		return refuse_one(at, out, REASON_INVALID_STATE); // another processor writes it: it will be sent again
-	if (hears)
-		flow->speech = SPEECH_UNKNOWN;
+	report_flow(flow, EVENT_END);
+	report_cadence(flow, true);
+	flow->packets = flow->bytes = 0;
+	flow->speech = SPEECH_UNKNOWN;
+	at->news = true;
 	at->found.word = give(flow, hears,
-			      (FLOW_BEGINS_AGAIN | FLOW_ESTABLISHED | FLOW_FIN_SOURCE | FLOW_FIN_DESTINATION) & ~hears);
+			      (FLOW_BEGINS_AGAIN | FLOW_PICKED_UP | FLOW_ESTABLISHED | FLOW_RESET | FLOW_FIN_SOURCE |
+			       FLOW_FIN_DESTINATION) & ~hears);
 	forget(at);
 	return true;
 }
@@ -512,8 +498,7 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 		return act;
 	if ((at->packet.marks & PACKET_FIRST) && !at->pieced && !allow_piece(at, out))
 		return refuse(at, out);
-	if ((at->packet.tcp_flags & TCP_SYN) && (at->found.word & (FLOW_ESTABLISHED | FLOW_WATCHED)) == FLOW_ESTABLISHED &&
-	    !begin_again(skb, at, out))
+	if ((at->packet.tcp_flags & TCP_SYN) && may_begin_again(at->found.word) && !begin_again(skb, at, out))
 		return refuse(at, out);
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);

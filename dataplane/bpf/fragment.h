@@ -94,8 +94,9 @@ STAGE int piece_together(struct passage *at)
 
 // Writes the key of the flow that an ICMP error quotes a packet of. The error must
 // go to the quoted packet's source, and its kind must be one that hosts need: a
-// redirect is not.
-static __always_inline bool quoted_key(struct frame *f, const struct packet *p, __u32 link, struct flow_key *key)
+// redirect is not. From who is no router it must be about what was sent to himself.
+static __always_inline bool quoted_key(struct frame *f, const struct packet *p, bool router, __u32 link,
+				       struct flow_key *key)
 {
 	struct address source, destination;
 	__u8 protocol;
@@ -128,7 +129,7 @@ static __always_inline bool quoted_key(struct frame *f, const struct packet *p, 
 			protocol = ext->next;
 		}
 	}
-	if (!same(&source, &p->destination))
+	if (!same(&source, &p->destination) || (!router && !same(&destination, &p->source)))
 		return false;
 	__u16 source_port = 0, destination_port = 0;
 	if (has_ports(protocol)) {

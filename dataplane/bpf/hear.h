@@ -45,7 +45,8 @@ struct ear {
 	__u32 way;
 	__u32 base;  // sequence number of this direction's first byte
 	__u32 based; // it is known
-	__u32 forked; // two handshakes say otherwise, or nobody answered the one that is counted from
+	__u32 forked; // two handshakes say otherwise
+	__u32 unanswered; // the handshake that is counted from, and something is said
 };
 
 struct {
@@ -219,9 +220,28 @@ STAGE int release(struct passage *at, __u64 flags)
 	return 0;
 }
 
+// Refuses a packet, not its flow; false where somebody enforces. Else it is told of.
+STAGE int refuse_one(const struct passage *at, struct outcome *out, __u32 reason)
+{
+	if (!at || !out)
+		return true;
+	__u8 was = out->reason, verdict = out->verdict, would = out->would;
+	out->reason = reason;
+	out->would = VERDICT_DROP;
+	out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
+	if (is_cut(out->verdict))
+		return false;
+	account(at, out, !at->original);
+	out->reason = was;
+	out->would = would;
+	out->verdict = verdict;
+	return true;
+}
+
 // What hearing says of a packet, if it is not what is spoken against the duty.
 #define HEARD_WELL 0
 #define HEARD_PIECE -1 // nobody can read it
+#define HEARD_STRAY -2 // not of the flow that is heard
 
 // Refuses a flow for what it speaks. Where nobody enforces it goes on, and is told of.
 STAGE int refuse_speech(struct passage *at, struct outcome *out, int spoken)
@@ -277,6 +297,11 @@ STAGE int read_payload(struct __sk_buff *skb, const struct passage *at, struct p
 	}
 	payload->offset = p->l4 + header;
 	payload->size = end > payload->offset ? end - payload->offset : 0;
+	// What is behind the end of a datagram nobody is given.
+	__u16 said = 0;
+	if (p->protocol == PROTOCOL_UDP && !skb->gso_size && !bpf_skb_load_bytes(skb, p->l4 + 4, &said, sizeof(said)) &&
+	    bswap16(said) < payload->size + header)
+		payload->size = bswap16(said) - header;
 	return true;
 }
 
@@ -387,7 +412,7 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 	if (!at || !payload || !e || !bucket)
 		return false;
 	bool syn = at->packet.tcp_flags & TCP_SYN, ack = at->packet.tcp_flags & TCP_ACK;
-	e->acknowledged = e->based = e->forked = 0;
+	e->acknowledged = e->based = e->forked = e->unanswered = 0;
 	bpf_spin_lock(&bucket->lock);
 	struct hearing *row = hearing_of(e, bucket, &at->key);
 	if (!row && (syn || e->size))
@@ -399,7 +424,7 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 		bool again = syn && own->begun && own->base != payload->sequence;
 		if (again && (ack || other->begun || own->have || payload->size))
 			e->forked = 1;
-		if (syn && (!own->begun || !ack)) {
+		else if (syn) {
 			own->base = payload->sequence;
 			own->begun = own->sure = 1;
 		}
@@ -414,7 +439,7 @@ STAGE int attend(const struct passage *at, const struct payload *payload, __u32 
 		    (__s32)(payload->acknowledgement - other->base - other->matched) >= 0)
 			e->acknowledged = 1;
 		if (!side && !syn && e->size && own->sure && !other->sure)
-			e->forked = 1;
+			e->unanswered = 1;
 		e->base = own->base;
 		e->based = own->begun;
 	}
@@ -584,6 +609,8 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		forget(at); // a flow that had the same ends
 	bool attends = attend(at, &payload, side, expects);
 	if (expects && e->forked)
+		return HEARD_STRAY;
+	if (expects && e->unanswered)
 		return SPEECH_OTHER;
 	if (e->acknowledged) {
 		release(at, heed(!side));
@@ -672,10 +699,25 @@ STAGE int hear_datagram(struct __sk_buff *skb, struct passage *at)
 	return HEARD_WELL;
 }
 
+// Whether a handshake of a flow that owes a protocol carries data. Nobody can tell whether
+// what answers it takes these, or answers to one before that ends where they do. Who opens
+// so (RFC 7413) opens without them, too.
+STAGE int says_early(struct __sk_buff *skb, const struct passage *at)
+{
+	struct payload payload;
+	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	return flow && flow->expects && (!read_payload(skb, at, &payload) || payload.size);
+}
+
 // Listens to a packet of a flow that is watched; false if it is refused.
 static __always_inline bool hear(struct __sk_buff *skb, struct passage *at, struct outcome *out)
 {
-	int heard = at->packet.protocol == PROTOCOL_TCP ? hear_segment(skb, at) : hear_datagram(skb, at);
+	bool stream = at->packet.protocol == PROTOCOL_TCP;
+	if (stream && (at->packet.tcp_flags & TCP_SYN) && says_early(skb, at) && !refuse_one(at, out, REASON_INVALID_STATE))
+		return false;
+	int heard = stream ? hear_segment(skb, at) : hear_datagram(skb, at);
+	if (heard == HEARD_STRAY)
+		return refuse_one(at, out, REASON_INVALID_STATE);
 	return heard == HEARD_WELL || refuse_speech(at, out, heard);
 }
 

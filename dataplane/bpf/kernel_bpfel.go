@@ -163,7 +163,7 @@ type KernelEar struct {
 	Base         uint32
 	Based        uint32
 	Forked       uint32
-	_            [4]byte
+	Unanswered   uint32
 }
 
 type KernelEndings struct {

@@ -334,7 +334,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"judge_named":  120,
 		"limit_opener": 90,
 		"count_opener": 150,
-		"begin_again":  390,
+		"begin_again":  430,
 		// Wires.
 		"across_wire": 1000,
 		"admit_wired": 220,

@@ -17,7 +17,8 @@
 #define KIND_DATAGRAM 3
 #define KIND_STREAM 4
 #define KIND_OTHER 5
-#define KINDS 6
+#define KIND_SILENCED 6
+#define KINDS 7
 const volatile __u32 patience[KINDS] = {
 	[KIND_CLOSED] = 10 * SECOND >> BEAT_SHIFT,
 	[KIND_OPENING] = 120 * SECOND >> BEAT_SHIFT,
@@ -25,6 +26,7 @@ const volatile __u32 patience[KINDS] = {
 	[KIND_DATAGRAM] = 30 * SECOND >> BEAT_SHIFT,
 	[KIND_STREAM] = 120 * SECOND >> BEAT_SHIFT,
 	[KIND_OTHER] = 600 * SECOND >> BEAT_SHIFT,
+	[KIND_SILENCED] = 10 * SECOND >> BEAT_SHIFT, // Open configures it
 };
 #define ANSWER_PERIOD (400 * MILLISECOND)
 #define DARK_PERIOD (5 * SECOND)
@@ -38,6 +40,11 @@ static __always_inline __u32 kind_of(const struct flow *flow, __u64 word)
 {
 	switch (flow->key.protocol) {
 	case PROTOCOL_TCP:
+		// The reset may have been for us only: as long as such a flow could be taken for one
+		// that was there before the point was, it is kept, and so is what it owes.
+		if ((word & (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED)) == (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED) &&
+		    flow->expects)
+			return KIND_SILENCED;
 		return FLOW_CLOSED(word) ? KIND_CLOSED : word & FLOW_ESTABLISHED ? KIND_ESTABLISHED : KIND_OPENING;
 	case PROTOCOL_UDP:
 		return word & FLOW_REPLIED ? KIND_STREAM : KIND_DATAGRAM;

@@ -25,10 +25,18 @@ static __always_inline bool may_pick_up(const struct passage *at)
 #define FLOW_PICKED_UP FLOW_HEED_SOURCE
 #define FLOW_BEGINS_AGAIN FLOW_HEED_DESTINATION
 
-// Whether a flow's row was made by a packet from its middle, or by one that says so.
-static __always_inline bool is_picked_up(__u64 word)
+// Whether a flow that was reset may live all the same. Its ends know whether the reset
+// is one, by its checksum and its sequence number; here it may be anybody's.
+static __always_inline bool may_live(__u64 word)
 {
-	return (word & (FLOW_WATCHED | FLOW_PICKED_UP)) == FLOW_PICKED_UP;
+	return (word & (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED)) == (FLOW_RESET | FLOW_ESTABLISHED);
+}
+
+// Whether a row is one on which a handshake may be that of another flow, and does not
+// cut the one that is there.
+static __always_inline bool may_begin_again(__u64 word)
+{
+	return !(word & FLOW_WATCHED) && (word & (FLOW_ESTABLISHED | FLOW_PICKED_UP));
 }
 
 // What of a key comes behind the addresses.

@@ -34,18 +34,24 @@ static __always_inline void learn_resident(struct resident *resident, const __u8
 	resident->flags |= PORT_MAC_LEARNED;
 }
 
+// Whether a resident's address is claimed by somebody else.
+static __always_inline bool is_falsely_claimed(const struct passage *at, const struct address *address)
+{
+	const struct packet *p = &at->packet;
+	struct resident *claimed = resident_at(at, address);
+	return claimed && (!at->from || !is_resident_mac(claimed, p->has_mac ? p->said_mac : p->source_mac));
+}
+
 // Whether an ARP or neighbour discovery packet says of a resident what is not so:
-// an address's owner is known, and those inside do not speak for those outside.
+// an address's owner is known, and those inside do not speak for those outside. Who
+// sends by an address says that it is his, and so does who looks for its duplicates.
 static __always_inline bool is_false_claim(const struct passage *at)
 {
 	const struct packet *p = &at->packet;
-	bool arp = p->ethertype == ETHERNET_ARP;
-	if (!arp && p->type != 136)
-		return false;
-	struct resident *claimed = resident_at(at, arp ? &p->source : &p->target);
-	if (!claimed)
-		return false;
-	return !at->from || (p->has_mac && !is_resident_mac(claimed, p->said_mac));
+	bool target = p->type == 136 || (p->type == 135 && is_unspecified(&p->source));
+	if (p->ethertype != ETHERNET_ARP && target && is_falsely_claimed(at, &p->target))
+		return true;
+	return is_falsely_claimed(at, &p->source);
 }
 
 // Admits a packet to a wire, and finds who sends or receives it at the inside.
