@@ -50,6 +50,7 @@ func (p *plane) eachRow(see func(uint32, *bpf.KernelFlow) (changed bool)) {
 // A flow is told of when it starts, while it goes on, and when nothing comes any
 // more; its packets are counted once, though they pass two points.
 func TestRootFlowEvents(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -91,6 +92,7 @@ func TestRootFlowEvents(t *testing.T) {
 
 // What finds no room in the ring buffer is counted, and refusals keep their count.
 func TestRootLostEventsAreCounted(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.EventBytes = 4096 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -130,6 +132,7 @@ func TestRootLostEventsAreCounted(t *testing.T) {
 
 // More kinds of refusal than there are rows for are still counted, every one.
 func TestRootRefusalsFold(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -161,6 +164,7 @@ func TestRootRefusalsFold(t *testing.T) {
 
 // Addresses that no peer has do not lead around the policy of who is behind a port.
 func TestRootLinkLocalIsJudgedAtBothEnds(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21)
 	p.attach(a, b, c)
@@ -205,6 +209,7 @@ func TestRootLinkLocalIsJudgedAtBothEnds(t *testing.T) {
 // A row of refusals goes in two turns, and what comes before, between and after is
 // counted and told, all of it once.
 func TestRootRefusalsAreNotLostToSweeps(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -32,6 +32,7 @@ func (x *tap) agedBy(d time.Duration) {
 // Whoever has one end makes up what the other never sees: handshakes, by wrong checksums
 // or few hops. None of it has other bytes taken for those that are said.
 func TestRootVerifyForgedHandshakes(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	hello, other := []byte("SSH-2.0-client\r\n"), []byte("GET /secret HTTP")
 	n := uint32(len(hello))
@@ -120,6 +121,7 @@ func (s *stream) age(d time.Duration) {
 // Who knows or guesses the ports of a connection, and says that he opens or resets it,
 // takes nothing away from it: not that it is known, nor that it was proven, nor its turn.
 func TestRootOpenersOfOthersCutNothing(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	hello, other := []byte("SSH-2.0-client\r\n"), []byte("GET /secret HTTP")
 	rs := verifying(2, true, x.a, x.b)
@@ -173,6 +175,7 @@ func TestRootOpenersOfOthersCutNothing(t *testing.T) {
 // A connection on the ports of one that was reset, or picked up, is told and heard as any
 // other.
 func TestRootConnectionsOnDoubtfulRows(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	x.p.run()
 	hello, other := []byte("SSH-2.0-client\r\n"), []byte("GET /secret HTTP")
@@ -227,6 +230,7 @@ func TestRootConnectionsOnDoubtfulRows(t *testing.T) {
 // What a workload wraps IP into, so that nobody reads it, or sends as who keeps a link
 // going, does not leave it where policy is enforced, on whatever way.
 func TestRootHiddenFramesGoNowhere(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.bridge(a, b)

@@ -97,6 +97,7 @@ type Config struct {
 	// links' transmit counters.
 	DirectDelivery bool
 	Logger         *slog.Logger
+	loads          loader // of new state; nil but in tests
 }
 
 // Validate names all faults at once.
@@ -259,6 +260,7 @@ func (d *Dataplane) open() error {
 	if d.pins, err = openPins(d.cfg.PinDir, spec); err != nil {
 		return err
 	}
+	d.pins.loads = d.cfg.loads
 	if d.pins.broken != "" {
 		d.log.Warn("state has lost pins and is made anew: it stays in force until a ruleset is applied", "map", d.pins.broken)
 	}

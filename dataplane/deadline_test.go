@@ -13,13 +13,14 @@ import (
 // dead: what only it allowed is cut, what only the one before allows goes on, and
 // who it cut off stays so.
 func TestRootKernelGoesBack(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	must(t, p.Close())
 	for _, port := range []uint16{80, 81, 82} {
 		echo(t, b, b.v4, port)
 	}
-	deadline := time.Now().Add(10 * time.Second) // for a process to start and to be killed
+	deadline := time.Now().Add(time.Hour)
 	common := []bocage.Rule{allowTCP(21, 22, 80), allowTCP(23, 22, 80)}
 	one := ruleset(1, append(slices.Clone(common), allowTCP(21, 22, 81)), a, b, c)
 	two := ruleset(2, append(slices.Clone(common), allowTCP(21, 22, 82)), a, b, c)
@@ -29,9 +30,6 @@ func TestRootKernelGoesBack(t *testing.T) {
 	always, later := mustDial(t, a, b.v4, 80), mustDial(t, a, b.v4, 82)
 	must(t, ping(later, long))
 	kill()
-	if time.Now().After(deadline.Add(-500 * time.Millisecond)) {
-		t.Skip("this machine is too slow for the deadline of this test")
-	}
 	for _, refused := range []struct {
 		from *workload
 		port uint16
@@ -42,7 +40,7 @@ func TestRootKernelGoesBack(t *testing.T) {
 	}
 	must(t, ping(always, long))
 
-	<-time.After(time.Until(deadline.Add(50 * time.Millisecond)))
+	p.later(time.Hour)
 	if err := ping(later, short); !isTimeout(err) {
 		t.Errorf("after the deadline, a flow that only the generation that was left allows: %v, want a timeout", err)
 	}
@@ -88,7 +86,8 @@ func TestRootKernelGoesBack(t *testing.T) {
 
 // What goes back and what stays, whatever comes between, and a candidate beside.
 func TestRootConfirmations(t *testing.T) {
-	const soon, never = time.Second, time.Hour
+	t.Parallel()
+	const soon, never = time.Hour, 24 * time.Hour
 	type step struct {
 		generation uint64
 		confirm    time.Duration // 0: none is needed
@@ -129,7 +128,7 @@ func TestRootConfirmations(t *testing.T) {
 					must(t, p.Shadow(of(100+s.generation)))
 				}
 			}
-			<-time.After(soon + 20*time.Millisecond)
+			p.later(soon)
 			last := test.steps[len(test.steps)-1].generation
 			left := last
 			if last == test.want {

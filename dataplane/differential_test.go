@@ -497,6 +497,7 @@ func expect(rs, candidate *bocage.Ruleset, f bocage.Flow, names []bocage.DomainN
 // The kernel agrees with Ruleset.Decide on every packet of a million, of every
 // shape, and about every candidate.
 func TestRootDifferential(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.AnswersPerSecond = 1 << 26 })
 	u := &universe{random: newRandom(t)}
 	w := p.workload(200, 1000, 1000)
@@ -625,7 +626,7 @@ func (d *differential) compare(rs *bocage.Ruleset, frames []passing) error {
 			return err
 		}
 	}
-	d.reader.SetDeadline(time.Now().Add(10 * time.Second))
+	d.reader.SetDeadline(time.Now().Add(long))
 	for i := range frames {
 		p := &frames[i]
 		d.seen[p.shape]++

@@ -79,6 +79,7 @@ func newDirect(t *testing.T, bridged bool) (p *plane, a, b *workload) {
 // What passes between two workloads of a host goes past the host's stack, whole,
 // and is counted by both points.
 func TestRootDirectDelivery(t *testing.T) {
+	t.Parallel()
 	for _, bridged := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bridged=%v", bridged), func(t *testing.T) {
 			p, a, b := newDirect(t, bridged)
@@ -135,6 +136,7 @@ func TestRootDirectDelivery(t *testing.T) {
 // A routed packet is one hop older when it arrives, and one at its end goes no
 // further, though its flow is known.
 func TestRootDirectDeliveryCountsHops(t *testing.T) {
+	t.Parallel()
 	p, a, b := newDirect(t, false)
 	arrived := sink(t, b, b.v4, 53)
 	from := a.raw(t)
@@ -175,6 +177,7 @@ func TestRootDirectDeliveryCountsHops(t *testing.T) {
 
 // Packets go straight only as long as the host would send them there.
 func TestRootDirectDeliveryFollowsTheHost(t *testing.T) {
+	t.Parallel()
 	p, a, b := newDirect(t, false)
 	echo(t, b, b.v4, 80)
 	c := mustDial(t, a, b.v4, 80)
@@ -226,6 +229,7 @@ func (p *plane) addNeighbor(w *workload, address netip.Addr, mac net.HardwareAdd
 
 // Without somebody who watches, packets go through the stack.
 func TestRootDirectDeliveryEndsWithTheAgent(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.DirectDelivery = true })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -37,33 +37,33 @@ func chained(generation uint64, verdicts []bocage.Verdict, moments []time.Time, 
 // An exception ends in the kernel: with the agent dead its established flow is cut,
 // what comes next in its chain decides, and a response that ends lets flows go on.
 func TestRootDecisionsEndByThemselves(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	must(t, p.Close())
 	begun := time.Now()
-	moments := []time.Time{begun.Add(2 * time.Second), begun.Add(4 * time.Second), begun.Add(6 * time.Second)}
+	moments := []time.Time{begun.Add(1 * time.Hour), begun.Add(2 * time.Hour), begun.Add(3 * time.Hour)}
 	rs := chained(1, []bocage.Verdict{bocage.VerdictAllow, bocage.VerdictDrop, bocage.VerdictAllow, bocage.VerdictReject}, moments, a, b)
 	kill := p.startChild(order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs})
 	echo(t, b, b.v4, 80)
 	live := mustDial(t, a, b.v4, 80)
 	must(t, ping(live, long))
 	kill() // kill -9: nobody is there any more
-	at := func(moment time.Time) { <-time.After(time.Until(moment)) }
 
-	at(moments[0].Add(-300 * time.Millisecond))
+	p.later(30 * time.Minute)
 	must(t, ping(live, long))
-	at(moments[0].Add(50 * time.Millisecond))
+	p.later(30 * time.Minute)
 	if err := ping(live, short); !isTimeout(err) {
 		t.Errorf("after the first end: %v, want a timeout", err)
 	}
 	if _, err := dial(t, a, b.v4, 80, short); !isTimeout(err) {
 		t.Errorf("a new connection after the first end: %v, want a timeout", err)
 	}
-	at(moments[1].Add(50 * time.Millisecond))
+	p.later(time.Hour)
 	if err := ping(live, long); err != nil {
 		t.Errorf("after the second end: %v", err)
 	}
-	at(moments[2].Add(50 * time.Millisecond))
+	p.later(time.Hour)
 	var err error
 	for range 3 { // the first may still read what was answered before
 		if err = ping(live, long); err != nil {
@@ -73,9 +73,15 @@ func TestRootDecisionsEndByThemselves(t *testing.T) {
 	if !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("after the third end: %v, want a reset", err)
 	}
-	// A process that takes over, or applies the same again, changes nothing.
+	// A process that takes over changes nothing, nor does one that applies the same again,
+	// with the moments that have come.
 	p.open()
 	p.run()
+	for i := range rs.Decisions {
+		if d := &rs.Decisions[i]; !d.Until.IsZero() {
+			d.Until = d.Until.Add(-3 * time.Hour)
+		}
+	}
 	must(t, p.Apply(rs))
 	if _, err := dial(t, a, b.v4, 80, long); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("after all ends: %v, want refused", err)
@@ -88,20 +94,20 @@ func TestRootDecisionsEndByThemselves(t *testing.T) {
 
 // A flow that merely goes on under another decision is told of under that one.
 func TestRootFlowOutlivesItsDecision(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
 	p.run()
 	echo(t, b, b.v4, 80)
-	end := time.Now().Add(time.Second)
-	must(t, p.Apply(chained(1, []bocage.Verdict{bocage.VerdictAllow, bocage.VerdictAllow}, []time.Time{end}, a, b)))
+	must(t, p.Apply(chained(1, []bocage.Verdict{bocage.VerdictAllow, bocage.VerdictAllow}, []time.Time{time.Now().Add(time.Hour)}, a, b)))
 	live := mustDial(t, a, b.v4, 80)
 	must(t, ping(live, long))
 	start := p.await("a start", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventStart })
 	if start.Decision != decideEnding {
 		t.Errorf("start %+v", start)
 	}
-	<-time.After(time.Until(end.Add(50 * time.Millisecond)))
+	p.later(time.Hour)
 	must(t, ping(live, long))
 	live.Close()
 	over := p.await("an end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd })
@@ -112,6 +118,7 @@ func TestRootFlowOutlivesItsDecision(t *testing.T) {
 
 // Ends far away are neither now nor never, for refused identities as for decisions.
 func TestRootFarMoments(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -168,6 +175,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 
 // There is a way back, by one verb only, and it takes along who is refused.
 func TestRootRevert(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -213,6 +221,7 @@ func TestRootRevert(t *testing.T) {
 // What a candidate would do is told by events and counted: of flows that begin, that
 // live already, and that are refused; nothing else changes.
 func TestRootShadow(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -302,6 +311,7 @@ func (p *plane) differing(rs *bocage.Ruleset) int {
 // A candidate has its own refused identities and ends, and is never in the way: what
 // is to be enforced takes its room.
 func TestRootShadowMakesWay(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.RuleEntries = 16 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -357,6 +367,7 @@ func TestRootShadowMakesWay(t *testing.T) {
 // No packet is compared with halves of two candidates: each allows the flow by other
 // groups, so any mixture would differ.
 func TestRootShadowSwapIsAtomic(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -175,6 +175,7 @@ func (h *heardAs) prefix() int {
 // let the same segments pass. What a receiver could put together of them is less
 // than a window, unless it is the protocol.
 func TestRootVerifyAnyOrder(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	random := newRandom(t)
 	var streams []speechtest.Capture
@@ -253,6 +254,7 @@ func shuffled(random *rand.Rand, all []byte) (out []segment) {
 
 // What a receiver may not have taken does not count, and cannot be replaced.
 func TestRootVerifyEvasion(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	hello, other := []byte("SSH-2.0-client\r\n"), []byte("GET /secret HTTP")
 	t.Run("other bytes before they are acknowledged", func(t *testing.T) {
@@ -463,6 +465,7 @@ func TestRootVerifyEvasion(t *testing.T) {
 // A flood of handshakes makes the table of what was heard forget. What had begun is
 // refused then; what had not loses nothing.
 func TestRootVerifyForgotten(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, true)
 	begun, silent, known := x.open(bocage.SpeechSSH), x.open(bocage.SpeechSSH), x.open(bocage.SpeechSSH)
 	hello := []byte("SSH-2.0-client\r\n")

@@ -73,6 +73,7 @@ func TestRootLoneEventsArriveSoon(t *testing.T) {
 // Where much waits whoever reads is woken, long before the ring is full: one that
 // only looked now and then would lose what comes between.
 func TestRootRingWakesBeforeItIsFull(t *testing.T) {
+	t.Parallel()
 	const ring, record = 1 << 16, 72
 	k := newPacketBench(t, func(c *Config) { c.EventBytes = ring })
 	reader, err := ringbuf.NewReader(k.objects.Events)

@@ -18,6 +18,7 @@ import (
 // What lies pinned is told as it is, beside a running agent, and spoiled things
 // as what they are.
 func TestRootExamine(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -14,6 +14,7 @@ import (
 // ports: every packet is in the counters and in the events of its port, and what is
 // told is one event a second for each port, whatever the flood.
 func TestRootFloodFromEveryProcessor(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -57,6 +57,7 @@ func (k *crowd) connect(from, to *workload, sport uint16) {
 
 // What nobody answers gives way to what is new; what is established does not.
 func TestRootFloodCutsNoEstablishedFlow(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, 1024)
 	k.in(func() error {
 		k.connect(k.a, k.b, 5000)
@@ -86,6 +87,7 @@ func TestRootFloodCutsNoEstablishedFlow(t *testing.T) {
 // Once a table is full of flows that are established and in use, they go on and
 // new ones are refused and counted; and one workload cannot fill it for all.
 func TestRootFullTableRefusesNewFlows(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, 1024)
 	k.in(func() error {
 		k.connect(k.a, k.b, 5000)
@@ -130,6 +132,7 @@ func TestRootFullTableRefusesNewFlows(t *testing.T) {
 
 // Room is kept count of: flows that end are their workload's no more.
 func TestRootHoldingsAreGivenBack(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, 1024)
 	held := func() (rows [4]uint64) {
 		for i, w := range []*workload{k.a, k.b, k.c} {

@@ -145,6 +145,7 @@ func (p *plane) silence(ws ...*workload) {
 // and with ids used again, in both families and directions, under policies that refuse
 // some flows, and some only in pieces; also when nobody waits for the rest any more.
 func TestRootPiecesAreTheModels(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.attach(a, b, c)
@@ -243,6 +244,7 @@ func (p *plane) expirePieces() {
 
 // Attacks by pieces, one after another, each on packets of its own.
 func TestRootPiecesThatAttack(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.attach(a, b, c)
@@ -347,6 +349,7 @@ func TestRootPiecesThatAttack(t *testing.T) {
 // A first piece that comes again on another processor while the rest does takes back
 // nothing of what was seen.
 func TestRootPiecesInARace(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -399,6 +402,7 @@ func TestRootPiecesInARace(t *testing.T) {
 // A known flow, too, has to come whole once that is asked of it, and no longer when
 // it is not.
 func TestRootWholePacketsOfKnownFlows(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -438,6 +442,7 @@ func TestRootWholePacketsOfKnownFlows(t *testing.T) {
 // More packets in pieces than there is room for: whose rest comes too late is refused
 // and counted; whole packets, and what others send in pieces, are not hurt.
 func TestRootPiecesWithoutRoom(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21)
 	p.attach(a, b, c)
@@ -495,6 +500,7 @@ func TestRootPiecesWithoutRoom(t *testing.T) {
 // Real datagrams and echoes of many pieces, through both points and both ways; and
 // none of them where packets must be whole.
 func TestRootPiecesOfTraffic(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.attach(a, b, c)
@@ -507,7 +513,7 @@ func TestRootPiecesOfTraffic(t *testing.T) {
 		echoDatagrams(t, w, address, 9000)
 	}
 	for _, address := range []netip.Addr{b.v4, b.v6} {
-		ping := exec.Command("ping", "-s", "5000", "-c", "5", "-i", "0.05", "-W", "5", address.String())
+		ping := exec.Command("ping", "-s", "5000", "-c", "5", "-i", "0.05", "-W", "60", address.String())
 		var out []byte
 		must(t, host.In(a.namespace, func() (err error) { out, err = ping.CombinedOutput(); return nil }))
 		if ping.ProcessState.ExitCode() != 0 {

@@ -44,7 +44,7 @@ func (p *plane) greetings() <-chan bocage.Greeting {
 
 func awaitGreeting(t testing.TB, told <-chan bocage.Greeting, port uint16) bocage.Greeting {
 	t.Helper()
-	timeout := time.After(10 * time.Second)
+	timeout := time.After(long)
 	for {
 		select {
 		case g := <-told:
@@ -90,6 +90,7 @@ func (c pieces) Write(b []byte) (n int, err error) {
 // Whom clients of TLS ask for and what they offer is told, where they must speak it
 // and where scopes observe, however they cut what they say.
 func TestRootGreetings(t *testing.T) {
+	t.Parallel()
 	for _, enforce := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enforced %v", enforce), func(t *testing.T) {
 			p := newPlane(t)
@@ -151,7 +152,7 @@ func handshake(t testing.TB, from, to *workload, at netip.AddrPort, config *tls.
 		}
 		served <- err
 	}()
-	c, err := dial(t, from, at.Addr(), at.Port(), 10*time.Second)
+	c, err := dial(t, from, at.Addr(), at.Port(), long)
 	must(t, err)
 	must(t, c.SetDeadline(time.Now().Add(long)))
 	config.InsecureSkipVerify = true
@@ -182,6 +183,7 @@ func greetingOf(t testing.TB, name string) []byte {
 
 // What no stack would send: any order, other bytes, the wrong direction.
 func TestRootGreetingsOutOfOrder(t *testing.T) {
+	t.Parallel()
 	for _, enforce := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enforced %v", enforce), func(t *testing.T) {
 			x := newTap(t, enforce)
@@ -274,6 +276,7 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 // Streams that owe to speak something and never do keep their places only for a while;
 // what found no room meanwhile is not said to speak anything.
 func TestRootHearingsOfSilence(t *testing.T) {
+	t.Parallel()
 	x := newTap(t, false)
 	told := x.p.greetings()
 	said := greetingOf(t, "db.example.org")

@@ -81,6 +81,7 @@ func ofOne(e bocage.FlowEvent) error {
 // No packet is judged by halves of two generations, however fast they change and
 // whether much of them changes or little: whatever an event tells is of one.
 func TestRootNoHalves(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.EventBytes = 1 << 24 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	must(t, p.Apply(whole(1, a, b)))
@@ -94,7 +95,6 @@ func TestRootNoHalves(t *testing.T) {
 		var record ringbuf.Record
 		for {
 			if err := reader.ReadInto(&record); err != nil {
-				kinds.Store(int64(len(generations)))
 				told <- nil
 				return
 			}
@@ -103,6 +103,7 @@ func TestRootNoHalves(t *testing.T) {
 			if err == nil && e.Kind != bocage.EventEnd && e.Kind != bocage.EventUpdate {
 				seen.Add(1)
 				generations[uint32(e.Generation)] = true
+				kinds.Store(int64(len(generations)))
 				err = ofOne(e)
 			}
 			if err != nil {
@@ -137,7 +138,8 @@ func TestRootNoHalves(t *testing.T) {
 	}
 	changes, begun := 0, time.Now()
 	last := whole(1, a, b)
-	for generation := uint64(2); changes < 3000 && time.Since(begun) < 15*time.Second; generation++ {
+	enough := func() bool { return seen.Load() >= 1000 && kinds.Load() >= 50 }
+	for generation := uint64(2); changes < 3000 && time.Since(begun) < 15*time.Second || !enough() && time.Since(begun) < long; generation++ {
 		rs := whole(generation, a, b)
 		if generation%3 == 0 { // only who is refused changes
 			rs = last.Copy()
@@ -165,7 +167,7 @@ func TestRootNoHalves(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d changes, %d events of %d generations", changes, seen.Load(), kinds.Load())
-	if seen.Load() < 1000 || kinds.Load() < 50 {
+	if !enough() {
 		t.Errorf("too little was seen")
 	}
 }
@@ -173,6 +175,7 @@ func TestRootNoHalves(t *testing.T) {
 // A change that fails at any step changes nothing, and does not stand in the way of
 // the next; nor does it if the process knows nothing of what was before.
 func TestRootChangesThatFail(t *testing.T) {
+	t.Parallel()
 	broken := errors.New("broken")
 	for _, known := range []bool{true, false} {
 		p := newPlane(t)
@@ -240,6 +243,7 @@ func TestRootChangesThatFail(t *testing.T) {
 // A process that is killed at any moment of a change leaves a generation whole, and
 // the next process goes on from there.
 func TestRootKilledInTheMiddle(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	var turn []*bocage.Ruleset

@@ -80,9 +80,13 @@ func scriptOf(c speechtest.Capture) script {
 	return script{asks, answers}
 }
 
+// everyLine is more lines than a script has.
+const everyLine = 1000
+
 // play has two programs say a script to each other, in pieces of some size, 0 for
-// all at once; then who has spoken says "done". It returns what of all this went through.
-func play(t testing.TB, from, to *workload, address netip.Addr, port uint16, lines script, piece int, wait time.Duration) (asked, answered []byte, whole bool) {
+// all at once; then who has spoken says "done". So many lines are waited for until they
+// come, and the others for a moment. It returns what of all this went through.
+func play(t testing.TB, from, to *workload, address netip.Addr, port uint16, lines script, piece, pass int) (asked, answered []byte, whole bool) {
 	t.Helper()
 	for _, spoken := range lines[:min(2, len(lines))] {
 		lines = append(slices.Clone(lines), line{spoken.server, []byte("done")})
@@ -105,14 +109,14 @@ func play(t testing.TB, from, to *workload, address netip.Addr, port uint16, lin
 			return
 		}
 		defer c.Close()
-		heard, err := converse(c, lines, true, piece, wait)
+		heard, err := converse(c, lines, true, piece, pass)
 		served <- result{heard, err}
 	}()
-	c, err := dial(t, from, address, port, 10*time.Second)
+	c, err := dial(t, from, address, port, long)
 	if err != nil {
 		t.Fatalf("connect to port %d: %v", port, err)
 	}
-	answered, err = converse(c, lines, false, piece, wait)
+	answered, err = converse(c, lines, false, piece, pass)
 	c.Close()
 	other := <-served
 	return other.heard, answered, err == nil && other.err == nil
@@ -123,11 +127,15 @@ func reuse(_, _ string, c syscall.RawConn) error {
 }
 
 // converse plays one side of a script and returns what it heard.
-func converse(c net.Conn, lines script, server bool, piece int, wait time.Duration) (heard []byte, err error) {
-	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
-		return nil, err
-	}
-	for _, line := range lines {
+func converse(c net.Conn, lines script, server bool, piece, pass int) (heard []byte, err error) {
+	for i, line := range lines {
+		wait := long
+		if i >= pass {
+			wait = moment
+		}
+		if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
+			return heard, err
+		}
 		if line.server == server {
 			for rest := line.bytes; len(rest) > 0; {
 				n := len(rest)
@@ -153,8 +161,8 @@ func converse(c net.Conn, lines script, server bool, piece int, wait time.Durati
 	return heard, nil
 }
 
-// exchange sends a datagram and, if it comes, gets an answer.
-func exchange(t testing.TB, from, to *workload, address netip.Addr, port uint16, asks, answers []byte, wait time.Duration) (asked, answered bool) {
+// exchange sends a datagram and, if it comes in time, waits for an answer.
+func exchange(t testing.TB, from, to *workload, address netip.Addr, port uint16, asks, answers []byte, there, back time.Duration) (asked, answered bool) {
 	t.Helper()
 	var server net.PacketConn
 	must(t, host.In(to.namespace, func() (err error) {
@@ -168,8 +176,7 @@ func exchange(t testing.TB, from, to *workload, address netip.Addr, port uint16,
 		return err
 	}))
 	defer client.Close()
-	must(t, server.SetDeadline(time.Now().Add(wait)))
-	must(t, client.SetDeadline(time.Now().Add(wait)))
+	must(t, server.SetDeadline(time.Now().Add(there)))
 	if _, err := client.Write(asks); err != nil {
 		t.Fatal(err)
 	}
@@ -181,6 +188,7 @@ func exchange(t testing.TB, from, to *workload, address netip.Addr, port uint16,
 	if _, err := server.WriteTo(answers, peer); err != nil {
 		t.Fatal(err)
 	}
+	must(t, client.SetDeadline(time.Now().Add(back)))
 	n, err = client.Read(b)
 	return true, err == nil && bytes.Equal(b[:n], answers)
 }
@@ -203,6 +211,7 @@ func wrong(all []speechtest.Capture) (protocols []bocage.AppProtocol) {
 // Every capture passes where its protocol must be spoken, whole, and where nothing
 // need be; where another must be it is refused, by a decision that says so.
 func TestRootVerifyStreams(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -214,12 +223,12 @@ func TestRootVerifyStreams(t *testing.T) {
 		}
 		address := []netip.Addr{b.v4, b.v6}[len(c.Program)%2]
 		for _, port := range []uint16{portOf(c.Protocol), 999} {
-			if _, _, whole := play(t, a, b, address, port, scriptOf(c), 0, long); !whole {
+			if _, _, whole := play(t, a, b, address, port, scriptOf(c), 0, everyLine); !whole {
 				t.Errorf("%s of %s did not pass through port %d", c.Protocol, c.Program, port)
 			}
 		}
 		wrong, port := another(c.Protocol), 3000+uint16(i)
-		asked, answered, whole := play(t, a, b, address, port, scriptOf(c), 0, moment)
+		asked, answered, whole := play(t, a, b, address, port, scriptOf(c), 0, 0)
 		if whole || len(asked) > 0 || len(answered) > 0 {
 			t.Errorf("%s of %s passed where %s must be spoken: %q, %q", c.Protocol, c.Program, wrong, asked, answered)
 		}
@@ -234,6 +243,7 @@ func TestRootVerifyStreams(t *testing.T) {
 }
 
 func TestRootVerifyDatagrams(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -254,12 +264,12 @@ func TestRootVerifyDatagrams(t *testing.T) {
 			answers[2] |= 0x80
 		}
 		for _, port := range []uint16{portOf(c.Protocol), 999} {
-			asked, answered := exchange(t, a, b, b.v4, port, c.Asks, answers, moment)
+			asked, answered := exchange(t, a, b, b.v4, port, c.Asks, answers, long, long)
 			if !asked || len(answers) > 0 && !answered {
 				t.Errorf("%s of %s through port %d: asked %v, answered %v", c.Protocol, c.Program, port, asked, answered)
 			}
 		}
-		if asked, _ := exchange(t, a, b, b.v4, portOf(bocage.SpeechSSH), c.Asks, nil, moment); asked {
+		if asked, _ := exchange(t, a, b, b.v4, portOf(bocage.SpeechSSH), c.Asks, nil, moment, moment); asked {
 			t.Errorf("%s of %s passed where ssh must be spoken", c.Protocol, c.Program)
 		}
 		e := p.await("a refusal of "+c.Program, func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventRefused })
@@ -269,7 +279,7 @@ func TestRootVerifyDatagrams(t *testing.T) {
 		// A server that answers something else is cut as well. On a port of its own:
 		// another socket of the client may have the port of the one before.
 		port := 3000 + uint16(i)
-		if asked, answered := exchange(t, a, b, b.v4, port, c.Asks, []byte("something else altogether"), moment); !asked || answered {
+		if asked, answered := exchange(t, a, b, b.v4, port, c.Asks, []byte("something else altogether"), long, moment); !asked || answered {
 			t.Errorf("%s of %s: asked %v, and something else answered %v", c.Protocol, c.Program, asked, answered)
 		}
 		p.await("a refusal of an answer", func(e bocage.FlowEvent) bool {
@@ -281,6 +291,7 @@ func TestRootVerifyDatagrams(t *testing.T) {
 // Whatever the sizes of segments are, the answer is the same; what passes before it
 // is known is less than a window.
 func TestRootVerifyPieces(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -293,21 +304,21 @@ func TestRootVerifyPieces(t *testing.T) {
 		}
 		seen[c.Protocol] = true
 		for _, piece := range []int{1, 3, 7} {
-			if _, _, whole := play(t, a, b, b.v4, portOf(c.Protocol), scriptOf(c), piece, long); !whole {
+			if _, _, whole := play(t, a, b, b.v4, portOf(c.Protocol), scriptOf(c), piece, everyLine); !whole {
 				t.Errorf("%s of %s in pieces of %d did not pass", c.Protocol, c.Program, piece)
 			}
 		}
-		asked, answered, whole := play(t, a, b, b.v4, portOf(another(c.Protocol)), scriptOf(c), 1, moment)
+		asked, answered, whole := play(t, a, b, b.v4, portOf(another(c.Protocol)), scriptOf(c), 1, 0)
 		if whole || len(asked) >= speech.Window || len(answered) >= speech.Window {
 			t.Errorf("%s of %s in pieces of 1 passed %d and %d bytes", c.Protocol, c.Program, len(asked), len(answered))
 		}
 	}
 	// All at once, with a request behind it that needs super-frames.
 	big := script{{false, append([]byte("POST / HTTP/1.1\r\nHost: b\r\n\r\n"), make([]byte, 1<<20)...)}, {true, []byte("HTTP/1.1 200 OK\r\n\r\n")}}
-	if _, _, whole := play(t, a, b, b.v4, portOf(bocage.SpeechHTTP), big, 0, long); !whole {
+	if _, _, whole := play(t, a, b, b.v4, portOf(bocage.SpeechHTTP), big, 0, everyLine); !whole {
 		t.Error("a large request did not pass")
 	}
-	if asked, _, _ := play(t, a, b, b.v4, portOf(bocage.SpeechRedis), big, 0, moment); len(asked) > 0 {
+	if asked, _, _ := play(t, a, b, b.v4, portOf(bocage.SpeechRedis), big, 0, 0); len(asked) > 0 {
 		t.Errorf("%d bytes of a large request passed", len(asked))
 	}
 }
@@ -315,6 +326,7 @@ func TestRootVerifyPieces(t *testing.T) {
 // The server's bytes count by themselves: a client that speaks as it must, to a
 // server that does not.
 func TestRootVerifyAnswers(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -325,7 +337,7 @@ func TestRootVerifyAnswers(t *testing.T) {
 			continue
 		}
 		lie := script{{false, c.Asks}, {true, []byte("\x7fwhatever this is, nobody asked for it")}}
-		asked, answered, _ := play(t, a, b, b.v4, portOf(c.Protocol), lie, 0, moment)
+		asked, answered, _ := play(t, a, b, b.v4, portOf(c.Protocol), lie, 0, 1)
 		if !bytes.Equal(asked, c.Asks) || len(answered) > 0 {
 			t.Errorf("%s of %s: %d of %d bytes asked, %q answered", c.Protocol, c.Program, len(asked), len(c.Asks), answered)
 		}
@@ -338,13 +350,14 @@ func TestRootVerifyAnswers(t *testing.T) {
 
 // Where scopes observe, nothing is refused, and what would be is told.
 func TestRootVerifyObserved(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
 	p.run()
 	must(t, p.Apply(verifying(1, false, a, b)))
 	http := script{{false, []byte("GET / HTTP/1.1\r\nHost: b\r\n\r\n")}, {true, []byte("HTTP/1.1 200 OK\r\n\r\n")}}
-	if _, _, whole := play(t, a, b, b.v4, portOf(bocage.SpeechTLS), http, 0, long); !whole {
+	if _, _, whole := play(t, a, b, b.v4, portOf(bocage.SpeechTLS), http, 0, everyLine); !whole {
 		t.Fatal("refused where nobody enforces")
 	}
 	p.await("what would be refused", func(e bocage.FlowEvent) bool {
@@ -352,7 +365,7 @@ func TestRootVerifyObserved(t *testing.T) {
 			e.Would == bocage.VerdictDrop && e.Spoken == bocage.SpeechHTTP && e.Decision == decideVerify+bocage.DecisionID(bocage.SpeechTLS)
 	})
 	// And what nothing declares is told of with what it speaks.
-	if _, _, whole := play(t, a, b, b.v4, 500, http, 0, long); !whole {
+	if _, _, whole := play(t, a, b, b.v4, 500, http, 0, everyLine); !whole {
 		t.Fatal("refused where nobody enforces")
 	}
 	p.in(func() error { _, err := p.endFlows(a.ifindex); return err })
@@ -364,6 +377,7 @@ func TestRootVerifyObserved(t *testing.T) {
 // A flow that was cut stays cut, goes on once policy lets it speak what it speaks,
 // and a flow that lives is cut once policy wants something else of it.
 func TestRootVerifyNewGeneration(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -404,6 +418,7 @@ func TestRootVerifyNewGeneration(t *testing.T) {
 
 // Two protocols at once, and a transport that nobody can read, refuse everything.
 func TestRootVerifyContradiction(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -420,7 +435,7 @@ func TestRootVerifyContradiction(t *testing.T) {
 	must(t, p.Apply(rs))
 	for _, c := range captures(t) {
 		if !c.Datagram && c.Protocol != bocage.SpeechHTTP {
-			if asked, answered, whole := play(t, a, b, b.v4, portOf(c.Protocol), scriptOf(c), 0, moment); whole || len(asked)+len(answered) > 0 {
+			if asked, answered, whole := play(t, a, b, b.v4, portOf(c.Protocol), scriptOf(c), 0, 0); whole || len(asked)+len(answered) > 0 {
 				t.Errorf("%s passed though it must be http too", c.Protocol)
 			}
 			break

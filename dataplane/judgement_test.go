@@ -13,6 +13,7 @@ import (
 // and no longer than it counts: not in another generation, not where an end is cut off,
 // not once the decision has ended, not for whom the port is no longer.
 func TestRootJudgementsAreRecalledWhileTheyCount(t *testing.T) {
+	t.Parallel()
 	hosttest.Root(t)
 	k := newPacketBench(t)
 	flow := k.out(bocage.ProtocolTCP)

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
+	hosttest.ManyAtOnce()
 	os.Exit(m.Run())
 }
 
@@ -188,6 +189,7 @@ func (l *load) end(t testing.TB) {
 
 // Killing the agent and starting it again loses no packet and no connection.
 func TestRootKillLosesNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
@@ -219,6 +221,7 @@ func TestRootKillLosesNothing(t *testing.T) {
 // A process with another layout of maps moves enforcement over once it has a
 // ruleset, and not before; connections live on, and the old state goes.
 func TestRootLayoutChanges(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -257,6 +260,7 @@ func TestRootLayoutChanges(t *testing.T) {
 // No packet is judged by halves of two generations: each allows the flow by
 // other groups, so any mixture would refuse it.
 func TestRootSwapIsAtomic(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	generation := func(n uint64) *bocage.Ruleset {
@@ -300,6 +304,7 @@ func TestRootSwapIsAtomic(t *testing.T) {
 
 // What does not fit, or is not valid, changes nothing and says what to do.
 func TestRootApplyAllOrNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.PeerEntries, c.RuleEntries = 8, 40 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -337,6 +342,7 @@ func TestRootApplyAllOrNothing(t *testing.T) {
 
 // Ports come and go, and interfaces vanish under the agent.
 func TestRootDetach(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -374,6 +380,7 @@ func TestRootDetach(t *testing.T) {
 // Two agents that start at once on a machine without a bpffs share the one that
 // is mounted, and it goes with the last of them.
 func TestRootAgentsShareTheMount(t *testing.T) {
+	t.Parallel()
 	base := filepath.Join(t.TempDir(), "fs")
 	dirs := []string{filepath.Join(base, "h1"), filepath.Join(base, "h2")}
 	done := make(chan error)

@@ -43,6 +43,7 @@ func limitedUDP(from, to bocage.Group) bocage.Rule {
 
 // The arithmetic in the kernel is that of the model, at times and rates of any size.
 func TestRootTurnsAreTheModels(t *testing.T) {
+	t.Parallel()
 	hosttest.Root(t)
 	var objects bpf.FrameObjects
 	must(t, bpf.LoadFrameObjects(&objects, nil))
@@ -101,10 +102,22 @@ func (p *plane) setQuotas(all map[bpf.KernelQuotaKey]bpf.KernelQuota) {
 	}
 }
 
+// postpone has everybody's next turn come so much later.
+func (p *plane) postpone(by time.Duration) {
+	p.t.Helper()
+	all := p.quotasNow()
+	for key, quota := range all {
+		quota.Due = uint64(int64(quota.Due) + by.Nanoseconds())
+		all[key] = quota
+	}
+	p.setQuotas(all)
+}
+
 // The programs agree with Meter.Open about every flow that begins, at times that the
 // test makes up: what is remembered is moved against the kernel's clock. Rulesets come
 // and go meanwhile, and with them everything but the limits themselves.
 func TestRootLimitsAreTheModels(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	ws := []*workload{p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21), p.workload(4, 104, 23)}
 	p.attach(ws...)
@@ -210,6 +223,7 @@ func TestRootLimitsAreTheModels(t *testing.T) {
 // what is declared, in both families; what is established, and others, are not hurt;
 // generations come and go, and a process ends and another goes on.
 func TestRootRateHoldsForTraffic(t *testing.T) {
+	t.Parallel()
 	const rate = 20
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 21)
@@ -235,7 +249,7 @@ func TestRootRateHoldsForTraffic(t *testing.T) {
 	const lasts = 4 * time.Second
 	var flood sync.WaitGroup
 	done := make(chan struct{})
-	offered := make([]int, 4)
+	offered := make([][]time.Time, 4)
 	for kind := range offered {
 		address := []netip.Addr{b.v4, b.v6}[kind%2]
 		flood.Go(func() {
@@ -247,16 +261,16 @@ func TestRootRateHoldsForTraffic(t *testing.T) {
 					return
 				case <-tick.C:
 				}
-				offered[kind]++
 				if kind < 2 {
 					send(t, a, unix.SOCK_STREAM, address, 80)
 				} else {
 					send(t, a, unix.SOCK_DGRAM, address, 9000)
 				}
+				offered[kind] = append(offered[kind], time.Now())
 			}
 		})
 	}
-	changes := 0
+	changes, others := 0, 0
 	for time.Since(begin) < lasts {
 		<-time.After(100 * time.Millisecond)
 		for _, conn := range established {
@@ -265,8 +279,10 @@ func TestRootRateHoldsForTraffic(t *testing.T) {
 		// Others go on at a rate of their own, and so does what is not limited.
 		if changes%4 == 0 {
 			must(t, ping(mustDial(t, c, b.v4, 80), long))
+			others++
 		}
 		must(t, ping(mustDial(t, a, b.v6, 81), long))
+		others++
 		renew()
 		changes++
 		if changes == 20 {
@@ -280,23 +296,31 @@ func TestRootRateHoldsForTraffic(t *testing.T) {
 	counters, err := p.Counters()
 	must(t, err)
 	refused := int(counters.Refused[bocage.ReasonRateLimited].Packets)
-	began := -refused // of what is offered, one packet each
-	for _, n := range offered {
-		began += n
-	}
+	all := slices.Concat(offered...)
+	slices.SortFunc(all, time.Time.Compare)
+	began := int(counters.FlowsOpened) - len(established) - others
 	most := rate*took.Seconds() + rate*bocage.LimitAhead.Seconds() + 1
-	t.Logf("%v offered in %s, %d began, at most %.0f may; %d refused, %d generations", offered, took, began, most, refused, changes)
-	if float64(began) > most+1 || float64(began) < 0.95*rate*took.Seconds() {
+	// Where nobody had the processor for long enough to offer anything, nothing began.
+	least, due := 0, time.Time{}
+	for _, at := range all {
+		var may bool
+		if due, may = (bocage.Limit{Every: time.Second / rate}).Take(due, at); may {
+			least++
+		}
+	}
+	t.Logf("%d offered in %s, %d began, about %d and at most %.0f may; %d refused, %d generations", len(all), took, began, least, most, refused, changes)
+	if float64(began) > most+1 || float64(began) < 0.9*float64(least) {
 		t.Errorf("%d flows began in %s, at %d a second", began, took, rate)
 	}
-	if refused == 0 {
-		t.Error("no refusal was counted")
+	if refused == 0 || began+refused > len(all) { // each is offered by one packet
+		t.Errorf("%d began and %d were refused, of %d", began, refused, len(all))
 	}
 }
 
 // A refused flow is told with its decision, and a moment later it may begin; what only
 // observes tells and lets pass.
 func TestRootRateIsTold(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -306,6 +330,7 @@ func TestRootRateIsTold(t *testing.T) {
 	owe(rs, "1/s")
 	must(t, p.Apply(rs))
 	first := mustDial(t, a, b.v4, 80)
+	p.postpone(time.Hour) // at once is a matter of machines
 	if _, err := dial(t, a, b.v4, 80, short); !isTimeout(err) {
 		t.Fatalf("a second connection at once: %v, want a timeout", err)
 	}
@@ -314,6 +339,7 @@ func TestRootRateIsTold(t *testing.T) {
 		t.Errorf("event %+v", e)
 	}
 	// What is sent again when the turn has come begins.
+	p.postpone(-time.Hour)
 	must(t, ping(mustDial(t, a, b.v4, 80), long))
 	must(t, ping(first, long))
 
@@ -350,9 +376,14 @@ func oneInASecond(t *testing.T) (p *plane, a, b *workload, rs *bocage.Ruleset) {
 	return p, a, b, rs
 }
 
+// mostInSeconds is how many may have begun since, at one a second, on a machine that
+// took its time.
+func mostInSeconds(begun time.Time) int { return 2 + int(time.Since(begun)/time.Second) }
+
 // What cannot open a flow is not counted, nor what was there before the point was, nor
 // what belongs to a flow that lives.
 func TestRootRateCountsWhatBegins(t *testing.T) {
+	t.Parallel()
 	p, a, b, rs := oneInASecond(t)
 	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 80, tcpFlags: ack}
 	for n := range 20 { // picked up: they were there before
@@ -377,6 +408,7 @@ func TestRootRateCountsWhatBegins(t *testing.T) {
 		t.Fatalf("what was let begin is refused by another generation: %d", int32(got))
 	}
 	f.sport++
+	p.postpone(time.Hour)
 	if got := p.judgedHere(true, a.ifindex, f.bytes()); got != dropped {
 		t.Fatalf("another that begins: %d", int32(got))
 	}
@@ -394,9 +426,10 @@ func TestRootRateCountsWhatBegins(t *testing.T) {
 // What a packet that belongs to nothing leaves in the table does not let a flow begin
 // unseen on its ports.
 func TestRootRateCountsBehindPickups(t *testing.T) {
+	t.Parallel()
 	p, a, b, _ := oneInASecond(t)
 	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, dport: 80}
-	began := 0
+	began, begun := 0, time.Now()
 	for n := range 20 {
 		f.sport, f.tcpFlags = uint16(4000+n), ack
 		if got := p.judgedHere(true, a.ifindex, f.bytes()); got != next {
@@ -407,13 +440,14 @@ func TestRootRateCountsBehindPickups(t *testing.T) {
 			began++
 		}
 	}
-	if began < 1 || began > 2 { // two if a turn came meanwhile
+	if began < 1 || began > mostInSeconds(begun) {
 		t.Errorf("%d of 20 connections began at once, at one a second", began)
 	}
 }
 
 // A connection on the ports of one that one side has forgotten is one more that begins.
 func TestRootRateCountsConnectionsOnOnesPorts(t *testing.T) {
+	t.Parallel()
 	p, a, b, _ := oneInASecond(t)
 	there := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 80}
 	back := frame{from: gatewayMAC(a), to: [6]byte(a.mac), source: b.v4, dst: a.v4, protocol: bocage.ProtocolTCP, sport: 80, dport: 4000}
@@ -425,7 +459,7 @@ func TestRootRateCountsConnectionsOnOnesPorts(t *testing.T) {
 		back.tcpFlags = flags
 		return p.judgedHere(false, a.ifindex, back.bytes()) == next
 	}
-	began := 0
+	began, begun := 0, time.Now()
 	for n := range 10 {
 		opens := ask(syn)
 		if opens && !ask(syn) {
@@ -444,13 +478,14 @@ func TestRootRateCountsConnectionsOnOnesPorts(t *testing.T) {
 			t.Fatal("what lives is refused")
 		}
 	}
-	if began < 1 || began > 2 { // two if a turn came meanwhile
+	if began < 1 || began > mostInSeconds(begun) {
 		t.Errorf("%d of 10 connections began at once, at one a second", began)
 	}
 }
 
 // More limits than there is room for are an error that says what to do.
 func TestRootLimitsFull(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) { c.LimitEntries = 4 })
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	rs := ruleset(1, nil, a, b)
@@ -490,6 +525,7 @@ func send(t testing.TB, w *workload, kind int, address netip.Addr, port uint16) 
 
 // A rate counts what begins on a wire whatever its VLAN is: who sends may choose that.
 func TestRootRateCountsVLANsOfWire(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	r := limitedUDP(21, 22)
@@ -504,9 +540,13 @@ func TestRootRateCountsVLANsOfWire(t *testing.T) {
 	for vlan := range uint16(vlans) {
 		f.sport++
 		sendFrame(t, a, tagged(f.bytes(), vlan+1))
-	}
-	if got := seen(4001, f.dport, true); got != 1 {
-		t.Errorf("the first came by VLAN %d (-1: not at all)", got)
+		if vlan > 0 {
+			continue
+		}
+		if got := seen(4001, f.dport, true); got != 1 {
+			t.Errorf("the first came by VLAN %d (-1: not at all)", got)
+		}
+		p.postpone(time.Hour)
 	}
 	if got := seen(f.sport, f.dport, false); got >= 0 {
 		t.Errorf("the last came by VLAN %d", got)

@@ -81,6 +81,7 @@ func (s *site) told(name string, id uint16, addresses ...netip.Addr) []byte {
 // A text of the asker's own zone may hold what looks like an answer, and the asker has
 // a segment begin there: that teaches nothing.
 func TestRootNamesForgedInStream(t *testing.T) {
+	t.Parallel()
 	const name, id = "api.example.org.", 7
 	port := uint16(41000)
 	for _, forgery := range []struct {
@@ -121,6 +122,7 @@ func TestRootNamesForgedInStream(t *testing.T) {
 // Messages of a stream are read one behind the other, however it is cut; what nobody
 // saw begin is not.
 func TestRootNamesInStream(t *testing.T) {
+	t.Parallel()
 	const name = "api.example.org."
 	s := newSite(t)
 	knows := func(i int, want bool, when string) {
@@ -202,6 +204,7 @@ func TestRootNamesInStream(t *testing.T) {
 
 // An answer that is refused, since what had to inspect it is down, teaches nothing.
 func TestRootNamesRefused(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	rs := s.ruleset()
 	for i, r := range rs.Rules {

@@ -17,6 +17,7 @@ import (
 // through, not even a question for a MAC; and whoever then turns out to be behind
 // it has what policy gives them, on connections that were begun before as well.
 func TestRootClosedNewcomer(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, u := p.workload(1, 101, 21), p.workload(9, 102, 22)
 	newcomer := Attachment{Ifindex: u.ifindex, Port: bocage.Port{Interface: u.link}, Closed: true}
@@ -64,6 +65,7 @@ func TestRootClosedNewcomer(t *testing.T) {
 
 // A new interface with an old one's number is not taken for it.
 func TestRootIndexOfAnother(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	const index = 4711
 	create := func() {
@@ -93,6 +95,7 @@ func TestRootIndexOfAnother(t *testing.T) {
 
 // Packets of every queue of a tap are judged.
 func TestRootTapOfSeveralQueues(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a := p.workload(1, 101, 21)
 	var queues []*os.File

@@ -62,6 +62,7 @@ func (p *plane) setMTU(w *workload, own, hosts int) {
 // without, with checksums left open and without, whatever fits into a frame, where
 // policy is enforced and where it is observed, by the stack, straight and by a wire.
 func TestRootOffloads(t *testing.T) {
+	t.Parallel()
 	off := []string{"tx", "off", "tso", "off", "gso", "off", "gro", "off"}
 	settings := [][2][]string{ // of the two workloads
 		{nil, nil},
@@ -139,6 +140,7 @@ func TestRootOffloads(t *testing.T) {
 // Whoever sends more than the way takes is told so through the enforcement points, and
 // sends less: streams arrive whole, and datagrams know what fits.
 func TestRootPathMTU(t *testing.T) {
+	t.Parallel()
 	for _, way := range []string{"stack", "straight"} {
 		for _, observed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/observed=%v", way, observed), func(t *testing.T) {
@@ -233,6 +235,7 @@ func pathMTU(t testing.TB, w *workload, to netip.Addr) (mtu int) {
 // An error may quote a packet behind extension headers, or a piece of one: it is about
 // the flow all the same.
 func TestRootRelatedQuotesHeaders(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)

@@ -85,6 +85,7 @@ func specimens() []frame {
 }
 
 func TestRootParserAcceptsSpecimens(t *testing.T) {
+	t.Parallel()
 	p := newParser(t)
 	for i, f := range specimens() {
 		b := f.bytes()
@@ -99,6 +100,7 @@ func TestRootParserAcceptsSpecimens(t *testing.T) {
 
 // Every length of every specimen, so each bound is met.
 func TestRootParserTruncated(t *testing.T) {
+	t.Parallel()
 	p := newParser(t)
 	for i, f := range specimens() {
 		whole := f.bytes()
@@ -111,6 +113,7 @@ func TestRootParserTruncated(t *testing.T) {
 }
 
 func TestRootParserMutated(t *testing.T) {
+	t.Parallel()
 	p := newParser(t)
 	random := newRandom(t)
 	all := specimens()

@@ -147,6 +147,15 @@ type pins struct {
 	found  bool                 // an earlier process made it
 	broken string               // a map whose pin was gone, so that what was found is put aside
 	held   map[string]link.Link // of this process, open, by name
+	loads  loader               // of new state
+}
+
+// loader loads the programs, and makes the maps that it is not given.
+type loader func(*ebpf.CollectionSpec, *ebpf.CollectionOptions) (*bpf.KernelObjects, error)
+
+func loadAnew(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) (*bpf.KernelObjects, error) {
+	objects := &bpf.KernelObjects{}
+	return objects, spec.LoadAndAssign(objects, options)
 }
 
 func (p *pins) dir() string      { return filepath.Join(p.root, p.layout) }
@@ -189,7 +198,10 @@ func (p *pins) putAside(spec *ebpf.CollectionSpec) error {
 
 // load loads the programs over the pinned maps, or over new ones which it pins.
 func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
-	options := &ebpf.CollectionOptions{}
+	options, loads := &ebpf.CollectionOptions{}, p.loads
+	if p.found || loads == nil {
+		loads = loadAnew
+	}
 	if p.found {
 		options.MapReplacements = make(map[string]*ebpf.Map)
 		defer func() {
@@ -211,8 +223,8 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 	if err := seed(spec, options.MapReplacements["seeds"], p.keepKeys); err != nil {
 		return nil, fmt.Errorf("seed the table of flows: %w", err)
 	}
-	objects := &bpf.KernelObjects{}
-	if err := spec.LoadAndAssign(objects, options); err != nil {
+	objects, err := loads(spec, options)
+	if err != nil {
 		return nil, fmt.Errorf("load eBPF programs (Linux 6.6 or newer is needed): %w", err)
 	}
 	if p.found {
@@ -651,14 +663,25 @@ func isOwnMount(dir string) bool {
 	return own
 }
 
-// lockDir holds a PinDir for this process; the kernel lets go when it ends.
+// lockDir holds a PinDir for this process; the kernel lets go when it ends. A program
+// that is just being started has what its parent has open until it runs, so whoever
+// opens a folder that was closed this very moment may have to wait for that.
 func lockDir(path string) (*os.File, error) {
-	dir, err := holdDir(path, unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, errors.New("another process has it open: stop that agent first")
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for begun := time.Now(); ; <-tick.C {
+		dir, err := holdDir(path, unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return dir, err
+		}
+		if time.Since(begun) > startTime {
+			return nil, errors.New("another process has it open: stop that agent first")
+		}
 	}
-	return dir, err
 }
+
+// startTime is more than a program needs from its creation until it runs.
+const startTime = 500 * time.Millisecond
 
 func holdDir(path string, how int) (*os.File, error) {
 	dir, err := os.Open(path)

@@ -34,7 +34,11 @@ func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	for _, option := range options {
 		option(&p.cfg)
 	}
+	if t, is := t.(*testing.T); is {
+		p.cfg.loads = loaded.load(t)
+	}
 	p.open()
+	p.cfg.loads = nil
 	t.Cleanup(func() {
 		p.Close()
 		if err := Remove(p.cfg.PinDir); err != nil {
@@ -209,7 +213,7 @@ func must(t testing.TB, err error) {
 // await returns the first event that is chosen.
 func (p *plane) await(what string, chosen func(bocage.FlowEvent) bool) bocage.FlowEvent {
 	p.t.Helper()
-	timeout := time.After(15 * time.Second)
+	timeout := time.After(long)
 	var seen []bocage.FlowEvent
 	for {
 		select {

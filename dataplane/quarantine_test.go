@@ -10,6 +10,7 @@ import (
 // no flow as well: the middle of a connection, a stray piece, an error, a frame of no
 // protocol that policy knows, a packet in another's name.
 func TestRootQuarantineCutsWhatHasNoFlow(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 	p.attach(a, b, c)

@@ -72,6 +72,7 @@ func (p *plane) whole(links int) {
 // Pins that are removed by hand, a bpffs that is unmounted: no packet is lost, all
 // is put back, and the next process takes it over.
 func TestRootRepairPins(t *testing.T) {
+	t.Parallel()
 	p, a, b, _, l := besieged(t)
 	p.repaired()
 	must(t, os.Remove(filepath.Join(p.pins.mapsDir(), "cells")))
@@ -112,6 +113,7 @@ func TestRootRepairPins(t *testing.T) {
 
 // A program that is taken off an interface by hand comes back, and judges.
 func TestRootRepairLinks(t *testing.T) {
+	t.Parallel()
 	p, a, b, _, l := besieged(t)
 	echo(t, a, a.v4, 80)
 	all, err := p.pins.links()
@@ -136,6 +138,7 @@ func TestRootRepairLinks(t *testing.T) {
 // Pins that are removed while no process runs: the next one goes on from what the
 // programs hold, and loses nothing.
 func TestRootOpenBrokenState(t *testing.T) {
+	t.Parallel()
 	p, a, b, rs, l := besieged(t)
 	must(t, p.Close())
 	must(t, os.Remove(filepath.Join(p.pins.mapsDir(), "cells")))
@@ -158,6 +161,7 @@ func TestRootOpenBrokenState(t *testing.T) {
 // Upgrade to another program and to another layout, the way back from both, and
 // removal: no packet is lost and no connection, and nothing is left.
 func TestRootUpgradeAndBack(t *testing.T) {
+	t.Parallel()
 	p, a, b, rs, l := besieged(t)
 	ours := map[host.BPFObject]bool{}
 	note := func() {

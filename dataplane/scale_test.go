@@ -72,6 +72,7 @@ func smallChanges(rs *bocage.Ruleset) map[string][2]Change {
 // A change costs what it changes: as many calls of the kernel and rows at ten
 // thousand rules and peers as at a hundred.
 func TestRootChangesCostWhatTheyChange(t *testing.T) {
+	t.Parallel()
 	type cost struct{ steps, rows int }
 	costs := map[string][]cost{}
 	for _, n := range []int{100, 10_000} {

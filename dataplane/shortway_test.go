@@ -60,6 +60,7 @@ func rowsOf(p *plane) map[bpf.KernelFlow]int {
 // The short way decides nothing that the long way would decide otherwise, also of
 // packets that are nearly those of a flow that is established.
 func TestRootShortWayAgreesWithTheLong(t *testing.T) {
+	t.Parallel()
 	r := newRandom(t)
 	c := conversation{newPacketBench(t), newPacketBench(t)}
 	tcp, udp := c.short.out(bocage.ProtocolTCP), c.short.out(bocage.ProtocolUDP)
@@ -133,6 +134,7 @@ func sameState(t *testing.T, short, long *plane, flows int) {
 // What binds a flow's end to its port holds for every packet, and ends when the
 // port, the policy or the time does.
 func TestRootShortWayEnds(t *testing.T) {
+	t.Parallel()
 	k := newPacketBench(t)
 	f := k.established(k.out(bocage.ProtocolUDP))
 	pass := func(f frame, from bool, ifindex uint32, want uint32, what string) {

@@ -86,6 +86,7 @@ func captures(t testing.TB) []speechtest.Capture {
 
 // Every prefix of every capture and opening, read as every protocol.
 func TestRootSpeechOfCaptures(t *testing.T) {
+	t.Parallel()
 	l := newListener(t)
 	openings, err := speechtest.Openings()
 	must(t, err)
@@ -108,6 +109,7 @@ func TestRootSpeechOfCaptures(t *testing.T) {
 // Every beginning with each of its first bytes made each other byte: a bound that
 // the two readings place differently shows.
 func TestRootSpeechOfNeighbours(t *testing.T) {
+	t.Parallel()
 	const first = 20
 	l := newListener(t)
 	for _, c := range captures(t) {
@@ -125,6 +127,7 @@ func TestRootSpeechOfNeighbours(t *testing.T) {
 }
 
 func TestRootSpeechMutated(t *testing.T) {
+	t.Parallel()
 	l := newListener(t)
 	random, all := newRandom(t), captures(t)
 	heard := map[bocage.AppProtocol]int{}

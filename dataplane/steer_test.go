@@ -54,12 +54,15 @@ func newForwarder(p *plane) *forwarder {
 			return err
 		}))
 	}
+	var copying sync.WaitGroup
+	done := make(chan struct{})
 	for i := range sockets {
-		go f.copy(i, sockets[i], sockets[1-i])
+		copying.Go(func() { f.copy(i, sockets[i], sockets[1-i], done) })
 	}
 	t.Cleanup(func() {
+		close(done)
+		copying.Wait() // the numbers of closed sockets are soon another test's
 		for _, s := range sockets {
-			unix.Shutdown(s, unix.SHUT_RDWR)
 			unix.Close(s)
 		}
 	})
@@ -132,9 +135,14 @@ func tagsOf(frame, control []byte) (tags []tag, untagged []byte) {
 	return tags, frame
 }
 
-func (f *forwarder) copy(side, in, out int) {
+func (f *forwarder) copy(side, in, out int, done <-chan struct{}) {
 	buffer, control := make([]byte, 70000), make([]byte, 128)
 	for {
+		select {
+		case <-done:
+			return
+		default:
+		}
 		n, oobn, _, from, err := unix.Recvmsg(in, buffer[4:], control, 0)
 		if err == unix.EAGAIN || err == unix.EINTR {
 			continue
@@ -184,7 +192,7 @@ func inspectTCP(from, to bocage.Group, port uint16) bocage.Rule {
 
 // transfer sends bytes both ways at once and checks that they came whole.
 func transfer(c net.Conn, n int) error {
-	if err := c.SetDeadline(time.Now().Add(30 * time.Second)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(long)); err != nil {
 		return err
 	}
 	data := make([]byte, n)
@@ -208,6 +216,7 @@ func transfer(c net.Conn, n int) error {
 
 // Flows with the duty go through the engine, both directions, and no others do.
 func TestRootSteering(t *testing.T) {
+	t.Parallel()
 	for _, where := range []struct {
 		name     string
 		enrolled string // the destination's host
@@ -279,6 +288,7 @@ func (p *plane) bridge(ws ...*workload) {
 
 // While the engine is down, the profile decides, and what passes is told.
 func TestRootInspectionDown(t *testing.T) {
+	t.Parallel()
 	for _, open := range []bool{true, false} {
 		t.Run(fmt.Sprintf("open=%v", open), func(t *testing.T) {
 			p := newPlane(t)
@@ -376,6 +386,7 @@ func newTrap(p *plane, port uint16) *trap {
 
 // Who is refused meets a decoy at the address that was sought.
 func TestRootDecoy(t *testing.T) {
+	t.Parallel()
 	for _, bridged := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bridged=%v", bridged), func(t *testing.T) {
 			p := newPlane(t)

@@ -11,6 +11,7 @@ import (
 // (another generation, another agent), they only grow, and the last says exactly what
 // was sent.
 func TestRootTotalsAreExact(t *testing.T) {
+	t.Parallel()
 	k := newPacketBench(t, func(c *Config) { c.FlowEntries = 256 })
 	random := newRandom(t)
 	stop := k.run()

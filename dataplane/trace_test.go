@@ -77,6 +77,7 @@ var stranger = netip.MustParseAddr("10.77.0.9")
 // A question is answered as the enforcement points would act just then, of random
 // packets under random rulesets, and leaves every byte of every map as it was.
 func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -170,6 +171,7 @@ func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 
 // The steps are those of the packet, for each thing that can become of one.
 func TestRootTraceSteps(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -238,6 +240,7 @@ func TestRootTraceSteps(t *testing.T) {
 
 // A wire is asked about at either end, and keeps what it knows, too.
 func TestRootTraceWire(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	p.wire(a, b, true, a)

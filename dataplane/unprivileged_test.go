@@ -27,6 +27,7 @@ func asNobody(program string) []string {
 // killed, restarts and upgrades to another program and another layout, and loses no
 // packet and no connection.
 func TestRootUnprivilegedAgent(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t, func(c *Config) {
 		if err := Prepare(c.PinDir, 65534, 65534); err != nil {
 			t.Fatal(err)
@@ -95,6 +96,7 @@ func executableFor(t *testing.T) string {
 
 // Preparing takes what is there, and gives it away.
 func TestRootPrepare(t *testing.T) {
+	t.Parallel()
 	hosttest.Root(t)
 	dir := filepath.Join(t.TempDir(), "bpf")
 	for range 2 {

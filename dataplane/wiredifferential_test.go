@@ -104,6 +104,7 @@ func drawTags(r *rand.Rand) []tag {
 // Of random frames in random VLANs and none, both ways, those leave a wire that the
 // model allows, as they came, and no others.
 func TestRootWireDifferential(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	u := &universe{random: newRandom(t)}

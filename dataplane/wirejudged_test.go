@@ -10,6 +10,7 @@ import (
 // Flows that passed before a wire knew who is inside, or while it took anybody, are
 // judged again once it does.
 func TestRootWireJudgesAnew(t *testing.T) {
+	t.Parallel()
 	for _, step := range []struct {
 		name   string
 		closed bool

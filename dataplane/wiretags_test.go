@@ -112,6 +112,7 @@ func loadTagReader(t testing.TB) *ebpf.Program {
 }
 
 func TestRootTagsAreReadAsByTheModel(t *testing.T) {
+	t.Parallel()
 	program, r := loadTagReader(t), newRandom(t)
 	for range 20_000 {
 		sameTags(t, program, randomlyTagged(r))
@@ -164,6 +165,7 @@ func TestSegmentsAreLinksOfTheirOwn(t *testing.T) {
 // their own in each VLAN and each VLAN within another. (Frames by hand: not every
 // kernel has VLAN interfaces.)
 func TestRootWireCarriesVLANs(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	allowed := allowTCP(21, 22, 80)
@@ -246,6 +248,7 @@ func TestRootWireCarriesVLANs(t *testing.T) {
 
 // Who is inside is known by address and MAC in every VLAN.
 func TestRootWireSpoofingInVLANs(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22), allowUDP(22, 21)}, a, b)))
@@ -282,6 +285,7 @@ func TestRootWireSpoofingInVLANs(t *testing.T) {
 // A refusal is answered in the VLANs that asked, and what is to be inspected comes out
 // of the engine in those that it was in.
 func TestRootWireAnswersAndSteersInVLANs(t *testing.T) {
+	t.Parallel()
 	p := newPlane(t)
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	f := newForwarder(p)

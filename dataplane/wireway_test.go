@@ -90,6 +90,7 @@ var crossed = [][]tag{nil, {customer(7)}, {service(7)}, {service(5), customer(7)
 // The short way of a wire decides as its long way does, also of packets that are
 // nearly those of an established flow, from either side.
 func TestRootShortWayOfWireAgreesWithTheLong(t *testing.T) {
+	t.Parallel()
 	r := newRandom(t)
 	short, long := newWireBench(t), newWireBench(t)
 	var flows []frame
@@ -142,6 +143,7 @@ func TestRootShortWayOfWireAgreesWithTheLong(t *testing.T) {
 // What a wire's flow is bound by holds for every packet, and ends when who is at the
 // inside is told otherwise.
 func TestRootShortWayOfWireEnds(t *testing.T) {
+	t.Parallel()
 	k := newWireBench(t)
 	f := k.established(k.out(bocage.ProtocolUDP))
 	k.mustCross(f, true, redirect, "as it should be")

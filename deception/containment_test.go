@@ -388,7 +388,7 @@ func TestRootSlowClientsAreCut(t *testing.T) {
 	if _, err := silent.Read(make([]byte, 1)); err != io.EOF {
 		t.Errorf("silent client: %v", err)
 	}
-	if took := time.Since(start); took < 9*time.Second || took > 20*time.Second {
+	if took := time.Since(start); took < 9*time.Second || took > time.Minute {
 		t.Errorf("a silent client was cut after %s", took)
 	}
 }

@@ -144,7 +144,7 @@ func TestRootGuard(t *testing.T) {
 		t.Errorf("the acceptance is over: %v", err)
 	}
 	logout()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for s.guard(t, s.ruleset(1, false)) != nil {

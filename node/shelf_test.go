@@ -376,7 +376,7 @@ func (s *site) status() bocage.HostStatus {
 // until waits for what the host reports of itself.
 func (s *site) until(what string, holds func(bocage.HostStatus) bool) bocage.HostStatus {
 	s.t.Helper()
-	timeout, tick := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
+	timeout, tick := time.After(time.Minute), time.NewTicker(5*time.Millisecond)
 	defer tick.Stop()
 	for {
 		status := s.status()
@@ -420,10 +420,20 @@ func offer(sign *signer, all ...*bocage.Ruleset) func(rulesetQuestion) rulesetAn
 	}
 }
 
+func TestMain(m *testing.M) {
+	hosttest.ManyAtOnce()
+	os.Exit(m.Run())
+}
+
+// soon is in how long somebody must confirm what these tests have nobody confirm: longer
+// than a busy machine takes to bring it into force.
+const soon = 15 * time.Second
+
 // TestRootWayBack takes an agent that nobody confirms through its deadline: alive,
 // killed before and started after, with every controller dead. It goes back, says
 // so, keeps who is quarantined, does not take the same again and does take the next.
 func TestRootWayBack(t *testing.T) {
+	t.Parallel()
 	for name, interrupt := range map[string]func(s *site){
 		"alive":                      nil,
 		"killed before the deadline": func(*site) {},
@@ -435,11 +445,16 @@ func TestRootWayBack(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			s, sign := newSite(t)
-			deadline := time.Now().Add(5 * time.Second)
-			one, two := generation(1, time.Time{}, 30), generation(2, deadline, 31)
-			s.there.say(offer(sign, one, two))
+			one := generation(1, time.Time{}, 30)
+			s.there.say(offer(sign, one))
 			s.start(true)
+			s.until("generation 1", func(h bocage.HostStatus) bool { return h.Generation == 1 })
+			deadline := time.Now().Add(soon)
+			two := generation(2, deadline, 31)
+			s.there.say(offer(sign, one, two))
+			signal(s.notice)
 			s.until("generation 2", func(h bocage.HostStatus) bool { return h.Generation == 2 })
 			s.there.say(nil)
 			if interrupt != nil {
@@ -482,9 +497,14 @@ func TestRootWayBack(t *testing.T) {
 
 // TestRootConfirmed keeps what was confirmed, past the deadline and across restarts.
 func TestRootConfirmed(t *testing.T) {
+	t.Parallel()
 	s, sign := newSite(t)
-	deadline := time.Now().Add(5 * time.Second)
-	rulesets := offer(sign, generation(1, time.Time{}), generation(2, deadline))
+	one := generation(1, time.Time{})
+	s.there.say(offer(sign, one))
+	s.start(true)
+	s.until("generation 1", func(h bocage.HostStatus) bool { return h.Generation == 1 })
+	deadline := time.Now().Add(soon)
+	rulesets := offer(sign, one, generation(2, deadline))
 	s.there.say(func(q rulesetQuestion) rulesetAnswer {
 		a := rulesets(q)
 		if q.Have == 2 && q.Confirmed < 2 {
@@ -492,7 +512,7 @@ func TestRootConfirmed(t *testing.T) {
 		}
 		return a
 	})
-	s.start(true)
+	signal(s.notice)
 	s.until("generation 2", func(h bocage.HostStatus) bool { return h.Generation == 2 })
 	confirmed := filepath.Join(s.cfg.agentDir("identity"), confirmFile)
 	s.until("the confirmation", func(bocage.HostStatus) bool { _, err := os.Stat(confirmed); return err == nil })

@@ -9,7 +9,10 @@ package hosttest
 import (
 	"crypto/rand"
 	"encoding/hex"
+	"flag"
 	"os"
+	"runtime"
+	"strconv"
 	"testing"
 	"time"
 
@@ -30,6 +33,17 @@ func Root(t testing.TB) {
 		t.Fatalf("needs root, and %s=1 says that skipping is a failure: run it with sudo", RequireRoot)
 	}
 	t.Skip("needs root: run it with sudo")
+}
+
+// ManyAtOnce is for a TestMain whose parallel tests wait for most of their time: four of
+// them share a processor, unless -parallel says otherwise.
+func ManyAtOnce() {
+	flag.Parse()
+	said := false
+	flag.Visit(func(f *flag.Flag) { said = said || f.Name == "test.parallel" })
+	if !said {
+		_ = flag.Set("test.parallel", strconv.Itoa(4*runtime.GOMAXPROCS(0)))
+	}
 }
 
 // Name returns a name that nobody else uses: "bct" and eight hexadecimal
@@ -61,11 +75,11 @@ func Namespace(t testing.TB) string {
 	return name
 }
 
-// Await waits for something that others bring about; after half a minute the test
-// has failed.
+// Await waits for something that others bring about; after a minute the test has
+// failed.
 func Await(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	deadline := time.NewTimer(30 * time.Second)
+	deadline := time.NewTimer(time.Minute)
 	defer deadline.Stop()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
