@@ -8,8 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"pgregory.net/rapid"
 
 	"bocage.dev/bocage"
@@ -17,8 +15,8 @@ import (
 	"bocage.dev/bocage/policy/policytest"
 )
 
-// drawnPod is a Pod as its author thinks of it. What its own words mean is read
-// here from upstream's documents, with upstream's library for selectors.
+// drawnPod is a Pod as its author thinks of it. What policies in Kubernetes' words
+// mean for it is written here once more, plainly, from upstream's documents.
 type drawnPod struct {
 	namespace, name string
 	labels          map[string]string
@@ -469,12 +467,19 @@ func inside(cidr string, a netip.Addr) bool {
 	return p.Contains(a)
 }
 
-// picks asks upstream's library.
+// picks reads a selector as upstream documents it.
 func picks(s bocage.Selector, of map[string]string) bool {
-	theirs := &metav1.LabelSelector{MatchLabels: s.MatchLabels}
-	for _, r := range s.MatchExpressions {
-		theirs.MatchExpressions = append(theirs.MatchExpressions, metav1.LabelSelectorRequirement{Key: r.Key, Operator: metav1.LabelSelectorOperator(r.Operator), Values: r.Values})
+	for key, value := range s.MatchLabels {
+		if has, is := of[key]; !is || has != value {
+			return false
+		}
 	}
-	selector, err := metav1.LabelSelectorAsSelector(theirs)
-	return err == nil && selector.Matches(labels.Set(of))
+	for _, r := range s.MatchExpressions {
+		has, is := of[r.Key]
+		among := is && slices.Contains(r.Values, has)
+		if !map[string]bool{"In": among, "NotIn": !among, "Exists": is, "DoesNotExist": !is}[r.Operator] {
+			return false
+		}
+	}
+	return true
 }

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/crillab/gophersat/bf"
-
 	"bocage.dev/bocage"
 )
 
@@ -121,25 +119,25 @@ func newFormula(words *vocabulary) *formula {
 }
 
 // outside is the variable that an end is no workload.
-func outside(end string) bf.Formula { return bf.Var(end + " outside") }
+func outside(end string) statement { return variable(end + " outside") }
 
-func (f *formula) exists(end, key string) bf.Formula {
+func (f *formula) exists(end, key string) statement {
 	if f.values[key] == nil {
 		f.values[key] = map[string]bool{}
 	}
-	return bf.Var(end + " has " + key)
+	return variable(end + " has " + key)
 }
 
-func (f *formula) is(end, key, value string) bf.Formula {
+func (f *formula) is(end, key, value string) statement {
 	f.exists(end, key)
 	f.values[key][value] = true
-	return bf.Var(end + " is " + key + "=" + value)
+	return variable(end + " is " + key + "=" + value)
 }
 
-func (f *formula) within(end string, prefix netip.Prefix) bf.Formula {
+func (f *formula) within(end string, prefix netip.Prefix) statement {
 	prefix = canonical(prefix)
 	f.prefixes[prefix] = true
-	return bf.Var(end + " in " + prefix.String())
+	return variable(end + " in " + prefix.String())
 }
 
 func canonical(p netip.Prefix) netip.Prefix {
@@ -149,69 +147,34 @@ func canonical(p netip.Prefix) netip.Prefix {
 	return p.Masked()
 }
 
-func (f *formula) selector(end string, s bocage.Selector) bf.Formula {
-	all := []bf.Formula{not(outside(end))}
+func (f *formula) selector(end string, s bocage.Selector) statement {
+	all := []statement{not(outside(end))}
 	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
 		all = append(all, f.is(end, key, s.MatchLabels[key]))
 	}
 	for _, r := range s.MatchExpressions {
-		var any []bf.Formula
+		var any []statement
 		for _, value := range r.Values {
 			any = append(any, f.is(end, r.Key, value))
 		}
 		switch r.Operator {
 		case "In":
-			all = append(all, either(any))
+			all = append(all, either(any...))
 		case "NotIn":
-			all = append(all, not(either(any)))
+			all = append(all, not(either(any...)))
 		case "Exists":
 			all = append(all, f.exists(end, r.Key))
 		case "DoesNotExist":
 			all = append(all, not(f.exists(end, r.Key)))
 		}
 	}
-	return every(all)
-}
-
-// either and every keep constants out of formulas: the solver's conversion takes
-// none inside of them.
-func either(of []bf.Formula) bf.Formula { return join(of, bf.False, bf.True, bf.Or) }
-
-func every(of []bf.Formula) bf.Formula { return join(of, bf.True, bf.False, bf.And) }
-
-// join leaves out what is neutral, and is what decides alone if that is among them.
-func join(of []bf.Formula, neutral, decides bf.Formula, operator func(...bf.Formula) bf.Formula) bf.Formula {
-	var rest []bf.Formula
-	for _, f := range of {
-		if f == decides {
-			return decides
-		}
-		if f != neutral {
-			rest = append(rest, f)
-		}
-	}
-	if len(rest) == 0 {
-		return neutral
-	}
-	return operator(rest...)
-}
-
-func implies(a, b bf.Formula) bf.Formula { return either([]bf.Formula{not(a), b}) }
-
-func not(f bf.Formula) bf.Formula {
-	switch f {
-	case bf.True:
-		return bf.False
-	case bf.False:
-		return bf.True
-	}
-	return bf.Not(f)
+	return every(all...)
 }
 
 // side says whom a side means, its data classes apart.
-func (f *formula) side(end string, s bocage.Side) bf.Formula {
+func (f *formula) side(end string, s bocage.Side) statement {
 	if s.Outside() {
-		var any []bf.Formula
+		var any []statement
 		for _, p := range s.External {
 			any = append(any, f.within(end, p))
 		}
@@ -222,20 +185,20 @@ func (f *formula) side(end string, s bocage.Side) bf.Formula {
 				}
 			}
 		}
-		return every([]bf.Formula{outside(end), either(any)})
+		return every(outside(end), either(any...))
 	}
-	var all []bf.Formula
+	var all []statement
 	if len(s.Namespaces) > 0 {
-		var any []bf.Formula
+		var any []statement
 		for _, ns := range s.Namespaces {
 			any = append(any, f.is(end, bocage.LabelNamespace, ns))
 		}
-		all = append(all, either(any))
+		all = append(all, either(any...))
 	}
 	if s.Workload != nil {
 		all = append(all, f.selector(end, *s.Workload))
 	}
-	return every(all)
+	return every(all...)
 }
 
 // know notes the ports at which a box begins or ends.
@@ -288,23 +251,23 @@ func (f *formula) cut() {
 
 func pieceName(s span) string { return "at " + s.protocol.String() + " " + s.ports.String() }
 
-func (f *formula) covers(port, end uint16, protocol string) bf.Formula {
+func (f *formula) covers(port, end uint16, protocol string) statement {
 	p, ports, err := bocage.Transport(port, end, protocol)
 	if err != nil {
-		return bf.False
+		return (statement{form: falsehood})
 	}
-	var any []bf.Formula
+	var any []statement
 	for _, piece := range f.pieces {
 		if piece.protocol == p && ports.Contains(piece.ports.First) {
-			any = append(any, bf.Var(pieceName(piece)))
+			any = append(any, variable(pieceName(piece)))
 		}
 	}
-	return either(any)
+	return either(any...)
 }
 
 // in says which flows lie in a box. cut comes before.
-func (f *formula) in(b box) bf.Formula {
-	var all []bf.Formula
+func (f *formula) in(b box) statement {
+	var all []statement
 	for _, s := range b.from {
 		all = append(all, f.side(source, s))
 	}
@@ -315,34 +278,34 @@ func (f *formula) in(b box) bf.Formula {
 		}
 	}
 	for _, list := range b.ports {
-		var any []bf.Formula
+		var any []statement
 		for _, m := range list {
 			any = append(any, f.covers(m.Port, m.EndPort, m.Protocol))
 		}
 		if len(list) > 0 {
-			all = append(all, either(any))
+			all = append(all, either(any...))
 		}
 	}
-	return every(all)
+	return every(all...)
 }
 
 // offers says that the destination offers an interface with one of the classes.
-func (f *formula) offers(classes []string) bf.Formula {
-	var any []bf.Formula
+func (f *formula) offers(classes []string) statement {
+	var any []statement
 	for _, class := range classes {
 		for _, o := range f.words.of(class) {
-			any = append(any, every([]bf.Formula{f.is(destination, bocage.LabelNamespace, o.by.Namespace),
-				f.selector(destination, o.by.Spec.Workload), f.covers(o.provide.Port, o.provide.EndPort, o.provide.Protocol)}))
+			any = append(any, every(f.is(destination, bocage.LabelNamespace, o.by.Namespace),
+				f.selector(destination, o.by.Spec.Workload), f.covers(o.provide.Port, o.provide.EndPort, o.provide.Protocol)))
 		}
 	}
-	return either(any)
+	return either(any...)
 }
 
 // differ says that both ends are workloads with different values of a label. All
 // values that anybody asks for are known before; zones are asked for by what places
 // workloads.
-func (f *formula) differ(key string) bf.Formula {
-	unlike := []bf.Formula{bf.Var("unlike")}
+func (f *formula) differ(key string) statement {
+	unlike := []statement{variable("unlike")}
 	switch key {
 	case bocage.LabelAssurance:
 		f.assured(source)
@@ -359,70 +322,64 @@ func (f *formula) differ(key string) bf.Formula {
 					f.is(source, key, host)
 				}
 			}
+		}
+		if len(f.words.zones) > 0 {
 			unlike = append(unlike, not(f.exists(source, bocage.LabelZone)), not(f.exists(destination, bocage.LabelZone)))
 		}
 	}
-	any := []bf.Formula{bf.Xor(f.exists(source, key), f.exists(destination, key)),
-		every(append(unlike, f.unasked(source, key), f.unasked(destination, key)))}
+	any := []statement{justOne(f.exists(source, key), f.exists(destination, key)),
+		every(append(unlike, f.unasked(source, key), f.unasked(destination, key))...)}
 	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
-		any = append(any, bf.Xor(f.is(source, key, value), f.is(destination, key, value)))
+		any = append(any, justOne(f.is(source, key, value), f.is(destination, key, value)))
 	}
-	return every([]bf.Formula{not(outside(source)), not(outside(destination)), either(any)})
+	return every(not(outside(source)), not(outside(destination)), either(any...))
 }
 
 // itself says that both ends are one workload. Names that nobody asks for are
 // given once; so are namespaces, where the ends are unlike.
-func (f *formula) itself() bf.Formula {
+func (f *formula) itself() statement {
 	const name, namespace = bocage.LabelName, bocage.LabelNamespace
-	together := []bf.Formula{every([]bf.Formula{not(bf.Var("unlike")), f.unasked(source, namespace), f.unasked(destination, namespace)})}
+	together := []statement{every(not(variable("unlike")), f.unasked(source, namespace), f.unasked(destination, namespace))}
 	for _, value := range slices.Sorted(maps.Keys(f.values[namespace])) {
-		together = append(together, bf.And(f.is(source, namespace, value), f.is(destination, namespace, value)))
+		together = append(together, every(f.is(source, namespace, value), f.is(destination, namespace, value)))
 	}
-	var any []bf.Formula
+	var any []statement
 	for _, value := range slices.Sorted(maps.Keys(f.values[name])) {
-		any = append(any, every([]bf.Formula{f.is(source, name, value), f.is(destination, name, value), either(together)}))
+		any = append(any, every(f.is(source, name, value), f.is(destination, name, value), either(together...)))
 	}
-	return either(any)
+	return either(any...)
 }
 
 // unasked says that the label is there with a value that nobody asks for.
-func (f *formula) unasked(end, key string) bf.Formula {
-	all := []bf.Formula{f.exists(end, key)}
+func (f *formula) unasked(end, key string) statement {
+	all := []statement{f.exists(end, key)}
 	for _, value := range slices.Sorted(maps.Keys(f.values[key])) {
 		all = append(all, not(f.is(end, key, value)))
 	}
-	return every(all)
+	return every(all...)
 }
 
 // solve finds a flow for which all terms hold; nil if there is none.
-func (f *formula) solve(terms ...bf.Formula) map[string]bool {
+func (f *formula) solve(terms ...statement) map[string]bool {
 	all := append(slices.Clone(terms), not(f.itself()))
 	names := make([]string, len(f.pieces))
 	for i, piece := range f.pieces {
 		names[i] = pieceName(piece)
 	}
-	if len(names) == 1 {
-		all = append(all, bf.Var(names[0]))
-	} else {
-		all = append(all, bf.Unique(names...))
-	}
+	all = append(all, oneOf(names))
 	for _, end := range []string{source, destination} {
 		all = append(all, f.natureOf(end)...)
 	}
-	whole := every(all)
-	if whole == bf.False {
-		return nil
-	}
-	return bf.Solve(whole)
+	return solved(every(all...))
 }
 
 // placed is what holds of zones, if anybody asks for them: they follow from the
 // host that a workload is on.
-func (f *formula) placed(end string) []bf.Formula {
+func (f *formula) placed(end string) []statement {
 	if f.values[bocage.LabelZone] == nil {
 		return nil
 	}
-	var all, zones []bf.Formula
+	var all, zones []statement
 	hosts := slices.Sorted(maps.Keys(f.values[bocage.LabelHost]))
 	for _, zone := range slices.Sorted(maps.Keys(f.values[bocage.LabelZone])) {
 		if len(f.words.zones[zone]) == 0 {
@@ -433,13 +390,13 @@ func (f *formula) placed(end string) []bf.Formula {
 		is := f.is(end, bocage.LabelZone, zone)
 		zones = append(zones, is)
 		if f.freeHost(zone) == "" {
-			var asked []bf.Formula
+			var asked []statement
 			for _, host := range hosts {
 				if f.words.zoneOf[host] == zone {
 					asked = append(asked, f.is(end, bocage.LabelHost, host))
 				}
 			}
-			all = append(all, implies(is, either(asked)))
+			all = append(all, implies(is, either(asked...)))
 		}
 	}
 	for _, host := range hosts {
@@ -453,7 +410,7 @@ func (f *formula) placed(end string) []bf.Formula {
 	if len(zones) == 0 {
 		return append(all, not(f.exists(end, bocage.LabelZone)))
 	}
-	return append(all, implies(f.exists(end, bocage.LabelZone), bf.Or(zones...)))
+	return append(all, implies(f.exists(end, bocage.LabelZone), either(zones...)))
 }
 
 // freeHost is a host of the zone that nobody asks for by name; empty if there is
@@ -470,26 +427,26 @@ func (f *formula) freeHost(zone string) string {
 // natureOf is what holds of every end: workloads have the labels that all have,
 // addresses outside have none, a label has one value, prefixes lie in each other
 // or apart.
-func (f *formula) natureOf(end string) []bf.Formula {
+func (f *formula) natureOf(end string) []statement {
 	all := f.placed(end)
 	for _, key := range slices.Sorted(maps.Keys(f.values)) {
 		exists := f.exists(end, key)
 		all = append(all, implies(outside(end), not(exists)))
 		if inherent(key) {
-			all = append(all, bf.Or(outside(end), exists))
+			all = append(all, either(outside(end), exists))
 			if f.values[key][""] {
 				all = append(all, not(f.is(end, key, "")))
 			}
 		}
 		if key == bocage.LabelAssurance {
-			all = append(all, bf.Or(outside(end), f.assured(end)))
+			all = append(all, either(outside(end), f.assured(end)))
 		}
 		values := slices.Sorted(maps.Keys(f.values[key]))
 		for i, value := range values {
 			is := f.is(end, key, value)
 			all = append(all, implies(is, exists))
 			for _, other := range values[:i] {
-				all = append(all, not(bf.And(is, f.is(end, key, other))))
+				all = append(all, not(every(is, f.is(end, key, other))))
 			}
 		}
 	}
@@ -510,7 +467,7 @@ func (f *formula) natureOf(end string) []bf.Formula {
 		for _, q := range prefixes[:i] {
 			switch {
 			case !p.Overlaps(q):
-				all = append(all, not(bf.And(in, f.within(end, q))))
+				all = append(all, not(every(in, f.within(end, q))))
 			case p.Bits() > q.Bits():
 				all = append(all, implies(in, f.within(end, q)))
 			default:
@@ -527,20 +484,20 @@ func inherent(key string) bool {
 }
 
 // assured says that an identity is vouched for in one of the ways that there are.
-func (f *formula) assured(end string) bf.Formula {
-	var any []bf.Formula
+func (f *formula) assured(end string) statement {
+	var any []statement
 	for level := range 6 {
 		any = append(any, f.is(end, bocage.LabelAssurance, fmt.Sprintf("L%d", level)))
 	}
-	return either(any)
+	return either(any...)
 }
 
-func (f *formula) withinAny(end string, prefixes []netip.Prefix) bf.Formula {
-	var any []bf.Formula
+func (f *formula) withinAny(end string, prefixes []netip.Prefix) statement {
+	var any []statement
 	for _, p := range prefixes {
 		any = append(any, f.within(end, p))
 	}
-	return either(any)
+	return either(any...)
 }
 
 // insideOf lists those of the prefixes that are a part of one and not all of it.

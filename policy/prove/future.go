@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/crillab/gophersat/bf"
-
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 )
@@ -415,7 +413,7 @@ func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
 		f.know(b)
 	}
 	f.cut()
-	terms := []bf.Formula{f.in(o.cells), f.in(a.cells)}
+	terms := []statement{f.in(o.cells), f.in(a.cells)}
 	for _, e := range o.excuses {
 		terms = append(terms, not(f.in(e)))
 	}
