@@ -2,13 +2,18 @@ package dataplane
 
 import (
 	"encoding/binary"
+	"io"
+	"net"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // asking is a connection of the client to the DNS, packet by packet.
@@ -202,23 +207,30 @@ func TestRootNamesInStream(t *testing.T) {
 	knows(6, false, "after a new beginning")
 }
 
-// An answer that is refused, since what had to inspect it is down, teaches nothing.
-func TestRootNamesRefused(t *testing.T) {
-	t.Parallel()
-	s := newSite(t)
+// inspectedDNS has what the client asks the server, which has no point of its own,
+// inspected at the client's.
+func (s *site) inspectedDNS() *bocage.Ruleset {
 	rs := s.ruleset()
 	for i, r := range rs.Rules {
-		if r.To == 22 && r.Protocol == bocage.ProtocolUDP {
+		if r.To == 22 && r.Ports.First == 53 {
 			rs.Rules[i].Decision = decideInspect
 		}
 	}
 	for i := range rs.Peers {
 		if rs.Peers[i].Identity == s.server.port.Identity {
-			rs.Peers[i].Host = "" // elsewhere, so the client's point inspects
+			rs.Peers[i].Host = ""
 		}
 	}
 	rs.Profiles = []bocage.Profile{{Number: 7, Name: "dns"}}
-	must(t, s.Apply(rs))
+	must(s.t, s.Apply(rs))
+	return rs
+}
+
+// An answer that is refused, since what had to inspect it is down, teaches nothing.
+func TestRootNamesRefused(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	rs := s.inspectedDNS()
 	datagram := func(answers bool, payload []byte) uint32 {
 		f := frame{from: [6]byte(s.client.mac), to: gatewayMAC(s.client), source: s.client.v4, dst: s.server.v4, protocol: bocage.ProtocolUDP, sport: 43000, dport: 53}
 		if answers {
@@ -244,8 +256,106 @@ func TestRootNamesRefused(t *testing.T) {
 		}
 		learned, err := s.Learned(rs)
 		must(t, err)
-		if (len(learned) != 0) != up {
-			t.Errorf("learned with an engine: %v: %v", up, learned)
+		if len(learned) != 0 {
+			t.Errorf("learned with an engine, which has let nothing go yet: %v: %v", up, learned)
 		}
 	}
+}
+
+// What the engine lets go on its way to who asked is learned, over UDP and TCP; what it
+// keeps is not.
+func TestRootNamesBehindTheEngine(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	f := newForwarder(s.plane)
+	s.in(func() error { return s.SetInspection(Inspection{Outside: f.outside, Inside: f.inside, Up: true}) })
+	rs := s.inspectedDNS()
+	s.serveDNS(zone(t, func(name string, _ dnsmessage.Type) []dnsmessage.Resource {
+		return []dnsmessage.Resource{addressRecord(name, 3600, outside4(0))}
+	}))
+	// By the client's socket, and what the engine has been shown of the server's.
+	ask := func(answered bool) {
+		t.Helper()
+		must(t, host.In(s.client.namespace, func() error {
+			c, err := net.Dial("udp", netip.AddrPortFrom(s.server.v4, 53).String())
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			shown := f.frames[0].Load()
+			if _, err := c.Write(s.query("api.example.org.", 7)); err != nil {
+				return err
+			}
+			if !answered {
+				hosttest.Await(t, "the engine to keep the answer", func() bool { return f.frames[0].Load() > shown })
+				return nil
+			}
+			c.SetReadDeadline(time.Now().Add(long))
+			_, err = c.Read(make([]byte, 4096))
+			return err
+		}))
+	}
+	know := func(i int, want bool, when string) {
+		t.Helper()
+		learned, err := s.NamesOf(rs, 101, outside4(i))
+		must(t, err)
+		if (len(learned) == 1) != want {
+			t.Errorf("%s: %v is learned", when, learned)
+		}
+	}
+	f.swallowAnswers.Store(true)
+	ask(false)
+	know(0, false, "kept by the engine")
+	s.expect(outside4(0), false, "an answer that the engine kept")
+	f.swallowAnswers.Store(false)
+	ask(true)
+	know(0, true, "let go by the engine")
+	s.expect(outside4(0), true, "an answer that the engine let go")
+
+	// In a stream, where the engine shows what it lets go in the server's order.
+	l := s.listenDNS(s.told("www.example.com.", 9, outside4(1)))
+	must(t, host.In(s.client.namespace, func() error {
+		c, err := net.Dial("tcp", l)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if _, err := c.Write(behindLength(s.query("www.example.com.", 9))); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(long))
+		_, err = io.ReadFull(c, make([]byte, 20))
+		return err
+	}))
+	know(1, true, "in a stream")
+	if c, err := s.Counters(); err != nil || c.NamesUnread != 0 {
+		t.Errorf("%d answers were not read (%v)", c.NamesUnread, err)
+	}
+}
+
+// listenDNS answers each question that comes by TCP alike, to another address of the
+// server.
+func (s *site) listenDNS(answer []byte) string {
+	s.t.Helper()
+	var l net.Listener
+	must(s.t, host.In(s.server.namespace, func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(s.server.v6, 53).String())
+		return err
+	}))
+	s.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			c.SetReadDeadline(time.Now().Add(long))
+			if _, err := io.ReadFull(c, make([]byte, 14)); err == nil {
+				c.Write(behindLength(answer))
+			}
+			io.Copy(io.Discard, c)
+			c.Close()
+		}
+	}()
+	return l.Addr().String()
 }

@@ -30,6 +30,7 @@ type forwarder struct {
 	exempt          atomic.Int64    // frames of TCP port 81, which has no duty
 	vlans           sync.Map        // ids seen
 	swallow         atomic.Bool     // let nothing through
+	swallowAnswers  atomic.Bool     // nothing that goes to a workload
 }
 
 // newForwarder makes the engine's namespace and its two links to the host.
@@ -163,7 +164,7 @@ func (f *forwarder) copy(side, in, out int, done <-chan struct{}) {
 		}
 		f.vlans.Store(tci&0xfff, true)
 		frame := buffer[4 : 4+n]
-		if f.swallow.Load() {
+		if f.swallow.Load() || side == 0 && f.swallowAnswers.Load() {
 			continue
 		}
 		copy(buffer[:12], frame[:12])

@@ -503,7 +503,8 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 	if ((at->found.word & FLOW_WATCHED) && !hear(skb, at, out))
 		return refuse(at, out);
 	act = dispatch(at, out); // which may refuse it after all
-	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict) && resolve(skb, at))
+	// What the engine is to see first is read once it has let it go: see deliver.h.
+	if ((at->found.word & FLOW_ASKS) && is_allowed(out->verdict) && (at->from || act != ACT_STEER) && resolve(skb, at))
 		read_stream(skb, at);
 	return act;
 }

@@ -6,7 +6,7 @@
 // engine resumes at the port that sent it in. Frames without a token are the
 // engine's own and go nowhere.
 
-#include "steer.h"
+#include "deliver.h"
 
 struct mac {
 	__u8 bytes[8];
@@ -61,8 +61,9 @@ static __always_inline int emerge(struct __sk_buff *skb, bool from)
 	if (data + sizeof(struct ethernet) > end)
 		return TCX_DROP;
 	memcpy(token, data + mac, 6);
-	if (token[0] != TOKEN_FIRST || token[1] != TOKEN_SECOND)
+	if (token[0] != TOKEN_FIRST || (token[1] & ~TOKEN_READ) != TOKEN_SECOND)
 		return TCX_DROP;
+	bool reads = !from && (token[1] & TOKEN_READ);
 	memcpy(&ifindex, token + 2, 4);
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
 	if (!port)
@@ -70,6 +71,8 @@ static __always_inline int emerge(struct __sk_buff *skb, bool from)
 	struct mac before = {};
 	if (bpf_skb_vlan_pop(skb) || mac_before(skb, ifindex, from, &before) ||
 	    bpf_skb_store_bytes(skb, mac, before.bytes, 6, 0))
+		return TCX_DROP;
+	if (reads && !deliver(skb, port, ifindex))
 		return TCX_DROP;
 	return resume(skb, port, ifindex, from);
 }
@@ -83,5 +86,8 @@ int from_engine_outside(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int from_engine_inside(struct __sk_buff *skb)
 {
-	return emerge(skb, false);
+	enter();
+	int what = emerge(skb, false);
+	leave();
+	return what;
 }

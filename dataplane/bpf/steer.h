@@ -11,6 +11,7 @@
 #define MARK_RESUMED 0xb0ca6e01
 #define TOKEN_FIRST 0x02
 #define TOKEN_SECOND 0xb0
+#define TOKEN_READ 1 // of the second byte: the DNS's answer to a workload, which is to be read
 
 static __always_inline struct steering *steering_now(void)
 {
@@ -29,7 +30,8 @@ static __always_inline bool inspects(const struct passage *at, bool enrolled, bo
 static __always_inline int steer(struct __sk_buff *skb, const struct passage *at, __u16 profile)
 {
 	const struct steering *s = steering_now();
-	__u8 token[6] = {TOKEN_FIRST, TOKEN_SECOND};
+	bool answer = !at->from && (at->found.word & FLOW_ASKS);
+	__u8 token[6] = {TOKEN_FIRST, TOKEN_SECOND | (answer ? TOKEN_READ : 0)};
 	memcpy(token + 2, &at->ifindex, 4);
 	if (!s || bpf_skb_store_bytes(skb, at->from ? 6 : 0, token, 6, 0) || (at->link && put_back(skb)) ||
 	    bpf_skb_vlan_push(skb, bswap16(ETHERNET_VLAN), profile))
