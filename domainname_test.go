@@ -137,6 +137,41 @@ func TestDecideNamed(t *testing.T) {
 			t.Errorf("%s: %s by decision %d, want %d", c.what, verdict, reason.Decision, c.want)
 		}
 	}
+	ranked := []struct {
+		what    string
+		refused Decision
+		ranks   Ranks // of the name
+		opens   bool
+	}{
+		{"forbidden later in the tier", Decision{Code: ReasonKubernetes, Final: true, Ranks: Ranks{Admin: 8}}, Ranks{Admin: 7}, true},
+		{"forbidden by the rule itself", Decision{Code: ReasonKubernetes, Final: true, Ranks: Ranks{Admin: 7}}, Ranks{Admin: 7}, false},
+		{"forbidden before", Decision{Code: ReasonKubernetes, Final: true, Ranks: Ranks{Admin: 6}}, Ranks{Admin: 7}, false},
+		{"forbidden, and by others too", Decision{Code: ReasonKubernetes, Final: true}, Ranks{Admin: 7}, false},
+		{"forbidden in Admin, accepted in Baseline", Decision{Code: ReasonKubernetes, Final: true, Ranks: Ranks{Admin: 8}}, Ranks{Baseline: 7}, false},
+		{"forbidden, and consumed", Decision{Code: ReasonKubernetes, Final: true, Ranks: Ranks{Admin: 8}}, Ranks{}, false},
+		{"isolated", Decision{Code: ReasonKubernetes}, Ranks{Admin: 7}, true},
+		{"isolated, accepted in Baseline", Decision{Code: ReasonKubernetes}, Ranks{Baseline: 7}, false},
+		{"isolated, and consumed", Decision{Code: ReasonKubernetes}, Ranks{}, true},
+		{"isolated behind a pass", Decision{Code: ReasonKubernetes, Ranks: Ranks{Admin: 7}}, Ranks{Admin: 7}, false},
+		{"denied in Baseline", Decision{Code: ReasonKubernetes, Ranks: Ranks{Admin: EveryRank, Baseline: 7}}, Ranks{Baseline: 6}, true},
+		{"denied in Baseline before", Decision{Code: ReasonKubernetes, Ranks: Ranks{Admin: EveryRank, Baseline: 7}}, Ranks{Baseline: 8}, false},
+		{"silent", Decision{Code: ReasonDefaultDeny}, Ranks{Baseline: 7}, true},
+		{"silent behind a pass", Decision{Code: ReasonDefaultDeny, Ranks: Ranks{Admin: 5, Baseline: EveryRank}}, Ranks{Admin: 6}, false},
+		{"a guardrail's", Decision{Code: ReasonGuardrail, Ranks: Ranks{Admin: 8}}, Ranks{Admin: 7}, false},
+		{"a response's", Decision{Code: ReasonThreat}, Ranks{Admin: 7}, false},
+	}
+	for _, c := range ranked {
+		rs = named()
+		rs.Decisions[0] = c.refused
+		rs.Decisions[0].ID, rs.Decisions[0].Verdict = 1, VerdictDrop
+		if rs.Decisions[4].Ranks = c.ranks; c.ranks != (Ranks{}) {
+			rs.Decisions[4].Code = ReasonKubernetes
+		}
+		f := Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("100.64.0.1"), Protocol: ProtocolTCP, DestinationPort: 443}
+		if verdict, reason := rs.DecideNamed(f, "api.example.com"); verdict.Allowed() != c.opens {
+			t.Errorf("%s: %s by decision %d", c.what, verdict, reason.Decision)
+		}
+	}
 	rs = named()
 	rs.Refused = []Refusal{{Identity: IdentityFirst, Decision: 2}}
 	f := Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("100.64.0.1"), Protocol: ProtocolTCP, DestinationPort: 443}

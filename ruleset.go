@@ -120,6 +120,9 @@ type Decision struct {
 	// Final says of a refusal with ReasonKubernetes that a policy forbids the cell;
 	// else it merely does not allow it, and a name may: see DecideNamed.
 	Final bool `json:"final,omitempty"`
+	// Ranks are, of a decision towards a name, where the rule stands that accepts it;
+	// of a refusal, before which of those it gives way (see Yields).
+	Ranks Ranks `json:"ranks,omitzero"`
 	// Log asks for every flow of the cell to be kept in full detail.
 	Log bool `json:"log,omitempty"`
 	// Duties are all that an allowed flow owes, those of Profile and Log included;

@@ -340,21 +340,23 @@ func (d *Dataplane) checkRoom(c *content) error {
 	check(len(c.prefixes.rows), prefixRowsEach*d.cfg.PrefixEntries, "rows to find prefixes by", "PrefixEntries")
 	check(c.cells, d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
 	check(len(c.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
-	ending, limited := 0, 0
+	ending, limited, ranked := 0, 0, 0
 	for _, n := range c.decisions {
 		ending += int(number(!n.until.IsZero()))
 		limited += int(number(n.row.Limited != 0))
+		ranked += int(number(n.row.Flags&decisionRanked != 0))
 	}
 	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
 	check(limited, d.cfg.LimitEntries, "decisions that limit flows", "LimitEntries")
 	check(len(c.names), d.cfg.NameEntries, "DNS names", "NameEntries")
+	check(ranked, d.cfg.RankEntries, "decisions with ranks of names", "RankEntries")
 	return faults.err()
 }
 
 // fits says whether the tables have room for the rows that are not there yet, next
 // to those of the generations that are in force, to go back to, or evaluated.
 func (d *Dataplane) fits(rows *changes) error {
-	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions), len(rows.limits), len(rows.names)}
+	more := [tables]int{len(rows.peers), len(rows.prefixes), len(rows.groups), len(rows.cells), len(rows.refused), len(rows.successions), len(rows.limits), len(rows.names), len(rows.ranks)}
 	full := func() bool {
 		for table, n := range more {
 			if n > 0 && d.count[table]+n > int(d.mapOf(uint32(table)).MaxEntries()) {
@@ -375,7 +377,8 @@ func (d *Dataplane) fits(rows *changes) error {
 	}
 	var faults faults
 	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
-		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions that limit flows", "LimitEntries"}, {"DNS names", "NameEntries"}}
+		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions that limit flows", "LimitEntries"}, {"DNS names", "NameEntries"},
+		{"decisions with ranks of names", "RankEntries"}}
 	for table, n := range more {
 		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
 			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",

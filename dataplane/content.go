@@ -83,6 +83,7 @@ type groupInfo struct {
 type decision struct {
 	row   bpf.KernelDecision
 	limit bpf.KernelLimit
+	ranks bpf.KernelRanks
 	until time.Time
 	then  bocage.DecisionID
 }
@@ -110,6 +111,7 @@ type changes struct {
 	refused         map[uint32]bpf.KernelRefused
 	successions     map[uint32]bpf.KernelSuccession
 	limits          map[uint32]bpf.KernelLimit
+	ranks           map[uint32]bpf.KernelRanks
 	names           map[nameID]bpf.KernelName
 }
 
@@ -118,13 +120,13 @@ func newChanges() *changes {
 		peers: map[bpf.KernelPrefixKey]bpf.KernelPeer{}, prefixes: map[bpf.KernelPrefixKey]bpf.KernelPeer{},
 		groups: map[uint32]bpf.KernelGroup{}, cells: map[bpf.KernelRuleKey]bpf.KernelDecision{},
 		refused: map[uint32]bpf.KernelRefused{}, successions: map[uint32]bpf.KernelSuccession{},
-		limits: map[uint32]bpf.KernelLimit{},
-		names:  map[nameID]bpf.KernelName{},
+		limits: map[uint32]bpf.KernelLimit{}, ranks: map[uint32]bpf.KernelRanks{},
+		names: map[nameID]bpf.KernelName{},
 	}
 }
 
 func (c *changes) len() int {
-	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions) + len(c.limits) + len(c.names)
+	return len(c.peers) + len(c.prefixes) + len(c.groups) + len(c.cells) + len(c.refused) + len(c.successions) + len(c.limits) + len(c.ranks) + len(c.names)
 }
 
 // add joins the keys of others.
@@ -136,6 +138,7 @@ func (c *changes) add(other *changes) {
 	maps.Copy(c.refused, other.refused)
 	maps.Copy(c.successions, other.successions)
 	maps.Copy(c.limits, other.limits)
+	maps.Copy(c.ranks, other.ranks)
 	maps.Copy(c.names, other.names)
 }
 
@@ -224,7 +227,7 @@ func (c *content) changePeers(e *edit, out *changes) {
 }
 
 // changeDecisions notes the decisions that come and go, and tells those whose row
-// is another than before. It writes their limits.
+// is another than before. It writes their limits and ranks.
 func (c *content) changeDecisions(e *edit, back *edit, out *changes) map[bocage.DecisionID]bool {
 	altered := map[bocage.DecisionID]bool{}
 	for id, to := range e.decisions {
@@ -233,19 +236,22 @@ func (c *content) changeDecisions(e *edit, back *edit, out *changes) map[bocage.
 		if had {
 			back.decisions[id] = &old
 		}
-		var limit bpf.KernelLimit
+		var next decision
 		if to != nil {
-			limit = to.limit
+			next = *to
 		}
-		if limit != old.limit {
-			out.limits[uint32(id)] = limit
+		if next.limit != old.limit {
+			out.limits[uint32(id)] = next.limit
+		}
+		if next.ranks != old.ranks {
+			out.ranks[uint32(id)] = next.ranks
 		}
 		if to == nil {
 			delete(c.decisions, id)
 			continue
 		}
-		c.decisions[id] = *to
-		if had && old.row != to.row {
+		c.decisions[id] = next
+		if had && old.row != next.row {
 			altered[id] = true
 		}
 	}

@@ -65,9 +65,10 @@ type Config struct {
 	// prefixes, RuleEntries its rules after port ranges are split into blocks,
 	// RefusedEntries its refused identities, EndingEntries its decisions that end
 	// by themselves, LimitEntries those that limit flows (their rate, or that
-	// they come whole), NameEntries its patterns of DNS names. Rows cost memory when used.
-	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384, 4,096 and 16,384.
-	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries, NameEntries int
+	// they come whole), NameEntries its patterns of DNS names, RankEntries the decisions
+	// that Kubernetes' policies rank among those that accept names. Rows cost memory when used.
+	// Defaults 131,072, 32,768, 262,144, 16,384, 16,384, 4,096, 16,384 and 16,384.
+	PeerEntries, PrefixEntries, RuleEntries, RefusedEntries, EndingEntries, LimitEntries, NameEntries, RankEntries int
 	// QuotaEntries bounds the pairs of ends that are remembered to have begun flows
 	// lately where decisions have a rate, 120 bytes each. One that is forgotten too
 	// early may begin a quarter of a second's worth of flows more. Default 16,384.
@@ -105,7 +106,7 @@ func (c Config) Validate() error {
 	var faults []error
 	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "FlowsPerPort": c.FlowsPerPort,
 		"PeerEntries": c.PeerEntries, "PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
-		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "NameEntries": c.NameEntries, "AnswersPerSecond": c.AnswersPerSecond} {
+		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "NameEntries": c.NameEntries, "RankEntries": c.RankEntries, "AnswersPerSecond": c.AnswersPerSecond} {
 		if n < 0 || n > 1<<26 {
 			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
 		}
@@ -137,6 +138,7 @@ func (c Config) withDefaults() Config {
 	orElse(&c.RefusedEntries, 1<<14)
 	orElse(&c.EndingEntries, 1<<14)
 	orElse(&c.LimitEntries, 1<<12)
+	orElse(&c.RankEntries, 1<<14)
 	orElse(&c.QuotaEntries, 1<<14)
 	orElse(&c.NameEntries, 1<<14)
 	orElse(&c.AnswersPerSecond, 1000)

@@ -112,13 +112,15 @@ func (u *universe) names(rs *bocage.Ruleset) {
 	r := u.random
 	rs.Names = nil
 	for i, pattern := range patterns {
-		if r.IntN(2) > 0 {
-			continue
-		}
-		group := bocage.GroupFirst + 1_000_000 + bocage.Group(i*7+r.IntN(2))
-		rs.Names = append(rs.Names, bocage.Name{Name: pattern, Group: group})
-		if !slices.Contains(u.groups, group) {
-			u.groups = append(slices.Clip(u.groups), group)
+		for k, tier := range namers {
+			if r.IntN(2) > 0 {
+				continue
+			}
+			group := bocage.GroupFirst + 1_000_000 + bocage.Group((3*i+k)*7+r.IntN(2))
+			rs.Names = append(rs.Names, bocage.Name{Name: pattern, Tier: tier, Group: group})
+			if !slices.Contains(u.groups, group) {
+				u.groups = append(slices.Clip(u.groups), group)
+			}
 		}
 	}
 }
@@ -299,6 +301,9 @@ func (u *universe) decisions(rs *bocage.Ruleset) {
 			d.Code = pick(r, []bocage.ReasonCode{bocage.ReasonDefaultDeny, bocage.ReasonGuardrail, bocage.ReasonThreat, bocage.ReasonKubernetes})
 			d.Final = r.IntN(2) == 0
 		}
+		if r.IntN(3) > 0 {
+			d.Ranks = u.ranks(d.Verdict.Allowed())
+		}
 		if d.Verdict == bocage.VerdictInspect {
 			d.Profile = 1 + uint16(r.IntN(4094))
 		}
@@ -309,6 +314,20 @@ func (u *universe) decisions(rs *bocage.Ruleset) {
 	}
 	rs.Default = rs.Decisions[0].ID
 	u.endings(rs)
+}
+
+// ranks are so few that many are equal or next to each other. One author allows a name.
+func (u *universe) ranks(allowed bool) bocage.Ranks {
+	one := func() uint32 {
+		return pick(u.random, []uint32{0, 1, 2, 3, 1 << 31, bocage.EveryRank - 1, bocage.EveryRank})
+	}
+	if ranks := (bocage.Ranks{Admin: one(), Baseline: one()}); !allowed || u.random.IntN(8) == 0 {
+		return ranks
+	}
+	if u.random.IntN(2) == 0 {
+		return bocage.Ranks{Admin: one()}
+	}
+	return bocage.Ranks{Baseline: one()}
 }
 
 // endings makes some decisions give way to later ones: at times that are over, or
@@ -556,8 +575,10 @@ func TestRootDifferential(t *testing.T) {
 			t.Errorf("%d packets are counted as %s, want %d and up to %d more", got, reason, want, most)
 		}
 	}
-	if d.seen["by name"] < 100 {
-		t.Errorf("%d packets were decided by names: this tests little of them", d.seen["by name"])
+	for _, what := range []string{"by name", "by name, over what Kubernetes forbids"} {
+		if d.seen[what] < 100 {
+			t.Errorf("%d packets were decided %s: this tests little of that", d.seen[what], what)
+		}
 	}
 	t.Logf("%d packets, %d rulesets: %v", d.packets, generation-1, d.seen)
 }
@@ -641,8 +662,11 @@ func (d *differential) compare(rs *bocage.Ruleset, frames []passing) error {
 				return fmt.Errorf("no event of %s, %s (from %v, returned %d): %w", p.shape, p.flow, p.from, returned[i], err)
 			}
 			got = toldBy(returned[i], &event)
-			if _, plain := rs.Decide(p.flow); p.want.reason == bocage.ReasonRule && plain.Decision != p.want.decision {
+			if _, plain := rs.Decide(p.flow); plain.Decision != p.want.decision && p.want.would.Allowed() {
 				d.seen["by name"]++
+				if was, _ := rs.Decision(plain.Decision); was.Final {
+					d.seen["by name, over what Kubernetes forbids"]++
+				}
 			}
 			d.seen[fmt.Sprint(p.want.verdict, " would ", p.want.would, " ", p.want.reason)]++
 			d.compared.Evaluated += uint64(number(d.compared.Generation != 0))

@@ -112,24 +112,33 @@ func (k nameKey) part(a bpf.KernelAddress) uint32 {
 	return uint32((mixed(a.High, k.address[0])+mixed(a.Low, k.address[1]))*k.address[2]>>32) & (learnedParts - 1)
 }
 
+// namers are who may mean a name, in the order of a KernelName's groups: contracts, and
+// the policies of each tier.
+var namers = []string{"", bocage.TierAdmin, bocage.TierBaseline}
+
 // readNames compares names with those before.
 func (c *content) readNames(names []bocage.Name, e *edit, faults *faults) {
 	e.names, e.depths = map[nameID]bpf.KernelName{}, 0
-	ordered := slices.IsSortedFunc(names, bocage.CompareNames)
+	versions := make(map[nameID]bpf.KernelName, len(names))
 	seen := make(map[nameID]bocage.DomainName, len(names))
 	for i, n := range names {
-		id := c.keys.id(n.Name)
-		if parsed, err := bocage.ParseDomainName(string(n.Name)); err != nil || parsed != n.Name || n.Group == bocage.GroupAny || !ordered {
-			faults.add("the DNS name %q of group %d is not in canonical form, has no group, or is not in its order", string(n.Name), n.Group)
+		id, namer := c.keys.id(n.Name), slices.Index(namers, n.Tier)
+		ordered := i == 0 || bocage.CompareNames(names[i-1], n) < 0
+		if parsed, err := bocage.ParseDomainName(string(n.Name)); err != nil || parsed != n.Name || n.Group == bocage.GroupAny || namer < 0 || !ordered {
+			faults.add("the DNS name %q of group %d is not in canonical form, has no group, an unknown tier, or is not in its order", string(n.Name), n.Group)
 			continue
 		}
-		if other, is := seen[id]; is {
+		if other, is := seen[id]; is && other != n.Name {
 			faults.add("the DNS names %s and %s have the same id", other, n.Name)
 			continue
 		}
 		seen[id] = n.Name
 		e.depths |= depthOf(n.Name)
-		version := bpf.KernelName{Group: uint32(n.Group), Rank: uint32(i + 1)}
+		version := versions[id]
+		version.Groups[namer], version.Place = uint32(n.Group), cmp.Or(version.Place, uint32(i+1))
+		versions[id] = version
+	}
+	for id, version := range versions {
 		if c.names[id] != version {
 			e.names[id] = version
 		}

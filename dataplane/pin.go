@@ -68,6 +68,8 @@ func sizeOf(cfg Config, name string) (uint32, bool) {
 		return uint32(2 * cfg.LimitEntries), true
 	case "quotas":
 		return uint32(cfg.QuotaEntries), true
+	case "rankings":
+		return uint32(2 * cfg.RankEntries), true
 	case "names":
 		return uint32(2 * cfg.NameEntries), true
 	case "events":
@@ -127,7 +129,7 @@ func loadSpec(cfg Config) (*ebpf.CollectionSpec, error) {
 // take maps over.
 func layoutOf(spec *ebpf.CollectionSpec) string {
 	h := sha256.New()
-	fmt.Fprintln(h, bpf.Contract)
+	fmt.Fprintln(h, bpf.Contract, bpf.ContractOfNames)
 	for _, name := range slices.Sorted(maps.Keys(spec.Maps)) {
 		if m := spec.Maps[name]; isShared(name) {
 			fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
@@ -265,7 +267,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"endings": o.Endings, "guides": o.Guides,
 		"orders": o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,
-		"names": o.Names, "learned": o.Learned, "inquiries": o.Inquiries, "readings": o.Readings, "namings": o.Namings, "clerks": o.Clerks,
+		"names": o.Names, "rankings": o.Rankings, "learned": o.Learned, "inquiries": o.Inquiries, "readings": o.Readings, "namings": o.Namings, "clerks": o.Clerks,
 		"greetings": o.Greetings, "greeting_drafts": o.GreetingDrafts,
 	}
 }

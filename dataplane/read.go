@@ -175,8 +175,13 @@ func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults
 		if !d.Until.IsZero() {
 			row.Flags |= decisionEnds
 		}
-		if d.YieldsToNames() {
+		if d.MayYield() {
 			row.Flags |= decisionYields
+		}
+		var ranks bpf.KernelRanks
+		if d.Ranks != (bocage.Ranks{}) {
+			row.Flags |= decisionRanked
+			ranks = bpf.KernelRanks{Admin: d.Ranks.Admin, Baseline: d.Ranks.Baseline, Consumed: number(d.YieldsToNames())}
 		}
 		var limit bpf.KernelLimit
 		if l, limited := d.Limit(); limited {
@@ -185,7 +190,7 @@ func readDecisionRows(decisions []bocage.Decision, list []bocage.Profile, faults
 		if d.Whole() {
 			row.Limited, limit.Whole = 1, 1
 		}
-		all[d.ID] = decision{row: row, limit: limit, until: d.Until, then: d.Then}
+		all[d.ID] = decision{row: row, limit: limit, ranks: ranks, until: d.Until, then: d.Then}
 	}
 	return all
 }

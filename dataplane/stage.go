@@ -36,7 +36,8 @@ const (
 	tableSuccessions = 5
 	tableLimits      = 6
 	tableNames       = 7
-	tables           = 8
+	tableRanks       = 8
+	tables           = 9
 
 	ruleReason      = 0x80
 	formAnyProtocol = 17
@@ -44,6 +45,7 @@ const (
 	groupEnforces   = 2
 	decisionEnds    = 1
 	decisionYields  = 2
+	decisionRanked  = 4
 )
 
 // batch is what is to be done to rows of every table.
@@ -73,6 +75,7 @@ func (d *Dataplane) stage(b *batch, rows *changes) error {
 		stageRows(d, b, tableSuccessions, rows.successions, empty.successions),
 		stageRows(d, b, tableLimits, rows.limits, empty.limits),
 		stageRows(d, b, tableNames, rows.names, empty.names),
+		stageRows(d, b, tableRanks, rows.ranks, empty.ranks),
 	)
 }
 
@@ -178,7 +181,7 @@ func (d *Dataplane) prune(rows *changes) error {
 
 func (d *Dataplane) mapOf(table uint32) *ebpf.Map {
 	o := d.objects
-	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions, o.Limits, o.Names}[table]
+	return [tables]*ebpf.Map{o.Peers, o.Prefixes, o.Groups, o.Cells, o.RefusedIdentities, o.Successions, o.Limits, o.Names, o.Rankings}[table]
 }
 
 // compareAll reads every row of every table, and leaves in wanted those of which
@@ -201,6 +204,7 @@ func (d *Dataplane) compareAll(wanted *changes, slot uint32) (same bool, err err
 		}),
 		compareRows(d, tableLimits, wanted.limits, slot, &same, nil),
 		compareRows(d, tableNames, wanted.names, slot, &same, nil),
+		compareRows(d, tableRanks, wanted.ranks, slot, &same, nil),
 	)
 	return same, err
 }

@@ -99,7 +99,7 @@ func asked(o *bpf.KernelObjects) map[string]*ebpf.Map {
 	shared := map[string]*ebpf.Map{}
 	for name, m := range mapsOf(o) {
 		switch name {
-		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits", "names", "learned",
+		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits", "names", "rankings", "learned",
 			"port_addresses", "topology", "steering", "seeds", "shares":
 			shared[name] = m
 		}

@@ -354,7 +354,7 @@ func steps(ruleset *bocage.Ruleset, p dataplane.Passage, t bocage.Trace) []bocag
 			step("name", "the source was told that the destination is %s, until %s", n.Name, n.Until.UTC().Format(time.RFC3339))
 		}
 		if p.Named {
-			step("name", "who may consume one of these names may go where merely nobody allows the address")
+			step("name", "one of these names is consumed by a contract where merely nobody allows the address, or accepted by a ClusterNetworkPolicy before Kubernetes refuses it")
 		}
 		if p.Ended > 0 {
 			step("rule", "%d decisions had ended and gave way to the next", p.Ended)

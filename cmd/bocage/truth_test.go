@@ -44,7 +44,7 @@ func TestSimulateKubernetes(t *testing.T) {
 		}
 	}
 	t.Logf("%d cells", total)
-	if !t.Failed() && total < 7_400 {
+	if !t.Failed() && total < 7_500 {
 		t.Errorf("%d cells are fewer than there were", total)
 	}
 }
@@ -64,7 +64,7 @@ func simulateCase(t *testing.T, dir string, number int, objects string, c policy
 	cells = slices.DeleteFunc(cells, func(cell policytest.ReachCell) bool { return strings.Contains(cell.From+cell.To, ":") })
 	var probes bytes.Buffer
 	for _, cell := range cells {
-		if err := json.NewEncoder(&probes).Encode(bocage.SimulateProbe{From: cell.From, To: cell.To, Port: cell.Port, Protocol: cell.Protocol.String()}); err != nil {
+		if err := json.NewEncoder(&probes).Encode(bocage.SimulateProbe{From: cell.From, To: cell.To, Name: string(cell.Name), Port: cell.Port, Protocol: cell.Protocol.String()}); err != nil {
 			t.Fatal(err)
 		}
 	}

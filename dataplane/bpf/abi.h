@@ -204,7 +204,8 @@ struct decision {
 };
 _Static_assert(sizeof(struct decision) == 12, "decision");
 #define DECISION_ENDS 1	  // some time: see succession
-#define DECISION_YIELDS 2 // is merely the lack of an allow, which a name may give
+#define DECISION_YIELDS 2 // is a refusal that a name may open: see ranks
+#define DECISION_RANKED 4 // has ranks, by its id
 
 struct decision_row {
 	struct decision in[SLOTS];
@@ -249,21 +250,6 @@ _Static_assert(sizeof(struct quota_key) == 24, "quota_key");
 struct quota {
 	__u64 due; // CLOCK_MONOTONIC in ns: the next flow's turn
 };
-
-// A pattern of DNS names, by its id: a hash of the name, keyed by two of `seeds`, so
-// that whoever chooses names cannot choose ids; the lowest bit says that all names
-// below it are meant. Ids are the same in every generation, so that what was learned
-// under one stays.
-struct name {
-	__u32 group; // 0: the ruleset has no such pattern
-	__u32 rank;  // its place among the names; the first that allows a flow decides
-};
-_Static_assert(sizeof(struct name) == 8, "name");
-
-struct name_row {
-	struct name in[SLOTS];
-};
-#define NAME_BELOW 1
 
 // The ruleset of a slot.
 struct ruleset {
@@ -315,6 +301,7 @@ _Static_assert(sizeof(struct batch) == 32, "batch");
 #define TABLE_SUCCESSIONS 5
 #define TABLE_LIMITS 6
 #define TABLE_NAMES 7
+#define TABLE_RANKS 8
 
 // Whether a processor is in the middle of a packet, so that a change can await the
 // last packet that began before it.
@@ -557,53 +544,7 @@ struct hearings {
 };
 _Static_assert(sizeof(struct hearings) == 904, "hearings");
 
-// What a workload asked the DNS for, until it is answered: a question for a name
-// that some ruleset has. Every identity has sets of its own, chosen by the lowest
-// bits of the transaction's id, so nobody pushes out what another asked.
-struct set_key {
-	__u32 identity;
-	__u32 part;
-};
-_Static_assert(sizeof(struct set_key) == 8, "set_key");
-
-struct inquiry {
-	struct address server;
-	__u64 question; // hash of name, type and class, as they were written
-	__u64 until;	// coarse monotonic ns; 0: nobody's
-	__u16 port;	// of who asks
-	__u16 id;
-	__u8 protocol;
-	__u8 pad[3];
-};
-_Static_assert(sizeof(struct inquiry) == 40, "inquiry");
-
-#define INQUIRIES 8
-#define INQUIRY_PARTS 16
-struct inquiry_set {
-	struct bpf_spin_lock lock;
-	__u32 pad;
-	struct inquiry rows[INQUIRIES];
-};
-_Static_assert(sizeof(struct inquiry_set) == 328, "inquiry_set");
-
-// An address that a workload was told a name has. Sets are chosen by a hash of the
-// address; where one is full, what is over goes first, and the longest ago.
-struct learned {
-	struct address address;
-	__u64 name;  // id of the pattern; 0: nobody's
-	__u64 until; // monotonic ns: new flows may go there
-	__u64 used;  // when a flow was last let through by it
-};
-_Static_assert(sizeof(struct learned) == 40, "learned");
-
-#define LEARNED 16
-#define LEARNED_PARTS 64
-struct learned_set {
-	struct bpf_spin_lock lock;
-	__u32 pad;
-	struct learned rows[LEARNED];
-};
-_Static_assert(sizeof(struct learned_set) == 648, "learned_set");
+#include "abi_names.h"
 
 struct fragment_key {
 	struct address source;

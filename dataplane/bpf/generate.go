@@ -11,10 +11,14 @@ package bpf
 
 import _ "embed"
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel -output-stem kernel -type address -type sweep_order -type flow -type batch -type peer -type group -type refused -type rule_key -type decision -type term -type succession -type limit -type name -type set_key -type learned_set Kernel kernel.c -- -mcpu=v3 -Wall -nostdinc
+//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel -output-stem kernel -type address -type sweep_order -type flow -type batch -type peer -type group -type refused -type rule_key -type decision -type term -type succession -type limit -type ranks -type name -type set_key -type learned_set Kernel kernel.c -- -mcpu=v3 -Wall -nostdinc
 //go:generate go run github.com/cilium/ebpf/cmd/bpf2go -go-package bpf -target bpfel -output-stem frame Frame frame.c -- -mcpu=v3 -Wall -nostdinc
 
-// Contract is the text of abi.h, which names the layout of maps.
+// Contract is the text of abi.h, which names the layout of maps, and ContractOfNames
+// that of the part that is about names of the DNS.
 //
 //go:embed abi.h
 var Contract string
+
+//go:embed abi_names.h
+var ContractOfNames string

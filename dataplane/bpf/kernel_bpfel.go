@@ -394,9 +394,9 @@ type KernelMoment struct {
 }
 
 type KernelName struct {
-	_     structs.HostLayout
-	Group uint32
-	Rank  uint32
+	_      structs.HostLayout
+	Groups [3]uint32
+	Place  uint32
 }
 
 type KernelNameRow struct {
@@ -428,11 +428,12 @@ type KernelNaming struct {
 		Decision KernelDecision
 		Pad      uint32
 	}
-	Ids   [16]uint64
-	Count uint32
-	At    uint32
-	Rank  uint32
-	Pad   uint32
+	Ids    [16]uint64
+	Yields KernelRanks
+	Count  uint32
+	At     uint32
+	Place  uint32
+	Pad    uint32
 }
 
 type KernelOpening struct {
@@ -557,6 +558,19 @@ type KernelQuotaKey struct {
 	Destination uint32
 	Link        uint32
 	Pad         uint32
+}
+
+type KernelRanks struct {
+	_        structs.HostLayout
+	Admin    uint32
+	Baseline uint32
+	Consumed uint32
+	Pad      uint32
+}
+
+type KernelRanksRow struct {
+	_  structs.HostLayout
+	In [4]KernelRanks
 }
 
 type KernelReading struct {
@@ -775,6 +789,7 @@ const (
 	KernelMapPressure           = "pressure"
 	KernelMapQuestions          = "questions"
 	KernelMapQuotas             = "quotas"
+	KernelMapRankings           = "rankings"
 	KernelMapReadings           = "readings"
 	KernelMapRefusals           = "refusals"
 	KernelMapRefusedIdentities  = "refused_identities"
@@ -903,6 +918,7 @@ type KernelMapSpecs struct {
 	Pressure          *ebpf.MapSpec `ebpf:"pressure"`
 	Questions         *ebpf.MapSpec `ebpf:"questions"`
 	Quotas            *ebpf.MapSpec `ebpf:"quotas"`
+	Rankings          *ebpf.MapSpec `ebpf:"rankings"`
 	Readings          *ebpf.MapSpec `ebpf:"readings"`
 	Refusals          *ebpf.MapSpec `ebpf:"refusals"`
 	RefusedIdentities *ebpf.MapSpec `ebpf:"refused_identities"`
@@ -991,6 +1007,7 @@ type KernelMaps struct {
 	Pressure          *ebpf.Map `ebpf:"pressure"`
 	Questions         *ebpf.Map `ebpf:"questions"`
 	Quotas            *ebpf.Map `ebpf:"quotas"`
+	Rankings          *ebpf.Map `ebpf:"rankings"`
 	Readings          *ebpf.Map `ebpf:"readings"`
 	Refusals          *ebpf.Map `ebpf:"refusals"`
 	RefusedIdentities *ebpf.Map `ebpf:"refused_identities"`
@@ -1041,6 +1058,7 @@ func (m *KernelMaps) Close() error {
 		m.Pressure,
 		m.Questions,
 		m.Quotas,
+		m.Rankings,
 		m.Readings,
 		m.Refusals,
 		m.RefusedIdentities,

@@ -168,7 +168,7 @@ func TestRootProgramsStaySmall(t *testing.T) {
 	hosttest.Root(t)
 	limits := map[string]uint32{"from_workload": 260_000, "to_workload": 260_000, "from_decoy": 60_000,
 		"from_engine_outside": 500, "from_engine_inside": 80_000, "sweep": 60_000,
-		"across_wire": 260_000, "out_of_wire": 20, "stage": 50_000}
+		"across_wire": 260_000, "out_of_wire": 20, "stage": 58_000}
 	var objects KernelObjects
 	if err := LoadKernelObjects(&objects, nil); err != nil {
 		t.Fatal(err)

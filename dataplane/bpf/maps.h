@@ -94,6 +94,15 @@ struct {
 	__type(value, struct quota);
 } quotas SEC(".maps");
 
+// Decisions with ranks.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 15);
+	__type(key, __u32);
+	__type(value, struct ranks_row);
+} rankings SEC(".maps");
+
 // Patterns of DNS names that rules lead to, by their ids.
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // The twin of Ruleset.DecideNamed: where policy merely does not allow an address
-// outside, a name that the flow's source was told the address has may. What is
-// learned is written by resolve.h; here it is only read.
+// outside, a name that the flow's source was told the address has may, and where
+// Kubernetes refuses it, a name that it accepts before. What is learned is written by
+// resolve.h; here it is only read.
 #pragma once
 
 #include "table.h"
@@ -13,9 +14,10 @@ struct naming {
 	struct ruling ruling;
 	struct ruling best;
 	__u64 ids[LEARNED];
+	struct ranks yields; // of what was refused
 	__u32 count;
 	__u32 at;
-	__u32 rank; // of the best; 0: none
+	__u32 place; // of the best; 0: none
 	__u32 pad;
 };
 
@@ -72,7 +74,25 @@ STAGE int recall_names(const struct passage *at, const struct address *address)
 	return n->count = count;
 }
 
-// Tries the next of the names: the first in the order of names that allows counts.
+static __always_inline const struct ranks *ranks_of(const struct ruleset *rules, __u32 id)
+{
+	struct ranks_row *row = bpf_map_lookup_elem(&rankings, &id);
+	return row ? &row->in[rules->slot & ACTIVE_SLOT] : NULL;
+}
+
+// Whether what was decided of a name lets pass what was refused of the address.
+static __always_inline bool opens(const struct naming *n, const struct ruleset *rules, const struct decision *named)
+{
+	if (!is_allowed(named->verdict))
+		return false;
+	if (!(named->flags & DECISION_RANKED))
+		return named->reason == REASON_RULE && n->yields.consumed;
+	const struct ranks *its = ranks_of(rules, named->id);
+	return its && ((its->admin && its->admin < n->yields.admin) || (its->baseline && its->baseline < n->yields.baseline));
+}
+
+// Tries the next of the names: the first in the order of names that allows counts, of
+// its groups the first.
 STAGE int try_name(const struct ruleset *rules, __u64 now)
 {
 	struct naming *n = naming();
@@ -83,20 +103,39 @@ STAGE int try_name(const struct ruleset *rules, __u64 now)
 	if (!row)
 		return 0;
 	const struct name *name = &row->in[rules->slot & ACTIVE_SLOT];
-	__u32 rank = name->rank;
-	if (!name->group || (n->rank && n->rank <= rank))
+	__u32 place = name->place;
+	if (!place || (n->place && n->place <= place))
 		return 0;
-	const struct group *source = group_of(rules, n->trial.from), *target = group_of(rules, name->group);
-	n->trial.to = name->group;
-	n->trial.forms = source && target ? source->exact_from & target->exact_to : 0;
-	if (!probe(&n->trial, &n->ruling.decision))
-		return 0;
-	follow(rules, now, &n->ruling);
-	if (!is_allowed(n->ruling.decision.verdict) || n->ruling.decision.reason != REASON_RULE)
-		return 0;
-	n->best = n->ruling;
-	n->rank = rank;
+	const struct group *source = group_of(rules, n->trial.from);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < NAMERS; i++) {
+		__u32 group = name->groups[i];
+		const struct group *target = group ? group_of(rules, group) : NULL;
+		n->trial.to = group;
+		n->trial.forms = source && target ? source->exact_from & target->exact_to : 0;
+		if (!n->trial.forms || !probe(&n->trial, &n->ruling.decision))
+			continue;
+		follow(rules, now, &n->ruling);
+		if (!opens(n, rules, &n->ruling.decision))
+			continue;
+		n->best = n->ruling;
+		n->place = place;
+		break;
+	}
 	return 0;
+}
+
+// Which names may open what was refused.
+static __always_inline void find_yields(struct naming *n, const struct ruleset *rules, const struct outcome *out)
+{
+	const struct ranks *its = ranks_of(rules, out->decision);
+	if (its && (its->admin | its->baseline)) {
+		n->yields = *its;
+		return;
+	}
+	n->yields.admin = EVERY_RANK;
+	n->yields.baseline = out->reason == REASON_DEFAULT_DENY ? EVERY_RANK : 0;
+	n->yields.consumed = true;
 }
 
 // What judge_named needs to know of a cell, which has no room where that is called.
@@ -110,7 +149,7 @@ static __always_inline int yield_to_names(const struct ruleset *rules, const str
 	n->trial.port = cell->port;
 	n->trial.protocol = cell->protocol;
 	n->trial.kind = 0;
-	n->at = n->rank = 0;
+	n->at = n->place = 0;
 	return true;
 }
 
@@ -121,13 +160,14 @@ STAGE int judge_named(const struct passage *at, __u32 index, __u32 original, str
 	const struct ruleset *rules = bpf_map_lookup_elem(&rulesets, &index);
 	if (!at || !rules || !out || !n)
 		return 0;
+	find_yields(n, rules, out);
 	__u32 count = recall_names(at, original ? &at->packet.destination : &at->packet.source);
 	for (__u32 i = 0; i < LEARNED && i < count; i++)
 		try_name(rules, at->now);
-	if (!n->rank)
+	if (!n->place)
 		return 0;
 	if (out->until < n->best.until)
 		n->best.until = out->until;
 	rule(&n->best, out);
-	return n->rank;
+	return n->place;
 }

@@ -75,6 +75,7 @@ STAGE_ROWS(stage_refused, refused_identities, __u32, struct refused_row)
 STAGE_ROWS(stage_succession, successions, __u32, struct succession_row)
 STAGE_ROWS(stage_limit, limits, __u32, struct limit_row)
 STAGE_ROWS(stage_name, names, __u64, struct name_row)
+STAGE_ROWS(stage_ranks, rankings, __u32, struct ranks_row)
 
 SEC("syscall")
 int stage(struct batch *order)
@@ -107,6 +108,9 @@ int stage(struct batch *order)
 		break;
 	case TABLE_NAMES:
 		bpf_loop(count, stage_name, &batch, 0);
+		break;
+	case TABLE_RANKS:
+		bpf_loop(count, stage_ranks, &batch, 0);
 		break;
 	default:
 		batch.error = ERROR_WHAT;

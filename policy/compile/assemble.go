@@ -337,7 +337,7 @@ func (c *compiler) writeAll(list []int32) []bocage.Decision {
 // written is a decision with its number.
 func (c *compiler) written(i int32, id bocage.DecisionID) bocage.Decision {
 	d := &c.decisions.list[i]
-	out := bocage.Decision{ID: id, Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Final: d.final, Log: d.log, By: d.by}
+	out := bocage.Decision{ID: id, Verdict: d.verdict, Code: d.code, Profile: c.book.profiles[profileName(d.profiles)], Final: d.final, Ranks: d.ranks, Log: d.log, By: d.by}
 	if !d.duties.Empty() {
 		duties := d.duties // of this output alone
 		out.Duties = &duties

@@ -86,7 +86,7 @@ func (c *compiler) stateConsumes(a *application) {
 		at := field("spec.consumes", j)
 		half := Ref("Application", a, at)
 		if consume.External.Name != "" {
-			c.state(statement{kind: allowName, from: side{list: a.groups}, to: side{list: c.pop.domain(consume.External.Name)},
+			c.state(statement{kind: allowName, from: side{list: a.groups}, to: side{list: c.pop.domain(domain{name: consume.External.Name})},
 				ports: transport(consume.Port, consume.EndPort, consume.Protocol), by: []bocage.Ref{half}})
 			continue
 		}

@@ -3,6 +3,7 @@ package compile
 import (
 	"cmp"
 	"encoding/binary"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +20,7 @@ type decision struct {
 	duties   bocage.Duties
 	log      bool
 	final    bool // of a refusal by Kubernetes: see bocage.Decision
+	ranks    bocage.Ranks
 	by       []bocage.Ref
 	// until is when it gives way to the decision with the number then; zero:
 	// never.
@@ -159,8 +161,10 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		}
 	}
 
-	// A name is no place: what refuses is said of the address that goes by it.
-	named := slices.ContainsFunc(alive, func(s *statement) bool { return s.kind == allowName })
+	// A name is no place: what else allows or refuses is said of the address that goes
+	// by it.
+	named := slices.ContainsFunc(alive, (*statement).towardsName)
+	var accept *statement // the first that accepts the name
 	var allows, isolations, refusals, answers, marks, diverts, exceptions []bocage.Ref
 	var kubes, owes []*statement
 	var to []*owed
@@ -168,7 +172,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 	wish, silentWish := bocage.VerdictDrop, bocage.VerdictDrop
 	for _, s := range alive {
 		switch s.kind {
-		case isolate, refuse, answer, kube:
+		case allow, isolate, refuse, answer, kube:
 			if named {
 				continue
 			}
@@ -177,6 +181,10 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		case allow, allowName:
 			allows = append(allows, s.by...)
 			owed.add(s)
+		case acceptName:
+			if accept == nil || compareKube(s, accept) < 0 {
+				accept = s
+			}
 		case kube:
 			kubes = append(kubes, s)
 		case isolate:
@@ -216,7 +224,10 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 		}
 	}
 	own := owed.owe(owes, protected)
-	kubeSays, kubeBy := judgeKubernetes(kubes)
+	kubeSays, kubeBy, ranks := judgeKubernetes(kubes)
+	if accept != nil {
+		kubeSays, kubeBy, ranks = kubeAllows, accept.by, accept.kube.ranks()
+	}
 	var kubeRefusals []bocage.Ref
 	if kubeSays == kubeRefuses {
 		kubeRefusals = kubeBy
@@ -233,13 +244,16 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			d.code = bocage.ReasonGuardrail
 		case len(kubeRefusals) > 0:
 			d.code, d.final = bocage.ReasonKubernetes, true
+			if len(answers) == 0 {
+				d.ranks = ranks
+			}
 		default:
 			d.code = bocage.ReasonThreat
 		}
 	case len(allows) == 0 && kubeSays == kubeWithholds:
-		d.code, d.by = bocage.ReasonKubernetes, kubeBy
+		d.code, d.by, d.ranks = bocage.ReasonKubernetes, kubeBy, ranks
 	case len(allows) == 0 && kubeSays != kubeAllows:
-		d.code = bocage.ReasonDefaultDeny
+		d.code, d.ranks = bocage.ReasonDefaultDeny, ranks
 	case len(owed.impossible) > 0:
 		d.code, d.by = bocage.ReasonGuardrail, owed.impossible
 	default:
@@ -248,7 +262,7 @@ func decideAt(covering []*statement, moment time.Time, strict bool) decision {
 			d.code = bocage.ReasonKubernetes
 		}
 		if kubeSays == kubeAllows {
-			allows = append(allows, kubeBy...)
+			allows, d.ranks = append(allows, kubeBy...), ranks
 		}
 		slices.SortFunc(exceptions, compareRefs)
 		before, after := append(allows, owed.by[:own]...), append(exceptions, marks...)
@@ -382,7 +396,7 @@ func unique(refs []bocage.Ref) []bocage.Ref {
 
 // equal reports whether two decisions are the same, ends apart.
 func (d *decision) equal(o decision) bool {
-	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.final == o.final && d.duties == o.duties && slices.Equal(d.by, o.by)
+	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.final == o.final && d.ranks == o.ranks && d.duties == o.duties && slices.Equal(d.by, o.by)
 }
 
 // internChain gives the first of a chain of decisions its number.
@@ -450,6 +464,9 @@ func (d *decisions) key(x *decision) string {
 		}
 		if x.final {
 			b.WriteString(" final")
+		}
+		if x.ranks != (bocage.Ranks{}) {
+			fmt.Fprintf(&b, " before %d %d", x.ranks.Admin, x.ranks.Baseline)
 		}
 		for _, duty := range said.duties.List() {
 			b.WriteString(" +")

@@ -27,6 +27,9 @@ type kubeRule struct {
 	// changes nothing that others say.
 	priority int32
 	rank     int
+	// order is the place of a ClusterNetworkPolicy's egress rule in its tier, as
+	// Ranks have it.
+	order uint32
 	// among says that it counts only where the other end is a workload.
 	among bool
 }
@@ -83,19 +86,21 @@ const (
 )
 
 // judgeKubernetes combines the kube statements that cover one cell: what they
-// come to, and the rules that decided. Of two ends that withhold, the
+// come to, the rules that decided, and of what is not allowed which ranks of rules
+// that accept names go before it. Of two ends that withhold, the
 // destination's counts as the one that does, so that a closed destination is
 // closed by the same authors to everyone.
-func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref) {
+func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref, bocage.Ranks) {
+	none := bocage.Ranks{}
 	if len(covering) == 0 {
-		return kubeSilent, nil
+		return kubeSilent, nil, none
 	}
 	source, destination := natureOf(covering, false), natureOf(covering, true)
 	if source == kubeOutside && destination == kubeOutside {
-		return kubeSilent, nil
+		return kubeSilent, nil, none
 	}
-	egress, byEgress := kubeEnd(covering, false, source, destination)
-	ingress, byIngress := kubeEnd(covering, true, destination, source)
+	egress, byEgress, ranks := kubeEnd(covering, false, source, destination)
+	ingress, byIngress, _ := kubeEnd(covering, true, destination, source)
 	switch {
 	case egress == endRefuses || ingress == endRefuses:
 		var by []bocage.Ref
@@ -103,17 +108,17 @@ func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref) {
 			by = append(by, byEgress...)
 		}
 		if ingress == endRefuses {
-			by = append(by, byIngress...)
+			by, ranks = append(by, byIngress...), none
 		}
-		return kubeRefuses, by
+		return kubeRefuses, by, ranks
 	case ingress == endWithholds:
-		return kubeWithholds, byIngress
+		return kubeWithholds, byIngress, none
 	case egress == endWithholds:
-		return kubeWithholds, byEgress
+		return kubeWithholds, byEgress, ranks
 	case egress == endAccepts || ingress == endAccepts || egress == endDefault && ingress == endDefault:
-		return kubeAllows, slices.Concat(byEgress, byIngress)
+		return kubeAllows, slices.Concat(byEgress, byIngress), none
 	}
-	return kubeSilent, nil
+	return kubeSilent, nil, ranks
 }
 
 // natureOf tells what an end is: kubePod, kubePlain or kubeOutside.
@@ -131,10 +136,11 @@ func natureOf(covering []*statement, ingress bool) kubeAction {
 	return unsaid
 }
 
-// kubeEnd goes through the tiers of one end.
-func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeOutcome, []bocage.Ref) {
+// kubeEnd goes through the tiers of one end. The ranks are zero where they are what
+// Decision.Yields takes them for.
+func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeOutcome, []bocage.Ref, bocage.Ranks) {
 	if here == kubeOutside {
-		return endDefault, nil
+		return endDefault, nil, bocage.Ranks{}
 	}
 	var isolating []*statement
 	var accepting []*statement
@@ -155,23 +161,43 @@ func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeO
 			accepting = append(accepting, s)
 		}
 	}
+	var ranks bocage.Ranks
+	if admin != nil { // it denies, or passes: then Baseline may accept a name all the same
+		ranks.Admin = admin.kube.order
+	}
 	switch {
 	case admin != nil && admin.kube.action == kubeAccept:
-		return endAccepts, admin.by
+		return endAccepts, admin.by, ranks
 	case admin != nil && admin.kube.action == kubeDeny:
-		return endRefuses, admin.by
+		return endRefuses, admin.by, ranks
 	case len(isolating) > 0 && len(accepting) > 0:
-		return endAccepts, kubeAuthors(accepting)
+		return endAccepts, kubeAuthors(accepting), ranks
 	case len(isolating) > 0:
-		return endWithholds, kubeAuthors(isolating)
-	case baseline != nil && baseline.kube.action == kubeAccept:
-		return endAccepts, baseline.by
-	case baseline != nil && baseline.kube.action == kubeDeny:
-		return endWithholds, baseline.by
-	case here == kubePod:
-		return endDefault, nil
+		return endWithholds, kubeAuthors(isolating), ranks
 	}
-	return endUndecided, nil
+	if admin != nil || baseline != nil {
+		ranks = bocage.Ranks{Admin: cmp.Or(ranks.Admin, bocage.EveryRank), Baseline: bocage.EveryRank}
+	}
+	if baseline != nil {
+		ranks.Baseline = baseline.kube.order
+	}
+	switch {
+	case baseline != nil && baseline.kube.action == kubeAccept:
+		return endAccepts, baseline.by, ranks
+	case baseline != nil && baseline.kube.action == kubeDeny:
+		return endWithholds, baseline.by, ranks
+	case here == kubePod:
+		return endDefault, nil, ranks
+	}
+	return endUndecided, nil, ranks
+}
+
+// ranks is the place of a rule that accepts a name.
+func (r *kubeRule) ranks() bocage.Ranks {
+	if r.tier == kubeBaseline {
+		return bocage.Ranks{Baseline: r.order}
+	}
+	return bocage.Ranks{Admin: r.order}
 }
 
 // compareKube orders the statements of rules. What has no author comes first.
@@ -449,133 +475,6 @@ func (c *compiler) stateOwnNodes(isolated []int32) {
 	}
 }
 
-// stateClusterNetworkPolicies states the rules of both tiers, in the order of
-// their priority.
-func (c *compiler) stateClusterNetworkPolicies() {
-	list := slices.Clone(c.in.clusterNetworkPolicies)
-	slices.SortFunc(list, func(a, b *bocage.ClusterNetworkPolicy) int {
-		return cmp.Or(cmp.Compare(*a.Spec.Priority, *b.Spec.Priority), cmp.Compare(a.Name, b.Name))
-	})
-	for _, p := range list {
-		rank := 0
-		c.noteDomainNames(p)
-		members := c.clusterPeer(p.Spec.Subject.Namespaces, p.Spec.Subject.Pods)
-		if len(members) == 0 {
-			c.findings.note(Ref("ClusterNetworkPolicy", p, "spec.subject"), NoWorkloads, "it is about no workload today")
-			continue
-		}
-		subject := side{list: members}
-		if c.pop.isEveryWorkload(members) {
-			subject = side{any: true} // an end outside has no policies: see kubeEnd
-		}
-		rule := kubeRule{tier: kubeAdmin, priority: *p.Spec.Priority}
-		if p.Spec.Tier == bocage.TierBaseline {
-			rule.tier = kubeBaseline
-		}
-		rule.ingress = true
-		for i, r := range p.Spec.Ingress {
-			rank++
-			rule.action, rule.rank = kubeActions[r.Action], rank
-			var from []int32
-			for _, peer := range r.From {
-				from = append(from, c.clusterPeer(peer.Namespaces, peer.Pods)...)
-			}
-			ports, names := clusterPorts(r.Protocols)
-			c.stateKubeRule(rule, subject, kubePeers{list: sortedOnce(from)}, ports, names, Ref("ClusterNetworkPolicy", p, field("spec.ingress", i)))
-		}
-		rule.ingress = false
-		for i, r := range p.Spec.Egress {
-			rank++
-			rule.action, rule.rank = kubeActions[r.Action], rank
-			var to []int32
-			for j := range r.To {
-				to = append(to, c.clusterEgressPeer(&r.To[j])...)
-			}
-			ports, names := clusterPorts(r.Protocols)
-			c.stateKubeRule(rule, subject, kubePeers{list: sortedOnce(to)}, ports, names, Ref("ClusterNetworkPolicy", p, field("spec.egress", i)))
-		}
-	}
-}
-
-// UnknownDomainName says that a rule means a domain name, whose addresses policy
-// does not know.
-const UnknownDomainName = "UnknownDomainName"
-
-func (c *compiler) noteDomainNames(p *bocage.ClusterNetworkPolicy) {
-	for i, r := range p.Spec.Egress {
-		for j, peer := range r.To {
-			if len(peer.DomainNames) > 0 {
-				c.findings.reject(Ref("ClusterNetworkPolicy", p, field("spec.egress", i)+"."+field("to", j)+".domainNames"), UnknownDomainName,
-					"the addresses of %s are not known, so this peer matches nothing: name them as networks until then", quoteList(peer.DomainNames))
-			}
-		}
-	}
-}
-
-// clusterPeer resolves a subject or a peer that means workloads.
-func (c *compiler) clusterPeer(namespaces *bocage.Selector, pods *bocage.NamespacedPod) []int32 {
-	switch {
-	case namespaces != nil:
-		return c.pop.matchNamespaced(namespaces, nil)
-	case pods != nil:
-		return c.pop.matchNamespaced(&pods.NamespaceSelector, pods.PodSelector)
-	}
-	return nil
-}
-
-func (c *compiler) clusterEgressPeer(peer *bocage.ClusterNetworkPolicyEgressPeer) []int32 {
-	var out []int32
-	switch {
-	case peer.Nodes != nil:
-		for _, host := range c.in.hosts {
-			if !peer.Nodes.Matches(host.Labels) {
-				continue
-			}
-			for _, address := range host.Spec.Addresses {
-				out = append(out, c.pop.within(single(address))...)
-			}
-		}
-	case len(peer.Networks) > 0:
-		for _, cidr := range peer.Networks {
-			out = append(out, c.pop.within(blockOf(cidr))...)
-		}
-	default:
-		return c.clusterPeer(peer.Namespaces, peer.Pods)
-	}
-	return out
-}
-
-// clusterPorts resolves the protocols of a rule, numbers and names apart; none
-// are every protocol.
-func clusterPorts(list []bocage.ClusterNetworkPolicyProtocol) (ports, []kubePortName) {
-	if len(list) == 0 {
-		return everything, nil
-	}
-	var numbers ports
-	var names []kubePortName
-	add := func(protocol bocage.Protocol, t *bocage.ClusterNetworkPolicyTransport) {
-		if t == nil {
-			return
-		}
-		r := bocage.AllPorts
-		if port := t.DestinationPort; port != nil && port.Range != nil {
-			r = bocage.PortRange{First: uint16(port.Range.Start), Last: uint16(port.Range.End)}
-		} else if port != nil {
-			r = bocage.PortRange{First: uint16(*port.Number), Last: uint16(*port.Number)}
-		}
-		numbers.ranges = append(numbers.ranges, protocolRange{protocol, r})
-	}
-	for _, p := range list {
-		add(bocage.ProtocolTCP, p.TCP)
-		add(bocage.ProtocolUDP, p.UDP)
-		add(bocage.ProtocolSCTP, p.SCTP)
-		if p.DestinationNamedPort != "" {
-			names = append(names, kubePortName{name: p.DestinationNamedPort})
-		}
-	}
-	return numbers.normal(), names
-}
-
 // networkPolicy notes what a policy asks about workloads, so that those who
 // answer differently are told apart.
 func (q *asked) networkPolicy(p *bocage.NetworkPolicy) {
@@ -709,7 +608,13 @@ func (p *population) followKubernetesPrefixes(was, now *admitted, d *change) {
 	}
 	if d.of(kindClusterNetworkPolicy) {
 		eachChange(was.clusterNetworkPolicies, now.clusterNetworkPolicies, compareNames[*bocage.ClusterNetworkPolicy],
-			func(o *bocage.ClusterNetworkPolicy) { eachClusterBlock(o, count(-1)) }, func(o *bocage.ClusterNetworkPolicy) { eachClusterBlock(o, count(1)) })
+			func(o *bocage.ClusterNetworkPolicy) {
+				eachClusterBlock(o, count(-1))
+				clusterNamesOf(o, p.domains.count(-1))
+			}, func(o *bocage.ClusterNetworkPolicy) {
+				eachClusterBlock(o, count(1))
+				clusterNamesOf(o, p.domains.count(1))
+			})
 	}
 	if d.of(kindHost, kindNetworkPolicy, kindClusterNetworkPolicy) && !sameNodes(was, now) {
 		was.eachNodeAddress(count(-1))

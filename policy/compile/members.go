@@ -334,7 +334,7 @@ func (p *population) pickAgain(d *change) {
 			pick.list = withoutNumber(pick.list, i)
 		}
 		for _, i := range d.come {
-			if i := i; p.subjects[i].domain == "" && !p.subjects[i].prefix.IsValid() && p.subjects[i].picked(pick.namespaces, pick.selector) {
+			if i := i; !p.subjects[i].isDomain() && !p.subjects[i].prefix.IsValid() && p.subjects[i].picked(pick.namespaces, pick.selector) {
 				pick.list = withNumber(pick.list, i)
 			}
 		}

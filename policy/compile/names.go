@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -13,53 +14,90 @@ import (
 // so a cell towards a name holds only who allows the name (allowName) and what is
 // owed on the way to addresses outside. Which of them the name will have is not
 // known: what is owed towards any is owed.
+//
+// ClusterNetworkPolicies accept names too (acceptName), and go before what Kubernetes
+// refuses later. So a name is a subject for those who consume it, another one for the
+// tier Admin and a third for Baseline: a cell towards it has one author, who stands in
+// one place. What was refused of an address says which places are before it.
 
 // domains are the names that somebody declares.
 type domains struct {
-	list    []int32                     // their subjects, sorted by name
-	named   map[bocage.DomainName]int32 // how often
-	renamed map[bocage.DomainName]bool  // those that may not be named as they were; nil: all
+	list    []int32          // their subjects, sorted by domain
+	named   map[domain]int32 // how often
+	renamed map[domain]bool  // those that may not be named as they were; nil: all
+}
+
+// domain is a name as contracts consume it, or as policies of a tier accept it.
+type domain struct {
+	name bocage.DomainName
+	tier string // empty: of contracts
+}
+
+func compareDomains(a, b domain) int {
+	return cmp.Or(cmp.Compare(a.name, b.name), cmp.Compare(a.tier, b.tier))
 }
 
 // namesOf visits the names that an Application names.
-func namesOf(a *bocage.Application, visit func(bocage.DomainName)) {
+func namesOf(a *bocage.Application, visit func(domain)) {
 	for _, consume := range a.Spec.Consumes {
 		if consume.External.Name != "" {
-			visit(consume.External.Name)
+			visit(domain{name: consume.External.Name})
 		}
 	}
+}
+
+// clusterNamesOf visits the names that a ClusterNetworkPolicy accepts.
+func clusterNamesOf(p *bocage.ClusterNetworkPolicy, visit func(domain)) {
+	for i := range p.Spec.Egress {
+		for _, d := range acceptedNames(p, &p.Spec.Egress[i]) {
+			visit(d)
+		}
+	}
+}
+
+// acceptedNames lists the names that a rule accepts. What no name can be, which
+// upstream takes, nobody is ever told.
+func acceptedNames(p *bocage.ClusterNetworkPolicy, r *bocage.ClusterNetworkPolicyEgressRule) []domain {
+	var out []domain
+	for i := range r.To {
+		for _, text := range r.To[i].DomainNames {
+			if name, err := bocage.ParseDomainName(text); err == nil {
+				out = append(out, domain{name, p.Spec.Tier})
+			}
+		}
+	}
+	return out
 }
 
 // count counts, up or down, who declares a name.
-func (k *domains) count(by int32) func(bocage.DomainName) {
-	return func(name bocage.DomainName) {
+func (k *domains) count(by int32) func(domain) {
+	return func(d domain) {
 		if k.named == nil {
-			k.named = map[bocage.DomainName]int32{}
+			k.named = map[domain]int32{}
 		}
 		if k.renamed != nil {
-			if _, known := k.renamed[name]; !known {
-				k.renamed[name] = k.named[name] > 0
+			if _, known := k.renamed[d]; !known {
+				k.renamed[d] = k.named[d] > 0
 			}
 		}
-		if k.named[name] += by; k.named[name] == 0 {
-			delete(k.named, name)
+		if k.named[d] += by; k.named[d] == 0 {
+			delete(k.named, d)
 		}
 	}
 }
 
-func domainSubject(name bocage.DomainName) subject {
-	return subject{key: "name " + string(name), name: string(name), domain: name}
+func domainSubject(d domain) subject {
+	s := subject{key: "name " + string(d.name), name: string(d.name), domain: d}
+	if d.tier != "" {
+		s.key += " " + d.tier
+	}
+	return s
 }
 
 // addDomains makes a subject of every name.
 func (p *population) addDomains() {
-	names := make([]bocage.DomainName, 0, len(p.domains.named))
-	for name := range p.domains.named {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		p.domains.list = append(p.domains.list, p.addSubject(domainSubject(name)))
+	for _, d := range slices.SortedFunc(maps.Keys(p.domains.named), compareDomains) {
+		p.domains.list = append(p.domains.list, p.addSubject(domainSubject(d)))
 	}
 }
 
@@ -84,25 +122,25 @@ func (p *population) changeDomains(d *change) bool {
 	return true
 }
 
-func (p *population) findDomain(name bocage.DomainName) (at int, found bool) {
-	return slices.BinarySearchFunc(p.domains.list, name, func(i int32, name bocage.DomainName) int {
-		return cmp.Compare(p.subjects[i].domain, name)
-	})
+func (p *population) findDomain(d domain) (at int, found bool) {
+	return slices.BinarySearchFunc(p.domains.list, d, func(i int32, d domain) int { return compareDomains(p.subjects[i].domain, d) })
 }
 
-// domain is the subject of a name.
-func (p *population) domain(name bocage.DomainName) []int32 {
-	at, found := p.findDomain(name)
-	if !found {
-		return nil
+// domain lists the subjects of names, sorted.
+func (p *population) domain(list ...domain) []int32 {
+	var out []int32
+	for _, d := range list {
+		if at, found := p.findDomain(d); found {
+			out = append(out, p.domains.list[at])
+		}
 	}
-	return []int32{p.domains.list[at]}
+	return sortedOnce(out)
 }
 
 // orNames adds all names to a side that means prefixes: one of them may have any
 // address there.
 func (p *population) orNames(s side) side {
-	if s.any || len(p.domains.list) == 0 || len(s.list) == 0 || p.subjects[s.list[0]].first != nil || p.subjects[s.list[0]].domain != "" {
+	if s.any || len(p.domains.list) == 0 || len(s.list) == 0 || p.subjects[s.list[0]].first != nil || p.subjects[s.list[0]].isDomain() {
 		return s
 	}
 	return side{list: merged(s.list, p.domains.list)}
@@ -112,7 +150,8 @@ func (p *population) orNames(s side) side {
 func (c *compiler) nameGroups(rs *whole) {
 	var names []bocage.Name
 	for _, i := range c.pop.domains.list {
-		names = append(names, bocage.Name{Name: c.pop.subjects[i].domain, Group: c.pop.subjects[i].group})
+		s := &c.pop.subjects[i]
+		names = append(names, bocage.Name{Name: s.domain.name, Tier: s.domain.tier, Group: s.group})
 	}
 	if !slices.Equal(names, rs.names) {
 		c.book.changed.all = true

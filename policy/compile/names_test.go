@@ -1,6 +1,7 @@
 package compile_test
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -14,11 +15,11 @@ import (
 )
 
 // TestNamesAgreeWithJudge gives random policies an Application for every namespace
-// that consumes names at common ports, and holds what is opened by name against
-// the second opinion.
+// that consumes names at common ports, and ClusterNetworkPolicies that accept them,
+// and holds what is opened by name against the second opinion.
 func TestNamesAgreeWithJudge(t *testing.T) {
 	heard := []bocage.DomainName{"api.example.com"}
-	opened := 0
+	opened, over := 0, map[string]int{}
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
 		for _, namespace := range []string{"shop", "pay", "dev"} {
@@ -30,6 +31,7 @@ func TestNamesAgreeWithJudge(t *testing.T) {
 			in.Applications = append(in.Applications, app)
 		}
 		oweAndExcept(t, &in)
+		rankNames(t, &in)
 		rs := compile.CompileSpelling(in, rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out")).Ruleset()
 		judge := explain.NewJudge(in)
 		moments := policytest.Moments()
@@ -51,6 +53,8 @@ func TestNamesAgreeWithJudge(t *testing.T) {
 			}
 			opened++
 			d, _ := rs.Decision(reason.Decision)
+			refused, _ := rs.Decision(bare.Decision)
+			over[fmt.Sprintf("%s over %s, final %v", d.Code, refused.Code, refused.Final)]++
 			var owed bocage.Duties
 			if d.Duties != nil {
 				owed = *d.Duties
@@ -60,10 +64,13 @@ func TestNamesAgreeWithJudge(t *testing.T) {
 			}
 		})
 	})
-	if opened == 0 {
-		t.Fatal("no name ever opened anything")
+	for _, kind := range []string{"rule over default-deny, final false", "rule over kubernetes, final false", "kubernetes over default-deny, final false",
+		"kubernetes over kubernetes, final false", "kubernetes over kubernetes, final true"} {
+		if over[kind] == 0 {
+			t.Errorf("no name was opened by %s", kind)
+		}
 	}
-	t.Logf("%d flows opened by name", opened)
+	t.Logf("%d flows opened by name: %v", opened, over)
 }
 
 // oweAndExcept adds a guardrail that asks something of flows to addresses outside, and
@@ -80,4 +87,40 @@ func oweAndExcept(t *rapid.T, in *compile.Input) {
 		Match: bocage.CellMatch{To: outside("owed to")}, Require: &bocage.Duties{Witness: true}, Exceptions: bocage.ExceptionTerms{Allowed: true}}})
 	in.Exceptions = append(in.Exceptions, &bocage.Exception{ObjectMeta: bocage.ObjectMeta{Name: "outside"}, Spec: bocage.ExceptionSpec{
 		Guardrail: "outside", Reason: "drawn", Match: bocage.CellMatch{To: outside("excepted to")}, Until: policytest.Now.Add(2 * time.Minute)}})
+}
+
+// rankNames adds ClusterNetworkPolicies of both tiers that accept names, and deny or
+// pass what is outside, in all orders; some stand in one place with others.
+func rankNames(t *rapid.T, in *compile.Input) {
+	words := []string{"api.example.com", "*.EXAMPLE.com.", "example.com", "*.b.example.com"}
+	networks := []string{"0.0.0.0/0", "203.0.113.0/24", "203.0.113.128/25"}
+	for i := range rapid.IntRange(0, 4).Draw(t, "ranked") {
+		p := &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: fmt.Sprintf("ranked%d", i)}}
+		priority := int32(rapid.IntRange(0, 2).Draw(t, "priority"))
+		p.Spec.Tier, p.Spec.Priority = rapid.SampledFrom([]string{bocage.TierAdmin, bocage.TierAdmin, bocage.TierBaseline}).Draw(t, "tier"), &priority
+		p.Spec.Subject.Namespaces = &bocage.Selector{}
+		if rapid.Bool().Draw(t, "one namespace") {
+			p.Spec.Subject.Namespaces.MatchLabels = map[string]string{bocage.LabelNamespaceName: rapid.SampledFrom([]string{"shop", "pay", "dev"}).Draw(t, "namespace")}
+		}
+		for range rapid.IntRange(1, 4).Draw(t, "rules") {
+			rule := bocage.ClusterNetworkPolicyEgressRule{Action: bocage.ActionAccept}
+			if rapid.Bool().Draw(t, "names") {
+				at := rapid.IntRange(0, len(words)-1).Draw(t, "from")
+				rule.To = append(rule.To, bocage.ClusterNetworkPolicyEgressPeer{DomainNames: words[at:rapid.IntRange(at+1, len(words)).Draw(t, "to")]})
+			} else {
+				rule.Action = rapid.SampledFrom([]string{bocage.ActionDeny, bocage.ActionDeny, bocage.ActionPass}).Draw(t, "action")
+			}
+			if rule.To == nil || rapid.IntRange(0, 7).Draw(t, "mixed") == 0 {
+				rule.To = append(rule.To, bocage.ClusterNetworkPolicyEgressPeer{Networks: []string{rapid.SampledFrom(networks).Draw(t, "network")}})
+			}
+			if port := int32(rapid.SampledFrom([]int{0, 22, 80, 443}).Draw(t, "port")); port > 0 {
+				rule.Protocols = []bocage.ClusterNetworkPolicyProtocol{{TCP: &bocage.ClusterNetworkPolicyTransport{DestinationPort: &bocage.ClusterNetworkPolicyPort{Number: &port}}}}
+			}
+			p.Spec.Egress = append(p.Spec.Egress, rule)
+		}
+		if faults := p.Validate(); len(faults) > 0 {
+			t.Fatalf("%s", faults)
+		}
+		in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies, p)
+	}
 }

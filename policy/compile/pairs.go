@@ -250,6 +250,7 @@ type face struct {
 	code     bocage.ReasonCode
 	log      bool
 	final    bool
+	ranks    bocage.Ranks
 	duties   bocage.Duties
 	until    int64
 	then     int32 // the face of what follows
@@ -268,9 +269,9 @@ func (g *grid) like(decision int32) likeness {
 		i := int32(len(g.likeness))
 		d := &g.c.decisions.list[i]
 		l := likeness{allows: d.verdict.Allowed()}
-		f := face{verdict: d.verdict, code: d.code, log: d.log, final: d.final, duties: d.duties, then: unset, decision: unset}
+		f := face{verdict: d.verdict, code: d.code, log: d.log, final: d.final, ranks: d.ranks, duties: d.duties, then: unset, decision: unset}
 		e := f
-		e.code, e.final = bocage.ReasonNone, false
+		e.code, e.final, e.ranks = bocage.ReasonNone, false, bocage.Ranks{}
 		if e.verdict == bocage.VerdictReject {
 			e.verdict = bocage.VerdictDrop
 		}

@@ -22,8 +22,8 @@ type subject struct {
 	key    string // names it in one canonical way; its group number is a hash of it
 	name   string // for people
 	group  bocage.Group
-	prefix netip.Prefix      // of a named prefix
-	domain bocage.DomainName // of a name in the DNS
+	prefix netip.Prefix // of a named prefix
+	domain domain       // of a name in the DNS
 
 	namespace string
 	zone      string
@@ -39,6 +39,9 @@ type subject struct {
 
 // gone reports whether nobody is there any more.
 func (s *subject) gone() bool { return s.key == "" }
+
+// isDomain reports whether it is a name in the DNS.
+func (s *subject) isDomain() bool { return s.domain != domain{} }
 
 // offer is one interface that a subject's workloads offer.
 type offer struct {

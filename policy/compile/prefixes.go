@@ -27,7 +27,7 @@ func (p *population) addPrefixes() {
 	for i := p.workloads - 1; i >= first; i-- {
 		p.spare = append(p.spare, int32(i))
 	}
-	p.renamed, p.domains.renamed = map[netip.Prefix]bool{}, map[bocage.DomainName]bool{}
+	p.renamed, p.domains.renamed = map[netip.Prefix]bool{}, map[domain]bool{}
 }
 
 func prefixSubject(prefix netip.Prefix) subject {

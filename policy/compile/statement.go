@@ -27,7 +27,7 @@ type statement struct {
 	disposition bocage.Verdict
 	// shy statements change nothing in a cell that nobody allows.
 	shy bool
-	// kube is what a kube statement says.
+	// kube is what a kube statement says, or one that accepts a name.
 	kube *kubeRule
 	// owed is what an owe statement of a guardrail asks for, if it can be kept:
 	// then it has no duty of its own.
@@ -51,13 +51,19 @@ const (
 	disposeSilent             // raises it where nobody but default deny or Kubernetes refuses
 	divert                    // raises the disposition of refused cells: a decoy
 	allowName                 // allows, towards a name (names.go)
+	acceptName                // a ClusterNetworkPolicy that accepts a name
 )
 
 // weak statements say nothing about a cell that nobody allows.
 func (s *statement) weak() bool { return s.kind == owe || s.shy }
 
 // mayAllow reports whether the statement may open a cell.
-func (s *statement) mayAllow() bool { return s.kind == allow || s.kind == allowName || s.kind == kube }
+func (s *statement) mayAllow() bool {
+	return s.kind == allow || s.kind == kube || s.towardsName()
+}
+
+// towardsName reports whether the statement opens a name, and not the address that it has.
+func (s *statement) towardsName() bool { return s.kind == allowName || s.kind == acceptName }
 
 // duty is what a cell owes.
 type duty struct {

@@ -17,6 +17,7 @@ type end struct {
 	ingress     bool
 	subject     party
 	peer        party
+	name        bocage.DomainName // by which the peer is to be known, if it is
 	protocol    bocage.Protocol
 	port        uint16
 	named, list string // "ingress" and "spec.ingress"
@@ -24,8 +25,8 @@ type end struct {
 
 func (g *Judgement) ends(f bocage.Flow) []end {
 	return []end{
-		{g.Kubernetes.Egress, false, g.Source, g.Destination, f.Protocol, f.DestinationPort, "egress", "spec.egress"},
-		{g.Kubernetes.Ingress, true, g.Destination, g.Source, f.Protocol, f.DestinationPort, "ingress", "spec.ingress"},
+		{g.Kubernetes.Egress, false, g.Source, g.Destination, "", f.Protocol, f.DestinationPort, "egress", "spec.egress"},
+		{g.Kubernetes.Ingress, true, g.Destination, g.Source, "", f.Protocol, f.DestinationPort, "ingress", "spec.ingress"},
 	}
 }
 
@@ -158,9 +159,12 @@ func (j *Judge) before(e end, action string) (Step, bool) {
 		after.Spec.Ingress, rule = slices.Insert(slices.Clone(after.Spec.Ingress), i, r), r
 	} else {
 		r := bocage.ClusterNetworkPolicyEgressRule{Action: action, Protocols: protocols}
-		if e.peer.workload != nil {
+		switch {
+		case e.name != "":
+			r.To = []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{string(e.name)}}}
+		case e.peer.workload != nil:
 			r.To = []bocage.ClusterNetworkPolicyEgressPeer{{Pods: podsLike(e.peer.workload)}}
-		} else {
+		default:
 			r.To = []bocage.ClusterNetworkPolicyEgressPeer{{Networks: []string{host(e.peer.address).String()}}}
 		}
 		after.Spec.Egress, rule = slices.Insert(slices.Clone(after.Spec.Egress), i, r), r

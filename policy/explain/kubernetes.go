@@ -28,10 +28,11 @@ func newEvaluator(in compile.Input) *kubernetes.Evaluator {
 		NetworkPolicies: in.NetworkPolicies, ClusterNetworkPolicies: in.ClusterNetworkPolicies})
 }
 
-// kubernetesOf asks what Kubernetes' policies say of the flow.
-func kubernetesOf(e *kubernetes.Evaluator, source, destination party, f bocage.Flow) KubernetesSay {
+// kubernetesOf asks what Kubernetes' policies say of the flow, to a destination that
+// goes by the patterns of names.
+func kubernetesOf(e *kubernetes.Evaluator, source, destination party, f bocage.Flow, patterns ...bocage.DomainName) KubernetesSay {
 	r := e.Evaluate(kubernetes.Flow{Source: source.address, Destination: destination.address,
-		From: source.workload, To: destination.workload, Protocol: f.Protocol, Port: f.DestinationPort})
+		From: source.workload, To: destination.workload, Protocol: f.Protocol, Port: f.DestinationPort, Patterns: patterns})
 	say := KubernetesSay{Allows: r.Allows, Withholds: r.Withheld, Egress: r.Egress, Ingress: r.Ingress}
 	if r.Refuses {
 		say.Denies = r.By

@@ -210,7 +210,37 @@ func (j *Judge) kubernetesLayers(g *Judgement, f bocage.Flow) []bocage.Layer {
 	default:
 		last.Result += ". Together: no say, for an end is no Pod and no policy allows it"
 	}
+	if !k.Allows && g.Source.workload != nil && g.Destination.workload == nil {
+		j.nameLayers(g, f, layers)
+	}
 	return layers
+}
+
+// nameLayers tells, in the layers of their tiers, the names by which Kubernetes would
+// allow the flow if the source knew the destination so.
+func (j *Judge) nameLayers(g *Judgement, f bocage.Flow, layers []bocage.Layer) {
+	near := map[string][]string{}
+	patterns := j.accepted(nil)
+	slices.Sort(patterns)
+	for _, pattern := range slices.Compact(patterns) {
+		say := kubernetesOf(j.kubernetes, g.Source, g.Destination, f, pattern)
+		if !say.Allows || len(say.By) == 0 {
+			continue
+		}
+		i := slices.IndexFunc(layers, func(l bocage.Layer) bool {
+			return l.Name == LayerAdmin && j.isTier(say.By, bocage.TierAdmin) || l.Name == LayerBaseline && j.isTier(say.By, bocage.TierBaseline)
+		})
+		if i < 0 {
+			continue
+		}
+		layers[i].By = once(append(layers[i].By, say.By...))
+		near[layers[i].Name] = append(near[layers[i].Name], fmt.Sprintf("%s accepts %s where the DNS told %s that this is its address", say.By[0], pattern, g.Source))
+	}
+	for i := range layers {
+		if texts := near[layers[i].Name]; len(texts) > 0 {
+			layers[i].Result += ". Nearly: " + strings.Join(shorten(texts), "; ")
+		}
+	}
 }
 
 func (j *Judge) isTier(by []bocage.Ref, tier string) bool {

@@ -181,14 +181,23 @@ func (c cluster) compare(t *rapid.T, kinds []traffic) int {
 			for _, kind := range kinds {
 				cells++
 				f := kubernetes.Flow{Source: from.address, Destination: to.address, From: from.workload, To: to.workload, Protocol: kind.protocol, Port: kind.port}
-				compareCell(t, ruleset, f, evaluator.Evaluate(f))
+				plain := evaluator.Evaluate(f)
+				compareCell(t, ruleset, f, plain)
+				if to.workload != nil || plain.Allows || len(ruleset.Names) == 0 {
+					continue
+				}
+				f.Patterns = []bocage.DomainName{"*.example.org"}
+				if named := evaluator.Evaluate(f); named.Allows {
+					plain = named
+				}
+				compareCell(t, ruleset, f, plain, "www.example.org")
 			}
 		}
 	}
 	return cells
 }
 
-func compareCell(t *rapid.T, ruleset *bocage.Ruleset, f kubernetes.Flow, r kubernetes.Result) {
+func compareCell(t *rapid.T, ruleset *bocage.Ruleset, f kubernetes.Flow, r kubernetes.Result, heard ...bocage.DomainName) {
 	verdict, code, by := bocage.VerdictDrop, bocage.ReasonDefaultDeny, []bocage.Ref(nil)
 	switch {
 	case r.Refuses:
@@ -199,7 +208,7 @@ func compareCell(t *rapid.T, ruleset *bocage.Ruleset, f kubernetes.Flow, r kuber
 		code, by = bocage.ReasonKubernetes, r.Withheld
 	}
 	flow := bocage.Flow{Source: f.Source, Destination: f.Destination, Protocol: f.Protocol, DestinationPort: f.Port}
-	_, reason := ruleset.Decide(flow)
+	_, reason := ruleset.DecideNamed(flow, heard...)
 	decision, known := ruleset.Decision(reason.Decision)
 	if !known || reason.Would != verdict || reason.Code != code || !slices.Equal(decision.By, by) {
 		t.Fatalf("%s: compiled %s %s by %v, evaluated %s %s by %v (egress %v, ingress %v)", flow,

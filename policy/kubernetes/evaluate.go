@@ -47,6 +47,9 @@ type Flow struct {
 	Protocol            bocage.Protocol
 	// Port is the destination's; it counts for protocols that have ports.
 	Port uint16
+	// Patterns are those of DNS names by which the source knows the destination, in
+	// canonical form. They count for what is outside and may have a name.
+	Patterns []bocage.DomainName
 }
 
 // Outcome is what Kubernetes' policies say of one direction of one workload.
@@ -279,8 +282,7 @@ func (e *Evaluator) firstRule(p *bocage.ClusterNetworkPolicy, f Flow, way way) (
 	return "", 0
 }
 
-// egressPeer matches a destination. What a domain name stands for is not known
-// here: such a peer matches nothing.
+// egressPeer matches a destination. A domain name matches what the source knows by it.
 func (e *Evaluator) egressPeer(peer bocage.ClusterNetworkPolicyEgressPeer, f Flow) bool {
 	switch {
 	case peer.Nodes != nil:
@@ -289,6 +291,11 @@ func (e *Evaluator) egressPeer(peer bocage.ClusterNetworkPolicyEgressPeer, f Flo
 		})
 	case len(peer.Networks) > 0:
 		return slices.ContainsFunc(peer.Networks, func(cidr string) bool { return within(cidr, f.Destination) })
+	case len(peer.DomainNames) > 0:
+		return f.To == nil && len(f.Patterns) > 0 && bocage.NamesMayMean(f.Destination) && slices.ContainsFunc(peer.DomainNames, func(text string) bool {
+			pattern, err := bocage.ParseDomainName(text)
+			return err == nil && slices.Contains(f.Patterns, pattern)
+		})
 	}
 	return e.selects(peer.Namespaces, peer.Pods, f.To)
 }

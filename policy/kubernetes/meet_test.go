@@ -69,11 +69,11 @@ func TestFindings(t *testing.T) {
 {apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {namespace: x, name: nobody}, spec: {podSelector: {matchLabels: {a: b}}}}
 ---
 {apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: names},
- spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Accept, to: [{namespaces: {}}, {domainNames: [example.org]}]}]}}
+ spec: {tier: Admin, priority: 1, subject: {namespaces: {}}, egress: [{action: Accept, to: [{namespaces: {}}, {domainNames: [example.org]}, {domainNames: [a.example, 192.0.2.1]}]}]}}
 `)
 	out := compile.Compile(compile.Input{NetworkPolicies: c.objects.NetworkPolicies, ClusterNetworkPolicies: c.objects.ClusterNetworkPolicies})
 	want := []compile.Finding{
-		{Object: bocage.Ref{Kind: "ClusterNetworkPolicy", Name: "names", Field: "spec.egress[0].to[1].domainNames"}, Reason: compile.UnknownDomainName, Rejected: true},
+		{Object: bocage.Ref{Kind: "ClusterNetworkPolicy", Name: "names", Field: "spec.egress[0].to[2].domainNames"}, Reason: compile.UnknownDomainName, Rejected: true},
 		{Object: bocage.Ref{Kind: "ClusterNetworkPolicy", Name: "names", Field: "spec.subject"}, Reason: compile.NoWorkloads},
 		{Object: bocage.Ref{Kind: "NetworkPolicy", Namespace: "x", Name: "nobody", Field: "spec.podSelector"}, Reason: compile.NoWorkloads},
 	}

@@ -122,6 +122,10 @@ func (c *reachCase) check(t *testing.T, table policytest.ReachCase) int {
 		f := kubernetes.Flow{Protocol: cell.Protocol, Port: cell.Port}
 		f.Source, f.From = c.end(cell.From)
 		f.Destination, f.To = c.end(cell.To)
+		heard := []bocage.DomainName(nil)
+		if cell.Name != "" {
+			heard, f.Patterns = []bocage.DomainName{cell.Name}, patternsOf(c.objects.ClusterNetworkPolicies, cell.Name)
+		}
 		result := c.evaluator.Evaluate(f)
 		if f.From != nil && f.From == f.To {
 			if !result.Allows {
@@ -135,12 +139,29 @@ func (c *reachCase) check(t *testing.T, table policytest.ReachCase) int {
 		if result.Allows != cell.Reaches {
 			t.Errorf("%v: evaluated %t, egress %v, ingress %v", cell, result.Allows, result.Egress, result.Ingress)
 		}
-		_, reason := c.ruleset.Decide(bocage.Flow{Source: f.Source, Destination: f.Destination, Protocol: f.Protocol, DestinationPort: f.Port})
+		_, reason := c.ruleset.DecideNamed(bocage.Flow{Source: f.Source, Destination: f.Destination, Protocol: f.Protocol, DestinationPort: f.Port}, heard...)
 		if reason.Would.Allowed() != cell.Reaches {
 			t.Errorf("%v: compiled %s (%s)", cell, reason.Would, reason.Code)
 		}
 	}
 	return len(cells)
+}
+
+// patternsOf lists the patterns of policies that a name matches.
+func patternsOf(policies []*bocage.ClusterNetworkPolicy, name bocage.DomainName) []bocage.DomainName {
+	var out []bocage.DomainName
+	for _, p := range policies {
+		for _, rule := range p.Spec.Egress {
+			for _, peer := range rule.To {
+				for _, text := range peer.DomainNames {
+					if pattern, err := bocage.ParseDomainName(text); err == nil && pattern.Matches(name) {
+						out = append(out, pattern)
+					}
+				}
+			}
+		}
+	}
+	return out
 }
 
 func (c *reachCase) end(name string) (netip.Addr, *bocage.Workload) {

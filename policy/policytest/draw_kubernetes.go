@@ -22,6 +22,7 @@ var (
 			{CIDR: "10.0.0.0/8", Except: []string{"10.0.0.4/30"}}, {CIDR: "203.0.113.0/24", Except: []string{"203.0.113.128/25"}},
 			{CIDR: "::/0", Except: []string{"fd00::1/128"}}, {CIDR: "fd00::/64", Except: []string{"fd00::/127"}},
 		},
+		Domains:           []string{"api.example.com", "*.EXAMPLE.com.", "example.com", "*.example.net", "*.b.example.com"},
 		Selector:          drawSelector,
 		NamespaceSelector: drawNamespaceSelector,
 	}
@@ -170,7 +171,8 @@ func (w KubernetesWords) egressPeer(t *rapid.T, action string) (peer bocage.Clus
 	case kind == 1:
 		peer.Networks = []string{rapid.SampledFrom(w.Blocks).Draw(t, "network").CIDR}
 	case kind == 2 && action == bocage.ActionAccept && len(w.Domains) > 0:
-		peer.DomainNames = w.Domains
+		at := rapid.IntRange(0, len(w.Domains)-1).Draw(t, "domain")
+		peer.DomainNames = w.Domains[at:rapid.IntRange(at+1, len(w.Domains)).Draw(t, "domains")]
 	default:
 		inside = true
 		peer.Namespaces, peer.Pods = w.namespacesOrPods(t)

@@ -16,14 +16,17 @@ import (
 type ReachCase struct {
 	Name     string
 	Policies string // YAML documents
-	Table    string // lines such as "TCP/80 x/* -> 192.0.2.1 yes"; a later one overrides an earlier one
+	// Table has lines such as "TCP/80 x/* -> 192.0.2.1 yes", or "-> 192.0.2.1=example.org"
+	// for what the DNS said of the address; a later one overrides an earlier one.
+	Table string
 }
 
 // ReachCell is one line of a table for one pair of ends.
 type ReachCell struct {
 	Protocol bocage.Protocol
 	Port     uint16
-	From, To string // namespace/name of a Pod, or an address
+	From, To string            // namespace/name of a Pod, or an address
+	Name     bocage.DomainName // by which the DNS told From of To, if it did
 	Reaches  bool
 }
 
@@ -60,13 +63,20 @@ func (c ReachCase) Cells(pods []string) ([]ReachCell, error) {
 		if err != nil {
 			return nil, err
 		}
-		from, to := ends(pods, fields[1]), ends(pods, fields[3])
+		destination, heard, named := strings.Cut(fields[3], "=")
+		var name bocage.DomainName
+		if named {
+			if name, err = bocage.ParseDomainName(heard); err != nil {
+				return nil, err
+			}
+		}
+		from, to := ends(pods, fields[1]), ends(pods, destination)
 		if len(from) == 0 || len(to) == 0 {
 			return nil, fmt.Errorf("%q names nobody", line)
 		}
 		for _, a := range from {
 			for _, b := range to {
-				cell := ReachCell{Protocol: protocol, Port: port, From: a, To: b}
+				cell := ReachCell{Protocol: protocol, Port: port, From: a, To: b, Name: name}
 				i, again := at[cell]
 				if !again {
 					i = len(cells)

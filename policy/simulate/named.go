@@ -47,7 +47,7 @@ func (s *Simulator) isOutside(e End) bool {
 
 // yields reports whether a name may allow what was decided of its address.
 func (s *Simulator) yields(q question, reason bocage.Reason) bool {
-	return s.isOutside(q.to) && reason.Code != bocage.ReasonQuarantine && s.decision(reason.Decision).YieldsToNames()
+	return s.isOutside(q.to) && reason.Code != bocage.ReasonQuarantine && s.decision(reason.Decision).MayYield()
 }
 
 // named goes on where DecideNamed does after Decide.
@@ -55,7 +55,7 @@ func (s *Simulator) named(q question, port uint16, at time.Time, verdict bocage.
 	if !s.yields(q, reason) {
 		return verdict, reason
 	}
-	ix := s.index
+	ix, base := s.index, s.decision(reason.Decision)
 	if !q.protocol.HasPorts() {
 		port = 0
 	}
@@ -70,7 +70,7 @@ func (s *Simulator) named(q question, port uint16, at time.Time, verdict bocage.
 		}
 		if i, found := ix.within(sheet, q.protocol, port); found {
 			d := &ix.decisions[ix.at(i, at)]
-			if d.verdict.Allowed() && d.code == bocage.ReasonRule {
+			if s.decision(d.id).Opens(base) {
 				return d.verdict, bocage.Reason{Code: d.code, Decision: d.id, Would: d.verdict}
 			}
 		}

@@ -73,6 +73,39 @@ func TestNamedAnswers(t *testing.T) {
 	}
 }
 
+// A name that a ClusterNetworkPolicy accepts goes before what Kubernetes refuses later.
+func TestAnswersByAcceptedNames(t *testing.T) {
+	in := named()
+	one, two := int32(1), int32(2)
+	everyone := bocage.ClusterNetworkPolicySubject{Namespaces: &bocage.Selector{}}
+	outside := []bocage.ClusterNetworkPolicyEgressPeer{{Networks: []string{"0.0.0.0/0", "::/0"}}}
+	in.ClusterNetworkPolicies = []*bocage.ClusterNetworkPolicy{
+		{ObjectMeta: bocage.ObjectMeta{Name: "allowlist"}, Spec: bocage.ClusterNetworkPolicySpec{Tier: bocage.TierAdmin, Priority: &one, Subject: everyone,
+			Egress: []bocage.ClusterNetworkPolicyEgressRule{
+				{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"*.cloud.example", "cloud.example"}}}},
+				{Action: bocage.ActionDeny, To: outside}}}},
+		{ObjectMeta: bocage.ObjectMeta{Name: "late"}, Spec: bocage.ClusterNetworkPolicySpec{Tier: bocage.TierAdmin, Priority: &two, Subject: everyone,
+			Egress: []bocage.ClusterNetworkPolicyEgressRule{{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"late.example"}}}}}}},
+	}
+	s, _ := Compile(in)
+	for _, test := range []struct {
+		probe                             bocage.SimulateProbe
+		verdict, reason, decider, missing string
+	}{
+		{bocage.SimulateProbe{From: "shop/api", To: "a.cloud.example", Port: 443}, "allow", "kubernetes", "spec.egress[0]", "take *.cloud.example out of ClusterNetworkPolicy allowlist spec.egress[0]"},
+		{bocage.SimulateProbe{From: "shop/db", To: "192.0.2.9", Name: "cloud.example", Port: 1}, "allow", "kubernetes", "spec.egress[0]", "take cloud.example out of"},
+		{bocage.SimulateProbe{From: "shop/db", To: "192.0.2.9", Port: 1}, "deny", "kubernetes", "spec.egress[1]", "networks"},
+		{bocage.SimulateProbe{From: "shop/db", To: "late.example", Port: 443}, "deny", "kubernetes", "spec.egress[1]", "domainNames:"},
+		{bocage.SimulateProbe{From: "shop/api", To: "api.example.com", Port: 443}, "deny", "kubernetes", "spec.egress[1]", "domainNames:"},
+		{bocage.SimulateProbe{From: "shop/api", To: "198.51.100.9", Name: "cloud.example", Port: 443}, "deny", "guardrail", "spec.never[0]", ""},
+	} {
+		a := s.Answer(test.probe)
+		if a.Error != "" || a.Verdict != test.verdict || a.Reason != test.reason || a.Decision.Field != test.decider || !strings.Contains(a.Missing, test.missing) {
+			t.Errorf("%+v\nanswered %+v", test.probe, a)
+		}
+	}
+}
+
 // Answers to probes with a name are those of DecideNamed.
 func TestNamedAnswersAgreeWithTheRuleset(t *testing.T) {
 	in := named()
