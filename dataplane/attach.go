@@ -302,9 +302,6 @@ func (d *Dataplane) waits(ifindex uint32, program string) bool {
 	if f, err := d.readForce(); err == nil && f.header == nil {
 		return true
 	}
-	if err := d.takeLearned(); err != nil {
-		d.log.Warn("names that were learned are asked for again", "error", err)
-	}
 	for _, m := range d.takeMoves(ifindex, program) {
 		if err := d.pins.adopt(d.objects, m); err != nil {
 			d.log.Warn("link of another layout not moved", "path", m.path, "error", err)

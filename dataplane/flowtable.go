@@ -187,8 +187,8 @@ func cadenceSets(cfg Config) uint32 {
 
 // seed draws what the hash of flows starts from, or takes what the table that is
 // there was made with: with another seed, nothing would be found in it.
-// keep may put others in the place of what is drawn.
-func seed(spec *ebpf.CollectionSpec, made *ebpf.Map, keep func(seeds []uint64)) error {
+// Those of names are kept where state before had some.
+func seed(spec *ebpf.CollectionSpec, made *ebpf.Map, names []uint64) error {
 	variable := spec.Variables["flow_seeds"]
 	seeds := make([]uint64, variable.Size()/8)
 	if made != nil {
@@ -206,7 +206,7 @@ func seed(spec *ebpf.CollectionSpec, made *ebpf.Map, keep func(seeds []uint64)) 
 	for i := range seeds {
 		seeds[i] = binary.NativeEndian.Uint64(drawn[8*i:]) | 1 // some are factors, and must be odd
 	}
-	keep(seeds)
+	copy(seeds[addressSeed:], names)
 	for i := range seeds {
 		m.Contents = append(m.Contents, ebpf.MapKV{Key: uint32(i), Value: seeds[i]})
 	}

@@ -237,7 +237,7 @@ func (d *Dataplane) namesByID(rs *bocage.Ruleset) map[nameID]bocage.DomainName {
 // forgetNames frees what was learned and asked by workloads that are no longer here,
 // once no packet of theirs can be on its way; mu is held.
 func (d *Dataplane) forgetNames() error {
-	if !d.departed {
+	if !d.departed || len(d.moves) > 0 { // who is behind links that wait is not known yet
 		return nil
 	}
 	here := map[uint32]bool{}
@@ -260,62 +260,73 @@ func (d *Dataplane) forgetNames() error {
 	return nil
 }
 
-// keepKeys has new state use the keys of names of the state that it takes the place of,
-// so that what was learned there still means the same.
-func (p *pins) keepKeys(seeds []uint64) {
-	m := p.older("seeds")
-	if m == nil {
-		return
-	}
-	defer m.Close()
-	const last = nameSeed + 1
-	if m.KeySize() != 4 || m.ValueSize() != 8 || m.MaxEntries() <= last {
-		return // it knew no names
-	}
-	kept := slices.Clone(seeds)
-	for i := addressSeed; i <= last; i++ {
-		if m.Lookup(uint32(i), &kept[i]) != nil {
-			return
-		}
-	}
-	copy(seeds, kept)
+// legacy is what new state takes from the state that it takes the place of: the keys of
+// names, and the maps of what was asked and learned under them, which both then share.
+// So nothing is lost that the programs there go on to learn until they are replaced.
+type legacy struct {
+	keys []uint64 // seeds from addressSeed on; nil: there is none
+	maps map[string]*ebpf.Map
 }
 
-// older is a map of another layout, or nil.
-func (p *pins) older(name string) *ebpf.Map {
+// isLegacy says which maps new state shares with the one before it. Whoever changes what
+// their rows mean, and not their size, gives them another name.
+func isLegacy(name string) bool { return name == "learned" || name == "inquiries" }
+
+// legacy looks for what state of another layout leaves: the one that programs are in
+// place of, if there are more. What is of another form there, workloads ask for again.
+func (p *pins) legacy(spec *ebpf.CollectionSpec) legacy {
 	dirs, err := p.foreignDirs()
+	if err != nil {
+		return legacy{}
+	}
+	slices.SortStableFunc(dirs, func(a, b string) int { return cmp.Compare(len(linkNames(b)), len(linkNames(a))) })
+	for _, dir := range dirs {
+		if keys := readSeeds(dir, spec.Maps["seeds"]); keys != nil {
+			return legacy{keys: keys, maps: loadLegacy(dir, spec)}
+		}
+	}
+	return legacy{}
+}
+
+func linkNames(dir string) []pinnedLink {
+	links, _ := linksIn(filepath.Join(dir, "link")) // what cannot be read is not in force
+	return links
+}
+
+// readSeeds reads the keys of names in a folder; nil if it knew no names.
+func readSeeds(dir string, spec *ebpf.MapSpec) []uint64 {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", "seeds"), nil)
 	if err != nil {
 		return nil
 	}
-	for _, dir := range dirs {
-		if m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", name), nil); err == nil {
-			return m
-		}
-	}
-	return nil
-}
-
-// takeLearned copies what was learned in another layout, where nothing is known yet;
-// mu is held.
-func (d *Dataplane) takeLearned() error {
-	m := d.pins.older("learned")
-	if m == nil {
+	defer m.Close()
+	keys := make([]uint64, nameSeed+2-addressSeed)
+	if m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
 		return nil
 	}
-	defer m.Close()
-	if m.KeySize() != d.objects.Learned.KeySize() || m.ValueSize() != d.objects.Learned.ValueSize() {
-		return nil // it is written otherwise there: workloads ask again
-	}
-	var key bpf.KernelSetKey
-	var set bpf.KernelLearnedSet
-	entries := m.Iterate()
-	for entries.Next(&key, &set) {
-		if err := d.objects.Learned.Update(key, set, ebpf.UpdateNoExist); err != nil && !errors.Is(err, ebpf.ErrKeyExist) {
-			return fmt.Errorf("take over what was learned of names: %w", err)
+	for i := range keys {
+		if m.Lookup(uint32(addressSeed+i), &keys[i]) != nil {
+			return nil
 		}
 	}
-	if err := entries.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("take over what was learned of names: %w", err)
+	return keys
+}
+
+func loadLegacy(dir string, spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	maps := map[string]*ebpf.Map{}
+	for name, form := range spec.Maps {
+		if !isLegacy(name) {
+			continue
+		}
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", name), nil)
+		if err != nil {
+			continue
+		}
+		if form.Compatible(m) != nil {
+			m.Close()
+			continue
+		}
+		maps[name] = m
 	}
-	return nil
+	return maps
 }

@@ -11,13 +11,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/net/dns/dnsmessage"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // The ids of names are SipHash-2-4, by the vectors of its authors.
@@ -682,4 +685,94 @@ func TestRootNamesMoveToAnotherLayout(t *testing.T) {
 	if left, err := s.pins.foreignDirs(); err != nil || len(left) != 0 {
 		t.Errorf("%v are left of the layout before (%v)", left, err)
 	}
+}
+
+// What the programs of the layout before learn while it is left, port after port, is
+// known as well, and an answer counts that comes after its question was seen there.
+func TestRootNamesLearnedInAMove(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	held := make(chan struct{})
+	var asked atomic.Bool
+	alike := outside4(1) // an address whose rows lie beside those of the first
+	s.serveDNS(zone(t, func(name string, _ dnsmessage.Type) []dnsmessage.Resource {
+		switch name {
+		case "late.example.com.":
+			asked.Store(true)
+			<-held
+			return []dnsmessage.Resource{addressRecord(name, 3600, outside4(2))}
+		case "www.example.com.":
+			return []dnsmessage.Resource{addressRecord(name, 3600, alike)}
+		}
+		return []dnsmessage.Resource{addressRecord(name, 3600, outside4(0))}
+	}))
+	s.ask("api.example.org.", dnsmessage.TypeA)
+	for i := 0; s.nameKey.part(addressOf(alike)) != s.nameKey.part(addressOf(outside4(0))); i++ {
+		alike = netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+	}
+	must(t, s.Close())
+	s.cfg.FlowEntries *= 2
+	s.open()
+	must(t, s.sweep(sweepFlows)) // which forgets nothing of whom it does not know yet
+	s.attach(s.server)
+	rs := s.apply()
+	s.ask("www.example.com.", dnsmessage.TypeA)
+	var c net.Conn
+	must(t, host.In(s.client.namespace, func() (err error) {
+		if c, err = net.Dial("udp", netip.AddrPortFrom(s.server.v4, 53).String()); err == nil {
+			_, err = c.Write(s.query("late.example.com.", 7))
+		}
+		return err
+	}))
+	defer c.Close()
+	hosttest.Await(t, "the question to pass", func() bool {
+		return asked.Load()
+	})
+	s.attach(s.client)
+	if left, err := s.pins.foreignDirs(); err != nil || len(left) != 0 {
+		t.Errorf("%v are left of the layout before (%v)", left, err)
+	}
+	close(held)
+	c.SetReadDeadline(time.Now().Add(long))
+	_, err := c.Read(make([]byte, 4096))
+	must(t, err)
+	for _, a := range []netip.Addr{outside4(0), alike, outside4(2)} {
+		if learned, err := s.NamesOf(rs, 101, a); err != nil || len(learned) != 1 {
+			t.Errorf("%s is known as %v (%v)", a, learned, err)
+		}
+	}
+	must(t, s.sweep(sweepFlows))
+	s.expect(outside4(0), true, "after the move")
+}
+
+// Keys and what was learned under them come from one place, that which is in force.
+func TestRootNamesOfSeveralLayouts(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.serveDNS(zone(t, func(name string, _ dnsmessage.Type) []dnsmessage.Resource {
+		return []dnsmessage.Resource{addressRecord(name, 3600, outside4(0))}
+	}))
+	s.ask("api.example.org.", dnsmessage.TypeA)
+	must(t, s.Close())
+	// State of another time, under other keys, whose folder is the first.
+	other := newPlane(t)
+	must(t, other.Close())
+	if other.nameKey == s.nameKey {
+		t.Fatal("the same keys were drawn twice")
+	}
+	must(t, os.MkdirAll(filepath.Join(s.cfg.PinDir, "0", "map"), 0o700))
+	for _, name := range []string{"seeds", "learned", "inquiries"} {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(other.pins.mapsDir(), name), nil)
+		must(t, err)
+		must(t, pinMap(m, filepath.Join(s.cfg.PinDir, "0", "map", name)))
+		m.Close()
+	}
+	s.cfg.FlowEntries *= 2
+	s.open()
+	s.attach(s.client, s.server)
+	rs := s.apply()
+	if learned, err := s.Learned(rs); err != nil || len(learned) != 1 {
+		t.Errorf("known is %v (%v)", learned, err)
+	}
+	s.expect(outside4(0), true, "with another layout")
 }

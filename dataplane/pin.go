@@ -200,17 +200,21 @@ func (p *pins) putAside(spec *ebpf.CollectionSpec) error {
 
 // load loads the programs over the pinned maps, or over new ones which it pins.
 func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
-	options, loads := &ebpf.CollectionOptions{}, p.loads
+	var before legacy
+	if !p.found {
+		before = p.legacy(spec)
+	}
+	options, loads := &ebpf.CollectionOptions{MapReplacements: before.maps}, p.loads
 	if p.found || loads == nil {
 		loads = loadAnew
 	}
+	defer func() {
+		for _, m := range options.MapReplacements {
+			m.Close()
+		}
+	}()
 	if p.found {
 		options.MapReplacements = make(map[string]*ebpf.Map)
-		defer func() {
-			for _, m := range options.MapReplacements {
-				m.Close()
-			}
-		}()
 		for name := range spec.Maps {
 			if !isShared(name) {
 				continue
@@ -222,7 +226,7 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 			options.MapReplacements[name] = m
 		}
 	}
-	if err := seed(spec, options.MapReplacements["seeds"], p.keepKeys); err != nil {
+	if err := seed(spec, options.MapReplacements["seeds"], before.keys); err != nil {
 		return nil, fmt.Errorf("seed the table of flows: %w", err)
 	}
 	objects, err := loads(spec, options)
