@@ -57,3 +57,42 @@ func TestWhatIsToldEmptyAllowsNothing(t *testing.T) {
 	})
 	t.Logf("%d times something is empty, %d times a selector is impossible", empty, impossible)
 }
+
+// TestNothingBeginsUnseen compiles just before and at the moment that an output names
+// as the next, with exceptions that are yet to begin: until then nothing changes, and
+// whatever begins at all has such a moment.
+func TestNothingBeginsUnseen(t *testing.T) {
+	begun := 0
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		out := compile.Compile(in)
+		for !out.Expires.IsZero() {
+			before := in
+			before.Now = out.Expires.Add(-1)
+			just := compile.Compile(before)
+			if !just.Expires.Equal(out.Expires) {
+				t.Fatalf("at %s the next change is at %s, just before at %s", in.Now, out.Expires, just.Expires)
+			}
+			each(t, 40, func(_ int, f bocage.Flow) {
+				f.At = before.Now
+				is, has := just.Ruleset().Decide(f)
+				if was, had := out.Ruleset().Decide(f); was != is || had.Code != has.Code || had.Would != has.Would {
+					t.Fatalf("%s just before %s: compiled at %s it is %s (would %s), compiled then %s (would %s)\n%s", f,
+						out.Expires, in.Now, was, had.Would, is, has.Would, policytest.Describe(in))
+				}
+			})
+			in.Now = out.Expires
+			out = compile.Compile(in)
+		}
+		for _, e := range in.Exceptions { // at the end all that begin have begun
+			if e.Begins().After(in.Now) && e.Begins().Before(e.Spec.Until) && !slices.ContainsFunc(out.Findings(), func(f compile.Finding) bool {
+				return f.Object.Kind == "Exception" && f.Object.Name == e.Name && f.Reason != compile.NotBegun
+			}) {
+				t.Fatalf("Exception %s begins at %s, and at %s no more change is named\n%s", e.Name, e.Begins(), in.Now, policytest.Describe(in))
+			} else if e.Begins().After(policytest.Now) {
+				begun++
+			}
+		}
+	})
+	t.Logf("%d exceptions began", begun)
+}
