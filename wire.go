@@ -19,7 +19,20 @@ type Wire struct {
 	// Inside and Outside are the interfaces. Frames keep their VLAN tags.
 	Inside  string `json:"inside"`
 	Outside string `json:"outside"`
+	// Forwarding is how frames get from one to the other: stack, or nothing, through
+	// the kernel's network stack, which any interface can; xdp in the interfaces'
+	// drivers, which both must support, for what is of a known flow or refused.
+	Forwarding Forwarding `json:"forwarding,omitempty"`
 }
+
+// Forwarding is how frames cross a wire.
+type Forwarding string
+
+// Ways across a wire.
+const (
+	ForwardingStack Forwarding = "stack"
+	ForwardingXDP   Forwarding = "xdp"
+)
 
 var interfaceName = regexp.MustCompile(`^[^\s/:]{1,15}$`)
 
@@ -34,6 +47,9 @@ func validateWires(wires []Wire) Faults {
 			faults.Add(at+".name", "%q is another wire's name too", w.Name)
 		}
 		names = append(names, w.Name)
+		if w.Forwarding != "" && w.Forwarding != ForwardingStack && w.Forwarding != ForwardingXDP {
+			faults.Add(at+".forwarding", "%q is neither %s nor %s", w.Forwarding, ForwardingStack, ForwardingXDP)
+		}
 		if w.Host != "" {
 			faults.Add(at+".host", "is not to be said here: a wire is on the host that declares it")
 		}

@@ -17,6 +17,8 @@ func TestWiresAreValidated(t *testing.T) {
 		{"shared", []Wire{{Name: "dmz", Inside: "eth1", Outside: "eth2"}, {Name: "dmz", Inside: "eth2", Outside: "eth3"}},
 			[]string{"wires[1].name", "wires[1].inside"}},
 		{"names", []Wire{{Name: "a b", Inside: "", Outside: "sixteen-letters!"}}, []string{"wires[0].name", "wires[0].inside", "wires[0].outside"}},
+		{"forwarding", []Wire{{Name: "dmz", Inside: "eth1", Outside: "eth2", Forwarding: "xdp"}, {Name: "lab", Inside: "eth3", Outside: "eth4", Forwarding: "stack"},
+			{Name: "old", Inside: "eth5", Outside: "eth6", Forwarding: "tcx"}}, []string{"wires[2].forwarding"}},
 		{"a host", []Wire{{Name: "dmz", Host: "h2", Inside: "eth1", Outside: "eth2"}}, []string{"wires[0].host"}},
 	} {
 		h := Host{ObjectMeta: ObjectMeta{Name: "h1"}, Spec: HostSpec{Wires: c.wires}}

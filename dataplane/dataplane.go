@@ -334,7 +334,7 @@ func (d *Dataplane) recall() error {
 	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 && !wired[ifindex] }
 	goneAddress := func(k bpf.KernelPortAddress) bool { return gone(k.Ifindex) }
 	return errors.Join(clearRows(d.objects.Ports, gone), clearRows(d.objects.PortAddresses, goneAddress),
-		clearRows(d.objects.Residents, goneAddress), d.recallWires())
+		clearRows(d.objects.Residents, goneAddress), clearRows(d.objects.Crossings, gone), d.recallWires())
 }
 
 // Attached lists the enforcement points by interface, those of an earlier

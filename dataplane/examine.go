@@ -153,9 +153,9 @@ func (l *PinnedLink) look(path string) error {
 		return fmt.Errorf("ask link %s: %w", path, err)
 	}
 	tcx := info.TCX()
-	l.Attached = tcx != nil && tcx.Ifindex == l.Ifindex
-	if !l.Attached {
-		return nil
+	l.Attached = ifindexOf(info) == l.Ifindex
+	if !l.Attached || tcx == nil {
+		return nil // a driver has one program
 	}
 	found, err := link.QueryPrograms(link.QueryOptions{Target: int(l.Ifindex), Attach: ebpf.AttachType(tcx.AttachType)})
 	if err != nil {

@@ -37,6 +37,7 @@ const (
 	programDecoy   = "from_decoy"
 	programAcross  = "across_wire"
 	programHost    = "out_of_wire"
+	programDriver  = "across_drivers"
 )
 
 // prefixRowsEach is how many rows there may be for each prefix, those that lead to
@@ -267,7 +268,7 @@ func mapsOf(o *bpf.KernelObjects) map[string]*ebpf.Map {
 		"port_addresses": o.PortAddresses, "steering": o.Steering, "flows": o.Flows, "fragments": o.Fragments,
 		"refusals": o.Refusals, "folded": o.Folded, "questions": o.Questions, "events": o.Events, "counters": o.Counters,
 		"tallies": o.Tallies, "pressure": o.Pressure, "moments": o.Moments, "successions": o.Successions, "limits": o.Limits, "quotas": o.Quotas,
-		"comparisons": o.Comparisons, "residents": o.Residents, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "shares": o.Shares, "seeds": o.Seeds, "topology": o.Topology,
+		"comparisons": o.Comparisons, "residents": o.Residents, "crossings": o.Crossings, "openings": o.Openings, "cadences": o.Cadences, "holdings": o.Holdings, "shares": o.Shares, "seeds": o.Seeds, "topology": o.Topology,
 		"endings": o.Endings, "guides": o.Guides,
 		"orders": o.Orders, "presences": o.Presences,
 		"hearings": o.Hearings, "ears": o.Ears,
@@ -292,6 +293,8 @@ func programOf(o *bpf.KernelObjects, name string) (*ebpf.Program, ebpf.AttachTyp
 		return o.AcrossWire, ebpf.AttachTCXIngress, true
 	case programHost:
 		return o.OutOfWire, ebpf.AttachTCXEgress, true
+	case programDriver:
+		return o.AcrossDrivers, ebpf.AttachXDP, true
 	}
 	return nil, 0, false
 }
@@ -375,8 +378,18 @@ func isGone(l link.Link) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	tcx := info.TCX()
-	return tcx == nil || tcx.Ifindex == 0, nil
+	return ifindexOf(info) == 0, nil
+}
+
+// ifindexOf is the interface that a link is on; 0 if it has gone.
+func ifindexOf(info *link.Info) uint32 {
+	if tcx := info.TCX(); tcx != nil {
+		return tcx.Ifindex
+	}
+	if xdp := info.XDP(); xdp != nil {
+		return xdp.Ifindex
+	}
+	return 0
 }
 
 // attach puts a program on an interface, ahead of others, and pins the link. It
@@ -393,8 +406,13 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 			return p.hold(linkName(ifindex, name))
 		}
 	}
-	l, err := link.AttachTCX(link.TCXOptions{
-		Interface: int(ifindex), Program: program, Attach: where, Anchor: link.Head()})
+	var l link.Link
+	var err error
+	if where == ebpf.AttachXDP {
+		l, err = link.AttachXDP(link.XDPOptions{Interface: int(ifindex), Program: program, Flags: link.XDPDriverMode})
+	} else {
+		l, err = link.AttachTCX(link.TCXOptions{Interface: int(ifindex), Program: program, Attach: where, Anchor: link.Head()})
+	}
 	if err != nil {
 		return fmt.Errorf("attach %s to interface %d: %w", name, ifindex, err)
 	}
@@ -416,8 +434,7 @@ func (p *pins) alive(ifindex uint32, name string) bool {
 	if err != nil {
 		return false
 	}
-	tcx := info.TCX()
-	return tcx != nil && tcx.Ifindex != 0
+	return ifindexOf(info) != 0
 }
 
 // detach takes a program off an interface; nil if it is not there.
@@ -559,7 +576,11 @@ func remove(pinDir string) error {
 		if !entry.IsDir() {
 			continue // the file system's own
 		}
-		if err := removeLayout(filepath.Join(pinDir, entry.Name())); err != nil {
+		dir := filepath.Join(pinDir, entry.Name())
+		if err := restoreLinks(dir); err != nil {
+			return err
+		}
+		if err := removeLayout(dir); err != nil {
 			return err
 		}
 	}

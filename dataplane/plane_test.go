@@ -23,6 +23,7 @@ type plane struct {
 	events   chan bocage.FlowEvent
 	cadences chan bocage.Cadence
 	links    int
+	drivers  bool // wires are such that drivers forward on
 }
 
 // newPlane opens a dataplane in a fresh namespace.
@@ -41,9 +42,12 @@ func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	p.cfg.loads = nil
 	t.Cleanup(func() {
 		p.Close()
-		if err := Remove(p.cfg.PinDir); err != nil {
-			t.Error(err)
-		}
+		p.in(func() error {
+			if err := Remove(p.cfg.PinDir); err != nil {
+				t.Error(err)
+			}
+			return nil
+		})
 	})
 	return p
 }

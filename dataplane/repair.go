@@ -43,6 +43,18 @@ func (d *Dataplane) Repair() (done []string, err error) {
 			done = append(done, what)
 		}
 	}
+	for _, w := range d.wires {
+		if !w.Drivers {
+			continue
+		}
+		what, err := d.describeDrivers(w)
+		if what != "" {
+			done = append(done, what)
+		}
+		if err != nil {
+			return done, fmt.Errorf("repair wire %s: %w", w.Name, err)
+		}
+	}
 	for _, what := range done {
 		d.log.Warn("repaired", "what", what)
 	}
@@ -64,6 +76,9 @@ func (d *Dataplane) places() []place {
 	for _, w := range d.wires {
 		for _, ifindex := range []uint32{w.Inside, w.Outside} {
 			all = append(all, place{ifindex, programAcross}, place{ifindex, programHost})
+			if w.Drivers {
+				all = append(all, place{ifindex, programDriver})
+			}
 		}
 	}
 	for _, exit := range []place{{d.steering.Outside, programOutside}, {d.steering.Inside, programInside}, {d.steering.Decoy, programDecoy}} {

@@ -103,9 +103,11 @@ func drawTags(r *rand.Rand) []tag {
 
 // Of random frames in random VLANs and none, both ways, those leave a wire that the
 // model allows, as they came, and no others.
-func TestRootWireDifferential(t *testing.T) {
-	t.Parallel()
+func TestRootWireDifferential(t *testing.T) { onWires(t, crossesAsTheModelSays) }
+
+func crossesAsTheModelSays(t *testing.T, drivers bool) {
 	p := newPlane(t)
+	p.drivers = drivers
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	u := &universe{random: newRandom(t)}
 	r := u.random

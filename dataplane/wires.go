@@ -2,10 +2,14 @@ package dataplane
 
 import (
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -26,7 +30,11 @@ type Wire struct {
 	Name            string
 	Inside, Outside uint32 // indexes of the interfaces
 	// Closed refuses who has no identity at the inside: somebody there enforces.
-	Closed    bool
+	Closed bool
+	// Drivers has the interfaces' drivers forward frames of known flows, and drop what
+	// is refused without an answer, before the kernel's stack sees them; the rest is
+	// judged there as on any wire. Both must support XDP, and be nobody else's.
+	Drivers   bool
 	Residents []bocage.Port
 }
 
@@ -83,7 +91,12 @@ func (d *Dataplane) attachWire(w Wire) error {
 	}
 	d.departed = true
 	w.Residents = slices.Clone(w.Residents)
+	wanted := w.Drivers
+	w.Drivers = known && was.Drivers // until it is done
 	d.wires[w.Inside] = w
+	if err := d.useDrivers(w, wanted); err != nil {
+		return err
+	}
 	if !known {
 		d.log.Info("wire attached", "wire", w.Name, "inside", w.Inside, "outside", w.Outside, "residents", len(w.Residents))
 	}
@@ -254,6 +267,9 @@ func (d *Dataplane) DetachWire(inside uint32) error {
 }
 
 func (d *Dataplane) detachWire(w Wire) error {
+	if err := d.leaveDrivers(w); err != nil {
+		return err
+	}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
 		for _, program := range []string{programAcross, programHost} {
 			if err := d.pins.detach(ifindex, program); err != nil {
@@ -265,8 +281,11 @@ func (d *Dataplane) detachWire(w Wire) error {
 				}
 			}
 		}
-		if err := d.tighten(ifindex); err != nil {
-			return err
+		var row bpf.KernelPort
+		if d.objects.Ports.Lookup(ifindex, &row) == nil {
+			if err := tighten(ifindex, row); err != nil {
+				return err
+			}
 		}
 		if err := d.objects.Ports.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("delete port: %w", err)
@@ -281,10 +300,38 @@ func (d *Dataplane) detachWire(w Wire) error {
 	return d.endFlowsOf(w.Inside)
 }
 
+// restoreLinks takes back what was set at the interfaces of a layout's wires.
+func restoreLinks(dir string) error {
+	ports, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", "ports"), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read wires: %w", err)
+	}
+	defer ports.Close()
+	if ports.ValueSize() != uint32(binary.Size(bpf.KernelPort{})) {
+		return nil // of a version that had other rows
+	}
+	var faults []error
+	for ifindex, err := range keysIn[uint32](ports) {
+		var row bpf.KernelPort
+		if err != nil || ports.Lookup(ifindex, &row) != nil || row.Flags&portWire == 0 {
+			faults = append(faults, err)
+			continue
+		}
+		l, err := netlink.LinkByIndex(int(ifindex))
+		if err != nil || row.HostMac == [6]byte{} || string(l.Attrs().HardwareAddr) != string(row.HostMac[:]) {
+			continue // gone, and maybe another bears its number
+		}
+		faults = append(faults, tighten(ifindex, row), stripTags(ifindex, row.Driver))
+	}
+	return errors.Join(faults...)
+}
+
 // tighten takes back what loosen did, if the interface is still there.
-func (d *Dataplane) tighten(ifindex uint32) error {
-	var row bpf.KernelPort
-	if err := d.objects.Ports.Lookup(ifindex, &row); err != nil || row.Flags&portLoosened == 0 {
+func tighten(ifindex uint32, row bpf.KernelPort) error {
+	if row.Flags&portLoosened == 0 {
 		return nil
 	}
 	l, err := netlink.LinkByIndex(int(ifindex))
@@ -335,6 +382,8 @@ func (d *Dataplane) recallWires() error {
 			continue
 		}
 		w := Wire{Inside: ifindex, Outside: row.Across, Closed: row.Flags&portClosed != 0, Residents: residents[ifindex]}
+		_, err := os.Stat(filepath.Join(d.pins.linksDir(), linkName(ifindex, programDriver)))
+		w.Drivers = err == nil
 		slices.SortFunc(w.Residents, func(a, b bocage.Port) int { return cmp.Compare(a.Identity, b.Identity) })
 		d.wires[w.Inside] = w
 	}

@@ -44,7 +44,11 @@ func (p *plane) neighbour(address byte, identity bocage.Identity, group bocage.G
 // wire attaches two neighbours as a wire with the first one at the inside.
 func (p *plane) wire(inside, outside *workload, strict bool, residents ...*workload) {
 	p.t.Helper()
-	w := Wire{Name: "wire", Inside: inside.ifindex, Outside: outside.ifindex, Closed: strict}
+	w := Wire{Name: "wire", Inside: inside.ifindex, Outside: outside.ifindex, Closed: strict, Drivers: p.drivers}
+	if p.drivers {
+		inside.beCable(p.t)
+		outside.beCable(p.t)
+	}
 	for _, r := range residents {
 		w.Residents = append(w.Residents, r.port)
 	}

@@ -164,9 +164,11 @@ func TestSegmentsAreLinksOfTheirOwn(t *testing.T) {
 // Frames in VLANs are judged as what they carry, keep their tags, and are flows of
 // their own in each VLAN and each VLAN within another. (Frames by hand: not every
 // kernel has VLAN interfaces.)
-func TestRootWireCarriesVLANs(t *testing.T) {
-	t.Parallel()
+func TestRootWireCarriesVLANs(t *testing.T) { onWires(t, carriesVLANs) }
+
+func carriesVLANs(t *testing.T, drivers bool) {
 	p := newPlane(t)
+	p.drivers = drivers
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	allowed := allowTCP(21, 22, 80)
 	allowed.Protocol = bocage.ProtocolUDP
@@ -247,9 +249,11 @@ func TestRootWireCarriesVLANs(t *testing.T) {
 }
 
 // Who is inside is known by address and MAC in every VLAN.
-func TestRootWireSpoofingInVLANs(t *testing.T) {
-	t.Parallel()
+func TestRootWireSpoofingInVLANs(t *testing.T) { onWires(t, refusesSpoofersInVLANs) }
+
+func refusesSpoofersInVLANs(t *testing.T, drivers bool) {
 	p := newPlane(t)
+	p.drivers = drivers
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22), allowUDP(22, 21)}, a, b)))
 	p.wire(a, b, true, a)
@@ -284,9 +288,11 @@ func TestRootWireSpoofingInVLANs(t *testing.T) {
 
 // A refusal is answered in the VLANs that asked, and what is to be inspected comes out
 // of the engine in those that it was in.
-func TestRootWireAnswersAndSteersInVLANs(t *testing.T) {
-	t.Parallel()
+func TestRootWireAnswersAndSteersInVLANs(t *testing.T) { onWires(t, answersAndSteersInVLANs) }
+
+func answersAndSteersInVLANs(t *testing.T, drivers bool) {
 	p := newPlane(t)
+	p.drivers = drivers
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 	f := newForwarder(p)
 	p.in(func() error { return p.SetInspection(Inspection{Outside: f.outside, Inside: f.inside, Up: true}) })

@@ -136,9 +136,14 @@ func askXDP() Answer {
 	if err != nil {
 		return Unclear(err)
 	}
+	const getByID, nameAt, ours = 13, 64, "across_drivers" // of wires, where drivers forward
 	var names []string
 	for _, l := range links {
-		if x := l.Attrs().Xdp; x != nil && x.Attached {
+		x := l.Attrs().Xdp
+		if x == nil || !x.Attached {
+			continue
+		}
+		if name, err := bpfName(getByID, x.ProgId, nameAt); err != nil || name != ours {
 			names = append(names, fmt.Sprintf("%s (program %d)", l.Attrs().Name, x.ProgId))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"runtime"
+	"slices"
 	"strings"
 	"unsafe"
 
@@ -85,18 +86,63 @@ func featureNames(socket int, link string) ([]string, error) {
 // clearFeatures switches off those that are chosen. The kernel leaves out what
 // the link cannot change: a veth changes all of them.
 func clearFeatures(socket int, link string, names []string, chosen func(string) bool) error {
+	return setFeatures(socket, link, names, chosen, false)
+}
+
+func setFeatures(socket int, link string, names []string, chosen func(string) bool, on bool) error {
 	// struct ethtool_sfeatures: cmd, size, then pairs of valid and requested.
 	blocks := (len(names) + 31) / 32
 	request := make([]byte, 4+4+8*blocks)
 	binary.NativeEndian.PutUint32(request, ethtoolSetFeatures)
 	binary.NativeEndian.PutUint32(request[4:], uint32(blocks))
 	for i, name := range names {
-		if chosen(name) {
-			valid := request[8+8*(i/32):]
-			binary.NativeEndian.PutUint32(valid, binary.NativeEndian.Uint32(valid)|1<<(i%32))
+		if !chosen(name) {
+			continue
+		}
+		pair := request[8+8*(i/32):]
+		binary.NativeEndian.PutUint32(pair, binary.NativeEndian.Uint32(pair)|1<<(i%32))
+		if on {
+			binary.NativeEndian.PutUint32(pair[4:], binary.NativeEndian.Uint32(pair[4:])|1<<(i%32))
 		}
 	}
 	return ethtool(socket, link, request)
+}
+
+// SetFeature switches a feature of a link, by the name that the kernel gives it, in the
+// calling thread's namespace. It reports whether that was necessary; a link that has
+// no such feature has it switched off.
+func SetFeature(link, feature string, on bool) (changed bool, err error) {
+	if changed, err = setFeature(link, feature, on); err != nil {
+		return changed, fmt.Errorf("switch feature %s of %s: %w", feature, link, err)
+	}
+	return changed, nil
+}
+
+func setFeature(link, feature string, on bool) (bool, error) {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(socket)
+	names, err := featureNames(socket, link)
+	if err != nil {
+		return false, err
+	}
+	is := func(name string) bool { return name == feature }
+	active, err := activeFeatures(socket, link, names, false)
+	if err != nil || slices.ContainsFunc(active, is) == on {
+		return false, err
+	}
+	if err := setFeatures(socket, link, names, is, on); err != nil {
+		return false, err
+	}
+	if active, err = activeFeatures(socket, link, names, false); err != nil {
+		return true, err
+	}
+	if slices.ContainsFunc(active, is) != on {
+		return false, fmt.Errorf("its driver does not: %w", unix.EOPNOTSUPP)
+	}
+	return true, nil
 }
 
 // ethtool makes one SIOCETHTOOL call, which reads and fills the value.
@@ -143,6 +189,15 @@ func offloads(link string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	active, err := activeFeatures(socket, link, names, true)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(active, func(name string) bool { return !isOffload(name) }), nil
+}
+
+// activeFeatures lists those that are on, maybe only such as can be switched.
+func activeFeatures(socket int, link string, names []string, switchable bool) ([]string, error) {
 	// struct ethtool_gfeatures: cmd, size, then available, requested, active and
 	// never changed, 32 features at a time.
 	blocks := (len(names) + 31) / 32
@@ -156,7 +211,7 @@ func offloads(link string) ([]string, error) {
 	for i, name := range names {
 		block := reply[8+16*(i/32):]
 		available, active := binary.NativeEndian.Uint32(block), binary.NativeEndian.Uint32(block[8:])
-		if available&active&(1<<(i%32)) != 0 && isOffload(name) {
+		if active&(1<<(i%32)) != 0 && (!switchable || available&(1<<(i%32)) != 0) {
 			on = append(on, name)
 		}
 	}

@@ -168,7 +168,7 @@ func (want *Wanted) foldWires(rs *bocage.Ruleset, links []host.Link, named map[u
 			continue
 		}
 		named[inside.Index], named[outside.Index] = true, true
-		wire := dataplane.Wire{Name: w.Name, Inside: inside.Index, Outside: outside.Index}
+		wire := dataplane.Wire{Name: w.Name, Inside: inside.Index, Outside: outside.Index, Drivers: w.Forwarding == bocage.ForwardingXDP}
 		for _, p := range rs.Ports {
 			if p.Interface == w.Name {
 				wire.Residents = append(wire.Residents, p)
@@ -196,7 +196,7 @@ func rewire(want, have []dataplane.Wire, links []host.Link, ruled bool) (attach 
 	}
 	for _, w := range want {
 		i := slices.IndexFunc(have, func(h dataplane.Wire) bool { return alike(w, h) })
-		if i < 0 || have[i].Name != w.Name || have[i].Closed != w.Closed || !slices.EqualFunc(have[i].Residents, w.Residents, samePort) {
+		if i < 0 || have[i].Name != w.Name || have[i].Closed != w.Closed || have[i].Drivers != w.Drivers || !slices.EqualFunc(have[i].Residents, w.Residents, samePort) {
 			attach = append(attach, w)
 		}
 	}

@@ -44,6 +44,8 @@ var (
 
 func TestFoldWires(t *testing.T) {
 	web, db, vm := port("dmz", 101), port("dmz", 102), port("web", 103)
+	fast := dmz
+	fast.Forwarding = bocage.ForwardingXDP
 	for _, c := range []struct {
 		what    string
 		ruleset *bocage.Ruleset
@@ -55,6 +57,8 @@ func TestFoldWires(t *testing.T) {
 				Attachments: []dataplane.Attachment{{Ifindex: 7, Port: vm}}}},
 		{"strict where a resident enforces", &bocage.Ruleset{Wires: []bocage.Wire{dmz}, Ports: []bocage.Port{web}, Groups: []bocage.GroupInfo{{Group: 20, Enforce: true}}}, cable,
 			Wanted{Wires: []dataplane.Wire{{Name: "dmz", Inside: 4, Outside: 5, Closed: true, Residents: []bocage.Port{web}}}}},
+		{"forwarded by drivers", &bocage.Ruleset{Wires: []bocage.Wire{fast}}, cable,
+			Wanted{Wires: []dataplane.Wire{{Name: "dmz", Inside: 4, Outside: 5, Drivers: true}}}},
 		{"nobody at the inside", &bocage.Ruleset{Wires: []bocage.Wire{dmz}}, cable,
 			Wanted{Wires: []dataplane.Wire{{Name: "dmz", Inside: 4, Outside: 5}}}},
 		{"an interface is gone", &bocage.Ruleset{Wires: []bocage.Wire{dmz}, Ports: []bocage.Port{web}}, cable[1:],

@@ -322,7 +322,7 @@ struct port {
 	__u8 mac[6];      // the workload's
 	__u8 host_mac[6]; // of the host's side
 	__u8 flags;       // PORT_*
-	__u8 pad;
+	__u8 driver;      // DRIVER_*, see wire.h
 	__u16 mtu;
 	__u32 across; // index of a wire's other interface
 	__u32 master; // index of the bridge that the interface is of; 0: none

@@ -9,6 +9,7 @@
 #include "engine.c"
 #include "decoy.c"
 #include "wire.c"
+#include "driver.c"
 #include "sweep.c"
 #include "stage.c"
 

@@ -36,6 +36,7 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
 #define BPF_MAP_TYPE_LRU_HASH 9
+#define BPF_MAP_TYPE_DEVMAP_HASH 25
 #define BPF_MAP_TYPE_RINGBUF 27
 
 #define BPF_F_NO_PREALLOC 1
@@ -55,6 +56,7 @@ typedef _Bool bool;
 
 #define XDP_DROP 1
 #define XDP_PASS 2
+#define XDP_REDIRECT 4
 
 #define PACKET_HOST 0
 #define PACKET_OTHERHOST 3
@@ -143,6 +145,7 @@ static long (*const bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64
 static long (*const bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
 static long (*const bpf_spin_lock)(struct bpf_spin_lock *lock) = (void *)93;
 static long (*const bpf_spin_unlock)(struct bpf_spin_lock *lock) = (void *)94;
+static long (*const bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 static long (*const bpf_fib_lookup)(struct __sk_buff *skb, struct fib_question *question, __u32 size, __u32 flags) = (void *)69;
 static __u64 (*const bpf_jiffies64)(void) = (void *)118;
 static long (*const bpf_ringbuf_output)(void *ringbuf, void *data, __u64 size, __u64 flags) = (void *)130;
@@ -153,6 +156,7 @@ static void (*const bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static long (*const bpf_redirect_peer)(__u32 ifindex, __u64 flags) = (void *)155;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static long (*const bpf_for_each_map_elem)(void *map, void *callback, void *context, __u64 flags) = (void *)164;
+static __u64 (*const bpf_xdp_get_buff_len)(struct xdp_md *xdp) = (void *)188;
 static long (*const bpf_loop)(__u32 count, void *callback, void *context, __u64 flags) = (void *)181;
 
 struct ethernet {

@@ -508,7 +508,7 @@ type KernelPort struct {
 	Mac      [6]uint8
 	HostMac  [6]uint8
 	Flags    uint8
-	Pad      uint8
+	Driver   uint8
 	Mtu      uint16
 	Across   uint32
 	Master   uint32
@@ -760,6 +760,7 @@ const (
 	KernelMapClerks             = "clerks"
 	KernelMapComparisons        = "comparisons"
 	KernelMapCounters           = "counters"
+	KernelMapCrossings          = "crossings"
 	KernelMapEars               = "ears"
 	KernelMapEndings            = "endings"
 	KernelMapEvents             = "events"
@@ -801,6 +802,7 @@ const (
 	KernelMapSuccessions        = "successions"
 	KernelMapTallies            = "tallies"
 	KernelMapTopology           = "topology"
+	KernelProgAcrossDrivers     = "across_drivers"
 	KernelProgAcrossWire        = "across_wire"
 	KernelProgFromDecoy         = "from_decoy"
 	KernelProgFromEngineInside  = "from_engine_inside"
@@ -868,6 +870,7 @@ type KernelSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type KernelProgramSpecs struct {
+	AcrossDrivers     *ebpf.ProgramSpec `ebpf:"across_drivers"`
 	AcrossWire        *ebpf.ProgramSpec `ebpf:"across_wire"`
 	FromDecoy         *ebpf.ProgramSpec `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
@@ -889,6 +892,7 @@ type KernelMapSpecs struct {
 	Clerks            *ebpf.MapSpec `ebpf:"clerks"`
 	Comparisons       *ebpf.MapSpec `ebpf:"comparisons"`
 	Counters          *ebpf.MapSpec `ebpf:"counters"`
+	Crossings         *ebpf.MapSpec `ebpf:"crossings"`
 	Ears              *ebpf.MapSpec `ebpf:"ears"`
 	Endings           *ebpf.MapSpec `ebpf:"endings"`
 	Events            *ebpf.MapSpec `ebpf:"events"`
@@ -978,6 +982,7 @@ type KernelMaps struct {
 	Clerks            *ebpf.Map `ebpf:"clerks"`
 	Comparisons       *ebpf.Map `ebpf:"comparisons"`
 	Counters          *ebpf.Map `ebpf:"counters"`
+	Crossings         *ebpf.Map `ebpf:"crossings"`
 	Ears              *ebpf.Map `ebpf:"ears"`
 	Endings           *ebpf.Map `ebpf:"endings"`
 	Events            *ebpf.Map `ebpf:"events"`
@@ -1029,6 +1034,7 @@ func (m *KernelMaps) Close() error {
 		m.Clerks,
 		m.Comparisons,
 		m.Counters,
+		m.Crossings,
 		m.Ears,
 		m.Endings,
 		m.Events,
@@ -1097,6 +1103,7 @@ type KernelVariables struct {
 //
 // It can be passed to LoadKernelObjects or ebpf.CollectionSpec.LoadAndAssign.
 type KernelPrograms struct {
+	AcrossDrivers     *ebpf.Program `ebpf:"across_drivers"`
 	AcrossWire        *ebpf.Program `ebpf:"across_wire"`
 	FromDecoy         *ebpf.Program `ebpf:"from_decoy"`
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
@@ -1110,6 +1117,7 @@ type KernelPrograms struct {
 
 func (p *KernelPrograms) Close() error {
 	return _KernelClose(
+		p.AcrossDrivers,
 		p.AcrossWire,
 		p.FromDecoy,
 		p.FromEngineInside,

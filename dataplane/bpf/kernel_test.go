@@ -31,7 +31,7 @@ func TestRootKernelHeader(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"__sk_buff"} {
+	for _, name := range []string{"__sk_buff", "xdp_md"} {
 		var ours, theirs *btf.Struct
 		if err := spec.Types.TypeByName(name, &ours); err != nil {
 			t.Fatal(err)
@@ -168,7 +168,7 @@ func TestRootProgramsStaySmall(t *testing.T) {
 	hosttest.Root(t)
 	limits := map[string]uint32{"from_workload": 260_000, "to_workload": 260_000, "from_decoy": 60_000,
 		"from_engine_outside": 500, "from_engine_inside": 80_000, "sweep": 60_000,
-		"across_wire": 260_000, "out_of_wire": 20, "stage": 58_000}
+		"across_wire": 260_000, "out_of_wire": 20, "across_drivers": 260_000, "stage": 58_000}
 	var objects KernelObjects
 	if err := LoadKernelObjects(&objects, nil); err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func TestRootProgramsStaySmall(t *testing.T) {
 	programs := map[string]*ebpf.Program{"from_workload": objects.FromWorkload, "to_workload": objects.ToWorkload,
 		"from_decoy": objects.FromDecoy, "from_engine_outside": objects.FromEngineOutside,
 		"from_engine_inside": objects.FromEngineInside, "sweep": objects.Sweep,
-		"across_wire": objects.AcrossWire, "out_of_wire": objects.OutOfWire, "stage": objects.Stage}
+		"across_wire": objects.AcrossWire, "out_of_wire": objects.OutOfWire, "stage": objects.Stage, "across_drivers": objects.AcrossDrivers}
 	spec, err := LoadKernel()
 	if err != nil {
 		t.Fatal(err)
@@ -262,14 +262,15 @@ func TestShortWayTouchesNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	touched, called := map[string]bool{}, map[string]bool{}
-	for _, name := range []string{"from_workload", "to_workload", "across_wire"} {
+	short := []string{"pass_fast", "pass_tagged", "pass_driver"}
+	for _, name := range []string{"from_workload", "to_workload", "across_wire", "across_drivers"} {
 		at := ""
 		for _, ins := range spec.Programs[name].Instructions {
 			if symbol := ins.Symbol(); symbol != "" && !strings.HasPrefix(symbol, "LBB") {
 				at = symbol
 			}
 			switch {
-			case at != "pass_fast" || ins.Reference() == "":
+			case !slices.Contains(short, at) || ins.Reference() == "":
 			case ins.IsFunctionCall():
 				called[ins.Reference()] = true
 			case ins.IsLoadFromMap() && spec.Maps[ins.Reference()] != nil && !strings.HasPrefix(ins.Reference(), "."):
@@ -277,7 +278,7 @@ func TestShortWayTouchesNothingElse(t *testing.T) {
 			}
 		}
 	}
-	want := []string{"active", "counters", "flows", "guides", "moments", "ports", "topology"}
+	want := []string{"active", "counters", "crossings", "flows", "guides", "moments", "ports", "topology"}
 	if got := slices.Sorted(maps.Keys(touched)); !slices.Equal(got, want) {
 		t.Errorf("the short way looks into %q, and is to look into %q", got, want)
 	}
@@ -337,6 +338,8 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"begin_again":  430,
 		// Wires.
 		"across_wire": 1000,
+		"pass_tagged": 900,
+		"pass_driver": 1000,
 		"admit_wired": 220,
 	}
 	spec, err := LoadKernel()
@@ -344,7 +347,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	sizes := make(map[string]int)
-	for _, name := range []string{"from_workload", "to_workload", "across_wire"} {
+	for _, name := range []string{"from_workload", "to_workload", "across_wire", "across_drivers"} {
 		at := ""
 		count := make(map[string]int)
 		for _, ins := range spec.Programs[name].Instructions {

@@ -152,6 +152,14 @@ struct {
 	__type(value, struct resident);
 } residents SEC(".maps");
 
+// The other interface of a wire, by one of them, where drivers forward.
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__uint(max_entries, 1 << 12);
+	__type(key, __u32);
+	__type(value, __u32);
+} crossings SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
