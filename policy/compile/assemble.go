@@ -16,8 +16,7 @@ import (
 // ruleset is never changed: the next one shares the lists in which nothing is
 // new, and has patched copies of the others.
 type book struct {
-	whole   *whole
-	changed *changed
+	whole *whole
 
 	patches   []int32          // how often each patch is in use
 	decisions uses             // how often each decision is
@@ -83,7 +82,6 @@ func (c *compiler) assemble(d *change) {
 	for i, r := range c.cutOff {
 		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
 	}
-	b.changed = &changed{all: d.of(kindScope, kindZone)} // hosts know the scopes that may mean newcomers
 
 	gone := c.rules(g.gone) // while their decisions have numbers
 	c.use(g.gone, -1)
@@ -103,7 +101,6 @@ func (c *compiler) assemble(d *change) {
 			c.usePatch(i, list.by)
 		}
 	}
-	sameRefusals := slices.Equal(refusals, b.refusals)
 	b.refusals, b.reasons = refusals, reasons
 
 	old := b.whole
@@ -115,7 +112,6 @@ func (c *compiler) assemble(d *change) {
 	moved := c.writeDecisions(rs, d) || d.renumbered
 	if moved {
 		// Numbers moved on since two hashes met: everything that carries one is written anew.
-		b.changed.all = true
 		var all []entry
 		g.eachEntry(func(e entry) { all = append(all, e) })
 		rs.rules = newList[bocage.Rule](nil).exchange(nil, c.rules(all), bocage.CompareRules)
@@ -129,35 +125,52 @@ func (c *compiler) assemble(d *change) {
 	if g.reclassified && !g.stayed || moved {
 		c.giveReasons(rs)
 	}
-	if !sameRefusals || !refusedAs(rs.refused, c.cutOff) || b.changed.all {
-		b.changed.all = true
-		rs.refused = nil
-		for i, r := range c.cutOff {
-			rs.refused = append(rs.refused, bocage.Refusal{Identity: r.identity, Decision: c.idOf(refusals[i]), Until: r.until.UTC()})
-		}
-	}
+	c.refuse(rs)
 	c.place(rs)
 	c.placeWires(rs)
 	c.nameGroups(rs)
-	c.noteChanged()
 }
 
-// refusedAs reports whether refusals are those of a ruleset, their decisions apart.
-func refusedAs(refused []bocage.Refusal, cutOff []refusal) bool {
-	return slices.EqualFunc(refused, cutOff, func(a bocage.Refusal, b refusal) bool {
-		return a.Identity == b.identity && a.Until.Equal(b.until)
-	})
+// refuse lists those who are cut off.
+func (c *compiler) refuse(rs *whole) {
+	var refused []bocage.Refusal
+	for i, r := range c.cutOff {
+		refused = append(refused, bocage.Refusal{Identity: r.identity, Decision: c.idOf(c.book.refusals[i]), Until: r.until.UTC()})
+	}
+	if !slices.Equal(refused, rs.refused) {
+		rs.refused = refused
+	}
 }
 
-// rules writes entries as rules.
+// rules writes entries as rules, in order: of one pair they are.
 func (c *compiler) rules(entries []entry) []bocage.Rule {
+	type placed struct {
+		rank  uint8
+		place uint64
+		entry
+	}
+	order := make([]placed, len(entries))
 	n := 0
-	for _, e := range entries {
+	for i, e := range entries {
+		p := placed{place: uint64(c.groupOf(e.from))<<32 | uint64(c.groupOf(e.to)), entry: e}
+		if e.from == anyone {
+			p.rank += 2
+		}
+		if e.to == anyone {
+			p.rank++
+		}
+		order[i] = p
 		n += c.grid.tables.patches[e.patch].rules()
 	}
+	slices.SortFunc(order, func(a, b placed) int {
+		if a.rank != b.rank {
+			return cmp.Compare(a.rank, b.rank)
+		}
+		return cmp.Compare(a.place, b.place)
+	})
 	out := make([]bocage.Rule, 0, n)
-	for _, e := range entries {
-		out = c.appendRules(out, e.patch, c.groupOf(e.from), c.groupOf(e.to))
+	for i := range order {
+		out = c.appendRules(out, order[i].patch, c.groupOf(order[i].from), c.groupOf(order[i].to))
 	}
 	return out
 }
@@ -274,7 +287,6 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 		b.recombined = false
 		before := b.profiles
 		c.hear(&c.units.profiles, func() { rs.profiles, b.profiles = c.numberProfiles(b.combined) })
-		b.changed.all = true
 		for name, number := range b.profiles {
 			if was, known := before[name]; known && was != number {
 				rewrite = true
@@ -294,7 +306,6 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 	renewed := c.renewedInUse(come)
 	rs.decisions = rs.decisions.exchange(removed, c.writeAll(come), compareDecisions)
 	if len(renewed) > 0 {
-		b.changed.all = true
 		again := c.writeAll(renewed)
 		rs.decisions = rs.decisions.exchange(slices.Clone(again), again, compareDecisions)
 	}
@@ -422,7 +433,6 @@ func (c *compiler) describe(rs *whole, d *change) {
 		}
 	}
 	if len(peers)+len(peersGone)+len(groups)+len(groupsGone) > 0 {
-		b.changed.all = true
 	}
 	rs.peers = rs.peers.exchange(peersGone, peers, comparePeers)
 	rs.groups = rs.groups.exchange(groupsGone, groups, compareGroups)
@@ -481,7 +491,6 @@ func (c *compiler) giveReasons(rs *whole) {
 	}
 	slices.SortFunc(reasons, bocage.CompareRules)
 	if !slices.Equal(reasons, rs.reasons) {
-		c.book.changed.all = true
 		rs.reasons = reasons
 	}
 }
@@ -498,7 +507,6 @@ func (c *compiler) place(rs *whole) {
 		return a.Name == b.Name && a.Protocol == b.Protocol && a.Port == b.Port && a.Banner == b.Banner && slices.Equal(a.For, b.For)
 	})
 	if !same {
-		c.book.changed.all = true
 		rs.decoys = out
 	}
 }
@@ -516,7 +524,6 @@ func (c *compiler) placeWires(rs *whole) {
 		return cmp.Or(strings.Compare(a.Host, b.Host), strings.Compare(a.Name, b.Name))
 	})
 	if !slices.Equal(wires, rs.wires) {
-		c.book.changed.all = true
 		rs.wires = wires
 	}
 }

@@ -58,7 +58,6 @@ type Output struct {
 
 	whole    *whole
 	findings *list[Finding]
-	changed  *changed
 }
 
 // Ruleset is the whole: Cut makes a host's out of it.
@@ -80,7 +79,7 @@ func (o Output) Numbered(generation uint64) Output {
 
 // Replaced returns the output with another ruleset.
 func (o Output) Replaced(rs *bocage.Ruleset) Output {
-	o.whole, o.changed = wholeOf(rs), nil
+	o.whole = wholeOf(rs)
 	return o
 }
 
@@ -174,7 +173,7 @@ func (c *compiler) crowded() bool {
 func (c *compiler) output(in Input) Output {
 	rs := c.book.whole
 	rs.generation, rs.digest = in.Generation, c.in.digest
-	return Output{Faults: c.in.faults, Expires: c.in.expires, whole: rs, findings: c.told.list(), changed: c.book.changed}
+	return Output{Faults: c.in.faults, Expires: c.in.expires, whole: rs, findings: c.told.list()}
 }
 
 // compiler carries compilations from step to step.
@@ -216,5 +215,6 @@ type compiler struct {
 
 	// Room for what decides a cell.
 	general, covering []int32
+	counted           []int32
 	edges             []edge
 }

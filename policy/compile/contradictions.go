@@ -61,9 +61,17 @@ func (c *compiler) contractsTouched(r *refusers) map[int32]bool {
 	for _, i := range c.added {
 		look(i)
 	}
-	for _, pair := range c.grid.looked {
-		for _, m := range c.grid.mentioned(pair.from, pair.to) {
-			look(m.statement)
+	refusing := func(i int32) bool { return c.statements[i].kind == refuse }
+	others := slices.ContainsFunc(c.added, refusing) || slices.ContainsFunc(c.withdrawn, refusing)
+	for _, r := range c.resided {
+		look(r.statement)
+		others = others || refusing(r.statement)
+	}
+	if others { // else who refuses something refuses what he did
+		for _, pair := range c.grid.looked {
+			for _, m := range c.grid.mentioned(pair.from, pair.to) {
+				look(m.statement)
+			}
 		}
 	}
 	for _, i := range c.grid.broad {

@@ -190,3 +190,41 @@ func (c *Cutter) decisions(cut *bocage.Ruleset) []bocage.Decision {
 	slices.SortFunc(out, func(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID) })
 	return out
 }
+
+// placements lists the decoys that some rule leads to, now or later.
+func placements(all []bocage.DecoyPlacement, rules []bocage.Rule, decisions []bocage.Decision) []bocage.DecoyPlacement {
+	diverting := map[bocage.DecisionID]bool{}
+	then := map[bocage.DecisionID][]bocage.DecisionID{} // who a decision follows
+	var divert func(id bocage.DecisionID)
+	divert = func(id bocage.DecisionID) {
+		if !diverting[id] {
+			diverting[id] = true
+			for _, before := range then[id] {
+				divert(before)
+			}
+		}
+	}
+	for _, d := range decisions {
+		if !d.Until.IsZero() {
+			then[d.Then] = append(then[d.Then], d.ID)
+		}
+	}
+	for _, d := range decisions {
+		if d.Verdict == bocage.VerdictDecoy {
+			divert(d.ID)
+		}
+	}
+	ports := map[uint16]bool{}
+	for _, r := range rules {
+		if diverting[r.Decision] {
+			ports[r.Ports.First] = true // a decoy's rule covers its one port
+		}
+	}
+	var out []bocage.DecoyPlacement
+	for _, p := range all {
+		if ports[p.Port] {
+			out = append(out, p)
+		}
+	}
+	return out
+}

@@ -56,13 +56,61 @@ func (c *compiler) decide(covering []int32) int32 {
 		return i
 	}
 	cause := string(d.scratch)
-	statements := make([]*statement, len(covering))
-	for i, n := range covering {
-		statements[i] = &c.statements[n]
+	i, known := int32(unset), false
+	counting := c.counting(covering)
+	if len(counting) < len(covering) {
+		d.scratch = appendNumbers(d.scratch[:0], counting)
+		i, known = d.byCause[string(d.scratch)]
 	}
-	i := d.internChain(combine(statements, c.now))
+	if !known {
+		statements := make([]*statement, len(counting))
+		for n, s := range counting {
+			statements[n] = &c.statements[s]
+		}
+		i = d.internChain(combine(statements, c.now))
+		if len(counting) < len(covering) {
+			d.byCause[string(appendNumbers(nil, counting))] = i
+		}
+	}
 	d.byCause[cause] = i
 	return i
+}
+
+// counting leaves out statements that make no difference next to the others, so that a
+// thousand contracts that one guardrail refuses are decided once: what is owed where
+// nobody allows or somebody refuses, who allows there, and how to refuse what is not.
+func (c *compiler) counting(covering []int32) []int32 {
+	var kinds uint32 // a set
+	mayFail := false
+	for _, n := range covering {
+		s := &c.statements[n]
+		kinds |= 1 << s.kind
+		mayFail = mayFail || s.duty.impossible
+	}
+	has := func(list ...kind) bool {
+		return slices.ContainsFunc(list, func(k kind) bool { return kinds&(1<<k) != 0 })
+	}
+	var idle uint32
+	switch {
+	case has(allowName): // nothing that refuses counts, and the rest does
+	case has(refuse) && !has(except): // a guardrail's refusal never ends
+		idle = 1<<allow | 1<<owe | 1<<disposeSilent
+	case !has(allow, kube):
+		idle = 1 << owe
+	case has(allow) && !mayFail && !has(isolate, refuse, answer, kube):
+		idle = 1<<dispose | 1<<disposeSilent | 1<<divert
+	}
+	if kinds&idle == 0 {
+		return covering
+	}
+	out := c.counted[:0]
+	for _, n := range covering {
+		if idle&(1<<c.statements[n].kind) == 0 {
+			out = append(out, n)
+		}
+	}
+	c.counted = out
+	return out
 }
 
 // combine decides a cell at now and at every later moment at which one of the

@@ -221,6 +221,7 @@ func (c *compiler) resolve(matches ...bocage.CellMatch) []block {
 	}
 	byPorts := map[string]*block{}
 	var keys []string
+	var key []byte
 	for _, t := range b.to.list {
 		p := b.ports
 		for _, class := range classes {
@@ -229,11 +230,12 @@ func (c *compiler) resolve(matches ...bocage.CellMatch) []block {
 		if p.empty() {
 			continue
 		}
-		key := p.key()
-		part := byPorts[key]
+		key = p.appendKey(key[:0])
+		part := byPorts[string(key)]
 		if part == nil {
 			part = &block{from: b.from, ports: p}
-			byPorts[key], keys = part, append(keys, key)
+			keys = append(keys, string(key))
+			byPorts[keys[len(keys)-1]] = part
 		}
 		part.to.list = append(part.to.list, t)
 	}
@@ -248,7 +250,11 @@ func (c *compiler) resolve(matches ...bocage.CellMatch) []block {
 func (s *subject) offering(classes []string) ports {
 	var out ports
 	for _, o := range s.offers {
-		if slices.ContainsFunc(o.data, func(class string) bool { return slices.Contains(classes, class) }) {
+		switch {
+		case !slices.ContainsFunc(o.data, func(class string) bool { return slices.Contains(classes, class) }):
+		case out.empty():
+			out = o.ports // of most there is one
+		default:
 			out = out.join(o.ports)
 		}
 	}

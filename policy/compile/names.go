@@ -154,7 +154,6 @@ func (c *compiler) nameGroups(rs *whole) {
 		names = append(names, bocage.Name{Name: s.domain.name, Tier: s.domain.tier, Group: s.group})
 	}
 	if !slices.Equal(names, rs.names) {
-		c.book.changed.all = true
 		rs.names = names
 	}
 }

@@ -89,16 +89,17 @@ func (p ports) normal() ports {
 }
 
 // key is equal for equal sets.
-func (p ports) key() string {
+func (p ports) key() string { return string(p.appendKey(nil)) }
+
+func (p ports) appendKey(b []byte) []byte {
 	if p.all {
-		return "all"
+		return append(b, "all"...)
 	}
-	var b []byte
 	for _, r := range p.ranges {
 		b = strconv.AppendUint(b, uint64(r.protocol), 10)
 		b = strconv.AppendUint(append(b, '/'), uint64(r.First), 10)
 		b = strconv.AppendUint(append(b, '-'), uint64(r.Last), 10)
 		b = append(b, ' ')
 	}
-	return string(b)
+	return b
 }
