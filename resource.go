@@ -114,8 +114,8 @@ func SetCondition(conditions []Condition, c Condition) []Condition {
 type Kind struct {
 	// APIVersion is the group and version that objects of the kind carry.
 	APIVersion string
-	// Later are versions of the group with the same fields: what files say in one of
-	// them is read as if it were said in APIVersion.
+	// Later are versions of the group with the same fields: what files and clients say
+	// in one of them is read as if it were said in APIVersion.
 	Later      []string
 	Name       string   // CamelCase singular
 	Plural     string   // in paths
@@ -245,6 +245,16 @@ func (k Kind) Version() string {
 // Reads reports whether objects of a group and version can be read as the kind.
 func (k Kind) Reads(apiVersion string) bool {
 	return k.APIVersion == apiVersion || slices.Contains(k.Later, apiVersion)
+}
+
+// Versions lists the groups and versions in which objects of the kind are read and
+// shown. They are kept in the first.
+func (k Kind) Versions() []string { return append([]string{k.APIVersion}, k.Later...) }
+
+// In is the kind in one of its versions.
+func (k Kind) In(apiVersion string) Kind {
+	k.APIVersion = apiVersion
+	return k
 }
 
 // KindNamed finds a kind by name, plural, singular or short name, in any case.

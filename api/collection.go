@@ -135,13 +135,14 @@ type step struct {
 // rendering names one way of showing an object.
 type rendering struct {
 	form    string // as form.as names it; "" is JSON
+	version string // that is not the one in which objects are kept; else empty
 	include string // of a table
 	gone    bool   // the object as it was, at the revision of its deletion
 }
 
 // shown returns the object in a form, written once.
 func (ch *step) shown(r rendering, write func(value []byte) ([]byte, error)) ([]byte, error) {
-	if r.form == "" && !r.gone {
+	if r.form == "" && r.version == "" && !r.gone {
 		return ch.is.value, nil
 	}
 	ch.mu.Lock()
@@ -155,6 +156,10 @@ func (ch *step) shown(r rendering, write func(value []byte) ([]byte, error)) ([]
 	} else {
 		value = ch.is.value
 	}
+	if r.version != "" {
+		kind := ch.kind()
+		value = otherVersion(value, kind.APIVersion, r.version)
+	}
 	data := value
 	if r.form != "" {
 		var err error
@@ -167,6 +172,14 @@ func (ch *step) shown(r rendering, write func(value []byte) ([]byte, error)) ([]
 	}
 	ch.written[r] = data
 	return data, nil
+}
+
+// kind is that of the object.
+func (ch *step) kind() bocage.Kind {
+	if ch.is != nil {
+		return ch.is.kind.Kind
+	}
+	return ch.was.kind.Kind
 }
 
 func (ch *step) bytes() int {

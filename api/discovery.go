@@ -10,8 +10,6 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/version"
-
-	"bocage.dev/bocage"
 )
 
 // resources lists what a group version holds.
@@ -28,10 +26,7 @@ func resources(groupVersion string) ([]metav1.APIResource, bool) {
 		}, true
 	}
 	var out []metav1.APIResource
-	for _, kind := range bocage.Kinds() {
-		if kind.APIVersion != groupVersion {
-			continue
-		}
+	for _, kind := range kindsIn(groupVersion) {
 		resource := metav1.APIResource{
 			Name: kind.Plural, SingularName: strings.ToLower(kind.Name), Kind: kind.Name, Namespaced: kind.Namespaced,
 			ShortNames: kind.Short, Verbs: verbsOf(kind), Categories: []string{"bocage"},

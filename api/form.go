@@ -61,6 +61,7 @@ func notAcceptable() *problem {
 
 // writeObject answers with one object in the form that the client wants.
 func (c *call) writeObject(code int, value []byte) error {
+	value = c.inVersion(value)
 	switch c.form.as {
 	case "Table":
 		table, err := newTable(c.kind, c.query.Get("includeObject"))
@@ -113,7 +114,7 @@ func (c *call) writeList(found *items) error {
 		ResourceVersion: formatRevision(found.revision), Continue: found.next, RemainingItemCount: found.remaining,
 	}
 	var head []byte
-	write := func(o *object) ([]byte, error) { return o.value, nil }
+	write := func(o *object) ([]byte, error) { return c.inVersion(o.value), nil }
 	switch c.form.as {
 	case "Table":
 		table, err := newTable(c.kind, c.query.Get("includeObject"))
@@ -123,9 +124,9 @@ func (c *call) writeList(found *items) error {
 		if head, err = table.head(meta, true); err != nil {
 			return err
 		}
-		write = func(o *object) ([]byte, error) { return table.row(o.value) }
+		write = func(o *object) ([]byte, error) { return table.row(c.inVersion(o.value)) }
 	default:
-		name, version := c.kind.Name+"List", c.kind.APIVersion
+		name, version := c.kind.Name+"List", c.version
 		if strings.HasPrefix(c.form.as, "PartialObjectMetadata") {
 			name, version = "PartialObjectMetadataList", "meta.k8s.io/v1"
 			write = func(o *object) ([]byte, error) { return partialJSON(o.value) }
@@ -180,6 +181,21 @@ func writeItems(out io.Writer, head []byte, objects []*object, write func(*objec
 	}
 	_, err := io.WriteString(out, "]}\n")
 	return err
+}
+
+// inVersion shows an object in the version of the call. Versions differ in no field.
+func (c *call) inVersion(value []byte) []byte {
+	return otherVersion(value, c.kind.APIVersion, c.version)
+}
+
+// otherVersion writes an object's version, with which every stored object begins.
+func otherVersion(value []byte, from, to string) []byte {
+	rest, ok := bytes.CutPrefix(value, []byte(`{"apiVersion":"`+from+`"`))
+	if !ok || from == to || to == "" {
+		return value
+	}
+	out := make([]byte, 0, len(value)+len(to))
+	return append(append(append(append(out, `{"apiVersion":"`...), to...), '"'), rest...)
 }
 
 // partialJSON keeps an object's metadata.

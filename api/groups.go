@@ -45,8 +45,10 @@ func withGroup(name string, kind bocage.Kind) string {
 var groupVersions = sync.OnceValue(func() []string {
 	var out []string
 	for _, kind := range bocage.Kinds() {
-		if !slices.Contains(out, kind.APIVersion) {
-			out = append(out, kind.APIVersion)
+		for _, version := range kind.Versions() {
+			if !slices.Contains(out, version) {
+				out = append(out, version)
+			}
 		}
 	}
 	slices.SortStableFunc(out, func(a, b string) int { return rank(a) - rank(b) })
@@ -64,7 +66,8 @@ func rank(apiVersion string) int {
 	}
 }
 
-// groups lists the named API groups that exist, ours first.
+// groups lists the named API groups that exist, ours first. Of several versions the
+// one that objects are kept in is preferred.
 func groups() []metav1.APIGroup {
 	var out []metav1.APIGroup
 	for _, groupVersion := range append(groupVersions(), "authorization.k8s.io/v1", "authentication.k8s.io/v1") {
@@ -73,6 +76,10 @@ func groups() []metav1.APIGroup {
 			continue
 		}
 		version := metav1.GroupVersionForDiscovery{GroupVersion: groupVersion, Version: v}
+		if i := slices.IndexFunc(out, func(g metav1.APIGroup) bool { return g.Name == name }); i >= 0 {
+			out[i].Versions = append(out[i].Versions, version)
+			continue
+		}
 		out = append(out, metav1.APIGroup{
 			TypeMeta: metav1.TypeMeta{Kind: "APIGroup", APIVersion: "v1"},
 			Name:     name, Versions: []metav1.GroupVersionForDiscovery{version}, PreferredVersion: version,
@@ -84,7 +91,18 @@ func groups() []metav1.APIGroup {
 // kindOf finds a kind by its group version and plural.
 func (s *Server) kindOf(apiVersion, plural string) (bocage.Kind, bool) {
 	kind, ok := s.kinds[plural]
-	return kind, ok && kind.APIVersion == apiVersion
+	return kind, ok && kind.Reads(apiVersion)
+}
+
+// kindsIn lists the kinds of a group version, as they are in it.
+func kindsIn(groupVersion string) []bocage.Kind {
+	var out []bocage.Kind
+	for _, kind := range bocage.Kinds() {
+		if kind.Reads(groupVersion) {
+			out = append(out, kind.In(groupVersion))
+		}
+	}
+	return out
 }
 
 // versionIn cuts the group version off a path; ok is false if the path leads to

@@ -20,10 +20,8 @@ func openAPIDocuments(s *schemas) (map[string][]byte, error) {
 	documents := map[string][]byte{}
 	for _, groupVersion := range groupVersions() {
 		paths := map[string]any{}
-		for _, kind := range bocage.Kinds() {
-			if kind.APIVersion == groupVersion {
-				describePaths(paths, kind)
-			}
+		for _, kind := range kindsIn(groupVersion) {
+			describePaths(paths, kind)
 		}
 		data, err := json.Marshal(map[string]any{
 			"openapi":    "3.0.0",

@@ -194,7 +194,7 @@ func (s *Server) textPatch(c *call, ch *change, form types.PatchType) (func(*bat
 		if err := b.load(ch); err != nil {
 			return err
 		}
-		patched, err := edit(withRevision(ch.old.value, ch.kind, ch.old.revision))
+		patched, err := edit(c.inVersion(withRevision(ch.old.value, ch.kind, ch.old.revision)))
 		if err != nil {
 			return err
 		}

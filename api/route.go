@@ -24,9 +24,10 @@ type call struct {
 	r      *http.Request
 	person Person
 	access
-	name  string
-	query url.Values
-	form  form // in which the client wants the answer
+	version string // in which the client reads and writes objects of the kind
+	name    string
+	query   url.Values
+	form    form // in which the client wants the answer
 	// acceptable says that the client takes a form that can be made.
 	acceptable bool
 	// outcome is what the audit log says of a change.
@@ -219,7 +220,7 @@ func (s *Server) understand(c *call) error {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
 			"the server could not find the requested resource")
 	}
-	c.kind = kind
+	c.kind, c.version = kind, apiVersion
 	if len(parts) > 1 {
 		c.name = parts[1]
 	}
@@ -260,7 +261,7 @@ func (c *call) understandVerb() error {
 		c.verb = verbCreate
 		if c.kind.Namespaced && c.namespace == "" {
 			return badRequest("a %s is created in a namespace: POST to %s/namespaces/NAMESPACE/%s",
-				c.kind.Name, versionPath(c.kind.APIVersion), c.kind.Plural)
+				c.kind.Name, versionPath(c.version), c.kind.Plural)
 		}
 	case method == http.MethodPut && c.name != "":
 		c.verb = verbUpdate

@@ -51,9 +51,11 @@ func newSchemas() (*schemas, error) {
 		}
 		definition := s.definitions[schemaName(typ)]
 		definition.Required = nil // the server says what is missing, in better words
-		definition.AddExtension("x-kubernetes-group-version-kind", []any{
-			map[string]any{"group": kind.Group(), "version": kind.Version(), "kind": kind.Name},
-		})
+		var versions []any
+		for _, version := range kind.Versions() {
+			versions = append(versions, map[string]any{"group": kind.Group(), "version": kind.In(version).Version(), "kind": kind.Name})
+		}
+		definition.AddExtension("x-kubernetes-group-version-kind", versions)
 	}
 	return s, nil
 }
@@ -61,10 +63,8 @@ func newSchemas() (*schemas, error) {
 // reachable are the schemas that the kinds of a group version are made of.
 func (s *schemas) reachable(groupVersion string) map[string]*spec.Schema {
 	found := map[string]*spec.Schema{}
-	for _, kind := range bocage.Kinds() {
-		if kind.APIVersion == groupVersion {
-			s.reach(found, schemaName(reflect.TypeOf(kind.New()).Elem()))
-		}
+	for _, kind := range kindsIn(groupVersion) {
+		s.reach(found, schemaName(reflect.TypeOf(kind.New()).Elem()))
 	}
 	return found
 }

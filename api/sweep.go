@@ -278,7 +278,7 @@ const (
 func (s *Server) ownerState(t *tended, owner bocage.OwnerReference) ownerState {
 	var kind *seenKind
 	for _, k := range s.view.kinds {
-		if k.Name == owner.Kind && k.APIVersion == owner.APIVersion {
+		if k.Name == owner.Kind && k.Reads(owner.APIVersion) {
 			kind = k
 		}
 	}

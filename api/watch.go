@@ -321,6 +321,9 @@ func (w *watcher) here(o *object) bool {
 func (w *watcher) event(event string, ch *step, gone bool) error {
 	w.server.metrics.events.Inc()
 	r := rendering{form: w.call.form.as, gone: gone}
+	if w.call.version != w.call.kind.APIVersion {
+		r.version = w.call.version
+	}
 	if w.table != nil {
 		r.include = string(w.table.include)
 	}
@@ -353,7 +356,7 @@ func (w *watcher) bookmarkNow() error {
 }
 
 func (w *watcher) bookmark(annotations map[string]string) error {
-	value, err := bookmark(w.call.kind, formatRevision(w.revision), annotations)
+	value, err := bookmark(w.call.kind.In(w.call.version), formatRevision(w.revision), annotations)
 	if err != nil {
 		return err
 	}

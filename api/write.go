@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,7 @@ const maxAttempts = 20
 // change is one write in the making.
 type change struct {
 	access
+	version string // in which it is written; empty: that in which objects are kept
 	name    string
 	manager string
 	dryRun  bool
@@ -90,7 +92,7 @@ func decodeStored(value []byte) (*unstructured.Unstructured, error) {
 
 // newChange reads what the query says of a write.
 func (s *Server) newChange(c *call) (*change, error) {
-	ch := &change{access: c.access, name: c.name, by: c.person, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
+	ch := &change{access: c.access, version: c.version, name: c.name, by: c.person, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
 	if len(ch.manager) > 128 {
 		return nil, badRequest("fieldManager is longer than 128 characters")
 	}
@@ -335,8 +337,8 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	if err := utiljson.Unmarshal(tree.JSON(), &u.Object); err != nil {
 		return nil, nil, badRequest("the body cannot be read: %v", err)
 	}
-	if apiVersion := u.GetAPIVersion(); apiVersion != ch.kind.APIVersion {
-		faults.Add("apiVersion", "%q is not %s", apiVersion, ch.kind.APIVersion)
+	if apiVersion, want := u.GetAPIVersion(), cmp.Or(ch.version, ch.kind.APIVersion); apiVersion != want {
+		faults.Add("apiVersion", "%q is not %s", apiVersion, want)
 	}
 	if kind := u.GetKind(); kind != ch.kind.Name {
 		faults.Add("kind", "%q is not %s, which the path names", kind, ch.kind.Name)
@@ -535,6 +537,11 @@ func (b *batch) normal(ch *change, object *unstructured.Unstructured, faults boc
 	resource, err := typed(ch.kind, object)
 	if err != nil {
 		return nil, badRequest("the %s cannot be read: %v", ch.kind.Name, err)
+	}
+	// A version may be stricter than the one in which objects are kept. What a client
+	// of it leaves as it was is not held against it.
+	if ch.version != "" && (ch.old == nil || !reflect.DeepEqual(ch.old.object.Object["spec"], object.Object["spec"])) {
+		resource.Type().APIVersion = ch.version
 	}
 	for _, fault := range resource.Validate() {
 		if !slices.ContainsFunc(faults, func(f bocage.Fault) bool { return related(f.Field, fault.Field) }) {
