@@ -10,8 +10,7 @@ const (
 
 // Greeting is what a client of TLS said before anything was encrypted: whom it asked
 // for and what it offered to speak inside. It is what the client claims, and nobody's
-// proof: a server need not heed it. Who need not speak TLS can pretend to speak otherwise,
-// by segments that the server never takes, and nothing is told of it then.
+// proof: a server need not heed it.
 type Greeting struct {
 	// Flow says whose greeting it is, with the counters of that moment. Its kind is
 	// EventGreeting.
@@ -31,6 +30,7 @@ type Greeted struct {
 	Hidden bool `json:"hidden,omitempty"`
 	// Ambiguous says that the client sent the same bytes twice and otherwise, as nobody
 	// does who has nothing to hide: which the server took is not known, and no name is told.
-	// Where one was told before the other copy came, this comes after it, and unsays it.
+	// Where one was told before the other copy came, this comes after it, and unsays it. It
+	// need not have been TLS: who first pretends to speak something else may hide a name.
 	Ambiguous bool `json:"ambiguous,omitempty"`
 }

@@ -41,7 +41,14 @@ func (d *Dataplane) Listen(ctx context.Context, each func(bocage.Greeting)) erro
 			return fmt.Errorf("listen: %w", err)
 		}
 		now := time.Now()
-		said, ambiguous, done := gatherer.Add(&piece.flow, piece.place, piece.bytes, now)
+		var said hello.Hello
+		var ambiguous, done bool
+		if len(piece.bytes) == 0 {
+			ambiguous = gatherer.Doubt(&piece.flow, now)
+			done = ambiguous
+		} else {
+			said, ambiguous, done = gatherer.Add(&piece.flow, piece.place, piece.bytes, now)
+		}
 		if !done {
 			continue
 		}

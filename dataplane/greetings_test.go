@@ -260,6 +260,34 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 			s.passes(false, segment{at: 200, flags: ack, bytes: said[200:]})
 			is(s, named)
 
+			if !enforce { // something else first, of which the server takes nothing
+				for _, first := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "G", "SSH-2.0-x\r\n", strings.Repeat("x", 200)} {
+					s = open()
+					s.passes(false, segment{at: 0, flags: ack, bytes: []byte(first)})
+					s.passes(true, segment{known: 0, flags: ack})
+					s.passes(false, segment{at: 0, flags: ack, bytes: said})
+					is(s, bocage.Greeted{Ambiguous: true})
+					s.passes(true, segment{known: len(said), flags: ack, bytes: answer})
+					s.passes(false, segment{at: len(said), known: len(answer), flags: ack, bytes: []byte("more")})
+					if s.isWatched() {
+						t.Errorf("after %.10q: still listened to", first)
+					}
+				}
+				s = open() // a beginning that the server never takes
+				s.passes(false, segment{flags: rst})
+				s.bases[0] -= 5000
+				s.passes(false, segment{at: -1, flags: syn})
+				s.bases[0] += 5000
+				s.passes(false, segment{at: 0, flags: ack, bytes: said})
+				is(s, bocage.Greeted{Ambiguous: true})
+
+				s = open() // what a client of something else says is taken
+				s.passes(false, segment{at: 0, flags: ack, bytes: []byte("GET / HTTP/1.1\r\n")})
+				s.passes(true, segment{known: 16, flags: ack})
+				if row := s.row(); s.isWatched() || bocage.AppProtocol(row.Speech) != bocage.SpeechHTTP {
+					t.Errorf("speech %d, watched %v", row.Speech, s.isWatched())
+				}
+			}
 			if !enforce { // a server that says what clients do, and a client of something else
 				s = open()
 				s.passes(true, segment{known: 0, flags: ack, bytes: said})

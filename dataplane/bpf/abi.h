@@ -711,7 +711,8 @@ struct cadence_event {
 _Static_assert(sizeof(struct cadence_event) == 136, "cadence_event");
 
 // A piece of what a client of TLS says first, behind the flow's event, in the ring
-// buffer of greetings; as many bytes as it has.
+// buffer of greetings; as many bytes as it has. None say that what the client says is
+// in doubt.
 #define GREETING_PIECE 4096
 struct greeting {
 	struct event event;

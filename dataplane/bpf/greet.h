@@ -19,19 +19,44 @@ static __always_inline bool may_greet(const struct flow *flow)
 	return flow->packets <= GREETING_PACKETS && flow->bytes <= GREETING_BYTES;
 }
 
+// The record of a flow that may be told of here, begun; or NULL.
+static __always_inline struct greeting *draft_of(const struct passage *at, struct flow *flow)
+{
+	__u32 zero = 0;
+	struct greeting *draft = bpf_map_lookup_elem(&greeting_drafts, &zero);
+	if (!draft || !flow || owner_of(flow) != at->ifindex || !may_greet(flow))
+		return NULL;
+	describe_flow(&draft->event, flow, EVENT_GREETING);
+	draft->event.time = bpf_ktime_get_ns();
+	draft->event.bytes = (flow->bytes & EVENT_BYTES) | (__u64)SPEECH_TLS << EVENT_SPEECH_SHIFT;
+	return draft;
+}
+
+// Tells that nobody can say what the client says: it said something twice and otherwise,
+// or what it begins from. Its record has no bytes.
+STAGE int tell_doubt(const struct passage *at)
+{
+	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	struct greeting *draft = at ? draft_of(at, flow) : NULL;
+	struct tally *t = tally();
+	if (!draft || !t)
+		return 0;
+	draft->offset = draft->size = 0;
+	t->greeted++;
+	if (bpf_ringbuf_output(&greetings, draft, sizeof(*draft) - GREETING_PIECE, 0))
+		t->ungreeted++;
+	return 0;
+}
+
 // Tells the bytes of a frame from an offset on, which are some of what the client
 // says, from a place on.
 STAGE int tell_greeting(struct __sk_buff *skb, const struct passage *at, __u32 offset, __u32 size, __u32 place)
 {
-	__u32 zero = 0;
-	struct greeting *draft = bpf_map_lookup_elem(&greeting_drafts, &zero);
 	struct flow *flow = at ? row_at(at->found.row) : NULL;
+	struct greeting *draft = at ? draft_of(at, flow) : NULL;
 	struct tally *t = tally();
-	if (!draft || !flow || !t || owner_of(flow) != at->ifindex || !may_greet(flow))
+	if (!draft || !t)
 		return 0;
-	describe_flow(&draft->event, flow, EVENT_GREETING);
-	draft->event.time = bpf_ktime_get_ns();
-	draft->event.bytes = (flow->bytes & EVENT_BYTES) | (__u64)SPEECH_TLS << EVENT_SPEECH_SHIFT;
 	for (__u32 i = 0; i < GREETING_PIECES && size > 0 && place < GREETING_REACH; i++) {
 		__u32 piece = size < GREETING_PIECE ? size : GREETING_PIECE;
 		barrier_var(piece);

@@ -242,6 +242,7 @@ STAGE int refuse_one(const struct passage *at, struct outcome *out, __u32 reason
 #define HEARD_WELL 0
 #define HEARD_PIECE -1 // nobody can read it
 #define HEARD_STRAY -2 // not of the flow that is heard
+#define HEARD_DOUBT -3 // said otherwise before, where nothing is owed
 
 // Refuses a flow for what it speaks. Where nobody enforces it goes on, and is told of.
 STAGE int refuse_speech(struct passage *at, struct outcome *out, int spoken)
@@ -540,9 +541,10 @@ STAGE int greet(struct __sk_buff *skb, const struct passage *at, const struct pa
 	return place < GREETING_REACH ? tell_greeting(skb, at, payload->offset, payload->size, place) : 0;
 }
 
-// A segment of a stream that owes nothing. When its client is known to speak TLS, it
-// is watched on until somebody answers: what seems whole may be a copy that the server
-// never takes, and the one that it does comes behind.
+// A segment of a stream that owes nothing, and what was heard of its side so far. When
+// it is known what the client speaks, the stream is watched on until somebody answers:
+// what was said may be a copy that the server never takes, and the one that it does
+// comes behind.
 STAGE int hear_aside(struct __sk_buff *skb, struct passage *at, const struct payload *payload, __u32 spoken)
 {
 	struct ear *e = ear();
@@ -551,18 +553,18 @@ STAGE int hear_aside(struct __sk_buff *skb, struct passage *at, const struct pay
 		return 0;
 	__u32 side = !at->original;
 	if (flow->speech & SPEECH_KNOWN) // by the client's side
-		return overhear_aside(at, flow->speech & SPEECH_KNOWN);
+		return side ? overhear_aside(at, flow->speech & SPEECH_KNOWN) : 0;
 	if (!side && (spoken == SPEECH_TLS || (spoken == SPEECH_UNKNOWN && tls_asks(&e->speech))))
 		greet(skb, at, payload);
 	if (spoken == SPEECH_UNKNOWN) {
 		add_speech(flow, spoke(side));
 		return 0;
 	}
-	if (side || spoken != SPEECH_TLS || !may_greet(flow))
+	if (side || !may_greet(flow))
 		return overhear_aside(at, spoken);
-	add_speech(flow, spoke(side) | SPEECH_TLS);
-	release(at, heed(side));
-	return 0;
+	add_speech(flow, SPEECH_SOURCE_SPOKE | (spoken == SPEECH_OTHER ? 0 : spoken));
+	return spoken == SPEECH_TLS ? release(at, FLOW_HEED_SOURCE) // all of it is told, and compared there
+				    : note_match(at, 0, e->speech.length);
 }
 
 // More of what a client of TLS says, whose beginning is known.
@@ -612,11 +614,17 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		return HEARD_STRAY;
 	if (expects && e->unanswered)
 		return SPEECH_OTHER;
+	// On wires, answers may take another way.
+	if ((e->forked && side) || (e->unanswered && !at->link))
+		return HEARD_DOUBT;
 	if (e->acknowledged) {
 		release(at, heed(!side));
-		if (!(at->found.word & FLOW_HEED)) {
-			conclude(at, expects);
+		__u32 known = expects ? expects : flow->speech & SPEECH_KNOWN;
+		if (!(at->found.word & FLOW_HEED) || (!expects && known)) {
+			conclude(at, known);
 			forget(at);
+			if (!expects)
+				return HEARD_WELL;
 		}
 	}
 	if (!e->size) {
@@ -629,8 +637,10 @@ STAGE int hear_segment(struct __sk_buff *skb, struct passage *at)
 		return HEARD_WELL;
 	}
 	int heard = attends ? overhear(at, &payload, side, !!(flow->speech & spoke(side))) : HEARD_GAP;
+	if (!expects && heard)
+		return !side && heard == HEARD_OTHER ? HEARD_DOUBT : overhear_aside(at, (flow->speech & SPEECH_KNOWN) ?: SPEECH_OTHER);
 	if (!expects)
-		return hear_aside(skb, at, &payload, heard ? SPEECH_OTHER : classify(&e->speech));
+		return hear_aside(skb, at, &payload, classify(&e->speech));
 	if (!side && !heard && expects == SPEECH_TLS && tls_asks(&e->speech))
 		greet(skb, at, &payload);
 	if (!heard && e->matched)
@@ -716,6 +726,11 @@ static __always_inline bool hear(struct __sk_buff *skb, struct passage *at, stru
 	if (stream && (at->packet.tcp_flags & TCP_SYN) && says_early(skb, at) && !refuse_one(at, out, REASON_INVALID_STATE))
 		return false;
 	int heard = stream ? hear_segment(skb, at) : hear_datagram(skb, at);
+	if (heard == HEARD_DOUBT) {
+		tell_doubt(at);
+		overhear_aside(at, SPEECH_OTHER);
+		return true;
+	}
 	if (heard == HEARD_STRAY)
 		return refuse_one(at, out, REASON_INVALID_STATE);
 	return heard == HEARD_WELL || refuse_speech(at, out, heard);

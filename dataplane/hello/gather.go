@@ -99,6 +99,30 @@ func (g *Gatherer) Add(flow *bocage.FlowEvent, place int, piece []byte, now time
 	return hello, false, answer == Yes
 }
 
+// Doubt says that what the client of a flow says cannot be known. It returns whether
+// that is news.
+func (g *Gatherer) Doubt(flow *bocage.FlowEvent, now time.Time) bool {
+	if g.flows == nil {
+		g.flows = map[key]*gathered{}
+	}
+	k := keyOf(flow)
+	f := g.flows[k]
+	if f != nil && f.over && (now.Sub(f.since) > patience || flow.Packets < f.packets) { // ports are used again
+		g.forget(k)
+		f = nil
+	}
+	if f == nil {
+		f = &gathered{since: now}
+		g.flows[k] = f
+		g.order = append(g.order, arrival{k, now})
+	}
+	news := !f.vain
+	f.packets = max(f.packets, flow.Packets)
+	f.drop(&g.held)
+	g.tidy(now)
+	return news
+}
+
 // put writes a piece where it belongs; false if other bytes were there.
 func (f *gathered) put(place int, piece []byte, held *int) bool {
 	if end := place + len(piece); end > len(f.bytes) {

@@ -281,6 +281,33 @@ func TestGatherAgain(t *testing.T) {
 	}
 }
 
+// What is in doubt is told once, whatever of it came before or comes after, and other
+// flows, on the same ports as well, are not.
+func TestGatherDoubt(t *testing.T) {
+	now := time.Unix(1000, 0)
+	whole := []byte{0x16, 3, 1, 0, 200, 1, 0, 0, 196}
+	var g Gatherer
+	flow := bocage.FlowEvent{SourcePort: 1000, Packets: 3}
+	other := bocage.FlowEvent{SourcePort: 1001, Packets: 3}
+	g.Add(&flow, 0, whole, now)
+	if !g.Doubt(&flow, now) || g.Doubt(&flow, now) {
+		t.Error("a doubt is not told once")
+	}
+	if _, ambiguous, done := g.Add(&flow, 0, whole, now); ambiguous || done {
+		t.Error("more is told of what is in doubt")
+	}
+	if !g.Doubt(&other, now) {
+		t.Error("a doubt about another flow, of which nothing came before, is not told")
+	}
+	later := now.Add(patience + 1)
+	if !g.Doubt(&flow, later) {
+		t.Error("a doubt about another flow on the same ports is not told")
+	}
+	if g.held != 0 {
+		t.Errorf("%d bytes are held", g.held)
+	}
+}
+
 // However many flows begin and never end, what is held is bounded.
 func TestGatherBounded(t *testing.T) {
 	var g Gatherer
