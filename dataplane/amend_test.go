@@ -113,6 +113,40 @@ func TestAmendmentsAreApplied(t *testing.T) {
 	})
 }
 
+// Clocks that move against each other little by little, each time by less than what
+// counts, move no end of anything by more than that.
+func TestSmallMovesOfClocksDoNotAddUp(t *testing.T) {
+	until := time.Unix(1_900_001_000, 0)
+	rs := &bocage.Ruleset{Generation: 1, Default: 1, Decisions: []bocage.Decision{{ID: 1, Verdict: bocage.VerdictDrop}, {ID: 2, Verdict: bocage.VerdictAllow, Until: until, Then: 1}},
+		Rules:   []bocage.Rule{{From: 1, To: 2, Ports: bocage.PortRange{First: 1, Last: 1}, Decision: 2}},
+		Refused: []bocage.Refusal{{Identity: 17, Decision: 1, Until: until}}}
+	for _, step := range []time.Duration{clockError / 8, -clockError / 8, clockError / 3, -3 * clockError} {
+		c := newContent(nameKey{})
+		e, err := c.read(rs, lists{})
+		must(t, err)
+		now := clock{ns: 1e9, wall: time.Unix(1_900_000_000, 0)}
+		rows, _ := c.change(e, now)
+		cut, ends := rows.refused[17].Until, rows.successions[2].Until
+		for i := range 40 {
+			now = clock{ns: now.ns + 1e9, wall: now.wall.Add(time.Second + step)}
+			e, err := c.readChange(Change{Generation: uint64(2 + i)})
+			must(t, err)
+			rows, _ := c.change(e, now)
+			if row, written := rows.refused[17]; written {
+				cut = row.Until
+			}
+			if row, written := rows.successions[2]; written {
+				ends = row.Until
+			}
+			for name, is := range map[string]uint64{"a refusal": cut, "a decision": ends} {
+				if off := time.Duration(int64(is) - now.monotonic(until)).Abs(); off > clockError/2 {
+					t.Fatalf("after %d steps of %s, %s ends %s off", i+1, step, name, off)
+				}
+			}
+		}
+	}
+}
+
 // A decision that something goes on naming does not go.
 func TestAmendmentsThatLeaveGapsAreRefused(t *testing.T) {
 	c := newContent(nameKey{})

@@ -49,9 +49,9 @@ func (c clock) time(ns uint64) time.Time {
 }
 
 // drifted says whether the two clocks have moved against each other since, by more
-// than reading them takes.
+// than reading them takes, and long before another process would see other moments.
 func (c clock) drifted(now clock) bool {
-	return (now.wall.Sub(c.wall) - time.Duration(now.ns-c.ns)).Abs() > clockError
+	return (now.wall.Sub(c.wall) - time.Duration(now.ns-c.ns)).Abs() > clockError/4
 }
 
 // clockError is how far two readings of both clocks may be apart and still be of

@@ -304,7 +304,9 @@ func (c *content) rewrite(rules *sorted[bocage.Rule], kind uint8, altered map[bo
 // it is written.
 func (c *content) changeTimes(e *edit, back *edit, altered map[bocage.DecisionID]bool, now clock, out *changes) {
 	moved := c.clock.drifted(now)
-	c.clock = now
+	if moved { // else many small moves between changes would add up
+		c.clock = now
+	}
 	for identity, to := range e.refused {
 		back.refused[identity] = nil
 		if old, had := c.refused[identity]; had {

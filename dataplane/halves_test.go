@@ -281,7 +281,7 @@ func TestRootKilledInTheMiddle(t *testing.T) {
 		for _, rs := range turn {
 			if same, left := p.isWhole(rs); same {
 				matches++
-				t.Logf("round %d: generation %d is whole, %d rows of others", round, g, left)
+				t.Logf("round %d: generation %d is whole, %d rows of others", round, g, left.len())
 			}
 		}
 		if matches != 1 {
@@ -297,9 +297,9 @@ func TestRootKilledInTheMiddle(t *testing.T) {
 	}
 }
 
-// isWhole says whether what is in force is just what a ruleset says, and how many
-// rows hold something else beside.
-func (p *plane) isWhole(rs *bocage.Ruleset) (bool, int) {
+// isWhole says whether what is in force is just what a ruleset says, and which rows
+// are not its own.
+func (p *plane) isWhole(rs *bocage.Ruleset) (bool, *changes) {
 	p.t.Helper()
 	c := newContent(p.nameKey)
 	e, err := c.read(rs, lists{})
@@ -311,7 +311,7 @@ func (p *plane) isWhole(rs *bocage.Ruleset) (bool, int) {
 	must(p.t, err)
 	want := c.header(f.slot())
 	want.Generation = f.header.Generation
-	return same && want == *f.header, rows.len()
+	return same && want == *f.header, rows
 }
 
 // reopened asks something of what is there, by a process of its own.
