@@ -308,6 +308,8 @@ _Static_assert(sizeof(struct batch) == 32, "batch");
 struct presence {
 	__u64 inside;
 	__u64 turns; // how often it has come out
+	__u64 tick;  // of the last packet: reading the time once a tick costs a packet nothing
+	__u64 now;   // the time then: coarse, monotonic ns
 };
 
 // One enforcement point, by the index of the host's side of the interface.
@@ -453,15 +455,9 @@ struct guide {
 	__u64 bytes;
 };
 
-// Keeps two processors from opening the same flow twice.
 struct bpf_spin_lock {
 	__u32 val;
 };
-struct opening {
-	struct bpf_spin_lock lock;
-	__u32 pad[15];
-};
-_Static_assert(sizeof(struct opening) == 64, "opening");
 
 // When a flow was silent, and what it said between: sums since it began, all of
 // which can be added up. Gaps are counted by their octave, sizes of bursts by their
@@ -643,12 +639,6 @@ _Static_assert(sizeof(struct steering) == 24, "steering");
 // then (monotonic ns) packets in their middle are picked up.
 struct pressure {
 	__u64 until;
-};
-
-// The time of the current tick: reading it once a tick costs a packet nothing.
-struct moment {
-	__u64 tick;
-	__u64 ns; // coarse, monotonic
 };
 
 struct counter {

@@ -36,20 +36,19 @@ static __always_inline void choose(struct passage *at)
 
 // A processor is inside from before the choice until after the verdict. A packet
 // may come while a program runs for a test, so there may be more than one.
-static __always_inline void enter(void)
+static __always_inline struct presence *enter(void)
 {
 	__u32 zero = 0;
 	struct presence *presence = bpf_map_lookup_elem(&presences, &zero);
 	if (presence)
 		*(volatile __u64 *)&presence->inside = presence->inside + 1;
 	barrier();
+	return presence;
 }
 
-static __always_inline void leave(void)
+static __always_inline void leave(struct presence *presence)
 {
-	__u32 zero = 0;
 	barrier();
-	struct presence *presence = bpf_map_lookup_elem(&presences, &zero);
 	if (!presence)
 		return;
 	__u64 inside = presence->inside - 1;

@@ -103,8 +103,8 @@ static __always_inline int judge_in_driver(struct xdp_md *xdp)
 SEC("xdp.frags")
 int across_drivers(struct xdp_md *xdp)
 {
-	enter();
+	struct presence *presence = enter();
 	int what = judge_in_driver(xdp);
-	leave();
+	leave(presence);
 	return what;
 }

@@ -224,7 +224,7 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
-	at->found.row = make_row(key, at->now, at->ifindex);
+	at->found.row = make_row(at);
 	struct flow *flow = at->found.row ? row_at(at->found.row) : NULL;
 	at->found.word = flow ? word_of(flow) : 0;
 	if (!flow || (at->found.word & FLOW_LIVE))
@@ -365,6 +365,7 @@ STAGE int track(struct passage *at, struct outcome *out)
 	if (p->protocol == PROTOCOL_TCP && (p->tcp_flags & TCP_SYN)) {
 		if (opener && FLOW_CLOSED(word) && !(may_live(word) && is_allowed(would_of(flow)))) { // its ports are used again
 			end_flow(flow, at->found.row, word, true);
+			at->found.free = at->found.row;
 			at->found.row = 0;
 			return ACT_JUDGE;
 		}

@@ -86,8 +86,8 @@ int from_engine_outside(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int from_engine_inside(struct __sk_buff *skb)
 {
-	enter();
+	struct presence *presence = enter();
 	int what = emerge(skb, false);
-	leave();
+	leave(presence);
 	return what;
 }

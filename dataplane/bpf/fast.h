@@ -123,7 +123,7 @@ static __always_inline int pass_glanced(struct __sk_buff *skb, const struct ethe
 {
 	__u64 word;
 	__u32 number;
-	struct flow *flow = look_up(&g->key, &word, &number);
+	struct flow *flow = look_up(&g->key, place_of(&g->key), &word, &number);
 	if (!flow)
 		return 0;
 

@@ -9,8 +9,8 @@
 SEC("tcx/ingress")
 int from_workload(struct __sk_buff *skb)
 {
-	enter();
+	struct presence *presence = enter();
 	int what = enforce(skb, true);
-	leave();
+	leave(presence);
 	return what;
 }

@@ -387,12 +387,6 @@ type KernelLimitRow struct {
 	In [4]KernelLimit
 }
 
-type KernelMoment struct {
-	_    structs.HostLayout
-	Tick uint64
-	Ns   uint64
-}
-
 type KernelName struct {
 	_      structs.HostLayout
 	Groups [3]uint32
@@ -434,15 +428,6 @@ type KernelNaming struct {
 	At     uint32
 	Place  uint32
 	Pad    uint32
-}
-
-type KernelOpening struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Pad [15]uint32
 }
 
 type KernelOrder struct {
@@ -531,6 +516,8 @@ type KernelPresence struct {
 	_      structs.HostLayout
 	Inside uint64
 	Turns  uint64
+	Tick   uint64
+	Now    uint64
 }
 
 type KernelPressure struct {
@@ -777,10 +764,8 @@ const (
 	KernelMapJudgements         = "judgements"
 	KernelMapLearned            = "learned"
 	KernelMapLimits             = "limits"
-	KernelMapMoments            = "moments"
 	KernelMapNames              = "names"
 	KernelMapNamings            = "namings"
-	KernelMapOpenings           = "openings"
 	KernelMapOrders             = "orders"
 	KernelMapPeers              = "peers"
 	KernelMapPortAddresses      = "port_addresses"
@@ -909,10 +894,8 @@ type KernelMapSpecs struct {
 	Judgements        *ebpf.MapSpec `ebpf:"judgements"`
 	Learned           *ebpf.MapSpec `ebpf:"learned"`
 	Limits            *ebpf.MapSpec `ebpf:"limits"`
-	Moments           *ebpf.MapSpec `ebpf:"moments"`
 	Names             *ebpf.MapSpec `ebpf:"names"`
 	Namings           *ebpf.MapSpec `ebpf:"namings"`
-	Openings          *ebpf.MapSpec `ebpf:"openings"`
 	Orders            *ebpf.MapSpec `ebpf:"orders"`
 	Peers             *ebpf.MapSpec `ebpf:"peers"`
 	PortAddresses     *ebpf.MapSpec `ebpf:"port_addresses"`
@@ -999,10 +982,8 @@ type KernelMaps struct {
 	Judgements        *ebpf.Map `ebpf:"judgements"`
 	Learned           *ebpf.Map `ebpf:"learned"`
 	Limits            *ebpf.Map `ebpf:"limits"`
-	Moments           *ebpf.Map `ebpf:"moments"`
 	Names             *ebpf.Map `ebpf:"names"`
 	Namings           *ebpf.Map `ebpf:"namings"`
-	Openings          *ebpf.Map `ebpf:"openings"`
 	Orders            *ebpf.Map `ebpf:"orders"`
 	Peers             *ebpf.Map `ebpf:"peers"`
 	PortAddresses     *ebpf.Map `ebpf:"port_addresses"`
@@ -1051,10 +1032,8 @@ func (m *KernelMaps) Close() error {
 		m.Judgements,
 		m.Learned,
 		m.Limits,
-		m.Moments,
 		m.Names,
 		m.Namings,
-		m.Openings,
 		m.Orders,
 		m.Peers,
 		m.PortAddresses,

@@ -8,7 +8,6 @@
 #include "kernel.h"
 #include "trace.h"
 
-#define OPENINGS 256
 #define SEEDS 16
 #define HEARINGS 2048
 
@@ -190,13 +189,6 @@ struct {
 	__type(value, struct guide);
 } guides SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, OPENINGS);
-	__type(key, __u32);
-	__type(value, struct opening);
-} openings SEC(".maps");
-
 // Of flows that were silent and spoke again.
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -307,13 +299,6 @@ struct {
 	__type(key, struct question);
 	__type(value, struct asked);
 } questions SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct moment);
-} moments SEC(".maps");
 
 // What is told.
 struct {

@@ -22,7 +22,7 @@ const volatile __u64 pickup_period = 2ULL * 3600 * SECOND + 900 * SECOND;
 struct found {
 	__u64 word;
 	__u32 row;
-	__u32 pad;
+	__u32 free; // where there is none: a row that it could have; 0: not known
 };
 
 // What is known of the packet in hand. Stages cannot hand pointers into maps to
@@ -91,15 +91,15 @@ static __always_inline bool is_unknown(const struct passage *at)
 static __always_inline __u64 coarse_now(void)
 {
 	__u32 zero = 0;
-	struct moment *moment = bpf_map_lookup_elem(&moments, &zero);
+	struct presence *presence = bpf_map_lookup_elem(&presences, &zero);
 	__u64 tick = bpf_jiffies64();
-	if (!moment)
+	if (!presence)
 		return bpf_ktime_get_coarse_ns();
-	if (moment->tick != tick) {
-		moment->ns = bpf_ktime_get_coarse_ns();
-		moment->tick = tick;
+	if (presence->tick != tick) {
+		presence->now = bpf_ktime_get_coarse_ns();
+		presence->tick = tick;
 	}
-	return moment->ns;
+	return presence->now;
 }
 
 static __always_inline void count(__u32 reason, bool refused, __u32 packets, __u32 bytes)

@@ -9,8 +9,8 @@
 // whose a row is: tag, version and FLOW_LIVE. Who acts on what it read of a row
 // reads the word once more; if it is no longer the same, what was read may be
 // torn. Who writes more than a counter takes FLOW_WRITING by compare-and-swap, and
-// leaves another version behind. A lock only keeps one flow from being opened
-// twice. (Loads are taken to be seen in order, as x86-64 has it.)
+// leaves another version behind. Nobody waits for another processor: of those that
+// open one flow at once, one prevails (claim_row). (Loads are taken to be seen in order, as x86-64 has it.)
 //
 // Guides say which rows to look at, so that a key that is not there costs two words
 // of a small table and not sixteen cache lines of a large one. A byte of a guide is
@@ -121,7 +121,7 @@ static __always_inline struct guide *guide_of(__u32 number)
 	return bpf_map_lookup_elem(&guides, &bucket);
 }
 
-// Says whose a row is that was taken.
+// Says whose a row is that was taken; 0: nobody's any more.
 static __always_inline void set_guide(struct guide *guide, __u32 number, __u8 byte)
 {
 	((volatile __u8 *)&guide->bytes)[(number - 1) % WAYS] = byte;
@@ -133,16 +133,16 @@ static __always_inline __u64 follow_guide(const struct guide *guide, __u64 tag)
 	return zeroes(*(const volatile __u64 *)&guide->bytes ^ guiding(tag) * EACH_BYTE);
 }
 
-// The key's row among those of a bucket that a guide leads to, whose state is one of
-// two, or NULL.
+// The key's row among those of a bucket that a guide leads to, but for one of them,
+// whose state is one of two; or NULL.
 static __always_inline struct flow *row_in(struct bucket *bucket, __u64 like, const struct flow_key *key, __u64 tag,
-					   __u64 states, __u64 *found)
+					   __u64 states, const struct flow *but, __u64 *found)
 {
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < WAYS && like; i++) {
 		struct flow *row = &bucket->rows[lowest_byte(like) % WAYS];
 		__u64 word = word_of(row);
-		if ((word & FLOW_TAG) == tag && (word & states) && same_key(&row->key, key)) {
+		if ((word & FLOW_TAG) == tag && (word & states) && row != but && same_key(&row->key, key)) {
 			*found = word;
 			return row;
 		}
@@ -152,16 +152,15 @@ static __always_inline struct flow *row_in(struct bucket *bucket, __u64 like, co
 }
 
 // Finds the row of a flow, and its number; or NULL.
-static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *word, __u32 *number)
+static __always_inline struct flow *look_up(const struct flow_key *key, struct place place, __u64 *word, __u32 *number)
 {
-	struct place place = place_of(key);
 	__u32 index = place.first;
 #pragma clang loop unroll(disable)
 	for (int i = 0; i < 2; i++) {
 		struct guide *guide = bpf_map_lookup_elem(&guides, &index);
 		__u64 like = guide ? follow_guide(guide, place.tag) : 0;
 		struct bucket *bucket = like ? bpf_map_lookup_elem(&flows, &index) : NULL;
-		struct flow *row = bucket ? row_in(bucket, like, key, place.tag, FLOW_LIVE, word) : NULL;
+		struct flow *row = bucket ? row_in(bucket, like, key, place.tag, FLOW_LIVE, NULL, word) : NULL;
 		if (row) {
 			*number = number_of(index, row - bucket->rows);
 			return row;
@@ -171,14 +170,25 @@ static __always_inline struct flow *look_up(const struct flow_key *key, __u64 *w
 	return NULL;
 }
 
-// Finds the row of a flow; its number, or 0.
+// A free row in a bucket that is not nearly full: its number, or 0. Most of the time
+// there is one in a flow's first bucket. The row itself is not touched: it may be far.
+static __always_inline __u32 free_row(__u32 bucket)
+{
+	struct guide *guide = bpf_map_lookup_elem(&guides, &bucket);
+	__u64 free = guide ? zeroes(*(volatile __u64 *)&guide->bytes) : 0;
+	return count_bytes(free) < WAYS / 4 ? 0 : number_of(bucket, lowest_byte(free));
+}
+
+// Finds the row of a flow; its number, or 0. Then it says which is free.
 STAGE __u32 find_row(const struct flow_key *key, struct found *found)
 {
 	if (!key || !found)
 		return 0;
 	found->word = 0;
-	found->row = 0;
-	look_up(key, &found->word, &found->row);
+	found->row = found->free = 0;
+	struct place place = place_of(key);
+	if (!look_up(key, place, &found->word, &found->row))
+		found->free = free_row(place.first);
 	return found->row;
 }
 
@@ -350,24 +360,6 @@ static __always_inline __u32 await_row(const struct flow_key *key)
 	return found.row;
 }
 
-// A free row in the first bucket, if that is not nearly full: its number, or 0. Most
-// of the time there is one.
-STAGE __u32 free_row(const struct flow_key *key)
-{
-	if (!key)
-		return 0;
-	__u32 index = place_of(key).first;
-	struct guide *guide = bpf_map_lookup_elem(&guides, &index);
-	struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
-	if (!guide || !bucket)
-		return 0;
-	__u64 free = zeroes(*(volatile __u64 *)&guide->bytes);
-	__u32 way = lowest_byte(free) % WAYS;
-	if (count_bytes(free) < WAYS / 4 || (word_of(&bucket->rows[way]) & (FLOW_LIVE | FLOW_WRITING)))
-		return 0;
-	return number_of(index, way);
-}
-
 // How many rows one owner may have.
 static __always_inline __u64 share_now(void)
 {
@@ -406,70 +398,118 @@ STAGE __u64 choose_row(const struct flow_key *key, __u64 now, __u32 only)
 	return best.room ? best.room >> 32 << 32 | number_of(index, best.way) : 0;
 }
 
+// Whether another processor claims a row for the same key, or has one: it goes if it saw
+// this claim and has the higher row; may live in a moment if it did not; else it stays.
+#define RIVAL_NONE 0
+#define RIVAL_PASSING 1
+#define RIVAL_STAYS 2
+STAGE int rival_of(const struct flow_key *key, __u32 number)
+{
+	if (!key)
+		return RIVAL_STAYS;
+	struct place place = place_of(key);
+	__u32 index = place.first;
+	const struct flow *mine = row_at(number);
+#pragma clang loop unroll(disable)
+	for (int i = 0; i < 2; i++) {
+		__u64 word = 0;
+		struct guide *guide = bpf_map_lookup_elem(&guides, &index);
+		struct bucket *bucket = bpf_map_lookup_elem(&flows, &index);
+		struct flow *row = !guide || !bucket ? NULL
+						     : row_in(bucket, follow_guide(guide, place.tag), key, place.tag,
+							      FLOW_LIVE | FLOW_WRITING, mine, &word);
+		if (row)
+			return !(word & FLOW_LIVE) && number_of(index, row - bucket->rows) > number ? RIVAL_PASSING : RIVAL_STAYS;
+		index = place.second;
+	}
+	return RIVAL_NONE;
+}
+
+// Whether a claim prevails over that of others, of whom at least one saw it or was seen.
+// What does not is given back.
+#define RIVAL_LOOKS 64
+STAGE int prevails(const struct flow_key *key, __u32 number)
+{
+	int rival = RIVAL_PASSING;
+	for (int i = 0; i < RIVAL_LOOKS && rival == RIVAL_PASSING; i++)
+		rival = rival_of(key, number);
+	struct guide *guide = guide_of(number);
+	struct flow *mine = row_at(number);
+	if (rival == RIVAL_NONE || !guide || !mine)
+		return rival == RIVAL_NONE;
+	set_guide(guide, number, 0);
+	give(mine, 0, FLOW_FLAGS);
+	return false;
+}
+
 // Claims a row that is free, for a key that has none. The row has its key and tag
-// then, is taken, and is nobody's until it is given. Returns its number, or 0 if
-// another processor was faster; or CLAIM_TWIN, if that one opens the same flow.
-#define CLAIM_TWIN ~0U
+// then, is taken, and is nobody's until it is given. Returns its number; 0 if another
+// processor took it; or CLAIM_RIVALLED, if it has it, but another opens the same flow.
+//
+// Without a lock: whoever claims says so first and then looks for others, so of two that
+// claim at once at least one sees the other.
+#define CLAIM_RIVALLED ~0U
 STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 {
 	if (!key)
 		return 0;
 	struct place place = place_of(key);
-	__u32 stripe = place.first % OPENINGS;
-	struct opening *opening = bpf_map_lookup_elem(&openings, &stripe);
 	struct bucket *first = bpf_map_lookup_elem(&flows, &place.first);
 	struct bucket *second = bpf_map_lookup_elem(&flows, &place.second);
 	struct guide *to_first = bpf_map_lookup_elem(&guides, &place.first);
 	struct guide *to_second = bpf_map_lookup_elem(&guides, &place.second);
-	struct guide *guide = guide_of(number);
-	struct flow *row = row_at(number);
-	if (!opening || !first || !second || !to_first || !to_second || !guide || !row)
+	if (!first || !second || !to_first || !to_second)
 		return 0;
+	bool in_first = (number - 1) / WAYS == place.first;
+	struct guide *guide = in_first ? to_first : to_second;
+	struct flow *row = &(in_first ? first : second)->rows[(number - 1) % WAYS];
 	__u64 was = word_of(row), theirs;
 	if (was & (FLOW_LIVE | FLOW_WRITING))
 		return 0;
 	__u64 claimed = (next_version(was) & FLOW_VERSION) | place.tag | FLOW_WRITING;
-	bool mine = false;
-	bpf_spin_lock(&opening->lock);
-	struct flow *twin = row_in(first, follow_guide(to_first, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
-	if (!twin)
-		twin = row_in(second, follow_guide(to_second, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, &theirs);
-	if (!twin && __sync_val_compare_and_swap(&row->word, was, claimed) == was) {
-		row->key = *key;
-		set_guide(guide, number, guiding(place.tag));
-		mine = true;
-	}
-	bpf_spin_unlock(&opening->lock);
-	return twin ? CLAIM_TWIN : mine ? number : 0;
+	if (__sync_val_compare_and_swap(&row->word, was, claimed) != was)
+		return 0;
+	row->key = *key;
+	set_guide(guide, number, guiding(place.tag));
+	__sync_fetch_and_or(&row->word, FLOW_WRITING); // is set: only so that others see all this before what follows
+	if (!row_in(first, follow_guide(to_first, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, row, &theirs) &&
+	    !row_in(second, follow_guide(to_second, place.tag), key, place.tag, FLOW_LIVE | FLOW_WRITING, row, &theirs))
+		return number;
+	return CLAIM_RIVALLED;
 }
 
 // Makes a new flow's row; its number, or 0 if there is no room. An owner that holds
 // more than its share gets room from others' flows no more. The row counts as the
 // owner's already.
-static __always_inline __u32 make_row(const struct flow_key *key, __u64 now, __u32 owner)
+static __always_inline __u32 make_row(const struct passage *at)
 {
 	__u32 number = 0;
-	__u64 share = share_now(), held = hold(owner, 1);
+	struct flow *free = at->found.free ? row_at(at->found.free) : NULL;
+	if (free) { // it is far: its two lines come while the owner's row is looked up
+		(void)*(volatile __u64 *)&free->word;
+		(void)*(volatile __u64 *)&free->packets;
+	}
+	__u64 share = share_now(), held = hold(at->ifindex, 1);
 	bool all = share && held >= share;
 	for (int tries = 0; tries < 3 && !number; tries++) {
-		__u64 chosen = all ? 0 : free_row(key);
+		__u64 chosen = all || tries ? 0 : at->found.free;
 		if (chosen)
 			chosen |= ROOM_FREE << 32;
 		else
-			chosen = choose_row(key, now, all ? owner : 0);
-		bool free = chosen >> 32 == ROOM_SHARE;
-		if (free)
-			chosen = choose_row(key, now, 0);
+			chosen = choose_row(&at->key, at->now, all ? at->ifindex : 0);
+		bool only_free = chosen >> 32 == ROOM_SHARE;
+		if (only_free)
+			chosen = choose_row(&at->key, at->now, 0);
 		__u64 room = chosen >> 32;
 		struct flow *row = chosen ? row_at(chosen) : NULL;
-		if (!row || (free && room != ROOM_FREE))
+		if (!row || (only_free && room != ROOM_FREE))
 			return 0;
 		__u64 was = word_of(row);
 		if ((was & FLOW_LIVE) && evict_flow(row, chosen, was) && room == ROOM_IDLE)
-			note_forgotten(now);
-		number = claim_row(key, chosen);
-		if (number == CLAIM_TWIN)
-			return await_row(key);
+			note_forgotten(at->now);
+		number = claim_row(&at->key, chosen);
+		if (number == CLAIM_RIVALLED)
+			return prevails(&at->key, chosen) ? chosen : await_row(&at->key);
 	}
 	return number;
 }

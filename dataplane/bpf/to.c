@@ -9,8 +9,8 @@
 SEC("tcx/egress")
 int to_workload(struct __sk_buff *skb)
 {
-	enter();
+	struct presence *presence = enter();
 	int what = enforce(skb, false);
-	leave();
+	leave(presence);
 	return what;
 }

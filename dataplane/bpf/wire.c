@@ -57,9 +57,9 @@ static __always_inline int judge_crossing(struct __sk_buff *skb)
 SEC("tcx/ingress")
 int across_wire(struct __sk_buff *skb)
 {
-	enter();
+	struct presence *presence = enter();
 	int what = judge_crossing(skb);
-	leave();
+	leave(presence);
 	return what;
 }
 
