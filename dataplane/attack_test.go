@@ -275,6 +275,7 @@ func TestRootAttackTools(t *testing.T) {
 	short := []string{"SYN scan", "Xmas scan", "ACK scan", "tiny pieces", "decoys", "another's MAC", "SYN flood", "SYN flood from everywhere", "by IPv6"}
 	for _, kind := range []string{"veth", "tap"} {
 		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
 			here, there := newPlane(t), newPlane(t, func(c *Config) { c.Host = "h2" })
 			attacker := here.workload
 			if kind == "tap" {
@@ -296,6 +297,7 @@ func TestRootAttackTools(t *testing.T) {
 		})
 	}
 	t.Run("wire", func(t *testing.T) {
+		t.Parallel()
 		p := newPlane(t)
 		a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
 		v := p.workload(3, 103, 23) // who is named in vain

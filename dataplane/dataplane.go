@@ -98,7 +98,7 @@ type Config struct {
 	// links' transmit counters.
 	DirectDelivery bool
 	Logger         *slog.Logger
-	loads          loader // of new state; nil but in tests
+	loads          loader // nil but in tests
 }
 
 // Validate names all faults at once.

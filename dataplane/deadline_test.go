@@ -107,6 +107,7 @@ func TestRootConfirmations(t *testing.T) {
 		"again what is in force for good": {[]step{{1, 0}, {1, soon}}, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 			p.attach(a, b)

@@ -82,6 +82,7 @@ func TestRootDirectDelivery(t *testing.T) {
 	t.Parallel()
 	for _, bridged := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bridged=%v", bridged), func(t *testing.T) {
+			t.Parallel()
 			p, a, b := newDirect(t, bridged)
 			for _, address := range []netip.Addr{b.v4, b.v6} {
 				echo(t, b, address, 80)

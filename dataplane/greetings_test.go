@@ -93,6 +93,7 @@ func TestRootGreetings(t *testing.T) {
 	t.Parallel()
 	for _, enforce := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enforced %v", enforce), func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 			p.attach(a, b)
@@ -186,6 +187,7 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 	t.Parallel()
 	for _, enforce := range []bool{true, false} {
 		t.Run(fmt.Sprintf("enforced %v", enforce), func(t *testing.T) {
+			t.Parallel()
 			x := newTap(t, enforce)
 			told := x.p.greetings()
 			said := greetingOf(t, "db.example.org")

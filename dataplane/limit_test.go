@@ -157,7 +157,7 @@ func TestRootLimitsAreTheModels(t *testing.T) {
 		}
 		if n%700 == 699 {
 			must(t, p.Close()) // and another process goes on
-			p.open()
+			p.reopen()
 		}
 		i := r.IntN(len(ws))
 		from, to := ws[i], ws[(i+1+r.IntN(len(ws)-1))%len(ws)]

@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,8 +21,7 @@ import (
 )
 
 // loaded keeps programs that were verified for one test, with maps as they are made, for
-// the next test that wants the same: verification is most of what a test costs. Only what
-// a test opens first comes from here; whoever opens state again loads programs anew.
+// the next test that wants the same: verification is most of what a test costs.
 var loaded shelf
 
 type shelf struct {
@@ -40,15 +40,23 @@ type set struct {
 	objects *bpf.KernelObjects
 }
 
-// load is what an Open calls for its first state. The test gives it back when all else
-// of it has ended.
-func (s *shelf) load(t *testing.T) func(*ebpf.CollectionSpec, *ebpf.CollectionOptions) (*bpf.KernelObjects, error) {
+// load is for the Opens of one PinDir. The test gives back what it took when all else of
+// it has ended.
+func (s *shelf) load(t *testing.T) loader {
+	var one *set
 	return func(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) (*bpf.KernelObjects, error) {
-		one, err := s.take(spec, options)
-		if err != nil {
+		if one == nil {
+			taken, err := s.take(spec, options)
+			if err != nil {
+				return nil, err
+			}
+			one = taken
+			t.Cleanup(func() { s.giveBack(t, one) })
+		} else if text, _, err := describe(spec); err != nil || text != one.spec {
+			return nil, errors.Join(err, errors.New("open state of another layout by open, which loads programs for it"))
+		} else if err := one.each(renewOwn); err != nil {
 			return nil, err
 		}
-		t.Cleanup(func() { s.giveBack(t, one) })
 		if err := spec.Variables["flow_seeds"].Set(one.seeds); err != nil {
 			return nil, err
 		}
@@ -71,10 +79,24 @@ func (s *shelf) take(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions)
 		return one, nil
 	}
 	s.mu.Unlock()
-	for name := range mapsOf(fresh.objects) {
-		fresh.made[name] = spec.Maps[name].Contents
+	for name, m := range spec.Maps {
+		fresh.made[name] = m.Contents
 	}
 	return fresh, spec.LoadAndAssign(fresh.objects, options)
+}
+
+// each goes through the maps of a set, also those that no process shares with the next.
+func (s *set) each(do func(name string, m *ebpf.Map) error) error {
+	all := reflect.ValueOf(s.objects.KernelMaps)
+	for i := range all.NumField() {
+		name := all.Type().Field(i).Tag.Get("ebpf")
+		if m, is := all.Field(i).Interface().(*ebpf.Map); is && m != nil && !strings.HasPrefix(name, ".") {
+			if err := do(name, m); err != nil {
+				return fmt.Errorf("renew map %s: %w", name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // describe says what a configuration is, and what was drawn at random for it.
@@ -103,12 +125,10 @@ func (s *shelf) giveBack(t *testing.T, one *set) {
 		one.objects.Close()
 		return
 	}
-	for name, m := range mapsOf(one.objects) {
-		if err := renew(m, one.made[name]); err != nil {
-			t.Errorf("renew map %s: %v", name, err)
-			one.objects.Close()
-			return
-		}
+	if err := one.each(func(name string, m *ebpf.Map) error { return renew(m, one.made[name]) }); err != nil {
+		t.Error(err)
+		one.objects.Close()
+		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -117,6 +137,14 @@ func (s *shelf) giveBack(t *testing.T, one *set) {
 		s.sets[0].objects.Close()
 		s.sets = s.sets[1:]
 	}
+}
+
+// renewOwn makes a map that each load of the programs has of its own what it was.
+func renewOwn(name string, m *ebpf.Map) error {
+	if isShared(name) {
+		return nil
+	}
+	return renew(m, nil)
 }
 
 // renew makes a map what it was when it was made.

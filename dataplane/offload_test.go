@@ -75,6 +75,7 @@ func TestRootOffloads(t *testing.T) {
 	}
 	for _, way := range []string{"stack", "straight", "wire"} {
 		t.Run(way, func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t, func(c *Config) { c.DirectDelivery = way == "straight" })
 			make := p.workload
 			if way == "wire" {
@@ -144,6 +145,7 @@ func TestRootPathMTU(t *testing.T) {
 	for _, way := range []string{"stack", "straight"} {
 		for _, observed := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/observed=%v", way, observed), func(t *testing.T) {
+				t.Parallel()
 				p := newPlane(t, func(c *Config) { c.DirectDelivery = way == "straight" })
 				a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 				for _, own := range []string{"10.77.0.254/32", "fd77::fe/128"} { // in whose name errors come

@@ -150,7 +150,7 @@ type pins struct {
 	found  bool                 // an earlier process made it
 	broken string               // a map whose pin was gone, so that what was found is put aside
 	held   map[string]link.Link // of this process, open, by name
-	loads  loader               // of new state
+	loads  loader               // nil: loadAnew
 }
 
 // loader loads the programs, and makes the maps that it is not given.
@@ -206,7 +206,7 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 		before = p.legacy(spec)
 	}
 	options, loads := &ebpf.CollectionOptions{MapReplacements: before.maps}, p.loads
-	if p.found || loads == nil {
+	if loads == nil {
 		loads = loadAnew
 	}
 	defer func() {

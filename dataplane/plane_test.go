@@ -20,6 +20,7 @@ type plane struct {
 	namespace string
 	cfg       Config
 	*Dataplane
+	verified loader
 	events   chan bocage.FlowEvent
 	cadences chan bocage.Cadence
 	links    int
@@ -35,11 +36,11 @@ func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	for _, option := range options {
 		option(&p.cfg)
 	}
-	if t, is := t.(*testing.T); is {
-		p.cfg.loads = loaded.load(t)
+	p.verified = p.cfg.loads
+	if t, is := t.(*testing.T); is && p.verified == nil {
+		p.verified = loaded.load(t)
 	}
-	p.open()
-	p.cfg.loads = nil
+	p.reopen()
 	t.Cleanup(func() {
 		p.Close()
 		p.in(func() error {
@@ -52,9 +53,21 @@ func newPlane(t testing.TB, options ...func(*Config)) *plane {
 	return p
 }
 
+// unshelved has a plane load what is nobody else's, before or after.
+func unshelved(c *Config) { c.loads = loadAnew }
+
 // pinDir is a folder in a bpffs of the test's own.
 func pinDir(t testing.TB) string {
 	return filepath.Join(t.TempDir(), "bpf")
+}
+
+// reopen opens with programs that were verified for the same state before, where open
+// loads them anew as every process does.
+func (p *plane) reopen() {
+	p.t.Helper()
+	p.cfg.loads = p.verified
+	p.open()
+	p.cfg.loads = nil
 }
 
 func (p *plane) open() {

@@ -253,6 +253,7 @@ func TestRootRejectIsHeard(t *testing.T) {
 		{"at the destination, without offloads", func(a, b *workload) []*workload { return []*workload{b} }, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 			p.attach(test.attached(a, b)...)

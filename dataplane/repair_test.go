@@ -17,8 +17,8 @@ import (
 )
 
 // besieged is a plane with two workloads, one flow allowed, under traffic.
-func besieged(t *testing.T) (p *plane, a, b *workload, rs *bocage.Ruleset, l *load) {
-	p = newPlane(t)
+func besieged(t *testing.T, options ...func(*Config)) (p *plane, a, b *workload, rs *bocage.Ruleset, l *load) {
+	p = newPlane(t, options...)
 	a, b = p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
 	rs = ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
@@ -162,7 +162,7 @@ func TestRootOpenBrokenState(t *testing.T) {
 // removal: no packet is lost and no connection, and nothing is left.
 func TestRootUpgradeAndBack(t *testing.T) {
 	t.Parallel()
-	p, a, b, rs, l := besieged(t)
+	p, a, b, rs, l := besieged(t, unshelved)
 	ours := map[host.BPFObject]bool{}
 	note := func() {
 		for _, m := range mapsOf(p.objects) {

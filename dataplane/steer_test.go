@@ -224,6 +224,7 @@ func TestRootSteering(t *testing.T) {
 		bridged  bool
 	}{{"at the destination", "h1", false}, {"at the source", "", false}, {"on a bridge", "h1", true}} {
 		t.Run(where.name, func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 			if where.bridged {
@@ -292,6 +293,7 @@ func TestRootInspectionDown(t *testing.T) {
 	t.Parallel()
 	for _, open := range []bool{true, false} {
 		t.Run(fmt.Sprintf("open=%v", open), func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 			f := newForwarder(p)
@@ -390,6 +392,7 @@ func TestRootDecoy(t *testing.T) {
 	t.Parallel()
 	for _, bridged := range []bool{false, true} {
 		t.Run(fmt.Sprintf("bridged=%v", bridged), func(t *testing.T) {
+			t.Parallel()
 			p := newPlane(t)
 			a, b, remote := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
 			if bridged {

@@ -46,7 +46,7 @@ func TestRootTotalsAreExact(t *testing.T) {
 		case 3:
 			stop()
 			must(t, k.Close())
-			k.open()
+			k.reopen()
 			k.settle()
 			stop = k.run()
 		}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -78,7 +79,7 @@ var stranger = netip.MustParseAddr("10.77.0.9")
 // packets under random rulesets, and leaves every byte of every map as it was.
 func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 	t.Parallel()
-	p := newPlane(t)
+	p := newPlane(t, func(c *Config) { c.FlowEntries = 1024 }) // all is photographed
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
 	r := rand.New(rand.NewPCG(1, 2))
@@ -101,6 +102,9 @@ func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 		switch r.IntN(8) {
 		case 0:
 			f.protocol, f.dport = bocage.ProtocolUDP, 53
+			if p.postpone(time.Hour); r.IntN(2) == 0 { // no turn comes between the question and the packet
+				p.setQuotas(nil)
+			}
 		case 1:
 			f.source, f.dst = from.v6, to.v6
 		case 2:
