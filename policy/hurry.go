@@ -211,8 +211,9 @@ type proving struct {
 	proofs []bocage.Proof
 }
 
-// mostProved bounds the finished proofs that are remembered.
-const mostProved = 4
+// mostProved bounds the finished proofs that are remembered, with what was proved: that
+// is a ruleset each.
+const mostProved = 2
 
 // startProving begins to prove an outcome, beside the builder.
 func (b *build) startProving(o *outcome) {
