@@ -111,6 +111,7 @@ type suite struct {
 
 var suites = []suite{
 	{"a path between two workloads", tests, pathVariants, func(*path) error { return nil }},
+	{"a wire between two links of one subnet", tests, wireVariants, (*path).loadWire},
 	{"a flood of SYNs that policy refuses", floodTests, floodVariants, (*path).loadFlood},
 }
 
