@@ -133,7 +133,11 @@ func (d *Dataplane) bareTags(ifindex uint32) error {
 func (d *Dataplane) describeDrivers(w Wire) (what string, err error) {
 	can := map[uint32]uint64{}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		if can[ifindex], err = xdpFeatures(ifindex); err != nil {
+		can[ifindex], err = xdpFeatures(ifindex)
+		if w.Drivers && errors.Is(err, unix.ENODEV) {
+			return "", nil // an interface is gone, and so is the wire
+		}
+		if err != nil {
 			return "", err
 		}
 	}

@@ -278,6 +278,10 @@ func TestRootWireByDriversFaults(t *testing.T) {
 	if err := ping(c, short); err == nil {
 		t.Error("something answers by an interface that is not there")
 	}
+	p.in(func() error {
+		_, err := p.Repair()
+		return err
+	})
 	p.in(func() error { return p.DetachWire(a.ifindex) })
 	if p.driverOf(a.link) || len(rowsIn[uint32](t, p.objects.Crossings)) != 0 {
 		t.Error("half of the wire is left in a driver")
