@@ -200,8 +200,15 @@ func (p *prover) falls(g bocage.Group, asked string) bool {
 func (p *prover) holdsAnybody(r region) bool {
 	return slices.ContainsFunc(p.groups, func(g bocage.Group) bool { return in(g, r.from) }) &&
 		slices.ContainsFunc(p.groups, func(g bocage.Group) bool {
-			return in(g, r.to) && (len(r.data) == 0 || len(p.extent(r, g)) > 0)
+			return in(g, r.to) && p.hasPorts(r, g)
 		})
+}
+
+// hasPorts reports whether the region has a cell towards a receiver: where it asks for
+// data, at ports that it means and at which such data is offered. What several ranges
+// share begins where one of them does.
+func (p *prover) hasPorts(r region, to bocage.Group) bool {
+	return len(r.data) == 0 || slices.ContainsFunc(p.extent(r, to), func(s span) bool { return p.covers(r, to, s.protocol, s.ports.First) })
 }
 
 // cutByThreat looks for a cell in the region that an automated measure refuses.
@@ -219,7 +226,7 @@ func (p *prover) cutByThreat(r region) string {
 			continue // a person's decision
 		}
 		for _, g := range p.groupsOf[refusal.Identity] {
-			if in(g, r.from) || in(g, r.to) && (len(r.data) == 0 || len(p.extent(r, g)) > 0) {
+			if in(g, r.from) || in(g, r.to) && p.hasPorts(r, g) {
 				return fmt.Sprintf("%s is cut off%s", p.who(g), by(d))
 			}
 		}

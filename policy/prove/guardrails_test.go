@@ -211,6 +211,41 @@ func TestProtectedCellsAreNotCut(t *testing.T) {
 	}
 }
 
+// TestProtectedIsWhatIsOffered quarantines a workload that offers data, where such data
+// is protected at ports: only where both meet is there anything to protect.
+func TestProtectedIsWhatIsOffered(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		data      string
+		ports     bocage.PortMatch
+		protected bool
+	}{
+		{"at the port", "pci", bocage.PortMatch{Port: 5432}, true},
+		{"around the port", "pci", bocage.PortMatch{Port: 1, EndPort: 65535}, true},
+		{"at another port", "pci", bocage.PortMatch{Port: 80}, false},
+		{"over another protocol", "pci", bocage.PortMatch{Protocol: "47"}, false},
+		{"of another class", "pii", bocage.PortMatch{Port: 5432}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := chain(3)
+			in.Scopes = []*bocage.Scope{{ObjectMeta: named("all"), Spec: bocage.ScopeSpec{Mode: bocage.ModeEnforce}}}
+			in.Applications = []*bocage.Application{{ObjectMeta: bocage.ObjectMeta{Namespace: "row", Name: "db"}, Spec: bocage.ApplicationSpec{
+				Workload: *picking("place", "1").Workload, Provides: []bocage.Provide{{Name: "sql", Port: 5432, Data: []string{"pci"}}}}}}
+			in.ThreatConditions = []*bocage.ThreatCondition{{ObjectMeta: named("t"), Spec: bocage.ThreatConditionSpec{
+				Workload: "row/w1", Level: bocage.LevelQuarantine, Reason: "test", Expires: now.Add(time.Hour)}}}
+			whole := compile.Compile(in).Ruleset()
+			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("life"), Spec: bocage.GuardrailSpec{
+				Protect: []bocage.CellMatch{{To: bocage.Side{Data: []string{test.data}}, Ports: []bocage.PortMatch{test.ports}}}}})
+			if failed := failures(in, compile.Compile(in).Ruleset()); len(failed) > 0 {
+				t.Errorf("fails: %v", failed)
+			}
+			if failed := failures(in, whole); (failed["life spec.protect[0]"] != "") != test.protected {
+				t.Errorf("cut off as a whole: %v", failed)
+			}
+		})
+	}
+}
+
 func BenchmarkBlastRadius(b *testing.B) {
 	for _, n := range []int{1_000, 10_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
