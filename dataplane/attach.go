@@ -292,15 +292,19 @@ func (d *Dataplane) setSteering(next bpf.KernelSteering) error {
 }
 
 // waits says whether a link of another layout is in place and no ruleset is in
-// force here yet: then its program goes on until there is one, so that nothing
-// goes unjudged between.
+// force here yet, or a lower one than there: then its program goes on until there is
+// one, so that nothing goes unjudged between, nor by what is not in force any more.
 func (d *Dataplane) waits(ifindex uint32, program string) bool {
 	waiting := slices.ContainsFunc(d.moves, func(m move) bool { return m.ifindex == ifindex && m.program == program })
 	if !waiting {
 		return false
 	}
-	if f, err := d.readForce(); err == nil && f.header == nil {
+	if f, err := d.readForce(); err == nil && (f.header == nil || d.ahead(f)) {
 		return true
+	}
+	if !d.inherits {
+		d.inherits = true
+		d.inheritFlows()
 	}
 	for _, m := range d.takeMoves(ifindex, program) {
 		if err := d.pins.adopt(d.objects, m); err != nil {
@@ -341,6 +345,7 @@ func (d *Dataplane) dropForeign() {
 	if len(d.moves) > 0 {
 		return
 	}
+	d.inheritFlows() // those that began meanwhile
 	if err := d.pins.removeForeign(); err != nil {
 		d.log.Warn("state of another layout not removed", "error", err)
 	}

@@ -98,7 +98,8 @@ type Config struct {
 	// links' transmit counters.
 	DirectDelivery bool
 	Logger         *slog.Logger
-	loads          loader // nil but in tests
+	loads          loader                  // nil but in tests
+	before         func(step string) error // a test may make a step fail
 }
 
 // Validate names all faults at once.
@@ -198,6 +199,8 @@ type Dataplane struct {
 	full           time.Time               // when their table was last told to be nearly full
 	before         func(step string) error // a test may make a step of a change fail
 	moves          []move                  // links of an older layout, to be moved once there is a ruleset
+	inherits       bool                    // what that layout knows was taken over
+	aheadSince     time.Time               // when a higher generation was found to be in force there; zero: never
 	closed         bool
 }
 
@@ -232,7 +235,7 @@ func Open(cfg Config) (*Dataplane, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
-	d := &Dataplane{cfg: cfg.withDefaults(), ports: make(map[uint32]Attachment), wires: make(map[uint32]Wire)}
+	d := &Dataplane{cfg: cfg.withDefaults(), ports: make(map[uint32]Attachment), wires: make(map[uint32]Wire), before: cfg.before}
 	d.log = d.cfg.Logger.With("host", d.cfg.Host)
 	if err := d.open(); err != nil {
 		d.release()
@@ -259,7 +262,7 @@ func (d *Dataplane) open() error {
 	if err != nil {
 		return err
 	}
-	if d.pins, err = openPins(d.cfg.PinDir, spec); err != nil {
+	if d.pins, err = openPins(d.cfg.PinDir, spec, d.step); err != nil {
 		return err
 	}
 	d.pins.loads = d.cfg.loads
@@ -290,10 +293,10 @@ func (d *Dataplane) open() error {
 	if err := d.pins.swapPrograms(d.objects); err != nil {
 		return err
 	}
-	if err := d.recall(); err != nil {
+	if d.moves, err = d.pins.foreign(); err != nil {
 		return err
 	}
-	if d.moves, err = d.pins.foreign(); err != nil {
+	if err := d.recall(); err != nil {
 		return err
 	}
 	if len(d.moves) == 0 {
@@ -311,6 +314,9 @@ func (d *Dataplane) recall() error {
 	attached, err := d.pins.links()
 	if err != nil {
 		return err
+	}
+	for _, m := range d.moves { // moving was cut short: the rest still goes by the other layout
+		attached = append(attached, m.pinnedLink)
 	}
 	directions, wired := make(map[uint32]int), make(map[uint32]bool)
 	for _, l := range attached {

@@ -27,6 +27,8 @@ type Examination struct {
 	Fill []Fill
 	// Offered and Lost events, since the state was made.
 	Offered, Lost uint64
+	// NamesAnswered and NamesUnlearned are as in Counters.
+	NamesAnswered, NamesUnlearned uint64
 }
 
 // Layout is one folder of state.
@@ -208,6 +210,8 @@ func (e *Examination) readState(spec *ebpf.CollectionSpec, dir string, missing [
 	for _, t := range rows {
 		e.Offered += t.Offered
 		e.Lost += t.Lost
+		e.NamesAnswered += t.Answered
+		e.NamesUnlearned += t.Unlearned
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -46,12 +47,24 @@ type order struct {
 	// generations of their own.
 	Then    []*bocage.Ruleset
 	Forever bool
+	// Dies is the step before which the child is killed, Time the how manieth of that
+	// name; empty: it lives.
+	Dies string
+	Time int
 }
 
 func child() error {
 	var o order
 	if err := json.NewDecoder(os.Stdin).Decode(&o); err != nil {
 		return err
+	}
+	o.Config.before = func(step string) error {
+		if step == o.Dies {
+			if o.Time--; o.Time == 0 {
+				return syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			}
+		}
+		return nil
 	}
 	d, err := Open(o.Config)
 	if err != nil {
@@ -88,6 +101,16 @@ func child() error {
 // startChild starts an agent process in the host's namespace.
 func (p *plane) startChild(o order) (kill func()) {
 	p.t.Helper()
+	kill, died := p.child(o)
+	if died != nil {
+		p.t.Fatal(died)
+	}
+	return kill
+}
+
+// child starts an agent process, and waits until it is ready or died.
+func (p *plane) child(o order) (kill func(), died error) {
+	p.t.Helper()
 	o.Config = p.cfg
 	cmd := exec.Command("/proc/self/exe")
 	if len(p.command) > 0 {
@@ -114,9 +137,10 @@ func (p *plane) startChild(o order) (kill func()) {
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil || line != "ready\n" {
 		rest, _ := io.ReadAll(stdout)
-		p.t.Fatalf("agent said %q: %v %s", line, err, rest)
+		kill()
+		return kill, fmt.Errorf("agent said %q: %w %s, and ended: %s", line, err, rest, cmd.ProcessState)
 	}
-	return kill
+	return kill, nil
 }
 
 // load is steady traffic whose every packet is counted.

@@ -268,9 +268,10 @@ type legacy struct {
 	maps map[string]*ebpf.Map
 }
 
-// isLegacy says which maps new state shares with the one before it. Whoever changes what
+// isLegacy says which maps new state shares with the one before it: until when rates are
+// used up is there, too. Whoever changes what
 // their rows mean, and not their size, gives them another name.
-func isLegacy(name string) bool { return name == "learned" || name == "inquiries" }
+func isLegacy(name string) bool { return name == "learned" || name == "inquiries" || name == "quotas" }
 
 // legacy looks for what state of another layout leaves: the one that programs are in
 // place of, if there are more. What is of another form there, workloads ask for again.

@@ -23,8 +23,8 @@ import (
 	"bocage.dev/bocage/host"
 )
 
-// What lies in a PinDir: one folder for each layout of maps, named by its hash,
-// normally only one. In it, map/NAME and link/IFINDEX-PROGRAM. A folder is made
+// What lies in a PinDir: one folder for each layout of maps, named by its hash and by
+// how rows of flows are written there, normally only one. In it, map/NAME and link/IFINDEX-PROGRAM. A folder is made
 // beside, under a name with a dot, and published by a rename, so that what is
 // there is whole.
 
@@ -136,7 +136,7 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 			fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil))[:16]
+	return hex.EncodeToString(h.Sum(nil))[:16] + "-" + writingOf(bpf.Contract)
 }
 
 // isShared says whether a map outlives the process: all but the sections of constants,
@@ -151,6 +151,7 @@ type pins struct {
 	broken string               // a map whose pin was gone, so that what was found is put aside
 	held   map[string]link.Link // of this process, open, by name
 	loads  loader               // nil: loadAnew
+	step   func(string) error   // asked before each change of what is pinned
 }
 
 // loader loads the programs, and makes the maps that it is not given.
@@ -165,8 +166,8 @@ func (p *pins) dir() string      { return filepath.Join(p.root, p.layout) }
 func (p *pins) mapsDir() string  { return filepath.Join(p.dir(), "map") }
 func (p *pins) linksDir() string { return filepath.Join(p.dir(), "link") }
 
-func openPins(root string, spec *ebpf.CollectionSpec) (*pins, error) {
-	p := &pins{root: root, layout: layoutOf(spec)}
+func openPins(root string, spec *ebpf.CollectionSpec, step func(string) error) (*pins, error) {
+	p := &pins{root: root, layout: layoutOf(spec), step: step}
 	_, err := os.Stat(p.mapsDir())
 	p.found = err == nil
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -192,6 +193,9 @@ func (p *pins) putAside(spec *ebpf.CollectionSpec) error {
 		p.found, p.broken = false, name
 		aside := filepath.Join(p.root, "broken-"+p.layout)
 		if err := removeLayout(aside); err != nil {
+			return err
+		}
+		if err := p.step("aside"); err != nil {
 			return err
 		}
 		return os.Rename(p.dir(), aside)
@@ -253,10 +257,16 @@ func (p *pins) publish(objects *bpf.KernelObjects) error {
 			return err
 		}
 	}
+	if err := p.step("draft"); err != nil {
+		return err
+	}
 	for name, m := range mapsOf(objects) {
 		if err := pinMap(m, filepath.Join(draft, "map", name)); err != nil {
 			return err
 		}
+	}
+	if err := p.step("publish"); err != nil {
+		return err
 	}
 	return os.Rename(draft, p.dir())
 }
@@ -346,6 +356,9 @@ func (p *pins) swapPrograms(objects *bpf.KernelObjects) error {
 		if !ok {
 			return fmt.Errorf("%s: no such program; remove the file", l.path)
 		}
+		if err := p.step("swap"); err != nil {
+			return err
+		}
 		if _, err := swapLink(l.path, program); err != nil {
 			return fmt.Errorf("swap program of %s: %w", l.path, err)
 		}
@@ -406,6 +419,9 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 			return p.hold(linkName(ifindex, name))
 		}
 	}
+	if err := p.step("attach"); err != nil {
+		return err
+	}
 	var l link.Link
 	var err error
 	if where == ebpf.AttachXDP {
@@ -417,6 +433,9 @@ func (p *pins) attach(objects *bpf.KernelObjects, ifindex uint32, name string) e
 		return fmt.Errorf("attach %s to interface %d: %w", name, ifindex, err)
 	}
 	defer l.Close()
+	if err := p.step("pin"); err != nil {
+		return err
+	}
 	if err := l.Pin(path); err != nil {
 		return fmt.Errorf("pin link of interface %d: %w", ifindex, err)
 	}
@@ -509,8 +528,14 @@ func (p *pins) adopt(objects *bpf.KernelObjects, m move) error {
 	if !ok {
 		return cutLink(m.path)
 	}
+	if err := p.step("adopt"); err != nil {
+		return err
+	}
 	alive, err := swapLink(m.path, program)
 	if err != nil || !alive {
+		return err
+	}
+	if err := p.step("adopted"); err != nil {
 		return err
 	}
 	return os.Rename(m.path, filepath.Join(p.linksDir(), filepath.Base(m.path)))
@@ -523,6 +548,9 @@ func (p *pins) removeForeign() error {
 		return err
 	}
 	for _, dir := range dirs {
+		if err := p.step("remove"); err != nil {
+			return err
+		}
 		if err := removeLayout(dir); err != nil {
 			return err
 		}

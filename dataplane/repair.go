@@ -31,6 +31,7 @@ func (d *Dataplane) Repair() (done []string, err error) {
 		return folder, fmt.Errorf("repair %s: %w", d.cfg.PinDir, err)
 	}
 	done = folder
+	d.moveLinks() // those that have waited for long enough
 	for _, place := range d.places() {
 		if slices.ContainsFunc(d.moves, func(m move) bool { return m.ifindex == place.ifindex && m.program == place.program }) {
 			continue // another layout's is in its place

@@ -87,6 +87,7 @@ func TestPatientFacts(t *testing.T) {
 			p.kernel.Layouts[0].Links = []dataplane.PinnedLink{{Ifindex: 7, Interface: "work0", Program: "from_workload", Attached: true, Others: 1, Ahead: 1}}
 		}},
 		{"dataplane.lost", "5 of 10", func(p *patient) { p.kernel.Lost, p.kernel.Offered = 5, 10 }},
+		{"dataplane.names", "7 addresses and questions", func(p *patient) { p.kernel.NamesUnlearned, p.kernel.NamesAnswered = 7, 9 }},
 		{"dataplane.fill", "cells 80 %", func(p *patient) { p.kernel.Fill = []dataplane.Fill{{Table: "cells", Rows: 80, Max: 100}} }},
 		{"agent.ports-missing", "work1 of a/b", func(p *patient) { p.report.Missing = []PortReport{{Interface: "work1", Workload: "a/b"}} }},
 		{"events.lost", "1 of 2", func(p *patient) { p.report.Events = EventsReport{Offered: 2, Lost: 1} }},

@@ -31,6 +31,7 @@ func (p *patient) kernelChecks() []host.Check {
 		{Code: "dataplane.others", Severity: host.Degraded, Cure: "see bpftool net: what passes or redirects ahead of an enforcement point is not judged by it; restart the agent last, so that it comes first", Ask: kernel(p.askOthers)},
 		{Code: "dataplane.lost", Severity: host.Degraded, Cure: "the reader is too slow, or was away: keep the agent running, and give it CPU", Ask: kernel(p.askLost)},
 		{Code: "dataplane.fill", Severity: host.Degraded, Cure: "give the agent larger tables before they are full: what does not fit is not put in force", Ask: kernel(p.askFill)},
+		{Code: "dataplane.names", Severity: host.Degraded, Cure: "allow fewer DNS names, or narrower ones, to the workloads that ask for most: what is not learned is refused", Ask: kernel(p.askNames)},
 		{Code: "agent.ports-missing", Severity: host.Degraded, Cure: "start the workload, or mend spec.interface of its Workload", Ask: agent(p.askMissing)},
 		{Code: "agent.ports-down", Severity: host.Degraded, Cure: "ip link set LINK up", Ask: agent(p.askDown)},
 		{Code: "agent.uncovered", Severity: host.Degraded, Cure: "declare a Workload with spec.host and spec.interface for each, or let discovery do it", Ask: agent(p.askUncovered)},
@@ -138,6 +139,13 @@ func (p *patient) askFill() host.Answer {
 		return host.Ill("%s", strings.Join(full, ", "))
 	}
 	return host.Well("the fullest is %s with %d %%", fullest, max(share, 0))
+}
+
+func (p *patient) askNames() host.Answer {
+	if p.kernel.NamesUnlearned > 0 {
+		return host.Ill("%d addresses and questions of DNS names found no room, or took that of others; %d answers were read", p.kernel.NamesUnlearned, p.kernel.NamesAnswered)
+	}
+	return host.Well("the addresses of %d answers found room", p.kernel.NamesAnswered)
 }
 
 func (p *patient) askMissing() host.Answer {

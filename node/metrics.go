@@ -37,6 +37,7 @@ var (
 	batchesDesc    = prometheus.NewDesc("bocage_agent_event_batches_waiting", "Sealed batches that wait to be sent, in memory and on disk.", nil, nil)
 	unpacedDesc    = prometheus.NewDesc("bocage_dataplane_cadences_crowded_total", "Bursts of flows that found no room in the table of cadences, or made it at the cost of another flow.", nil, nil)
 	ungreetedDesc  = prometheus.NewDesc("bocage_dataplane_greetings_lost_total", "Pieces of what clients of TLS said first that found no room in their ring buffer.", nil, nil)
+	namesDesc      = prometheus.NewDesc("bocage_dataplane_names_total", "DNS questions for names of rulesets (asked), answers to them that were learned (answered), that fit no question (unasked), that could not be read whole (unread), and addresses and questions without room (unlearned).", []string{"outcome"}, nil)
 	unansweredDesc = prometheus.NewDesc("bocage_dataplane_unanswered_total", "Packets that were to be rejected and were dropped in silence: too many at once.", nil, nil)
 	candidateDesc  = prometheus.NewDesc("bocage_dataplane_candidate_generation", "Generation that is evaluated beside the one in force; 0 is none.", nil, nil)
 	comparedDesc   = prometheus.NewDesc("bocage_dataplane_candidate_decisions", "Decisions that the candidate was asked for, and of these those whose reach differs, since it came.", []string{"outcome"}, nil)
@@ -46,7 +47,7 @@ var (
 
 func (c *agentCollector) Describe(out chan<- *prometheus.Desc) {
 	for _, desc := range []*prometheus.Desc{packetsDesc, bytesDesc, eventsDesc, flowsDesc, recordsDesc, lostDesc, batchesDesc, genDesc,
-		unansweredDesc, unpacedDesc, ungreetedDesc, candidateDesc, comparedDesc, repairedDesc} {
+		unansweredDesc, unpacedDesc, ungreetedDesc, namesDesc, candidateDesc, comparedDesc, repairedDesc} {
 		out <- desc
 	}
 }
@@ -76,6 +77,11 @@ func (c *agentCollector) Collect(out chan<- prometheus.Metric) {
 	counter(unansweredDesc, counters.Unanswered)
 	counter(unpacedDesc, counters.Unpaced)
 	counter(ungreetedDesc, counters.Ungreeted)
+	counter(namesDesc, counters.NamesAsked, "asked")
+	counter(namesDesc, counters.NamesAnswered, "answered")
+	counter(namesDesc, counters.NamesUnasked, "unasked")
+	counter(namesDesc, counters.NamesUnread, "unread")
+	counter(namesDesc, counters.NamesUnlearned, "unlearned")
 	candidate := c.agent.candidate()
 	gauge(candidateDesc, candidate.Generation)
 	out <- prometheus.MustNewConstMetric(comparedDesc, prometheus.GaugeValue, float64(candidate.Evaluated), "evaluated")

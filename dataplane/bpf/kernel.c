@@ -11,6 +11,7 @@
 #include "wire.c"
 #include "driver.c"
 #include "sweep.c"
+#include "inherit.c"
 #include "stage.c"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -793,6 +793,7 @@ const (
 	KernelProgFromEngineInside  = "from_engine_inside"
 	KernelProgFromEngineOutside = "from_engine_outside"
 	KernelProgFromWorkload      = "from_workload"
+	KernelProgInherit           = "inherit"
 	KernelProgOutOfWire         = "out_of_wire"
 	KernelProgStage             = "stage"
 	KernelProgSweep             = "sweep"
@@ -861,6 +862,7 @@ type KernelProgramSpecs struct {
 	FromEngineInside  *ebpf.ProgramSpec `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.ProgramSpec `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.ProgramSpec `ebpf:"from_workload"`
+	Inherit           *ebpf.ProgramSpec `ebpf:"inherit"`
 	OutOfWire         *ebpf.ProgramSpec `ebpf:"out_of_wire"`
 	Stage             *ebpf.ProgramSpec `ebpf:"stage"`
 	Sweep             *ebpf.ProgramSpec `ebpf:"sweep"`
@@ -1088,6 +1090,7 @@ type KernelPrograms struct {
 	FromEngineInside  *ebpf.Program `ebpf:"from_engine_inside"`
 	FromEngineOutside *ebpf.Program `ebpf:"from_engine_outside"`
 	FromWorkload      *ebpf.Program `ebpf:"from_workload"`
+	Inherit           *ebpf.Program `ebpf:"inherit"`
 	OutOfWire         *ebpf.Program `ebpf:"out_of_wire"`
 	Stage             *ebpf.Program `ebpf:"stage"`
 	Sweep             *ebpf.Program `ebpf:"sweep"`
@@ -1102,6 +1105,7 @@ func (p *KernelPrograms) Close() error {
 		p.FromEngineInside,
 		p.FromEngineOutside,
 		p.FromWorkload,
+		p.Inherit,
 		p.OutOfWire,
 		p.Stage,
 		p.Sweep,

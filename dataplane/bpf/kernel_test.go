@@ -168,7 +168,7 @@ func TestRootProgramsStaySmall(t *testing.T) {
 	hosttest.Root(t)
 	limits := map[string]uint32{"from_workload": 260_000, "to_workload": 260_000, "from_decoy": 60_000,
 		"from_engine_outside": 500, "from_engine_inside": 80_000, "sweep": 60_000,
-		"across_wire": 280_000, "out_of_wire": 20, "across_drivers": 260_000, "stage": 58_000}
+		"across_wire": 280_000, "out_of_wire": 20, "across_drivers": 260_000, "stage": 58_000, "inherit": 60_000}
 	var objects KernelObjects
 	if err := LoadKernelObjects(&objects, nil); err != nil {
 		t.Fatal(err)
@@ -177,7 +177,8 @@ func TestRootProgramsStaySmall(t *testing.T) {
 	programs := map[string]*ebpf.Program{"from_workload": objects.FromWorkload, "to_workload": objects.ToWorkload,
 		"from_decoy": objects.FromDecoy, "from_engine_outside": objects.FromEngineOutside,
 		"from_engine_inside": objects.FromEngineInside, "sweep": objects.Sweep,
-		"across_wire": objects.AcrossWire, "out_of_wire": objects.OutOfWire, "stage": objects.Stage, "across_drivers": objects.AcrossDrivers}
+		"across_wire": objects.AcrossWire, "out_of_wire": objects.OutOfWire, "stage": objects.Stage, "across_drivers": objects.AcrossDrivers,
+		"inherit": objects.Inherit}
 	spec, err := LoadKernel()
 	if err != nil {
 		t.Fatal(err)

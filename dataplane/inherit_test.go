@@ -1,0 +1,217 @@
+package dataplane
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
+)
+
+// A process that is killed before any step of a move to another layout, or of the way
+// back, costs no packet and no connection, lets nobody in, and the next one goes on
+// from there, whichever version it is.
+func TestRootKilledAtEveryStepOfAMove(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs := ruleset(7, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	must(t, p.Apply(rs))
+	l := startLoad(t, a, b)
+	must(t, p.Close())
+	const older, newer = 1, 2
+	flows := p.cfg.FlowEntries
+	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
+	for _, step := range []struct {
+		version int
+		dies    string
+		time    int
+	}{
+		{newer, "draft", 1}, {newer, "publish", 1}, {newer, "word", 1},
+		{newer, "adopt", 1}, {newer, "adopted", 1}, {newer, "adopt", 2}, // each goes on where the one before ended
+		{older, "swap", 2}, {older, "adopted", 1}, // back from there
+		{newer, "adopted", 1}, {newer, "remove", 1}, {older, "adopted", 4}, {older, "remove", 1}, {newer, "", 0},
+	} {
+		p.cfg.FlowEntries = step.version * flows
+		all.Dies, all.Time = step.dies, step.time
+		kill, died := p.child(all)
+		switch {
+		case step.dies == "" && died != nil:
+			t.Fatal(died)
+		case step.dies != "" && (died == nil || !strings.Contains(died.Error(), "signal: killed")):
+			t.Errorf("version %d before %s %d: %v, and it was to be killed", step.version, step.dies, step.time, died)
+		}
+		kill()
+		l.more(t, "traffic after it was killed before "+step.dies)
+		if _, err := dial(t, b, a.v4, 80, short); !isTimeout(err) {
+			t.Errorf("refused flow after version %d was killed before %s %d: %v, want a timeout", step.version, step.dies, step.time, err)
+		}
+	}
+	p.open()
+	if got := p.Attached(); p.Generation() != 7 || len(got) != 2 || got[1].Port.Identity != 102 {
+		t.Errorf("generation %d, attached %+v", p.Generation(), got)
+	}
+	p.whole(4)
+	if layouts, err := filepath.Glob(filepath.Join(p.cfg.PinDir, "*", "map")); err != nil || len(layouts) != 1 {
+		t.Errorf("layouts left: %v %v", layouts, err)
+	}
+	l.end(t)
+}
+
+// What began under the programs of another layout goes on: answers to datagrams, which
+// nothing but the row of their flow allows, and a rate that is used up stays so.
+func TestRootFlowsMoveAlong(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs := ruleset(7, []bocage.Rule{allowUDP(21, 22)}, a, b)
+	must(t, p.Apply(rs))
+	var server net.PacketConn
+	must(t, host.In(b.namespace, func() (err error) {
+		server, err = net.ListenPacket("udp", netip.AddrPortFrom(b.v4, 9000).String())
+		return err
+	}))
+	t.Cleanup(func() { server.Close() })
+	const clients = 50
+	var conns [clients]net.Conn
+	var peers [clients]net.Addr
+	buffer := make([]byte, 64)
+	for i := range conns {
+		must(t, host.In(a.namespace, func() (err error) {
+			conns[i], err = net.Dial("udp", server.LocalAddr().String())
+			return err
+		}))
+		t.Cleanup(func() { conns[i].Close() })
+		_, err := conns[i].Write([]byte("question"))
+		must(t, err)
+		must(t, server.SetReadDeadline(time.Now().Add(long)))
+		_, peers[i], err = server.ReadFrom(buffer)
+		must(t, err)
+	}
+	quota := bpf.KernelQuotaKey{Limit: 5, Source: 101, Destination: 102}
+	must(t, p.objects.Quotas.Put(quota, bpf.KernelQuota{Due: 77}))
+	must(t, p.Close())
+
+	p.cfg.FlowEntries *= 2
+	p.open()
+	p.attach(a, b)
+	must(t, p.Apply(rs))
+	p.whole(4)
+	for i := range conns {
+		_, err := server.WriteTo([]byte("answer"), peers[i])
+		must(t, err)
+		must(t, conns[i].SetReadDeadline(time.Now().Add(long)))
+		if _, err := conns[i].Read(buffer); err != nil {
+			t.Fatalf("the answer to question %d: %v", i, err)
+		}
+	}
+	var due bpf.KernelQuota
+	if err := p.objects.Quotas.Lookup(quota, &due); err != nil || due.Due != 77 {
+		t.Errorf("the rate is used up until %d, %v", due.Due, err)
+	}
+	// Nobody else gets in by it.
+	stranger := mustListen(t, b)
+	_, err := stranger.WriteTo([]byte("answer"), peers[0])
+	must(t, err)
+	must(t, conns[0].SetReadDeadline(time.Now().Add(short)))
+	if n, err := conns[0].Read(buffer); err == nil {
+		t.Errorf("%d bytes came from a stranger", n)
+	}
+	held := uint64(0)
+	for _, ifindex := range []uint32{a.ifindex, b.ifindex} {
+		var row bpf.KernelHolding
+		if err := p.objects.Holdings.Lookup(ifindex, &row); err == nil {
+			held += row.Rows
+		}
+	}
+	if held != clients {
+		t.Errorf("%d rows are held of %d", held, clients)
+	}
+}
+
+// mustListen is a socket of another port.
+func mustListen(t *testing.T, w *workload) (socket net.PacketConn) {
+	t.Helper()
+	must(t, host.In(w.namespace, func() (err error) {
+		socket, err = net.ListenPacket("udp", netip.AddrPortFrom(w.v4, 9001).String())
+		return err
+	}))
+	t.Cleanup(func() { socket.Close() })
+	return socket
+}
+
+// Links of another layout stay with a higher generation that is in force there, until
+// one as high is in force here: what comes first may only be what is gone back to.
+func TestRootMoveWaitsForTheGeneration(t *testing.T) {
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	closed, open := ruleset(7, nil, a, b), ruleset(8, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	must(t, p.Apply(closed))
+	open.ConfirmBy = time.Now().Add(time.Hour)
+	must(t, p.Apply(open))
+	l := startLoad(t, a, b)
+	must(t, p.Close())
+
+	p.cfg.FlowEntries *= 2
+	p.open()
+	p.attach(a, b)
+	must(t, p.Apply(closed)) // the kernel must have what it may go back to
+	l.more(t, "traffic while the first of two is in force")
+	if len(p.moves) != 4 {
+		t.Errorf("%d of 4 links wait", len(p.moves))
+	}
+	must(t, p.Apply(open))
+	if len(p.moves) != 0 {
+		t.Errorf("%d links wait", len(p.moves))
+	}
+	l.more(t, "traffic after the move")
+	l.end(t)
+	p.whole(4)
+	must(t, p.Close())
+
+	// One that never comes is not waited for forever.
+	p.cfg.FlowEntries /= 2
+	p.open()
+	p.attach(a, b)
+	must(t, p.Apply(closed))
+	p.aheadSince = time.Now().Add(-moveWait)
+	_, err := p.Repair()
+	must(t, err)
+	if len(p.moves) != 0 {
+		t.Errorf("%d links still wait", len(p.moves))
+	}
+	if _, err := dial(t, a, b.v4, 80, short); !isTimeout(err) && !errors.Is(err, net.ErrClosed) {
+		t.Errorf("what is in force now refuses it: %v", err)
+	}
+}
+
+// The text that says how rows are written names it, and nothing else does.
+func TestWritingOf(t *testing.T) {
+	own := writingOf(bpf.Contract)
+	for name, c := range map[string]struct {
+		old, new string
+		same     bool
+	}{
+		"nothing":        {"", "", true},
+		"another struct": {"struct quota_key {", "struct quota_key { // other", true},
+		"a flag":         {"#define FLOW_TO 0x2", "#define FLOW_TO 0x800", false},
+		"a field":        {"__u32 topology; //", "__u32 shape; //", false},
+		"the key":        {"struct flow_key {", "struct flow_key {\n\t__u64 more;", false},
+		"a unit":         {"#define ERA_SHIFT 26", "#define ERA_SHIFT 27", false},
+	} {
+		text := strings.Replace(bpf.Contract, c.old, c.new, 1)
+		if c.old != "" && text == bpf.Contract {
+			t.Fatalf("%s: the contract does not have %q", name, c.old)
+		}
+		if (writingOf(text) == own) != c.same {
+			t.Errorf("%s: the same name is %v", name, !c.same)
+		}
+	}
+}
