@@ -102,7 +102,7 @@ func TestRootTraceAgreesAndTouchesNothing(t *testing.T) {
 		switch r.IntN(8) {
 		case 0:
 			f.protocol, f.dport = bocage.ProtocolUDP, 53
-			if p.postpone(time.Hour); r.IntN(2) == 0 { // no turn comes between the question and the packet
+			if p.postpone(time.Hour); i%2 == 0 { // no turn comes between the question and the packet
 				p.setQuotas(nil)
 			}
 		case 1:
