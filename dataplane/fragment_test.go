@@ -233,13 +233,10 @@ func randomPiece(r *rand.Rand, a, b, c *workload) slice {
 // expirePieces has nobody wait any more.
 func (p *plane) expirePieces() {
 	p.t.Helper()
-	for key, err := range keysIn[bpf.KernelFragmentKey](p.objects.Fragments) {
-		must(p.t, err)
-		var row bpf.KernelFragment
-		must(p.t, p.objects.Fragments.Lookup(key, &row))
+	changeRows(p.t, p.objects.Fragments, func(_ bpf.KernelFragmentKey, row *bpf.KernelFragment) bool {
 		row.Until = 1
-		must(p.t, p.objects.Fragments.Update(key, row, ebpf.UpdateExist))
-	}
+		return true
+	})
 }
 
 // Attacks by pieces, one after another, each on packets of its own.
