@@ -432,8 +432,6 @@ func (c *compiler) describe(rs *whole, d *change) {
 			peers = c.appendPeers(peers, at)
 		}
 	}
-	if len(peers)+len(peersGone)+len(groups)+len(groupsGone) > 0 {
-	}
 	rs.peers = rs.peers.exchange(peersGone, peers, comparePeers)
 	rs.groups = rs.groups.exchange(groupsGone, groups, compareGroups)
 }

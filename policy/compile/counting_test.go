@@ -26,12 +26,12 @@ func TestWhatCountsDecides(t *testing.T) {
 		var covering []int32
 		for i := range rapid.IntRange(0, 6).Draw(t, "statements") {
 			which := rapid.IntRange(0, 1).Draw(t, "guardrail")
-			s := statement{kind: kind(rapid.IntRange(0, int(allowName)).Draw(t, "kind")), by: []bocage.Ref{{Kind: "Author", Name: fmt.Sprint(i)}}, ports: everything}
+			s := statement{kind: kind(rapid.IntRange(0, int(acceptName)).Draw(t, "kind")), by: []bocage.Ref{{Kind: "Author", Name: fmt.Sprint(i)}}, ports: everything}
 			ends := rapid.Bool().Draw(t, "ends")
 			switch s.kind {
 			case isolate, answer, except, mark:
 				ends = true
-			case allow, allowName, refuse, kube, protect, dispose, disposeSilent, divert:
+			case allow, allowName, acceptName, refuse, kube, protect, dispose, disposeSilent, divert:
 				ends = false
 			}
 			if ends {
@@ -42,6 +42,8 @@ func TestWhatCountsDecides(t *testing.T) {
 				s.guardrail, s.disposition = asked[which].name, rapid.SampledFrom([]bocage.Verdict{bocage.VerdictDrop, bocage.VerdictReject}).Draw(t, "disposition")
 			case except:
 				s.guardrail = asked[which].name
+			case acceptName:
+				s.kube = &kubeRule{tier: kubeAdmin, priority: int32(rapid.IntRange(0, 1).Draw(t, "priority"))}
 			case kube:
 				s.kube = &kubeRule{ingress: rapid.Bool().Draw(t, "ingress"), tier: kubeTier(rapid.IntRange(0, int(kubeBaseline)).Draw(t, "tier")),
 					action: kubeAction(rapid.IntRange(0, int(kubeIsolate)).Draw(t, "action"))}

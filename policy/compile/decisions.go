@@ -81,18 +81,19 @@ func (c *compiler) decide(covering []int32) int32 {
 // nobody allows or somebody refuses, who allows there, and how to refuse what is not.
 func (c *compiler) counting(covering []int32) []int32 {
 	var kinds uint32 // a set
-	mayFail := false
+	mayFail, named := false, false
 	for _, n := range covering {
 		s := &c.statements[n]
 		kinds |= 1 << s.kind
 		mayFail = mayFail || s.duty.impossible
+		named = named || s.towardsName()
 	}
 	has := func(list ...kind) bool {
 		return slices.ContainsFunc(list, func(k kind) bool { return kinds&(1<<k) != 0 })
 	}
 	var idle uint32
 	switch {
-	case has(allowName): // nothing that refuses counts, and the rest does
+	case named: // nothing that refuses counts, and the rest does
 	case has(refuse) && !has(except): // a guardrail's refusal never ends
 		idle = 1<<allow | 1<<owe | 1<<disposeSilent
 	case !has(allow, kube):

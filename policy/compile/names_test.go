@@ -124,3 +124,50 @@ func rankNames(t *rapid.T, in *compile.Input) {
 		in.ClusterNetworkPolicies = append(in.ClusterNetworkPolicies, p)
 	}
 }
+
+// A guardrail refuses all that shop opens, but for an exception from it that means some
+// addresses outside; and a name is accepted. What is owed towards anywhere outside is
+// owed towards the name, whoever refuses addresses.
+func TestAcceptedNameOwesWhatIsRefused(t *testing.T) {
+	in := shop()
+	first, later := int32(1), int32(2)
+	shopOnly := bocage.ClusterNetworkPolicySubject{Namespaces: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelNamespaceName: "shop"}}}
+	policy := func(name string, priority *int32, rule bocage.ClusterNetworkPolicyEgressRule) *bocage.ClusterNetworkPolicy {
+		return &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.ClusterNetworkPolicySpec{
+			Tier: bocage.TierAdmin, Priority: priority, Subject: shopOnly, Egress: []bocage.ClusterNetworkPolicyEgressRule{rule}}}
+	}
+	in.ClusterNetworkPolicies = []*bocage.ClusterNetworkPolicy{
+		policy("names", &first, bocage.ClusterNetworkPolicyEgressRule{Action: bocage.ActionAccept,
+			To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"api.example.com"}}}}),
+		policy("outside", &later, bocage.ClusterNetworkPolicyEgressRule{Action: bocage.ActionDeny,
+			To: []bocage.ClusterNetworkPolicyEgressPeer{{Networks: []string{"0.0.0.0/0"}}}}),
+	}
+	excepted := netip.MustParsePrefix("203.0.113.0/24")
+	in.Guardrails = []*bocage.Guardrail{
+		{ObjectMeta: bocage.ObjectMeta{Name: "closed"}, Spec: bocage.GuardrailSpec{
+			Never: []bocage.CellMatch{{From: bocage.Side{Namespaces: []string{"shop"}}}}, Exceptions: bocage.ExceptionTerms{Allowed: true}}},
+		{ObjectMeta: bocage.ObjectMeta{Name: "kept"}, Spec: bocage.GuardrailSpec{Require: &bocage.Duties{Witness: true}}},
+	}
+	in.Exceptions = []*bocage.Exception{{ObjectMeta: bocage.ObjectMeta{Name: "some"}, Spec: bocage.ExceptionSpec{Guardrail: "closed", Reason: "some",
+		Match: bocage.CellMatch{To: bocage.Side{External: []netip.Prefix{excepted}}}, Until: after(time.Hour)}}}
+	rs, judge := compile.Compile(in).Ruleset(), explain.NewJudge(in)
+	for _, test := range []struct {
+		to    string
+		opens bool
+	}{{"203.0.113.7", true}, {"198.51.100.7", false}} {
+		f := bocage.Flow{Source: address(0), Destination: netip.MustParseAddr(test.to), DestinationPort: 443, Protocol: bocage.ProtocolTCP, At: policytest.Now}
+		_, reason := rs.DecideNamed(f, "api.example.com")
+		g := judge.JudgeNamed(f, "api.example.com")
+		d, _ := rs.Decision(reason.Decision)
+		var owed bocage.Duties
+		if d.Duties != nil {
+			owed = *d.Duties
+		}
+		if reason.Would.Allowed() != test.opens || reason.Would != g.Would {
+			t.Errorf("%s: compiled says %s by %v, the objects %s by %v", test.to, reason.Would, d.By, g.Would, g.By)
+		}
+		if test.opens && (owed != g.Owed || !owed.Witness || !sameAuthors(d.By, g.By)) {
+			t.Errorf("%s: compiled owes %+v by %v, the objects ask for %+v by %v", test.to, owed, d.By, g.Owed, g.By)
+		}
+	}
+}
