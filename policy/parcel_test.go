@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/mem"
 )
 
@@ -110,10 +113,15 @@ func TestMillionRulesInPieces(t *testing.T) {
 	}
 	for name, ask := range map[string]func() ([]byte, error){
 		"another host's": func() ([]byte, error) { return p.Piece(t.Context(), "h2", a.Parcel.Name(), 0) },
-		"another name":   func() ([]byte, error) { return p.Piece(t.Context(), "h1", "x", 0) },
+		"another name":   func() ([]byte, error) { return p.Piece(t.Context(), "h1", strings.Repeat("0", 64), 0) },
 	} {
 		if _, err := ask(); !errors.Is(err, ErrGone) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for _, name := range []string{"", "x", "h1", strings.Repeat("x", 64), a.Parcel.Name() + "00", "../" + a.Parcel.Name()} {
+		if _, err := p.Piece(t.Context(), "h1", name, 0); err == nil || errors.Is(err, ErrGone) {
+			t.Errorf("the name %q: %v", name, err)
 		}
 	}
 	for _, number := range []int{-1, len(a.Parcel.Sums)} {
@@ -129,6 +137,52 @@ func TestMillionRulesInPieces(t *testing.T) {
 	if a, err := q.answer(next, "h1", Question{Have: 7, Base: 7, Pieces: true}); err != nil || len(a.Amendment) == 0 || a.Parcel != nil {
 		t.Errorf("the next ruleset: %v", err)
 	}
+}
+
+// A host asks for a piece by the words that its own question is known by here, while
+// that is being answered: neither gets what the other asked for.
+func TestPieceByTheNameOfAQuestion(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, s := serving(t, &bocage.Ruleset{Default: 1, Decisions: []bocage.Decision{{ID: 1, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny}}},
+			map[string][2]uint64{"h1": {7, 0}})
+		op, err := s.record.op(store.Absent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.revision, err = p.store.Apply(t.Context(), op); err != nil {
+			t.Fatal(err)
+		}
+		release := make(chan struct{})
+		p.sign = func(string, []byte) ([]byte, error) {
+			<-release
+			return []byte("signed"), nil
+		}
+		q := Question{Pieces: true}
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			if a, err := p.Answer(t.Context(), "h1", q); err != nil || string(a.Ruleset) != "signed" {
+				t.Errorf("answer %+v, %v", a, err)
+			}
+		}()
+		synctest.Wait() // until it waits for its signature
+		refused := make(chan struct{})
+		go func() {
+			defer close(refused)
+			if piece, err := p.Piece(t.Context(), "h1", fmt.Sprint(q, " ", s.revision), 0); err == nil {
+				t.Errorf("a piece of %d bytes", len(piece))
+			}
+		}()
+		synctest.Wait()
+		select {
+		case <-refused:
+		default:
+			t.Error("a piece waits for the answer to a question")
+		}
+		close(release)
+		<-refused
+		<-answered
+	})
 }
 
 // Payloads that wait to be fetched are bounded: one more finds no room until another
