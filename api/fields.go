@@ -50,8 +50,9 @@ func (f *fieldManagers) of(a access) *managedfields.FieldManager {
 	return f.managers[a.kind.Name+"/"+a.subresource]
 }
 
-// same stands in for conversion between versions, defaults and construction:
-// there is one version, and objects are plain maps.
+// same stands in for conversion between versions, defaults and construction: fields
+// are kept track of in the version that objects are kept in, every other one that is
+// served has the same fields, and objects are plain maps.
 type same struct{}
 
 func (same) Convert(in, out, _ any) error {
