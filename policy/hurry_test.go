@@ -256,6 +256,31 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 	}
 }
 
+// TestTighteningWhileATestFails lets conditions go ahead although a PolicyTest that blocks
+// fails, if it fails without them, too.
+func TestTighteningWhileATestFails(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		p := b.start()
+		b.settle()
+		b.slowly(p)
+		b.declare(&bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "reports"}, Spec: bocage.PolicyTestSpec{Blocks: true,
+			Cases: []bocage.PolicyTestCase{{Name: "web reaches db", From: "shop/web", To: "shop/db", Port: 5432, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}}}})
+		b.settle()
+		b.declare(condition("web", "shop/web", bocage.LevelWatch, time.Hour))
+		b.settle()
+		if !b.logs(webIP, apiIP, 8080) {
+			t.Error("the first condition waits")
+		}
+		b.declare(condition("db", "shop/db", bocage.LevelQuarantine, time.Hour))
+		b.settle()
+		if v, c := b.decide(apiIP, dbIP, 5432, "h1", "h2"); v != bocage.VerdictDrop || c != bocage.ReasonQuarantine {
+			t.Errorf("the second condition waits: %s (%s)", v, c)
+		}
+	})
+}
+
 // TestWhatTightens tells conditions that only tighten from others.
 func TestWhatTightens(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)

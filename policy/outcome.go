@@ -37,6 +37,7 @@ type outcome struct {
 	cutter    func() *compile.Cutter
 	encoder   func() (*encoder, error)
 	compared  *atomic.Pointer[difference] // with the outcome that it was compared with last
+	tried     *atomic.Pointer[testRun]    // of tests that it was not judged by
 	made      *made                       // shared with the outcomes before and after; may be nil
 }
 
@@ -65,7 +66,7 @@ func (o *outcome) complete() *outcome {
 		}
 		return e, err
 	})
-	o.compared = &atomic.Pointer[difference]{}
+	o.compared, o.tried = &atomic.Pointer[difference]{}, &atomic.Pointer[testRun]{}
 	return o
 }
 
@@ -132,7 +133,7 @@ func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.Po
 		blocking[t.NamespacedName()] = t.Spec.Blocks
 	}
 	for _, result := range results {
-		if !result.Passed && blocking[result.Test] && (inForce == nil || !inForce.failed(result)) {
+		if !result.Passed && blocking[result.Test] && (inForce == nil || !inForce.failed(result, tests)) {
 			return fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
 		}
 	}
@@ -153,9 +154,19 @@ func (o *outcome) test(tests []*bocage.PolicyTest) []bocage.TestResult {
 	return o.simulator().Test(valid)
 }
 
-// failed reports whether a case failed here, too.
-func (o *outcome) failed(result bocage.TestResult) bool {
-	return slices.ContainsFunc(o.tests, func(r bocage.TestResult) bool {
+// failed reports whether a case of one of these tests fails here, too. What is in force
+// may not have been tested, if it went ahead, or not with these tests.
+func (o *outcome) failed(result bocage.TestResult, tests []*bocage.PolicyTest) bool {
+	results := o.tests
+	if results == nil || !same(o.testsOf, tests) {
+		run := o.tried.Load()
+		if run == nil || !same(run.tests, tests) {
+			run = &testRun{o, tests, o.test(tests)}
+			o.tried.Store(run)
+		}
+		results = run.results
+	}
+	return slices.ContainsFunc(results, func(r bocage.TestResult) bool {
 		return r.Test == result.Test && r.Case == result.Case && !r.Passed
 	})
 }

@@ -22,6 +22,7 @@ type reach struct {
 	toAny     map[bocage.Group]bool // groups with rules from anyone to them
 	wildcards bool                  // some rule with a wildcard allows something
 	named     []bocage.Rule         // rules towards names, which have no address of their own
+	apart     map[pair]bool         // pairs that no other may stand for, besides those in exact
 	// What is known of rules that say the same between others: numbers by what they
 	// say, and by pair.
 	byContent map[string]int32
@@ -204,7 +205,7 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 		return specials
 	}
 	froms := func(t bocage.Group) []bocage.Group {
-		return stand(specialFrom, plainFrom, func(f bocage.Group) bool { return r.rules[pair{f, t}] != nil })
+		return stand(specialFrom, plainFrom, func(f bocage.Group) bool { return r.alone(f, t) })
 	}
 	for _, t := range specialTo {
 		for _, f := range froms(t) {
@@ -214,7 +215,7 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 		}
 	}
 	for _, f := range specialFrom {
-		for _, t := range stand(nil, plainTo, func(t bocage.Group) bool { return r.rules[pair{f, t}] != nil }) {
+		for _, t := range stand(nil, plainTo, func(t bocage.Group) bool { return r.alone(f, t) }) {
 			if r.mayAllow(f, t) && !visit(f, t) {
 				return
 			}
@@ -225,12 +226,18 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 	}
 	for _, t := range plainTo {
 		for _, f := range plainFrom {
-			if r.rules[pair{f, t}] == nil {
+			if !r.alone(f, t) {
 				visit(f, t)
 				return
 			}
 		}
 	}
+}
+
+// alone reports whether no other pair is like this one.
+func (r *reach) alone(from, to bocage.Group) bool {
+	at := pair{from, to}
+	return r.rules[at] != nil || r.apart[at]
 }
 
 // content is a number for what the rules of a pair say, whoever it is; 0 for nothing.

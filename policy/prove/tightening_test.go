@@ -2,6 +2,7 @@ package prove_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -167,6 +168,38 @@ func TestSpoiledTighteningFails(t *testing.T) {
 			}
 			t.Logf("%s: %s", failed[0].Statement, failed[0].Counterexample)
 		})
+	}
+}
+
+// TestOpenedBehindAStandIn opens a group to everybody that only some could reach before:
+// those who could must not stand for those who could not.
+func TestOpenedBehindAStandIn(t *testing.T) {
+	const target, other = bocage.GroupWorld + 1, bocage.GroupWorld + 2
+	site := func(rules ...bocage.Rule) *bocage.Ruleset {
+		return &bocage.Ruleset{Default: 1, Rules: rules,
+			Decisions: []bocage.Decision{{ID: 1, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny}, {ID: 2, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule}},
+			Groups:    []bocage.GroupInfo{{Group: target, Name: "target", Enforce: true}, {Group: other, Name: "other", Enforce: true}},
+			Peers: []bocage.Peer{{Prefix: netip.MustParsePrefix("10.0.0.1/32"), Identity: bocage.IdentityFirst, Group: target},
+				{Prefix: netip.MustParsePrefix("10.0.0.2/32"), Identity: bocage.IdentityFirst + 1, Group: other}}}
+	}
+	allow := func(from, to bocage.Group) bocage.Rule {
+		return bocage.Rule{From: from, To: to, Protocol: bocage.ProtocolTCP, Ports: bocage.PortRange{First: 80, Last: 80}, Decision: 2}
+	}
+	for _, test := range []struct {
+		name   string
+		before []bocage.Rule
+		after  bocage.Rule
+		holds  bool
+	}{
+		{"to it", []bocage.Rule{allow(bocage.GroupWorld, target), allow(target, target)}, allow(bocage.GroupAny, target), false},
+		{"from it", []bocage.Rule{allow(target, bocage.GroupWorld), allow(target, target)}, allow(target, bocage.GroupAny), false},
+		{"to anybody", []bocage.Rule{allow(bocage.GroupWorld, bocage.GroupWorld)}, allow(bocage.GroupAny, bocage.GroupAny), false},
+		{"to all who could", []bocage.Rule{allow(bocage.GroupWorld, target), allow(target, target), allow(other, target)}, allow(bocage.GroupAny, target), true},
+	} {
+		proofs := prove.Tightening(site(test.before...), compile.Input{Now: policytest.Now}, site(test.after))
+		if p := proofs[0]; p.Holds != test.holds {
+			t.Errorf("%s: %t: %s", test.name, p.Holds, p.Counterexample)
+		}
 	}
 }
 

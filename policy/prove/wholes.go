@@ -204,8 +204,8 @@ func (p *prover) loosened(calm *bocage.Ruleset) string {
 // one of the groups that are picked (nil: any).
 func (p *prover) looserThan(base *reach, groupBefore func(bocage.Group) bocage.Group, picked func(bocage.Group) bool, other string) string {
 	within := map[bocage.Group][]bocage.Group{}
-	both := *p.reach // with the wildcards of either, so that nobody stands for somebody that only one of them names
-	both.fromAny, both.toAny = maps.Clone(p.reach.fromAny), maps.Clone(p.reach.toAny)
+	both := *p.reach // with what either names, so that nobody stands for somebody that only one of them names
+	both.fromAny, both.toAny, both.apart = maps.Clone(p.reach.fromAny), maps.Clone(p.reach.toAny), map[pair]bool{}
 	for _, g := range p.groups {
 		was := groupBefore(g)
 		within[was] = append(within[was], g)
@@ -237,6 +237,9 @@ func (p *prover) looserThan(base *reach, groupBefore func(bocage.Group) bocage.G
 	for _, at := range base.exact {
 		for _, from := range within[at.from] {
 			for _, to := range within[at.to] {
+				if p.reach.rules[pair{from, to}] == nil {
+					both.apart[pair{from, to}] = true
+				}
 				if p.reach.mayAllow(from, to) && !check(from, to) {
 					return found
 				}
