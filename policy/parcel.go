@@ -183,17 +183,20 @@ func (p *Policy) parcel(host, kind, made string, envelope, payload []byte) (*Par
 }
 
 // Piece returns a piece of the payload of a parcel that a host was told of, by this
-// controller or another.
+// controller or another. Name and number are what the host sent.
 func (p *Policy) Piece(_ context.Context, host, name string, number int) ([]byte, error) {
+	if sum, err := hex.DecodeString(name); err != nil || len(sum) != sha256.Size || number < 0 {
+		return nil, fmt.Errorf("no parcel has a piece %d of the name %.80q: ask for what is new", number, name)
+	}
 	h := p.parcels.named(host, name)
 	if h == nil {
-		made, err, _ := p.asked.Do(host+" "+name, func() (any, error) { return p.makeParcel(host, name) })
+		made, err, _ := p.repacking.Do(host+" "+name, func() (any, error) { return p.makeParcel(host, name) })
 		if err != nil {
 			return nil, err
 		}
 		h = made.(*heldParcel)
 	}
-	if number < 0 || number >= len(h.parcel.Sums) {
+	if number >= len(h.parcel.Sums) {
 		return nil, fmt.Errorf("there is no piece %d of %d", number, len(h.parcel.Sums))
 	}
 	first, end := h.parcel.Piece(number)

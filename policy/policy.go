@@ -112,7 +112,9 @@ type Policy struct {
 	planned  planProver
 	given    givenBook // what hosts were given last
 	parcels  parcels   // what hosts fetch in pieces
-	asked    singleflight.Group
+	// What is asked for again while it is being made is made once. What agents say is
+	// in the keys: each kind of question has its own.
+	answering, repacking singleflight.Group
 
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes

@@ -83,7 +83,7 @@ func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, e
 	}
 	// What is large takes longer to make than an agent waits for an answer: it asks
 	// again, and then for what is being made.
-	a, err, _ := p.asked.Do(fmt.Sprint(host, " ", q, " ", s.revision), func() (any, error) { return p.answer(s, host, q) })
+	a, err, _ := p.answering.Do(fmt.Sprint(host, " ", q, " ", s.revision), func() (any, error) { return p.answer(s, host, q) })
 	return a.(Answer), err
 }
 
