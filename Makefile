@@ -29,9 +29,9 @@ build: ## bin/bocage
 	@mkdir -p bin
 	$(GOBUILD) -ldflags '-X main.version=$(VERSION)' -o bin/bocage ./cmd/bocage
 
-# What tests draw at random they draw anew in every run and print the seed of;
-# BOCAGE_SEED repeats a run. A flag that a package does not know is refused, so the
-# packages that draw by rapid run by themselves.
+# What tests draw at random they draw anew in every run, so Go's cache does not answer
+# for them; one that fails prints its seed, and BOCAGE_SEED repeats a run. A flag that a
+# package does not know is refused, so the packages that draw by rapid run by themselves.
 TEST = BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) go test -p 2 -timeout 30m $(TEST_FLAGS)
 DRAWING = $(shell go list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | sed -n 's/ .*pgregory.net\/rapid.*//p')
 PLAIN = $(filter-out $(DRAWING) %/e2e,$(shell go list ./...))
@@ -42,7 +42,7 @@ test: ## everything: laws, unit, kernel, whole system; BOCAGE_SEED=n repeats wha
 	go vet ./...
 	@failed=; \
 	$(TEST) $(PLAIN) || failed=1; \
-	$(TEST) $(DRAWING) $(if $(BOCAGE_SEED),-rapid.seed=$(BOCAGE_SEED)) || failed=1; \
+	$(TEST) $(DRAWING) $(if $(BOCAGE_SEED),-rapid.seed=$(BOCAGE_SEED),-count=1) || failed=1; \
 	[ -z "$$failed" ]
 	@# Whole sites by themselves: what they promise within seconds they promise on a machine of their own.
 	BOCAGE_REQUIRE_ROOT=$(REQUIRE_ROOT) BOCAGE_PROGRAM=$(CURDIR)/bin/bocage go test -timeout 15m $(TEST_FLAGS) ./e2e
@@ -92,7 +92,7 @@ DRAWN = $(shell git ls-files '*_test.go' | xargs awk -F '[^A-Za-z0-9]+' '/^func 
 ROUNDS ?= 10
 CHECKS ?= 1000
 .PHONY: soak
-soak: ## what is drawn at random, with new seeds, in ROUNDS rounds of CHECKS drawings
+soak: ## what is drawn at random, with new seeds, in ROUNDS rounds; CHECKS is how many drawings rapid makes in each
 	@scripts/setup test
 	@for round in $$(seq $(ROUNDS)); do \
 	echo "round $$round" && \

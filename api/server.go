@@ -49,7 +49,7 @@ type Config struct {
 	// Socket is the path of a unix socket for root and the process's own user,
 	// who are administrators.
 	Socket string
-	// Listen is the address of the TLS listener, such as 127.0.0.1:7443. It needs
+	// Listen is the address of the TLS listener, such as 127.0.0.1:8443. It needs
 	// SVID and Bundle.
 	Listen string
 	// SVID is the server's own, asked for every connection, so that it can be

@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -388,9 +386,6 @@ func (d *Dataplane) fits(rows *changes) error {
 	return faults.err()
 }
 
-// isFull says whether a map had no room left.
-func isFull(err error) bool { return errors.Is(err, unix.E2BIG) || errors.Is(err, unix.ENOSPC) }
-
 // clearRows deletes the rows whose key is chosen.
 func clearRows[K comparable](m *ebpf.Map, chosen func(K) bool) error {
 	var doomed []K
@@ -426,8 +421,6 @@ func keysIn[K any](m *ebpf.Map) iter.Seq2[K, error] {
 		}
 	}
 }
-
-func keysOf[K comparable, V any](m map[K]V) iter.Seq[K] { return maps.Keys(m) }
 
 func number(b bool) uint32 {
 	if b {

@@ -179,7 +179,8 @@ func FlowOf(frame []byte) (bocage.Flow, bool) {
 }
 
 // FlowOnWire reads the ends of a frame that crosses a wire, where what is in a VLAN, or
-// in one of another, is judged as without; false too where that is not known.
+// in one of another, is judged as without; false where a frame has tags
+// that nobody can say the meaning of.
 func FlowOnWire(frame []byte) (bocage.Flow, bool) {
 	_, untagged, known := untag(frame)
 	if !known {

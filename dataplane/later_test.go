@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -14,8 +15,9 @@ import (
 )
 
 // later has every end come so much sooner, as if that time had passed: of decisions, of
-// refused identities, of what nobody has confirmed, of names, and of verdicts that flows
-// carry. It needs no process that has the state open, only what is pinned.
+// refused identities, of what nobody has confirmed, of names, of verdicts that flows
+// carry, and of judgements that are kept. It needs no process that has the state open,
+// only what is pinned.
 func (p *plane) later(by time.Duration) {
 	p.t.Helper()
 	sooner := func(moment *uint64) {
@@ -70,11 +72,12 @@ func (p *plane) later(by time.Duration) {
 		sooner(&row.Terms[1].Deadline)
 		return true
 	})
-	p.forgetJudgements()
+	p.ageJudgements(sooner)
 }
 
-// forgetJudgements empties what programs keep for themselves, whoever loaded them.
-func (p *plane) forgetJudgements() {
+// ageJudgements changes the ends in what programs keep for themselves, whoever loaded
+// them.
+func (p *plane) ageJudgements(sooner func(*uint64)) {
 	p.t.Helper()
 	links, err := filepath.Glob(filepath.Join(p.cfg.PinDir, "*", "link", "*"))
 	must(p.t, err)
@@ -96,7 +99,15 @@ func (p *plane) forgetJudgements() {
 			about, err := m.Info()
 			must(p.t, err)
 			if about.Name == "judgements" {
-				must(p.t, zero(m))
+				var perProcessor [][]byte // as bytes: rows have bits that Go has no names for
+				must(p.t, m.Lookup(uint32(0), &perProcessor))
+				for _, b := range perProcessor {
+					all := (*bpf.KernelJudgements)(unsafe.Pointer(&b[0]))
+					for i := range all.Rows {
+						sooner(&all.Rows[i].Outcome.Until)
+					}
+				}
+				must(p.t, m.Put(uint32(0), perProcessor))
 			}
 			m.Close()
 		}

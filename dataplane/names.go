@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math/bits"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -18,7 +17,7 @@ import (
 	"bocage.dev/bocage/dataplane/bpf"
 )
 
-// nameID stands for a pattern of names (see abi.h). It is a keyed hash, so nobody who
+// nameID stands for a pattern of names (see abi_names.h). It is a keyed hash, so nobody who
 // declares or asks for names can make two have the same.
 type nameID uint64
 
@@ -258,76 +257,4 @@ func (d *Dataplane) forgetNames() error {
 	}
 	d.departed = false
 	return nil
-}
-
-// legacy is what new state takes from the state that it takes the place of: the keys of
-// names, and the maps of what was asked and learned under them, which both then share.
-// So nothing is lost that the programs there go on to learn until they are replaced.
-type legacy struct {
-	keys []uint64 // seeds from addressSeed on; nil: there is none
-	maps map[string]*ebpf.Map
-}
-
-// isLegacy says which maps new state shares with the one before it: until when rates are
-// used up is there, too. Whoever changes what
-// their rows mean, and not their size, gives them another name.
-func isLegacy(name string) bool { return name == "learned" || name == "inquiries" || name == "quotas" }
-
-// legacy looks for what state of another layout leaves: the one that programs are in
-// place of, if there are more. What is of another form there, workloads ask for again.
-func (p *pins) legacy(spec *ebpf.CollectionSpec) legacy {
-	dirs, err := p.foreignDirs()
-	if err != nil {
-		return legacy{}
-	}
-	slices.SortStableFunc(dirs, func(a, b string) int { return cmp.Compare(len(linkNames(b)), len(linkNames(a))) })
-	for _, dir := range dirs {
-		if keys := readSeeds(dir, spec.Maps["seeds"]); keys != nil {
-			return legacy{keys: keys, maps: loadLegacy(dir, spec)}
-		}
-	}
-	return legacy{}
-}
-
-func linkNames(dir string) []pinnedLink {
-	links, _ := linksIn(filepath.Join(dir, "link")) // what cannot be read is not in force
-	return links
-}
-
-// readSeeds reads the keys of names in a folder; nil if it knew no names.
-func readSeeds(dir string, spec *ebpf.MapSpec) []uint64 {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", "seeds"), nil)
-	if err != nil {
-		return nil
-	}
-	defer m.Close()
-	keys := make([]uint64, nameSeed+2-addressSeed)
-	if m.KeySize() != spec.KeySize || m.ValueSize() != spec.ValueSize {
-		return nil
-	}
-	for i := range keys {
-		if m.Lookup(uint32(addressSeed+i), &keys[i]) != nil {
-			return nil
-		}
-	}
-	return keys
-}
-
-func loadLegacy(dir string, spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
-	maps := map[string]*ebpf.Map{}
-	for name, form := range spec.Maps {
-		if !isLegacy(name) {
-			continue
-		}
-		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", name), nil)
-		if err != nil {
-			continue
-		}
-		if form.Compatible(m) != nil {
-			m.Close()
-			continue
-		}
-		maps[name] = m
-	}
-	return maps
 }

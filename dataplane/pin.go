@@ -24,9 +24,9 @@ import (
 )
 
 // What lies in a PinDir: one folder for each layout of maps, named by its hash and by
-// how rows of flows are written there, normally only one. In it, map/NAME and link/IFINDEX-PROGRAM. A folder is made
-// beside, under a name with a dot, and published by a rename, so that what is
-// there is whole.
+// how rows of flows are written there, normally only one. In it, map/NAME and
+// link/IFINDEX-PROGRAM. A folder is made beside, under a name with a dot, and published
+// by a rename, so that what is there is whole.
 
 // Names of programs that links are pinned by.
 const (

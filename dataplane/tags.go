@@ -13,7 +13,7 @@ type lane struct {
 // untag reads the tags of a frame as wires do, and returns it without them. Known is
 // false of tags that nobody can say the meaning of: more than two, one of 802.1ad
 // inside another, the id that no VLAN has.
-func untag(frame []byte) (s lane, untagged []byte, known bool) {
+func untag(frame []byte) (of lane, untagged []byte, known bool) {
 	const customer, service, mostTags, reserved = 0x8100, 0x88a8, 2, 0xfff
 	be := binary.BigEndian
 	known = true
@@ -28,12 +28,12 @@ func untag(frame []byte) (s lane, untagged []byte, known bool) {
 		}
 		switch {
 		case id == 0: // says how urgent it is, and no more
-		case s.outer == 0:
-			s.outer, s.service = id, kind == service
+		case of.outer == 0:
+			of.outer, of.service = id, kind == service
 		default:
-			s.inner = id
+			of.inner = id
 		}
 		rest = append(append(make([]byte, 0, len(rest)-4), frame[:12]...), rest[16:]...)
 	}
-	return s, rest, known
+	return of, rest, known
 }

@@ -103,14 +103,15 @@ func drawTags(r *rand.Rand) []tag {
 
 // Of random frames in random VLANs and none, both ways, those leave a wire that the
 // model allows, as they came, and no others.
-func TestRootWireDifferential(t *testing.T) { onWires(t, crossesAsTheModelSays) }
+func TestRootWireDifferential(t *testing.T) {
+	onWires(t, func(t *testing.T, drivers bool) { crossesAsTheModelSays(t, newRandom(t), drivers) })
+}
 
-func crossesAsTheModelSays(t *testing.T, drivers bool) {
+func crossesAsTheModelSays(t *testing.T, r *rand.Rand, drivers bool) {
 	p := newPlane(t)
 	p.drivers = drivers
 	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
-	u := &universe{random: newRandom(t)}
-	r := u.random
+	u := &universe{random: r}
 	must(t, p.Apply(ruleset(1, nil, a, b)))
 	p.wire(a, b, true, a)
 	ends := []struct {

@@ -53,7 +53,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 				if ctx.Err() != nil {
 					return nil
 				}
-				k.logger.Warn("identity not renewed", "id", k.SVID().ID(), "expires", k.SVID().Expires(), "err", err)
+				k.logger.Warn("identity not renewed", "id", k.SVID().ID(), "expires", k.SVID().Expires(), "error", err)
 				wait = retry/2 + rand.N(retry/2)
 				retry = min(2*retry, renewRetryMost)
 			} else {
@@ -93,7 +93,7 @@ func (k *Keeper) once(ctx context.Context) error {
 	}
 	if k.adopt != nil {
 		if err := k.adopt(fresh); err != nil {
-			k.logger.Error("identity not saved", "id", fresh.ID(), "err", err)
+			k.logger.Error("identity not saved", "id", fresh.ID(), "error", err)
 		}
 	}
 	k.current.Store(fresh)

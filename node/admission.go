@@ -65,7 +65,7 @@ func (c *controllerProcess) endAdminToken(ctx context.Context) error {
 	case <-time.After(adminTokenLife):
 	}
 	if err := c.dropAdminToken(); err != nil {
-		c.logger.Warn("the one-time token", "err", err)
+		c.logger.Warn("the one-time token", "error", err)
 	}
 	<-ctx.Done()
 	return ctx.Err()

@@ -214,7 +214,7 @@ func (a *agentProcess) keepUp(ctx context.Context, what string, run func(context
 		if time.Since(begun) > time.Minute {
 			wait = time.Second
 		}
-		a.logger.Error("function of the agent ended", "what", what, "again", wait, "err", err)
+		a.logger.Error("function of the agent ended", "what", what, "again", wait, "error", err)
 		a.faults.set(what, fmt.Sprintf("%s does not run: %v", what, err))
 		select {
 		case <-ctx.Done():
@@ -254,7 +254,7 @@ func (a *agentProcess) runDecoys(ctx context.Context) error {
 // place hands a ruleset's decoys on.
 func (a *agentProcess) place(decoys *deception.Decoys, ruleset *bocage.Ruleset) {
 	if err := decoys.Place(ruleset.Decoys); err != nil {
-		a.logger.Error("place decoys", "generation", ruleset.Generation, "err", err)
+		a.logger.Error("place decoys", "generation", ruleset.Generation, "error", err)
 		a.faults.set("placement", err.Error())
 		return
 	}
@@ -287,7 +287,7 @@ func (a *agentProcess) loadProfiles(engine *suricata.Engine, profiles []bocage.P
 	}
 	a.refused.Store(&refused)
 	if err != nil {
-		a.logger.Error("load inspection profiles", "err", err)
+		a.logger.Error("load inspection profiles", "error", err)
 		a.faults.set("profiles", err.Error())
 		return
 	}
@@ -309,7 +309,7 @@ func (c Config) inspectionConfig() suricata.Config {
 func (a *agentProcess) inspectionState(engine *suricata.Engine, up bool) {
 	outside, inside := engine.Ports()
 	if err := a.dataplane.SetInspection(dataplane.Inspection{Outside: outside, Inside: inside, Up: up}); err != nil {
-		a.logger.Error("switch steering", "up", up, "err", err)
+		a.logger.Error("switch steering", "up", up, "error", err)
 	}
 	if up {
 		a.faults.clear("inspection")
@@ -393,7 +393,7 @@ func (a *agentProcess) dial(ctx context.Context, svid *identity.Keeper, bundle *
 		if time.Now().After(svid.SVID().Expires()) {
 			err = fmt.Errorf("the agent's certificate expired on %s: start it once with a new token, made by `bocage agent token %s`: %w", svid.SVID().Expires().Format(time.DateTime), a.cfg.Host, err)
 		}
-		a.logger.Error("no controller takes this agent: the last ruleset stays in force", "again", wait, "err", err)
+		a.logger.Error("no controller takes this agent: the last ruleset stays in force", "again", wait, "error", err)
 		a.faults.set("controller", err.Error())
 		select {
 		case <-ctx.Done():
@@ -448,7 +448,7 @@ func (a *agentProcess) reportStatus(ctx context.Context) error {
 		}
 		err := a.tell(ctx, now)
 		if err != nil {
-			a.logger.Debug("report status", "err", err)
+			a.logger.Debug("report status", "error", err)
 			sent = time.Now().Add(time.Second - statusEvery) // again in a second
 			continue
 		}
@@ -498,7 +498,7 @@ type report struct {
 func (a *agentProcess) candidate() dataplane.Candidate {
 	candidate, err := a.dataplane.Candidate()
 	if err != nil {
-		a.logger.Warn("read what came of the candidate", "err", err)
+		a.logger.Warn("read what came of the candidate", "error", err)
 	}
 	return candidate
 }

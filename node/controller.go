@@ -106,7 +106,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
 			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {
-				c.logger.Debug("notify agents", "generation", generation, "err", err)
+				c.logger.Debug("notify agents", "generation", generation, "error", err)
 			}
 		},
 	})
@@ -200,7 +200,7 @@ func (c *controllerProcess) watchStore(ctx context.Context) error {
 func (c *controllerProcess) keepCertificate(ctx context.Context) error {
 	return every(ctx, controllerLife/2, func() error {
 		if err := c.issue(); err != nil {
-			c.logger.Error("renew the controller's certificate", "err", err)
+			c.logger.Error("renew the controller's certificate", "error", err)
 		}
 		return nil
 	})
@@ -348,7 +348,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 	return every(ctx, statusEvery, func() error {
 		objects, _, err := store.Objects(ctx, c.store, kind)
 		if err != nil {
-			c.logger.Warn("look for silent hosts", "err", err)
+			c.logger.Warn("look for silent hosts", "error", err)
 			return nil
 		}
 		for _, object := range objects {
@@ -367,7 +367,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 				return true, nil
 			})
 			if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-				c.logger.Warn("mark a silent host", "host", object.Meta().Name, "err", err)
+				c.logger.Warn("mark a silent host", "host", object.Meta().Name, "error", err)
 			}
 		}
 		return nil
@@ -395,7 +395,7 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 	return api.New(api.Config{
 		AdminToken: adminToken, AdminTokenUsed: func() {
 			if err := c.dropAdminToken(); err != nil {
-				c.logger.Warn("the one-time token", "err", err)
+				c.logger.Warn("the one-time token", "error", err)
 			}
 		},
 		Administrator: c.administrators.note,
@@ -482,17 +482,17 @@ func (c *controllerProcess) decider(generation uint32, id bocage.DecisionID) str
 func (c *controllerProcess) close() {
 	if c.lake != nil {
 		if err := c.lake.Close(); err != nil {
-			c.logger.Warn("close the history", "err", err)
+			c.logger.Warn("close the history", "error", err)
 		}
 	}
 	if c.transport != nil {
 		if err := c.transport.Close(); err != nil {
-			c.logger.Warn("close the transport", "err", err)
+			c.logger.Warn("close the transport", "error", err)
 		}
 	}
 	if c.store != nil {
 		if err := c.store.Close(); err != nil {
-			c.logger.Warn("close the store", "err", err)
+			c.logger.Warn("close the store", "error", err)
 		}
 	}
 }

@@ -84,7 +84,7 @@ func obtainCredentials(ctx context.Context, cfg Config) (*credentials, error) {
 		if !errors.Is(err, stream.ErrUnavailable) && !errors.Is(err, context.DeadlineExceeded) {
 			return nil, err
 		}
-		cfg.Logger.Warn("joining waits for a controller", "controllers", cfg.Controllers, "err", err)
+		cfg.Logger.Warn("joining waits for a controller", "controllers", cfg.Controllers, "error", err)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -152,7 +152,7 @@ func serveJoin(ctx context.Context, exchange stream.Exchange, authority *identit
 		}
 		path, err := tokens.Redeem(ctx, question.Token)
 		if err != nil {
-			logger.Warn("join refused", "err", err)
+			logger.Warn("join refused", "error", err)
 			return nil, err
 		}
 		chain, err := authority.Issue(path, question.CSR, agentLife)

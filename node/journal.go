@@ -40,7 +40,7 @@ func journalFile(series uint64) string { return fmt.Sprintf("ruleset-%d.amendmen
 func (s *shelf) journals() []string {
 	paths, err := filepath.Glob(filepath.Join(s.dir, "ruleset-*.amendments"))
 	if err != nil {
-		s.logger.Warn("list kept amendments", "err", err)
+		s.logger.Warn("list kept amendments", "error", err)
 	}
 	return paths
 }
@@ -56,7 +56,7 @@ func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle, befor
 	data, err := os.ReadFile(filepath.Join(s.dir, name))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			s.logger.Warn("kept amendments are of no use", "name", name, "err", err)
+			s.logger.Warn("kept amendments are of no use", "name", name, "error", err)
 		}
 		return series, j
 	}
@@ -67,7 +67,7 @@ func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle, befor
 		}
 		k, err := readKept(series[len(series)-1], bundle, rest[journalHead:journalHead+length], time.Unix(0, int64(binary.BigEndian.Uint64(rest))))
 		if err != nil {
-			s.logger.Warn("a kept amendment is of no use, nor are those after it", "name", name, "err", err)
+			s.logger.Warn("a kept amendment is of no use, nor are those after it", "name", name, "error", err)
 			break
 		}
 		if k.generation >= before {
@@ -79,7 +79,7 @@ func (s *shelf) readSeries(whole *bocage.Ruleset, bundle *identity.Bundle, befor
 	}
 	if j.size < int64(len(data)) {
 		if err := os.Truncate(filepath.Join(s.dir, name), j.size); err != nil {
-			s.logger.Warn("cut off kept amendments that are of no use", "name", name, "err", err)
+			s.logger.Warn("cut off kept amendments that are of no use", "name", name, "error", err)
 		}
 	}
 	return series, j
@@ -129,7 +129,7 @@ func (s *shelf) amend(a *bocage.Amendment, envelope []byte, now time.Time) error
 	binary.BigEndian.PutUint32(record[8:], uint32(len(envelope)))
 	record = append(record, envelope...)
 	if err := s.append(record); err != nil {
-		s.logger.Warn("keep the amendment for the next start", "err", err)
+		s.logger.Warn("keep the amendment for the next start", "error", err)
 		s.journal.sound = false // the next one is to come whole
 	}
 	s.journal.entries, s.journal.size, s.journal.unsynced = s.journal.entries+1, s.journal.size+int64(len(record)), true
@@ -152,7 +152,7 @@ func (s *shelf) append(record []byte) error {
 // cutJournal takes the end of the newest series' amendments off.
 func (s *shelf) cutJournal(at int64) {
 	if err := os.Truncate(filepath.Join(s.dir, journalFile(s.series)), at); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.logger.Warn("let go of the amendment that was left", "err", err)
+		s.logger.Warn("let go of the amendment that was left", "error", err)
 	}
 }
 
@@ -182,7 +182,7 @@ func (s *shelf) settle() {
 	}
 	if err != nil {
 		// The kernel forgets what it could not write: asking again would prove nothing.
-		s.logger.Warn("bring kept amendments onto the disk: the next ruleset is asked for whole", "err", err)
+		s.logger.Warn("bring kept amendments onto the disk: the next ruleset is asked for whole", "error", err)
 		s.journal.sound = false
 	}
 }

@@ -47,7 +47,7 @@ func (n *names) Name(id bocage.Identity) string {
 func (n *names) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := n.follow(ctx); err != nil && ctx.Err() == nil {
-			n.logger.Warn("follow the inventory", "err", err)
+			n.logger.Warn("follow the inventory", "error", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(time.Second):

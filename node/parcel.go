@@ -80,7 +80,7 @@ func (s *rulesetSource) collect(ctx context.Context, p *policy.Parcel) (answer r
 		return answer, fmt.Errorf("read what came of a %s: %w", p.Kind, err)
 	}
 	*place = append(envelope[:len(p.Head)+p.Size], p.Tail...)
-	s.agent.logger.Info("large ruleset fetched", "kind", p.Kind, "bytes", p.Size, "pieces", len(p.Sums), "had", had, "took", time.Since(started))
+	s.agent.logger.Info("large envelope fetched", "kind", p.Kind, "bytes", p.Size, "pieces", len(p.Sums), "had", had, "took", time.Since(started))
 	return answer, nil
 }
 
@@ -132,6 +132,6 @@ func (s *rulesetSource) letGo() {
 	}
 	s.arrived = false
 	if err := os.Remove(s.arriving()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.agent.logger.Warn("let go of what came of a ruleset", "err", err)
+		s.agent.logger.Warn("let go of what came of a ruleset", "error", err)
 	}
 }

@@ -226,7 +226,7 @@ func (p *publisher) sealOne(batch *bocage.Batch) {
 		batch.Lost, p.lost = p.lost, map[string]uint64{}
 	}
 	giveUp := func(doing, cause string, err error) {
-		p.logger.Error(doing, "sequence", batch.Sequence, "err", err)
+		p.logger.Error(doing, "sequence", batch.Sequence, "error", err)
 		for cause, n := range batch.Lost {
 			p.lost[cause] += n
 		}
@@ -258,7 +258,7 @@ func (p *publisher) send(ctx context.Context) {
 		log := p.log.Load()
 		next, ok, err := p.next()
 		if err != nil {
-			p.logger.Error("read spooled batch", "err", err)
+			p.logger.Error("read spooled batch", "error", err)
 		}
 		if !ok || log == nil {
 			select {
@@ -279,14 +279,14 @@ func (p *publisher) send(ctx context.Context) {
 			return
 		}
 		if tries++; tries >= sendTries && !passing(err) {
-			p.logger.Error("batch of events given up", "batch", next.id, "bytes", len(next.data), "err", err)
+			p.logger.Error("batch of events given up", "batch", next.id, "bytes", len(next.data), "error", err)
 			p.drop(next)
 			tries = 0
 			continue
 		}
-		p.logger.Warn("events wait", "waiting", p.waiting(), "err", err)
+		p.logger.Warn("events wait", "waiting", p.waiting(), "error", err)
 		if err := p.toDisk(); err != nil {
-			p.logger.Error("spool waiting events", "err", err)
+			p.logger.Error("spool waiting events", "error", err)
 		}
 		select {
 		case <-ctx.Done():

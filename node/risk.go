@@ -188,7 +188,7 @@ func (a *agentProcess) guard(ruleset *bocage.Ruleset) error {
 	if time.Now().After(until) && a.joined.Load() {
 		// It may have been accepted a moment ago, for this very ruleset.
 		if err := a.tell(context.Background(), a.reportNow()); err != nil {
-			a.logger.Debug("report status", "err", err)
+			a.logger.Debug("report status", "error", err)
 		}
 		until = a.riskAccepted()
 	}

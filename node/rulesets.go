@@ -259,7 +259,7 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 		return false
 	}
 	if err != nil {
-		s.agent.logger.Debug("ask for a ruleset", "err", err)
+		s.agent.logger.Debug("ask for a ruleset", "error", err)
 		s.agent.faults.set("controller", unanswered(err))
 		return false
 	}
@@ -281,7 +281,7 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 		s.letGo()
 	}
 	if err != nil {
-		s.agent.logger.Error("a controller's answer is refused", "err", err)
+		s.agent.logger.Error("a controller's answer is refused", "error", err)
 		s.agent.faults.set("controller", err.Error())
 	}
 	return news
@@ -337,7 +337,7 @@ func (s *rulesetSource) take(answer rulesetAnswer, now time.Time) (news bool, er
 	}
 	if len(answer.Amendment) > 0 {
 		if err := s.amend(answer.Amendment, now); err != nil {
-			s.agent.logger.Warn("an amendment is of no use: asking for the whole ruleset", "err", err)
+			s.agent.logger.Warn("an amendment is of no use: asking for the whole ruleset", "error", err)
 			s.whole = true
 		}
 		news = true

@@ -74,7 +74,7 @@ func openShelf(dir string, credentials *credentials, host string, logger *slog.L
 	newest, err := s.read(newestFile, credentials.bundle, host)
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
-			logger.Warn("the kept ruleset is of no use: waiting for a controller", "err", err)
+			logger.Warn("the kept ruleset is of no use: waiting for a controller", "error", err)
 		}
 		return s
 	}
@@ -87,7 +87,7 @@ func openShelf(dir string, credentials *credentials, host string, logger *slog.L
 	for _, path := range s.older() {
 		ruleset, err := s.read(filepath.Base(path), credentials.bundle, host)
 		if err != nil {
-			logger.Warn("a kept ruleset is of no use", "path", path, "err", err)
+			logger.Warn("a kept ruleset is of no use", "path", path, "error", err)
 			continue
 		}
 		series, _ := s.readSeries(ruleset, credentials.bundle, newest.Generation)
@@ -138,7 +138,7 @@ func (s *shelf) readConfirmation(bundle *identity.Bundle) {
 		confirmation, err = openConfirmation(bundle, envelope, taken)
 	}
 	if err != nil {
-		s.logger.Warn("the kept confirmation is of no use", "err", err)
+		s.logger.Warn("the kept confirmation is of no use", "error", err)
 		return
 	}
 	s.confirmed = confirmation.Generation
@@ -148,7 +148,7 @@ func (s *shelf) readConfirmation(bundle *identity.Bundle) {
 func (s *shelf) older() []string {
 	paths, err := filepath.Glob(filepath.Join(s.dir, "ruleset-*.signed"))
 	if err != nil {
-		s.logger.Warn("list kept rulesets", "err", err)
+		s.logger.Warn("list kept rulesets", "error", err)
 	}
 	return paths
 }
@@ -224,7 +224,7 @@ func (s *shelf) take(ruleset *bocage.Ruleset, envelope []byte) {
 	}
 	if slices.ContainsFunc(s.rulesets, func(k *kept) bool { return k.series == s.series }) {
 		if err := os.Link(filepath.Join(s.dir, newestFile), filepath.Join(s.dir, olderFile(s.series))); err != nil && !errors.Is(err, fs.ErrExist) {
-			s.logger.Warn("keep the ruleset before for a way back: after a restart there is none", "err", err)
+			s.logger.Warn("keep the ruleset before for a way back: after a restart there is none", "error", err)
 		}
 	}
 	s.left = 0
@@ -232,7 +232,7 @@ func (s *shelf) take(ruleset *bocage.Ruleset, envelope []byte) {
 	s.series, s.journal = ruleset.Generation, journal{}
 	s.remove(journalFile(s.series)) // of nothing that is kept
 	if err := writeFile(filepath.Join(s.dir, newestFile), envelope, 0o600); err != nil {
-		s.logger.Warn("keep the ruleset for the next start", "err", err)
+		s.logger.Warn("keep the ruleset for the next start", "error", err)
 	}
 	s.remove(leftFile)
 	s.prune()
@@ -245,7 +245,7 @@ func (s *shelf) confirm(confirmation bocage.Confirmation, envelope []byte) {
 	}
 	s.confirmed = confirmation.Generation
 	if err := writeFile(filepath.Join(s.dir, confirmFile), envelope, 0o600); err != nil {
-		s.logger.Warn("keep the confirmation for the next start", "err", err)
+		s.logger.Warn("keep the confirmation for the next start", "error", err)
 	}
 	s.prune()
 }
@@ -257,7 +257,7 @@ func (s *shelf) leave() {
 	}
 	s.left = s.newest()
 	if err := writeFile(filepath.Join(s.dir, leftFile), strconv.AppendUint(nil, s.left, 10), 0o600); err != nil {
-		s.logger.Warn("note the ruleset that was not confirmed", "generation", s.left, "err", err)
+		s.logger.Warn("note the ruleset that was not confirmed", "generation", s.left, "error", err)
 	}
 }
 
@@ -295,7 +295,7 @@ func (s *shelf) prune() {
 
 func (s *shelf) remove(name string) {
 	if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.logger.Warn("let go of a kept file", "name", name, "err", err)
+		s.logger.Warn("let go of a kept file", "name", name, "error", err)
 	}
 }
 

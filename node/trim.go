@@ -37,7 +37,7 @@ func (c *controllerProcess) trimLog(ctx context.Context, recognizer *recognition
 		before := marks[old-1].done + 1
 		marks = marks[old:]
 		if err := trimmer.Trim(ctx, before); err != nil {
-			c.logger.Warn("trim the log of events", "before", before, "err", err)
+			c.logger.Warn("trim the log of events", "before", before, "error", err)
 		}
 		return nil
 	})

@@ -134,7 +134,7 @@ func (l *ledger) load(ctx context.Context, c chapter) (store.Revision, error) {
 func (l *ledger) take(c chapter, entry store.Entry) {
 	object, err := store.DecodeObject(c.kind, entry)
 	if err != nil {
-		l.logger.Warn("object left out", "key", entry.Key, "err", err)
+		l.logger.Warn("object left out", "key", entry.Key, "error", err)
 		return
 	}
 	c.put(l, strings.TrimPrefix(entry.Key, c.kind.KeyPrefix()), object)
@@ -147,7 +147,7 @@ func (l *ledger) follow(ctx context.Context, c chapter, from store.Revision) err
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		l.logger.Warn("watch broke, reading again", "kind", c.kind.Name, "err", err)
+		l.logger.Warn("watch broke, reading again", "kind", c.kind.Name, "error", err)
 		if from, err = l.reload(ctx, c); err != nil {
 			return err
 		}
@@ -164,7 +164,7 @@ func (l *ledger) reload(ctx context.Context, c chapter) (store.Revision, error) 
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		l.logger.Warn("read state", "kind", c.kind.Name, "err", err)
+		l.logger.Warn("read state", "kind", c.kind.Name, "error", err)
 		if err := pause(ctx, backoff); err != nil {
 			return 0, err
 		}

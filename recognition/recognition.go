@@ -186,7 +186,7 @@ func (r *Recognizer) resume(ctx context.Context) (checkpoint, error) {
 		if ctx.Err() != nil {
 			return checkpoint{}, ctx.Err()
 		}
-		r.cfg.Logger.Warn("find where to read from", "err", err)
+		r.cfg.Logger.Warn("find where to read from", "error", err)
 		if err := pause(ctx, backoff); err != nil {
 			return checkpoint{}, err
 		}
@@ -230,7 +230,7 @@ func (r *Recognizer) read(ctx context.Context, from uint64, out chan<- opened) {
 			}
 			from = 0
 		default:
-			r.cfg.Logger.Warn("read the log of events", "from", from, "err", err)
+			r.cfg.Logger.Warn("read the log of events", "from", from, "error", err)
 		}
 		if pause(ctx, backoff) != nil {
 			return

@@ -174,7 +174,7 @@ func (w *writer) save(ctx context.Context) {
 	attempt, cancel := context.WithTimeout(ctx, writePatience)
 	defer cancel()
 	if err := saveCheckpoint(attempt, w.store, w.node, reached); err != nil {
-		w.logger.Warn("checkpoint waits", "err", err)
+		w.logger.Warn("checkpoint waits", "error", err)
 		return
 	}
 	w.saved = reached
@@ -190,7 +190,7 @@ func (w *writer) drain(ctx context.Context) bool {
 			w.refused.Add(1)
 			w.again(p)
 			if ctx.Err() == nil {
-				w.logger.Warn("incident waits", "incident", p.name, "waiting", w.waiting(), "err", err)
+				w.logger.Warn("incident waits", "incident", p.name, "waiting", w.waiting(), "error", err)
 			}
 			return false
 		}
@@ -408,7 +408,7 @@ func (w *writer) upkeep(ctx context.Context, now time.Time) {
 		_, _, err := w.hold(attempt, key, now)
 		cancel()
 		if err != nil && !errors.Is(err, store.ErrConflict) {
-			w.logger.Warn("threat condition waits", "incident", key.incident, "err", err)
+			w.logger.Warn("threat condition waits", "incident", key.incident, "error", err)
 			return
 		}
 	}
@@ -482,7 +482,7 @@ func (w *writer) rephase(ctx context.Context, name, phase string) {
 		return true, nil
 	})
 	if err != nil && !errors.Is(err, store.ErrNotFound) && ctx.Err() == nil {
-		w.logger.Warn("change phase", "incident", name, "phase", phase, "err", err)
+		w.logger.Warn("change phase", "incident", name, "phase", phase, "error", err)
 	}
 }
 
@@ -499,7 +499,7 @@ func (w *writer) remove(ctx context.Context, kindName, name string) {
 		_, err = store.Delete(attempt, w.store, kind.Key("", name), revision)
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) && ctx.Err() == nil {
-		w.logger.Warn("delete what is over", "kind", kindName, "name", name, "err", err)
+		w.logger.Warn("delete what is over", "kind", kindName, "name", name, "error", err)
 	}
 }
 

@@ -39,7 +39,7 @@ const (
 type Config struct {
 	// Socket is the path of the server's unix socket. It counts before Address.
 	Socket string
-	// Address is the server's, such as https://controller-1:7443.
+	// Address is the server's, such as https://controller-1:8443.
 	Address string
 	// TLS verifies the server and shows the client's certificate; see
 	// identity.ClientTLS.

@@ -161,7 +161,7 @@ func (l *Lake) retry(ctx context.Context, try func() error) error {
 			return ctx.Err()
 		}
 		l.counts.failed.Add(1)
-		l.cfg.Logger.Warn("landing waits", "err", err, "wait", wait)
+		l.cfg.Logger.Warn("landing waits", "error", err, "wait", wait)
 		if err := pause(ctx, wait); err != nil {
 			return err
 		}
@@ -206,7 +206,7 @@ func (n *lander) read(ctx context.Context) {
 				continue
 			}
 		}
-		n.lake.cfg.Logger.Warn("read the log of events", "from", from, "err", err)
+		n.lake.cfg.Logger.Warn("read the log of events", "from", from, "error", err)
 		if pause(ctx, wait) != nil {
 			return
 		}
@@ -325,7 +325,7 @@ func (n *lander) flush(ctx context.Context, again bool) error {
 		if again {
 			err = n.lake.retry(ctx, land)
 		} else if err = land(); err != nil {
-			n.lake.cfg.Logger.Warn("the last records wait in the log", "err", err)
+			n.lake.cfg.Logger.Warn("the last records wait in the log", "error", err)
 		}
 		if err != nil {
 			return err

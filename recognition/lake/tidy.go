@@ -36,7 +36,7 @@ func (l *Lake) tidy(ctx context.Context) {
 			return
 		case now := <-tick.C:
 			if err := l.tidyOnce(ctx, now); err != nil && ctx.Err() == nil {
-				l.cfg.Logger.Warn("tidy the lake", "err", err)
+				l.cfg.Logger.Warn("tidy the lake", "error", err)
 			}
 		}
 	}

@@ -392,7 +392,7 @@ func (e *engine) keepRoom(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		if err := e.relieve(ctx); err != nil && ctx.Err() == nil {
-			e.logger.Error("store space not given back", "err", err)
+			e.logger.Error("store space not given back", "error", err)
 		}
 		select {
 		case <-ctx.Done():

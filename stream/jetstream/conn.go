@@ -71,7 +71,7 @@ func Connect(ctx context.Context, config ConnConfig) (*Conn, error) {
 		if errors.Is(err, stream.ErrDenied) || errors.Is(err, identity.ErrUntrusted) {
 			return nil, fmt.Errorf("connect to controller at %v: %w", config.Addresses, err)
 		}
-		config.Logger.Info("controller not reached", "addresses", config.Addresses, "attempt", attempt, "err", err)
+		config.Logger.Info("controller not reached", "addresses", config.Addresses, "attempt", attempt, "error", err)
 		timer := time.NewTimer(backoff(attempt))
 		select {
 		case <-ctx.Done():

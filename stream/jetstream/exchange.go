@@ -224,7 +224,7 @@ func (x *exchange) serve(ctx context.Context, subscription *nats.Subscription, a
 		sender, own, err := x.whose(message)
 		if err != nil {
 			if n := x.counts.refused.Add(1); rarely(n) {
-				x.logger.Warn("question refused", "subject", message.Subject, "refused", n, "err", err)
+				x.logger.Warn("question refused", "subject", message.Subject, "refused", n, "error", err)
 			}
 			continue // and no answer: it would go to somebody else
 		}
@@ -259,7 +259,7 @@ func (x *exchange) respond(message, reply *nats.Msg, err error) {
 	}
 	// An asker who has gone asks again.
 	if err := message.RespondMsg(reply); err != nil {
-		x.logger.Debug("answer not sent", "subject", message.Subject, "err", err)
+		x.logger.Debug("answer not sent", "subject", message.Subject, "error", err)
 	}
 }
 
@@ -352,14 +352,14 @@ func (x *exchange) subscribe(ctx context.Context, subject, queue string) (*nats.
 	flushing, cancel := context.WithTimeout(ctx, askPatience)
 	defer cancel()
 	if err := x.conn.FlushWithContext(flushing); err != nil && ctx.Err() == nil {
-		x.logger.Debug("subscription waits for the connection", "subject", subject, "err", err)
+		x.logger.Debug("subscription waits for the connection", "subject", subject, "error", err)
 	}
 	return subscription, nil
 }
 
 func (x *exchange) unsubscribe(s *nats.Subscription) {
 	if err := s.Unsubscribe(); err != nil && !errors.Is(err, nats.ErrConnectionClosed) && !errors.Is(err, nats.ErrBadSubscription) {
-		x.logger.Debug("subscription not ended", "subject", s.Subject, "err", err)
+		x.logger.Debug("subscription not ended", "subject", s.Subject, "error", err)
 	}
 }
 

@@ -97,7 +97,7 @@ func (g *gate) Check(c server.ClientAuthentication) bool {
 	who, err := g.admit(c)
 	if err != nil {
 		if n := g.refused.Add(1); rarely(n) {
-			g.logger.Warn("connection refused", "peer", who, "address", addressOf(c), "refused", n, "err", err)
+			g.logger.Warn("connection refused", "peer", who, "address", addressOf(c), "refused", n, "error", err)
 		}
 		return false
 	}

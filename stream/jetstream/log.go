@@ -69,7 +69,7 @@ func (s *Server) Log(name string, subjects ...string) (stream.Log, error) {
 		}
 		s.relays.Go(func() {
 			if err := s.peer.serve(s.ctx, subscription, l.relay); err != nil {
-				s.logger.Error("log takes nothing from agents any more", "log", name, "err", err)
+				s.logger.Error("log takes nothing from agents any more", "log", name, "error", err)
 			}
 		})
 	}
