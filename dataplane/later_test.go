@@ -58,6 +58,7 @@ func (p *plane) later(by time.Duration) {
 		}
 		return true
 	})
+	p.ageJudgements(sooner) // before the flows, which are judged again by them
 	eras := uint32(by.Nanoseconds() >> eraShift)
 	changeRows(p.t, flows, func(_ uint32, bucket *bpf.KernelBucket) (changed bool) {
 		for i := range bucket.Rows {
@@ -72,7 +73,6 @@ func (p *plane) later(by time.Duration) {
 		sooner(&row.Terms[1].Deadline)
 		return true
 	})
-	p.ageJudgements(sooner)
 }
 
 // ageJudgements changes the ends in what programs keep for themselves, whoever loaded
@@ -81,6 +81,7 @@ func (p *plane) ageJudgements(sooner func(*uint64)) {
 	p.t.Helper()
 	links, err := filepath.Glob(filepath.Join(p.cfg.PinDir, "*", "link", "*"))
 	must(p.t, err)
+	aged := map[ebpf.MapID]bool{} // programs that were loaded together share one
 	for _, path := range links {
 		l, err := link.LoadPinnedLink(path, nil)
 		must(p.t, err)
@@ -94,6 +95,10 @@ func (p *plane) ageJudgements(sooner func(*uint64)) {
 		program.Close()
 		ids, _ := info.MapIDs()
 		for _, id := range ids {
+			if aged[id] {
+				continue
+			}
+			aged[id] = true
 			m, err := ebpf.NewMapFromID(id)
 			must(p.t, err)
 			about, err := m.Info()
