@@ -123,3 +123,47 @@ func TestRootRealFloodCutsNobody(t *testing.T) {
 		}
 	}
 }
+
+// Who opens flows in a bucket in which another processor does too takes another row: a
+// table that is mostly free ends nobody's.
+func TestRootFlowsOpenedAtOnceEndNobody(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, func(c *Config) { c.FlowEntries, c.FlowsPerPort = 8, 1<<20 })
+	a, b, c := p.workload(1, 101, 21), p.workload(2, 102, 22), p.workload(3, 103, 23)
+	p.attach(a, b, c)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowUDP(21, 22), allowUDP(23, 22)}, a, b, c)))
+	k := &crowd{plane: p, a: a, b: b, c: c}
+	const rounds, each = 1000, 3
+	random := newRandom(t)
+	for range rounds {
+		first := 1000 + uint16(random.IntN(50_000))
+		var ready, group errgroup.Group
+		start := make(chan struct{})
+		for _, from := range []*workload{a, c} {
+			atIt := make(chan struct{})
+			ready.Go(func() error { <-atIt; return nil })
+			group.Go(func() error {
+				return host.In(p.namespace, func() error {
+					close(atIt)
+					<-start
+					for i := range uint16(each) {
+						if got := k.send(from, b, bocage.ProtocolUDP, first+i, 53, 0); got != next {
+							return fmt.Errorf("a new flow: program returned %d", int32(got))
+						}
+					}
+					return nil
+				})
+			})
+		}
+		must(t, ready.Wait())
+		close(start)
+		must(t, group.Wait())
+		p.clearFlows()
+		for bucket := range bucketsOf(p.cfg) {
+			must(t, p.objects.Guides.Put(bucket, bpf.KernelGuide{}))
+		}
+	}
+	if got := k.counters(); got.FlowsEvicted != 0 || got.FlowsOpened != rounds*each*2 {
+		t.Errorf("%d flows opened, and %d of them ended before their time; want %d and none", got.FlowsOpened, got.FlowsEvicted, rounds*each*2)
+	}
+}

@@ -9,8 +9,10 @@
 // whose a row is: tag, version and FLOW_LIVE. Who acts on what it read of a row
 // reads the word once more; if it is no longer the same, what was read may be
 // torn. Who writes more than a counter takes FLOW_WRITING by compare-and-swap, and
-// leaves another version behind. Nobody waits for another processor: of those that
-// open one flow at once, one prevails (claim_row). (Loads are taken to be seen in order, as x86-64 has it.)
+// leaves another version behind. Nobody waits for a lock: of those that open one flow
+// at once one prevails, and the others look so often for its row that it is mostly
+// there by then (claim_row, await_row). (Loads are taken to be seen in order, as
+// x86-64 has it.)
 //
 // Guides say which rows to look at, so that a key that is not there costs two words
 // of a small table and not sixteen cache lines of a large one. A byte of a guide is
@@ -360,6 +362,14 @@ static __always_inline __u32 await_row(const struct flow_key *key)
 	return found.row;
 }
 
+// Whether a flow that lives is not to make room as its row was chosen to: another
+// processor may have opened it there meanwhile.
+STAGE int is_spared(const struct flow *flow, __u64 now, __u64 room)
+{
+	__u64 owned = 0;
+	return !flow || room_in(flow, now >> BEAT_SHIFT, 0, &owned) >> 32 != room;
+}
+
 // How many rows one owner may have.
 static __always_inline __u64 share_now(void)
 {
@@ -505,8 +515,13 @@ static __always_inline __u32 make_row(const struct passage *at)
 		if (!row || (only_free && room != ROOM_FREE))
 			return 0;
 		__u64 was = word_of(row);
-		if ((was & FLOW_LIVE) && evict_flow(row, chosen, was) && room == ROOM_IDLE)
-			note_forgotten(at->now);
+		if (was & FLOW_LIVE) {
+			// Of whom it was chosen it may not be any more: what is another's by now stays.
+			if (is_spared(row, at->now, room))
+				continue;
+			if (evict_flow(row, chosen, was) && room == ROOM_IDLE)
+				note_forgotten(at->now);
+		}
 		number = claim_row(&at->key, chosen);
 		if (number == CLAIM_RIVALLED)
 			return prevails(&at->key, chosen) ? chosen : await_row(&at->key);
