@@ -65,7 +65,7 @@ func TestRootShort(t *testing.T) {
 		"bocage 1k: UDP 60 B packets/s", "bocage observing 1k: TCP Gbit/s, 8 streams", "bocage 10: request p99 µs",
 		"bocage verifying 1k: connections with a request/s", "bocage direct verifying 1k: TCP Gbit/s, 1 stream",
 		"bridge: connections/s", "bocage wire by stack 1k: TCP Gbit/s, 1 stream", "bocage wire by drivers 1k: UDP 60 B packets/s",
-		"nftables netdev ingress: SYNs refused/s", "bocage 1k: SYNs refused/s", "generator alone: SYNs refused/s"} {
+		"nftables netdev ingress: SYNs refused/s", "bocage 1k: SYNs refused/s", "bocage wire by drivers 1k: SYNs refused/s", "generator alone: SYNs refused/s"} {
 		if !seen[want] {
 			t.Errorf("no figure %q", want)
 		}

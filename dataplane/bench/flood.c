@@ -27,7 +27,8 @@ struct xdp_md {
 #define XDP_DROP 1
 #define XDP_PASS 2
 
-// What meets the frames before the host's stack does, if anything.
+// What meets the frames before the host's stack does, if anything. Programs may follow
+// each other if all take frames in pieces, as those of wires do.
 struct {
 	__uint(type, 3); // BPF_MAP_TYPE_PROG_ARRAY
 	__uint(max_entries, 1);
@@ -40,7 +41,7 @@ static __u32 swap(__u32 x)
 	return __builtin_bswap16(x);
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int send_flood(struct xdp_md *xdp)
 {
 	__u8 *data = (__u8 *)(long)xdp->data;
@@ -57,7 +58,7 @@ int send_flood(struct xdp_md *xdp)
 	return XDP_PASS;
 }
 
-SEC("xdp")
+SEC("xdp.frags")
 int drop_all(struct xdp_md *xdp)
 {
 	return XDP_DROP;

@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage/host"
@@ -24,7 +27,55 @@ func floodVariants(p *path, o options) []variant {
 			nftablesHook{nftables{program: nft, path: p}, "raw prerouting", "type filter hook prerouting priority raw; " + drop},
 			nftablesHook{nftables{program: nft, path: p}, "netdev ingress", "type filter hook ingress device client priority 0; " + drop})
 	}
-	return append(variants, &protected{path: p, entries: 1_000}, generatorAlone{p})
+	return append(variants, &protected{path: p, entries: 1_000}, &floodedDriver{wired{protected{path: p, entries: 1_000}, true}}, generatorAlone{p})
+}
+
+// floodedDriver is a wire whose driver refuses the flood before there are packets.
+type floodedDriver struct{ wired }
+
+func (f *floodedDriver) prepare() error {
+	return errors.Join(f.path.likeCables(), f.wired.prepare())
+}
+
+func (f *floodedDriver) start() error {
+	if err := f.wired.start(); err != nil {
+		return err
+	}
+	program, err := f.driver()
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	return f.path.meetEarly(program)
+}
+
+func (f *floodedDriver) stop() error {
+	return errors.Join(f.path.meetEarly(nil), f.wired.stop())
+}
+
+// driver is the program that was attached to the client's link.
+func (f *floodedDriver) driver() (*ebpf.Program, error) {
+	var found *ebpf.Program
+	err := filepath.WalkDir(f.pins(), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || found != nil {
+			return err
+		}
+		l, err := link.LoadPinnedLink(path, nil)
+		if err != nil {
+			return nil // a map
+		}
+		defer l.Close()
+		info, err := l.Info()
+		if err != nil || info.Type != link.XDPType || info.XDP().Ifindex != f.path.client.ifindex {
+			return err
+		}
+		found, err = ebpf.NewProgramFromID(info.Program)
+		return err
+	})
+	if err == nil && found == nil {
+		err = errors.New("no driver of the wire refuses anything")
+	}
+	return found, err
 }
 
 // nftablesHook refuses earlier than connections are tracked, and so knows less.

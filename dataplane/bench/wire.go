@@ -12,11 +12,25 @@ import (
 
 // Paths between two links of one subnet, where the host is a bridge or a wire.
 
-// loadWire makes the path one subnet. Its ends behave as the far ends of cables: they
-// take frames from drivers, and leave no checksum to a card that there is not.
+// loadWire makes the path one subnet.
 func (p *path) loadWire() error {
+	if err := p.likeCables(); err != nil {
+		return err
+	}
 	for i, e := range []*end{&p.client, &p.server} {
 		e.address = netip.AddrFrom4([4]byte{10, 79, 0, byte(i + 1)})
+		if err := host.AddAddress(e.namespace, "eth0", netip.PrefixFrom(e.address, 24)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(host.AddNeighbor(p.client.namespace, "eth0", p.server.address, p.server.mac),
+		host.AddNeighbor(p.server.namespace, "eth0", p.client.address, p.client.mac))
+}
+
+// likeCables has the path's ends behave as the far ends of cables: they take frames
+// from drivers, and leave no checksum to a card that there is not.
+func (p *path) likeCables() error {
+	for _, e := range []*end{&p.client, &p.server} {
 		err := host.In(e.namespace, func() error {
 			for feature, on := range map[string]bool{"rx-gro": true, "tx-checksum-ip-generic": false} {
 				if _, err := host.SetFeature("eth0", feature, on); err != nil {
@@ -25,12 +39,11 @@ func (p *path) loadWire() error {
 			}
 			return nil
 		})
-		if err := errors.Join(err, host.AddAddress(e.namespace, "eth0", netip.PrefixFrom(e.address, 24))); err != nil {
+		if err != nil {
 			return err
 		}
 	}
-	return errors.Join(host.AddNeighbor(p.client.namespace, "eth0", p.server.address, p.server.mac),
-		host.AddNeighbor(p.server.namespace, "eth0", p.client.address, p.client.mac))
+	return nil
 }
 
 // wireVariants are what two links are joined by.
