@@ -302,8 +302,8 @@ func (d *Dataplane) waits(ifindex uint32, program string) bool {
 	if f, err := d.readForce(); err == nil && (f.header == nil || d.ahead(f)) {
 		return true
 	}
-	if !d.inherits {
-		d.inherits = true
+	if !d.inherited {
+		d.inherited = true
 		d.inheritFlows()
 	}
 	for _, m := range d.takeMoves(ifindex, program) {

@@ -199,7 +199,8 @@ type Dataplane struct {
 	full           time.Time               // when their table was last told to be nearly full
 	before         func(step string) error // a test may make a step of a change fail
 	moves          []move                  // links of an older layout, to be moved once there is a ruleset
-	inherits       bool                    // what that layout knows was taken over
+	inherited      bool                    // what that layout knows was taken over, as far as it could be
+	inheritedAt    *uint32                 // the beat at which all its flows were begun to be taken over; nil: they were not
 	aheadSince     time.Time               // when a higher generation was found to be in force there; zero: never
 	closed         bool
 }

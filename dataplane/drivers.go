@@ -61,7 +61,7 @@ func (d *Dataplane) useDrivers(w Wire, wanted bool) error {
 
 func (d *Dataplane) joinDrivers(w Wire) error {
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		if err := d.bareTags(ifindex); err != nil {
+		if _, err := d.bareTags(ifindex); err != nil {
 			return err
 		}
 		if d.waits(ifindex, programDriver) {
@@ -106,26 +106,77 @@ func interfaceNameOf(ifindex uint32) string {
 }
 
 // bareTags has an interface leave tags in frames: a driver's program sees nothing else
-// of a frame, and would forward what is in a VLAN as if it were in none.
-func (d *Dataplane) bareTags(ifindex uint32) error {
+// of a frame, and would forward what is in a VLAN as if it were in none. It reports
+// whether that was necessary. What is to be set is written down first, so that it is
+// taken back whatever happens in between.
+func (d *Dataplane) bareTags(ifindex uint32) (did bool, err error) {
 	var row bpf.KernelPort
 	if err := d.objects.Ports.Lookup(ifindex, &row); err != nil {
-		return fmt.Errorf("read port: %w", err)
+		return false, fmt.Errorf("read port: %w", err)
 	}
 	name := interfaceNameOf(ifindex)
 	for _, s := range strippers {
-		did, err := host.SetFeature(name, s.feature, false)
+		on, err := host.HasFeature(name, s.feature)
 		if err != nil {
-			return fmt.Errorf("have %s leave VLAN tags in frames: %w", name, err)
+			return did, fmt.Errorf("see whether %s leaves VLAN tags in frames: %w", name, err)
+		}
+		if !on {
+			continue
+		}
+		row.Driver |= s.flag
+		if err := d.objects.Ports.Put(ifindex, row); err != nil {
+			return did, fmt.Errorf("write port: %w", err)
+		}
+		if _, err := host.SetFeature(name, s.feature, false); err != nil {
+			return did, fmt.Errorf("have %s leave VLAN tags in frames: %w", name, err)
+		}
+		did = true
+	}
+	return did, nil
+}
+
+// repairDrivers looks whether the drivers of a wire see frames whole and can forward
+// them. Where tags cannot be left in frames, the drivers hand everything up. mu is held.
+func (d *Dataplane) repairDrivers(w Wire) (done []string, err error) {
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
+		_, err := netlink.LinkByIndex(int(ifindex))
+		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+			return nil, nil // and so is the wire
+		}
+	}
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
+		did, err := d.bareTags(ifindex)
+		if err != nil {
+			_, stopped := d.stopDrivers(w)
+			return done, errors.Join(err, stopped)
 		}
 		if did {
-			row.Driver |= s.flag
+			done = append(done, interfaceNameOf(ifindex)+" took VLAN tags off frames before its driver's program saw them")
 		}
 	}
-	if err := d.objects.Ports.Put(ifindex, row); err != nil {
-		return fmt.Errorf("write port: %w", err)
+	what, err := d.describeDrivers(w)
+	if what != "" {
+		done = append(done, what)
 	}
-	return nil
+	return done, err
+}
+
+// stopDrivers has the drivers of a wire hand everything up to the stack. It reports
+// whether they did not before.
+func (d *Dataplane) stopDrivers(w Wire) (did bool, err error) {
+	var faults []error
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
+		var row bpf.KernelPort
+		if d.objects.Ports.Lookup(ifindex, &row) != nil || row.Driver&(driverForwards|driverPieces) == 0 {
+			continue
+		}
+		did = true
+		row.Driver &^= driverForwards | driverPieces
+		if err := d.objects.Ports.Put(ifindex, row); err != nil {
+			faults = append(faults, fmt.Errorf("write port: %w", err))
+		}
+	}
+	return did, errors.Join(faults...)
 }
 
 // describeDrivers writes what the drivers of a wire can do now. It says what changed
@@ -185,26 +236,32 @@ func (d *Dataplane) lacksDrivers(w Wire) bool {
 }
 
 // leaveDrivers has the drivers of a wire forward nothing, and leaves the interfaces as
-// they were. Nothing is lost meanwhile: what they do not forward the stack does.
+// they were. Nothing is lost meanwhile: what they do not forward the stack does, and
+// what one of them has let pass leaves by the other before that one is taken off.
 func (d *Dataplane) leaveDrivers(w Wire) error {
-	var faults []error
+	stopped, err := d.stopDrivers(w)
+	faults := []error{err}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		var row bpf.KernelPort
-		known := d.objects.Ports.Lookup(ifindex, &row) == nil
-		bared := row.Driver
-		if row.Driver != 0 {
-			row.Driver = 0
-			faults = append(faults, d.objects.Ports.Put(ifindex, row))
-		}
 		if err := d.objects.Crossings.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			faults = append(faults, fmt.Errorf("delete crossing: %w", err))
 		}
+	}
+	if stopped { // frames leave after the program has ended, so seeing it ended is not enough
+		faults = append(faults, d.barrier.wait())
+	}
+	for _, ifindex := range []uint32{w.Inside, w.Outside} {
 		faults = append(faults, d.pins.detach(ifindex, programDriver))
 		for _, m := range d.takeMoves(ifindex, programDriver) {
 			faults = append(faults, cutLink(m.path))
 		}
-		if known {
-			faults = append(faults, stripTags(ifindex, bared))
+		var row bpf.KernelPort
+		if d.objects.Ports.Lookup(ifindex, &row) != nil || row.Driver == 0 {
+			continue
+		}
+		faults = append(faults, stripTags(ifindex, row.Driver))
+		row.Driver = 0
+		if err := d.objects.Ports.Put(ifindex, row); err != nil {
+			faults = append(faults, fmt.Errorf("write port: %w", err))
 		}
 	}
 	return errors.Join(faults...)
@@ -220,7 +277,7 @@ func stripTags(ifindex uint32, bared uint8) error {
 		if bared&s.flag == 0 {
 			continue
 		}
-		if _, err := host.SetFeature(l.Attrs().Name, s.feature, true); err != nil {
+		if _, err := host.SetFeature(l.Attrs().Name, s.feature, true); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("have %s take VLAN tags off frames again: %w", l.Attrs().Name, err)
 		}
 	}

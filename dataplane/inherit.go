@@ -26,33 +26,46 @@ import (
 const moveWait = 30 * time.Second
 
 // writingOf names how rows of flows are written, so that a process knows whether those
-// of another layout mean the same: by the text of the contract that says so.
-func writingOf(contract string) string {
+// of another layout mean the same: by the text of the contract that says so, and by what
+// headers say of a row's flags and of links in its key.
+func writingOf(contract string, headers ...string) string {
 	h := sha256.New()
 	for _, begin := range []string{"struct address {", "struct flow_key {", "struct flow {"} {
 		_, text, _ := strings.Cut(contract, "\n"+begin)
 		text, _, _ = strings.Cut(text, "\n};")
 		fmt.Fprintln(h, begin, text)
 	}
-	for line := range strings.Lines(contract) {
-		if strings.HasPrefix(line, "#define FLOW_") || strings.HasPrefix(line, "#define VERDICT_") || strings.Contains(line, "_SHIFT ") {
-			fmt.Fprintln(h, line)
+	for _, text := range append([]string{contract}, headers...) {
+		for line := range strings.Lines(text) {
+			if strings.HasPrefix(line, "#define FLOW_") || strings.HasPrefix(line, "#define VERDICT_") || strings.HasPrefix(line, "#define LINK_") || strings.Contains(line, "_SHIFT ") {
+				fmt.Fprintln(h, line)
+			}
 		}
 	}
 	return hex.EncodeToString(h.Sum(nil))[:8]
 }
 
+// writingIn is how rows are written in a layout, by the name of its folder, which may
+// have been put aside.
+func writingIn(folder string) string { return folder[strings.LastIndex(folder, "-")+1:] }
+
+// lateBeats is more than lies between a packet's time, as a row has it, and when that is
+// in the row.
+const lateBeats = uint32(time.Second >> beatShift)
+
 // inheritFlows takes over the flows of other layouts that are not known here; mu is
-// held. What cannot be taken over is picked up in its middle, if it is a stream.
+// held. What cannot be taken over is picked up in its middle, if it is a stream. Once all
+// were taken over, those that had no packet since are not looked at any more: what is not
+// known here by then has ended here.
 func (d *Dataplane) inheritFlows() {
 	dirs, err := d.pins.foreignDirs()
 	if err != nil {
 		d.log.Warn("flows of another layout not taken over", "error", err)
 		return
 	}
-	_, writing, _ := strings.Cut(d.pins.layout, "-")
+	beat, whole := uint32(readClock().ns>>beatShift), true
 	for _, dir := range dirs {
-		if _, theirs, _ := strings.Cut(filepath.Base(dir), "-"); theirs != writing {
+		if writingIn(filepath.Base(dir)) != writingIn(d.pins.layout) {
 			continue // rows are written otherwise there
 		}
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", "flows"), nil)
@@ -63,8 +76,12 @@ func (d *Dataplane) inheritFlows() {
 		m.Close()
 		if err != nil {
 			d.log.Warn("flows of another layout not taken over", "error", err)
+			whole = false
 		}
 		d.log.Info("flows of another layout taken over", "flows", taken)
+	}
+	if whole && d.inheritedAt == nil {
+		d.inheritedAt = &beat
 	}
 }
 
@@ -86,6 +103,9 @@ func (d *Dataplane) inheritFrom(m *ebpf.Map) (taken int, err error) {
 		// Who was cut has nothing to lose. A row that became another's while it was read
 		// is looked at again after the links were moved.
 		if word&flowWriting != 0 || copied.Until == 0 || theirs.isOver(&copied, beat) || (atomic.LoadUint64(&row.Word)^word)&flowSelf != 0 {
+			continue
+		}
+		if d.inheritedAt != nil && int32(copied.Seen-*d.inheritedAt) < -int32(lateBeats) {
 			continue
 		}
 		ok, err := d.objects.Inherit.Run(&ebpf.RunOptions{Context: &copied})

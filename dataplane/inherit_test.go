@@ -2,12 +2,18 @@ package dataplane
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -67,6 +73,15 @@ func TestRootKilledAtEveryStepOfAMove(t *testing.T) {
 // What began under the programs of another layout goes on: answers to datagrams, which
 // nothing but the row of their flow allows, and a rate that is used up stays so.
 func TestRootFlowsMoveAlong(t *testing.T) {
+	for name, change := range map[string]func(*plane) error{
+		"another layout": func(p *plane) error { p.cfg.FlowEntries *= 2; return nil },
+		"put aside":      func(p *plane) error { return os.Remove(filepath.Join(p.pins.mapsDir(), "cells")) },
+	} {
+		t.Run(name, func(t *testing.T) { flowsMoveAlong(t, change) })
+	}
+}
+
+func flowsMoveAlong(t *testing.T, change func(*plane) error) {
 	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
@@ -98,7 +113,7 @@ func TestRootFlowsMoveAlong(t *testing.T) {
 	must(t, p.objects.Quotas.Put(quota, bpf.KernelQuota{Due: 77}))
 	must(t, p.Close())
 
-	p.cfg.FlowEntries *= 2
+	must(t, change(p))
 	p.open()
 	p.attach(a, b)
 	must(t, p.Apply(rs))
@@ -132,6 +147,64 @@ func TestRootFlowsMoveAlong(t *testing.T) {
 	}
 	if held != clients {
 		t.Errorf("%d rows are held of %d", held, clients)
+	}
+}
+
+// A flow that was taken over and is over since stays so when the rest of the links move;
+// what began meanwhile is taken over.
+func TestRootFlowsMoveOnce(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, unshelved)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	rs := ruleset(7, []bocage.Rule{allowUDP(21, 22), allowUDP(22, 21)}, a, b)
+	must(t, p.Apply(rs))
+	query := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 9000, payload: 8}
+	if returned := p.judgedHere(true, a.ifindex, query.bytes()); returned != next {
+		t.Fatalf("a flow was refused: %d", returned)
+	}
+	// It had its last packet a while ago.
+	memory, err := mapMemory(p.objects.Flows, unix.PROT_READ|unix.PROT_WRITE)
+	must(t, err)
+	for _, row := range (&flowTable{rows: unsafe.Slice((*bpf.KernelFlow)(unsafe.Pointer(&memory[0])), int(p.objects.Flows.MaxEntries())*ways)}).live {
+		row.Seen -= 2 * lateBeats
+	}
+	must(t, unix.Munmap(memory))
+	older, err := p.objects.FromWorkload.Clone()
+	must(t, err)
+	t.Cleanup(func() { older.Close() })
+	must(t, p.Close())
+
+	p.cfg.FlowEntries *= 2
+	p.open()
+	p.attach(a)
+	must(t, p.Apply(rs))
+	here := func() (ports []uint16) {
+		for _, row := range p.flows.live {
+			ports = append(ports, min(row.Key.Port[0], row.Key.Port[1]))
+		}
+		return ports
+	}
+	if got := here(); len(got) != 1 || len(p.moves) != 2 {
+		t.Fatalf("flows %v were taken over, %d links wait", got, len(p.moves))
+	}
+	_, err = p.endFlows(a.ifindex)
+	must(t, err)
+	if got := here(); len(got) != 0 {
+		t.Fatalf("flows %v live on", got)
+	}
+	fresh := answerTo(query)
+	fresh.from, fresh.to, fresh.sport, fresh.dport = [6]byte(b.mac), gatewayMAC(b), 4001, 9001
+	p.in(func() error {
+		returned, err := older.Run(&ebpf.RunOptions{Data: fresh.bytes(), Context: skb{Ifindex: b.ifindex}})
+		if err == nil && returned != next {
+			err = fmt.Errorf("a flow was refused by the other layout: %d", returned)
+		}
+		return err
+	})
+	p.attach(b)
+	if got := here(); len(got) != 1 || got[0] != 4001 || len(p.moves) != 0 {
+		t.Errorf("flows %v are there, %d links wait", got, len(p.moves))
 	}
 }
 
@@ -194,7 +267,7 @@ func TestRootMoveWaitsForTheGeneration(t *testing.T) {
 
 // The text that says how rows are written names it, and nothing else does.
 func TestWritingOf(t *testing.T) {
-	own := writingOf(bpf.Contract)
+	own := writingOf(bpf.Contract, bpf.HeaderOfTags, bpf.HeaderOfTracks)
 	for name, c := range map[string]struct {
 		old, new string
 		same     bool
@@ -204,13 +277,20 @@ func TestWritingOf(t *testing.T) {
 		"a flag":         {"#define FLOW_TO 0x2", "#define FLOW_TO 0x800", false},
 		"a field":        {"__u32 topology; //", "__u32 shape; //", false},
 		"the key":        {"struct flow_key {", "struct flow_key {\n\t__u64 more;", false},
+		"a link":         {"#define LINK_SERVICE 0xfff000", "#define LINK_SERVICE 0xffe000", false},
+		"another flag":   {"#define FLOW_PICKED_UP FLOW_HEED_SOURCE", "#define FLOW_PICKED_UP FLOW_ASKS", false},
+		"a function":     {"bool may_live(", "bool is_living(", true},
 		"a unit":         {"#define ERA_SHIFT 26", "#define ERA_SHIFT 27", false},
 	} {
-		text := strings.Replace(bpf.Contract, c.old, c.new, 1)
-		if c.old != "" && text == bpf.Contract {
-			t.Fatalf("%s: the contract does not have %q", name, c.old)
+		texts, found := []string{bpf.Contract, bpf.HeaderOfTags, bpf.HeaderOfTracks}, c.old == ""
+		for i, text := range texts {
+			texts[i] = strings.Replace(text, c.old, c.new, 1)
+			found = found || texts[i] != text
 		}
-		if (writingOf(text) == own) != c.same {
+		if !found {
+			t.Fatalf("%s: nothing has %q", name, c.old)
+		}
+		if (writingOf(texts[0], texts[1:]...) == own) != c.same {
 			t.Errorf("%s: the same name is %v", name, !c.same)
 		}
 	}

@@ -136,7 +136,7 @@ func layoutOf(spec *ebpf.CollectionSpec) string {
 			fmt.Fprintln(h, name, m.Type, m.KeySize, m.ValueSize, m.MaxEntries, m.Flags)
 		}
 	}
-	return hex.EncodeToString(h.Sum(nil))[:16] + "-" + writingOf(bpf.Contract)
+	return hex.EncodeToString(h.Sum(nil))[:16] + "-" + writingOf(bpf.Contract, bpf.HeaderOfTags, bpf.HeaderOfTracks)
 }
 
 // isShared says whether a map outlives the process: all but the sections of constants,

@@ -48,10 +48,8 @@ func (d *Dataplane) Repair() (done []string, err error) {
 		if !w.Drivers {
 			continue
 		}
-		what, err := d.describeDrivers(w)
-		if what != "" {
-			done = append(done, what)
-		}
+		what, err := d.repairDrivers(w)
+		done = append(done, what...)
 		if err != nil {
 			return done, fmt.Errorf("repair wire %s: %w", w.Name, err)
 		}

@@ -55,12 +55,8 @@ func (w *workload) beCable(t testing.TB) {
 // feature tells whether a feature of a link of the host's is on.
 func (p *plane) feature(link, name string) (on bool) {
 	p.t.Helper()
-	p.in(func() error {
-		was, err := host.SetFeature(link, name, false)
-		if err == nil && was {
-			_, err = host.SetFeature(link, name, true)
-		}
-		on = was
+	p.in(func() (err error) {
+		on, err = host.HasFeature(link, name)
 		return err
 	})
 	return on
@@ -269,6 +265,15 @@ func TestRootWireByDriversFaults(t *testing.T) {
 	gro(true)
 	repaired("forward again")
 
+	// Somebody has an interface take tags off frames, which its driver's program is not
+	// to be without.
+	p.in(func() error { _, err := host.SetFeature(b.link, "rx-vlan-hw-parse", true); return err })
+	repaired(b.link + " took VLAN tags off frames")
+	p.repaired()
+	if p.feature(b.link, "rx-vlan-hw-parse") {
+		t.Error("tags are still taken off frames")
+	}
+
 	// An interface that goes takes its wire with it, and no more.
 	p.in(func() error {
 		l, err := netlink.LinkByName(b.link)
@@ -318,6 +323,46 @@ func TestRootWireByDriversFits(t *testing.T) {
 			}
 			x.sport++
 		}
+	}
+}
+
+// What was set at a wire's interfaces is taken back by whoever takes the wire off, in
+// whatever layout it was set.
+func TestRootWireSettingsMoveAlong(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(*plane) error{
+		"another layout": func(p *plane) error { p.cfg.FlowEntries *= 2; return nil },
+		"put aside":      func(p *plane) error { return os.Remove(filepath.Join(p.pins.mapsDir(), "cells")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := newPlane(t)
+			p.drivers = true
+			a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+			echo(t, b, b.v4, 80)
+			rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)
+			must(t, p.Apply(rs))
+			p.wire(a, b, true, a)
+			set := func() string {
+				return fmt.Sprint(promiscuity(p, a, b), p.feature(a.link, "rx-vlan-hw-parse"), p.feature(b.link, "rx-vlan-hw-parse"))
+			}
+			if got := set(); got != "2 false false" {
+				t.Fatalf("on a wire: %s", got)
+			}
+			must(t, p.Close())
+			must(t, change(p))
+			p.open()
+			p.wire(a, b, true, a)
+			must(t, p.Apply(rs))
+			if len(p.moves) != 0 || set() != "2 false false" || !p.driverOf(a.link) {
+				t.Errorf("%d links wait, set is %s", len(p.moves), set())
+			}
+			must(t, ping(mustDial(t, a, b.v4, 80), long))
+			p.in(func() error { return p.DetachWire(a.ifindex) })
+			if got := set(); got != "0 true true" || p.driverOf(a.link) || p.driverOf(b.link) {
+				t.Errorf("off a wire: %s", got)
+			}
+		})
 	}
 }
 

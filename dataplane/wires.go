@@ -14,6 +14,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -211,43 +212,56 @@ func (d *Dataplane) writeSide(at, across uint32, flags uint8) error {
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("read port: %w", err)
 	}
-	if err != nil {
-		row.Attached = uint64(readClock().ns)
-	}
-	loosened := row.Flags & portLoosened
-	if loosened == 0 {
-		did, err := loosen(at)
-		if err != nil {
-			return err
-		}
-		if did {
-			loosened = portLoosened
-		}
-	}
-	row.Across, row.Flags = across, flags|loosened
+	fresh := err != nil
+	row.Across, row.Flags = across, flags|row.Flags&portLoosened
 	if err := d.describe(at, &row); err != nil {
 		return err
+	}
+	if fresh {
+		row.Attached = uint64(readClock().ns)
+		d.takeSettings(at, &row)
+	}
+	l, err := netlink.LinkByIndex(int(at))
+	if err != nil {
+		return fmt.Errorf("read interface %d: %w", at, err)
+	}
+	loosens := l.Attrs().Promisc == 0
+	if loosens { // written down first, so that it is taken back whatever happens in between
+		row.Flags |= portLoosened
 	}
 	if err := d.objects.Ports.Put(at, row); err != nil {
 		return fmt.Errorf("write port: %w", err)
 	}
+	if !loosens {
+		return nil
+	}
+	if err := netlink.SetPromiscOn(l); err != nil {
+		return fmt.Errorf("have %s take frames to any MAC: %w", l.Attrs().Name, err)
+	}
 	return nil
 }
 
-// loosen has an interface take frames to any MAC. It reports whether it had not
-// before.
-func loosen(ifindex uint32) (bool, error) {
-	l, err := netlink.LinkByIndex(int(ifindex))
+// takeSettings takes over from other layouts what is set at an interface because it is
+// a wire's: it goes with this one now.
+func (d *Dataplane) takeSettings(ifindex uint32, row *bpf.KernelPort) {
+	dirs, err := d.pins.foreignDirs()
 	if err != nil {
-		return false, fmt.Errorf("read interface %d: %w", ifindex, err)
+		d.log.Warn("what another layout set at an interface is not known", "ifindex", ifindex, "error", err)
+		return
 	}
-	if l.Attrs().Promisc != 0 {
-		return false, nil
+	for _, dir := range dirs {
+		ports, err := ebpf.LoadPinnedMap(filepath.Join(dir, "map", "ports"), nil)
+		if err != nil {
+			continue // it has none
+		}
+		var theirs bpf.KernelPort
+		if ports.ValueSize() == uint32(binary.Size(theirs)) && ports.Lookup(ifindex, &theirs) == nil &&
+			theirs.Flags&portWire != 0 && theirs.HostMac == row.HostMac {
+			row.Flags |= theirs.Flags & portLoosened
+			row.Driver |= theirs.Driver & (driverBared | driverBaredS)
+		}
+		ports.Close()
 	}
-	if err := netlink.SetPromiscOn(l); err != nil {
-		return false, fmt.Errorf("have %s take frames to any MAC: %w", l.Attrs().Name, err)
-	}
-	return true, nil
 }
 
 // DetachWire takes a wire off, by the index of its interface inside; then nothing
@@ -329,7 +343,8 @@ func restoreLinks(dir string) error {
 	return errors.Join(faults...)
 }
 
-// tighten takes back what loosen did, if the interface is still there.
+// tighten has an interface leave frames to other MACs again where a wire changed that,
+// if the interface is still there.
 func tighten(ifindex uint32, row bpf.KernelPort) error {
 	if row.Flags&portLoosened == 0 {
 		return nil
@@ -338,7 +353,7 @@ func tighten(ifindex uint32, row bpf.KernelPort) error {
 	if err != nil {
 		return nil // gone with all that was set
 	}
-	if err := netlink.SetPromiscOff(l); err != nil {
+	if err := netlink.SetPromiscOff(l); err != nil && !errors.Is(err, unix.ENODEV) { // it may go this moment
 		return fmt.Errorf("have %s leave frames to other MACs: %w", l.Attrs().Name, err)
 	}
 	return nil

@@ -108,6 +108,29 @@ func setFeatures(socket int, link string, names []string, chosen func(string) bo
 	return ethtool(socket, link, request)
 }
 
+// HasFeature says whether a feature of a link is on, by the name that the kernel gives
+// it, in the calling thread's namespace. A link that has no such feature has it off.
+func HasFeature(link, feature string) (on bool, err error) {
+	if on, err = hasFeature(link, feature); err != nil {
+		return false, fmt.Errorf("read feature %s of %s: %w", feature, link, err)
+	}
+	return on, nil
+}
+
+func hasFeature(link, feature string) (bool, error) {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(socket)
+	names, err := featureNames(socket, link)
+	if err != nil {
+		return false, err
+	}
+	active, err := activeFeatures(socket, link, names, false)
+	return slices.Contains(active, feature), err
+}
+
 // SetFeature switches a feature of a link, by the name that the kernel gives it, in the
 // calling thread's namespace. It reports whether that was necessary; a link that has
 // no such feature has it switched off.

@@ -22,3 +22,12 @@ var Contract string
 
 //go:embed abi_names.h
 var ContractOfNames string
+
+// HeaderOfTags and HeaderOfTracks are the texts of tags.h and track.h, which say what
+// some of a row's key and flags mean.
+//
+//go:embed tags.h
+var HeaderOfTags string
+
+//go:embed track.h
+var HeaderOfTracks string
