@@ -76,4 +76,27 @@ func TestRootJudgementsAreRecalledWhileTheyCount(t *testing.T) {
 	if written == 0 || written > 12 {
 		t.Errorf("%d judgements were kept of 27 flows in 9 cases", written)
 	}
+
+	// A program that interrupted one that writes a row leaves it alone.
+	for i := range rows {
+		for j := range rows[i].Rows {
+			rows[i].Rows[j].Turn = 7
+		}
+	}
+	must(t, k.objects.Judgements.Put(uint32(0), rows))
+	apply(allow, nil)()
+	for range 3 {
+		flow.sport++
+		if got := k.judged(true, loopback, flow.bytes()); got != next {
+			t.Errorf("a flow beside a row that is being written: program returned %d", int32(got))
+		}
+	}
+	must(t, k.objects.Judgements.Lookup(uint32(0), &rows))
+	for _, processor := range rows {
+		for _, row := range processor.Rows {
+			if row.Turn != 7 {
+				t.Fatalf("a row that another program was writing was written over: turn %d", row.Turn)
+			}
+		}
+	}
 }

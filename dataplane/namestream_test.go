@@ -207,6 +207,27 @@ func TestRootNamesInStream(t *testing.T) {
 	knows(6, false, "after a new beginning")
 }
 
+// Numbers come round: whoever has the server send on, where nobody reads, until the place
+// of the next message comes again finds that it is the place of none by then.
+func TestRootNamesAfterNumbersCameRound(t *testing.T) {
+	t.Parallel()
+	const name = "api.example.org."
+	s := newSite(t)
+	a := s.askByTCP(43000)
+	a.ask(behindLength(s.query(name, 1)))
+	for range 3 { // a long way, by windows
+		a.server += 1<<30 + 1<<28
+		a.send(true, ack, a.server, make([]byte, 100))
+	}
+	a.server += 1 << 28 // where it began
+	a.answer(behindLength(s.told(name, 1, outside4(0))))
+	learned, err := s.NamesOf(&bocage.Ruleset{Names: s.names}, 101, outside4(0))
+	must(t, err)
+	if len(learned) != 0 {
+		t.Errorf("learned %v behind 4 GiB that nobody read", learned)
+	}
+}
+
 // inspectedDNS has what the client asks the server, which has no point of its own,
 // inspected at the client's.
 func (s *site) inspectedDNS() *bocage.Ruleset {

@@ -9,7 +9,8 @@
 
 #include "enforce.h"
 
-// What fits the other interface; it takes a tag more than its MTU says.
+// Whether a frame fits the other interface: by its length, with one tag more than the MTU
+// says, and by the pieces of memory that it lies in.
 static __always_inline bool is_fitting(const struct port *port, struct xdp_md *xdp, __u32 length)
 {
 	bool whole = xdp->data_end - xdp->data >= length;

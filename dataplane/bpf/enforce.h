@@ -224,15 +224,18 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
-	at->found.row = make_row(at);
-	struct flow *flow = at->found.row ? row_at(at->found.row) : NULL;
+	__u64 made = make_row(at);
+	struct flow *flow = made ? row_at(made) : NULL;
+	at->found.row = flow ? made : 0;
 	at->found.word = flow ? word_of(flow) : 0;
-	if (!flow || (at->found.word & FLOW_LIVE))
-		hold(at->ifindex, -1); // nothing came of it, or another processor opened it at the same time
-	if (!flow)
-		decide_alone(at, REASON_TABLE_FULL, out);
-	if (!flow || (at->found.word & FLOW_LIVE))
+	if (!flow || !(made & ROW_CLAIMED)) {
+		hold(at->ifindex, -1);
+		if (!(at->found.word & FLOW_LIVE)) { // no room, or what another processor opened is over
+			at->found.row = 0;
+			decide_alone(at, REASON_TABLE_FULL, out);
+		}
 		return 0;
+	}
 	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
 	__u64 flags = settle(at, flow, out, original) | FLOW_LIVE | (second == original ? FLOW_SECOND : 0) |
 		      (!at->from == !original ? 0 : FLOW_TO);

@@ -23,9 +23,9 @@ int inherit(struct flow *given)
 	__u32 owner = given->ifindex[0], other = given->ifindex[1], speech = given->speech;
 	barrier_var(owner); // or it becomes a sum of the context's address
 	at.ifindex = own_end(word) ? other : owner;
-	__u32 number = make_row(&at);
-	struct flow *flow = number ? row_at(number) : NULL;
-	if (!flow || (word_of(flow) & FLOW_LIVE)) {
+	__u64 made = make_row(&at);
+	struct flow *flow = made ? row_at(made) : NULL;
+	if (!flow || !(made & ROW_CLAIMED)) {
 		hold(at.ifindex, -1);
 		return false;
 	}

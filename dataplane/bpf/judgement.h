@@ -91,7 +91,9 @@ static __always_inline void keep(struct judgement *row, const struct passage *at
 	if (out->reason == REASON_QUARANTINE)
 		return;
 	const struct packet *p = &at->packet;
-	__u32 turn = *(volatile __u32 *)&row->turn | 1;
+	__u32 turn = *(volatile __u32 *)&row->turn + 1;
+	if (!(turn & 1))
+		return; // this program interrupted one that writes the row
 	*(volatile __u32 *)&row->turn = turn;
 	barrier();
 	row->source = original ? p->source : p->destination;

@@ -305,7 +305,7 @@ func TestStagesKeepTheirBudgets(t *testing.T) {
 		"judge":         290,
 		"pick_up":       200,
 		"dispatch":      550,
-		"open_flow":     760,
+		"open_flow":     790,
 		"admit":         900,
 		"read_packet":   1020,
 		"track":         230,

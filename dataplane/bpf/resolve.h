@@ -29,6 +29,7 @@ const volatile __u64 name_least = 30 * SECOND;
 #define MOST_MESSAGES 4		     // in one packet
 #define MOST_STEPS 16		     // in a segment: lengths, and the messages behind them
 #define MOST_IDS 8		     // patterns that one question matches
+#define MOST_AHEAD (1 << 30)	     // bytes that a window may be long (RFC 7323)
 
 struct clerk {
 	struct message message;
@@ -338,6 +339,8 @@ STAGE int read_on(struct __sk_buff *skb, const struct passage *at)
 		return false;
 	struct reading *place = &c->place;
 	__u32 ahead = place->sequence - c->payload.sequence;
+	// No window reaches there: what was between has been missed, and numbers come round.
+	place->lost = (__s32)ahead < -MOST_AHEAD;
 	if (ahead >= c->payload.size)
 		return false;
 	__u32 offset = c->payload.offset + ahead, size = c->payload.size - ahead;

@@ -488,10 +488,13 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 	return CLAIM_RIVALLED;
 }
 
-// Makes a new flow's row; its number, or 0 if there is no room. An owner that holds
-// more than its share gets room from others' flows no more. The row counts as the
-// owner's already.
-static __always_inline __u32 make_row(const struct passage *at)
+// Makes a new flow's row; its number, or 0 if there is no room. With ROW_CLAIMED it is
+// taken, and to be written and given; without, it is the row of another processor, which
+// opened the same flow, and may be over already. An owner that holds more than its share
+// gets room from others' flows no more. A row counts as the owner's already, even if
+// nothing came of it.
+#define ROW_CLAIMED (1ULL << 32)
+static __always_inline __u64 make_row(const struct passage *at)
 {
 	__u32 number = 0;
 	struct flow *free = at->found.free ? row_at(at->found.free) : NULL;
@@ -524,7 +527,7 @@ static __always_inline __u32 make_row(const struct passage *at)
 		}
 		number = claim_row(&at->key, chosen);
 		if (number == CLAIM_RIVALLED)
-			return prevails(&at->key, chosen) ? chosen : await_row(&at->key);
+			return prevails(&at->key, chosen) ? ROW_CLAIMED | (__u32)chosen : await_row(&at->key);
 	}
-	return number;
+	return number ? ROW_CLAIMED | number : 0;
 }

@@ -31,6 +31,7 @@
 #define OUTER_SERVICE 0x10000
 #define OUTER_THERE 0x20000
 #define MOST_TAGS 2
+#define TAGS_REACH (12 + (MOST_TAGS + 1) * sizeof(struct tag) + 2) // of a frame: what tells that there is no other
 
 static __always_inline bool is_tag(__u16 type)
 {
@@ -87,6 +88,9 @@ static __always_inline __u64 read_tags(__u64 tags, void *data, void *end)
 STAGE __u64 tags_of(struct __sk_buff *skb)
 {
 	__u64 tags = LINK_WIRE;
+	__u32 reach = skb->len < TAGS_REACH ? skb->len : TAGS_REACH;
+	if ((long)skb->data_end - (long)skb->data < reach)
+		bpf_skb_pull_data(skb, reach);
 	if (skb->vlan_present)
 		tags = with_tag(tags, skb->vlan_proto, skb->vlan_tci);
 	return read_tags(tags, (void *)(long)skb->data, (void *)(long)skb->data_end);

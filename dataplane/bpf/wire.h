@@ -11,7 +11,8 @@
 // Of a wire whose interfaces' drivers forward what they can (driver.c).
 #define DRIVER_FORWARDS 1
 #define DRIVER_PIECES 2 // also frames that lie in several pieces of memory
-#define DRIVER_BARED 4  // the interface hands frames over with their tags because of us
+#define DRIVER_BARED 4  // the interface hands frames over with their tags of 802.1Q because of us
+#define DRIVER_BARED_SERVICE 8 // likewise with those of 802.1ad
 
 // Whether a point stands for so short a time that connections may be older.
 static __always_inline bool is_young(const struct passage *at, const struct port *port)
