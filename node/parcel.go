@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"time"
@@ -32,8 +32,8 @@ const (
 )
 
 // collect fetches a parcel and returns it at its place in an answer. What came of the
-// same payload before, also to the last process, is not asked for again; a piece that
-// is not what the parcel says is.
+// same payload before, also to the last process, is not asked for again if the disk
+// took it; a piece that is not what the parcel says is.
 func (s *rulesetSource) collect(ctx context.Context, p *policy.Parcel) (answer rulesetAnswer, err error) {
 	if err := p.Check(identity.MaxPayload); err != nil {
 		return answer, fmt.Errorf("a controller offers %s: %w", p.Kind, err)
@@ -49,20 +49,15 @@ func (s *rulesetSource) collect(ctx context.Context, p *policy.Parcel) (answer r
 	default:
 		return answer, fmt.Errorf("a controller offers a parcel of kind %q", p.Kind)
 	}
-	file, err := os.OpenFile(s.arriving(), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return answer, fmt.Errorf("keep what comes of a %s: %w", p.Kind, err)
-	}
-	defer file.Close()
-	s.arrived = true
-	if err := file.Truncate(int64(p.Size)); err != nil {
-		return answer, fmt.Errorf("keep what comes of a %s: %w", p.Kind, err)
-	}
+	envelope := make([]byte, len(p.Head)+p.Size, len(p.Head)+p.Size+len(p.Tail))
+	copy(envelope, p.Head)
+	payload := envelope[len(p.Head):]
+	kept := s.keepArriving(p)
+	defer kept.close()
 	name, had, started := p.Name(), 0, time.Now()
-	piece := make([]byte, p.Each)
 	for number := range p.Sums {
 		first, end := p.Piece(number)
-		if n, err := file.ReadAt(piece[:end-first], int64(first)); err == nil && n == end-first && p.Is(number, piece[:n]) {
+		if kept.read(payload[first:end], first) && p.Is(number, payload[first:end]) {
 			had++
 			continue
 		}
@@ -70,18 +65,70 @@ func (s *rulesetSource) collect(ctx context.Context, p *policy.Parcel) (answer r
 		if err != nil {
 			return answer, fmt.Errorf("fetch piece %d of the %d of a %s: %w", number+1, len(p.Sums), p.Kind, err)
 		}
-		if _, err := file.WriteAt(came, int64(first)); err != nil {
-			return answer, fmt.Errorf("keep what comes of a %s: %w", p.Kind, err)
-		}
+		copy(payload[first:end], came)
+		kept.write(came, first)
 	}
-	envelope := make([]byte, 0, len(p.Head)+p.Size+len(p.Tail))
-	envelope = append(envelope, p.Head...)
-	if _, err := io.ReadFull(io.NewSectionReader(file, 0, int64(p.Size)), envelope[len(p.Head):len(p.Head)+p.Size]); err != nil {
-		return answer, fmt.Errorf("read what came of a %s: %w", p.Kind, err)
-	}
-	*place = append(envelope[:len(p.Head)+p.Size], p.Tail...)
+	*place = append(envelope, p.Tail...)
 	s.agent.logger.Info("large envelope fetched", "kind", p.Kind, "bytes", p.Size, "pieces", len(p.Sums), "had", had, "took", time.Since(started))
 	return answer, nil
+}
+
+// arriving keeps the pieces that came on disk, each at its place. It saves fetching them
+// again and nothing depends on it: a disk that is full or damaged keeps no ruleset away.
+type arriving struct {
+	file   *os.File // nil: nothing is kept
+	full   bool     // nothing more is written
+	logger *slog.Logger
+}
+
+// keepArriving opens what came of a parcel before.
+func (s *rulesetSource) keepArriving(p *policy.Parcel) *arriving {
+	a := &arriving{logger: s.agent.logger}
+	file, err := os.OpenFile(s.arriving(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		a.fails(err)
+		return a
+	}
+	a.file, s.arrived = file, true
+	if err := file.Truncate(int64(p.Size)); err != nil {
+		a.fails(err)
+	}
+	return a
+}
+
+// fails says why nothing more is kept, once.
+func (a *arriving) fails(err error) {
+	if !a.full {
+		a.logger.Warn("keep the pieces of a large ruleset on disk: what is interrupted is fetched from its beginning", "error", err)
+	}
+	a.full = true
+}
+
+// read fills a piece that came before, and reports whether there was as much.
+func (a *arriving) read(piece []byte, first int) bool {
+	if a.file == nil {
+		return false
+	}
+	n, _ := a.file.ReadAt(piece, int64(first)) // what cannot be read is fetched
+	return n == len(piece)
+}
+
+func (a *arriving) write(piece []byte, first int) {
+	if a.file == nil || a.full {
+		return
+	}
+	if _, err := a.file.WriteAt(piece, int64(first)); err != nil {
+		a.fails(err)
+	}
+}
+
+func (a *arriving) close() {
+	if a.file == nil {
+		return
+	}
+	if err := a.file.Close(); err != nil {
+		a.fails(err)
+	}
 }
 
 // piece fetches a piece. A controller that is away, or a damaged answer, is no reason

@@ -174,6 +174,51 @@ func TestCollect(t *testing.T) {
 	}
 }
 
+// A disk that keeps nothing of what comes keeps no ruleset away: not where the file
+// cannot be opened, and not where it takes nothing. It is told once, not of every piece.
+func TestCollectWithoutDisk(t *testing.T) {
+	sign := newSigner(t)
+	rs := bulky(1)
+	payload, err := json.Marshal(rs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parcel := parcelOf(t, bocage.SignedRuleset, sign.sign(bocage.SignedRuleset, rs), payload)
+	for name, spoil := range map[string]func(path string) error{
+		"a directory is there": func(path string) error {
+			return errors.Join(os.Mkdir(path, 0o700), os.WriteFile(path+"/file", nil, 0o600))
+		},
+		"nothing is taken": func(path string) error { return os.Symlink("/dev/full", path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := Config{Host: "h1", TrustDomain: "test.internal", StateDir: t.TempDir()}
+			have := sign.credentials(cfg.agentDir("identity"))
+			var said bytes.Buffer
+			logger := slog.New(slog.NewTextHandler(&said, nil))
+			joined := make(chan struct{})
+			close(joined)
+			d := &depot{parcel: parcel, payload: payload}
+			s := &rulesetSource{agent: &agentProcess{cfg: cfg, logger: logger, exchange: d, bundle: have.bundle}, joined: joined,
+				shelf: openShelf(cfg.agentDir("identity"), have, "h1", slog.New(slog.DiscardHandler))}
+			if err := spoil(s.arriving()); err != nil {
+				t.Fatal(err)
+			}
+			if !s.ask(t.Context()) || s.shelf.newest() != 1 {
+				t.Errorf("newest %d, %s", s.shelf.newest(), s.agent.faults.String())
+			}
+			if got, _ := s.shelf.standing(time.Now()); got == nil || got.ContentDigest() != rs.Digest {
+				t.Error("what was taken is another ruleset")
+			}
+			if asked := d.say(nil); len(asked) != len(parcel.Sums) {
+				t.Errorf("asked for %v", asked)
+			}
+			if n := strings.Count(said.String(), "keep the pieces"); n != 1 {
+				t.Errorf("told %d times:\n%s", n, said.String())
+			}
+		})
+	}
+}
+
 // What no controller signed is not taken, whatever its pieces' sums, nor is what cannot
 // be a parcel; and the same does not come again and again from the disk.
 func TestCollectRefuses(t *testing.T) {
