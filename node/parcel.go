@@ -42,8 +42,6 @@ func (s *rulesetSource) collect(ctx context.Context, p *policy.Parcel) (answer r
 	switch p.Kind {
 	case bocage.SignedRuleset:
 		place = &answer.Ruleset
-	case bocage.SignedAmendment:
-		place = &answer.Amendment
 	case bocage.SignedCandidate:
 		place = &answer.Candidate
 	default:

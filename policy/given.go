@@ -2,7 +2,6 @@ package policy
 
 import (
 	"container/list"
-	"fmt"
 	"sync"
 	"time"
 
@@ -128,18 +127,23 @@ func (g *givenBook) forget(e *list.Element) {
 }
 
 // enforced signs what a host is to enforce: how it differs from what it has as
-// generation base, where that is known and little, else the whole.
+// generation base, where that is known, little, and no larger than a message, else the
+// whole.
 func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, confirmBy time.Time, q Question) error {
 	made := madeOf(number, confirmBy)
-	if payload := p.parcels.of(host, bocage.SignedRuleset, made); payload != nil {
+	payload, noRoom := p.parcels.of(host, bocage.SignedRuleset, made)
+	if payload != nil {
 		return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)
+	}
+	before := p.given.of(host, q.Base)
+	if noRoom != nil && before == nil {
+		return noRoom
 	}
 	e, err := o.encoder()
 	if err != nil {
 		return err
 	}
 	cut := e.numbered(host, number, confirmBy)
-	before := p.given.of(host, q.Base)
 	p.given.note(before, cut)
 	if before != nil {
 		if d, err := bocage.Difference(before, cut); err == nil && d.Size() <= (len(cut.Peers)+len(cut.Rules))/4+64 {
@@ -147,11 +151,18 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 			if err != nil {
 				return err
 			}
-			return p.enclose(a, &a.Amendment, bocage.SignedAmendment, host, fmt.Sprint(made, " of ", q.Base), payload, q)
+			if !isLarge(payload) {
+				a.Amendment, err = p.signed(bocage.SignedAmendment, host, payload)
+				return err
+			}
+			// Only whoever gave the ruleset before can make it: what every controller
+			// can give in pieces is the whole.
 		}
 	}
-	payload, err := e.encode(cut)
-	if err != nil {
+	if noRoom != nil {
+		return noRoom
+	}
+	if payload, err = e.encode(cut); err != nil {
 		return err
 	}
 	return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)

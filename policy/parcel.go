@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +23,8 @@ const (
 	parcelsMost = 256 << 20
 	// parcelRest is how long a parcel keeps its place when nobody fetches of it.
 	parcelRest = 20 * time.Second
+	// awayRest is how long it is remembered what found no room.
+	awayRest = 5 * time.Minute
 )
 
 // Bounds of a parcel that whoever fetches one holds it to.
@@ -30,9 +34,10 @@ const (
 	mostPiece  = 4 << 20
 )
 
-// Parcel stands for an envelope that no message takes: its payload is fetched in
-// pieces, of whichever controller makes the same payload, and the envelope is what
-// it always is when all are there. Who signed it counts then, for what came in it.
+// Parcel stands for the envelope of a whole ruleset that no message takes: its payload
+// is fetched in pieces, of any controller, since each makes the same, and the envelope
+// is what it always is when all are there. Who signed it counts then, for what came in
+// it.
 type Parcel struct {
 	// Kind is the envelope's.
 	Kind string `json:"kind"`
@@ -92,6 +97,9 @@ type parcels struct {
 	mu    sync.Mutex // guards what follows
 	held  map[parcelKey]*heldParcel
 	bytes int
+	// away are those that found no room, so that they are not made again before there
+	// is some.
+	away map[parcelKey]turnedAway
 }
 
 // parcelKey is what a payload was made for: a host has one of a kind.
@@ -103,6 +111,14 @@ type heldParcel struct {
 	payload []byte
 	parcel  Parcel // but for its Head and Tail
 	used    time.Time
+	fetched bool // the host was given all of it: it makes room first
+}
+
+// turnedAway is what found no room: of which ruleset, of how many bytes, and when.
+type turnedAway struct {
+	made  string
+	bytes int
+	at    time.Time
 }
 
 // madeOf tells payloads of one host and kind apart before they are made.
@@ -110,15 +126,69 @@ func madeOf(number uint64, confirmBy time.Time) string {
 	return fmt.Sprint(number, " ", confirmBy.UnixNano())
 }
 
-// of returns the payload that was made of a ruleset, or nil.
-func (b *parcels) of(host, kind, made string) []byte {
+// of returns the payload that was made of a ruleset, or nil. It fails where one was
+// made that found no room, and there still is none.
+func (b *parcels) of(host, kind, made string) ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if h := b.held[parcelKey{host, kind}]; h != nil && h.made == made {
-		h.used = time.Now()
-		return h.payload
+	key := parcelKey{host, kind}
+	if h := b.held[key]; h != nil && h.made == made {
+		h.used, h.fetched = time.Now(), false
+		return h.payload, nil
 	}
-	return nil
+	if away, known := b.away[key]; known && away.made == made && !b.room(away.bytes) {
+		return nil, errNoRoom
+	}
+	return nil, nil
+}
+
+// has notes that a host has all that it is to get.
+func (b *parcels) has(host string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, kind := range []string{bocage.SignedRuleset, bocage.SignedCandidate} {
+		if h := b.held[parcelKey{host, kind}]; h != nil {
+			h.fetched = true
+		}
+	}
+}
+
+// gaveLast notes that a host was given the last piece: it asks for them in order.
+func (b *parcels) gaveLast(h *heldParcel) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	h.fetched = true
+}
+
+// room lets go of what nobody fetches any more, and of what was fetched as far as it
+// takes for so many bytes, and reports whether there is room for them; mu is held.
+func (b *parcels) room(bytes int) bool {
+	now := time.Now()
+	var fetched []parcelKey
+	for key, h := range b.held {
+		switch {
+		case now.Sub(h.used) > parcelRest:
+			b.drop(key)
+		case h.fetched:
+			fetched = append(fetched, key)
+		}
+	}
+	slices.SortFunc(fetched, func(x, y parcelKey) int { return b.held[x].used.Compare(b.held[y].used) })
+	for _, key := range fetched {
+		if b.bytes+bytes <= parcelsMost {
+			break
+		}
+		b.drop(key)
+	}
+	return len(b.held) == 0 || b.bytes+bytes <= parcelsMost
+}
+
+// drop takes a payload out, if there is one; mu is held.
+func (b *parcels) drop(key parcelKey) {
+	if h := b.held[key]; h != nil {
+		b.bytes -= len(h.payload)
+		delete(b.held, key)
+	}
 }
 
 // named returns what a host fetches by its name, or nil.
@@ -134,23 +204,23 @@ func (b *parcels) named(host, name string) *heldParcel {
 	return nil
 }
 
-// hold takes a payload in, in the place of the one of the same host and kind, and
-// those that nobody fetches any more make room for it.
+// hold takes a payload in, in the place of the one of the same host and kind. Those that
+// were fetched, and those that nobody fetches any more, make room for it.
 func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	key, now := parcelKey{host, kind}, time.Now()
 	if h := b.held[key]; h != nil && h.made == made {
-		h.used = now
+		h.used, h.fetched = now, false
 		return h, nil
 	}
-	for k, h := range b.held {
-		if k == key || now.Sub(h.used) > parcelRest {
-			b.bytes -= len(h.payload)
-			delete(b.held, k)
+	b.drop(key)
+	maps.DeleteFunc(b.away, func(other parcelKey, away turnedAway) bool { return other == key || now.Sub(away.at) > awayRest })
+	if !b.room(len(payload)) {
+		if b.away == nil {
+			b.away = map[parcelKey]turnedAway{}
 		}
-	}
-	if len(b.held) > 0 && b.bytes+len(payload) > parcelsMost {
+		b.away[key] = turnedAway{made, len(payload), now}
 		return nil, errNoRoom
 	}
 	h := &heldParcel{made: made, payload: payload, used: now, parcel: Parcel{Kind: kind, Size: len(payload), Each: pieceBytes}}
@@ -167,20 +237,19 @@ func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, er
 	return h, nil
 }
 
-// parcel makes a parcel of an envelope, whose payload waits from now on to be fetched.
-func (p *Policy) parcel(host, kind, made string, envelope, payload []byte) (*Parcel, error) {
-	at := bytes.Index(envelope, payload)
+// around makes the parcel of an envelope, whose payload waits to be fetched.
+func (h *heldParcel) around(envelope []byte) (*Parcel, error) {
+	at := bytes.Index(envelope, h.payload)
 	if at < 0 {
-		return nil, fmt.Errorf("the envelope of the %s of %s does not hold its payload as it is", kind, host)
-	}
-	h, err := p.parcels.hold(host, kind, made, payload)
-	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the envelope of a %s does not hold its payload as it is", h.parcel.Kind)
 	}
 	parcel := h.parcel
-	parcel.Head, parcel.Tail = bytes.Clone(envelope[:at]), bytes.Clone(envelope[at+len(payload):])
-	return &parcel, parcel.Check(len(payload))
+	parcel.Head, parcel.Tail = bytes.Clone(envelope[:at]), bytes.Clone(envelope[at+len(h.payload):])
+	return &parcel, parcel.Check(len(h.payload))
 }
+
+// isLarge reports whether no message takes an envelope around so many bytes.
+func isLarge(payload []byte) bool { return len(payload)+mostAround > answerMost }
 
 // Piece returns a piece of the payload of a parcel that a host was told of, by this
 // controller or another. Name and number are what the host sent.
@@ -200,6 +269,9 @@ func (p *Policy) Piece(_ context.Context, host, name string, number int) ([]byte
 		return nil, fmt.Errorf("there is no piece %d of %d", number, len(h.parcel.Sums))
 	}
 	first, end := h.parcel.Piece(number)
+	if number == len(h.parcel.Sums)-1 {
+		p.parcels.gaveLast(h)
+	}
 	p.counters.pieces.Add(1)
 	return h.payload[first:end], nil
 }
@@ -223,14 +295,18 @@ func (p *Policy) makeParcel(host, name string) (*heldParcel, error) {
 			continue
 		}
 		made := madeOf(part.number, part.confirmBy)
-		if p.parcels.of(host, part.kind, made) != nil {
+		held, err := p.parcels.of(host, part.kind, made)
+		if err != nil {
+			return nil, err
+		}
+		if held != nil {
 			continue // it is another one, or it would have been found
 		}
 		payload, err := part.of.payload(host, part.number, part.confirmBy)
 		if err != nil {
 			return nil, err
 		}
-		if len(payload)+mostAround <= answerMost {
+		if !isLarge(payload) {
 			continue // it never was a parcel
 		}
 		h, err := p.parcels.hold(host, part.kind, made, payload)

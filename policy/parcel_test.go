@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -190,6 +191,10 @@ func TestPieceByTheNameOfAQuestion(t *testing.T) {
 func TestParcelsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b parcels
+		holds := func(host, made string) bool {
+			payload, err := b.of(host, bocage.SignedRuleset, made)
+			return payload != nil && err == nil
+		}
 		large := make([]byte, parcelsMost/2-1)
 		for _, host := range []string{"a", "b"} {
 			if _, err := b.hold(host, bocage.SignedRuleset, "1", large); err != nil {
@@ -203,14 +208,14 @@ func TestParcelsAreBounded(t *testing.T) {
 			t.Errorf("the next of the same host: %v", err)
 		}
 		time.Sleep(parcelRest/2 + 1)
-		if b.of("a", bocage.SignedRuleset, "2") == nil || b.of("a", bocage.SignedRuleset, "1") != nil {
+		if !holds("a", "2") || holds("a", "1") {
 			t.Error("what is held is not the newest")
 		}
 		time.Sleep(parcelRest/2 + 1)
 		if _, err := b.hold("c", bocage.SignedRuleset, "1", large); err != nil {
 			t.Errorf("nobody fetches of one, and there is no room: %v", err)
 		}
-		if b.of("b", bocage.SignedRuleset, "1") != nil || b.of("a", bocage.SignedRuleset, "2") == nil || b.bytes > parcelsMost {
+		if holds("b", "1") || !holds("a", "2") || b.bytes > parcelsMost {
 			t.Errorf("%d bytes are held", b.bytes)
 		}
 		// One that is larger than all the room finds some when it is alone.
@@ -219,6 +224,94 @@ func TestParcelsAreBounded(t *testing.T) {
 			t.Errorf("%d are held, %v", len(b.held), err)
 		}
 	})
+}
+
+// wordy is a ruleset of few rows that no message takes: a decision with many authors.
+func wordy() *bocage.Ruleset {
+	random := rand.New(rand.NewPCG(5, 6))
+	allow := bocage.Decision{ID: 2, Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule}
+	for range 700_000 {
+		allow.By = append(allow.By, bocage.Ref{Kind: "Application", Name: strconv.FormatUint(random.Uint64(), 36)})
+	}
+	return &bocage.Ruleset{Default: 1, Decisions: []bocage.Decision{{ID: 1, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny}, allow}}
+}
+
+// A difference that no message takes is not told as one: a controller that never gave
+// the ruleset before gives the pieces of the whole.
+func TestParcelOfADifference(t *testing.T) {
+	whole := wordy()
+	had := &bocage.Ruleset{Host: "h1", Generation: 7, Default: 1, Decisions: whole.Decisions[:1]}
+	had.Digest = had.ContentDigest()
+	p, s := serving(t, whole, map[string][2]uint64{"h1": {8, 0}})
+	p.given.note(nil, had)
+	a, err := p.answer(s, "h1", Question{Have: 7, Base: 7, Pieces: true})
+	if err != nil || a.Parcel == nil || a.Parcel.Kind != bocage.SignedRuleset || a.Amendment != nil {
+		t.Fatalf("%d bytes of an amendment, %v", len(a.Amendment), err)
+	}
+	other, _ := serving(t, whole, map[string][2]uint64{"h1": {8, 0}})
+	for number := range a.Parcel.Sums {
+		if piece, err := other.Piece(t.Context(), "h1", a.Parcel.Name(), number); err != nil || !a.Parcel.Is(number, piece) {
+			t.Fatalf("piece %d: %d bytes, %v", number, len(piece), err)
+		}
+	}
+}
+
+// What finds no room is not made again before there is some, and keeps back nothing else
+// of the answer. Whoever was given the last piece, or has everything, makes room at once.
+func TestParcelsMakeRoom(t *testing.T) {
+	ruleset := wordy()
+	p, s := serving(t, ruleset, map[string][2]uint64{"h1": {7, 0}})
+	made, signed := 0, 0
+	whole, sign := s.base.encoder, p.sign
+	s.base.encoder = func() (*encoder, error) { made++; return whole() }
+	p.sign = func(kind string, payload []byte) ([]byte, error) { signed++; return sign(kind, payload) }
+	others, err := p.parcels.hold("h2", bocage.SignedRuleset, "1", make([]byte, parcelsMost))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if _, err := p.answer(s, "h1", Question{Pieces: true}); !errors.Is(err, errNoRoom) {
+			t.Fatalf("there is room: %v", err)
+		}
+	}
+	if made != 1 || signed != 0 {
+		t.Errorf("made %d times and signed %d times, for nothing", made, signed)
+	}
+	s.record.Said = 5
+	if a, err := p.answer(s, "h1", Question{Pieces: true}); err != nil || len(a.Confirm) == 0 || a.Parcel != nil {
+		t.Errorf("what is there waits for what has no room: %v", err)
+	}
+	s.record.Said = 0
+	q := Question{Have: 6, Base: 6, Pieces: true}
+	before := ruleset.Copy()
+	before.Host, before.Generation = "h1", 6
+	before.Decisions = append(slices.Clone(before.Decisions), bocage.Decision{ID: 3, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny})
+	before.Digest = before.ContentDigest()
+	p.given.note(nil, before)
+	if a, err := p.answer(s, "h1", q); err != nil || len(a.Amendment) == 0 {
+		t.Errorf("a small difference waits for room: %v", err)
+	}
+	p.given = givenBook{}
+	made = 1
+	for number := range others.parcel.Sums {
+		if _, err := p.Piece(t.Context(), "h2", others.name, number); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.answer(s, "h1", Question{Pieces: true}); (err == nil) != (number == len(others.parcel.Sums)-1) {
+			t.Fatalf("after piece %d of %d: %v", number, len(others.parcel.Sums), err)
+		}
+	}
+	if made != 2 || len(p.parcels.held) != 1 || len(p.parcels.away) != 0 {
+		t.Errorf("made %d times, %d are held, %d are away", made, len(p.parcels.held), len(p.parcels.away))
+	}
+	large := make([]byte, parcelsMost)
+	if _, err := p.parcels.hold("h2", bocage.SignedRuleset, "2", large); !errors.Is(err, errNoRoom) {
+		t.Errorf("nobody fetched the other: %v", err)
+	}
+	p.parcels.has("h1")
+	if _, err := p.parcels.hold("h2", bocage.SignedRuleset, "2", large); err != nil || p.parcels.bytes != parcelsMost {
+		t.Errorf("%d bytes are held: %v", p.parcels.bytes, err)
+	}
 }
 
 // What a parcel cannot be is seen before anything is fetched.

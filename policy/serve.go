@@ -28,7 +28,7 @@ type Answer struct {
 	Confirm, Ruleset, Candidate []byte
 	// Amendment is in the place of Ruleset, where little differs from Base.
 	Amendment []byte
-	// Parcel is in the place of one of these that no message takes.
+	// Parcel is in the place of Ruleset or Candidate, where no message takes it.
 	Parcel *Parcel
 	// NoCandidate ends the evaluation beside.
 	NoCandidate bool
@@ -62,6 +62,7 @@ func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, e
 	}
 	numbers, known := r.Hosts[host]
 	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.Said <= q.Confirmed {
+		p.parcels.has(host)
 		p.remake(host, q, revision)
 		return Answer{}, nil
 	}
@@ -109,7 +110,7 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 	}
 	if numbers[0] > q.Have {
 		if err = p.enforced(&a, enforced, host, numbers[0], s.confirmBy(host), q); err != nil {
-			return a, err
+			return a.without(err)
 		}
 	}
 	switch {
@@ -121,13 +122,22 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 	case a.Parcel != nil: // the agent asks again at once
 	default:
 		if err = p.evaluated(&a, evaluated, host, numbers[1], q); err != nil {
-			return a, err
+			return a.without(err)
 		}
 		if first := len(a.Ruleset) + len(a.Amendment); first > 0 && first+len(a.Candidate) > answerMost {
 			a.Candidate = nil // likewise
 		}
 	}
 	return a, nil
+}
+
+// without is an answer that lacks something: for want of room what is there already does
+// not wait, and the agent asks again at once.
+func (a Answer) without(err error) (Answer, error) {
+	if errors.Is(err, errNoRoom) && !a.Empty() {
+		return a, nil
+	}
+	return a, err
 }
 
 // confirmBy is when a host goes back by itself. Canaries have the time of their
@@ -145,9 +155,12 @@ func (s *served) confirmBy(host string) time.Time {
 }
 
 // evaluated signs what a host is to evaluate beside what it enforces.
-func (p *Policy) evaluated(a *Answer, o *outcome, host string, number uint64, q Question) (err error) {
+func (p *Policy) evaluated(a *Answer, o *outcome, host string, number uint64, q Question) error {
 	made := madeOf(number, time.Time{})
-	payload := p.parcels.of(host, bocage.SignedCandidate, made)
+	payload, err := p.parcels.of(host, bocage.SignedCandidate, made)
+	if err != nil {
+		return err
+	}
 	if payload == nil {
 		if payload, err = o.payload(host, number, time.Time{}); err != nil {
 			return err
@@ -166,21 +179,26 @@ func (o *outcome) payload(host string, number uint64, confirmBy time.Time) ([]by
 }
 
 // enclose signs a payload and puts it into an answer: at its place there if a message
-// takes it, else as a parcel.
-func (p *Policy) enclose(a *Answer, place *[]byte, kind, host, made string, payload []byte, q Question) error {
-	envelope, err := p.signed(kind, host, payload)
-	switch {
-	case err != nil:
+// takes it, else as a parcel, if there is room for one.
+func (p *Policy) enclose(a *Answer, place *[]byte, kind, host, made string, payload []byte, q Question) (err error) {
+	if !isLarge(payload) {
+		*place, err = p.signed(kind, host, payload)
 		return err
-	case len(envelope) <= answerMost:
-		*place = envelope
-		return nil
-	case !q.Pieces:
-		p.logger.Error("ruleset is larger than a message, and the agent cannot fetch pieces: upgrade it", slog.String("host", host), slog.Int("bytes", len(envelope)))
-		return fmt.Errorf("the %s of %s has %d bytes, more than the %d that a message takes, and its agent is of a version that cannot fetch it in pieces: upgrade the agent",
-			kind, host, len(envelope), answerMost)
 	}
-	a.Parcel, err = p.parcel(host, kind, made, envelope, payload)
+	if !q.Pieces {
+		p.logger.Error("ruleset is larger than a message, and the agent cannot fetch pieces: upgrade it", slog.String("host", host), slog.Int("bytes", len(payload)))
+		return fmt.Errorf("the %s of %s has %d bytes, more than the %d that a message takes, and its agent is of a version that cannot fetch it in pieces: upgrade the agent",
+			kind, host, len(payload), answerMost-mostAround)
+	}
+	held, err := p.parcels.hold(host, kind, made, payload)
+	if err != nil {
+		return err
+	}
+	envelope, err := p.signed(kind, host, payload)
+	if err != nil {
+		return err
+	}
+	a.Parcel, err = held.around(envelope)
 	return err
 }
 
