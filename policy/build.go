@@ -38,6 +38,7 @@ type build struct {
 	since  store.Revision // revision as it was at the beginning
 	inputs store.Revision // declarations up to here are in
 	ahead  bool           // only what tightens is new (see hurry.go)
+	came   []*lateProofs  // what is told of generations that went ahead
 	more   bool           // something newer is declared that has to be proved in turn
 }
 
@@ -45,16 +46,21 @@ type build struct {
 // although nothing changed. The steps:
 //
 //  1. mend: what cannot be read is as it was known last (unreadable.go)
-//  2. go ahead: what only tightens comes into force before the rest (hurry.go)
+//  2. go ahead: what only tightens comes into force before the rest, which has its
+//     turn after that in any case (hurry.go)
 //  3. turn: what people, time and hosts' reports make of rollouts (record.go)
 //  4. base, candidate: compile, prove and test both
 //  5. place: which hosts get something new, and under which number (place.go)
 //  6. write: one transaction, refused if another controller was faster (publish.go)
 //  7. settle: answer hosts from it, and tell
 func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
-	select {
-	case <-p.mirror.hurried: // it is in the view
-	default:
+	mayGoAhead := !p.wentAhead // twice in a row, everything else would wait for ever
+	p.wentAhead = false
+	if mayGoAhead {
+		select {
+		case <-p.mirror.hurried: // it is in the view
+		default:
+		}
 	}
 	p.collect()
 	b := &build{p: p, v: p.mirror.view(), now: time.Now()}
@@ -71,15 +77,24 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 			return time.Time{}, err
 		}
 	}
-	if s := p.served.Load(); s != nil && s.revision == b.revision {
+	if s := p.served.Load(); s != nil && (s.revision == b.revision || sameButInputs(s.record, b.was)) {
 		b.prev = s
+		p.proofsFollow(s.revision, b.revision)
 	}
 	if err := b.mend(ctx); err != nil {
 		return time.Time{}, err
 	}
 	b.spec, b.inputs = b.v.spec(), b.v.revision
-	if ahead, err := b.goAhead(ctx); ahead || err != nil {
-		return b.now, err
+	if b.prev == nil && b.adopt() {
+		p.wentAhead = true
+		b.settle(ctx)
+		return b.now, nil
+	}
+	if mayGoAhead {
+		if ahead, err := b.goAhead(ctx); ahead || err != nil {
+			p.wentAhead = ahead
+			return b.now, err
+		}
 	}
 	b.next, b.notices = b.was.turn(b.v.policy.name(), b.spec, p.facts(b.was, b.v), b.now)
 	if err := b.makeBase(ctx); err != nil {
@@ -91,6 +106,9 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	b.place()
 	if err := b.write(ctx); err != nil {
 		return time.Time{}, err
+	}
+	if b.unchanged() {
+		p.proofsFollow(b.since, b.revision)
 	}
 	b.settle(ctx)
 	b.owe()
@@ -157,9 +175,7 @@ func (b *build) makeBase(ctx context.Context) error {
 		}
 		if !changed && b.prev != nil && b.prev.base != nil && differs(b.prev.base, o).none() {
 			// Nobody would see it, such as a host without workloads.
-			same := *o
-			same.proofs, same.tests, same.testsOf = b.prev.base.proofs, b.prev.base.tests, b.prev.base.testsOf
-			b.base = same.complete().numbered(b.was.Base.Number)
+			b.base = o.carrying(b.prev.base).numbered(b.was.Base.Number)
 			return nil
 		}
 		var before *outcome
@@ -192,8 +208,7 @@ func (b *build) makeBase(ctx context.Context) error {
 // refusing takes over the proofs of what differs only in who is cut off: nothing
 // that they are about is another, and a quarantine must not wait for them.
 func (b *build) refusing(before, o *outcome) *outcome {
-	copied := *o
-	copied.proofs, copied.early = before.proofs, before.early
+	copied := *o.carrying(&outcome{proofs: before.proofs, early: before.early})
 	for _, g := range b.v.generations {
 		if g := g.resource.(*bocage.Generation); copied.proofs == nil && g.Status.Number == before.number && !awaitsProofs(g) {
 			copied.proofs = g.Status.Proofs
@@ -214,9 +229,7 @@ func (b *build) known(o *outcome) *outcome {
 	}
 	for _, same := range []*outcome{b.prev.base, b.prev.candidate} {
 		if same != nil && same.output.Digest() == o.output.Digest() && same.proofs != nil && o.proofs == nil {
-			copied := *o
-			copied.proofs, copied.tests, copied.testsOf = same.proofs, same.tests, same.testsOf
-			return copied.complete()
+			return o.carrying(same)
 		}
 	}
 	return o
@@ -249,7 +262,7 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 	input := in.input
 	input.Quarantines, input.ThreatConditions = b.v.input.Quarantines, b.v.input.ThreatConditions
 	input.Now, input.Generation = b.now, b.was.Number+1
-	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, rest: in.rest, at: b.now}
+	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, rest: in.rest.tightened(input), at: b.now}
 	b.p.counters.compiled.Add(1)
 	if tight.output.Digest() == b.was.Base.Digest {
 		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
@@ -269,8 +282,7 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 	}
 	more.Digest = tight.output.Digest()
 	tight.output = tight.output.Replaced(more)
-	tight.blocked, tight.proofs, tight.tests = "", in.proofs, in.tests
-	b.base, b.fresh = tight.complete(), true
+	b.base, b.fresh = tight.carrying(in), true
 	return nil
 }
 
@@ -359,10 +371,14 @@ func (b *build) again() time.Time {
 
 // unchanged reports whether there is nothing to agree on.
 func (b *build) unchanged() bool {
-	next := b.next
-	next.Inputs = b.was.Inputs
-	x, errX := json.Marshal(b.was)
-	y, errY := json.Marshal(next)
+	return sameButInputs(b.was, b.next)
+}
+
+// sameButInputs reports whether two records agree on all that is in force.
+func sameButInputs(was, is record) bool {
+	is.Inputs = was.Inputs
+	x, errX := json.Marshal(was)
+	y, errY := json.Marshal(is)
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 

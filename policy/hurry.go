@@ -27,10 +27,6 @@ var errHurry = errors.New("something that tightens goes ahead")
 // goAhead brings into force what tightens today and is not in force yet, and
 // reports whether there was something.
 func (b *build) goAhead(ctx context.Context) (bool, error) {
-	if b.prev == nil && b.adopt() {
-		b.settle(ctx)
-		return true, nil
-	}
 	if b.prev == nil || b.prev.base == nil || b.was.Base.Number == 0 || (b.was.Candidate == nil) != (b.prev.candidate == nil) {
 		return false, nil // too little is known of what is in force
 	}
@@ -53,16 +49,15 @@ func (b *build) goAhead(ctx context.Context) (bool, error) {
 		b.next.Candidate = &copied
 	}
 	b.inputs = b.prev.inputs // others' declarations are not in yet
-	if b.fresh && b.base.rest.hash == b.v.rest.hash && b.base.policy.hash == b.v.policy.hash {
+	expired := b.fresh && !b.base.output.Expires.IsZero() && !b.now.Before(b.base.output.Expires)
+	if b.fresh && !expired && b.base.rest.hash == b.v.rest.hash && b.base.policy.hash == b.v.policy.hash {
 		b.live, b.inputs = b.base, b.v.revision
 	}
 	b.place()
 	if err := b.write(ctx); err != nil {
 		return false, err
 	}
-	if b.p.proving != nil && b.p.proving.record == b.since {
-		b.p.proving.record = b.revision // what is being proved still follows what is in force
-	}
+	b.p.proofsFollow(b.since, b.revision)
 	b.settle(ctx)
 	if b.fresh && b.base.proofs == nil {
 		b.p.counters.ahead.Add(1)
@@ -83,7 +78,18 @@ func (b *build) adopt() bool {
 	}
 	b.next, b.ahead, b.inputs = b.was, true, s.inputs
 	b.base = tight.numbered(b.was.Base.Number)
+	b.p.proofsFollow(s.revision, b.revision)
 	return true
+}
+
+// proofsFollow notes that what is being proved, or was just now, still follows what is
+// in force: something went ahead, and nothing else happened.
+func (p *Policy) proofsFollow(was, is store.Revision) {
+	for _, w := range append(slices.Clone(p.proved), p.proving) {
+		if w != nil && w.record == was {
+			w.record = is
+		}
+	}
 }
 
 // tightened adds to an outcome what threat conditions and quarantines tighten
@@ -127,8 +133,12 @@ func (b *build) compileTight(from *outcome, conditions []*bocage.ThreatCondition
 	expired := !from.output.Expires.IsZero() && !b.now.Before(from.output.Expires)
 	if live && !expired && same(in.Workloads, from.input.Workloads) && same(in.Hosts, from.input.Hosts) && same(in.Zones, from.input.Zones) &&
 		same(in.Namespaces, from.input.Namespaces) && slices.Equal(conditions, in.ThreatConditions) && slices.Equal(quarantines, in.Quarantines) {
-		copied := *p.compilers[0].compile(p, in, b.v.policy, b.v.rest, b.was.Number+1, b.now)
-		return copied.complete()
+		o := p.compilers[0].compile(p, in, b.v.policy, b.v.rest, b.was.Number+1, b.now)
+		known := outcome{proofs: o.proofs} // it may have been kept back, by tests of then
+		if len(prove.Failed(o.proofs)) > 0 {
+			known.proofs = nil // they are told afterwards
+		}
+		return o.carrying(&known)
 	}
 	line := p.compilers[1]
 	if live {
@@ -137,7 +147,7 @@ func (b *build) compileTight(from *outcome, conditions []*bocage.ThreatCondition
 	in = from.input
 	in.ThreatConditions, in.Quarantines, in.Generation = conditions, quarantines, b.was.Number+1
 	started := time.Now()
-	o := &outcome{input: in, output: line.run(in), policy: from.policy, rest: from.rest, at: b.now, made: line.made}
+	o := &outcome{input: in, output: line.run(in), policy: from.policy, rest: from.rest.tightened(in), at: b.now, made: line.made}
 	o.took = time.Since(started)
 	p.counters.compiled.Add(1)
 	return o.complete()
@@ -215,6 +225,13 @@ type proving struct {
 // is a ruleset each.
 const mostProved = 2
 
+// shown are the proofs of what has a digest. They are remembered for as many as there
+// are generations, so that those that went ahead are told of when others have followed.
+type shown struct {
+	digest string
+	proofs []bocage.Proof
+}
+
 // startProving begins to prove an outcome, beside the builder.
 func (b *build) startProving(o *outcome) {
 	p := b.p
@@ -241,6 +258,8 @@ func (p *Policy) collect() {
 	case <-p.finished():
 		p.proved = append(p.proved, p.proving)
 		p.proved = p.proved[max(len(p.proved)-mostProved, 0):]
+		p.shown = append(p.shown, shown{p.proving.of.output.Digest(), p.proving.proofs})
+		p.shown = p.shown[max(len(p.shown)-keep, 0):]
 		p.proving = nil
 	default:
 	}
@@ -277,6 +296,11 @@ func (b *build) verified(ctx context.Context, o, inForce *outcome) (*outcome, er
 			return checked, nil
 		}
 		if p.proving == nil {
+			for _, done := range slices.Backward(p.proved) { // while something went ahead
+				if earlier := b.overtaken(done, o, inForce); earlier != nil {
+					return earlier, nil
+				}
+			}
 			b.startProving(o)
 		}
 		select {
@@ -286,11 +310,7 @@ func (b *build) verified(ctx context.Context, o, inForce *outcome) (*outcome, er
 			return nil, errHurry
 		case <-p.finished():
 		}
-		done := p.proving
 		p.collect()
-		if earlier := b.overtaken(done, o, inForce); earlier != nil {
-			return earlier, nil
-		}
 	}
 }
 
@@ -306,7 +326,7 @@ func (b *build) leaves(o *outcome) bool {
 func (b *build) overtaken(done *proving, o, inForce *outcome) *outcome {
 	x := done.of
 	if done.record != b.revision || b.prev == nil || x.output.Digest() == o.output.Digest() ||
-		x.policy.hash != o.policy.hash && !(done.leaves && b.leaves(o)) {
+		x.policy.hash != o.policy.hash && !(done.leaves && b.leaves(o) && done.inputs >= b.prev.inputs) {
 		return nil
 	}
 	for _, there := range []*outcome{b.prev.base, b.prev.candidate} {
@@ -346,14 +366,21 @@ func (b *build) unproved(number uint64) *bocage.Generation {
 	return nil
 }
 
+// awaitsProofs reports whether proofs of a generation that went ahead would be news.
 func awaitsProofs(g *bocage.Generation) bool {
-	return conditionOf(g.Status.Conditions, bocage.ConditionProved).Reason == reasonProving
+	reason := conditionOf(g.Status.Conditions, bocage.ConditionProved).Reason
+	return reason == reasonProving || reason == reasonReplaced
 }
 
-// reasonProving says of a generation that it is in force before its proofs.
-const reasonProving = "Proving"
+const (
+	// reasonProving says of a generation that it is in force before its proofs.
+	reasonProving = "Proving"
+	// reasonReplaced says that something else was before they were there. Another
+	// controller may have them yet.
+	reasonReplaced = "Superseded"
+)
 
-// proofsCame reports whether what is in force awaits proofs that are there now.
+// proofsCame reports whether there is news of proofs that were not there yet.
 func (b *build) proofsCame() bool {
-	return b.base != nil && b.base.proofs != nil && b.unproved(b.base.number) != nil
+	return slices.ContainsFunc(b.v.generations, func(o *object) bool { return b.late(o.resource.(*bocage.Generation)) != nil })
 }

@@ -10,6 +10,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/policytest"
 	"bocage.dev/bocage/policy/prove"
 )
 
@@ -68,6 +69,7 @@ func TestTighteningGoesAhead(t *testing.T) {
 			t.Errorf("shown before: %v", g.Status.Proofs)
 		}
 
+		b.settle()
 		// While that is being proved, something is opened, which waits, and more is closed.
 		s.apiApp.Spec.Provides[0].Port = 8081
 		b.declare(s.apiApp, condition("web", "shop/web", bocage.LevelWatch, time.Hour))
@@ -224,6 +226,7 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		spoil func(b *bench, p *Policy)
+		frees func(b *bench) // nil: it is not freed
 	}{
 		{"protect", func(_ *bench, p *Policy) {
 			p.tightens = func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
@@ -231,11 +234,15 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 				proofs[0].Holds, proofs[0].Counterexample = false, "shop/api -> shop/db is cut"
 				return proofs
 			}
-		}},
+		}, nil},
 		{"a test that blocks", func(b *bench, _ *Policy) {
 			b.declare(&bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "orders"}, Spec: bocage.PolicyTestSpec{Blocks: true,
 				Cases: []bocage.PolicyTestCase{{Name: "api reaches db", From: "shop/api", To: "shop/db", Port: 5432, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}}}})
 			b.settle()
+		}, func(b *bench) {
+			orders := get[*bocage.PolicyTest](b, "shop", "orders")
+			orders.Spec.Blocks = false
+			b.declare(orders)
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -245,12 +252,25 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 				p := b.start()
 				b.settle()
 				test.spoil(b, p)
-				b.slowly(p)
+				let := b.slowly(p)
 				b.declare(condition("db", "shop/db", bocage.LevelQuarantine, time.Hour))
 				b.settle()
 				if v, _ := b.decide(apiIP, dbIP, 5432, "h2"); v != bocage.VerdictAllow {
 					t.Errorf("in force before its proofs: %s", v)
 				}
+				if test.frees == nil {
+					return
+				}
+				close(let)
+				b.settle()
+				test.frees(b)
+				b.settle()
+				_, active := b.generations()
+				g := get[*bocage.Generation](b, "", active[0])
+				if v, _ := b.decide(apiIP, dbIP, 5432, "h2"); v != bocage.VerdictDrop {
+					t.Errorf("held back although no test blocks: %s", v)
+				}
+				b.condition(g.Status.Conditions, bocage.ConditionProved, "True", "Proved")
 			})
 		})
 	}
@@ -277,6 +297,183 @@ func TestTighteningWhileATestFails(t *testing.T) {
 		b.settle()
 		if v, c := b.decide(apiIP, dbIP, 5432, "h1", "h2"); v != bocage.VerdictDrop || c != bocage.ReasonQuarantine {
 			t.Errorf("the second condition waits: %s (%s)", v, c)
+		}
+	})
+}
+
+// TestTighteningOfBothHoldsUpNothing has each of two controllers let a condition go ahead
+// while both prove an opening: what they proved comes into force all the same.
+func TestTighteningOfBothHoldsUpNothing(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		var lets []chan<- struct{}
+		for _, slow := range []int{2, 1} { // each is slow with the condition that the other one is to see to
+			p := b.start()
+			b.settle()
+			lets = append(lets, b.slowly(p))
+			p.tightens = func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+				if len(in.ThreatConditions) == slow {
+					time.Sleep(time.Second)
+				}
+				return prove.Tightening(before, in, rs)
+			}
+		}
+		s.apiApp.Spec.Provides[0].Port = 8081
+		b.declare(s.apiApp)
+		b.settle()
+		for _, name := range []string{"one", "two"} {
+			b.declare(condition(name, "shop/web", map[string]bocage.Level{"one": bocage.LevelWatch, "two": bocage.LevelDeepen}[name], time.Hour))
+			b.wait(5 * time.Second)
+		}
+		for _, p := range b.rooms {
+			if n := p.Counters().Ahead; n == 0 {
+				t.Error("a controller let nothing go ahead")
+			}
+		}
+		for _, let := range lets {
+			let <- struct{}{}
+		}
+		b.settle()
+		if v, _ := b.decide(webIP, apiIP, 8081, "h1", "h2"); v != bocage.VerdictAllow || !b.logs(webIP, apiIP, 8081) {
+			t.Errorf("what was proved is not in force: %s", v)
+		}
+	})
+}
+
+// TestTighteningWithoutEnd has conditions come faster than they can go ahead: what
+// nobody confirms goes back all the same.
+func TestTighteningWithoutEnd(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		b.declare(rollout(bocage.RolloutSpec{ConfirmSeconds: 60}))
+		p := b.start()
+		b.settle()
+		s.apiApp.Spec.Provides[0].Port = 8081
+		b.declare(s.apiApp)
+		b.settle()
+		if v, _ := b.decide(webIP, apiIP, 8081, "h1"); v != bocage.VerdictAllow {
+			t.Fatal(v)
+		}
+		p.tightens = func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+			time.Sleep(time.Second)
+			return prove.Tightening(before, in, rs)
+		}
+		p.prove = func(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+			time.Sleep(2 * time.Second)
+			return prove.Prove(in, rs)
+		}
+		for i := range 180 {
+			b.declare(condition("web", "shop/web", bocage.LevelWatch, time.Hour+time.Duration(i)*time.Minute))
+			time.Sleep(500 * time.Millisecond)
+		}
+		if v, _ := b.decide(webIP, apiIP, 8081, "h1"); v == bocage.VerdictAllow {
+			t.Error("what nobody confirmed is still in force")
+		}
+		if !b.logs(webIP, apiIP, 8080) {
+			t.Error("the condition is not in force")
+		}
+	})
+}
+
+// TestWhatWentAheadIsKept asks, after a restart, for the generation that went ahead
+// while something else was declared.
+func TestWhatWentAheadIsKept(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		b.declare(condition("web", "shop/web", bocage.LevelWatch, time.Hour))
+		p := b.start()
+		b.settle()
+		b.slowly(p)
+		s.apiApp.Spec.Provides[0].Port = 8081
+		b.declare(s.apiApp)
+		b.settle()
+		b.declare(condition("db", "shop/db", bocage.LevelQuarantine, time.Hour), condition("web", "shop/web", bocage.LevelDeepen, 2*time.Hour))
+		b.settle()
+		_, active := b.generations()
+		g := get[*bocage.Generation](b, "", active[0])
+		if g.Status.Number < 2 {
+			t.Fatalf("nothing went ahead: %v", active)
+		}
+		b.stop()
+		p = b.start()
+		b.settle()
+		o, err := p.recall(b.ctx, g.Status.Number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.output.Digest() != g.Status.Digest || len(o.input.ThreatConditions) != 2 {
+			t.Errorf("%s is kept with %d conditions, and compiles to %s instead of %s", g.Name, len(o.input.ThreatConditions), o.output.Digest(), g.Status.Digest)
+		}
+	})
+}
+
+// TestTightenedSnapshot holds what is made of a snapshot against one from scratch.
+func TestTightenedSnapshot(t *testing.T) {
+	for _, n := range []int{3, 63, 64, 65, 5000} {
+		in := policytest.Site(n)
+		from := func(in compile.Input) *snapshot { return (&snapshot{chunks: []*chunk{{}}}).tightened(in) }
+		before := from(in)
+		in.ThreatConditions = []*bocage.ThreatCondition{condition("a", "ns0/w1", bocage.LevelWatch, time.Hour), condition("b", "ns0/w2", bocage.LevelWatch, time.Hour)}
+		more := before.tightened(in)
+		if more.hash == before.hash || more.hash != from(in).hash {
+			t.Errorf("%d workloads: two more conditions are %s, of %s, and from scratch %s", n, more.name(), before.name(), from(in).name())
+		}
+		in.ThreatConditions = []*bocage.ThreatCondition{condition("b", "ns0/w2", bocage.LevelDeepen, time.Hour)}
+		if less := more.tightened(in); less.hash == more.hash || less.hash != from(in).hash {
+			t.Errorf("%d workloads: another condition is %s", n, less.name())
+		}
+		in.ThreatConditions = nil
+		if none := more.tightened(in); none.hash != before.hash {
+			t.Errorf("%d workloads: no condition is %s, before %s", n, none.name(), before.name())
+		}
+	}
+}
+
+// TestProofsOfWhatWasReplaced tells of a generation that went ahead and was replaced
+// that there will be no proofs, or that one failed.
+func TestProofsOfWhatWasReplaced(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		b.declare(s.all()...)
+		p := b.start()
+		b.settle()
+		let := make(chan struct{})
+		stopped := make(chan struct{})
+		b.stopping = append(b.stopping, stopped)
+		p.prove = func(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
+			select {
+			case <-let:
+			case <-stopped:
+			}
+			proofs := prove.Prove(in, rs)
+			if len(in.ThreatConditions) == 1 {
+				proofs[0].Holds, proofs[0].Counterexample = false, "shop/web lost its way"
+			}
+			return proofs
+		}
+		for i, name := range []string{"a", "b", "c"} {
+			b.declare(condition(name, "shop/web", []bocage.Level{bocage.LevelWatch, bocage.LevelDeepen, bocage.LevelQuarantine}[i], time.Hour))
+			b.settle()
+		}
+		b.wantActive("g4")
+		b.condition(get[*bocage.Generation](b, "", "g2").Status.Conditions, bocage.ConditionProved, "Unknown", reasonProving)
+		b.condition(get[*bocage.Generation](b, "", "g3").Status.Conditions, bocage.ConditionProved, "Unknown", reasonReplaced)
+		let <- struct{}{}
+		b.settle()
+		b.condition(get[*bocage.Generation](b, "", "g2").Status.Conditions, bocage.ConditionProved, "False", "ProofFailed")
+		if !slices.ContainsFunc(b.events(), func(e *bocage.ObjectEvent) bool {
+			return e.Reason == "ProofFailed" && e.InvolvedObject.Name == "g2" && strings.Contains(e.Message, "replaced since")
+		}) {
+			t.Errorf("told: %v", b.events())
+		}
+		let <- struct{}{}
+		b.settle()
+		b.condition(get[*bocage.Generation](b, "", "g4").Status.Conditions, bocage.ConditionProved, "True", "Proved")
+		if c := p.Counters(); c.Refuted != 1 {
+			t.Errorf("counted: %+v", c)
 		}
 	})
 }

@@ -70,6 +70,15 @@ func (o *outcome) complete() *outcome {
 	return o
 }
 
+// carrying returns the outcome with what was shown and tested of another one, and
+// nothing of its own: it is not kept back.
+func (o *outcome) carrying(from *outcome) *outcome {
+	copied := *o
+	copied.proofs, copied.early, copied.tests, copied.testsOf = from.proofs, from.early, from.tests, from.testsOf
+	copied.blocked, copied.lacks = "", false
+	return copied.complete()
+}
+
 // numbered returns the outcome under another number.
 func (o *outcome) numbered(number uint64) *outcome {
 	if o.number == number {

@@ -128,6 +128,8 @@ type Policy struct {
 	swept     bool
 	proving   *proving      // what is being proved
 	proved    []*proving    // what was proved last
+	shown     []shown       // of those and more, what it came to
+	wentAhead bool          // in the last turn, something that tightens did
 	built     chan struct{} // holds a token when a build is over
 }
 

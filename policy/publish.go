@@ -79,24 +79,40 @@ func (b *build) write(ctx context.Context) error {
 	return nil
 }
 
-// late returns what was proved of a generation that went ahead of its proofs, as far as
-// that is known now; nil if there is nothing new to say of it.
-func (b *build) late(g *bocage.Generation) *outcome {
+// lateProofs are what is said of a generation that went ahead of its proofs.
+type lateProofs struct {
+	number uint64
+	proofs []bocage.Proof // nil: there will be none, since it was replaced before
+}
+
+// condition is what they make of the generation's condition Proved.
+func (l *lateProofs) condition(now time.Time) bocage.Condition {
+	c := provedCondition(&outcome{proofs: l.proofs, at: now}, 1)
+	if l.proofs == nil {
+		c.Reason, c.Message = reasonReplaced, "it only tightened what was in force before, and was replaced before all statements about it were proved"
+	}
+	return c
+}
+
+// late returns what is new to be said of the proofs of a generation; nil if nothing is.
+func (b *build) late(g *bocage.Generation) *lateProofs {
 	if !awaitsProofs(g) {
 		return nil
 	}
-	if b.base != nil && b.base.number == g.Status.Number {
-		if b.base.proofs == nil {
-			return nil
-		}
-		return b.base
+	number, digest, p := g.Status.Number, g.Status.Digest, b.p
+	if b.base != nil && b.base.number == number && b.base.proofs != nil {
+		return &lateProofs{number, b.base.proofs}
 	}
-	for _, w := range b.p.proved {
-		if w.of.output.Digest() == g.Status.Digest {
-			copied := *w.of
-			copied.proofs = w.proofs
-			return &copied
-		}
+	if i := slices.IndexFunc(p.shown, func(s shown) bool { return s.digest == digest && s.proofs != nil }); i >= 0 {
+		return &lateProofs{number, p.shown[i].proofs}
+	}
+	switch {
+	case conditionOf(g.Status.Conditions, bocage.ConditionProved).Reason == reasonReplaced:
+	case number == b.next.Base.Number:
+	case b.next.Candidate != nil && number == b.next.Candidate.Number:
+	case p.proving != nil && p.proving.of.output.Digest() == digest:
+	default:
+		return &lateProofs{number: number}
 	}
 	return nil
 }
@@ -104,8 +120,8 @@ func (b *build) late(g *bocage.Generation) *outcome {
 // told counts, logs and notifies.
 func (b *build) told(ctx context.Context) {
 	p := b.p
-	if b.proofsCame() {
-		b.tellProofs(ctx)
+	for _, l := range b.came {
+		b.tellProofs(ctx, l)
 	}
 	if b.next.Base.Number != b.was.Base.Number {
 		p.counters.published.Add(1)
@@ -125,21 +141,27 @@ func (b *build) told(ctx context.Context) {
 	p.notify(b.next.Number)
 }
 
-// tellProofs says what the proofs of the generation in force came to, which went ahead
-// of them. It stays in force if one failed: what it only tightens would be opened.
-func (b *build) tellProofs(ctx context.Context) {
-	p, failed := b.p, prove.Failed(b.base.proofs)
-	number := slog.Uint64("generation", b.base.number)
-	if len(failed) == 0 {
-		p.logger.InfoContext(ctx, "generation proved", number, slog.Int("statements", len(b.base.proofs)))
+// tellProofs says what the proofs of a generation came to that went ahead of them. It
+// stays in force if one failed: what it only tightens would be opened.
+func (b *build) tellProofs(ctx context.Context, l *lateProofs) {
+	p, failed := b.p, prove.Failed(l.proofs)
+	number := slog.Uint64("generation", l.number)
+	switch {
+	case l.proofs == nil:
+		return
+	case len(failed) == 0:
+		p.logger.InfoContext(ctx, "generation proved", number, slog.Int("statements", len(l.proofs)))
 		return
 	}
 	p.counters.refuted.Add(1)
 	f := failed[0]
-	p.logger.ErrorContext(ctx, "proof of what is in force failed", number, slog.String("statement", f.Statement), slog.String("by", f.By.String()), slog.String("counterexample", f.Counterexample))
-	p.notices.tell("Generation", "", generationName(b.base.number), "ProofFailed",
-		fmt.Sprintf("generation %d only tightens what was in force before, and stays in force, but a proof of it failed: %s (%s), yet: %s. Change what is declared, or end the threat conditions that it follows from",
-			b.base.number, f.Statement, f.By, f.Counterexample), true)
+	p.logger.ErrorContext(ctx, "proof of what went ahead failed", number, slog.String("statement", f.Statement), slog.String("by", f.By.String()), slog.String("counterexample", f.Counterexample))
+	stands, act := "only tightens what was in force before, and stays in force", ". Change what is declared, or end the threat conditions that it follows from"
+	if c := b.next.Candidate; l.number != b.next.Base.Number && (c == nil || l.number != c.Number) {
+		stands, act = "only tightened what was in force before, and was replaced since", ""
+	}
+	p.notices.tell("Generation", "", generationName(l.number), "ProofFailed",
+		fmt.Sprintf("generation %d %s, but a proof of it failed: %s (%s), yet: %s%s", l.number, stands, f.Statement, f.By, f.Counterexample, act), true)
 }
 
 // moved counts the hosts that get something new.
@@ -261,8 +283,11 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 		g := *old
 		g.Status.Conditions = slices.Clone(g.Status.Conditions)
 		if proved != nil {
-			g.Status.Proofs = proved.proofs
-			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, provedCondition(proved, 1))
+			if proved.proofs != nil {
+				g.Status.Proofs = proved.proofs
+			}
+			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, proved.condition(b.now))
+			b.came = append(b.came, proved)
 		}
 		g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = stage, active, confirmBy
 		value, err := store.EncodeObject(kind, &g)

@@ -130,6 +130,61 @@ func (b *buckets) snapshot() *snapshot {
 	return s
 }
 
+// tightened returns the snapshot with the threat conditions and quarantines of an
+// input that has everything else that is in it, and no more.
+func (s *snapshot) tightened(in compile.Input) *snapshot {
+	b, left := s.buckets(in), map[string]bool{}
+	for i := range b.list {
+		for key, o := range b.list[i].objects {
+			left[key] = tightens(o.kind)
+		}
+	}
+	each(in, func(name string, resource bocage.Resource) {
+		kind, _ := bocage.KindNamed(name)
+		if !tightens(kind) {
+			return
+		}
+		key := kind.Key(resource.Meta().Namespace, resource.Meta().Name)
+		left[key] = false
+		if was := b.of(key).objects[key]; was == nil || was.input != resource {
+			b.note(key, &object{key: key, kind: kind, resource: resource, input: resource, print: fingerprint(resource)})
+		}
+	})
+	for key, gone := range left {
+		if gone {
+			b.note(key, nil)
+		}
+	}
+	return b.snapshot()
+}
+
+// buckets returns what is in the snapshot, with its chunks, to be changed. Of one of
+// which only the names of the chunks are known, that is made of an input that has it.
+func (s *snapshot) buckets(in compile.Input) *buckets {
+	b := newBuckets()
+	for _, c := range s.chunks {
+		if c.objects == nil {
+			each(in, func(name string, resource bocage.Resource) {
+				if kind, _ := bocage.KindNamed(name); !isPolicy(name) {
+					key := kind.Key(resource.Meta().Namespace, resource.Meta().Name)
+					b.note(key, &object{key: key, kind: kind, resource: resource, input: resource, print: fingerprint(resource)})
+				}
+			})
+			return b
+		}
+		b.count += len(c.objects)
+	}
+	b.list = make([]bucket, spread(b.count))
+	for _, c := range s.chunks {
+		at := b.of(c.objects[0].key)
+		at.objects, at.chunk = make(map[string]*object, len(c.objects)), c
+		for _, o := range c.objects {
+			at.objects[o.key] = o
+		}
+	}
+	return b
+}
+
 func newChunk(objects map[string]*object) *chunk {
 	c := &chunk{objects: make([]*object, 0, len(objects))}
 	for _, key := range slices.Sorted(maps.Keys(objects)) {
