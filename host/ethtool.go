@@ -28,16 +28,12 @@ const (
 // checksums filled in. Whoever reads packets behind it sees no super-frame.
 func DisableOffloads(namespace, link string) error {
 	err := In(namespace, func() error {
-		socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		f, err := openFeatures(link)
 		if err != nil {
 			return err
 		}
-		defer unix.Close(socket)
-		names, err := featureNames(socket, link)
-		if err != nil {
-			return err
-		}
-		return clearFeatures(socket, link, names, isOffload)
+		defer f.close()
+		return f.set(isOffload, false)
 	})
 	if err != nil {
 		return fmt.Errorf("disable offloads of %s in namespace %q: %w", link, namespace, err)
@@ -53,6 +49,28 @@ func isOffload(feature string) bool {
 		strings.Contains(feature, "scatter-gather") || strings.HasPrefix(feature, "tx-gso-") ||
 		strings.HasPrefix(feature, "rx-gro") || feature == "rx-lro"
 }
+
+// features are those of a link, in the namespace of the thread that opened them.
+type features struct {
+	socket int
+	link   string
+	names  []string // by bit number
+}
+
+func openFeatures(link string) (*features, error) {
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	names, err := featureNames(socket, link)
+	if err != nil {
+		unix.Close(socket)
+		return nil, err
+	}
+	return &features{socket, link, names}, nil
+}
+
+func (f *features) close() { unix.Close(f.socket) }
 
 // featureNames lists the names of the link's features by bit number.
 func featureNames(socket int, link string) ([]string, error) {
@@ -83,19 +101,15 @@ func featureNames(socket int, link string) ([]string, error) {
 	return names, nil
 }
 
-// clearFeatures switches off those that are chosen. The kernel leaves out what
-// the link cannot change: a veth changes all of them.
-func clearFeatures(socket int, link string, names []string, chosen func(string) bool) error {
-	return setFeatures(socket, link, names, chosen, false)
-}
-
-func setFeatures(socket int, link string, names []string, chosen func(string) bool, on bool) error {
+// set switches those that are chosen. The kernel leaves out what the link cannot
+// change: a veth changes all of them.
+func (f *features) set(chosen func(string) bool, on bool) error {
 	// struct ethtool_sfeatures: cmd, size, then pairs of valid and requested.
-	blocks := (len(names) + 31) / 32
+	blocks := (len(f.names) + 31) / 32
 	request := make([]byte, 4+4+8*blocks)
 	binary.NativeEndian.PutUint32(request, ethtoolSetFeatures)
 	binary.NativeEndian.PutUint32(request[4:], uint32(blocks))
-	for i, name := range names {
+	for i, name := range f.names {
 		if !chosen(name) {
 			continue
 		}
@@ -105,7 +119,7 @@ func setFeatures(socket int, link string, names []string, chosen func(string) bo
 			binary.NativeEndian.PutUint32(pair[4:], binary.NativeEndian.Uint32(pair[4:])|1<<(i%32))
 		}
 	}
-	return ethtool(socket, link, request)
+	return ethtool(f.socket, f.link, request)
 }
 
 // HasFeature says whether a feature of a link is on, by the name that the kernel gives
@@ -118,16 +132,12 @@ func HasFeature(link, feature string) (on bool, err error) {
 }
 
 func hasFeature(link, feature string) (bool, error) {
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	f, err := openFeatures(link)
 	if err != nil {
 		return false, err
 	}
-	defer unix.Close(socket)
-	names, err := featureNames(socket, link)
-	if err != nil {
-		return false, err
-	}
-	active, err := activeFeatures(socket, link, names, false)
+	defer f.close()
+	active, err := f.active(false)
 	return slices.Contains(active, feature), err
 }
 
@@ -142,24 +152,20 @@ func SetFeature(link, feature string, on bool) (changed bool, err error) {
 }
 
 func setFeature(link, feature string, on bool) (bool, error) {
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	f, err := openFeatures(link)
 	if err != nil {
 		return false, err
 	}
-	defer unix.Close(socket)
-	names, err := featureNames(socket, link)
-	if err != nil {
-		return false, err
-	}
+	defer f.close()
 	is := func(name string) bool { return name == feature }
-	active, err := activeFeatures(socket, link, names, false)
+	active, err := f.active(false)
 	if err != nil || slices.ContainsFunc(active, is) == on {
 		return false, err
 	}
-	if err := setFeatures(socket, link, names, is, on); err != nil {
+	if err := f.set(is, on); err != nil {
 		return false, err
 	}
-	if active, err = activeFeatures(socket, link, names, false); err != nil {
+	if active, err = f.active(false); err != nil {
 		return true, err
 	}
 	if slices.ContainsFunc(active, is) != on {
@@ -203,35 +209,31 @@ func Offloads(link string) ([]string, error) {
 }
 
 func offloads(link string) ([]string, error) {
-	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	f, err := openFeatures(link)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(socket)
-	names, err := featureNames(socket, link)
-	if err != nil {
-		return nil, err
-	}
-	active, err := activeFeatures(socket, link, names, true)
+	defer f.close()
+	active, err := f.active(true)
 	if err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(active, func(name string) bool { return !isOffload(name) }), nil
 }
 
-// activeFeatures lists those that are on, maybe only such as can be switched.
-func activeFeatures(socket int, link string, names []string, switchable bool) ([]string, error) {
+// active lists those that are on, maybe only such as can be switched.
+func (f *features) active(switchable bool) ([]string, error) {
 	// struct ethtool_gfeatures: cmd, size, then available, requested, active and
 	// never changed, 32 features at a time.
-	blocks := (len(names) + 31) / 32
+	blocks := (len(f.names) + 31) / 32
 	reply := make([]byte, 4+4+16*blocks)
 	binary.NativeEndian.PutUint32(reply, ethtoolGetFeatures)
 	binary.NativeEndian.PutUint32(reply[4:], uint32(blocks))
-	if err := ethtool(socket, link, reply); err != nil {
+	if err := ethtool(f.socket, f.link, reply); err != nil {
 		return nil, err
 	}
 	var on []string
-	for i, name := range names {
+	for i, name := range f.names {
 		block := reply[8+16*(i/32):]
 		available, active := binary.NativeEndian.Uint32(block), binary.NativeEndian.Uint32(block[8:])
 		if active&(1<<(i%32)) != 0 && (!switchable || available&(1<<(i%32)) != 0) {
