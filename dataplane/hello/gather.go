@@ -66,9 +66,6 @@ func (g *Gatherer) Add(flow *bocage.FlowEvent, place int, piece []byte, now time
 	if place < 0 || place >= MostBytes {
 		return Hello{}, false, false
 	}
-	if g.flows == nil {
-		g.flows = map[key]*gathered{}
-	}
 	piece = piece[:min(len(piece), MostBytes-place)]
 	k := keyOf(flow)
 	f := g.flows[k]
@@ -78,9 +75,7 @@ func (g *Gatherer) Add(flow *bocage.FlowEvent, place int, piece []byte, now time
 		f = nil
 	}
 	if f == nil {
-		f = &gathered{since: now}
-		g.flows[k] = f
-		g.order = append(g.order, arrival{k, now})
+		f = g.begin(k, now)
 		g.tidy(now)
 	}
 	if f.vain || f.over && f.repeats(place, piece) {
@@ -102,9 +97,6 @@ func (g *Gatherer) Add(flow *bocage.FlowEvent, place int, piece []byte, now time
 // Doubt says that what the client of a flow says cannot be known. It returns whether
 // that is news.
 func (g *Gatherer) Doubt(flow *bocage.FlowEvent, now time.Time) bool {
-	if g.flows == nil {
-		g.flows = map[key]*gathered{}
-	}
 	k := keyOf(flow)
 	f := g.flows[k]
 	if f != nil && f.over && (now.Sub(f.since) > patience || flow.Packets < f.packets) { // ports are used again
@@ -112,15 +104,24 @@ func (g *Gatherer) Doubt(flow *bocage.FlowEvent, now time.Time) bool {
 		f = nil
 	}
 	if f == nil {
-		f = &gathered{since: now}
-		g.flows[k] = f
-		g.order = append(g.order, arrival{k, now})
+		f = g.begin(k, now)
 	}
 	news := !f.vain
 	f.packets = max(f.packets, flow.Packets)
 	f.drop(&g.held)
 	g.tidy(now)
 	return news
+}
+
+// begin makes the row of a flow that is heard of for the first time.
+func (g *Gatherer) begin(k key, now time.Time) *gathered {
+	if g.flows == nil {
+		g.flows = map[key]*gathered{}
+	}
+	f := &gathered{since: now}
+	g.flows[k] = f
+	g.order = append(g.order, arrival{k, now})
+	return f
 }
 
 // put writes a piece where it belongs; false if other bytes were there.
