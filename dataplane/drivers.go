@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"syscall"
 
@@ -146,6 +147,9 @@ func (d *Dataplane) repairDrivers(w Wire) (done []string, err error) {
 	}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
 		did, err := d.bareTags(ifindex)
+		if errors.Is(err, fs.ErrNotExist) {
+			return done, nil // it went this moment
+		}
 		if err != nil {
 			_, stopped := d.stopDrivers(w)
 			return done, errors.Join(err, stopped)
@@ -277,7 +281,7 @@ func stripTags(ifindex uint32, bared uint8) error {
 		if bared&s.flag == 0 {
 			continue
 		}
-		if _, err := host.SetFeature(l.Attrs().Name, s.feature, true); err != nil && !errors.Is(err, unix.ENODEV) {
+		if _, err := host.SetFeature(l.Attrs().Name, s.feature, true); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may go this moment
 			return fmt.Errorf("have %s take VLAN tags off frames again: %w", l.Attrs().Name, err)
 		}
 	}

@@ -366,6 +366,33 @@ func TestRootWireSettingsMoveAlong(t *testing.T) {
 	}
 }
 
+// An interface that goes while its settings are taken back has gone with all of them.
+func TestRootStripTagsOfWhatGoes(t *testing.T) {
+	t.Parallel()
+	namespace := hosttest.Namespace(t)
+	for i := range 60 {
+		must(t, host.CreateVeth(host.Veth{Name: "going", Namespace: namespace, Peer: "gone"}))
+		link, err := host.LinkNamed(namespace, "going")
+		must(t, err)
+		must(t, host.In(namespace, func() error {
+			_, err := host.SetFeature("going", strippers[0].feature, false)
+			return err
+		}))
+		deleted := make(chan error)
+		go func() {
+			time.Sleep(time.Duration(i) * 20 * time.Microsecond) // to meet every step in turn
+			deleted <- host.DeleteLink(namespace, "going")
+		}()
+		must(t, host.In(namespace, func() (err error) {
+			for err == nil && interfaceNameOf(link.Index) == "going" {
+				err = stripTags(link.Index, strippers[0].flag)
+			}
+			return err
+		}))
+		must(t, <-deleted)
+	}
+}
+
 // driverBench runs a driver's program over frames, and the stack's over those that it
 // hands up.
 type driverBench struct{ *wireBench }

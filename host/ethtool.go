@@ -124,6 +124,7 @@ func (f *features) set(chosen func(string) bool, on bool) error {
 
 // HasFeature says whether a feature of a link is on, by the name that the kernel gives
 // it, in the calling thread's namespace. A link that has no such feature has it off.
+// The error wraps [fs.ErrNotExist] if there is no such link.
 func HasFeature(link, feature string) (on bool, err error) {
 	if on, err = hasFeature(link, feature); err != nil {
 		return false, fmt.Errorf("read feature %s of %s: %w", feature, link, err)
@@ -143,7 +144,8 @@ func hasFeature(link, feature string) (bool, error) {
 
 // SetFeature switches a feature of a link, by the name that the kernel gives it, in the
 // calling thread's namespace. It reports whether that was necessary; a link that has
-// no such feature has it switched off.
+// no such feature has it switched off. The error wraps [fs.ErrNotExist] if there is no
+// such link, or none any more.
 func SetFeature(link, feature string, on bool) (changed bool, err error) {
 	if changed, err = setFeature(link, feature, on); err != nil {
 		return changed, fmt.Errorf("switch feature %s of %s: %w", feature, link, err)
