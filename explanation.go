@@ -1,16 +1,28 @@
 package bocage
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Explanation answers why a flow gets its verdict, down to the object and the
 // field, and what the smallest change would be.
 type Explanation struct {
-	Flow        Flow    `json:"flow"`
-	Source      Peer    `json:"sourcePeer"`
-	Destination Peer    `json:"destinationPeer"`
-	Generation  uint64  `json:"generation"`
-	Verdict     Verdict `json:"verdict"`
-	Reason      Reason  `json:"reason"`
+	Flow        Flow   `json:"flow"`
+	Source      Peer   `json:"sourcePeer"`
+	Destination Peer   `json:"destinationPeer"`
+	Generation  uint64 `json:"generation"`
+	// Name is the DNS name by which the source knows the destination; of a recorded
+	// flow, the pattern by which it was open. Empty: by none.
+	Name DomainName `json:"name,omitempty"`
+	// Anywhere says that the destination is wherever the name is, and its address one
+	// that stands for all of which nothing narrower than everything outside is declared.
+	Anywhere bool `json:"anywhere,omitempty"`
+	// Elsewhere is what the same flow gets where more is declared of the address, and
+	// where the source does not know it by the name: as far as that is something else.
+	Elsewhere []Elsewhere `json:"elsewhere,omitempty"`
+	Verdict   Verdict     `json:"verdict"`
+	Reason    Reason      `json:"reason"`
 	// Decider is the object and field that decided.
 	Decider Ref `json:"decider"`
 	// Layers lists what each author said: contracts, grants, the tiers of
@@ -21,6 +33,18 @@ type Explanation struct {
 	Duties []Duty `json:"duties,omitempty"`
 	// Missing is the smallest change that would turn the verdict, if one exists.
 	Missing string `json:"missing,omitempty"`
+}
+
+// Elsewhere is what a flow gets that has a name for its destination, at some of the
+// addresses which that may have.
+type Elsewhere struct {
+	// Addresses are those outside that have the name then, More how many prefixes are
+	// left out. None: any that the source does not know by the name.
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	More      int            `json:"more,omitempty"`
+	Verdict   Verdict        `json:"verdict"`
+	Reason    Reason         `json:"reason"`
+	Decider   Ref            `json:"decider"`
 }
 
 // Layer is one author's say.

@@ -122,3 +122,14 @@ func NamesMayMean(a netip.Addr) bool {
 	}
 	return true
 }
+
+// NeverNamed lists the prefixes of the addresses that no name stands for: those of which
+// NamesMayMean says no.
+func NeverNamed() []netip.Prefix {
+	four := func(a, b byte, bits int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b}), bits) }
+	six := func(a, b byte, bits int) netip.Prefix {
+		return netip.PrefixFrom(netip.AddrFrom16([16]byte{a, b}), bits)
+	}
+	return []netip.Prefix{four(0, 0, 8), four(127, 0, 8), four(169, 254, 16), four(224, 0, 3),
+		six(0, 0, 128), netip.PrefixFrom(netip.IPv6Loopback(), 128), six(0xfe, 0x80, 10), six(0xff, 0, 8)}
+}

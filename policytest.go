@@ -27,7 +27,9 @@ type PolicyTestSpec struct {
 // expected of it.
 type PolicyTestCase struct {
 	Name string `json:"name,omitempty"`
-	// From and To are "namespace/name" of a workload or an address.
+	// From and To are "namespace/name" of a workload or an address. To may be a DNS
+	// name: some address outside that it has, of which nothing narrower than everything
+	// outside is declared.
 	From string `json:"from,omitempty"`
 	To   string `json:"to,omitempty"`
 	// FromAll and ToAll pick ends by namespace, label or address instead: the
@@ -93,7 +95,16 @@ func (c PolicyTestCase) validate() Faults {
 		case end.all != nil:
 			faults = append(faults, end.all.Validate().Under(end.field+"All")...)
 		case !IsWorkloadName(end.name):
-			if _, err := netip.ParseAddr(end.name); err != nil {
+			_, err := netip.ParseAddr(end.name)
+			if name, wrong := ParseDomainName(end.name); err != nil && wrong == nil && end.field == "to" {
+				if _, pattern := name.Wildcard(); pattern {
+					faults.Add(end.field, "%s is a pattern of names: name one of them", name)
+				}
+				continue
+			}
+			if err != nil && end.field == "to" {
+				faults.Add(end.field, "%q is neither namespace/name of a workload, nor an address, nor a DNS name", end.name)
+			} else if err != nil {
 				faults.Add(end.field, "%q is neither namespace/name of a workload nor an address", end.name)
 			}
 		}

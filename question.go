@@ -9,7 +9,11 @@ import (
 // workload or an address.
 type ExplainQuery struct {
 	From string `json:"from"`
-	To   string `json:"to"`
+	// To may be a DNS name, too: some address outside that it has, of which nothing
+	// narrower than everything outside is declared.
+	To string `json:"to"`
+	// Name is a DNS name that the DNS told the source the address To has.
+	Name string `json:"name,omitempty"`
 	// Port is the destination port; 0 for protocols without ports.
 	Port     uint16   `json:"port,omitempty"`
 	Protocol Protocol `json:"protocol"`

@@ -174,13 +174,13 @@ func namespaceOf(end string) string {
 }
 
 func readExplain(query url.Values) (bocage.ExplainQuery, error) {
-	q := bocage.ExplainQuery{From: query.Get("from"), To: query.Get("to"), Protocol: bocage.ProtocolTCP}
+	q := bocage.ExplainQuery{From: query.Get("from"), To: query.Get("to"), Name: query.Get("name"), Protocol: bocage.ProtocolTCP}
 	var faults bocage.Faults
 	if q.From == "" {
 		faults.Add("from", "is missing: name a workload (namespace/name) or an address")
 	}
 	if q.To == "" {
-		faults.Add("to", "is missing: name a workload (namespace/name) or an address")
+		faults.Add("to", "is missing: name a workload (namespace/name), an address or a DNS name")
 	}
 	readParameter(&faults, query, "port", &q.Port, parsePort)
 	readParameter(&faults, query, "protocol", &q.Protocol, bocage.ParseProtocol)

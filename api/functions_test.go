@@ -22,7 +22,7 @@ func answers() Functions {
 			if q.From == "nobody/x" {
 				return bocage.Explanation{}, bocage.Faults{{Field: "from", Message: "there is no workload nobody/x"}}
 			}
-			return bocage.Explanation{Generation: 7, Missing: fmt.Sprintf("%s>%s:%d/%s", q.From, q.To, q.Port, q.Protocol)}, nil
+			return bocage.Explanation{Generation: 7, Name: bocage.DomainName(q.Name), Missing: fmt.Sprintf("%s>%s:%d/%s", q.From, q.To, q.Port, q.Protocol)}, nil
 		},
 		Flows: func(ctx context.Context, q bocage.FlowsQuery, each func(bocage.FlowRecord) error) error {
 			for _, ends := range [][2]string{{"shop/web", "bank/api"}, {"bank/a", "bank/b"}, {"bank/x", "shop/api"}} {
@@ -94,8 +94,8 @@ func TestFunctions(t *testing.T) {
 	ctx := t.Context()
 	admin := b.as(t, RoleAdmin)
 
-	explanation, err := admin.Explain(ctx, bocage.ExplainQuery{From: "shop/web", To: "10.0.0.1", Port: 80, Protocol: bocage.ProtocolUDP})
-	if err != nil || explanation.Missing != "shop/web>10.0.0.1:80/UDP" {
+	explanation, err := admin.Explain(ctx, bocage.ExplainQuery{From: "shop/web", To: "10.0.0.1", Name: "api.example.com", Port: 80, Protocol: bocage.ProtocolUDP})
+	if err != nil || explanation.Missing != "shop/web>10.0.0.1:80/UDP" || explanation.Name != "api.example.com" {
 		t.Error(explanation.Missing, err)
 	}
 	_, err = admin.Explain(ctx, bocage.ExplainQuery{From: "nobody/x", To: "a/b"})

@@ -45,27 +45,80 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 	case forgotten && !known:
 		return bocage.Explanation{}, fmt.Errorf("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
 	}
-	f, err := o.flow(q)
+	asked, err := o.asked(q)
 	if err != nil {
 		return bocage.Explanation{}, err
 	}
-	e := o.explain(f)
+	e := o.explain(asked)
+	if pattern, by := o.patternOf(recorded, e); known && by {
+		asked.name = pattern // nobody keeps which name it was
+		e = o.explain(asked)
+	}
 	if known {
 		tell(&e, recorded, forgotten, q.Generation)
 	}
 	return e, nil
 }
 
+// asked is a flow that somebody asks about.
+type asked struct {
+	flow     bocage.Flow
+	name     bocage.DomainName // by which the source knows the destination; empty: by none
+	anywhere bool              // the destination stands for wherever the name is
+}
+
 // explain explains a flow at its own moment. What is compiled holds until
 // something begins or ends; for another moment the same objects are compiled anew.
-func (o *outcome) explain(f bocage.Flow) bocage.Explanation {
-	expires := o.output.Expires
-	if !f.At.Before(o.input.Now) && (expires.IsZero() || f.At.Before(expires)) {
-		return o.judge().Explain(o.output.Ruleset(), f)
+func (o *outcome) explain(q asked) bocage.Explanation {
+	f, expires := q.flow, o.output.Expires
+	rs, judge, simulator := o.output.Ruleset(), o.judge, o.simulator
+	if f.At.Before(o.input.Now) || !expires.IsZero() && !f.At.Before(expires) {
+		in := o.input
+		in.Now, in.Generation = f.At, o.number
+		rs = compile.Compile(in).Ruleset()
+		judge = func() *explain.Judge { return explain.NewJudge(in) }
+		simulator = func() *simulate.Simulator { return simulate.New(in, rs) }
 	}
-	in := o.input
-	in.Now, in.Generation = f.At, o.number
-	return explain.NewJudge(in).Explain(compile.Compile(in).Ruleset(), f)
+	if q.name == "" {
+		return judge().Explain(rs, f)
+	}
+	j := judge()
+	if q.anywhere {
+		j = j.Somewhere(f.Destination, q.name)
+	}
+	e := j.ExplainNamed(rs, f, q.name)
+	e.Elsewhere = simulator().Elsewhere(f, q.name, q.anywhere)
+	return e
+}
+
+// patternOf finds the pattern of names by which a recorded flow was open: that to which
+// a rule leads for it with the recorded decision, or with one that gives way to it.
+func (o *outcome) patternOf(recorded bocage.Decision, e bocage.Explanation) (bocage.DomainName, bool) {
+	if recorded.ID == 0 || e.Name != "" || e.Reason.Decision == recorded.ID || e.Destination.Workload != "" {
+		return "", false
+	}
+	rs := o.output.Ruleset()
+	names := make(map[bocage.Group]bocage.DomainName, len(rs.Names))
+	for _, n := range rs.Names {
+		names[n.Group] = n.Name
+	}
+	for _, r := range rs.Rules {
+		name, is := names[r.To]
+		if !is || r.From != e.Source.Group || r.Protocol != e.Flow.Protocol || !r.Ports.Contains(e.Flow.DestinationPort) {
+			continue
+		}
+		for id, hops := r.Decision, 0; hops <= bocage.MostSuccessors; hops++ {
+			if id == recorded.ID {
+				return name, true
+			}
+			d, ok := rs.Decision(id)
+			if !ok || d.Until.IsZero() {
+				break
+			}
+			id = d.Then
+		}
+	}
+	return "", false
 }
 
 // tell has an explanation say what a recorded event was decided by. Where that is
@@ -97,7 +150,31 @@ func (p *Policy) inForce() *outcome {
 	return p.current.Load()
 }
 
-// flow turns names into addresses.
+// asked understands a question.
+func (o *outcome) asked(q bocage.ExplainQuery) (asked, error) {
+	simulator := o.simulator()
+	_, name, err := simulator.Destination(q.To)
+	if err != nil {
+		return asked{}, fmt.Errorf("to: %w", err)
+	}
+	a := asked{name: name, anywhere: name != ""}
+	if q.Name != "" {
+		if a.anywhere {
+			return asked{}, fmt.Errorf("to: %s is a name, so that it needs no other: give the address that has the name %s, or the name alone", q.To, q.Name)
+		}
+		if a.name, err = bocage.ParseDomainName(q.Name); err != nil {
+			return asked{}, fmt.Errorf("name: %w", err)
+		}
+		if _, pattern := a.name.Wildcard(); pattern {
+			return asked{}, fmt.Errorf("name: %s is a pattern of names: name one of them", a.name)
+		}
+	}
+	a.flow, err = o.flow(q)
+	return a, err
+}
+
+// flow turns names into addresses; of a DNS name, into one that stands for wherever it
+// is.
 func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	f := bocage.Flow{DestinationPort: q.Port, Protocol: q.Protocol, At: q.At}
 	if f.At.IsZero() {
@@ -114,7 +191,7 @@ func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	if err != nil {
 		return f, fmt.Errorf("from: %w", err)
 	}
-	destinations, err := simulator.Resolve(q.To)
+	destinations, _, err := simulator.Destination(q.To)
 	if err != nil {
 		return f, fmt.Errorf("to: %w", err)
 	}

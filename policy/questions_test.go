@@ -3,6 +3,9 @@ package policy
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,6 +83,63 @@ func TestExplainWhatWas(t *testing.T) {
 		q.At = time.Now().Add(2 * time.Hour)
 		if e := explainAs(0, 0); e.Verdict != bocage.VerdictAllow || layer(e, explain.LayerQuarantine) != "neither end is cut off" || layer(e, explain.LayerCheck) != "" {
 			t.Errorf("in two hours: %s, %v", e.Verdict, e.Layers)
+		}
+	})
+}
+
+// TestExplainNames asks about a name, about an address by a name, and for a recorded flow
+// that a name opened.
+func TestExplainNames(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s := newShop()
+		s.webApp.Spec.Consumes = append(s.webApp.Spec.Consumes, bocage.Consume{External: bocage.External{Name: "*.example.com"}, Port: 443})
+		s.guardrail.Spec.Match = bocage.CellMatch{}
+		s.guardrail.Spec.Never = []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}}
+		b.declare(s.all()...)
+		p := b.start()
+		b.settle()
+		const byName = "Application shop/web spec.consumes[1] (shop.yaml:web)"
+		named := bocage.DecisionID(0)
+		for _, test := range []struct {
+			to, name string
+			verdict  bocage.Verdict
+			decider  string
+			known    bocage.DomainName // by which it is explained
+			others   []string          // of elsewhere
+		}{
+			{"api.example.com", "", bocage.VerdictAllow, byName, "api.example.com", []string{" Default deny", "198.51.100.0/24 Guardrail pci spec.never[0]"}},
+			{"API.Example.com.", "", bocage.VerdictAllow, byName, "api.example.com", []string{" Default deny", "198.51.100.0/24 Guardrail pci spec.never[0]"}},
+			{"example.com", "", bocage.VerdictDrop, "Default deny", "example.com", []string{"198.51.100.0/24 Guardrail pci spec.never[0]"}},
+			{"203.0.113.5", "api.example.com", bocage.VerdictAllow, byName, "api.example.com", []string{" Default deny"}},
+			{"198.51.100.5", "api.example.com", bocage.VerdictDrop, "Guardrail pci spec.never[0]", "api.example.com", nil},
+			{"203.0.113.5", "", bocage.VerdictDrop, "Default deny", "", nil},
+			{"shop/db", "api.example.com", bocage.VerdictDrop, "Default deny", "api.example.com", nil},
+		} {
+			e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/web", To: test.to, Name: test.name, Port: 443, Protocol: bocage.ProtocolTCP})
+			if err != nil {
+				t.Fatalf("%+v: %v", test, err)
+			}
+			var others []string
+			for _, o := range e.Elsewhere {
+				others = append(others, strings.Trim(fmt.Sprint(o.Addresses), "[]")+" "+o.Decider.String())
+			}
+			if e.Verdict != test.verdict || e.Decider.String() != test.decider || e.Name != test.known || !slices.Equal(others, test.others) || layer(e, explain.LayerCheck) != "" {
+				t.Errorf("%s as %q: %s by %s as %q, elsewhere %q; %v", test.to, test.name, e.Verdict, e.Decider, e.Name, others, e.Layers)
+			}
+			if e.Verdict.Allowed() {
+				named = e.Reason.Decision
+			}
+		}
+		// Nobody keeps by which name a recorded flow went: its decision tells the pattern.
+		e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: webIP, To: "203.0.113.5", Port: 443, Protocol: bocage.ProtocolTCP, Generation: 1, Decision: named})
+		if err != nil || !e.Verdict.Allowed() || e.Name != "*.example.com" || e.Decider.String() != byName || layer(e, "recorded") != "" {
+			t.Errorf("recorded: %s by %s as %q, %q, %v", e.Verdict, e.Decider, e.Name, layer(e, "recorded"), err)
+		}
+		for _, test := range [][3]string{{"*.example.com", "", "is a pattern of names"}, {"203.0.113.5", "*.example.com", "is a pattern of names"},
+			{"api.example.com", "example.com", "needs no other"}, {"nobody", "", "neither an address nor a workload"}, {"203.0.113.5", "nobody", "name:"}} {
+			if e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/web", To: test[0], Name: test[1], Port: 443, Protocol: bocage.ProtocolTCP}); err == nil || !strings.Contains(err.Error(), test[2]) {
+				t.Errorf("%q: %+v, %v", test, e, err)
+			}
 		}
 	})
 }

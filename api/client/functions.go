@@ -153,6 +153,9 @@ func placed(faults bocage.Faults, documents []manifest.Document) bocage.Faults {
 // Explain asks why a flow gets its verdict.
 func (c *Client) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
 	query := url.Values{"from": {q.From}, "to": {q.To}, "protocol": {q.Protocol.String()}}
+	if q.Name != "" {
+		query.Set("name", q.Name)
+	}
 	if q.Port != 0 {
 		query.Set("port", fmt.Sprint(q.Port))
 	}

@@ -15,19 +15,24 @@ import (
 )
 
 func (e *env) explainCommand() *cobra.Command {
-	var protocol, generation, at string
+	var protocol, generation, at, name string
 	var event bool
 	cmd := &cobra.Command{Use: "explain FROM TO [PORT] | explain --event", Short: "Say why a flow gets its verdict: the object and the field, and what would change it",
 		Long: `Say why a flow gets its verdict. FROM and TO are namespace/name of a workload or
-an address. With --event the flows are records of "bocage observe -o json" on
+an address. TO may be a DNS name: what a connection gets to whichever addresses the
+name has, and what to those of which more is declared; --name says by which name FROM
+knows the address TO. With --event the flows are records of "bocage observe -o json" on
 standard input, each explained under the generation that decided it, at its time.
 The exit code is 0 if the flow is allowed and 4 if it, or one of many, is refused.`,
-		Example: "  bocage explain shop/web shop/api 8080\n  bocage explain dev/red shop/db 5432 --generation g41\n  bocage observe --verdict drop --limit 1 -o json | bocage explain --event",
+		Example: "  bocage explain shop/web shop/api 8080\n  bocage explain dev/red shop/db 5432 --generation g41\n  bocage explain shop/web api.example.com 443\n  bocage explain shop/web 203.0.113.9 443 --name api.example.com\n  bocage observe --verdict drop --limit 1 -o json | bocage explain --event",
 		Args:    cobra.MaximumNArgs(3),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			query, err := explainQuery(args, protocol, generation, at, event)
 			if err != nil {
 				return err
+			}
+			if query.Name = name; event && name != "" {
+				return usage("--name says by which name TO is known: it belongs to one flow, not to recorded ones")
 			}
 			c, err := e.client()
 			if err != nil {
@@ -48,6 +53,7 @@ The exit code is 0 if the flow is allowed and 4 if it, or one of many, is refuse
 	cmd.Flags().StringVar(&protocol, "protocol", "TCP", "TCP, UDP, ICMP, ...")
 	cmd.Flags().StringVar(&generation, "generation", "", "explain under a kept generation, such as g41 (default: the one in force)")
 	cmd.Flags().StringVar(&at, "at", "", "the moment to decide for, such as 2026-11-24T18:00:00Z (default: now)")
+	cmd.Flags().StringVar(&name, "name", "", "the DNS name that FROM was told the address TO has")
 	cmd.Flags().BoolVar(&event, "event", false, "explain the flow records on standard input")
 	e.outputFlag(cmd)
 	return cmd
@@ -185,13 +191,45 @@ func bystander(x bocage.Explanation) bool {
 	return x.Source.Workload == "" && x.Destination.Workload == "" && x.Reason.Code != bocage.ReasonQuarantine
 }
 
+// destinationOf names where a flow goes: a name where that is what was asked about.
+func destinationOf(x bocage.Explanation) string {
+	if x.Anywhere {
+		return string(x.Name)
+	}
+	text := end(x.Destination.Workload, x.Flow.Destination.String())
+	if x.Name != "" {
+		text += " as " + string(x.Name)
+	}
+	return text
+}
+
+// elsewhereText says what a flow to a name gets at other addresses.
+func elsewhereText(x bocage.Elsewhere) string {
+	where := "an address that the DNS did not give for the name"
+	if len(x.Addresses) > 0 {
+		texts := make([]string, len(x.Addresses))
+		for i, p := range x.Addresses {
+			texts[i] = p.String()
+		}
+		if x.More > 0 {
+			texts = append(texts, fmt.Sprintf("%d more", x.More))
+		}
+		where = "if the name has an address in " + strings.Join(texts, ", ")
+	}
+	text := fmt.Sprintf("%s: %s, %s by %s", where, x.Verdict, x.Reason.Code, x.Decider)
+	if x.Reason.Would != x.Verdict {
+		text += fmt.Sprintf(" (would %s, if a scope enforced)", x.Reason.Would)
+	}
+	return text
+}
+
 func (e *env) printExplanation(x bocage.Explanation) error {
 	switch e.output {
 	case "json", "jsonl", "yaml":
 		return e.printValue(x)
 	}
 	fmt.Fprintf(e.out, "%s %s: %s → %s %s", marks[x.Verdict], x.Verdict,
-		end(x.Source.Workload, x.Flow.Source.String()), end(x.Destination.Workload, x.Flow.Destination.String()), x.Flow.Protocol)
+		end(x.Source.Workload, x.Flow.Source.String()), destinationOf(x), x.Flow.Protocol)
 	if x.Flow.Protocol.HasPorts() {
 		fmt.Fprintf(e.out, "/%d", x.Flow.DestinationPort)
 	}
@@ -213,6 +251,9 @@ func (e *env) printExplanation(x bocage.Explanation) error {
 		for _, by := range layer.By {
 			fmt.Fprintf(e.out, "  %-*s    %s\n", width, "", by)
 		}
+	}
+	for _, elsewhere := range x.Elsewhere {
+		fmt.Fprintf(e.out, "  %-*s  %s\n", width, "elsewhere", elsewhereText(elsewhere))
 	}
 	for _, duty := range x.Duties {
 		fmt.Fprintf(e.out, "  %-*s  %s, owed to %s\n", width, "duty", duty.Duty, duty.By)

@@ -29,6 +29,28 @@ func TestExplainBystanders(t *testing.T) {
 	}
 }
 
+// TestExplainNames: where a name is, nobody knows, so that no address is shown.
+func TestExplainNames(t *testing.T) {
+	x := bocage.Explanation{Verdict: bocage.VerdictAllow, Decider: bocage.Ref{Kind: "Application", Namespace: "a", Name: "b", Field: "spec.consumes[0]"},
+		Reason: bocage.Reason{Code: bocage.ReasonRule, Would: bocage.VerdictAllow}, Source: bocage.Peer{Workload: "a/b"}, Name: "api.example.com", Anywhere: true,
+		Flow: bocage.Flow{Source: netip.MustParseAddr("192.0.2.1"), Destination: netip.MustParseAddr("1.113.57.201"), DestinationPort: 443, Protocol: bocage.ProtocolTCP},
+		Elsewhere: []bocage.Elsewhere{
+			{Verdict: bocage.VerdictDrop, Reason: bocage.Reason{Code: bocage.ReasonDefaultDeny, Would: bocage.VerdictDrop}, Decider: bocage.Ref{Kind: "Default", Name: "deny"}},
+			{Addresses: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}, More: 3, Verdict: bocage.VerdictAllow,
+				Reason: bocage.Reason{Code: bocage.ReasonGuardrail, Would: bocage.VerdictReject}, Decider: bocage.Ref{Kind: "Guardrail", Name: "out"}}}}
+	text := explanationText(t, x)
+	for _, want := range []string{"allow: a/b → api.example.com TCP/443\n", "an address that the DNS did not give for the name: drop, default-deny by Default deny\n",
+		"if the name has an address in 198.51.100.0/24, 3 more: allow, guardrail by Guardrail out (would reject, if a scope enforced)\n"} {
+		if !strings.Contains(text, want) || strings.Contains(text, "1.113") {
+			t.Errorf("no %q in:\n%s", want, text)
+		}
+	}
+	x.Anywhere = false
+	if text := explanationText(t, x); !strings.Contains(text, "1.113.57.201 as api.example.com TCP/443\n") {
+		t.Errorf("at an address:\n%s", text)
+	}
+}
+
 func explanationText(t *testing.T, x bocage.Explanation) string {
 	t.Helper()
 	var out bytes.Buffer

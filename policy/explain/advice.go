@@ -49,6 +49,11 @@ func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
 	if len(a.Steps) == 0 {
 		a.Text = j.hopeless(g, f)
 	}
+	return j.orEnforce(a, g)
+}
+
+// orEnforce tells, of a refused flow that passes, that it would take a scope to hold it up.
+func (j *Judge) orEnforce(a Advice, g *Judgement) Advice {
 	if g.Verdict.Allowed() && (g.Source.workload != nil || g.Destination.workload != nil) {
 		a.Otherwise = []Step{j.enforcingScope(g)}
 		a.Text = "it passes because scopes only observe: a Scope with mode: enforce that picks " + g.workloadsText() +

@@ -372,7 +372,13 @@ func protocolOf(f bocage.Flow) string {
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-func prefixesOf(p party) []netip.Prefix { return []netip.Prefix{host(p.address)} }
+// prefixesOf is where an end outside is.
+func prefixesOf(p party) []netip.Prefix {
+	if p.called != "" {
+		return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	return []netip.Prefix{host(p.address)}
+}
 
 // from leads to the file of an object, where it is known.
 func from(object bocage.Resource) string {

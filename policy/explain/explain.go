@@ -28,22 +28,39 @@ func Explain(in compile.Input, rs *bocage.Ruleset, f bocage.Flow) bocage.Explana
 // objects.
 func (j *Judge) Explain(rs *bocage.Ruleset, f bocage.Flow) bocage.Explanation {
 	g := j.Judge(f)
-	e := bocage.Explanation{
-		Flow: f, Source: rs.Lookup(f.Source), Destination: rs.Lookup(f.Destination), Generation: rs.Generation,
-	}
+	e := bocage.Explanation{Flow: f}
 	e.Verdict, e.Reason = rs.Decide(f)
+	e.Missing = j.advise(&g, f).Text
+	j.tell(&e, rs, &g, f)
+	return e
+}
+
+// ExplainNamed is Explain for a flow whose source was told that the destination's
+// address is that of a name.
+func (j *Judge) ExplainNamed(rs *bocage.Ruleset, f bocage.Flow, name bocage.DomainName) bocage.Explanation {
+	g := j.JudgeNamed(f, name)
+	g.asked = name
+	e := bocage.Explanation{Flow: f, Name: name, Anywhere: g.Destination.called != ""}
+	e.Verdict, e.Reason = rs.DecideNamed(f, name)
+	e.Missing = j.AdviseNamed(f, name).Text
+	e.Layers = []bocage.Layer{j.nameLayer(&g, f)}
+	j.tell(&e, rs, &g, f)
+	return e
+}
+
+// tell fills in what is told of a verdict and the judgement of the same flow.
+func (j *Judge) tell(e *bocage.Explanation, rs *bocage.Ruleset, g *Judgement, f bocage.Flow) {
+	e.Source, e.Destination, e.Generation = rs.Lookup(f.Source), rs.Lookup(f.Destination), rs.Generation
 	decision, _ := rs.Decision(e.Reason.Decision)
 	e.Decider = Decider(decision)
-	e.Layers = j.layers(&g, f)
+	e.Layers = append(e.Layers, j.layers(g, f)...)
 	if e.Verdict.Allowed() && e.Reason.Would.Allowed() {
 		e.Duties = g.Duties
 	}
-	e.Missing = j.advise(&g, f).Text
 	if !g.ToItself() && (e.Verdict != g.Verdict || e.Reason.Code != g.Code || e.Reason.Would != g.Would) {
 		e.Layers = append(e.Layers, bocage.Layer{Name: LayerCheck, By: g.By, Result: fmt.Sprintf(
 			"the objects themselves say %s (%s), which the ruleset does not: it is older than they are, or the compiler is wrong", g.Verdict, g.Code)})
 	}
-	return e
 }
 
 // Decider is the place that decided: the first author of the decision, unless

@@ -27,6 +27,9 @@ type Judge struct {
 	exceptions   map[string][]*bocage.Exception // by guardrail: those that it admits
 	spares       map[string]bool                // workloads that an automated quarantine cuts off but for protected cells
 	kubernetes   *kubernetes.Evaluator
+	// somewhere is an address that stands for wherever the name called is, if one does.
+	somewhere netip.Addr
+	called    bocage.DomainName
 	// valid remembers, for one advice, which objects of its steps are valid: nil
 	// where none is being made.
 	valid map[bocage.Resource]bool
@@ -46,6 +49,8 @@ func NewJudge(in compile.Input) *Judge {
 type Judgement struct {
 	Source, Destination party
 	At                  time.Time // the moment that it is for
+	// asked is the name by which the source is said to know the destination.
+	asked bocage.DomainName
 
 	// Allows are the contracts and grants that open it, each with its halves.
 	Allows [][]bocage.Ref

@@ -12,6 +12,7 @@ import (
 // Names of layers, in order. Those of Kubernetes are there where its policies or
 // Pods are concerned, LayerCheck where the ruleset and the objects disagree.
 const (
+	LayerName        = "name"                // what the DNS name opens that the flow goes to
 	LayerBase        = "base"                // contracts of applications
 	LayerGrants      = "grants"              // what guardrails allow
 	LayerAdmin       = "kubernetes-admin"    // ClusterNetworkPolicies before NetworkPolicies
@@ -90,7 +91,14 @@ func (j *Judge) near(g *Judgement, f bocage.Flow) (texts []string, refs []bocage
 	}
 	for _, a := range j.of(g.Source) {
 		for i, c := range a.Spec.Consumes {
-			if c.External.Name != "" && g.Destination.workload == nil {
+			if pattern := c.External.Name; g.asked != "" && pattern != "" && g.Destination.workload == nil {
+				if parent, below := pattern.Wildcard(); pattern.Matches(g.asked) {
+					say([]bocage.Ref{ref("Application", a, at("spec.consumes", i))}, "%s consumes %s at %s", a.NamespacedName(), pattern, transportText(c.Port, c.EndPort, c.Protocol))
+				} else if below && parent == g.asked {
+					say([]bocage.Ref{ref("Application", a, at("spec.consumes", i))}, "%s consumes %s at %s, which is every name below %s and not that itself",
+						a.NamespacedName(), pattern, transportText(c.Port, c.EndPort, c.Protocol), parent)
+				}
+			} else if pattern != "" && g.Destination.workload == nil {
 				say([]bocage.Ref{ref("Application", a, at("spec.consumes", i))},
 					"%s consumes %s at %s: that allows it where the DNS told %s that this is its address", a.NamespacedName(), c.External, transportText(c.Port, c.EndPort, c.Protocol), g.Source)
 			}
@@ -220,7 +228,11 @@ func (j *Judge) kubernetesLayers(g *Judgement, f bocage.Flow) []bocage.Layer {
 // allow the flow if the source knew the destination so.
 func (j *Judge) nameLayers(g *Judgement, f bocage.Flow, layers []bocage.Layer) {
 	near := map[string][]string{}
-	patterns := j.accepted(nil)
+	var known []bocage.DomainName
+	if g.asked != "" {
+		known = []bocage.DomainName{g.asked}
+	}
+	patterns := j.accepted(known)
 	slices.Sort(patterns)
 	for _, pattern := range slices.Compact(patterns) {
 		say := kubernetesOf(j.kubernetes, g.Source, g.Destination, f, pattern)

@@ -15,6 +15,8 @@ type party struct {
 	labels   map[string]string
 	// named is an end that is only known to go by a name: somewhere outside.
 	named bool
+	// called is the name that the address merely stands for, if it does.
+	called bocage.DomainName
 }
 
 func (j *Judge) party(address netip.Addr) party {
@@ -22,13 +24,18 @@ func (j *Judge) party(address netip.Addr) party {
 	if w := j.workloads[p.address]; w != nil {
 		p.workload, p.zone = w, j.zones[w.Spec.Host]
 		p.labels = w.LabelsIn(p.zone)
+	} else if p.address == j.somewhere {
+		p.called = j.called
 	}
 	return p
 }
 
 // String names the party for people.
 func (p party) String() string {
-	if p.workload == nil {
+	switch {
+	case p.called != "":
+		return string(p.called)
+	case p.workload == nil:
 		return p.address.String()
 	}
 	return p.workload.NamespacedName()

@@ -158,15 +158,18 @@ func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
 			return question{}, fmt.Errorf("name: %w", err)
 		}
 	}
-	to, err := s.Resolve(p.To)
-	if name, wrong := bocage.ParseDomainName(p.To); err != nil && wrong == nil && p.Name == "" {
-		to, err, q.name, q.anywhere = s.anywhere(), nil, name, true
+	to, name, err := s.Destination(p.To)
+	if name != "" && p.Name != "" {
+		to, err = s.Resolve(p.To) // it has no other name
 	}
 	if err != nil {
 		return question{}, fmt.Errorf("to: %w", err)
 	}
-	if _, pattern := q.name.Wildcard(); pattern {
-		return question{}, fmt.Errorf("%s is a pattern of names: name one of them", q.name)
+	if name != "" {
+		q.name, q.anywhere = name, true
+	}
+	if err := oneName(q.name); err != nil {
+		return question{}, err
 	}
 	var ok bool
 	if q.from, q.to, ok = Ends(from, to); !ok {
@@ -228,6 +231,7 @@ type adviceKey struct {
 	protocol            bocage.Protocol
 	at                  time.Time
 	name                bocage.DomainName
+	anywhere            bool
 }
 
 // onlyObserved ends what the judge says of refusals that no scope enforces.
@@ -237,7 +241,7 @@ const onlyObserved = "To have it allowed for good: "
 const mostAdvice = 1 << 15
 
 func (s *Simulator) missing(q question, f bocage.Flow) string {
-	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}, q.name}
+	k := adviceKey{f.Source, f.Destination, f.DestinationPort, f.Protocol, time.Time{}, q.name, q.anywhere}
 	if !f.At.Equal(s.in.Now) {
 		k.at = f.At.UTC()
 	}
@@ -250,6 +254,9 @@ func (s *Simulator) missing(q question, f bocage.Flow) string {
 	a.mu.Unlock()
 	if !known {
 		judge := s.near().judge(s.workloadAt(q.from), s.workloadAt(q.to), f)
+		if q.anywhere {
+			judge = judge.Somewhere(f.Destination, q.name)
+		}
 		if q.name != "" {
 			text = judge.AdviseNamed(f, q.name).Text
 		} else {

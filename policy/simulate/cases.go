@@ -64,7 +64,10 @@ func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
 				continue
 			}
 			compared = true
-			_, reason := s.decide(from.end, to.end, protocol, c.Port, moment)
+			verdict, reason := s.decide(from.end, to.end, protocol, c.Port, moment)
+			if to.domain != "" {
+				_, reason = s.named(question{from: from.end, to: to.end, protocol: protocol, name: to.domain}, c.Port, moment, verdict, reason)
+			}
 			got, by, holds := s.compare(c.Expect, reason)
 			result.Passed, result.Got, result.By = holds, got, by
 			result.Flow = fmt.Sprintf("%s -> %s %s", from.name, to.name, protocol)
@@ -167,21 +170,29 @@ func decidedBy(want string, d bocage.Decision, by bocage.Ref, reason bocage.Reas
 
 // member is one end of a case, under the name that people know.
 type member struct {
-	name string
-	end  End
+	name   string
+	end    End
+	domain bocage.DomainName // that the end stands for, if it does for one
 }
 
 // party finds the ends that a case means. Of many that policy cannot tell apart,
 // one stands for all.
 func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.Protocol, port uint16) ([]member, error) {
 	if all == nil {
-		ends, err := s.Resolve(name)
+		resolve := s.Destination
+		if field == "from" {
+			resolve = func(name string) ([]End, bocage.DomainName, error) {
+				ends, err := s.Resolve(name)
+				return ends, "", err
+			}
+		}
+		ends, domain, err := resolve(name)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", field, err)
 		}
 		members := make([]member, len(ends))
 		for i, end := range ends {
-			members[i] = member{name, end}
+			members[i] = member{name, end, domain}
 		}
 		return members, nil
 	}
@@ -209,7 +220,7 @@ func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16
 		a := alike{end.group, end.refusal, end.Address.Is4()}
 		if !seen[a] {
 			seen[a] = true
-			members = append(members, member{name, end})
+			members = append(members, member{name: name, end: end})
 		}
 	}
 	prefixes, err := s.external(side)

@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -37,6 +38,120 @@ func (s *Simulator) anywhere() []End {
 		}
 	}
 	return ends
+}
+
+// Destination finds the ends that are meant by the destination of a question: those that
+// Resolve finds; or, of a DNS name, which it returns too, an address of each family that
+// stands for wherever the name is.
+func (s *Simulator) Destination(to string) ([]End, bocage.DomainName, error) {
+	ends, err := s.Resolve(to)
+	if err == nil {
+		return ends, "", nil
+	}
+	name, wrong := bocage.ParseDomainName(to)
+	if wrong != nil {
+		return nil, "", err
+	}
+	if err := oneName(name); err != nil {
+		return nil, "", err
+	}
+	return s.anywhere(), name, nil
+}
+
+// oneName refuses patterns: a flow goes to one name.
+func oneName(name bocage.DomainName) error {
+	if _, pattern := name.Wildcard(); pattern {
+		return fmt.Errorf("%s is a pattern of names: name one of them", name)
+	}
+	return nil
+}
+
+const (
+	mostElsewhere = 24 // outcomes that are told
+	mostPrefixes  = 8  // of each
+)
+
+// Elsewhere says what a flow to a name gets otherwise: at its own address if the source
+// does not know that by the name, and, if the address stands for wherever the name is,
+// at those outside of which more is declared.
+func (s *Simulator) Elsewhere(f bocage.Flow, name bocage.DomainName, anywhere bool) []bocage.Elsewhere {
+	s = s.at(f.At)
+	from, to := s.peers.find(f.Source), s.peers.find(f.Destination)
+	q := question{from: from, to: to, protocol: f.Protocol, name: name}
+	verdict, bare := s.decide(from, to, f.Protocol, f.DestinationPort, f.At)
+	_, usual := s.named(q, f.DestinationPort, f.At, verdict, bare)
+	var out []bocage.Elsewhere
+	if bare != usual {
+		out = append(out, s.elsewhere(verdict, bare))
+	}
+	if !anywhere {
+		return out
+	}
+	sources := map[bool]End{from.Address.Is4(): from}
+	if w := s.workloadAt(from); w != nil {
+		for _, e := range s.workloads[s.byName[w.NamespacedName()]].ends {
+			if _, has := sources[e.Address.Is4()]; !has {
+				sources[e.Address.Is4()] = e
+			}
+		}
+	}
+	places := map[bocage.Reason]int{} // in out, from the address that has not the name on
+	for i, p := range s.rs.Peers {
+		if p.Workload != "" || p.Identity != bocage.IdentityWorld {
+			continue
+		}
+		source, speaks := sources[p.Prefix.Addr().Is4()]
+		if !speaks {
+			continue
+		}
+		q.from, q.to = source, End{Address: p.Prefix.Addr(), who: s.peers.known[i], peer: int32(i)}
+		verdict, reason := s.decide(q.from, q.to, f.Protocol, f.DestinationPort, f.At)
+		if s.decision(reason.Decision).MayYield() {
+			q.to.Address = f.Destination // which names may mean, as some of the prefix
+			verdict, reason = s.named(q, f.DestinationPort, f.At, verdict, reason)
+		}
+		if reason == usual {
+			continue
+		}
+		at, known := places[reason]
+		if known && len(out[at].Addresses) >= mostPrefixes {
+			out[at].More++
+			continue
+		}
+		if end, some := s.somebody(p.Prefix); !some || end.peer != int32(i) || !s.holdsNamed(p.Prefix) {
+			continue
+		}
+		if !known {
+			if len(out) >= mostElsewhere {
+				continue
+			}
+			at = len(out)
+			places[reason] = at
+			out = append(out, s.elsewhere(verdict, reason))
+		}
+		out[at].Addresses = append(out[at].Addresses, p.Prefix)
+	}
+	return out
+}
+
+// holdsNamed reports whether a name can have an address in a prefix.
+func (s *Simulator) holdsNamed(p netip.Prefix) bool {
+	for _, never := range bocage.NeverNamed() {
+		if never.Bits() <= p.Bits() && never.Contains(p.Addr()) {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *Simulator) elsewhere(verdict bocage.Verdict, reason bocage.Reason) bocage.Elsewhere {
+	e := bocage.Elsewhere{Verdict: verdict, Reason: reason, Decider: bocage.Ref{Kind: "Default", Name: "deny"}}
+	if by, ok := Decider(s.decision(reason.Decision)); ok {
+		e.Decider = by
+	} else if reason.Would.Allowed() {
+		e.Decider.Name = "accept"
+	}
+	return e
 }
 
 // isOutside reports whether an address is one that a name may open.

@@ -6,8 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
 	"bocage.dev/bocage/policy/policytest"
 )
 
@@ -69,6 +72,37 @@ func TestNamedAnswers(t *testing.T) {
 	} {
 		if a := s.Answer(test.probe); !strings.Contains(a.Error, test.say) {
 			t.Errorf("%+v\nanswered %+v, want %q", test.probe, a, test.say)
+		}
+	}
+}
+
+// PolicyTests may hold about names, too.
+func TestNamedCases(t *testing.T) {
+	s, _ := Compile(named())
+	for _, test := range []struct {
+		c      bocage.PolicyTestCase
+		passed bool
+		got    string
+	}{
+		{bocage.PolicyTestCase{From: "shop/api", To: "API.example.com.", Port: 443, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow, By: "Application shop/api"}}, true, "allow (rule)"},
+		{bocage.PolicyTestCase{From: "shop/db", To: "api.example.com", Port: 443, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}, false, "refuse by drop (default-deny)"},
+		{bocage.PolicyTestCase{FromAll: &bocage.Side{Workload: &bocage.Selector{}}, To: "api.example.com", Port: 443, Expect: bocage.PolicyExpectation{Reach: bocage.ReachRefuse}}, false, "allow (rule)"},
+	} {
+		if faults := (&bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "t"}, Spec: bocage.PolicyTestSpec{Cases: []bocage.PolicyTestCase{test.c}}}).Validate(); len(faults) > 0 {
+			t.Errorf("%+v: %s", test.c, faults)
+		}
+		r := s.testCase(test.c)
+		if r.Passed != test.passed || !strings.Contains(r.Got, test.got) {
+			t.Errorf("%+v: %+v", test.c, r)
+		}
+	}
+	for _, to := range []string{"*.example.com", "nobody"} {
+		bad := bocage.PolicyTestCase{From: "shop/api", To: to, Port: 443, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}
+		if faults := (&bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "t"}, Spec: bocage.PolicyTestSpec{Cases: []bocage.PolicyTestCase{bad}}}).Validate(); len(faults) != 1 {
+			t.Errorf("to %s: %s", to, faults)
+		}
+		if r := s.testCase(bad); r.Passed || !strings.HasPrefix(r.Got, "to: ") {
+			t.Errorf("to %s: %+v", to, r)
 		}
 	}
 }
@@ -137,4 +171,128 @@ func TestNamedAnswersAgreeWithTheRuleset(t *testing.T) {
 	if allowed == 0 || !slices.ContainsFunc(rs.Names, func(n bocage.Name) bool { return n.Name == "*.example.org" }) {
 		t.Errorf("%d answers by names", allowed)
 	}
+}
+
+// However one asks about a flow to a name, by a probe, for an explanation or of the judge,
+// who knows of no tables, the answer is the same; an explanation tells of every other
+// address what it gets there; and what is advised does turn the verdict.
+func TestEverybodyAgreesOnNames(t *testing.T) {
+	counts := map[string]int{}
+	rapid.Check(t, func(t *rapid.T) {
+		in := policytest.Draw(t)
+		policytest.DrawNames(t, &in)
+		s, out := Compile(in)
+		rs, judge := out.Ruleset(), explain.NewJudge(in)
+		name := rapid.SampledFrom([]bocage.DomainName{"api.example.com", "x.b.example.com", "example.com", "db.example.net"}).Draw(t, "name")
+		port := rapid.SampledFrom([]uint16{2, 22, 80, 443, 9000}).Draw(t, "port")
+		advised := 0
+		for _, workload := range s.Workloads() {
+			probe := bocage.SimulateProbe{From: workload, To: string(name), Port: port}
+			a := s.Verdict(probe)
+			if a.Error != "" {
+				t.Fatalf("%+v: %s", probe, a.Error)
+			}
+			q, _ := s.question(probe)
+			f := bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: port, Protocol: bocage.ProtocolTCP, At: in.Now}
+			somewhere := judge.Somewhere(f.Destination, name)
+			e, g := somewhere.ExplainNamed(rs, f, name), judge.JudgeNamed(f, name)
+			if (a.Verdict == "allow") != e.Reason.Would.Allowed() || a.Reason != e.Reason.Code.String() || g.Would != e.Reason.Would || g.Code != e.Reason.Code || g.Verdict != e.Verdict ||
+				slices.ContainsFunc(e.Layers, func(l bocage.Layer) bool { return l.Name == explain.LayerCheck }) {
+				t.Fatalf("%s to %s/%d: the probe says %s (%s), the explanation %s (%s), the judge %s (%s)\n%+v\n%s", workload, name, port,
+					a.Verdict, a.Reason, e.Reason.Would, e.Reason.Code, g.Would, g.Code, e.Layers, policytest.Describe(in))
+			}
+			counts[e.Reason.Would.String()+" "+e.Reason.Code.String()]++
+			counts["elsewhere"] += s.checkElsewhere(t, judge, f, name, e.Reason)
+			if advised < 3 {
+				advised++
+				advice := somewhere.AdviseNamed(f, name)
+				if advice.Text != e.Missing || strings.Contains(advice.Text, f.Destination.String()) {
+					t.Fatalf("%s to %s/%d: advises %q, the explanation %q", workload, name, port, advice.Text, e.Missing)
+				}
+				for _, steps := range [][]explain.Step{advice.Steps, advice.Otherwise} {
+					var changes []explain.Change
+					for _, step := range steps {
+						changes = append(changes, step.Change)
+					}
+					after := explain.NewJudge(explain.Apply(in, changes)).JudgeNamed(f, name)
+					enforced := e.Verdict.Allowed() && !e.Reason.Would.Allowed() && !after.Verdict.Allowed()
+					if len(steps) > 0 && after.Would.Allowed() == e.Reason.Would.Allowed() && !enforced {
+						t.Fatalf("%s to %s/%d, %s (%s): what is advised does not turn it:\n%s\n%s", workload, name, port, e.Reason.Would, e.Reason.Code, advice.Text, policytest.Describe(in))
+					}
+				}
+				if len(advice.Steps) == 0 {
+					counts["hopeless"]++
+				}
+			}
+		}
+	})
+	for _, kind := range []string{"allow rule", "allow kubernetes", "drop default-deny", "drop guardrail", "elsewhere"} {
+		if counts[kind] == 0 {
+			t.Errorf("nothing of the kind %q was drawn: %v", kind, counts)
+		}
+	}
+	t.Log(counts)
+}
+
+// checkElsewhere holds what is told of other addresses against the ruleset and the judge.
+func (s *Simulator) checkElsewhere(t *rapid.T, judge *explain.Judge, f bocage.Flow, name bocage.DomainName, usual bocage.Reason) int {
+	told := s.Elsewhere(f, name, true)
+	_, bare := s.rs.Decide(f)
+	listed := map[netip.Prefix]bocage.Reason{}
+	more := map[bocage.Reason]int{}
+	for _, e := range told {
+		if len(e.Addresses) == 0 && (e.Reason != bare || bare == usual) {
+			t.Fatalf("%s without the name: told %+v, the ruleset says %+v", f, e, bare)
+		}
+		for _, p := range e.Addresses {
+			listed[p] = e.Reason
+		}
+		more[e.Reason] = e.More
+	}
+	for i, p := range s.rs.Peers {
+		at, some := s.somebody(p.Prefix)
+		if !some || at.peer != int32(i) || !s.isOutside(at) || at.Address.Is4() != f.Source.Is4() {
+			continue
+		}
+		there := f
+		there.Destination = at.Address
+		_, want := s.rs.DecideNamed(there, name)
+		if g := judge.JudgeNamed(there, name); g.Would != want.Would || g.Code != want.Code {
+			t.Fatalf("%s as %s: the judge says %s (%s), the ruleset %+v", there, name, g.Would, g.Code, want)
+		}
+		got, is := listed[p.Prefix]
+		if !is && want != usual && more[want] == 0 || is && got != want {
+			t.Fatalf("%s as %s: told %+v (%v), the ruleset says %+v; usually %+v", there, name, got, is, want, usual)
+		}
+	}
+	return len(listed)
+}
+
+// Whatever is asked of names gets an answer or an error that says which part is wrong.
+func FuzzNamedProbes(f *testing.F) {
+	for _, seed := range [][2]string{{"api.example.com", ""}, {"*.example.org", ""}, {"192.0.2.1", "API.Example.com."}, {"shop/db", "a.b.example.org"}, {"::ffff:192.0.2.1", "x.y"}, {"..", "1.2"}, {"shop.", "*."}} {
+		f.Add(seed[0], seed[1], uint16(443))
+	}
+	in := named()
+	s, out := Compile(in)
+	rs := out.Ruleset()
+	judge := explain.NewJudge(in)
+	f.Fuzz(func(t *testing.T, to, name string, port uint16) {
+		probe := bocage.SimulateProbe{From: "shop/api", To: to, Name: name, Port: port}
+		a := s.Answer(probe)
+		q, err := s.question(probe)
+		if (err != nil) != (a.Error != "") {
+			t.Fatalf("%+v: %+v, %v", probe, a, err)
+		}
+		if err != nil || q.name == "" {
+			return
+		}
+		flow := bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: port, Protocol: bocage.ProtocolTCP, At: in.Now}
+		if g := judge.JudgeNamed(flow, q.name); (a.Verdict == "allow") != g.Would.Allowed() || a.Reason != g.Code.String() {
+			t.Fatalf("%+v: answered %+v, the judge says %s (%s)", probe, a, g.Would, g.Code)
+		}
+		if e := judge.ExplainNamed(rs, flow, q.name); e.Reason.Code.String() != a.Reason {
+			t.Fatalf("%+v: answered %+v, explained as %+v", probe, a, e.Reason)
+		}
+	})
 }
