@@ -380,7 +380,7 @@ func TestRootStripTagsOfWhatGoes(t *testing.T) {
 		}))
 		deleted := make(chan error)
 		go func() {
-			time.Sleep(time.Duration(i) * 20 * time.Microsecond) // to meet every step in turn
+			<-time.After(time.Duration(i) * 20 * time.Microsecond) // to meet every step in turn
 			deleted <- host.DeleteLink(namespace, "going")
 		}()
 		must(t, host.In(namespace, func() (err error) {
