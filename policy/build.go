@@ -63,11 +63,12 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		}
 	}
 	p.collect()
-	b := &build{p: p, v: p.mirror.view(), now: time.Now()}
+	b := &build{p: p, v: p.mirror.view()}
 	var err error
 	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
 		return time.Time{}, err
 	}
+	b.now = b.was.moment(p.now())
 	b.since = b.revision
 	if b.was.Inputs > b.v.revision {
 		return time.Time{}, errBehind
@@ -376,7 +377,7 @@ func (b *build) unchanged() bool {
 
 // sameButInputs reports whether two records agree on all that is in force.
 func sameButInputs(was, is record) bool {
-	is.Inputs = was.Inputs
+	is.Inputs, is.AsOf = was.Inputs, was.AsOf
 	x, errX := json.Marshal(was)
 	y, errY := json.Marshal(is)
 	return errX == nil && errY == nil && bytes.Equal(x, y)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/store"
@@ -58,7 +57,7 @@ func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 	}
 	if !whole {
 		in = withPolicy(p.mirror.view().input, in)
-		in.Generation, in.Now = number, time.Now()
+		in.Generation, in.Now = number, p.now()
 	}
 	policy, err := namedSnapshot(list)
 	if err != nil {

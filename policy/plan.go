@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -35,7 +34,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 	}
 	situation := plan.Situation{
 		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
-		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: time.Now(), Prove: p.planned.prove,
+		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: p.now(), Prove: p.planned.prove,
 		Hosts: p.mirror.view().hosts,
 	}
 	if p.edges != nil {
@@ -45,9 +44,4 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 		}
 	}
 	return plan.Make(situation, objects), nil
-}
-
-// merge puts the objects in the place of those of the same name.
-func merge(in compile.Input, objects []bocage.Resource) compile.Input {
-	return plan.Merge(in, objects, time.Now())
 }

@@ -51,6 +51,8 @@ type Config struct {
 	// Usage returns how often each decision was used by flows that were reported
 	// in a time. Nil counts nothing.
 	Usage func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
+	// Now is the time that controllers agree on; nil is this machine's.
+	Now func() time.Time
 	// Node names this controller in events.
 	Node   string
 	Logger *slog.Logger
@@ -77,6 +79,8 @@ const (
 	// store does not answer.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 5 * time.Second
+	// lookMost is how long the builder sleeps at most while something ends by itself.
+	lookMost = time.Minute
 	// patience is how long a declaration that was enforced before counts as
 	// enforced while agents take a new generation.
 	patience = 5 * time.Second
@@ -90,6 +94,7 @@ type Policy struct {
 	edges  func(ctx context.Context) ([]bocage.Edge, error)
 	usage  func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
 	node   string
+	now    func() time.Time
 	logger *slog.Logger
 	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
 	// tightens shows what has to be known of what goes ahead of its proofs.
@@ -144,8 +149,11 @@ func New(config Config) (*Policy, error) {
 	if config.Notify == nil {
 		config.Notify = func(uint64) {}
 	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
 	p := &Policy{
-		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node,
+		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, now: config.Now,
 		logger: config.Logger, prove: new(prove.Prover).Prove, tightens: prove.Tightening,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
@@ -218,6 +226,7 @@ func (p *Policy) build(ctx context.Context) error {
 	}()
 	pause := retryFirst
 	var again <-chan time.Time
+	var due time.Time // zero: as soon as that says so
 	for {
 		select {
 		case <-ctx.Done():
@@ -227,6 +236,10 @@ func (p *Policy) build(ctx context.Context) error {
 				return err
 			}
 		case <-again:
+			if p.now().Before(due) {
+				again = time.After(p.until(due))
+				continue
+			}
 		case <-p.finished():
 		}
 		next, err := p.buildOnce(ctx)
@@ -235,7 +248,7 @@ func (p *Policy) build(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case errors.Is(err, errHurry):
-			again, pause = time.After(0), retryFirst
+			due, again, pause = time.Time{}, time.After(0), retryFirst
 		case err != nil:
 			p.counters.failures.Add(1)
 			p.library.known = false
@@ -244,14 +257,20 @@ func (p *Policy) build(ctx context.Context) error {
 			} else if err := p.resync(ctx); err != nil {
 				p.logger.WarnContext(ctx, "read declarations again", slog.Any("error", err), slog.Duration("retry", pause))
 			}
-			again = time.After(pause)
+			due, again = time.Time{}, time.After(pause)
 			pause = min(2*pause, retryMost)
 		case next.IsZero():
 			again, pause = nil, retryFirst
 		default:
-			again, pause = time.After(max(time.Until(next), 0)), retryFirst
+			due, again, pause = next, time.After(p.until(next)), retryFirst
 		}
 	}
+}
+
+// until is how long the builder sleeps before a moment: not to the end where that is
+// far, since the clock may be set meanwhile, and another may be agreed on.
+func (p *Policy) until(moment time.Time) time.Duration {
+	return min(max(moment.Sub(p.now()), 0), lookMost)
 }
 
 // gather waits until changes settle, unless one of them tightens.

@@ -28,7 +28,7 @@ func (b *build) write(ctx context.Context) error {
 	if b.unchanged() && !b.proofsCame() {
 		return b.sweep(ctx)
 	}
-	b.next.Inputs = b.v.revision
+	b.next.Inputs, b.next.AsOf = b.v.revision, b.now.UTC()
 	var chunkOps, final []store.Op
 	for _, o := range []*outcome{b.base, b.candidate, b.held} {
 		if o == nil || p.library.has(o) {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/explain"
+	"bocage.dev/bocage/policy/plan"
 	"bocage.dev/bocage/policy/simulate"
 	"bocage.dev/bocage/policy/suggest"
 )
@@ -44,6 +44,9 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 		return bocage.Explanation{}, fmt.Errorf("decision %s is not known any more: ask without it, to be told what is decided now", q.Decision)
 	case forgotten && !known:
 		return bocage.Explanation{}, fmt.Errorf("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
+	}
+	if q.At.IsZero() {
+		q.At = p.now()
 	}
 	asked, err := o.asked(q)
 	if err != nil {
@@ -177,9 +180,6 @@ func (o *outcome) asked(q bocage.ExplainQuery) (asked, error) {
 // is.
 func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	f := bocage.Flow{DestinationPort: q.Port, Protocol: q.Protocol, At: q.At}
-	if f.At.IsZero() {
-		f.At = time.Now()
-	}
 	if f.Protocol == bocage.ProtocolAny {
 		f.Protocol = bocage.ProtocolTCP
 	}
@@ -284,8 +284,7 @@ func (p *Policy) Test(_ context.Context, objects []bocage.Resource) ([]bocage.Te
 	}
 	simulator := o.simulator
 	if len(others) > 0 {
-		input := merge(o.input, others)
-		input.Now = time.Now()
+		input := plan.Merge(o.input, others, p.now())
 		output := compile.Compile(input)
 		simulator = func() *simulate.Simulator { return simulate.New(input, output.Ruleset()) }
 	}

@@ -23,6 +23,8 @@ type record struct {
 	Number uint64 `json:"number"`
 	// Inputs is the store's revision up to which declarations went in.
 	Inputs store.Revision `json:"inputs"`
+	// AsOf is the moment that went in with them: of what ends and begins, what had.
+	AsOf time.Time `json:"asOf,omitzero"`
 	// Base is in force on every host but the canaries.
 	Base version `json:"base"`
 	// ConfirmBy is when Base goes back to Confirmed unless a person confirms it.
@@ -47,6 +49,19 @@ type record struct {
 	Hosts map[string][2]uint64 `json:"hosts,omitempty"`
 	// Moved is when one of those changed last.
 	Moved time.Time `json:"moved,omitzero"`
+}
+
+// apart is by how much the clocks of controllers that agree on the time may differ.
+const apart = 30 * time.Second
+
+// moment is the time that is built for. It does not go back behind what another
+// controller built for whose clock is a little ahead: what it took as ended or begun
+// would be undone, and done again, until this clock is as far.
+func (r record) moment(now time.Time) time.Time {
+	if ahead := r.AsOf.Sub(now); 0 < ahead && ahead <= apart {
+		return r.AsOf
+	}
+	return now
 }
 
 // version is a generation: its number, its content, and the policy in it.

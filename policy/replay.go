@@ -13,6 +13,7 @@ import (
 // trial is what the recorded flows came to on a candidate.
 type trial struct {
 	policy   string    // of the candidate
+	since    time.Time // when the stage began that they were asked for in, which another's clock may say
 	begun    time.Time // when the flows were asked for
 	edges    int
 	refused  int64
@@ -45,7 +46,7 @@ func (p *Policy) replayFlows(ctx context.Context) error {
 			if s == nil || s.candidate == nil || s.record.Candidate == nil {
 				break
 			}
-			if wait := replayEvery - time.Since(last.begun); last.policy == s.record.Candidate.Policy && wait > 0 && !last.begun.Before(s.record.Candidate.Since) {
+			if wait := replayEvery - time.Since(last.begun); last.policy == s.record.Candidate.Policy && wait > 0 && last.since.Equal(s.record.Candidate.Since) {
 				select {
 				case <-ctx.Done():
 					return ctx.Err()
@@ -65,7 +66,7 @@ func (p *Policy) replayFlows(ctx context.Context) error {
 }
 
 func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
-	r := trial{policy: s.record.Candidate.Policy, begun: time.Now()}
+	r := trial{policy: s.record.Candidate.Policy, since: s.record.Candidate.Since, begun: time.Now()}
 	edges, err := p.edges(ctx)
 	if err != nil {
 		r.err = err
@@ -76,12 +77,12 @@ func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
 	}
 	r.edges = len(edges)
 	p.counters.replayed.Add(uint64(len(edges)))
-	was, is := s.base.simulator(), s.candidate.simulator()
+	was, is, at := s.base.simulator(), s.candidate.simulator(), p.now()
 	for _, e := range edges {
 		if e.Replied == 0 {
 			continue
 		}
-		q := bocage.ExplainQuery{From: e.Source, To: e.Destination, Port: e.DestinationPort, Protocol: e.Protocol, At: r.begun}
+		q := bocage.ExplainQuery{From: e.Source, To: e.Destination, Port: e.DestinationPort, Protocol: e.Protocol, At: at}
 		before, err := s.base.flow(q)
 		if err != nil {
 			continue // of a workload that is gone
@@ -114,7 +115,7 @@ func edgeText(e bocage.Edge) string {
 func (p *Policy) facts(r record, v view) facts {
 	f := facts{refusing: map[uint64][]string{}}
 	c := r.Candidate
-	f.absent = r.absent(v.hosts, time.Now())
+	f.absent = r.absent(v.hosts, p.now())
 	for _, h := range v.hosts {
 		numbers := r.Hosts[h.Name]
 		for _, condition := range h.Status.Conditions {
@@ -144,7 +145,7 @@ func (p *Policy) facts(r record, v view) facts {
 	}
 	if last := p.replayed.Load(); last != nil && last.policy == c.Policy && last.err == nil {
 		f.refused, f.examples = last.refused, last.examples
-		f.replayed = !last.begun.Before(c.Since)
+		f.replayed = last.since.Equal(c.Since)
 	}
 	return f
 }

@@ -92,7 +92,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 		if r.Candidate != nil && to.Of == r.Base.Policy {
 			from = r.Candidate.Number
 		}
-		r.Pin = &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: time.Now().UTC().Truncate(time.Second), From: from,
+		r.Pin = &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
 			Why: "rolled back by " + who}
 		r.Candidate, r.ConfirmBy, r.Ended = nil, time.Time{}, nil
 		return r, notice{from, "RolledBack", fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number), true}, nil
