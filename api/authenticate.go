@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -88,7 +87,7 @@ func (s *Server) identify(r *http.Request) (Person, error) {
 	if r.TLS != nil && len(r.TLS.PeerCertificates) > 0 {
 		// Verified again for each request: a connection does not outlive its
 		// certificate.
-		id, err := s.config.Bundle.Verify(r.TLS.PeerCertificates, time.Now())
+		id, err := s.config.Bundle.Verify(r.TLS.PeerCertificates, s.config.Now())
 		if err != nil {
 			return Person{}, unauthorized("the client certificate is not accepted: %v", err)
 		}

@@ -424,7 +424,7 @@ func (s *Server) joinToken(c *call) error {
 		return functionFailed(err)
 	}
 	c.name, c.outcome = request.Path, "created"
-	writeJSON(c.w, http.StatusCreated, map[string]any{"token": token, "expires": time.Now().Add(ttl).UTC()})
+	writeJSON(c.w, http.StatusCreated, map[string]any{"token": token, "expires": s.config.Now().Add(ttl).UTC()})
 	return nil
 }
 

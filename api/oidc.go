@@ -206,7 +206,7 @@ func (s *Server) signedOn(ctx context.Context, token string) (Person, error) {
 	if s.signOn == nil {
 		return Person{}, unauthorized(signOnDisabled)
 	}
-	p, err := s.signOn.person(ctx, token, time.Now())
+	p, err := s.signOn.person(ctx, token, s.config.Now())
 	if err != nil {
 		return Person{}, unauthorized("the token is not accepted: %v", err)
 	}

@@ -72,6 +72,8 @@ type Config struct {
 	MaxObjects int
 	// TwoPerson lets a guardrail take effect, and go, once a second person agrees.
 	TwoPerson bool
+	// Now is the time that controllers agree on; nil is this machine's.
+	Now func() time.Time
 	// AuditDir is the folder of the audit trail; empty keeps none. Node is the name
 	// that its entries carry.
 	AuditDir, Node string
@@ -157,6 +159,9 @@ func New(config Config) (*Server, error) {
 	if config.Logger == nil {
 		config.Logger = slog.Default()
 	}
+	if config.Now == nil {
+		config.Now = time.Now
+	}
 	if config.Registry == nil {
 		config.Registry = prometheus.NewRegistry()
 	}
@@ -192,7 +197,7 @@ func New(config Config) (*Server, error) {
 	s.view = newView(config.Store, s.logger, s.metrics)
 	s.bindings = &bindings{view: s.view}
 	if config.AuditDir != "" {
-		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store}); err != nil {
+		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store, Now: config.Now}); err != nil {
 			return nil, fmt.Errorf("api: %w", err)
 		}
 	}

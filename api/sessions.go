@@ -66,7 +66,7 @@ func (s *Server) session(ctx context.Context, token string) (Person, error) {
 	if err := json.Unmarshal(entry.Value, &session); err != nil {
 		return Person{}, fmt.Errorf("read session: %w", err)
 	}
-	if !time.Now().Before(session.Expires) {
+	if !s.config.Now().Before(session.Expires) {
 		return Person{}, unauthorized("the token is unknown or expired: log in again")
 	}
 	if len(session.Person.Grants) == 0 {
@@ -115,9 +115,8 @@ func (s *Server) heldTo(ctx context.Context, p Person) (Person, error) {
 // remembers that the token was used, so that of two who try one succeeds, on any
 // replica and after any restart.
 func (s *Server) login(ctx context.Context, token string) (Session, error) {
-	want := s.config.AdminToken
-	now := time.Now()
-	if len(want) < adminTokenLength || hashOf(token) != hashOf(want) || !now.Before(s.adminTokenEnds) {
+	want, now := s.config.AdminToken, s.config.Now()
+	if len(want) < adminTokenLength || hashOf(token) != hashOf(want) || !time.Now().Before(s.adminTokenEnds) {
 		return Session{}, unauthorized("the one-time token is unknown, used or expired: while none was used, each start of the controller makes one")
 	}
 	session, write, err := newSession(Person{Name: bootstrapName + "admin", Grants: []Grant{{Role: RoleAdmin}}}, defaultSession, now)
@@ -157,7 +156,7 @@ func (s *Server) createSession(ctx context.Context, person Person, ttl time.Dura
 		return Session{}, newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
 			"there are %d sessions already: end some, or wait until they expire", len(left)).retryAfter(60)
 	}
-	session, write, err := newSession(person, ttl, time.Now())
+	session, write, err := newSession(person, ttl, s.config.Now())
 	if err != nil {
 		return Session{}, err
 	}
@@ -179,7 +178,7 @@ func (s *Server) sweepSessions(ctx context.Context) ([]keptSession, error) {
 		return nil, err
 	}
 	var left []keptSession
-	now := time.Now()
+	now := s.config.Now()
 	for _, entry := range entries {
 		kept := keptSession{key: entry.Key, revision: entry.Revision}
 		if json.Unmarshal(entry.Value, &kept.Session) == nil && now.Before(kept.Expires) {

@@ -120,6 +120,20 @@ func readAuthority(dir string, data []byte, trustDomain string) (*Authority, err
 // Bundle returns the trust anchors by which others verify what the authority issues.
 func (a *Authority) Bundle() *Bundle { return a.bundle }
 
+// By returns the authority with another clock, by which it issues.
+func (a *Authority) By(clock func() time.Time) *Authority {
+	return &Authority{signer: a.signer, bundle: a.bundle.By(clock)}
+}
+
+// Fingerprint tells the authority from others of its trust domain.
+func (a *Authority) Fingerprint() string { return pinOf(a.signer.chain[0]) }
+
+// HasAuthority reports whether a directory holds an authority already.
+func HasAuthority(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, authorityFile))
+	return err == nil
+}
+
 // TrustDomain is the domain that the authority issues names in.
 func (a *Authority) TrustDomain() string { return a.bundle.TrustDomain() }
 
@@ -191,7 +205,7 @@ func (a *Authority) sign(path string, public crypto.PublicKey, ttl time.Duration
 	if err != nil {
 		return nil, fmt.Errorf("issue %s: %w", path, err)
 	}
-	issuer, now := a.signer.chain[0], time.Now()
+	issuer, now := a.signer.chain[0], a.bundle.Now()
 	template := &x509.Certificate{
 		Subject:               pkix.Name{Organization: []string{"Bocage"}},
 		URIs:                  []*url.URL{uri},

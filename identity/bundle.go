@@ -23,6 +23,7 @@ const maxAnchors = 64
 // names in it. It does not change once made.
 type Bundle struct {
 	anchors *x509bundle.Bundle
+	clock   func() time.Time // nil: this machine's
 }
 
 // NewBundle makes a bundle of certificates.
@@ -43,6 +44,21 @@ func NewBundle(trustDomain string, anchors ...*x509.Certificate) (*Bundle, error
 		return nil, err
 	}
 	return &Bundle{anchors: x509bundle.FromX509Authorities(domain, anchors)}, nil
+}
+
+// By returns the bundle with another clock, by which connections are verified.
+func (b *Bundle) By(clock func() time.Time) *Bundle {
+	copied := *b
+	copied.clock = clock
+	return &copied
+}
+
+// Now is the time by the bundle's clock.
+func (b *Bundle) Now() time.Time {
+	if b.clock == nil {
+		return time.Now()
+	}
+	return b.clock()
 }
 
 // ParseBundle reads what [Bundle.MarshalPEM] writes. Anything but certificates,

@@ -31,7 +31,7 @@ func ServerTLS(svid func() *SVID, b *Bundle) *tls.Config {
 			if len(state.PeerCertificates) == 0 {
 				return nil
 			}
-			_, err := b.Verify(state.PeerCertificates, time.Now())
+			_, err := b.Verify(state.PeerCertificates, b.Now())
 			return err
 		},
 		// A resumed session would outlive a revocation.
@@ -44,7 +44,7 @@ func ServerTLS(svid func() *SVID, b *Bundle) *tls.Config {
 // ends with "/", such as /controller/, accepts every id below it.
 func ClientTLS(svid func() *SVID, b *Bundle, serverPath string) *tls.Config {
 	return clientTLS(svid, func(chain []*x509.Certificate) error {
-		id, err := b.Verify(chain, time.Now())
+		id, err := b.Verify(chain, b.Now())
 		if err != nil {
 			return err
 		}

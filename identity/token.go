@@ -60,7 +60,7 @@ func (t *Tokens) Create(ctx context.Context, path string, ttl time.Duration) (to
 	secret := make([]byte, secretBytes)
 	rand.Read(secret) // never fails
 	hash := sha256.Sum256(secret)
-	record, err := json.Marshal(tokenRecord{Hash: hash[:], Path: path, Expires: time.Now().Add(ttl)})
+	record, err := json.Marshal(tokenRecord{Hash: hash[:], Path: path, Expires: t.Bundle.Now().Add(ttl)})
 	if err != nil {
 		return "", fmt.Errorf("create join token: %w", err)
 	}
@@ -97,7 +97,7 @@ func (t *Tokens) Redeem(ctx context.Context, token string) (path string, err err
 		return "", fmt.Errorf("redeem join token: %w", err)
 	}
 	// The look-up was by hash already; this holds even if a store mixes keys up.
-	if subtle.ConstantTimeCompare(record.Hash, hash[:]) != 1 || !time.Now().Before(record.Expires) {
+	if subtle.ConstantTimeCompare(record.Hash, hash[:]) != 1 || !t.Bundle.Now().Before(record.Expires) {
 		return "", ErrToken
 	}
 	return record.Path, CheckPath(record.Path)
@@ -112,7 +112,7 @@ func (t *Tokens) sweep(ctx context.Context) error {
 	left := len(entries)
 	for _, entry := range entries {
 		var record tokenRecord
-		if err := json.Unmarshal(entry.Value, &record); err == nil && time.Now().Before(record.Expires) {
+		if err := json.Unmarshal(entry.Value, &record); err == nil && t.Bundle.Now().Before(record.Expires) {
 			continue
 		}
 		_, err := store.Delete(ctx, t.Store, entry.Key, entry.Revision)

@@ -25,7 +25,6 @@ import (
 	"bocage.dev/bocage/recognition"
 	"bocage.dev/bocage/recognition/lake"
 	"bocage.dev/bocage/store"
-	"bocage.dev/bocage/store/etcd"
 	"bocage.dev/bocage/stream"
 	"bocage.dev/bocage/stream/jetstream"
 )
@@ -41,6 +40,8 @@ type controllerProcess struct {
 	svid      atomic.Pointer[identity.SVID] // in force, for connections
 	signer    *identity.SVID                // for rulesets
 	store     store.Store
+	site      *member // nil: the store is its own
+	clock     *siteClock
 	transport *jetstream.Server
 	exchange  stream.Exchange
 	log       stream.Log
@@ -56,14 +57,25 @@ type controllerProcess struct {
 
 // openController constructs everything in the order of need; close undoes it.
 func openController(ctx context.Context, cfg Config, registry *prometheus.Registry) (_ *controllerProcess, err error) {
-	c := &controllerProcess{cfg: cfg, logger: cfg.Logger, registry: registry}
+	c := &controllerProcess{cfg: cfg, logger: cfg.Logger, registry: registry, clock: newSiteClock(cfg.clock)}
 	defer func() {
 		if err != nil {
 			c.close()
 		}
 	}()
-	if c.authority, err = identity.OpenAuthority(cfg.controllerDir("authority"), cfg.TrustDomain); err != nil {
+	if c.store, err = openStore(ctx, cfg); err != nil {
+		return nil, fmt.Errorf("open the store: %w", err)
+	}
+	authority, err := openAuthority(ctx, cfg, c.store)
+	if err != nil {
 		return nil, fmt.Errorf("open the certificate authority: %w", err)
+	}
+	c.authority = authority.By(c.clock.Now)
+	if len(cfg.Etcd.Endpoints) > 0 {
+		if c.site, err = joinSite(ctx, cfg, c.store, c.clock); err != nil {
+			return nil, fmt.Errorf("join the site: %w", err)
+		}
+		registry.MustRegister(c.clock)
 	}
 	if err := c.issue(); err != nil {
 		return nil, err
@@ -72,9 +84,6 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	// in this process only.
 	if c.signer, err = c.authority.IssueSVID("/controller/"+cfg.Host, signerLife); err != nil {
 		return nil, fmt.Errorf("issue the certificate that signs rulesets: %w", err)
-	}
-	if c.store, err = etcd.Open(etcd.Config{Dir: cfg.controllerDir("state"), Logger: c.logger}); err != nil {
-		return nil, fmt.Errorf("open the store: %w", err)
 	}
 	c.transport, err = jetstream.StartServer(jetstream.ServerConfig{
 		Dir: cfg.controllerDir("events"), Listen: cfg.TransportListen,
@@ -100,7 +109,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 		return nil, fmt.Errorf("open the history: %w", err)
 	}
 	c.policy, err = policy.New(policy.Config{
-		Store: c.store, Logger: c.logger,
+		Store: c.store, Logger: c.logger, Now: c.clock.Now,
 		Node: cfg.Host, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
 		Sign: c.signer.Sign,
 		Notify: func(generation uint64) {
@@ -143,7 +152,7 @@ func listenAddresses(cfg Config) []netip.Addr {
 func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) error {
 	open := openBatch(c.authority.Bundle())
 	recognizer, err := recognition.New(recognition.Config{
-		Store: c.store, Log: c.log, Bundle: open, Node: c.cfg.Host,
+		Store: c.store, Log: c.log, Bundle: open, Node: c.cfg.Host, Now: c.clock.Now,
 		QuarantineTTL: c.cfg.QuarantineFor, DecoyTTL: c.cfg.QuarantineFor, Logger: c.logger,
 	})
 	if err != nil {
@@ -155,6 +164,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return c.live(ctx) })
 	group.Go(func() error { return c.names.Run(ctx) })
 	group.Go(func() error { return c.policy.Run(ctx) })
 	group.Go(func() error { return recognizer.Run(ctx) })
@@ -179,6 +189,19 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 		return nil
 	})
 	return group.Wait()
+}
+
+// live takes part in the site, if there is one.
+func (c *controllerProcess) live(ctx context.Context) error {
+	if c.site == nil {
+		return nil
+	}
+	c.site.moved = func() {
+		if err := c.issue(); err != nil {
+			c.logger.Error("renew the controller's certificate", "error", err)
+		}
+	}
+	return c.site.run(ctx)
 }
 
 // watchStore ends the process when its store has ended itself, so that whoever
@@ -288,8 +311,8 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &report); err != nil {
 			return nil, errors.New("the report of the agent is damaged")
 		}
-		ready := readyOf(report.Status)
-		report.Status.LastSeen = time.Now().UTC() // by this clock, whatever the agent's says
+		ready := readyOf(report.Status, c.clock.Now())
+		report.Status.LastSeen = c.clock.Now().UTC() // by this clock, whatever the agent's says
 		report.Status.Conditions = []bocage.Condition{ready}
 		report.Status.RefusedProfiles = cutWords(report.Status.RefusedProfiles)
 		report.Status.Sessions = report.Status.Sessions[:min(len(report.Status.Sessions), mostSessions)]
@@ -314,7 +337,7 @@ func (c *controllerProcess) serveStatus(ctx context.Context) error {
 }
 
 // readyOf takes the one condition that an agent may claim, cut to a sane size.
-func readyOf(status bocage.HostStatus) bocage.Condition {
+func readyOf(status bocage.HostStatus, now time.Time) bocage.Condition {
 	const most = 1024
 	ready := bocage.Condition{Status: "Unknown", Reason: "Unreported", Message: "the agent says nothing of itself"}
 	for _, condition := range status.Conditions {
@@ -322,7 +345,7 @@ func readyOf(status bocage.HostStatus) bocage.Condition {
 			ready = condition
 		}
 	}
-	ready.Type, ready.LastTransitionTime = bocage.ConditionReady, time.Now().UTC()
+	ready.Type, ready.LastTransitionTime = bocage.ConditionReady, now.UTC()
 	ready.Reason = ready.Reason[:min(len(ready.Reason), 64)]
 	ready.Message = ready.Message[:min(len(ready.Message), most)]
 	return ready
@@ -353,7 +376,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 		}
 		for _, object := range objects {
 			err := store.UpdateObject(ctx, c.store, kind, "", object.Meta().Name, func(h *bocage.Host) (bool, error) {
-				silent := time.Since(h.Status.LastSeen)
+				silent := c.clock.Now().Sub(h.Status.LastSeen)
 				unknown := slices.ContainsFunc(h.Status.Conditions, func(c bocage.Condition) bool {
 					return c.Type == bocage.ConditionReady && c.Status == "Unknown"
 				})
@@ -361,7 +384,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 					return false, nil
 				}
 				h.Status.Conditions = bocage.SetCondition(h.Status.Conditions, bocage.Condition{
-					Type: bocage.ConditionReady, Status: "Unknown", Reason: "Silent", LastTransitionTime: time.Now().UTC(),
+					Type: bocage.ConditionReady, Status: "Unknown", Reason: "Silent", LastTransitionTime: c.clock.Now().UTC(),
 					Message: "its agent has not reported since " + h.Status.LastSeen.Format(time.RFC3339) + "; what it enforced stays in force",
 				})
 				return true, nil
@@ -375,7 +398,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 }
 
 func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {
-	host := &bocage.Host{ObjectMeta: store.NewMeta(name, time.Now()), Status: status}
+	host := &bocage.Host{ObjectMeta: store.NewMeta(name, c.clock.Now()), Status: status}
 	_, err := store.PutObject(ctx, c.store, kind, host, store.Absent)
 	if errors.Is(err, store.ErrConflict) {
 		return nil // another report was faster; the next one updates
@@ -402,8 +425,12 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 		OIDC:          provider, TwoPerson: c.cfg.TwoPerson, Quotas: c.cfg.Quotas,
 		AuditDir: c.cfg.controllerDir("audit"), Node: c.cfg.Host,
 		Store: c.store, Listen: c.cfg.APIListen, Socket: c.cfg.Socket(), TrustDomain: c.cfg.TrustDomain,
-		Ready: map[string]func(context.Context) error{"history": func(context.Context) error { return c.lake.Fault() }},
-		SVID:  c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
+		Ready: map[string]func(context.Context) error{
+			"history": func(context.Context) error { return c.lake.Fault() },
+			"clock":   func(context.Context) error { return c.clock.fault() },
+		},
+		Now:  c.clock.Now,
+		SVID: c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
 		Functions: api.Functions{
 			Explain:   c.policy.Explain,
 			Plan:      c.policy.Plan,

@@ -43,6 +43,8 @@ type Config struct {
 	TransportListen string
 	// Controllers are the transport addresses that the agent connects to.
 	Controllers []string
+	// Etcd is what the controller shares with others; without it has a store of its own.
+	Etcd Etcd
 	// JoinToken admits a new agent once; not needed beside a controller.
 	JoinToken string
 	// Uplinks names interfaces by which the host itself reaches others and that
@@ -78,6 +80,8 @@ type Config struct {
 	QuarantineFor time.Duration
 	Version       string
 	Logger        *slog.Logger
+
+	clock func() (wall time.Time, even time.Duration) // nil: this machine's
 }
 
 // Default places of the one installation that a machine usually has.
@@ -119,6 +123,9 @@ func (c Config) Complete() (Config, error) {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
 	}
+	if c.clock == nil {
+		c.clock = machineClock()
+	}
 	var faults []error
 	if !c.Controller && !c.Agent {
 		faults = append(faults, errors.New("a node is a controller, an agent or both"))
@@ -141,6 +148,9 @@ func (c Config) Complete() (Config, error) {
 		}
 	}
 	if _, err := c.discovery(); err != nil {
+		faults = append(faults, err)
+	}
+	if err := c.Etcd.validate(); err != nil {
 		faults = append(faults, err)
 	}
 	if c.Agent && !c.Controller && len(c.Controllers) == 0 {

@@ -44,7 +44,7 @@ func (c *controllerProcess) rollout(ctx context.Context, who string, request boc
 		return c.policy.Rollout(ctx, who, request)
 	}
 	kind, _ := bocage.KindNamed("Host")
-	risk := bocage.RiskAcceptance{By: who, Until: time.Now().UTC().Add(time.Duration(request.Seconds) * time.Second).Truncate(time.Second)}
+	risk := bocage.RiskAcceptance{By: who, Until: c.clock.Now().UTC().Add(time.Duration(request.Seconds) * time.Second).Truncate(time.Second)}
 	var faults []error
 	for _, name := range request.Hosts {
 		err := store.UpdateObject(ctx, c.store, kind, "", name, func(h *bocage.Host) (bool, error) {

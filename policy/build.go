@@ -20,7 +20,8 @@ type build struct {
 	p        *Policy
 	v        view
 	spec     bocage.RolloutSpec
-	now      time.Time
+	now      time.Time // that controllers agree on
+	began    time.Time // by this machine
 	was      record
 	revision store.Revision // of was
 	next     record
@@ -63,7 +64,7 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		}
 	}
 	p.collect()
-	b := &build{p: p, v: p.mirror.view()}
+	b := &build{p: p, v: p.mirror.view(), began: time.Now()}
 	var err error
 	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
 		return time.Time{}, err

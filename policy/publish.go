@@ -127,7 +127,7 @@ func (b *build) told(ctx context.Context) {
 		p.counters.published.Add(1)
 		_, _, rules := b.base.output.Size()
 		p.logger.InfoContext(ctx, "generation active", slog.Uint64("generation", b.next.Base.Number), slog.Uint64("before", b.was.Base.Number),
-			slog.Int("rules", rules), slog.Int("hosts", b.moved()), slog.Duration("took", time.Since(b.now)))
+			slog.Int("rules", rules), slog.Int("hosts", b.moved()), slog.Duration("took", time.Since(b.began)))
 	}
 	if b.next.Pin != nil && b.next.Base.Policy != b.was.Base.Policy {
 		p.counters.rolledBack.Add(1)

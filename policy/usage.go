@@ -24,8 +24,9 @@ type DecisionUse struct {
 }
 
 const (
-	// usageKey is where controllers keep, together, how much each declaration is
-	// used. Each time is counted by whoever takes it first.
+	// usageKey is where controllers keep how much each declaration is used: below it,
+	// each what it counted; itself, where several without names share one history, and
+	// each time is counted by whoever takes it first.
 	usageKey   = "policy/usage"
 	usageEvery = time.Minute
 	// usageLate is how long the events of a moment are waited for. What comes
@@ -79,24 +80,25 @@ func (p *Policy) countUsage(ctx context.Context) error {
 }
 
 func (p *Policy) countOnce(ctx context.Context) error {
-	book, revision, err := p.readUses(ctx)
+	shelf, err := p.readUses(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		book.index()
-		p.uses.Store(book)
+		all := shelf.all()
+		all.index()
+		p.uses.Store(all)
 		wake(p.report)
 	}()
-	until := time.Now().Add(-usageLate)
-	if p.inForce() == nil || until.Sub(book.Until) < usageEvery/2 {
-		return nil // nothing to name decisions by, or another controller has just counted
+	until := p.now().Add(-usageLate)
+	if p.inForce() == nil || until.Sub(shelf.own.Until) < usageEvery/2 {
+		return nil // nothing to name decisions by, or who shares the history has just counted
 	}
-	uses, err := p.usage(ctx, book.Until, until)
+	uses, err := p.usage(ctx, shelf.own.Until, until)
 	if err != nil {
 		return err
 	}
-	next := p.add(ctx, book, uses)
+	next := p.add(ctx, shelf.own, uses)
 	next.Until = until
 	value, err := json.Marshal(next)
 	if err != nil {
@@ -105,47 +107,112 @@ func (p *Policy) countOnce(ctx context.Context) error {
 	if value, err = compress(value); err != nil {
 		return err
 	}
-	_, err = store.Put(ctx, p.store, usageKey, value, revision)
+	ops := []store.Op{{Key: p.usageOwn(), Value: value, IfWas: shelf.revision}}
+	if shelf.adopted != store.Absent {
+		ops = append(ops, store.Op{Key: usageKey, Delete: true, IfWas: shelf.adopted})
+	}
+	_, err = p.store.Apply(ctx, ops...)
 	switch {
 	case errors.Is(err, store.ErrConflict):
-		book, _, err = p.readUses(ctx) // another controller was faster
+		again, err := p.readUses(ctx) // another was faster
+		if err == nil {
+			shelf = again
+		}
 		return err
 	case err != nil:
 		return fmt.Errorf("write how declarations are used: %w", err)
 	}
-	book = next
+	shelf.own = next
 	return nil
 }
 
-func (p *Policy) readUses(ctx context.Context) (*useBook, store.Revision, error) {
-	book := &useBook{}
-	entry, err := p.store.Get(ctx, usageKey)
-	if errors.Is(err, store.ErrNotFound) {
-		return book, store.Absent, nil
+// usageOwn is the key of what this controller counts: each has the history of the
+// agents that speak to it.
+func (p *Policy) usageOwn() string {
+	if p.node == "" {
+		return usageKey
 	}
+	return usageKey + "/" + p.node
+}
+
+// useShelf is what all controllers counted.
+type useShelf struct {
+	own      *useBook
+	revision store.Revision // of own
+	// adopted is the revision of what a version before counted, when all controllers
+	// had one book, if that became this one's.
+	adopted store.Revision
+	others  []*useBook
+}
+
+func (p *Policy) readUses(ctx context.Context) (useShelf, error) {
+	shelf := useShelf{own: &useBook{}, revision: store.Absent, adopted: store.Absent}
+	entries, _, err := p.store.List(ctx, usageKey, "", 0, 0)
 	if err != nil {
-		return book, 0, fmt.Errorf("read how declarations are used: %w", err)
+		return shelf, fmt.Errorf("read how declarations are used: %w", err)
 	}
-	plain, err := decompress(entry.Value)
-	if err == nil {
-		err = json.Unmarshal(plain, book)
+	var early *useBook
+	for _, entry := range entries {
+		book := &useBook{}
+		plain, err := decompress(entry.Value)
+		if err == nil {
+			err = json.Unmarshal(plain, book)
+		}
+		if err != nil {
+			return shelf, fmt.Errorf("read how declarations are used (%s): %w", entry.Key, err)
+		}
+		switch entry.Key {
+		case p.usageOwn():
+			shelf.own, shelf.revision = book, entry.Revision
+		case usageKey:
+			early, shelf.adopted = book, entry.Revision
+		default:
+			shelf.others = append(shelf.others, book)
+		}
 	}
-	if err != nil {
-		return &useBook{}, entry.Revision, fmt.Errorf("read how declarations are used: %w", err)
+	switch {
+	case early == nil:
+	case shelf.revision == store.Absent:
+		shelf.own = early
+	default:
+		shelf.others, shelf.adopted = append(shelf.others, early), store.Absent
 	}
-	return book, entry.Revision, nil
+	return shelf, nil
+}
+
+// all adds up what was counted.
+func (s useShelf) all() *useBook {
+	if len(s.others) == 0 {
+		return s.own
+	}
+	sum := map[usedField]bocage.Usage{}
+	for _, book := range append([]*useBook{s.own}, s.others...) {
+		for _, u := range book.Uses {
+			f := usedField{u.useKey, u.Field}
+			k, known := sum[f]
+			if !known {
+				sum[f] = u.Usage
+				continue
+			}
+			k.Hits += u.Hits
+			if u.FirstSeen.Before(k.FirstSeen) {
+				k.FirstSeen = u.FirstSeen
+			}
+			if u.LastSeen.After(k.LastSeen) {
+				k.LastSeen = u.LastSeen
+			}
+			sum[f] = k
+		}
+	}
+	return bookOf(sum)
 }
 
 // add counts what flows used. Whoever decided counts, and whoever added a duty.
 func (p *Policy) add(ctx context.Context, book *useBook, uses []DecisionUse) *useBook {
-	type field struct {
-		useKey
-		name string
-	}
-	known := map[field]bocage.Usage{}
+	known := map[usedField]bocage.Usage{}
 	for _, u := range book.Uses {
 		if p.counts(u.useKey) {
-			known[field{u.useKey, u.Field}] = u.Usage
+			known[usedField{u.useKey, u.Field}] = u.Usage
 		}
 	}
 	slices.SortFunc(uses, func(a, b DecisionUse) int { return cmp.Compare(b.Generation, a.Generation) })
@@ -160,9 +227,9 @@ func (p *Policy) add(ctx context.Context, book *useBook, uses []DecisionUse) *us
 				d, _ = o.output.Decision(u.Decision)
 			}
 		}
-		told := map[field]bool{}
+		told := map[usedField]bool{}
 		for _, by := range d.By {
-			f := field{useKey{by.Kind, by.Namespace, by.Name}, by.Field}
+			f := usedField{useKey{by.Kind, by.Namespace, by.Name}, by.Field}
 			if told[f] || !p.counts(f.useKey) {
 				continue
 			}
@@ -178,6 +245,17 @@ func (p *Policy) add(ctx context.Context, book *useBook, uses []DecisionUse) *us
 			known[f] = k
 		}
 	}
+	return bookOf(known)
+}
+
+// usedField is what is counted.
+type usedField struct {
+	useKey
+	name string
+}
+
+// bookOf puts counts into the order of a book, and leaves out what are too many.
+func bookOf(known map[usedField]bocage.Usage) *useBook {
 	next := &useBook{Uses: make([]use, 0, len(known))}
 	for f, u := range known {
 		next.Uses = append(next.Uses, use{f.useKey, u})

@@ -40,6 +40,8 @@ type Config struct {
 	Log   stream.Log
 	// Bundle verifies a signed batch and opens it.
 	Bundle func(envelope []byte) (*bocage.Batch, error)
+	// Now is the time that controllers agree on; nil is this machine's.
+	Now func() time.Time
 	// Node names this replica's checkpoint.
 	Node   string
 	Logger *slog.Logger
@@ -96,6 +98,9 @@ func (c Config) complete() (Config, error) {
 	}
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	var faults []error
 	if c.Store == nil || c.Log == nil || c.Bundle == nil {
@@ -248,7 +253,7 @@ func (r *Recognizer) consume(ctx context.Context, at checkpoint, in <-chan opene
 	for {
 		select {
 		case <-ctx.Done():
-			r.post(time.Now(), true)
+			r.post(r.cfg.Now(), true)
 			r.writer.mark(marks.checkpoint())
 			return ctx.Err()
 		case o := <-in:
@@ -257,10 +262,10 @@ func (r *Recognizer) consume(ctx context.Context, at checkpoint, in <-chan opene
 			r.sequence.Store(o.message.Sequence)
 			r.behind.Store(int64(time.Since(o.message.Time)))
 			if o.message.Sequence >= at.Sequence {
-				r.post(time.Now(), false)
+				r.post(r.cfg.Now(), false)
 			}
 		case <-tick.C:
-			if now := time.Now(); r.sequence.Load() >= at.Sequence {
+			if now := r.cfg.Now(); r.sequence.Load() >= at.Sequence {
 				r.fold.tick(now)
 				r.post(now, false)
 				r.writer.mark(marks.checkpoint())

@@ -40,6 +40,7 @@ type writer struct {
 	ttl     TTLs
 	share   float64
 	retain  time.Duration
+	now     func() time.Time
 	logger  *slog.Logger
 	wake    chan struct{}
 	written atomic.Uint64
@@ -66,7 +67,7 @@ type heldKey struct {
 
 func newWriter(c Config, l *ledger) *writer {
 	return &writer{
-		store: c.Store, node: c.Node, ledger: l, ttl: c.TTLs(), share: c.QuarantineShare, retain: c.Retain, logger: c.Logger,
+		store: c.Store, node: c.Node, ledger: l, ttl: c.TTLs(), now: c.Now, share: c.QuarantineShare, retain: c.Retain, logger: c.Logger,
 		wake: make(chan struct{}, 1), pending: map[string]*post{}, held: map[heldKey]answer{},
 		made: map[string]time.Time{}, lifted: map[heldKey]answer{},
 	}
@@ -184,7 +185,7 @@ func (w *writer) save(ctx context.Context) {
 func (w *writer) drain(ctx context.Context) bool {
 	for p := w.next(); p != nil; p = w.next() {
 		attempt, cancel := context.WithTimeout(ctx, writePatience)
-		err := w.write(attempt, p, time.Now())
+		err := w.write(attempt, p, w.now())
 		cancel()
 		if err != nil {
 			w.refused.Add(1)
@@ -492,7 +493,7 @@ func (w *writer) remove(ctx context.Context, kindName, name string) {
 	defer cancel()
 	// Read once more: the object may have been extended since the ledger saw it.
 	object, revision, err := store.Object(attempt, w.store, kind, "", name)
-	if t, ok := object.(*bocage.ThreatCondition); ok && err == nil && time.Now().Before(t.Spec.Expires) {
+	if t, ok := object.(*bocage.ThreatCondition); ok && err == nil && w.now().Before(t.Spec.Expires) {
 		return
 	}
 	if err == nil {

@@ -105,6 +105,8 @@ type Config struct {
 	Node string
 	// Store keeps the anchor; nil keeps none.
 	Store store.Store
+	// Now says when entries were written; nil is this machine's clock.
+	Now func() time.Time
 }
 
 // Trail is the audit trail of one controller. Its methods may be called at once.
@@ -132,6 +134,9 @@ type waiting struct {
 func Open(config Config) (*Trail, error) {
 	if config.Dir == "" || config.Node == "" {
 		return nil, errors.New("audit: needs a Dir and a Node")
+	}
+	if config.Now == nil {
+		config.Now = time.Now
 	}
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
@@ -286,7 +291,7 @@ func (t *Trail) write(batch []*waiting) error {
 	last := t.last
 	for _, w := range batch {
 		for _, e := range w.entries {
-			e.Sequence, e.Previous, e.Node, e.Time = last.Sequence+1, last.Hash, t.config.Node, time.Now().UTC()
+			e.Sequence, e.Previous, e.Node, e.Time = last.Sequence+1, last.Hash, t.config.Node, t.config.Now().UTC()
 			hash, err := e.digest()
 			if err != nil {
 				return fmt.Errorf("write the audit trail: %w", err)
