@@ -1,0 +1,169 @@
+package node
+
+import (
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"bocage.dev/bocage/store"
+)
+
+// aSite is some controllers' clocks, which hear each other when somebody says so.
+type aSite struct {
+	true    time.Time // what the time really is
+	running time.Duration
+	nodes   []*aNode
+}
+
+type aNode struct {
+	clock *siteClock
+	off   time.Duration // by how much its machine's clock is wrong
+	came  store.Revision
+	gone  bool
+}
+
+func newASite() *aSite { return &aSite{true: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)} }
+
+// join adds a controller that hears the others before it goes by anything.
+func (s *aSite) join(off time.Duration) *aNode {
+	n := &aNode{off: off}
+	n.clock = newSiteClock(func() (time.Time, time.Duration) { return s.true.Add(n.off), s.running })
+	for i, other := range s.nodes {
+		if !other.gone {
+			n.clock.hear(string(rune('a'+i)), other.says())
+		}
+	}
+	n.came = store.Revision(len(s.nodes) + 1)
+	n.clock.Now()
+	n.clock.came(n.came)
+	s.nodes = append(s.nodes, n)
+	return n
+}
+
+func (n *aNode) says() presence {
+	agreed, wall := n.clock.both()
+	return presence{Since: n.came, Wall: wall, Agreed: agreed}
+}
+
+// pass lets time pass, with a beat of everybody who lives every so often.
+func (s *aSite) pass(d time.Duration) {
+	for ; d > 0; d -= beatEvery {
+		s.true, s.running = s.true.Add(beatEvery), s.running+beatEvery
+		for i, n := range s.nodes {
+			if n.gone {
+				continue
+			}
+			for _, other := range s.nodes {
+				if other != n && !other.gone {
+					other.clock.hear(string(rune('a'+i)), n.says())
+				}
+			}
+		}
+	}
+}
+
+func (s *aSite) agrees(t *testing.T, off time.Duration) {
+	t.Helper()
+	for i, n := range s.nodes {
+		if at := n.clock.Now(); !n.gone && !near(at, s.true.Add(off)) {
+			t.Errorf("controller %c goes by a time that is %s off, want %s", 'a'+i, at.Sub(s.true), off)
+		}
+	}
+}
+
+func TestSiteClock(t *testing.T) {
+	for _, wrong := range []time.Duration{time.Minute, -time.Minute, 3 * time.Hour, -3 * time.Hour, 400 * 24 * time.Hour, -400 * 24 * time.Hour} {
+		t.Run(wrong.String(), func(t *testing.T) {
+			t.Run("alone", func(t *testing.T) { // nobody knows better, and a clock that is set right is right
+				s := newASite()
+				a := s.join(wrong)
+				s.pass(time.Minute)
+				s.agrees(t, wrong)
+				a.off = 0
+				s.agrees(t, 0)
+			})
+			t.Run("comes", func(t *testing.T) {
+				s := newASite()
+				a := s.join(0)
+				s.pass(time.Minute)
+				b := s.join(wrong)
+				s.agrees(t, 0)
+				s.pass(time.Minute)
+				s.agrees(t, 0)
+				if a.clock.fault() != nil || b.clock.fault() == nil {
+					t.Errorf("said to be wrong: %v and %v", a.clock.fault(), b.clock.fault())
+				}
+				for i, n := range s.nodes {
+					if what, is := n.clock.news(); what == "" || !is {
+						t.Errorf("%c says nothing", 'a'+i)
+					}
+					if what, is := n.clock.news(); what == "" || is {
+						t.Errorf("%c says it once more: %s", 'a'+i, what)
+					}
+				}
+				a.gone = true
+				s.pass(time.Hour)
+				s.agrees(t, 0) // what was agreed outlives who was right
+				c := s.join(0)
+				s.pass(time.Minute)
+				s.agrees(t, 0)
+				b.off = 0
+				s.pass(time.Minute)
+				s.agrees(t, 0)
+				if what, is := b.clock.news(); what != "" || !is || c.clock.fault() != nil {
+					t.Errorf("mended, and %q", what)
+				}
+			})
+			t.Run("is set", func(t *testing.T) { // on either of two that agreed
+				for _, which := range []int{0, 1} {
+					s := newASite()
+					s.join(0)
+					s.join(time.Second)
+					s.pass(time.Minute)
+					s.nodes[which].off = wrong
+					s.agrees(t, 0)
+					s.pass(time.Hour)
+					s.agrees(t, 0)
+				}
+			})
+			t.Run("was first", func(t *testing.T) { // of two; a third one tells who is right
+				s := newASite()
+				s.join(wrong)
+				s.pass(time.Minute)
+				s.join(0)
+				s.pass(time.Minute)
+				s.agrees(t, wrong)
+				s.join(0)
+				s.pass(time.Minute)
+				s.agrees(t, 0)
+			})
+		})
+	}
+}
+
+// TestSiteClocksAgree: whatever happens to one of three, the others keep the time.
+func TestSiteClocksAgree(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		s := newASite()
+		for range 3 {
+			s.join(time.Duration(rapid.IntRange(-2000, 2000).Draw(t, "ms")) * time.Millisecond)
+		}
+		s.pass(20 * time.Second)
+		victim := s.nodes[rapid.IntRange(0, 2).Draw(t, "victim")]
+		for range rapid.IntRange(1, 10).Draw(t, "steps") {
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
+				victim.off = time.Duration(rapid.IntRange(-1_000_000, 1_000_000).Draw(t, "s")) * time.Second
+			case 1:
+				victim.gone = !victim.gone
+			}
+			s.pass(time.Duration(rapid.IntRange(1, 60).Draw(t, "pass")) * time.Second)
+			for _, n := range s.nodes {
+				if at := n.clock.Now(); !n.gone && !near(at, s.true) {
+					t.Fatalf("the agreed time is %s off", at.Sub(s.true))
+				}
+			}
+		}
+	})
+}
