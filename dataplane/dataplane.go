@@ -176,7 +176,7 @@ type Dataplane struct {
 	wiring  *wiring      // nil without DirectDelivery
 
 	asking    sync.Mutex // held by one question at a time, before mu; guards the next two
-	asker     *ebpf.Collection
+	asker     *asker
 	askerEnds *time.Timer
 
 	// mu guards what follows, and the order of changes to maps.
@@ -248,27 +248,34 @@ func Open(cfg Config) (*Dataplane, error) {
 	return d, nil
 }
 
-func (d *Dataplane) open() error {
-	var err error
+// begin takes hold of the folder, and looks at what lies there.
+func (d *Dataplane) begin() (spec *ebpf.CollectionSpec, err error) {
 	if d.mounted, err = ensureBPFFS(d.cfg.PinDir); err != nil {
-		return err
+		return nil, err
 	}
 	if d.mounted != "" {
 		d.log.Info("mounted bpffs", "dir", d.mounted)
 	}
 	if d.lock, err = lockDir(d.cfg.PinDir); err != nil {
-		return err
+		return nil, err
 	}
-	spec, err := loadSpec(d.cfg)
-	if err != nil {
-		return err
+	if spec, err = loadSpec(d.cfg); err != nil {
+		return nil, err
 	}
 	if d.pins, err = openPins(d.cfg.PinDir, spec, d.step); err != nil {
-		return err
+		return nil, err
 	}
 	d.pins.loads = d.cfg.loads
 	if d.pins.broken != "" {
 		d.log.Warn("state has lost pins and is made anew: it stays in force until a ruleset is applied", "map", d.pins.broken)
+	}
+	return spec, nil
+}
+
+func (d *Dataplane) open() error {
+	spec, err := d.begin()
+	if err != nil {
+		return err
 	}
 	if d.objects, err = d.pins.load(spec); err != nil {
 		return err

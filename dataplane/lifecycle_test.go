@@ -47,6 +47,8 @@ type order struct {
 	// generations of their own.
 	Then    []*bocage.Ruleset
 	Forever bool
+	// Load has it load programs for others, and end.
+	Load bool
 	// Dies is the step before which the child is killed, Time the how manieth of that
 	// name; empty: it lives.
 	Dies string
@@ -65,6 +67,10 @@ func child() error {
 			}
 		}
 		return nil
+	}
+	if o.Load {
+		fmt.Println("ready")
+		return Load(o.Config)
 	}
 	d, err := Open(o.Config)
 	if err != nil {

@@ -203,7 +203,8 @@ func (p *pins) putAside(spec *ebpf.CollectionSpec) error {
 	return nil
 }
 
-// load loads the programs over the pinned maps, or over new ones which it pins.
+// load loads the programs over the pinned maps, or over new ones which it pins. What
+// Load left of these is taken.
 func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 	var before legacy
 	if !p.found {
@@ -233,6 +234,20 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 	}
 	if err := seed(spec, options.MapReplacements["seeds"], before.keys); err != nil {
 		return nil, fmt.Errorf("seed the table of flows: %w", err)
+	}
+	if p.found {
+		if err := p.forgetPrograms(spec); err != nil {
+			return nil, err
+		}
+		objects, err := p.left(spec, options.MapReplacements)
+		if err != nil || objects != nil {
+			return objects, err
+		}
+	}
+	if p.loads == nil {
+		if err := mayLoad(); err != nil {
+			return nil, err
+		}
 	}
 	objects, err := loads(spec, options)
 	if err != nil {

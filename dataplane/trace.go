@@ -1,10 +1,11 @@
 package dataplane
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -110,7 +111,8 @@ func asked(o *bpf.KernelObjects) map[string]*ebpf.Map {
 // Trace asks the programs what they would do with a packet, on the maps that they
 // go by, and leaves no trace of it: no counter, flow, event, refusal, question,
 // fragment or learned address. It loads the programs once more for that, which
-// takes some tenths of a second, and keeps them for a while.
+// takes some tenths of a second, and keeps them for a while; or takes those that Load
+// left.
 func (d *Dataplane) Trace(q Question) (Passage, error) {
 	passage, err := d.trace(q)
 	if err != nil {
@@ -130,12 +132,12 @@ func (d *Dataplane) trace(q Question) (Passage, error) {
 	if err != nil {
 		return Passage{}, err
 	}
-	returned, err := asker.Programs[program].Run(&ebpf.RunOptions{Data: q.Frame, Context: packetContext{Ifindex: q.Ifindex}})
+	returned, err := asker.programs[program].Run(&ebpf.RunOptions{Data: q.Frame, Context: packetContext{Ifindex: q.Ifindex}})
 	if err != nil {
 		return Passage{}, fmt.Errorf("run the programs: %w", err)
 	}
-	var told bpf.KernelTrace
-	if err := asker.Variables["traced"].Get(&told); err != nil {
+	told, err := asker.told()
+	if err != nil {
 		return Passage{}, fmt.Errorf("read the steps: %w", err)
 	}
 	passage, err := d.passage(port, returned, told, q.From)
@@ -179,7 +181,7 @@ const askerLife = time.Minute
 
 // ready returns programs for a question, which see what the enforcement points
 // would see now; asking is held.
-func (d *Dataplane) ready() (*ebpf.Collection, error) {
+func (d *Dataplane) ready() (*asker, error) {
 	if d.asker == nil {
 		var err error
 		if d.asker, err = d.newAsker(); err != nil {
@@ -192,7 +194,7 @@ func (d *Dataplane) ready() (*ebpf.Collection, error) {
 		})
 	}
 	d.askerEnds.Reset(askerLife)
-	live, own := mapsOf(d.objects), d.asker.Maps
+	live, own := mapsOf(d.objects), d.asker.maps
 	err := errors.Join(
 		copyRows[uint32, bpf.KernelPort](live["ports"], own["ports"]),
 		copyRows[bpf.KernelPortAddress, bpf.KernelResident](live["residents"], own["residents"]),
@@ -202,7 +204,7 @@ func (d *Dataplane) ready() (*ebpf.Collection, error) {
 		copyRows[bpf.KernelFragmentKey, bpf.KernelFragment](live["fragments"], own["fragments"]),
 		copyRows[bpf.KernelQuotaKey, bpf.KernelQuota](live["quotas"], own["quotas"]),
 		copyRows[uint32, bpf.KernelPressure](live["pressure"], own["pressure"]),
-		d.asker.Variables["traced"].Set(bpf.KernelTrace{}),
+		d.asker.forget(),
 	)
 	if err != nil {
 		return nil, err
@@ -214,29 +216,44 @@ func (d *Dataplane) ready() (*ebpf.Collection, error) {
 func (d *Dataplane) dropAsker() {
 	if d.asker != nil {
 		d.askerEnds.Stop()
-		d.asker.Close()
+		d.asker.close()
 		d.asker = nil
 	}
 }
 
-func (d *Dataplane) newAsker() (*ebpf.Collection, error) {
+func (d *Dataplane) newAsker() (*asker, error) {
 	spec, err := loadSpec(d.cfg)
 	if err != nil {
-		return nil, err
-	}
-	if err := spec.Variables["tracing"].Set(uint32(1)); err != nil {
 		return nil, err
 	}
 	if err := seed(spec, d.objects.Seeds, nil); err != nil {
 		return nil, err
 	}
-	spec.Maps["events"].MaxEntries = uint32(os.Getpagesize()) // nobody reads them
-	for name := range spec.Programs {
-		if name != programFrom && name != programTo && name != programAcross {
-			delete(spec.Programs, name)
-		}
+	a, err := leftAsker(filepath.Join(d.pins.programsDir(spec), askerDir), d.cfg, d.objects)
+	if err != nil || a != nil {
+		return a, err
 	}
-	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: asked(d.objects)})
+	return loadAsker(d.cfg, d.objects)
+}
+
+// told reads the steps that the programs took, and forget has them begin with none.
+func (a *asker) told() (told bpf.KernelTrace, err error) {
+	value, err := a.maps[steps].LookupBytes(uint32(0))
+	if err == nil {
+		_, err = binary.Decode(value[a.stepsAt:], binary.NativeEndian, &told)
+	}
+	return told, err
+}
+
+func (a *asker) forget() error {
+	value, err := a.maps[steps].LookupBytes(uint32(0))
+	if err == nil {
+		_, err = binary.Encode(value[a.stepsAt:], binary.NativeEndian, bpf.KernelTrace{})
+	}
+	if err != nil {
+		return err
+	}
+	return a.maps[steps].Put(uint32(0), value)
 }
 
 // copyRows copies what programs write and a question must see as it is. Where rows

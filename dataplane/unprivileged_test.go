@@ -1,13 +1,21 @@
 package dataplane
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/cilium/ebpf"
+
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/host/hosttest"
 )
@@ -15,34 +23,64 @@ import (
 // nobody is a user without any right of its own.
 const nobody = "65534"
 
-// asNobody is a command line that runs a program as that user with the agent's three
-// capabilities and no way to others.
-func asNobody(program string) []string {
-	const caps = "-all,+bpf,+net_admin,+perfmon"
+// What an agent may do, and what who loads its programs may.
+const (
+	enforces = "-all,+bpf,+net_admin"
+	loads    = enforces + ",+perfmon"
+)
+
+// asNobody is a command line that runs a program as that user with some capabilities
+// and no way to others.
+func asNobody(program, caps string) []string {
 	return []string{"setpriv", "--reuid", nobody, "--regid", nobody, "--clear-groups", "--no-new-privs",
 		"--bounding-set", caps, "--inh-caps", caps, "--ambient-caps", caps, program}
 }
 
-// An agent that is not root, with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON only, enforces, is
-// killed, restarts and upgrades to another program and another layout, and loses no
-// packet and no connection.
+// forNobody gives a plane's folder to a user without rights, and returns a program
+// that may be run so.
+func (p *plane) forNobody() (program string) {
+	p.t.Helper()
+	must(p.t, p.Close())
+	must(p.t, Remove(p.cfg.PinDir)) // of what root made
+	must(p.t, Prepare(p.cfg.PinDir, 65534, 65534))
+	for dir := filepath.Dir(p.cfg.PinDir); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		must(p.t, os.Chmod(dir, 0o755))
+	}
+	return executableFor(p.t)
+}
+
+// loadAs has a process of its own load the programs. Where it dies before a step, it
+// says so.
+func (p *plane) loadAs(program string, o order) error {
+	p.t.Helper()
+	o.Load, o.Config = true, p.cfg
+	text, err := json.Marshal(o)
+	must(p.t, err)
+	line := asNobody(program, loads)
+	cmd := exec.Command(line[0], line[1:]...)
+	cmd.Env = append(os.Environ(), childVariable+"=1")
+	cmd.Stdin = bytes.NewReader(text)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, os.Stderr
+	must(p.t, host.Start(p.namespace, cmd))
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("%w: %s", err, &said)
+	}
+	return nil
+}
+
+// An agent that is not root, with CAP_BPF and CAP_NET_ADMIN only, enforces by programs
+// that were loaded for it, is killed, restarts and upgrades to another program and
+// another layout, and loses no packet and no connection.
 func TestRootUnprivilegedAgent(t *testing.T) {
 	t.Parallel()
-	p := newPlane(t, func(c *Config) {
-		if err := Prepare(c.PinDir, 65534, 65534); err != nil {
-			t.Fatal(err)
-		}
-	})
+	p := newPlane(t)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
-	must(t, p.Close())
-	must(t, Remove(p.cfg.PinDir)) // of what root made
-	must(t, Prepare(p.cfg.PinDir, 65534, 65534))
-	for dir := filepath.Dir(p.cfg.PinDir); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
-		must(t, os.Chmod(dir, 0o755))
-	}
-	p.command = asNobody(executableFor(t))
+	program := p.forNobody()
+	p.command = asNobody(program, enforces)
 	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
+	must(t, p.loadAs(program, order{}))
 	kill := p.startChild(all)
 	l := startLoad(t, a, b)
 	refused := func() {
@@ -61,6 +99,8 @@ func TestRootUnprivilegedAgent(t *testing.T) {
 		func(c *Config) { c.FlowEntries *= 2 },
 	} {
 		change(&p.cfg)
+		must(t, p.loadAs(program, order{}))
+		l.more(t, "traffic with other programs loaded")
 		kill = p.startChild(all)
 		l.more(t, "traffic with the next agent")
 		refused()
@@ -75,8 +115,120 @@ func TestRootUnprivilegedAgent(t *testing.T) {
 	l.end(t)
 }
 
+// Without CAP_PERFMON, and without programs that were left for it, an agent says what
+// is to be done, and what is in force stays so. Programs of other options are none.
+func TestRootUnprivilegedAgentNeedsPrograms(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	program := p.forNobody()
+	p.command = asNobody(program, enforces)
+	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
+	needs := func(when string) {
+		t.Helper()
+		if _, err := p.child(all); err == nil || !strings.Contains(err.Error(), "bocage prepare") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	needs("nothing there")
+	for _, step := range []string{"load", "loaded"} {
+		dies := order{Dies: step, Time: 1}
+		if err := p.loadAs(program, dies); err == nil {
+			t.Errorf("it lived through %q", dies.Dies)
+		}
+		needs("killed before " + dies.Dies)
+	}
+	must(t, p.loadAs(program, order{}))
+	must(t, p.loadAs(program, order{})) // there already
+	kill := p.startChild(all)
+	l := startLoad(t, a, b)
+	if err := p.loadAs(program, order{}); err == nil || !strings.Contains(err.Error(), "stop that agent first") {
+		t.Errorf("beside an agent: %v", err)
+	}
+	kill()
+	p.cfg.DirectDelivery = true
+	needs("other options")
+	l.more(t, "traffic meanwhile")
+	must(t, p.loadAs(program, order{}))
+	kill = p.startChild(all)
+	l.more(t, "traffic with other options")
+	kill()
+	var kept []string
+	entries, err := os.ReadDir(p.layoutDir())
+	must(t, err)
+	for _, entry := range entries {
+		if strings.HasPrefix(entry.Name(), programsPrefix) {
+			kept = append(kept, entry.Name())
+		}
+	}
+	if len(kept) != 1 {
+		t.Errorf("programs %q are kept, want those of the last options", kept)
+	}
+	l.end(t)
+}
+
+// layoutDir is the folder of the layout that this plane has open, or would open.
+func (p *plane) layoutDir() string {
+	p.t.Helper()
+	spec, err := loadSpec(p.cfg.withDefaults())
+	must(p.t, err)
+	return filepath.Join(p.cfg.PinDir, layoutOf(spec))
+}
+
+// Programs that were left answer questions as those do that are loaded for it, again
+// and again, and say nothing of the question before.
+func TestRootQuestionsToProgramsThatWereLeft(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, unshelved)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	must(t, p.Close())
+	must(t, Remove(p.cfg.PinDir))
+	p.in(func() error { return Load(p.cfg) })
+	p.open()
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	p.attach(a, b)
+	k := &packetBench{plane: p, from: a, to: b}
+	ask := func(port uint16) Passage {
+		t.Helper()
+		f := k.out(bocage.ProtocolTCP)
+		f.dport = port
+		passage, err := p.Trace(Question{Ifindex: a.ifindex, From: true, Frame: f.bytes()})
+		must(t, err)
+		return passage
+	}
+	for range 2 {
+		if got := ask(80); got.Outcome != Passes || got.Reason != bocage.ReasonRule || got.Decision != decideAllow || !got.Judged {
+			t.Errorf("allowed: %+v", got)
+		}
+		if got := ask(81); got.Outcome != Dropped || got.Reason != bocage.ReasonDefaultDeny || got.Decision != decideDefault {
+			t.Errorf("refused: %+v", got)
+		}
+	}
+	if p.asker == nil || len(p.asker.maps) < 10 {
+		t.Fatal("nothing was asked")
+	}
+	left, err := ebpf.LoadPinnedMap(filepath.Join(p.pins.programsDir(p.spec()), askerDir, steps), nil)
+	must(t, err)
+	defer left.Close()
+	var about bpf.KernelTrace
+	must(t, left.Lookup(uint32(0), &about))
+	if about.Judged == 0 {
+		t.Error("those that were left were not asked")
+	}
+}
+
+// spec is what this plane's programs are loaded from.
+func (p *plane) spec() *ebpf.CollectionSpec {
+	p.t.Helper()
+	spec, err := loadSpec(p.cfg.withDefaults())
+	must(p.t, err)
+	must(p.t, seed(spec, p.objects.Seeds, nil))
+	return spec
+}
+
 // executableFor copies the test's own program to where anybody may run it.
-func executableFor(t *testing.T) string {
+func executableFor(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "bct")
 	must(t, err)

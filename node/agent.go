@@ -101,8 +101,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
 		return err
 	}
-	if a.dataplane, err = dataplane.Open(dataplane.Config{Host: cfg.Host, PinDir: cfg.PinDir(),
-		DirectDelivery: cfg.DirectDelivery, Logger: cfg.Logger}); err != nil {
+	if a.dataplane, err = dataplane.Open(DataplaneConfig(cfg.Host, cfg.PinDir(), cfg.DirectDelivery, cfg.Logger)); err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
 	defer a.dataplane.Close()
@@ -574,4 +573,10 @@ func (b *faultBoard) String() string {
 		lines = append(lines, b.topics[topic])
 	}
 	return strings.Join(lines, "; ")
+}
+
+// DataplaneConfig is what an agent's dataplane is made of: the same for who loads its
+// programs and for who enforces by them.
+func DataplaneConfig(host, pinDir string, direct bool, logger *slog.Logger) dataplane.Config {
+	return dataplane.Config{Host: host, PinDir: pinDir, DirectDelivery: direct, Logger: logger}
 }

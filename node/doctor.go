@@ -307,12 +307,12 @@ func (p *patient) askCapabilities() host.Answer {
 	if err != nil {
 		return host.Unclear(err)
 	}
-	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_PERFMON
+	const needed = 1<<unix.CAP_BPF | 1<<unix.CAP_NET_ADMIN
 	switch more := effective &^ needed; {
 	case p.report.User == 0:
 		return host.Ill("process %d runs as root with capabilities %#x", p.report.PID, effective)
 	case more != 0:
-		return host.Ill("user %d has capabilities beyond CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON: %#x", p.report.User, more)
+		return host.Ill("user %d has capabilities beyond CAP_BPF and CAP_NET_ADMIN: %#x", p.report.User, more)
 	}
 	return host.Well("user %d with no capability that it does not need", p.report.User)
 }

@@ -151,7 +151,7 @@ func TestRootPatientCapabilities(t *testing.T) {
 		caps  string
 		user  int
 		state host.State
-	}{{"+bpf,+net_admin,+perfmon", 65534, host.Passed}, {"+bpf,+net_admin,+sys_admin", 65534, host.Failed}, {"+bpf,+net_admin", 0, host.Failed}} {
+	}{{"+bpf,+net_admin", 65534, host.Passed}, {"+bpf,+net_admin,+perfmon", 65534, host.Failed}, {"+bpf,+net_admin,+sys_admin", 65534, host.Failed}, {"+bpf,+net_admin", 0, host.Failed}} {
 		cmd := exec.Command("setpriv", "--reuid", "65534", "--clear-groups", "--bounding-set", "-all,"+c.caps, "--inh-caps", "-all,"+c.caps, "--ambient-caps", "-all,"+c.caps, "sleep", "60")
 		must(t, cmd.Start())
 		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })

@@ -35,9 +35,9 @@ func unit(t *testing.T, name string) string {
 	return ""
 }
 
-// The agent has the three capabilities that enforcement needs, the controller none.
+// The agent has the two capabilities that enforcement needs, the controller none.
 func TestUnitsHaveTheirRightsOnly(t *testing.T) {
-	for name, want := range map[string]string{"bocage-agent.service": "CAP_BPF CAP_NET_ADMIN CAP_PERFMON", "bocage-controller.service": ""} {
+	for name, want := range map[string]string{"bocage-agent.service": "CAP_BPF CAP_NET_ADMIN", "bocage-controller.service": ""} {
 		keys := lines(unit(t, name))
 		for _, key := range []string{"CapabilityBoundingSet", "AmbientCapabilities"} {
 			if got := fmt.Sprint(keys[key]); got != "["+want+"]" {

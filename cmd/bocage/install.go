@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,8 +14,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/host"
@@ -23,11 +26,12 @@ import (
 )
 
 // prepareCommand does, as root, what the agent's own user may not: it is a step of
-// the agent's unit.
+// the agent's unit, with the agent's options.
 func (e *env) prepareCommand() *cobra.Command {
-	var dir, name string
-	cmd := &cobra.Command{Use: "prepare", Short: "Mount a bpffs for an agent that is not root; a step of its unit", Args: cobra.NoArgs, Hidden: true,
-		RunE: func(*cobra.Command, []string) error {
+	var name string
+	cfg := node.Config{Agent: true, Controller: true} // which needs no address of one
+	cmd := &cobra.Command{Use: "prepare", Short: "Mount a bpffs and load programs for an agent that is not root; a step of its unit", Args: cobra.NoArgs, Hidden: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			owner, err := user.Lookup(name)
 			if err != nil {
 				return fmt.Errorf("--user: %w: systemd-sysusers makes it", err)
@@ -37,11 +41,36 @@ func (e *env) prepareCommand() *cobra.Command {
 			if err := errors.Join(bad, also); err != nil {
 				return fmt.Errorf("--user %s: %w", name, err)
 			}
-			return dataplane.Prepare(dir, uid, gid)
+			cfg.RunDir, cfg.TrustDomain, cfg.Logger = e.runDir, e.trustDomain, e.logger(slog.LevelWarn)
+			if cfg, err = cfg.Complete(); err != nil {
+				return err
+			}
+			if err := dataplane.Prepare(cfg.BPFFS, uid, gid); err != nil {
+				return err
+			}
+			return loadAs(cmd.Context(), cfg, uid, gid, e.err)
 		}}
-	cmd.Flags().StringVar(&dir, "bpffs", node.DefaultBPFFS, "folder that the agent pins its state in")
-	cmd.Flags().StringVar(&name, "user", "bocage", "user that it belongs to")
+	e.nodeFlags(cmd, &cfg)
+	agentFlags(cmd, &cfg)
+	joinFlags(cmd, &cfg, new(string))
+	cmd.Flags().StringVar(&name, "user", "bocage", "user that the agent runs as")
 	return cmd
+}
+
+// loadAs has the agent's programs loaded by its own user, whom what is pinned belongs
+// to then, with the one capability more that this takes. Nobody else is there while
+// root looks into a folder of that user's.
+func loadAs(ctx context.Context, cfg node.Config, uid, gid int, errs io.Writer) error {
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "load-programs", cfg.Host, cfg.PinDir(), strconv.FormatBool(cfg.DirectDelivery))
+	cmd.Args[0], cmd.Stdout, cmd.Stderr = os.Args[0], errs, errs
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Credential:  &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)},
+		AmbientCaps: []uintptr{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON},
+	}
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("load the agent's programs as user %d: %w", uid, err)
+	}
+	return nil
 }
 
 // installation is where an installation goes.

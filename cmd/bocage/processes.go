@@ -6,12 +6,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/deception"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/lab"
@@ -59,6 +61,11 @@ func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags.StringVar(&cfg.WorkloadNamespace, "workload-namespace", "default", "namespace of containers of which no label says another")
 	flags.StringSliceVar(&cfg.TrustLabels, "trust-label", nil, "label that containers' owners may choose as it is; all others begin with container/")
 	flags.BoolVar(&cfg.NoDeception, "no-deception", false, "do without decoys on this host")
+}
+
+func joinFlags(cmd *cobra.Command, cfg *node.Config, tokenFile *string) {
+	cmd.Flags().StringSliceVar(&cfg.Controllers, "controllers", nil, "transport addresses of controllers")
+	cmd.Flags().StringVar(tokenFile, "join", "", "file with a join token; needed once")
 }
 
 func (e *env) serve(cmd *cobra.Command, cfg node.Config) error {
@@ -160,8 +167,7 @@ func (e *env) agentCommand() *cobra.Command {
 		}}
 	e.nodeFlags(cmd, &cfg)
 	agentFlags(cmd, &cfg)
-	cmd.Flags().StringSliceVar(&cfg.Controllers, "controllers", nil, "transport addresses of controllers")
-	cmd.Flags().StringVar(&tokenFile, "join", "", "file with a join token; needed once")
+	joinFlags(cmd, &cfg, &tokenFile)
 	cmd.AddCommand(&cobra.Command{Use: "token HOST", Short: "Make a token that admits the agent of a host once, within an hour",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -203,6 +209,16 @@ func helperCommands() []*cobra.Command {
 	return []*cobra.Command{
 		hidden("decoy-serve", "Serve decoys; started by an agent", func(cmd *cobra.Command, _ []string) error {
 			return deception.Serve(cmd.Context(), os.Stdin, os.Stdout)
+		}),
+		hidden("load-programs", "Load the programs that an agent enforces by; started by prepare", func(_ *cobra.Command, args []string) error {
+			if len(args) != 3 {
+				return usage("load-programs needs a host, a folder, and whether delivery is direct")
+			}
+			direct, err := strconv.ParseBool(args[2])
+			if err != nil {
+				return usage("load-programs: %v", err)
+			}
+			return dataplane.Load(node.DataplaneConfig(args[0], args[1], direct, slog.Default()))
 		}),
 		hidden("lake-query", "Answer one question to the history; started by a controller", func(*cobra.Command, []string) error {
 			return lake.ServeQuery(os.Stdin, os.Stdout)

@@ -31,3 +31,6 @@ var HeaderOfTags string
 
 //go:embed track.h
 var HeaderOfTracks string
+
+// Object is what clang made of kernel.c.
+func Object() []byte { return _KernelBytes }
