@@ -91,10 +91,10 @@ func (c *checker) check(n *node, typ reflect.Type, path string) {
 		typ = typ.Elem()
 	}
 	if n.Kind == scalar && n.Tag == "!!null" {
-		if strings.HasSuffix(path, "]") {
+		if strings.HasSuffix(path, "]") || c.kind.Name == "ClusterNetworkPolicy" && strings.HasPrefix(path, "spec.") {
 			c.fault(&c.wrong, n, path, "is empty: give it a value or remove it")
 		}
-		return // elsewhere an empty value is as good as none
+		return // elsewhere an empty value is as good as none; upstream's schema of that kind knows no null
 	}
 	switch {
 	case typ == rawType:

@@ -84,6 +84,11 @@ func TestFaults(t *testing.T) {
 		{"empty items", guardrail("  never:\n  -\n  - from:\n      namespaces: [~]\n"), []string{
 			"f.yaml:6: spec.never[0]: is empty: give it a value or remove it",
 			"f.yaml:8: spec.never[1].from.namespaces[0]: is empty: give it a value or remove it"}},
+		{"empty fields of a ClusterNetworkPolicy, which upstream's schema refuses", "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: a, labels: null}\n" +
+			"spec:\n  tier: Admin\n  priority: 1\n  subject: {pods: {namespaceSelector: , podSelector: {matchLabels: }}}\n  ingress:\n", []string{
+			"f.yaml:7: spec.subject.pods.namespaceSelector: is empty: give it a value or remove it",
+			"f.yaml:7: spec.subject.pods.podSelector.matchLabels: is empty: give it a value or remove it",
+			"f.yaml:8: spec.ingress: is empty: give it a value or remove it"}},
 		{"addresses and times", head + "kind: Workload\nmetadata: {name: w}\nspec: {host: h, addresses: [10.0.0.300, 7]}\n---\n" +
 			head + "kind: Quarantine\nmetadata: {name: q}\nspec: {workload: a/b, until: tomorrow}\n", []string{
 			`f.yaml:4: spec.addresses[0]: "10.0.0.300" is not an IP address`,
