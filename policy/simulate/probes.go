@@ -103,7 +103,12 @@ func (r *probeReader) next() ([]byte, error) {
 var errTooLong = fmt.Errorf("is longer than a probe can be: %d KiB", mostProbeBytes>>10)
 
 func (r *probeReader) fail(line int, format string, args ...any) error {
-	return r.each(bocage.SimulateProbe{}, r.at(line), fmt.Errorf("%s: %s", r.at(line), fmt.Sprintf(format, args...)))
+	return r.refuse(bocage.SimulateProbe{}, line, fmt.Sprintf(format, args...))
+}
+
+// refuse tells what is wrong with a probe, with what could be read of it.
+func (r *probeReader) refuse(p bocage.SimulateProbe, line int, message string) error {
+	return r.each(p, r.at(line), fmt.Errorf("%s: %s", r.at(line), message))
 }
 
 func (r *probeReader) at(line int) string { return fmt.Sprintf("%s:%d", r.name, line) }
@@ -185,11 +190,12 @@ func (r *probeReader) values(text []byte, line int) (rest []byte, err error) {
 // probe decodes one JSON object strictly.
 func (r *probeReader) probe(raw []byte, line int) error {
 	var p bocage.SimulateProbe
+	err := json.Unmarshal(raw, &p) // goes on behind a value of the wrong kind
 	if wrong := keysMessage(raw); wrong != "" {
-		return r.fail(line, "%s", wrong)
+		return r.refuse(bocage.SimulateProbe{From: p.From, To: p.To}, line, wrong)
 	}
-	if err := json.Unmarshal(raw, &p); err != nil {
-		return r.fail(line, "%s", probeMessage(err, raw))
+	if err != nil {
+		return r.refuse(bocage.SimulateProbe{From: p.From, To: p.To}, line, probeMessage(err, raw))
 	}
 	return r.each(p, r.at(line), nil)
 }

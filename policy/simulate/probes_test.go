@@ -78,6 +78,24 @@ func TestProbes(t *testing.T) {
 	}
 }
 
+// TestBrokenProbesKeepTheirEnds: who asked many can tell which was broken.
+func TestBrokenProbesKeepTheirEnds(t *testing.T) {
+	for _, text := range []string{
+		`{"from":"a","to":"b","port":70000}`, `{"port":"80","from":"a","to":"b"}`, `{"from":"a","to":"b","prt":80}`,
+		`{"from":"a","to":"b","at":"tomorrow"}`, `[{"from":"a","to":"b","protocol":6}]`, "- {from: a, to: b, port: web}",
+	} {
+		err := Probes("p", strings.NewReader(text), func(p bocage.SimulateProbe, _ string, broken error) error {
+			if broken == nil || p.From != "a" || p.To != "b" || p.Port != 0 {
+				t.Errorf("%s gave %+v, %v", text, p, broken)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // FuzzProbes: nothing makes the reader panic or go on for ever, and each line of
 // JSON gives an answer of some kind.
 func FuzzProbes(f *testing.F) {
