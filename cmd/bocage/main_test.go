@@ -29,6 +29,13 @@ func TestExitCodes(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: s}\nspec: {mod: enforce}\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	pods, closed := filepath.Join(t.TempDir(), "pods.yaml"), filepath.Join(t.TempDir(), "closed.yaml")
+	if err := os.WriteFile(pods, []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: shop}\nstatus: {podIP: 10.0.0.1}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(closed, []byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: web, namespace: shop}\nspec: {podSelector: {}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		args []string
 		code int
@@ -84,6 +91,9 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"policy", "test"}, exitFailed, "", "bocage up"},
 		{[]string{"policy", "test", "-f", bad}, exitFailed, "", "nothing was decided"},
 		{[]string{"policy", "plan"}, exitUsage, "", "name the files with -f"},
+		{[]string{"plan", "-f", closed}, exitFailed, "", "bocage up"},
+		{[]string{"plan", "--base", pods, "-f", closed}, exitDifference, "allow → drop", ""},
+		{[]string{"plan", "--base", pods, "--base", closed, "-f", closed}, exitOK, "no reach changes", ""},
 		{[]string{"simulate", "-f", bad, "--probes", bad}, exitFailed, "", bad + ":4: spec.mod: is unknown: did you mean mode?"},
 		{[]string{"controller", "--host", "Not A Name"}, exitFailed, "", "is not a lower-case DNS label"},
 	} {

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -10,17 +12,24 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/manifest"
+	"bocage.dev/bocage/policy/gather"
+	"bocage.dev/bocage/policy/plan"
+	"bocage.dev/bocage/policy/prove"
 )
 
 func (e *env) planCommand() *cobra.Command {
 	var files, deleted []string
+	var base offline
 	cmd := &cobra.Command{Use: "plan -f FILE...", Short: "Show what declarations would change, without changing it",
 		Long: `Show what declarations would change: reach that opens or closes, duties, proofs
 and tests that would fail, and what would become of the flows that were recorded.
+With --base everything comes from files, what is declared now as well, and no
+controller is needed, as in CI; there is no recording then.
+
 The exit code is 0 if nothing would change, 3 if something would, and 1 if the
 declarations could not be activated or a test would fail. It is 6 if hosts would
 not put it in force, because a live administrator's session would be cut.`,
-		Example: "  bocage policy plan -f shop.yaml\n  bocage policy plan -f shop/ --delete old.yaml -o json",
+		Example: "  bocage plan -f shop.yaml\n  bocage plan -f shop/ --delete old.yaml -o json\n  bocage plan --base policy/ --base inventory.yaml -f change.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			documents, err := e.readPlanned(files, deleted)
@@ -31,27 +40,55 @@ not put it in force, because a live administrator's session would be cut.`,
 			if err != nil {
 				return err
 			}
-			c, err := e.client()
-			if err != nil {
-				return err
-			}
-			plan, err := c.PlanChanges(cmd.Context(), documents, gone)
+			planned, err := e.plan(cmd.Context(), &base, documents, gone)
 			if err != nil {
 				return err
 			}
 			if e.output != "" && e.output != "table" && e.output != "wide" {
-				if err := e.printValue(plan); err != nil {
+				if err := e.printValue(planned); err != nil {
 					return err
 				}
-			} else if err := e.printPlan(plan); err != nil {
+			} else if err := e.printPlan(planned); err != nil {
 				return err
 			}
-			return planOutcome(plan)
+			return planOutcome(planned)
 		}}
 	fileFlag(cmd, &files)
 	pathsFlag(cmd, &deleted, "delete", "", "files whose objects would be deleted")
+	pathsFlag(cmd, &base.files, "base", "", "file or folder with what is declared now, instead of a controller; may be repeated")
 	e.outputFlag(cmd)
 	return cmd
+}
+
+// plan asks the controller or, where files say what is declared now, those.
+func (e *env) plan(ctx context.Context, base *offline, documents, gone []manifest.Document) (bocage.PlanResult, error) {
+	if !base.given() {
+		c, err := e.client()
+		if err != nil {
+			return bocage.PlanResult{}, err
+		}
+		return c.PlanChanges(ctx, documents, gone)
+	}
+	base.options.Default, base.quiet = gather.DefaultAuto, true // a plan has findings of its own
+	simulator, gathered, err := base.load(e)
+	if err != nil {
+		return bocage.PlanResult{}, err
+	}
+	var objects []bocage.Resource
+	for _, d := range documents {
+		objects = append(objects, d.Resource)
+	}
+	for _, d := range gone {
+		o := d.Resource
+		o.Meta().DeletionTimestamp = &gathered.Input.Now
+		objects = append(objects, o)
+	}
+	result := plan.Make(plan.Situation{Declared: gathered.Input, InForce: simulator, Ruleset: simulator.Ruleset(),
+		Tests: gathered.Tests, Now: gathered.Input.Now, Prove: new(prove.Prover).Prove}, objects)
+	result.Findings = slices.DeleteFunc(result.Findings, func(f bocage.Fault) bool {
+		return strings.HasSuffix(f.Field, " spec.interface") // files say nothing of enforcement points
+	})
+	return result, nil
 }
 
 // readPlanned reads what would be applied, which may be nothing if something

@@ -289,7 +289,7 @@ func (e *env) foresee(ctx context.Context, c *client.Client, documents []manifes
 	plan, err := c.Plan(within, documents)
 	switch {
 	case ctx.Err() == nil && errors.Is(within.Err(), context.DeadlineExceeded):
-		fmt.Fprintf(e.err, "! what this changes could not be told within %s; `bocage policy plan` takes its time\n", planPatience)
+		fmt.Fprintf(e.err, "! what this changes could not be told within %s; `bocage plan` takes its time\n", planPatience)
 		return nil
 	case err != nil:
 		return err

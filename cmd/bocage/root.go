@@ -153,7 +153,7 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
 	}
 	group("run", e.upCommand(), e.agentCommand(), e.controllerCommand(), e.demoCommand(), e.labCommand(), e.installCommand(), e.uninstallCommand(), e.offCommand(), e.doctorCommand(), e.userCommand(), e.loginCommand(), e.logoutCommand(), e.whoamiCommand())
 	group("see", e.observeCommand(), e.getCommand(), e.watchCommand(), e.huntCommand(), e.auditCommand(), e.failsafeCommand(), e.graphCommand())
-	group("decide", e.applyCommand(), e.deleteCommand(), e.policyCommand(), e.explainCommand(), e.traceCommand(), e.simulateCommand(), e.approveCommand())
+	group("decide", e.applyCommand(), e.deleteCommand(), e.planCommand(), e.policyCommand(), e.explainCommand(), e.traceCommand(), e.simulateCommand(), e.approveCommand())
 	group("defend", e.incidentCommand(), e.quarantineCommand(), e.decoyCommand())
 	root.AddCommand(e.versionCommand(), e.prepareCommand())
 	root.AddCommand(helperCommands()...)

@@ -241,10 +241,10 @@ func (d *demo) enforce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := d.cli.must(ctx, 3, "", "policy", "plan", "-f", shop, "-f", rails); err != nil {
+	if _, err := d.cli.must(ctx, 3, "", "plan", "-f", shop, "-f", rails); err != nil {
 		return err
 	}
-	d.held("bocage policy plan: proofs hold, reach would change (exit code 3)")
+	d.held("bocage plan: proofs hold, reach would change (exit code 3)")
 	if _, err := d.cli.must(ctx, 0, "", "apply", "-f", shop, "-f", rails); err != nil {
 		return err
 	}

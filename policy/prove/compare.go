@@ -6,6 +6,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/explain"
 )
 
 // Everyone names, in a comparison, whoever is not named in a line of its own.
@@ -156,10 +157,7 @@ func (c *comparison) pair(from, to class) {
 			protocol = bocage.ProtocolAny
 		}
 		change := bocage.ReachChange{From: c.names[from], To: c.names[to], Protocol: protocol, Ports: ports,
-			Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: bocage.Ref{Kind: "Default", Name: "deny"}}
-		if len(is.By) > 0 && is.Code != bocage.ReasonDefaultDeny {
-			change.By = is.By[0]
-		}
+			Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: explain.Decider(is)}
 		if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
 			c.changes[n-1].Ports.Last = ports.Last
 			return true

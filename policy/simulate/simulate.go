@@ -72,6 +72,9 @@ func Compile(in compile.Input) (*Simulator, compile.Output) {
 	return s, out
 }
 
+// Ruleset is what it answers from.
+func (s *Simulator) Ruleset() *bocage.Ruleset { return s.rs }
+
 func newSimulator(in compile.Input, rs *bocage.Ruleset) *Simulator {
 	s := &Simulator{in: in, rs: rs, index: newIndex(rs), byName: make(map[string]int32, len(in.Workloads)), ambiguous: map[string]bool{},
 		hosts: make(map[string][]netip.Addr, len(in.Hosts)), rejected: map[string]string{}, place: placeOfSource, advice: &advice{}}
