@@ -35,7 +35,9 @@ func (t *TypeMeta) Type() *TypeMeta { return t }
 
 // ObjectMeta is the part of Kubernetes' ObjectMeta that this system honours.
 type ObjectMeta struct {
-	Name              string            `json:"name"`
+	Name string `json:"name"`
+	// GenerateName is what a name begins with that the API draws.
+	GenerateName      string            `json:"generateName,omitempty"`
 	Namespace         string            `json:"namespace,omitempty"`
 	UID               string            `json:"uid,omitempty"`
 	ResourceVersion   string            `json:"resourceVersion,omitempty"`

@@ -67,7 +67,7 @@ func (s *Server) applyAll(c *call) error {
 		writeJSON(c.w, http.StatusUnprocessableEntity, bocage.ApplyResult{DryRun: dry, Faults: faults})
 		return nil
 	}
-	force := isTrue(c.query.Get("force"))
+	force := says(c.query, "force")
 	written, err := s.commitAll(c.r.Context(), changes, func(b *batch, i int) error {
 		err := b.apply(changes[i], trees[i], force)
 		var p *problem

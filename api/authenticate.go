@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -58,6 +59,19 @@ func (s *Server) authenticate(r *http.Request) (Person, error) {
 			"%s has no role here: an administrator gives one with a RoleBinding that names %s among its subjects", p.Name, p.subjects())
 	}
 	return p, nil
+}
+
+// asThemselves refuses who asks to be taken for somebody else: they would be served as
+// who they are, and take that for what the other may do.
+func (c *call) asThemselves() error {
+	const header = "Impersonate-"
+	for _, name := range slices.Sorted(maps.Keys(c.r.Header)) {
+		if strings.HasPrefix(name, header) {
+			return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden, "%s cannot act as %s: %s is not supported, use a credential of theirs",
+				c.person.Name, strings.Join(c.r.Header[name], ", "), name)
+		}
+	}
+	return nil
 }
 
 // subjects names a person as a RoleBinding could.

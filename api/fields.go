@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"maps"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -15,7 +16,9 @@ import (
 // fieldManagers know who owns which field of an object, which is what server-side
 // apply merges by: Kubernetes' own implementation over our schemas.
 type fieldManagers struct {
-	managers map[string]*managedfields.FieldManager // by kind, and kind/status
+	// managers are there by version, kind and subresource: an owner's entry names the
+	// version in which they wrote.
+	managers map[string]*managedfields.FieldManager
 }
 
 func newFieldManagers(s *schemas) (*fieldManagers, error) {
@@ -25,34 +28,46 @@ func newFieldManagers(s *schemas) (*fieldManagers, error) {
 	}
 	f := &fieldManagers{managers: map[string]*managedfields.FieldManager{}}
 	for _, kind := range bocage.Kinds() {
-		version := schema.GroupVersion{Group: kind.Group(), Version: kind.Version()}
-		gvk := version.WithKind(kind.Name)
+		kept := groupVersionOf(kind)
 		for _, subresource := range []string{"", "status"} {
 			// What a path cannot change, it cannot own.
 			reset := fieldpath.NewSet(fieldpath.MakePathOrDie("status"))
 			if subresource == "status" {
 				reset = fieldpath.NewSet(fieldpath.MakePathOrDie("spec"), fieldpath.MakePathOrDie("metadata"))
 			}
-			manager, err := managedfields.NewDefaultCRDFieldManager(types, same{}, same{}, same{}, gvk, version, subresource,
-				map[fieldpath.APIVersion]fieldpath.Filter{
-					fieldpath.APIVersion(version.String()): fieldpath.NewExcludeSetFilter(reset),
-				})
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", kind.Name, err)
+			filters := map[fieldpath.APIVersion]fieldpath.Filter{}
+			for _, version := range kind.Versions() {
+				filters[fieldpath.APIVersion(version)] = fieldpath.NewExcludeSetFilter(reset)
 			}
-			f.managers[kind.Name+"/"+subresource] = manager
+			for _, version := range kind.Versions() {
+				written := groupVersionOf(kind.In(version))
+				manager, err := managedfields.NewDefaultCRDFieldManager(types, same{}, same{}, same{},
+					written.WithKind(kind.Name), kept, subresource, filters)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", kind.Name, err)
+				}
+				f.managers[managerKey(kind, version, subresource)] = manager
+			}
 		}
 	}
 	return f, nil
 }
 
-func (f *fieldManagers) of(a access) *managedfields.FieldManager {
-	return f.managers[a.kind.Name+"/"+a.subresource]
+func groupVersionOf(kind bocage.Kind) schema.GroupVersion {
+	return schema.GroupVersion{Group: kind.Group(), Version: kind.Version()}
 }
 
-// same stands in for conversion between versions, defaults and construction: fields
-// are kept track of in the version that objects are kept in, every other one that is
-// served has the same fields, and objects are plain maps.
+func managerKey(kind bocage.Kind, version, subresource string) string {
+	return version + " " + kind.Name + "/" + subresource
+}
+
+// of returns the one that follows a change, in the version that it is written in.
+func (f *fieldManagers) of(ch *change) *managedfields.FieldManager {
+	return f.managers[managerKey(ch.kind, ch.writtenIn(), ch.subresource)]
+}
+
+// same stands in for conversion between versions, defaults and construction: the
+// versions of a kind have the same fields, and objects are plain maps.
 type same struct{}
 
 func (same) Convert(in, out, _ any) error {
@@ -65,8 +80,23 @@ func (same) Convert(in, out, _ any) error {
 	return nil
 }
 
-func (same) ConvertToVersion(in runtime.Object, _ runtime.GroupVersioner) (runtime.Object, error) {
-	return in, nil
+// ConvertToVersion writes an object's version; what is in it is shared.
+func (same) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (runtime.Object, error) {
+	from, ok := in.(*unstructured.Unstructured)
+	if !ok {
+		return nil, fmt.Errorf("convert %T", in)
+	}
+	is := from.GroupVersionKind()
+	want, ok := to.KindForGroupVersionKinds([]schema.GroupVersionKind{is})
+	if !ok {
+		return nil, fmt.Errorf("convert %s to %s: the group is another", is, to.Identifier())
+	}
+	if want == is {
+		return in, nil
+	}
+	out := &unstructured.Unstructured{Object: maps.Clone(from.Object)}
+	out.SetGroupVersionKind(want)
+	return out, nil
 }
 
 func (same) ConvertFieldLabel(_ schema.GroupVersionKind, label, value string) (string, string, error) {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -20,38 +21,53 @@ import (
 type form struct {
 	as   string // Table, PartialObjectMetadata, PartialObjectMetadataList or nothing
 	yaml bool
+	// pretty says that people read it: JSON is indented.
+	pretty bool
 }
 
-// formOf reads an Accept header: the first form that can be made wins; ok is false
-// if none can. Who asks for nothing gets JSON.
+// formOf reads an Accept header: of the forms that can be made the one that the client
+// likes most wins, the first of several; ok is false if none can. Who asks for nothing
+// gets JSON.
 func formOf(accept string) (f form, ok bool) {
 	if strings.TrimSpace(accept) == "" {
 		return form{}, true
 	}
-	sawJSON := false
-	for _, part := range strings.Split(accept, ",") {
+	best := 0.0
+	for part := range strings.SplitSeq(accept, ",") {
 		mediaType, params, err := mime.ParseMediaType(strings.TrimSpace(part))
 		if err != nil {
 			continue
 		}
-		switch {
-		case mediaType == "application/yaml" && params["as"] == "":
-			return form{yaml: true}, true
-		case mediaType == "*/*", mediaType == "application/*":
-			return form{}, true
-		case mediaType != "application/json":
-			continue
-		}
-		sawJSON = true
-		switch params["as"] {
-		case "", "Table", "PartialObjectMetadata", "PartialObjectMetadataList":
-			if params["as"] == "" || params["v"] == "v1" {
-				return form{as: params["as"]}, true
+		liked := 1.0
+		if text, given := params["q"]; given {
+			if liked, err = strconv.ParseFloat(text, 64); err != nil {
+				continue
 			}
 		}
+		if offered, can := offer(mediaType, params); can && liked > best {
+			f, ok, best = offered, true, liked
+		}
 	}
-	// A form of JSON that is not known here is JSON still.
-	return form{}, sawJSON
+	return f, ok
+}
+
+// offer is the form that a media type names, if it can be made.
+func offer(mediaType string, params map[string]string) (form, bool) {
+	as := params["as"]
+	switch mediaType {
+	case "application/yaml":
+		return form{yaml: true}, as == ""
+	case "*/*", "application/*":
+		return form{}, true
+	case "application/json":
+		switch as {
+		case "":
+			return form{}, true
+		case "Table", "PartialObjectMetadata", "PartialObjectMetadataList":
+			return form{as: as}, params["v"] == "v1"
+		}
+	}
+	return form{}, false
 }
 
 func notAcceptable() *problem {
@@ -95,6 +111,12 @@ func (c *call) writeRaw(code int, value []byte) error {
 			return err
 		}
 		contentType, value = "application/yaml", text
+	} else if c.form.pretty {
+		var indented bytes.Buffer
+		if err := json.Indent(&indented, value, "", "  "); err != nil {
+			return err
+		}
+		value = bytes.TrimRight(indented.Bytes(), "\n")
 	}
 	c.w.Header().Set("Content-Type", contentType)
 	out := c.compressed(len(value))
@@ -137,8 +159,8 @@ func (c *call) writeList(found *items) error {
 		}
 		head = fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, name, version, data)
 	}
-	if c.form.yaml {
-		// YAML is for people, and its writer wants the whole.
+	if c.form.yaml || c.form.pretty {
+		// These are for people, and their writers want the whole.
 		var whole bytes.Buffer
 		if err := writeItems(&whole, head, found.objects, write); err != nil {
 			return err

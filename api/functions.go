@@ -254,7 +254,7 @@ func queryFaults(faults bocage.Faults) error {
 func readFlows(query url.Values) (bocage.FlowsQuery, error) {
 	q := bocage.FlowsQuery{
 		From: query.Get("from"), To: query.Get("to"),
-		WouldRefuse: isTrue(query.Get("wouldRefuse")), Follow: isTrue(query.Get("follow")),
+		WouldRefuse: says(query, "wouldRefuse"), Follow: says(query, "follow"),
 	}
 	var faults bocage.Faults
 	readParameter(&faults, query, "port", &q.Port, parsePort)

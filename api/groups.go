@@ -110,9 +110,9 @@ func kindsIn(groupVersion string) []bocage.Kind {
 func versionIn(path string) (apiVersion string, rest []string, ok bool) {
 	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
 	switch {
-	case parts[0] == "api" && len(parts) > 2:
+	case parts[0] == "api" && len(parts) > 2 && parts[2] != "":
 		return parts[1], parts[2:], true
-	case parts[0] == "apis" && len(parts) > 3:
+	case parts[0] == "apis" && len(parts) > 3 && parts[3] != "":
 		return parts[1] + "/" + parts[2], parts[3:], true
 	}
 	return "", nil, false

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"strings"
 
 	jsonpatch "github.com/evanphx/json-patch/v5"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -49,8 +50,7 @@ func (s *Server) patch(c *call) error {
 		fallthrough
 	default:
 		err = newProblem(http.StatusUnsupportedMediaType, metav1.StatusReasonUnsupportedMediaType,
-			"the body of the request was in an unknown format - accepted media types include: %s, %s, %s",
-			types.JSONPatchType, types.MergePatchType, types.ApplyYAMLPatchType)
+			"the body of the request was in an unknown format - accepted media types include: %s", strings.Join(patchForms(c.kind), ", "))
 	}
 	if err != nil {
 		return err
@@ -61,7 +61,7 @@ func (s *Server) patch(c *call) error {
 
 // applyPatch prepares a server-side apply: the object is made if it is not there.
 func (s *Server) applyPatch(c *call, ch *change) (func(*batch) error, error) {
-	force := isTrue(c.query.Get("force"))
+	force := says(c.query, "force")
 	if c.query.Get("fieldManager") == "" {
 		return nil, badRequest("fieldManager is required for apply patch")
 	}
@@ -127,7 +127,8 @@ func (b *batch) apply(ch *change, declared *manifest.Tree, force bool) error {
 	// Where an object was declared last is nobody's own: two people who apply it
 	// from different files do not conflict about that.
 	ch.source = takeSource(object)
-	applied, err := b.server.fields.of(ch.access).Apply(live, object, ch.manager, force)
+	object.SetAPIVersion(ch.writtenIn())
+	applied, err := b.server.fields.of(ch).Apply(live, object, ch.manager, force)
 	if err != nil {
 		return ch.applyFailed(err, faults)
 	}
@@ -210,7 +211,7 @@ func (s *Server) textPatch(c *call, ch *change, form types.PatchType) (func(*bat
 			return err
 		}
 		return b.replace(ch, object, faults, func(live, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-			updated := s.fields.of(ch.access).UpdateNoErrors(live, object, ch.manager)
+			updated := s.fields.of(ch).UpdateNoErrors(live, object, ch.manager)
 			return updated.(*unstructured.Unstructured), nil
 		})
 	}, nil

@@ -143,7 +143,7 @@ func (s *Server) test(c *call) error {
 
 // blast says what can be reached from somewhere.
 func (s *Server) blast(c *call) error {
-	q := bocage.BlastQuery{From: c.query.Get("from"), Uninspected: isTrue(c.query.Get("uninspected"))}
+	q := bocage.BlastQuery{From: c.query.Get("from"), Uninspected: says(c.query, "uninspected")}
 	var faults bocage.Faults
 	if q.From == "" {
 		faults.Add("from", "is missing: name a workload (namespace/name), a namespace (namespace/) or an address")

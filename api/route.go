@@ -49,6 +49,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	answer := &recorder{ResponseWriter: w, code: http.StatusOK, held: s.trail != nil && mayChangeThings(r)}
 	c := &call{w: answer, r: r, query: r.URL.Query(), large: s.limits.large}
 	c.form, c.acceptable = formOf(strings.Join(r.Header.Values("Accept"), ","))
+	c.form.pretty = says(c.query, "pretty")
 	err := s.serveSafely(c)
 	if err != nil && answer.held && answer.began {
 		answer.discard()
@@ -145,6 +146,9 @@ func (s *Server) serve(c *call) error {
 	if err := s.unhurried(c.person.Name); err != nil {
 		return err
 	}
+	if err := c.asThemselves(); err != nil {
+		return err
+	}
 	s.noteAdministrator(c)
 	if mayChangeThings(c.r) {
 		if err := s.writable(c.r.Context()); err != nil {
@@ -160,7 +164,7 @@ func (s *Server) serve(c *call) error {
 	if err := c.authorise(); err != nil {
 		return err
 	}
-	if !c.acceptable {
+	if !c.acceptable || c.form.as == "PartialObjectMetadataList" && !c.many() {
 		return notAcceptable()
 	}
 	if c.verb == verbWatch {
@@ -253,7 +257,7 @@ func (c *call) understandVerb() error {
 	switch {
 	case (method == http.MethodGet || method == http.MethodHead) && c.name != "":
 		c.verb = verbGet
-	case (method == http.MethodGet || method == http.MethodHead) && isTrue(c.query.Get("watch")):
+	case (method == http.MethodGet || method == http.MethodHead) && says(c.query, "watch"):
 		c.verb = verbWatch
 	case method == http.MethodGet || method == http.MethodHead:
 		c.verb = verbList
@@ -278,7 +282,17 @@ func (c *call) understandVerb() error {
 	return nil
 }
 
-func isTrue(value string) bool { return value == "true" || value == "1" }
+// many reports whether the answer is a collection.
+func (c *call) many() bool {
+	return c.verb == verbList || c.verb == verbWatch || c.verb == verbDeleteCollection
+}
+
+// says reads a yes or no as Kubernetes does: what is there and does not say no says
+// yes, in whatever way a client's language writes it.
+func says(query url.Values, key string) bool {
+	values, there := query[key]
+	return there && values[0] != "0" && !strings.EqualFold(values[0], "false")
+}
 
 func (s *Server) serveResource(c *call) error {
 	if c.subresource == subresourceApproval {

@@ -124,7 +124,7 @@ func (s *Server) startWatch(c *call, selected selection) (*watchStart, error) {
 	if err != nil {
 		return nil, err
 	}
-	start := &watchStart{initially: isTrue(sendInitial) || sendInitial == "" && version == 0}
+	start := &watchStart{initially: says(c.query, "sendInitialEvents") || sendInitial == "" && version == 0}
 	var after *store.Revision
 	if !start.initially && version != 0 {
 		after = &version
@@ -159,7 +159,7 @@ type watcher struct {
 func newWatcher(s *Server, c *call, selected selection) (*watcher, error) {
 	w := &watcher{
 		server: s, call: c, selected: selected, answer: http.NewResponseController(c.w),
-		books: isTrue(c.query.Get("allowWatchBookmarks")),
+		books: says(c.query, "allowWatchBookmarks"),
 	}
 	var err error
 	if c.form.as == "Table" {
@@ -182,7 +182,7 @@ func (w *watcher) begin(start *watchStart) error {
 		}
 	}
 	w.revision = max(w.revision, start.revision)
-	if isTrue(w.call.query.Get("sendInitialEvents")) && w.books {
+	if says(w.call.query, "sendInitialEvents") && w.books {
 		if err := w.bookmark(map[string]string{metav1.InitialEventsAnnotationKey: "true"}); err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"reflect"
 	"slices"
 	"strconv"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
 
 	"bocage.dev/bocage"
@@ -72,6 +74,9 @@ type stored struct {
 	// virtual says that it is not in the store: a namespace that nobody declared.
 	virtual bool
 }
+
+// writtenIn is the version in which the change is written.
+func (ch *change) writtenIn() string { return cmp.Or(ch.version, ch.kind.APIVersion) }
 
 func (s *Server) load(ctx context.Context, kind bocage.Kind, namespace, name string) (*stored, error) {
 	entry, err := s.config.Store.Get(ctx, kind.Key(namespace, name))
@@ -184,14 +189,15 @@ func (s *Server) update(c *call) error {
 		if err != nil {
 			return err
 		}
-		if object.GetResourceVersion() == "" {
+		// Kubernetes takes its own kinds as they come, and custom ones with their version.
+		if object.GetResourceVersion() == "" && !strategic(ch.kind) {
 			faults.Add("metadata.resourceVersion", "is missing: a replacement says what it replaces")
 		}
 		if err := ch.precondition(object); err != nil {
 			return err
 		}
 		return b.replace(ch, object, faults, func(live, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-			updated := s.fields.of(ch.access).UpdateNoErrors(live, object, ch.manager)
+			updated := s.fields.of(ch).UpdateNoErrors(live, object, ch.manager)
 			return updated.(*unstructured.Unstructured), nil
 		})
 	})
@@ -318,7 +324,7 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	var unexpected bocage.Faults
 	for _, fault := range unknown {
 		switch fault.Field {
-		case "metadata.generateName", "metadata.selfLink", "metadata.deletionGracePeriodSeconds":
+		case "metadata.selfLink", "metadata.deletionGracePeriodSeconds":
 			// Kubernetes' clients write these, and they mean nothing here.
 		default:
 			unexpected = append(unexpected, fault)
@@ -337,7 +343,12 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 	if err := utiljson.Unmarshal(tree.JSON(), &u.Object); err != nil {
 		return nil, nil, badRequest("the body cannot be read: %v", err)
 	}
-	if apiVersion, want := u.GetAPIVersion(), cmp.Or(ch.version, ch.kind.APIVersion); apiVersion != want {
+	if strategic(ch.kind) && u.GetAPIVersion() == "" && u.GetKind() == "" {
+		// Clients that have a kind compiled in leave it to the path to name it.
+		u.SetAPIVersion(ch.writtenIn())
+		u.SetKind(ch.kind.Name)
+	}
+	if apiVersion, want := u.GetAPIVersion(), ch.writtenIn(); apiVersion != want {
 		faults.Add("apiVersion", "%q is not %s", apiVersion, want)
 	}
 	if kind := u.GetKind(); kind != ch.kind.Name {
@@ -402,28 +413,46 @@ func (b *batch) create(ch *change, declared *manifest.Tree) error {
 	if err != nil {
 		return err
 	}
-	if base, ok := generateName(declared); ok && object.GetName() == "" {
-		object.SetName(base + string(uuid.NewUUID())[:5])
-	}
-	name := object.GetName()
-	if _, err := b.server.load(b.ctx, ch.kind, ch.namespace, name); err == nil {
-		return newProblem(http.StatusConflict, metav1.StatusReasonAlreadyExists,
-			"%s %q already exists", qualified(ch.kind), name).about(ch.kind, name)
-	} else if !errors.Is(err, store.ErrNotFound) {
+	if err := b.free(ch, object); err != nil {
 		return err
 	}
 	if object.GetResourceVersion() != "" {
 		faults.Add("metadata.resourceVersion", "must not be set on objects to be created")
 	}
 	return b.add(ch, object, faults, func(empty, object *unstructured.Unstructured) (*unstructured.Unstructured, error) {
-		updated := b.server.fields.of(ch.access).UpdateNoErrors(empty, object, ch.manager)
+		updated := b.server.fields.of(ch).UpdateNoErrors(empty, object, ch.manager)
 		return updated.(*unstructured.Unstructured), nil
 	})
 }
 
-func generateName(declared *manifest.Tree) (string, bool) {
-	// The kinds do not have the field, so it is read from what was sent.
-	return declared.Text("metadata", "generateName")
+// Names that are made: a prefix that leaves room for a few letters more, as in
+// Kubernetes, and how often one is drawn that is not taken yet.
+const (
+	maxGeneratedPrefix = 58
+	generatedLetters   = 5
+	maxDrawn           = 8
+)
+
+// free sees that a new object's name is not taken; one that leaves its name to the
+// server gets one here.
+func (b *batch) free(ch *change, object *unstructured.Unstructured) error {
+	prefix := object.GetGenerateName()
+	draws := prefix != "" && object.GetName() == ""
+	for drawn := 1; ; drawn++ {
+		if draws {
+			object.SetName(prefix[:min(len(prefix), maxGeneratedPrefix)] + rand.String(generatedLetters))
+		}
+		_, err := b.server.load(b.ctx, ch.kind, ch.namespace, object.GetName())
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			return nil
+		case err != nil:
+			return err
+		case !draws || drawn == maxDrawn:
+			return newProblem(http.StatusConflict, metav1.StatusReasonAlreadyExists,
+				"%s %q already exists", qualified(ch.kind), object.GetName()).about(ch.kind, object.GetName())
+		}
+	}
 }
 
 // track merges or notes who owns what; the object it returns is the one to store.
@@ -688,7 +717,10 @@ func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
 	if data, err = protobufAsJSON(data, deleteOptionsMessage()); err != nil {
 		return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
 	}
-	options := &metav1.DeleteOptions{}
+	options, err := queriedDeletion(c.query)
+	if err != nil {
+		return nil, nil, err
+	}
 	if len(bytes.TrimSpace(data)) > 0 {
 		tree, err := c.parse(data)
 		if err != nil {
@@ -700,6 +732,24 @@ func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
 	}
 	ch.dryRun, err = dryRun(append(options.DryRun, c.query["dryRun"]...))
 	return ch, options, err
+}
+
+// queriedDeletion reads the options that stand in the query: those in the body count
+// before them.
+func queriedDeletion(query url.Values) (*metav1.DeleteOptions, error) {
+	options := &metav1.DeleteOptions{}
+	if policy := metav1.DeletionPropagation(query.Get("propagationPolicy")); policy != "" {
+		options.PropagationPolicy = &policy
+	}
+	if text := query.Get("orphanDependents"); text != "" {
+		orphan, err := strconv.ParseBool(text)
+		if err != nil {
+			return nil, badRequest("orphanDependents %q is neither true nor false", text)
+		}
+		//lint:ignore SA1019 old clients send it
+		options.OrphanDependents = &orphan
+	}
+	return options, nil
 }
 
 func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {

@@ -48,7 +48,7 @@ func (c *checker) document(t *Tree, kind bocage.Kind) (unknown, wrong bocage.Fau
 // leaves reports whether an unknown field is left out without a word.
 func (c *checker) leaves(path string) bool {
 	switch path {
-	case "metadata.selfLink", "metadata.generateName", "metadata.deletionGracePeriodSeconds":
+	case "metadata.selfLink", "metadata.deletionGracePeriodSeconds":
 		return true
 	}
 	return c.kind.APIVersion != bocage.APIVersion && (c.kind.Name == "Namespace" || strings.HasPrefix(path, "status."))

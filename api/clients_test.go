@@ -1,0 +1,217 @@
+package api
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const (
+	applicationsPath = "/apis/bocage.dev/v1/namespaces/shop/applications"
+	policyBody       = `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web"},"spec":{"podSelector":{}}}`
+	namelessPolicy   = `{"metadata":{"name":"python"},"spec":{"podSelector":{}}}`
+)
+
+// request is one that a client was seen to make, and what it was told.
+type request struct {
+	name, method, path, contentType, body string
+	headers                               []string
+	code                                  int
+	want                                  string // in the answer
+}
+
+func (b *bench) tell(t *testing.T, requests []request) {
+	t.Helper()
+	for _, r := range requests {
+		code, text, _ := b.raw(t, r.method, r.path, r.contentType, r.body, r.headers...)
+		if code != r.code || !strings.Contains(text, r.want) {
+			t.Errorf("%s: %s %s: %d, want %d with %s: %.600s", r.name, r.method, r.path, code, r.code, r.want, text)
+		}
+	}
+}
+
+// TestNobodyActsAsAnother: who asks to be taken for somebody else is not served as
+// who they are.
+func TestNobodyActsAsAnother(t *testing.T) {
+	b := start(t, nil)
+	for _, header := range []string{"Impersonate-User", "Impersonate-Group", "Impersonate-Uid", "Impersonate-Extra-Scopes"} {
+		b.tell(t, []request{
+			{"read", "GET", policiesPath, "", "", []string{header, "nobody"}, 403, header + " is not supported"},
+			{"write", "POST", policiesPath, jsonType, policyBody, []string{header, "nobody"}, 403, "cannot act as nobody"},
+			{"a question", "POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", jsonType,
+				`{"spec":{"resourceAttributes":{"verb":"get","resource":"namespaces"}}}`, []string{header, "nobody"}, 403, header},
+		})
+	}
+	b.tell(t, []request{{"nothing was made", "GET", policiesPath + "/web", "", "", nil, 404, ""}})
+}
+
+// TestDeletionAsAsked: options of a deletion count wherever they stand, and one that
+// cannot be understood deletes nothing.
+func TestDeletionAsAsked(t *testing.T) {
+	b := start(t, nil)
+	b.tell(t, []request{
+		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
+		{"unknown policy", "DELETE", policiesPath + "/web?propagationPolicy=Later", "", "", nil, 400, "Later"},
+		{"unknown policy for all", "DELETE", policiesPath + "?propagationPolicy=Later", "", "", nil, 400, "Later"},
+		{"no yes or no", "DELETE", policiesPath + "/web?orphanDependents=perhaps", "", "", nil, 400, "perhaps"},
+		{"both", "DELETE", policiesPath + "/web?orphanDependents=true&propagationPolicy=Orphan", "", "", nil, 400, "say the same"},
+		{"another object", "DELETE", policiesPath + "/web", jsonType, `{"preconditions":{"uid":"another"}}`, nil, 409, "Precondition failed"},
+		{"still there", "GET", policiesPath + "/web", "", "", nil, 200, ""},
+	})
+	_, text, _ := b.raw(t, "GET", policiesPath+"/web", "", "")
+	var owner metav1.PartialObjectMetadata
+	if err := json.Unmarshal([]byte(text), &owner); err != nil {
+		t.Fatal(err)
+	}
+	owned := strings.Replace(policyBody, `"name":"web"`, `"name":"owned","ownerReferences":[{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","name":"web","uid":"`+
+		string(owner.UID)+`","blockOwnerDeletion":true}]`, 1)
+	b.tell(t, []request{
+		{"owned", "POST", policiesPath, jsonType, owned, nil, 201, ""},
+		{"foreground", "DELETE", policiesPath + "/web?propagationPolicy=Foreground&dryRun=All", "", "", nil, 200, `"foregroundDeletion"`},
+		{"the body counts", "DELETE", policiesPath + "/web?propagationPolicy=Foreground&dryRun=All", jsonType, `{"propagationPolicy":"Orphan"}`, nil, 200, `"orphan"`},
+		{"old words", "DELETE", policiesPath + "/web?orphanDependents=true&dryRun=All", "", "", nil, 200, `"orphan"`},
+	})
+}
+
+// TestWordsOfClients: yes is written in many ways, Python's True among them, and
+// what is compiled into a client is sent without its kind.
+func TestWordsOfClients(t *testing.T) {
+	b := start(t, nil)
+	b.tell(t, []request{
+		{"no kind", "POST", policiesPath, jsonType, namelessPolicy, nil, 201, `"kind":"NetworkPolicy"`},
+		{"half a kind", "POST", policiesPath, jsonType, strings.Replace(namelessPolicy, `{"metadata":{"name":"python"}`, `{"kind":"NetworkPolicy","metadata":{"name":"half"}`, 1), nil, 422, "apiVersion"},
+		{"no kind of a namespace", "POST", "/api/v1/namespaces", jsonType, `{"metadata":{"name":"bank"}}`, nil, 201, `"kind":"Namespace"`},
+		{"a custom kind is named", "POST", applicationsPath, jsonType, `{"metadata":{"name":"a"},"spec":{"workload":{}}}`, nil, 422, "apiVersion"},
+		{"as it comes", "PUT", policiesPath + "/python", jsonType, namelessPolicy, nil, 200, `"name":"python"`},
+		{"but not from long ago", "PUT", policiesPath + "/python", jsonType, strings.Replace(namelessPolicy, `"name"`, `"resourceVersion":"1","name"`, 1), nil, 409, "modified"},
+		{"Python watches", "GET", policiesPath + "?watch=True&timeoutSeconds=1", "", "", nil, 200, `{"type":"ADDED"`},
+		{"a bare word", "GET", policiesPath + "?watch&timeoutSeconds=1", "", "", nil, 200, `{"type":"ADDED"`},
+		{"no is no", "GET", policiesPath + "?watch=False", "", "", nil, 200, `"kind":"NetworkPolicyList"`},
+		{"nought is no", "GET", policiesPath + "?watch=0", "", "", nil, 200, `"kind":"NetworkPolicyList"`},
+		{"people read", "GET", policiesPath + "?pretty=true", "", "", nil, 200, "\n  \"kind\": \"NetworkPolicyList\""},
+		{"and one object", "GET", policiesPath + "/python?pretty=1", "", "", nil, 200, "\n    \"name\": \"python\""},
+		{"a group's address may end in a slash", "GET", "/apis/bocage.dev/v1/", "", "", nil, 200, "APIResourceList"},
+		{"a name must not be missing", "DELETE", policiesPath + "/", "", "", nil, 404, ""},
+		{"so nothing went", "GET", policiesPath + "/python", "", "", nil, 200, ""},
+		{"forms of patches", "PATCH", policiesPath + "/python", jsonType, "{}", nil, 415, "application/strategic-merge-patch+json"},
+	})
+}
+
+// TestAcceptedForms: of the forms that a client takes it gets the one that it likes most, and
+// never another one than it can read.
+func TestAcceptedForms(t *testing.T) {
+	b := start(t, nil)
+	const table = "application/json;as=Table;v=v1;g=meta.k8s.io"
+	for _, test := range []struct {
+		accept string
+		code   int
+		want   string
+	}{
+		{"", 200, `"kind":"NetworkPolicyList"`},
+		{"application/json;q=0.2, application/yaml;q=0.1", 200, `"kind":"NetworkPolicyList"`},
+		{"application/yaml;q=0.1, application/json", 200, `"kind":"NetworkPolicyList"`},
+		{"application/json;q=0.1, application/yaml", 200, "kind: NetworkPolicyList"},
+		{"application/json;q=0", 406, "NotAcceptable"},
+		{"application/json;q=much", 406, "NotAcceptable"},
+		{table, 200, `"kind":"Table"`},
+		{"application/json;as=Table;v=v2;g=meta.k8s.io", 406, "NotAcceptable"},
+		{"application/json;as=Table;v=v2;g=meta.k8s.io,application/json", 200, `"kind":"NetworkPolicyList"`},
+		{"application/json;as=Chair;v=v1;g=meta.k8s.io", 406, "NotAcceptable"},
+		{"application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io," + table, 200, `"kind":"Table"`},
+		{"application/cbor", 406, "NotAcceptable"},
+		{"application/cbor,application/json;q=0.9", 200, `"kind":"NetworkPolicyList"`},
+		{"application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", 200, `"kind":"PartialObjectMetadataList"`},
+	} {
+		b.tell(t, []request{{test.accept, "GET", policiesPath, "", "", []string{"Accept", test.accept}, test.code, test.want}})
+	}
+	b.tell(t, []request{
+		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
+		{"one is no list", "GET", policiesPath + "/web", "", "", []string{"Accept", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"}, 406, ""},
+	})
+}
+
+// TestGeneratedNames: a name that is left to the server is drawn, short enough, and
+// what it was drawn from stays.
+func TestGeneratedNames(t *testing.T) {
+	b := start(t, nil)
+	for _, prefix := range []string{"gen-", strings.Repeat("g", 300) + "-"} {
+		seen := map[string]bool{}
+		for range 3 {
+			code, text, _ := b.raw(t, "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name":"web"`, `"generateName":"`+prefix+`"`, 1))
+			var made metav1.PartialObjectMetadata
+			if err := json.Unmarshal([]byte(text), &made); err != nil || code != 201 {
+				t.Fatal(code, text)
+			}
+			if seen[made.Name] || len(made.Name) > 63 || !strings.HasPrefix(made.Name, prefix[:min(len(prefix), 58)]) || made.GenerateName != prefix {
+				t.Errorf("%q from %q", made.Name, made.GenerateName)
+			}
+			seen[made.Name] = true
+		}
+	}
+	b.tell(t, []request{
+		{"neither", "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name":"web"`, "", 1), nil, 422, "metadata.name"},
+		{"a name counts before", "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name":"web"`, `"name":"web","generateName":"x-"`, 1), nil, 201, `"name":"web"`},
+		{"and is taken then", "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name":"web"`, `"name":"web","generateName":"x-"`, 1), nil, 409, "AlreadyExists"},
+	})
+}
+
+// TestVersionsOfOwners: an owner's entry names the version that they wrote in, and so
+// does the copy that kubectl keeps of what it applied.
+func TestVersionsOfOwners(t *testing.T) {
+	b := start(t, nil)
+	owners := func() map[string]string {
+		t.Helper()
+		_, text, _ := b.raw(t, "GET", alphaPath+"/owned", "", "")
+		var object metav1.PartialObjectMetadata
+		if err := json.Unmarshal([]byte(text), &object); err != nil {
+			t.Fatal(err)
+		}
+		found := map[string]string{}
+		for _, entry := range object.ManagedFields {
+			found[entry.Manager+" "+string(entry.Operation)] += entry.APIVersion[strings.LastIndexByte(entry.APIVersion, '/')+1:]
+		}
+		return found
+	}
+	apply := func(code int, path, version, manager, network string) {
+		t.Helper()
+		b.tell(t, []request{{manager, "PATCH", path + "/owned?fieldManager=" + manager, "application/apply-patch+yaml", policyText(version, "owned", network), nil, code, ""}})
+	}
+	is := func(want map[string]string) {
+		t.Helper()
+		found := owners()
+		for who, version := range want {
+			if found[who] != version {
+				t.Errorf("%s wrote in %q, want %q: %v", who, found[who], version, found)
+			}
+		}
+		if len(found) != len(want) {
+			t.Errorf("%v, want %v", found, want)
+		}
+	}
+	apply(201, betaPath, "v1beta1", "one", "10.0.0.0/8")
+	is(map[string]string{"one Apply": "v1beta1"})
+	apply(200, alphaPath, "v1alpha2", "two", "10.0.0.0/8")
+	is(map[string]string{"one Apply": "v1beta1", "two Apply": "v1alpha2"})
+	apply(409, alphaPath, "v1alpha2", "two", "11.0.0.0/8")
+	apply(200, alphaPath, "v1alpha2", "one", "10.0.0.0/8")
+	is(map[string]string{"one Apply": "v1alpha2", "two Apply": "v1alpha2"})
+	for path, manager := range map[string]string{betaPath: "three", alphaPath: "four"} {
+		b.tell(t, []request{{manager, "PATCH", path + "/owned?fieldManager=" + manager, "application/merge-patch+json", `{"metadata":{"labels":{"` + manager + `":"x"}}}`, nil, 200, ""}})
+	}
+	is(map[string]string{"one Apply": "v1alpha2", "two Apply": "v1alpha2", "three Update": "v1beta1", "four Update": "v1alpha2"})
+	// What nobody applies any more goes, whatever version it was applied in.
+	labelled := strings.Replace(policyText("v1beta1", "owned", "10.0.0.0/8"), `"name":"owned"`, `"name":"owned","labels":{"mine":"x"}`, 1)
+	b.tell(t, []request{
+		{"with a label", "PATCH", betaPath + "/owned?fieldManager=one", "application/apply-patch+yaml", labelled, nil, 200, `"mine":"x"`},
+	})
+	apply(200, alphaPath, "v1alpha2", "one", "10.0.0.0/8")
+	if _, text, _ := b.raw(t, "GET", betaPath+"/owned", "", ""); strings.Contains(text, "mine") {
+		t.Error(text)
+	}
+	// kubectl's copy.
+	b.tell(t, []request{{"kubectl", "PATCH", betaPath + "/copied?fieldManager=kubectl", "application/apply-patch+yaml",
+		strings.Replace(policyText("v1beta1", "copied", "10.0.0.0/8"), `"name":"copied"`, `"name":"copied","annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}"}`, 1),
+		nil, 201, `{\"apiVersion\":\"policy.networking.k8s.io/v1beta1\",`}})
+}
