@@ -11,8 +11,8 @@
 //  5. view, collection, namespace: one copy of all resources with their last
 //     changes, kept by one watch of the store;
 //  6. read, select, watch, table, form: the read side, answered from the view;
-//  7. write, patch, strategic, fields, batch, apply: prepare a change, validate it
-//     with all faults at once, and commit it atomically;
+//  7. write, delete, patch, strategic, fields, batch, apply: prepare a change,
+//     validate it with all faults at once, and commit it atomically;
 //  8. sweep: delete what others leave behind when they go;
 //  9. functions, questions: what is asked of the other rooms, which node wires in.
 //

@@ -1,0 +1,147 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// delete serves DELETE of one object.
+func (s *Server) delete(c *call) error {
+	ch, options, err := s.newDeletion(c)
+	if err != nil {
+		return err
+	}
+	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.delete(ch, options) })
+	if err != nil {
+		c.outcome = "refused"
+		return err
+	}
+	c.outcome = ch.outcome()
+	if !ch.removed {
+		c.outcome = "held" // by its finalizers
+		c.warn(waiting(ch.kind, ch.value))
+		return c.writeObject(http.StatusOK, withRevision(ch.value, ch.kind, ch.revision))
+	}
+	writeJSON(c.w, http.StatusOK, metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess,
+		Details: &metav1.StatusDetails{Name: ch.name, Group: ch.kind.Group(), Kind: ch.kind.Plural, UID: ch.old.object.GetUID()},
+	})
+	return nil
+}
+
+// newDeletion reads the options of a deletion from the query and the body.
+func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
+	ch := &change{access: c.access, name: c.name, by: c.person}
+	data, err := c.readBody()
+	if err != nil {
+		return nil, nil, err
+	}
+	if data, err = protobufAsJSON(data, deleteOptionsMessage()); err != nil {
+		return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
+	}
+	options, err := queriedDeletion(c.query)
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(bytes.TrimSpace(data)) > 0 {
+		tree, err := c.parse(data)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := json.Unmarshal(tree.JSON(), options); err != nil {
+			return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
+		}
+	}
+	ch.dryRun, err = dryRun(append(options.DryRun, c.query["dryRun"]...))
+	return ch, options, err
+}
+
+// queriedDeletion reads the options that stand in the query: those in the body count
+// before them.
+func queriedDeletion(query url.Values) (*metav1.DeleteOptions, error) {
+	options := &metav1.DeleteOptions{}
+	if policy := metav1.DeletionPropagation(query.Get("propagationPolicy")); policy != "" {
+		options.PropagationPolicy = &policy
+	}
+	if text := query.Get("orphanDependents"); text != "" {
+		orphan, err := strconv.ParseBool(text)
+		if err != nil {
+			return nil, badRequest("orphanDependents %q is neither true nor false", text)
+		}
+		//lint:ignore SA1019 old clients send it
+		options.OrphanDependents = &orphan
+	}
+	return options, nil
+}
+
+func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
+	ch.removed, ch.same = false, false
+	if err := b.load(ch); err != nil {
+		return err
+	}
+	if p := options.Preconditions; p != nil {
+		wanted := &unstructured.Unstructured{Object: map[string]any{}}
+		if p.UID != nil {
+			wanted.SetUID(types.UID(*p.UID))
+		}
+		if p.ResourceVersion != nil {
+			wanted.SetResourceVersion(*p.ResourceVersion)
+		}
+		if err := ch.precondition(wanted); err != nil {
+			return err
+		}
+	}
+	object := ch.old.object.DeepCopy()
+	if err := b.hold(ch, object, options); err != nil {
+		return err
+	}
+	if err := b.holdDeletion(ch, object); err != nil {
+		return err
+	}
+	if len(object.GetFinalizers()) == 0 && ch.kind.Name != "Namespace" {
+		ch.removed = true
+		return b.remove(ch)
+	}
+	if object.GetDeletionTimestamp() == nil {
+		now := metav1.Time{Time: time.Now().UTC().Truncate(time.Second)}
+		object.SetDeletionTimestamp(&now)
+	}
+	return b.put(ch, object)
+}
+
+// deleteCollection serves DELETE of everything that a list would show.
+func (s *Server) deleteCollection(c *call) error {
+	options, deletion, err := s.newDeletion(c)
+	if err != nil {
+		return err
+	}
+	found, err := s.collect(c)
+	if err != nil {
+		return err
+	}
+	c.outcome = fmt.Sprintf("deleted %d", len(found.objects))
+	for _, o := range found.objects {
+		ch := *options
+		ch.namespace, ch.name = o.namespace, o.name
+		err := s.commit(c.r.Context(), []*change{&ch}, func(b *batch) error { return b.delete(&ch, deletion) })
+		var p *problem
+		if errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound {
+			continue // somebody else was faster
+		}
+		if err != nil {
+			return err
+		}
+		s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, nil)
+	}
+	return c.writeList(found)
+}
