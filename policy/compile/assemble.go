@@ -25,6 +25,7 @@ type book struct {
 	diverting map[uint16]int32 // patches in use that lead to a decoy at a port
 	combined  map[string]int32 // decisions in use, by the profiles that inspect together
 	ids       *numbering
+	numbers   []uint32 // by decision, as ids has them; 0: not known
 	profiles  map[string]uint16
 	// recombined says that other profiles inspect together.
 	recombined bool
@@ -142,35 +143,42 @@ func (c *compiler) refuse(rs *whole) {
 	}
 }
 
-// rules writes entries as rules, in order: of one pair they are.
+// rules writes entries as rules, in the order of bocage.CompareRules: by how much
+// they leave open, then by pair. Sorting entries costs less than sorting rules.
 func (c *compiler) rules(entries []entry) []bocage.Rule {
 	type placed struct {
-		rank  uint8
 		place uint64
-		entry
+		patch int32
+		to    bocage.Group
+		from  bocage.Group
 	}
-	order := make([]placed, len(entries))
+	var wide [4][]placed // by which sides are anyone
 	n := 0
-	for i, e := range entries {
-		p := placed{place: uint64(c.groupOf(e.from))<<32 | uint64(c.groupOf(e.to)), entry: e}
+	for _, e := range entries {
+		p := placed{patch: e.patch, from: c.groupOf(e.from), to: c.groupOf(e.to)}
+		p.place = uint64(p.from)<<32 | uint64(p.to)
+		rank := 0
 		if e.from == anyone {
-			p.rank += 2
+			rank++
 		}
 		if e.to == anyone {
-			p.rank++
+			rank += 2
 		}
-		order[i] = p
+		if wide[rank] == nil && rank == 0 {
+			wide[rank] = make([]placed, 0, len(entries))
+		}
+		wide[rank] = append(wide[rank], p)
 		n += c.grid.tables.patches[e.patch].rules()
 	}
-	slices.SortFunc(order, func(a, b placed) int {
-		if a.rank != b.rank {
-			return cmp.Compare(a.rank, b.rank)
-		}
-		return cmp.Compare(a.place, b.place)
-	})
 	out := make([]bocage.Rule, 0, n)
-	for i := range order {
-		out = c.appendRules(out, order[i].patch, c.groupOf(order[i].from), c.groupOf(order[i].to))
+	for _, list := range wide {
+		slices.SortFunc(list, func(a, b placed) int { return cmp.Compare(a.place, b.place) })
+		for i := range list {
+			out = c.appendPorts(out, list[i].patch, list[i].from, list[i].to)
+		}
+		for i := range list {
+			out = c.appendRest(out, list[i].patch, list[i].from, list[i].to)
+		}
 	}
 	return out
 }
@@ -182,13 +190,17 @@ func (p patch) rules() int {
 	return n
 }
 
-// appendRules writes a patch as rules between two groups.
-func (c *compiler) appendRules(rules []bocage.Rule, patch int32, from, to bocage.Group) []bocage.Rule {
-	p := c.grid.tables.patches[patch]
-	if p.rest != unset {
+// appendRest writes what a patch says of protocols that it does not list.
+func (c *compiler) appendRest(rules []bocage.Rule, patch int32, from, to bocage.Group) []bocage.Rule {
+	if p := &c.grid.tables.patches[patch]; p.rest != unset {
 		rules = append(rules, bocage.Rule{From: from, To: to, Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts, Decision: c.idOf(p.rest)})
 	}
-	for _, listed := range p.protocols {
+	return rules
+}
+
+// appendPorts writes what a patch says of single protocols, in order.
+func (c *compiler) appendPorts(rules []bocage.Rule, patch int32, from, to bocage.Group) []bocage.Rule {
+	for _, listed := range c.grid.tables.patches[patch].protocols {
 		for _, cell := range listed.cells {
 			rules = append(rules, bocage.Rule{From: from, To: to, Protocol: listed.protocol,
 				Ports: bocage.PortRange{First: cell.first, Last: cell.last}, Decision: c.idOf(cell.decision)})
@@ -197,8 +209,16 @@ func (c *compiler) appendRules(rules []bocage.Rule, patch int32, from, to bocage
 	return rules
 }
 
+// idOf is the number of a decision that is or was in use.
 func (c *compiler) idOf(decision int32) bocage.DecisionID {
-	return bocage.DecisionID(c.book.ids.of(c.decisions.keys[decision]))
+	b := c.book
+	for len(b.numbers) <= int(decision) {
+		b.numbers = append(b.numbers, 0)
+	}
+	if b.numbers[decision] == 0 { // not asked for yet: numbers begin at one
+		b.numbers[decision] = b.ids.of(c.decisions.keys[decision])
+	}
+	return bocage.DecisionID(b.numbers[decision])
 }
 
 func (c *compiler) groupOf(i int32) bocage.Group {
@@ -281,6 +301,14 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 		b.ids = newNumbering(1, comeKeys)
 	} else {
 		moved = len(b.ids.change(goneKeys, comeKeys)) > 0
+	}
+	if moved {
+		b.numbers = nil
+	}
+	for _, i := range gone {
+		if int(i) < len(b.numbers) {
+			b.numbers[i] = 0
+		}
 	}
 	rewrite := moved
 	if d.of(kindProfile) || b.recombined {
@@ -365,13 +393,6 @@ func (c *compiler) describe(rs *whole, d *change) {
 	b := c.book
 	var groups, groupsGone []bocage.GroupInfo
 	var peers, peersGone []bocage.Peer
-	enter := func(i int32) {
-		s := &c.pop.subjects[i]
-		groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
-		if s.prefix.IsValid() {
-			peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
-		}
-	}
 	whole := d == nil || d.first
 	look := whole || c.grid.reclassified || d.subjects || d.of(kindThreatCondition, kindScope, kindZone)
 	if !look && len(d.moved)+len(d.left) == 0 {
@@ -400,18 +421,22 @@ func (c *compiler) describe(rs *whole, d *change) {
 		came = c.came
 	}
 	if look {
+		var entering []uint64 // groups and their subjects: sorting these costs less than sorting what is said of them
 		for i := range c.pop.subjects {
-			if i == worldSubject || c.pop.subjects[i].gone() {
-				continue
+			if s := &c.pop.subjects[i]; i != worldSubject && !s.gone() && (altered(int32(i)) || whole || len(came) > 0 && came[int32(i)]) {
+				entering = append(entering, uint64(s.group)<<32|uint64(i))
 			}
-			different := altered(int32(i))
+		}
+		slices.Sort(entering)
+		for _, at := range entering {
+			i := int32(uint32(at))
+			s := &c.pop.subjects[i]
+			groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
 			switch {
-			case whole || len(came) > 0 && came[int32(i)]:
-				enter(int32(i))
-			case different:
-				s := &c.pop.subjects[i]
+			case !whole && !came[i]:
 				groupsGone = append(groupsGone, bocage.GroupInfo{Group: s.group})
-				groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
+			case s.prefix.IsValid():
+				peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
 			}
 		}
 	}
@@ -483,12 +508,11 @@ func (c *compiler) standIns() (senders, receivers []bocage.Group) {
 // giveReasons writes the reasons.
 func (c *compiler) giveReasons(rs *whole) {
 	g := c.grid
-	var reasons []bocage.Rule
+	entries := make([]entry, 0, len(g.reasons))
 	for at, patch := range g.reasons {
-		reasons = c.appendRules(reasons, patch, c.groupOf(g.sources.coarse[at.from].leader), c.groupOf(g.targets.coarse[at.to].leader))
+		entries = append(entries, entry{pair{g.sources.coarse[at.from].leader, g.targets.coarse[at.to].leader}, patch})
 	}
-	slices.SortFunc(reasons, bocage.CompareRules)
-	if !slices.Equal(reasons, rs.reasons) {
+	if reasons := c.rules(entries); !slices.Equal(reasons, rs.reasons) {
 		rs.reasons = reasons
 	}
 }

@@ -430,11 +430,18 @@ var editKinds = []editKind{
 		in.Guardrails = replaced(in.Guardrails, i, &g)
 		return in
 	}},
-	{"new-never", guardrailOf(func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
+	{"new-never", guardrailOf("zz-never", func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
 		return bocage.GuardrailSpec{Never: []bocage.CellMatch{{From: teamOf(r), To: teamOf(r), Ports: []bocage.PortMatch{{Port: uint16(1 + r.IntN(9000))}}}}}
 	})},
-	{"new-duty", guardrailOf(func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
+	{"new-duty", guardrailOf("zz-duty", func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
 		return bocage.GuardrailSpec{Match: bocage.CellMatch{From: teamOf(r)}, Require: &bocage.Duties{Log: "full"}}
+	})},
+	// Each is about a quarter of all flows, or of those of one environment.
+	{"new-log", guardrailOf("zz-log", func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
+		return bocage.GuardrailSpec{Match: bocage.CellMatch{To: dataOf(r)}, Require: &bocage.Duties{Log: "full"}}
+	})},
+	{"new-inspect", guardrailOf("zz-inspect", func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec {
+		return bocage.GuardrailSpec{Match: bocage.CellMatch{From: environmentOf(r), To: dataOf(r)}, Require: &bocage.Duties{Inspect: "sql"}}
 	})},
 	{"exception", func(in compile.Input, r *rand.Rand, n int) compile.Input {
 		if len(in.Exceptions) > 0 {
@@ -537,20 +544,31 @@ var editKinds = []editKind{
 	})},
 }
 
-// guardrailOf adds a guardrail, or takes the one that was added away.
-func guardrailOf(spec func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec) func(compile.Input, *rand.Rand, int) compile.Input {
+// guardrailOf adds a guardrail, or takes the one of the name away that it added.
+func guardrailOf(name string, spec func(in compile.Input, r *rand.Rand) bocage.GuardrailSpec) func(compile.Input, *rand.Rand, int) compile.Input {
 	return func(in compile.Input, r *rand.Rand, n int) compile.Input {
-		if len(in.Guardrails) > guardrails {
-			in.Guardrails = slices.Delete(slices.Clone(in.Guardrails), guardrails, guardrails+1)
+		named := func(g *bocage.Guardrail) bool { return g.Name == name }
+		if at := slices.IndexFunc(in.Guardrails, named); at >= 0 {
+			in.Guardrails = slices.Delete(slices.Clone(in.Guardrails), at, at+1)
 		} else {
-			in.Guardrails = append(slices.Clone(in.Guardrails), &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "zz"}, Spec: spec(in, r)})
+			in.Guardrails = append(slices.Clone(in.Guardrails), &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: spec(in, r)})
 		}
 		return in
 	}
 }
 
+func dataOf(r *rand.Rand) bocage.Side { return labelled("data", classes[1+r.IntN(len(classes)-1)]) }
+
+func environmentOf(r *rand.Rand) bocage.Side {
+	return labelled("env", environments[r.IntN(len(environments))])
+}
+
+func labelled(key, value string) bocage.Side {
+	return bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{key: value}}}
+}
+
 func teamOf(r *rand.Rand) bocage.Side {
-	return bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{"team": fmt.Sprintf("team%d", r.IntN(guardrails-24))}}}
+	return labelled("team", fmt.Sprintf("team%d", r.IntN(guardrails-24)))
 }
 
 func editWorkload(edit func(w *bocage.Workload, r *rand.Rand, n int)) func(compile.Input, *rand.Rand, int) compile.Input {

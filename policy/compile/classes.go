@@ -40,7 +40,15 @@ type class struct {
 	table   int32   // what open and wide statements come to
 	patch   int32   // that, over what the open ones come to
 	alike   int32   // equal for classes whose statements that are not weak say the same
+	strong  strong
 	coarse  int32
+}
+
+// strong is what the statements of a class say that are not weak.
+type strong struct {
+	wide, named []int32
+	table       int32 // what open and wide statements come to that are not weak
+	patch       int32 // that, over what the open ones come to
 }
 
 // coarse is classes whose statements that are not weak say the same, though
@@ -49,10 +57,7 @@ type coarse struct {
 	classes []int32
 	leader  int32 // the member with the lowest group number: it stands for all
 	leading int32 // its class
-	wide    []int32
-	named   []int32 // statements that are not weak
-	table   int32   // what open and wide statements come to that are not weak
-	patch   int32   // that, over what the open ones come to
+	strong
 }
 
 type classPair struct{ from, to int32 }
@@ -61,6 +66,7 @@ type classPair struct{ from, to int32 }
 type base struct {
 	about []int32 // broad statements, sorted
 	below int32   // table under the rules of the pair itself
+	rest  int32   // decision where only those of them cover a cell that are about every port
 	// reason is the patch of the coarse classes that lies below too.
 	reason int32
 }
@@ -371,9 +377,12 @@ func (g *grid) fill(k *classes, first int) {
 func (g *grid) finish(out *class) {
 	out.table = g.tableOf(merged(g.open, out.wide))
 	out.patch = g.tables.over(out.table, g.openTable)
-	key := appendNumbers(nil, g.strong(out.named))
+	out.strong.wide, out.strong.named = g.strong(out.wide), g.strong(out.named)
+	out.strong.table = g.tableOf(merged(g.openStrong, out.strong.wide))
+	out.strong.patch = g.tables.over(out.strong.table, g.tableOf(g.openStrong))
+	key := appendNumbers(nil, out.strong.named)
 	var numbers []uint32
-	for _, n := range g.strong(out.wide) {
+	for _, n := range out.strong.wide {
 		shape := g.c.statements[n].shape()
 		number, known := g.shapes[shape]
 		if !known {
@@ -398,16 +407,16 @@ func (g *grid) finish(out *class) {
 // group puts the classes with members together that are coarsely one.
 func (g *grid) group(k *classes) {
 	k.coarse = nil
-	byKey := map[int32]int32{}
+	g.byAlike = cleared(g.byAlike, len(g.alikes)) // counted from one
 	for i := range k.list {
 		class := &k.list[i]
 		if len(class.members) == 0 {
 			continue
 		}
-		at, known := byKey[class.alike]
-		if !known {
+		at := g.byAlike[class.alike] - 1
+		if at < 0 {
 			at = int32(len(k.coarse))
-			byKey[class.alike] = at
+			g.byAlike[class.alike] = at + 1
 			k.coarse = append(k.coarse, coarse{leader: class.leader})
 		}
 		class.coarse = at
@@ -420,10 +429,7 @@ func (g *grid) group(k *classes) {
 	for i := range k.coarse {
 		group := &k.coarse[i]
 		group.leading = k.of[group.leader]
-		leading := &k.list[group.leading]
-		group.wide, group.named = g.strong(leading.wide), g.strong(leading.named)
-		group.table = g.tableOf(merged(g.openStrong, group.wide))
-		group.patch = g.tables.over(group.table, g.tableOf(g.openStrong))
+		group.strong = k.list[group.leading].strong
 	}
 }
 
@@ -511,7 +517,7 @@ func (g *grid) spellOut(f, t *coarse) (out []explicit) {
 				continue // what lies below knows all of it
 			}
 			b := g.baseOf(from, to)
-			if patch := g.patch(g.tableOf(b.about), b.below); patch != 0 {
+			if patch := g.patch(g.tableOver(b.about, b.rest), b.below); patch != 0 {
 				out = append(out, explicit{classPair{from, to}, patch})
 			}
 		}
@@ -530,6 +536,7 @@ func (g *grid) baseOf(from, to int32) base {
 	}
 	b = base{about: merged(g.open, source.wide, target.wide, intersect(source.named, target.named)), reason: reason}
 	b.below = g.tables.lay(target.patch, source.table)
+	b.rest = g.c.decide(g.c.generalOf(b.about))
 	if reason != 0 {
 		// Whoever passes over reasons must find the same effect all the same: where
 		// they would hide another one, the pair has to say it.

@@ -320,6 +320,9 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 	if len(r.statements) == 0 || b.from.empty() || b.to.empty() || b.ports.empty() {
 		return nil, false
 	}
+	if by := r.alone(b); by != nil {
+		return by, true
+	}
 	about := r.about(b)
 	if len(about) == 0 {
 		return nil, false
@@ -347,8 +350,31 @@ func (r *refusers) empties(b block) ([]bocage.Ref, bool) {
 	return by, true
 }
 
+// alone finds the first refusal that covers a narrow block by itself: it is about
+// the block's first pair.
+func (r *refusers) alone(b block) []bocage.Ref {
+	if b.from.any || b.to.any || b.ports.all {
+		return nil
+	}
+	first, rank := int32(unset), 0
+	r.c.grid.eachAbout(b.from.list[0], b.to.list[0], func(n int32) {
+		s := &r.c.statements[n]
+		if s.kind != refuse {
+			return
+		}
+		at, counts := r.rank[n]
+		if counts && (first == unset || at < rank) && s.from.covers(b.from) && s.to.covers(b.to) && b.ports.minus(s.ports).empty() {
+			first, rank = n, at
+		}
+	})
+	if first == unset {
+		return nil
+	}
+	return r.c.statements[first].by
+}
+
 // about lists the refusals that some cell of a block may meet, in order; none if
-// its first pair meets none, which proves that it is not empty.
+// one of its pairs meets none, which proves that it is not empty.
 func (r *refusers) about(b block) []int32 {
 	if b.from.any || b.to.any || len(b.from.list)*len(b.to.list) > mostNarrowAllowed {
 		if !r.seemsRefused(b) {
@@ -357,17 +383,18 @@ func (r *refusers) about(b block) []int32 {
 		return r.statements
 	}
 	found := map[int32]bool{}
-	for i, from := range b.from.list {
-		for j, to := range b.to.list {
+	for _, from := range b.from.list {
+		for _, to := range b.to.list {
+			met := false
 			r.c.grid.eachAbout(from, to, func(n int32) {
-				if r.c.statements[n].kind != refuse {
+				if s := &r.c.statements[n]; s.kind != refuse || !s.ports.meets(b.ports) {
 					return
 				}
 				if _, counts := r.rank[n]; counts {
-					found[n] = true
+					met, found[n] = true, true
 				}
 			})
-			if i == 0 && j == 0 && len(found) == 0 {
+			if !met {
 				return nil
 			}
 		}

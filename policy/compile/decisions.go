@@ -40,7 +40,7 @@ type decisions struct {
 	renewed   []int32  // decisions whose authors were declared elsewhere or that owe something else since
 	owing     map[*owed][]int32
 	byContent map[string]int32
-	byCause   map[string]int32 // by the numbers of the statements that cover the cell
+	byCause   map[string]int32 // by the numbers of the statements that cover the cell and count
 	babel     map[int32]bool   // those that ask for several protocols at once
 	scratch   []byte
 }
@@ -51,27 +51,17 @@ func (c *compiler) decide(covering []int32) int32 {
 	if d.byContent == nil {
 		d.byContent, d.byCause, d.owing, d.babel = map[string]int32{}, map[string]int32{}, map[*owed][]int32{}, map[int32]bool{}
 	}
-	d.scratch = appendNumbers(d.scratch[:0], covering)
+	counting := c.counting(covering)
+	d.scratch = appendNumbers(d.scratch[:0], counting)
 	if i, known := d.byCause[string(d.scratch)]; known {
 		return i
 	}
 	cause := string(d.scratch)
-	i, known := int32(unset), false
-	counting := c.counting(covering)
-	if len(counting) < len(covering) {
-		d.scratch = appendNumbers(d.scratch[:0], counting)
-		i, known = d.byCause[string(d.scratch)]
+	statements := make([]*statement, len(counting))
+	for n, s := range counting {
+		statements[n] = &c.statements[s]
 	}
-	if !known {
-		statements := make([]*statement, len(counting))
-		for n, s := range counting {
-			statements[n] = &c.statements[s]
-		}
-		i = d.internChain(combine(statements, c.now))
-		if len(counting) < len(covering) {
-			d.byCause[string(appendNumbers(nil, counting))] = i
-		}
-	}
+	i := d.internChain(combine(statements, c.now))
 	d.byCause[cause] = i
 	return i
 }

@@ -129,18 +129,28 @@ func (l *list[T]) append(block []T) {
 // of them sorted.
 func exchanged[T any](block, removed, added []T, compare func(a, b T) int) []T {
 	out := make([]T, 0, max(len(block)-len(removed)+len(added), 0))
-	keep := func(x T) {
-		n, _ := slices.BinarySearchFunc(block, x, compare)
-		out, block = append(out, block[:n]...), block[n:]
-	}
 	for len(removed) > 0 || len(added) > 0 {
-		if len(added) == 0 || len(removed) > 0 && compare(removed[0], added[0]) <= 0 {
-			keep(removed[0])
-			block, removed = block[1:], removed[1:]
+		order := -1 // of the first that goes and the first that comes
+		switch {
+		case len(removed) == 0:
+			order = 1
+		case len(added) > 0:
+			order = compare(removed[0], added[0])
+		}
+		if order > 0 {
+			n, _ := slices.BinarySearchFunc(block, added[0], compare)
+			out, block = append(append(out, block[:n]...), added[0]), block[n:]
+			added = added[1:]
 			continue
 		}
-		keep(added[0])
-		out, added = append(out, added[0]), added[1:]
+		n := 0
+		if compare(block[0], removed[0]) != 0 { // of many that go, most are the next
+			n, _ = slices.BinarySearchFunc(block, removed[0], compare)
+		}
+		out, block, removed = append(out, block[:n]...), block[n+1:], removed[1:]
+		if order == 0 { // it takes the place
+			out, added = append(out, added[0]), added[1:]
+		}
 	}
 	return append(out, block...)
 }

@@ -90,6 +90,7 @@ type grid struct {
 	bases            map[classPair]base
 	likeness         []likeness
 	byFace           map[face]int32
+	byAlike          []int32 // room
 
 	// What the last change of statements led to.
 	looked       []pair        // pairs with mentions that were looked at again
@@ -98,7 +99,7 @@ type grid struct {
 	reclassified bool
 	stayed       bool // the classes are those that they were, though subjects came or went
 
-	about              []int32
+	about, mine        []int32
 	lay                *reasoned // which reasons lie below, if that was found out last
 	marksFrom, marksTo []uint64  // room
 }
@@ -199,23 +200,36 @@ func (g *grid) evaluate(from, to int32, mentions []mention) int32 {
 	if len(mentions) == 0 {
 		return 0
 	}
-	g.about = append(g.about[:0], b.about...)
-	for _, m := range mentions {
-		g.about = append(g.about, m.statement)
+	g.mine = g.mine[:0]
+	general := false
+	for _, m := range mentions { // in order: of one pair they are
+		g.mine = append(g.mine, m.statement)
+		general = general || g.c.statements[m.statement].ports.all
 	}
-	slices.Sort(g.about)
-	return g.patch(g.tableOf(g.about), b.below)
+	g.about = appendMerged(g.about[:0], b.about, g.mine)
+	rest := b.rest
+	if general {
+		rest = unset
+	}
+	return g.patch(g.tableOver(g.about, rest), b.below)
 }
 
 // tableOf decides every cell of a pair that the statements are about.
-func (g *grid) tableOf(about []int32) int32 {
+func (g *grid) tableOf(about []int32) int32 { return g.tableOver(about, unset) }
+
+// tableOver is tableOf where it is known what statements about every port come to;
+// unset: it is not.
+func (g *grid) tableOver(about []int32, rest int32) int32 {
 	t := g.tables
 	t.scratch = appendNumbers(t.scratch[:0], about)
 	if i, known := t.byCause[string(t.scratch)]; known {
 		return i
 	}
 	cause := string(t.scratch)
-	i := t.intern(g.c.table(about))
+	if rest == unset {
+		rest = g.c.decide(g.c.generalOf(about))
+	}
+	i := t.intern(g.c.table(about, rest))
 	t.byCause[cause] = i
 	return i
 }
@@ -427,7 +441,32 @@ func compareResults(a, b result) int { return cmp.Compare(a.to, b.to) }
 
 // merged joins sorted lists, without duplicates.
 func merged(lists ...[]int32) []int32 {
-	out := slices.Concat(lists...)
-	slices.Sort(out)
-	return slices.Compact(out)
+	n := 0
+	for _, list := range lists {
+		n += len(list)
+	}
+	return appendMerged(make([]int32, 0, n), lists...)
+}
+
+// appendMerged appends what sorted lists hold together, in order and once each. The
+// lists are few and short.
+func appendMerged(out []int32, lists ...[]int32) []int32 {
+	for {
+		least, found := int32(0), false
+		for _, list := range lists {
+			if len(list) > 0 && (!found || list[0] < least) {
+				least, found = list[0], true
+			}
+		}
+		if !found {
+			return out
+		}
+		out = append(out, least)
+		for i, list := range lists {
+			for len(list) > 0 && list[0] == least {
+				list = list[1:]
+			}
+			lists[i] = list
+		}
+	}
 }

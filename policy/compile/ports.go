@@ -71,6 +71,18 @@ func (p ports) meet(o ports) ports {
 	return out.normal()
 }
 
+// meets reports whether two sets share something.
+func (p ports) meets(o ports) bool {
+	if p.all || o.all {
+		return !p.empty() && !o.empty()
+	}
+	return slices.ContainsFunc(p.ranges, func(a protocolRange) bool {
+		return slices.ContainsFunc(o.ranges, func(b protocolRange) bool {
+			return a.protocol == b.protocol && a.First <= b.Last && b.First <= a.Last
+		})
+	})
+}
+
 // normal sorts and merges.
 func (p ports) normal() ports {
 	slices.SortFunc(p.ranges, func(a, b protocolRange) int {

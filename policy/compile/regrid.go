@@ -149,7 +149,6 @@ func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
 	if !g.reclassified {
 		return
 	}
-	type step struct{ was, now int32 }
 	differing := map[step][]respelled{}
 	staying, compared := make([][]respelled, len(g.sources.list)), make([]bool, len(g.sources.list)) // the same, of classes that stay
 	for f := range g.sources.of {
@@ -323,18 +322,12 @@ func (g *grid) reasoned() *reasoned {
 	return r
 }
 
-func (r *reasoned) row(from int) []int32 {
-	if from >= len(r.from) || r.from[from] == unset {
+// row is what lies below flows from a coarse class; nil: nothing.
+func (r *reasoned) row(coarse int32) []int32 {
+	if coarse == unset || len(r.patches) == 0 {
 		return nil
 	}
-	return r.patches[r.from[from]]
-}
-
-func (r *reasoned) patch(row []int32, to int32) int32 {
-	if row == nil || int(to) >= len(r.to) || r.to[to] == unset {
-		return 0
-	}
-	return row[r.to[to]]
+	return r.patches[coarse]
 }
 
 // lookWhereReasoned looks at the pairs with mentions that have other reasons below.
@@ -342,15 +335,82 @@ func (g *grid) lookWhereReasoned(before, now *reasoned) {
 	if slices.Equal(before.from, now.from) && slices.Equal(before.to, now.to) && slices.EqualFunc(before.patches, now.patches, slices.Equal[[]int32]) {
 		return
 	}
+	// Most subjects stay with the same others: what became of a class is found out once.
+	sources, targets := stepsOf(before.from, now.from, len(g.rows)), stepsOf(before.to, now.to, len(g.rows))
+	elsewhere := make([][]bool, len(sources.list))
+	for n, at := range sources.list {
+		elsewhere[n] = targets.elsewhere(before.row(at.was), now.row(at.now))
+	}
 	for f, row := range g.rows {
-		was, is := before.row(f), now.row(f)
-		if len(row) == 0 || was == nil && is == nil {
-			continue
-		}
-		for _, m := range row {
-			if before.patch(was, m.to) != now.patch(is, m.to) {
-				g.look(int32(f), m.to)
+		if led := elsewhere[sources.of[f]]; led != nil {
+			for _, m := range row {
+				if led[targets.of[m.to]] {
+					g.look(int32(f), m.to)
+				}
 			}
 		}
 	}
+}
+
+// step is a class before and now; unset: none.
+type step struct{ was, now int32 }
+
+// steps is what became of the classes of subjects.
+type steps struct {
+	list []step
+	of   []int32 // by subject, in list
+}
+
+func stepsOf(was, now []int32, subjects int) steps {
+	out := steps{of: make([]int32, subjects)}
+	numbers := map[step]int32{}
+	var latest []int32 // by class before, counted from none: the step that one of it took last, counted from one
+	for i := range out.of {
+		at := step{coarseAt(was, i), coarseAt(now, i)}
+		for int(at.was)+1 >= len(latest) {
+			latest = append(latest, 0)
+		}
+		number := latest[at.was+1] - 1
+		if number < 0 || out.list[number] != at {
+			known := false
+			if number, known = numbers[at]; !known {
+				number = int32(len(out.list))
+				numbers[at], out.list = number, append(out.list, at)
+			}
+			latest[at.was+1] = number + 1
+		}
+		out.of[i] = number
+	}
+	return out
+}
+
+// elsewhere tells for every step whether two rows of patches differ there; nil:
+// nowhere.
+func (s *steps) elsewhere(was, now []int32) (out []bool) {
+	if was == nil && now == nil {
+		return nil
+	}
+	for n, at := range s.list {
+		if patchAt(was, at.was) != patchAt(now, at.now) {
+			if out == nil {
+				out = make([]bool, len(s.list))
+			}
+			out[n] = true
+		}
+	}
+	return out
+}
+
+func coarseAt(of []int32, subject int) int32 {
+	if subject >= len(of) {
+		return unset
+	}
+	return of[subject]
+}
+
+func patchAt(row []int32, coarse int32) int32 {
+	if row == nil || coarse == unset {
+		return 0
+	}
+	return row[coarse]
 }

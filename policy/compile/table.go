@@ -34,27 +34,34 @@ type patch struct {
 
 const unset = -1
 
-// table decides every protocol and port of a pair that the given statements (in
-// order) are about.
-func (c *compiler) table(about []int32) table {
+// generalOf picks the statements that are about every port.
+func (c *compiler) generalOf(about []int32) []int32 {
 	general := c.general[:0]
-	var protocols []bocage.Protocol
 	for _, i := range about {
 		if c.statements[i].ports.all {
 			general = append(general, i)
-			continue
 		}
+	}
+	c.general = general
+	return general
+}
+
+// table decides every protocol and port of a pair that the given statements (in
+// order) are about. rest is the decision where only those of them cover a cell that
+// are about every port.
+func (c *compiler) table(about []int32, rest int32) table {
+	var protocols []bocage.Protocol
+	for _, i := range about {
 		for _, r := range c.statements[i].ports.ranges {
 			if !slices.Contains(protocols, r.protocol) {
 				protocols = append(protocols, r.protocol)
 			}
 		}
 	}
-	c.general = general
-	t := table{rest: c.decide(general)}
+	t := table{rest: rest}
 	slices.Sort(protocols)
 	for _, p := range protocols {
-		if cells := c.cells(about, p); len(cells) > 1 || cells[0].decision != t.rest {
+		if cells := c.cells(about, p, t.rest); len(cells) > 1 || cells[0].decision != t.rest {
 			t.protocols = append(t.protocols, protocolCells{p, cells})
 		}
 	}
@@ -70,8 +77,9 @@ type edge struct {
 
 // cells decides the ports of one protocol. It goes through them once and decides
 // wherever a statement begins or ends, so that its work follows what covers a
-// port and not what is declared for others.
-func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
+// port and not what is declared for others. rest is the decision where only
+// statements about every port cover one.
+func (c *compiler) cells(about []int32, protocol bocage.Protocol, rest int32) []cell {
 	edges, covering := c.edges[:0], c.covering[:0] // covering is sorted
 	for _, i := range about {
 		if c.statements[i].ports.all {
@@ -85,6 +93,7 @@ func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
 		}
 	}
 	c.edges = edges
+	general := len(covering)
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
 	var cells []cell
 	for first := uint32(0); first <= 65535; {
@@ -102,7 +111,11 @@ func (c *compiler) cells(about []int32, protocol bocage.Protocol) []cell {
 		if len(edges) > 0 {
 			next = min(next, edges[0].port)
 		}
-		cells = appendCell(cells, cell{uint16(first), uint16(next - 1), c.decide(covering)})
+		decision := rest
+		if len(covering) > general {
+			decision = c.decide(covering)
+		}
+		cells = appendCell(cells, cell{uint16(first), uint16(next - 1), decision})
 		first = next
 	}
 	c.covering = covering
