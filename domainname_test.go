@@ -3,6 +3,7 @@ package bocage
 import (
 	"encoding/json"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -177,5 +178,32 @@ func TestDecideNamed(t *testing.T) {
 	f := Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("100.64.0.1"), Protocol: ProtocolTCP, DestinationPort: 443}
 	if verdict, reason := rs.DecideNamed(f, "api.example.com"); verdict.Allowed() || reason.Code != ReasonQuarantine {
 		t.Errorf("who is quarantined gets %s (%s)", verdict, reason.Code)
+	}
+}
+
+// TestNeverNamed: the prefixes are those of all addresses that no name may mean.
+func TestNeverNamed(t *testing.T) {
+	listed := func(a netip.Addr) bool {
+		return slices.ContainsFunc(NeverNamed(), func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	check := func(a netip.Addr) {
+		t.Helper()
+		if a.IsValid() && NamesMayMean(a) == listed(a) {
+			t.Errorf("%s: named %t, listed as never named %t", a, NamesMayMean(a), listed(a))
+		}
+	}
+	for _, p := range NeverNamed() {
+		last := p.Addr().AsSlice()
+		for bit := p.Bits(); bit < len(last)*8; bit++ {
+			last[bit/8] |= 1 << (7 - bit%8)
+		}
+		end, _ := netip.AddrFromSlice(last)
+		for _, a := range []netip.Addr{p.Addr(), p.Addr().Prev(), p.Addr().Next(), end, end.Next()} {
+			check(a)
+		}
+	}
+	for b := range 1 << 16 {
+		check(netip.AddrFrom4([4]byte{byte(b >> 8), byte(b), 3, 7}))
+		check(netip.AddrFrom16([16]byte{byte(b >> 8), byte(b), 15: 9}))
 	}
 }

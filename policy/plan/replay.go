@@ -22,6 +22,7 @@ type replay struct {
 
 	used   map[bocage.Ref]bool // fields of contracts and grants that an edge used
 	gone   int                 // edges of which an end is gone
+	called int                 // edges that a name may open, which nobody keeps
 	seen   map[bocage.DecisionID]bool
 	owners [2]func() *explain.Judge // of what is declared now, and with the plan
 }
@@ -40,6 +41,10 @@ func (r *replay) run() {
 	if r.gone > 0 {
 		result.Findings = append(result.Findings, bocage.Fault{Field: "replay",
 			Message: counted(r.gone, "recorded kind of flow was not replayed: one of its ends is gone", "recorded kinds of flow were not replayed: one of their ends is gone")})
+	}
+	if r.called > 0 {
+		result.Findings = append(result.Findings, bocage.Fault{Field: "replay", Message: counted(r.called, "recorded kind of flow goes to an address that only a DNS name could open: by which name it went is not recorded",
+			"recorded kinds of flow go to addresses that only DNS names could open: by which name they went is not recorded")})
 	}
 	for _, list := range []*[]bocage.PlannedEdge{&result.NewlyRefused, &result.NewlyAllowed, &result.DutyChanged} {
 		slices.SortFunc(*list, comparePlanned)
@@ -86,6 +91,10 @@ func (r *replay) edge(e bocage.Edge) {
 	case before.Would.Allowed() && !after.Would.Allowed():
 		planned.By, planned.Owner = r.decider(after), r.owner(is, to)
 		r.result.NewlyRefused = append(r.result.NewlyRefused, planned)
+	case !before.Would.Allowed() && !after.Would.Allowed():
+		if names := len(r.situation.Ruleset.Names) + len(r.candidate.Names); names > 0 && r.yields(r.situation.Ruleset, before, from) && r.yields(r.candidate, after, to) {
+			r.called++
+		}
 	case !before.Would.Allowed() && after.Would.Allowed():
 		planned.By, planned.Owner = r.decider(after), r.owner(to, is)
 		r.result.NewlyAllowed = append(r.result.NewlyAllowed, planned)
@@ -96,6 +105,12 @@ func (r *replay) edge(e bocage.Edge) {
 			r.result.DutyChanged = append(r.result.DutyChanged, planned)
 		}
 	}
+}
+
+// yields reports whether a name may open what is refused of an address.
+func (r *replay) yields(rs *bocage.Ruleset, reason bocage.Reason, to simulate.End) bool {
+	d, ok := rs.Decision(reason.Decision)
+	return ok && d.MayYield() && rs.Lookup(to.Address).Workload == "" && bocage.NamesMayMean(to.Address)
 }
 
 // ends finds who the ends of an edge are.

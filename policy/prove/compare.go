@@ -49,8 +49,134 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	}
 	named(c.before, func(g bocage.Group) []class { return c.byBefore[g] })
 	named(c.after, func(g bocage.Group) []class { return c.byAfter[g] })
+	c.toNames(before, after)
 	slices.SortStableFunc(c.changes, func(a, b bocage.ReachChange) int { return compareChanges(a, b) })
 	return c.changes
+}
+
+// toNames notes the intervals in which a class gets something else than before towards
+// addresses outside that it knows by a DNS name: by one name at a time, and where that is
+// not what it gets there without. What changes wherever the name is, is said once.
+func (c *comparison) toNames(before, after *bocage.Ruleset) {
+	sources := func(of *bocage.Ruleset, group func(class) bocage.Group) map[bocage.Group]bool {
+		rows := rowsTowardsNames(of)
+		out := map[bocage.Group]bool{}
+		for _, f := range c.classes {
+			if rows[f.before] && of == before || rows[f.after] && of == after {
+				out[group(f)] = true
+			}
+		}
+		return out
+	}
+	if len(before.Names)+len(after.Names) == 0 {
+		return
+	}
+	was := newNaming(before, c.before, sources(after, func(f class) bocage.Group { return f.before }))
+	is := newNaming(after, c.after, sources(before, func(f class) bocage.Group { return f.after }))
+	var outside []class // the world first
+	for _, t := range c.classes {
+		if slices.Contains(was.outside, t.before) && slices.Contains(is.outside, t.after) {
+			outside = append(outside, t)
+		}
+	}
+	type pairOf [2]saying
+	known := map[pairOf][]namedChange{}
+	for _, f := range c.classes {
+		if len(was.rows[f.before])+len(is.rows[f.after]) == 0 {
+			continue
+		}
+		var everywhere []namedChange
+		for i, t := range outside {
+			said := pairOf{was.saying(f.before, t.before), is.saying(f.after, t.after)}
+			changes, seen := known[said]
+			if !seen {
+				changes = namedChanges(was, is, f, t)
+				known[said] = changes
+			}
+			if i == 0 {
+				everywhere = changes
+			}
+			for _, change := range changes {
+				to := string(change.name)
+				if i > 0 {
+					if slices.Contains(everywhere, change) {
+						continue
+					}
+					to = c.names[t] + " as " + to
+				}
+				c.change(c.names[f], to, change.span, change.unnamed, c.before.decisions[change.was], c.after.decisions[change.is])
+			}
+		}
+	}
+}
+
+// namedChange is an interval in which a name makes something else of a cell than before.
+type namedChange struct {
+	name    bocage.DomainName
+	span    span
+	unnamed bocage.Protocol // stands for all that nothing names
+	was, is bocage.DecisionID
+}
+
+func namedChanges(was, is *naming, from, to class) []namedChange {
+	var names []bocage.DomainName
+	for _, n := range slices.Concat(was.rs.Names, is.rs.Names) {
+		names = append(names, n.Name)
+	}
+	slices.Sort(names)
+	var out []namedChange
+	spans := append(was.spans(from.before, to.before), is.spans(from.after, to.after)...)
+	unnamed := unnamedIn(spans)
+	listsBefore, lists := was.lists(from.before, to.before), is.lists(from.after, to.after)
+	pieces := intervals(spans)
+	for _, name := range slices.Compact(names) {
+		for _, s := range pieces {
+			bareBefore, then := was.byName(listsBefore, from.before, s, name)
+			bare, now := is.byName(lists, from.after, s, name)
+			if then != bareBefore || now != bare {
+				out = append(out, namedChange{name, s, unnamed, then, now})
+			}
+		}
+	}
+	return out
+}
+
+// byName is what is decided of a cell alone, and of one that is known by a name.
+func (n *naming) byName(lists [5][]bocage.Rule, from bocage.Group, s span, name bocage.DomainName) (bare, named bocage.DecisionID) {
+	bare = n.decided(lists, s.protocol, s.ports.First)
+	if n.decisions[bare].Verdict.Allowed() {
+		return bare, bare
+	}
+	for _, t := range n.towardsNames(from, s.protocol, s.ports.First) {
+		if n.rs.Names[t.name].Name == name && n.decisions[t.id].Opens(n.decisions[bare]) {
+			return bare, t.id
+		}
+	}
+	return bare, bare
+}
+
+// rowsTowardsNames are the groups that have rules towards names.
+func rowsTowardsNames(rs *bocage.Ruleset) map[bocage.Group]bool {
+	names := make(map[bocage.Group]bool, len(rs.Names))
+	for _, n := range rs.Names {
+		names[n.Group] = true
+	}
+	out := map[bocage.Group]bool{}
+	for _, r := range rs.Rules {
+		if names[r.To] {
+			out[r.From] = true
+		}
+	}
+	return out
+}
+
+// unnamedIn is the protocol that stands for all that nothing names.
+func unnamedIn(spans []span) bocage.Protocol {
+	other := bocage.Protocol(255)
+	for slices.ContainsFunc(spans, func(s span) bool { return s.protocol == other }) {
+		other--
+	}
+	return other
 }
 
 func compareChanges(a, b bocage.ReachChange) int {
@@ -148,23 +274,27 @@ func (c *comparison) pair(from, to class) {
 	spans := c.before.spans(places)
 	unnamed := c.unnamed(from, to, spans)
 	c.after.eachCell(from.after, to.after, spans, func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
-		was, is := c.before.decisions[c.before.lookUp(places, protocol, ports.First)], c.after.decisions[id]
-		owed, owes := duties(was), duties(is)
-		if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(owed, owes) {
-			return true
-		}
-		if protocol == unnamed {
-			protocol = bocage.ProtocolAny
-		}
-		change := bocage.ReachChange{From: c.names[from], To: c.names[to], Protocol: protocol, Ports: ports,
-			Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: explain.Decider(is)}
-		if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
-			c.changes[n-1].Ports.Last = ports.Last
-			return true
-		}
-		c.changes = append(c.changes, change)
+		c.change(c.names[from], c.names[to], span{protocol, ports}, unnamed, c.before.decisions[c.before.lookUp(places, protocol, ports.First)], c.after.decisions[id])
 		return true
 	})
+}
+
+// change notes an interval in which somebody gets something else than before.
+func (c *comparison) change(from, to string, s span, unnamed bocage.Protocol, was, is bocage.Decision) {
+	owed, owes := duties(was), duties(is)
+	if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(owed, owes) {
+		return
+	}
+	if s.protocol == unnamed {
+		s.protocol = bocage.ProtocolAny
+	}
+	change := bocage.ReachChange{From: from, To: to, Protocol: s.protocol, Ports: s.ports,
+		Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: explain.Decider(is)}
+	if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
+		c.changes[n-1].Ports.Last = s.ports.Last
+		return
+	}
+	c.changes = append(c.changes, change)
 }
 
 // unnamed is the protocol that stands, in eachCell, for all that nothing names.

@@ -56,6 +56,7 @@ type obligation struct {
 type witness struct {
 	obligation *obligation
 	from, to   imagined
+	name       bocage.DomainName // by which the source knows the destination; empty: by none
 	protocol   bocage.Protocol
 	port       uint16
 }
@@ -71,8 +72,11 @@ type imagined struct {
 type allowing struct {
 	by    bocage.Ref
 	cells box
-	// objects are all that the box depends on.
+	// called is a name of the destination, if that is what is allowed.
+	called bocage.DomainName
+	// objects are all that the box depends on, but for what besides tells.
 	objects []bocage.Resource
+	besides string
 }
 
 // prove says whether the guardrails hold for workloads to come.
@@ -94,7 +98,8 @@ func (v *future) prove(in compile.Input) bocage.Proof {
 func sameDeclarations(a, b compile.Input) bool {
 	return slices.Equal(a.Applications, b.Applications) && slices.Equal(a.Guardrails, b.Guardrails) && slices.Equal(a.Exceptions, b.Exceptions) &&
 		slices.Equal(a.AddressGroups, b.AddressGroups) && slices.Equal(a.Zones, b.Zones) && slices.Equal(a.Profiles, b.Profiles) &&
-		slices.Equal(a.NetworkPolicies, b.NetworkPolicies) && slices.Equal(a.ClusterNetworkPolicies, b.ClusterNetworkPolicies)
+		slices.Equal(a.NetworkPolicies, b.NetworkPolicies) && slices.Equal(a.ClusterNetworkPolicies, b.ClusterNetworkPolicies) &&
+		slices.Equal(a.Namespaces, b.Namespaces)
 }
 
 // met is what was shown of one declaration that allows: with which obligations it
@@ -102,6 +107,7 @@ func sameDeclarations(a, b compile.Input) bool {
 type met struct {
 	shown    map[string]bool // by obligation; whether a flow was possible
 	possible int             // how many were
+	named    bool            // towards a DNS name
 	left     bool            // some obligation was not looked at
 }
 
@@ -133,7 +139,7 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 			all[name] = was
 			continue
 		}
-		now := &met{shown: map[string]bool{}}
+		now := &met{shown: map[string]bool{}, named: a.called != ""}
 		all[name] = now
 		for _, o := range owed {
 			if apart(o.cells, a.cells) {
@@ -171,15 +177,21 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 // told says how much was looked at.
 func told(all map[string]*met) string {
 	statement := "the guardrails hold for workloads to come"
-	pairs, possible, left := 0, 0, 0
+	pairs, possible, named, left := 0, 0, 0, 0
 	for _, m := range all {
 		pairs, possible = pairs+len(m.shown), possible+m.possible
+		if m.named {
+			named += m.possible
+		}
 		if m.left {
 			left++
 		}
 	}
 	if pairs > 0 {
 		statement += fmt.Sprintf(": a declaration could meet one in %d ways, of which %d are possible", pairs, possible)
+		if named > 0 {
+			statement += fmt.Sprintf(" (%d towards DNS names, wherever those are)", named)
+		}
 	}
 	if left > 0 {
 		statement += fmt.Sprintf(" (more of %d declarations are looked at with the next changes of declarations)", left)
@@ -202,7 +214,10 @@ func sameSurroundings(a, b compile.Input) bool {
 
 // objectsOf are the declarations that pairs are made of.
 func objectsOf(in compile.Input) map[bocage.Resource]bool {
-	out := make(map[bocage.Resource]bool, len(in.Applications)+len(in.Guardrails)+len(in.Exceptions)+len(in.AddressGroups))
+	out := make(map[bocage.Resource]bool, len(in.Applications)+len(in.Guardrails)+len(in.Exceptions)+len(in.AddressGroups)+len(in.ClusterNetworkPolicies))
+	for _, o := range in.ClusterNetworkPolicies {
+		out[o] = true
+	}
 	for _, o := range in.Applications {
 		out[o] = true
 	}
@@ -220,7 +235,7 @@ func objectsOf(in compile.Input) map[bocage.Resource]bool {
 
 // name names what allows by the objects that it depends on. Nobody changes objects.
 func (a *allowing) name() string {
-	b := []byte(a.by.String())
+	b := []byte(a.by.String() + " " + a.besides)
 	for _, object := range a.objects {
 		b = fmt.Appendf(b, " %p", object)
 	}
@@ -283,8 +298,8 @@ func allowings(in compile.Input) []allowing {
 				if c.External.Name != "" {
 					to = anywhere() // whoever answers for the name says where it is
 				}
-				out = append(out, allowing{ref, box{from: []bocage.Side{self}, to: []bocage.Side{{External: to}},
-					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}, []bocage.Resource{a}})
+				out = append(out, allowing{by: ref, called: anyOf(c.External.Name), objects: []bocage.Resource{a}, cells: box{from: []bocage.Side{self}, to: []bocage.Side{{External: to}},
+					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}})
 				continue
 			}
 			name := c.Service
@@ -305,33 +320,33 @@ func allowings(in compile.Input) []allowing {
 				} else if slices.Contains(o.ToNamespaces, "*") {
 					open.Namespaces = nil
 				}
-				out = append(out, allowing{ref, box{from: []bocage.Side{self, open},
+				out = append(out, allowing{by: ref, objects: []bocage.Resource{a, provider}, cells: box{from: []bocage.Side{self, open},
 					to:    []bocage.Side{{Namespaces: []string{provider.Namespace}, Workload: &provider.Spec.Workload}},
-					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}, []bocage.Resource{a, provider}})
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
 				out[len(out)-1].by.Field += " " + o.Name // a pair for each interface
 			}
 		}
 		for i, o := range a.Spec.Provides {
 			if len(o.ToExternal) > 0 {
-				out = append(out, allowing{compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), box{
+				out = append(out, allowing{by: compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), objects: []bocage.Resource{a}, cells: box{
 					from: []bocage.Side{{External: o.ToExternal}}, to: []bocage.Side{self},
-					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}, []bocage.Resource{a}})
+					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
 			}
 		}
 	}
 	for _, g := range byName(in.Guardrails) {
 		if spec := g.InForce(); spec != nil {
 			for i, grant := range spec.Grant {
-				out = append(out, allowing{compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), boxOf(grant), []bocage.Resource{g}})
+				out = append(out, allowing{by: compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), cells: boxOf(grant), objects: []bocage.Resource{g}})
 			}
 		}
 	}
 	if len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) > 0 {
 		// What Kubernetes' policies leave open is open between Pods.
 		every := bocage.Side{Workload: &bocage.Selector{}}
-		out = append(out, allowing{bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, box{from: []bocage.Side{every}, to: []bocage.Side{every}}, nil})
+		out = append(out, allowing{by: bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, cells: box{from: []bocage.Side{every}, to: []bocage.Side{every}}})
 	}
-	return out
+	return append(out, acceptances(in)...)
 }
 
 // obligations lists what the guardrails say of cells.
@@ -421,11 +436,14 @@ func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
 		f.exists(source, o.differ)
 		terms = append(terms, f.differ(o.differ))
 	}
+	if a.called != "" {
+		terms = append(terms, f.nameable())
+	}
 	model := f.solve(terms...)
 	if model == nil {
 		return witness{}, false
 	}
-	w := witness{obligation: o}
+	w := witness{obligation: o, name: a.called}
 	for _, piece := range f.pieces {
 		if model[pieceName(piece)] {
 			w.protocol = piece.protocol
@@ -476,7 +494,7 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 		labels[bocage.LabelHost] = f.freeHost(zone)
 	}
 	if labels[bocage.LabelNamespace] == "" {
-		labels[bocage.LabelNamespace] = "unasked"
+		labels[bocage.LabelNamespace] = unaskedNamespace
 	}
 	return imagined{labels: labels}, true
 }
@@ -525,6 +543,21 @@ func atLeast(owed, required bocage.Duties) bool {
 // refute compiles the declarations for the imagined workloads and looks for a
 // witness that gets what it must not.
 func refute(in compile.Input, witnesses []witness) string {
+	plain, named := make([]witness, 0, len(witnesses)), []witness(nil)
+	for _, w := range witnesses {
+		if w.name == "" {
+			plain = append(plain, w)
+		} else {
+			named = append(named, w)
+		}
+	}
+	if counter := refuteAll(in, plain); counter != "" || len(named) == 0 {
+		return counter
+	}
+	return refuteAll(withoutRefusals(in), named)
+}
+
+func refuteAll(in compile.Input, witnesses []witness) string {
 	for len(witnesses) > 0 {
 		world := newImagination(in, witnesses)
 		var held []witness
@@ -540,9 +573,14 @@ func refute(in compile.Input, witnesses []witness) string {
 		rs := compile.Compile(world.in).Ruleset()
 		for i, w := range held {
 			_, reason := rs.Decide(flows[i])
+			as := ""
+			if w.name != "" {
+				_, reason = rs.DecideNamed(flows[i], w.name)
+				as = " as " + string(w.name)
+			}
 			d, _ := rs.Decision(reason.Decision)
 			if !w.obligation.holds(d, reason.Would.Allowed()) {
-				return fmt.Sprintf("a flow from %s to %s %s/%d would get %s%s, against Guardrail %s %s", w.from, w.to, w.protocol, w.port,
+				return fmt.Sprintf("a flow from %s to %s%s %s/%d would get %s%s, against Guardrail %s %s", w.from, w.to, as, w.protocol, w.port,
 					reason.Would, by(d), w.obligation.guardrail.Name, w.obligation.field)
 			}
 		}

@@ -22,9 +22,10 @@ func (p *prover) guardrails() []bocage.Proof {
 		excuses := p.excuses(g, spec)
 		for i, never := range spec.Never {
 			region := p.region(spec.Match, never)
-			counter := p.violation(region, excuses, func(_, _ bocage.Group, _ bocage.Decision) bool { return true })
+			never := func(_, _ bocage.Group, _ bocage.Decision) bool { return true }
+			counter := p.violation(region, excuses, never)
 			if counter == "" {
-				counter = p.namedViolation(region, excuses)
+				counter = p.namedViolation(region, excuses, never)
 			}
 			proofs = append(proofs, proof(fmt.Sprintf("nothing that Guardrail %s never allows is allowed", g.Name),
 				compile.Ref("Guardrail", g, fmt.Sprintf("spec.never[%d]", i)), counter))
@@ -143,7 +144,11 @@ func (p *prover) separate(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excus
 func (p *prover) required(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excuses []excuse) []bocage.Proof {
 	var proofs []bocage.Proof
 	add := func(field, statement string, wrong func(from, to bocage.Group, d bocage.Decision) bool) {
-		counter := p.violation(p.region(spec.Match), excuses, wrong)
+		region := p.region(spec.Match)
+		counter := p.violation(region, excuses, wrong)
+		if counter == "" {
+			counter = p.namedViolation(region, excuses, wrong)
+		}
 		proofs = append(proofs, proof(fmt.Sprintf("everything that Guardrail %s covers and somebody allows %s", g.Name, statement),
 			compile.Ref("Guardrail", g, "spec.require."+field), counter))
 	}

@@ -367,28 +367,53 @@ func heaviest(rs *bocage.Ruleset, hops int, weights map[string]int) int {
 	return most
 }
 
-// TestNeverHoldsAgainstNames takes the reason away from what refuses: a name would
-// open the address then, and the proof says so.
-func TestNeverHoldsAgainstNames(t *testing.T) {
-	web := workload("row", "w", 1, map[string]string{"app": "w"})
-	in := compile.Input{Generation: 1, Now: now, Workloads: []*bocage.Workload{web}}
-	in.Applications = []*bocage.Application{{ObjectMeta: bocage.ObjectMeta{Namespace: "row", Name: "w"}, Spec: bocage.ApplicationSpec{
-		Workload: bocage.Selector{MatchLabels: map[string]string{"app": "w"}},
-		Consumes: []bocage.Consume{{External: bocage.External{Name: "*.example.com"}, Port: 443}}}}}
-	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: named("closed"), Spec: bocage.GuardrailSpec{
-		Never: []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}}}}}
-	rs := compile.Compile(in).Ruleset()
-	if failed := failures(in, rs); len(failed) > 0 {
-		t.Fatalf("as compiled: %v", failed)
+// TestGuardrailsHoldAgainstNames spoils, for a name that is consumed, what refuses its
+// addresses and what it owes: the proofs say so.
+func TestGuardrailsHoldAgainstNames(t *testing.T) {
+	prefix := func(text string) bocage.Side {
+		return bocage.Side{External: []netip.Prefix{netip.MustParsePrefix(text)}}
 	}
-	spoiled := rs.Copy()
-	spoiled.Decisions = slices.Clone(rs.Decisions)
-	for i, d := range spoiled.Decisions {
-		if d.Code == bocage.ReasonGuardrail {
-			spoiled.Decisions[i].Code = bocage.ReasonDefaultDeny
-		}
-	}
-	if failed := failures(in, spoiled); !strings.Contains(failed["closed spec.never[0]"], "example.com") {
-		t.Fatalf("a way by name is not found: %v", failed)
+	owes := func(d bocage.Decision) bool { return d.Verdict.Allowed() && d.Duties != nil && d.Duties.Witness }
+	refuses := func(d bocage.Decision) bool { return d.Code == bocage.ReasonGuardrail }
+	yields := func(d *bocage.Decision) { d.Code = bocage.ReasonDefaultDeny }
+	forget := func(d *bocage.Decision) { d.Duties = nil }
+	for _, test := range []struct {
+		name      string
+		guardrail bocage.GuardrailSpec
+		spoils    func(d bocage.Decision) bool
+		spoil     func(d *bocage.Decision)
+		failed    string
+	}{
+		{"some addresses open", bocage.GuardrailSpec{Never: []bocage.CellMatch{{To: prefix("198.51.100.0/24")}}}, refuses, yields, "closed spec.never[0]"},
+		// The first address of which no name can be that of.
+		{"all addresses open", bocage.GuardrailSpec{Never: []bocage.CellMatch{{To: prefix("0.0.0.0/0")}}}, refuses, yields, "closed spec.never[0]"},
+		{"everybody opens", bocage.GuardrailSpec{Never: []bocage.CellMatch{{}}}, refuses, yields, "closed spec.never[0]"},
+		{"a duty is forgotten", bocage.GuardrailSpec{Match: bocage.CellMatch{To: prefix("198.51.100.0/24")}, Require: &bocage.Duties{Witness: true}}, owes, forget, "closed spec.require.witness"},
+		{"a duty to anybody is forgotten", bocage.GuardrailSpec{Require: &bocage.Duties{Witness: true}}, owes, forget, "closed spec.require.witness"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			web := workload("row", "w", 1, map[string]string{"app": "w"})
+			in := compile.Input{Generation: 1, Now: now, Workloads: []*bocage.Workload{web}}
+			in.Applications = []*bocage.Application{{ObjectMeta: bocage.ObjectMeta{Namespace: "row", Name: "w"}, Spec: bocage.ApplicationSpec{
+				Workload: bocage.Selector{MatchLabels: map[string]string{"app": "w"}},
+				Consumes: []bocage.Consume{{External: bocage.External{Name: "*.example.com"}, Port: 443}}}}}
+			in.Guardrails = []*bocage.Guardrail{{ObjectMeta: named("closed"), Spec: test.guardrail}}
+			rs := compile.Compile(in).Ruleset()
+			if failed := failures(in, rs); len(failed) > 0 {
+				t.Fatalf("as compiled: %v", failed)
+			}
+			spoiled := rs.Copy()
+			spoiled.Decisions = slices.Clone(rs.Decisions)
+			spoilt := 0
+			for i, d := range spoiled.Decisions {
+				if test.spoils(d) {
+					test.spoil(&spoiled.Decisions[i])
+					spoilt++
+				}
+			}
+			if failed := failures(in, spoiled); spoilt == 0 || !strings.Contains(failed[test.failed], "as any.example.com") {
+				t.Fatalf("%d decisions are spoiled, and a way by name is not found: %v", spoilt, failed)
+			}
+		})
 	}
 }

@@ -19,6 +19,9 @@ func TestImaginesWhatIsThere(t *testing.T) {
 	there, imagined := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
+		if rapid.Bool().Draw(t, "names") {
+			policytest.DrawNames(t, &in)
+		}
 		words := vocabularyOf(in)
 		known := readerOf(in)
 		for _, o := range obligations(in) {
@@ -91,7 +94,7 @@ func (r *reader) meeting(o *obligation, a allowing) (bocage.Flow, bool) {
 
 // meets reports whether an obligation and what allows are about a flow.
 func (r *reader) meets(o *obligation, a allowing, f bocage.Flow) bool {
-	if !r.lies(o.cells, f) || !r.lies(a.cells, f) || slices.ContainsFunc(o.excuses, func(b box) bool { return r.lies(b, f) }) {
+	if a.called != "" && !bocage.NamesMayMean(f.Destination) || !r.lies(o.cells, f) || !r.lies(a.cells, f) || slices.ContainsFunc(o.excuses, func(b box) bool { return r.lies(b, f) }) {
 		return false
 	}
 	if o.differ == "" {

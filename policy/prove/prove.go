@@ -104,6 +104,7 @@ type prover struct {
 	// addresses apart.
 	groupsOf map[bocage.Identity][]bocage.Group
 	sides    *sides
+	naming   *naming // see byNames
 }
 
 // members is who a group stands for.

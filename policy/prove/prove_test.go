@@ -17,6 +17,9 @@ import (
 func TestWhatIsCompiledIsProved(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
+		if rapid.Bool().Draw(t, "names") {
+			policytest.DrawNames(t, &in)
+		}
 		for _, p := range prove.Failed(prove.Prove(in, compile.Compile(in).Ruleset())) {
 			t.Fatalf("%s (%s): %s\n%s", p.Statement, p.By, p.Counterexample, policytest.Describe(in))
 		}

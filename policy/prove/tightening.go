@@ -61,6 +61,8 @@ type concern struct {
 	joined   bocage.Group                  // a group whose members were in several, if there is one
 	strange  netip.Prefix                  // one that only one of the two knows, if there is one
 	everyone bool
+	// reclassed says that somebody is in another class than before.
+	reclassed bool
 }
 
 func newConcern(before, now *bocage.Ruleset) *concern {
@@ -69,6 +71,10 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 	c.comparePeers(before, now)
 	c.altered = alteredDecisions(before, now)
 	c.everyone = before.Default != now.Default || c.altered[now.Default]
+	names := map[bocage.Group]bool{}
+	for _, name := range slices.Concat(before.Names, now.Names) {
+		names[name.Group] = true
+	}
 	note := func(r bocage.Rule) {
 		switch {
 		case r.From == bocage.GroupAny && r.To == bocage.GroupAny:
@@ -76,6 +82,8 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 		case r.From == bocage.GroupAny:
 			c.was[r.To], c.now[r.To] = true, true
 		case r.To == bocage.GroupAny:
+			c.was[r.From], c.now[r.From] = true, true
+		case names[r.To]:
 			c.was[r.From], c.now[r.From] = true, true
 		default:
 			c.pairs[pair{r.From, r.To}] = true
@@ -97,8 +105,12 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 			old, rules = old[1:], rules[1:]
 		}
 	}
-	enforced := enforcement(before)
+	enforced, classes := enforcement(before), make(map[bocage.Group][2]bocage.Group, len(before.Groups))
+	for _, g := range before.Groups {
+		classes[g.Group] = [2]bocage.Group{g.Sender, g.Receiver}
+	}
 	for _, g := range now.Groups {
+		c.reclassed = c.reclassed || classes[c.groupBefore(g.Group)] != [2]bocage.Group{g.Sender, g.Receiver}
 		if was, known := enforced[c.groupBefore(g.Group)]; known && was != g.Enforce {
 			c.now[g.Group] = true
 		}
@@ -168,6 +180,7 @@ func alteredDecisions(before, now *bocage.Ruleset) map[bocage.DecisionID]bool {
 			return owed
 		}
 		if known && (was.Verdict != d.Verdict || was.Profile != d.Profile || was.Log != d.Log || duties(&was) != duties(d) ||
+			was.Code != d.Code || was.Final != d.Final || was.Ranks != d.Ranks || // before which names it gives way
 			!was.Until.Equal(d.Until) || was.Then != d.Then || other[d.Profile]) {
 			altered[d.ID] = true
 		}
@@ -219,13 +232,16 @@ func (c *concern) looser(p *prover, before *bocage.Ruleset) string {
 	}
 	base := newReach(c.part(before, c.was))
 	concerned := func(g bocage.Group) bool { return c.everyone || c.now[g] }
-	found := p.looserThan(base, c.groupBefore, concerned, "before")
-	for _, r := range p.reach.named {
-		if found == "" && p.reach.everAllows(r.Decision) && !c.namedBefore(p, base, r) {
-			found = fmt.Sprintf("%s may reach %s on %s %s, and could not, or owed more", p.who(r.From), p.who(r.To), r.Protocol, r.Ports)
-		}
+	if found := p.looserThan(base, c.groupBefore, concerned, "before"); found != "" || len(p.rs.Names) == 0 {
+		return found
 	}
-	return found
+	// Why an address is refused decides whether a name opens it, and that a rule of nobody
+	// concerned may say otherwise: reasons are between classes.
+	named := func(from, to bocage.Group) bool { return concerned(from) || concerned(to) || c.pairs[pair{from, to}] }
+	if !slices.Equal(before.Names, p.rs.Names) || !slices.Equal(before.Reasons, p.rs.Reasons) || c.reclassed {
+		named = nil
+	}
+	return p.looserByName(before, base, c.groupBefore, named, "before")
 }
 
 // released tells of somebody who was cut off and no longer is, or not for as long.
@@ -239,17 +255,4 @@ func (p *prover) released(was bocage.Refusal) string {
 		return "" // it is over
 	}
 	return fmt.Sprintf("identity %d was cut off, and would not be", was.Identity)
-}
-
-// namedBefore reports whether a rule towards a name gives no more than one that was
-// there. Such rules have nothing below them but those from everybody.
-func (c *concern) namedBefore(p *prover, base *reach, r bocage.Rule) bool {
-	for _, from := range [2]bocage.Group{c.groupBefore(r.From), bocage.GroupAny} {
-		for _, was := range base.named {
-			if was.From == from && was.To == r.To && was.Protocol == r.Protocol && was.Ports.First <= r.Ports.First && r.Ports.Last <= was.Ports.Last {
-				return was.Decision == r.Decision && !c.altered[r.Decision] || p.looserLink(base, was.Decision, r.Decision) == nil
-			}
-		}
-	}
-	return false
 }

@@ -20,6 +20,9 @@ import (
 func TestConditionsOnlyTighten(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
+		if rapid.Bool().Draw(t, "names") {
+			policytest.DrawNames(t, &in)
+		}
 		more := in
 		more.ThreatConditions, more.Quarantines = slices.Clone(in.ThreatConditions), slices.Clone(in.Quarantines)
 		for i := range rapid.IntRange(0, 3).Draw(t, "conditions") {
@@ -45,6 +48,10 @@ func TestWhatIsShownToTighten(t *testing.T) {
 	shown, tried := 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		in, from := policytest.Draw(t), policytest.Draw(t)
+		if rapid.Bool().Draw(t, "names") {
+			policytest.DrawNames(t, &in)
+			policytest.DrawNames(t, &from)
+		}
 		now := in
 		now.Applications = someOf(t, in.Applications, from.Applications)
 		now.Guardrails = someOf(t, in.Guardrails, from.Guardrails)
@@ -54,6 +61,9 @@ func TestWhatIsShownToTighten(t *testing.T) {
 		now.ThreatConditions = someOf(t, in.ThreatConditions, from.ThreatConditions)
 		now.Quarantines = someOf(t, in.Quarantines, from.Quarantines)
 		now.NetworkPolicies = someOf(t, in.NetworkPolicies, from.NetworkPolicies)
+		now.ClusterNetworkPolicies = someOf(t, in.ClusterNetworkPolicies, from.ClusterNetworkPolicies)
+		known := rapid.SliceOfDistinct(rapid.SampledFrom([]bocage.DomainName{"api.example.com", "x.b.example.com", "example.com", "db.example.net"}),
+			func(n bocage.DomainName) bocage.DomainName { return n }).Draw(t, "known")
 		before, after := compile.Compile(in).Ruleset(), compile.Compile(now).Ruleset()
 		tried++
 		if p := prove.Tightening(before, now, after)[0]; !p.Holds {
@@ -67,12 +77,12 @@ func TestWhatIsShownToTighten(t *testing.T) {
 			if f.At.Before(in.Now) {
 				return
 			}
-			had, was := before.Decide(f)
-			has, is := after.Decide(f)
+			had, was := before.DecideNamed(f, known...)
+			has, is := after.DecideNamed(f, known...)
 			a, _ := before.Decision(was.Decision)
 			b, _ := after.Decision(is.Decision)
 			if is.Would.Allowed() && !was.Would.Allowed() || has.Allowed() && !had.Allowed() {
-				t.Fatalf("%s at %s: it was %s (would %s), and is %s (would %s)\n%s\nand then\n%s", f, f.At.Sub(in.Now), had, was.Would, has, is.Would,
+				t.Fatalf("%s at %s: it was %s (would %s), and is %s (would %s)\n%s\nand then\n%s", f.String()+fmt.Sprint(" as ", known), f.At.Sub(in.Now), had, was.Would, has, is.Would,
 					policytest.Describe(in), policytest.Describe(now))
 			}
 			if is.Would.Allowed() && a.Duties != nil && (b.Duties == nil || a.Log && !b.Log || a.Duties.Whole && !b.Duties.Whole || a.Duties.Inspect != "" && b.Duties.Inspect == "") {

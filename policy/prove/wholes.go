@@ -196,7 +196,11 @@ func (p *prover) loosened(calm *bocage.Ruleset) string {
 			return fmt.Sprintf("refusals of %s are enforced without threat conditions, and only observed with them", p.who(peer.Group))
 		}
 	}
-	return p.looserThan(base, func(g bocage.Group) bocage.Group { return calmGroup[g] }, nil, "without threat conditions")
+	groupBefore := func(g bocage.Group) bocage.Group { return calmGroup[g] }
+	if found := p.looserThan(base, groupBefore, nil, "without threat conditions"); found != "" {
+		return found
+	}
+	return p.looserByName(calm, base, groupBefore, nil, "without threat conditions")
 }
 
 // looserThan finds a flow that is given more than in another ruleset, in which each
@@ -385,6 +389,18 @@ func (p *prover) disagreement(cut *bocage.Ruleset, exact map[bocage.Group][]pair
 			pairs = append(pairs, pair{g, p.groups[i]}, pair{p.groups[i], g})
 		}
 	}
+	if p.byNames() != nil {
+		named, seen := newNaming(cut, part, local), map[[2]saying]bool{}
+		for _, g := range slices.Sorted(maps.Keys(local)) {
+			if len(p.naming.rows[g])+len(named.rows[g]) == 0 {
+				continue
+			}
+			if counter := p.differsByName(named, g, seen); counter != "" {
+				return len(seen), counter
+			}
+		}
+		checks = len(seen)
+	}
 	seen := make(map[pair]bool, len(pairs))
 	for _, at := range pairs {
 		if seen[at] || !local[at.from] && !local[at.to] {
@@ -392,10 +408,10 @@ func (p *prover) disagreement(cut *bocage.Ruleset, exact map[bocage.Group][]pair
 		}
 		seen[at] = true
 		if counter := p.differs(part, at.from, at.to); counter != "" {
-			return len(seen), counter
+			return checks + len(seen), counter
 		}
 	}
-	return len(seen), ""
+	return checks + len(seen), ""
 }
 
 // differs finds a cell of a pair that the part decides otherwise than the whole.
@@ -479,6 +495,11 @@ func (p *prover) entries() int {
 }
 
 func (p *prover) opinion(judge *explain.Judge, r bocage.Rule) string {
+	if n := p.byNames(); n != nil {
+		if place, is := n.names[r.To]; is {
+			return p.namedOpinion(judge, r, n.called(place))
+		}
+	}
 	f := bocage.Flow{Source: p.address(r.From), Destination: p.address(r.To), Protocol: r.Protocol, At: p.in.Now}
 	if !f.Source.IsValid() || !f.Destination.IsValid() || f.Source.Is4() != f.Destination.Is4() || p.itself(f) {
 		return "" // nothing that an enforcement point could see
@@ -491,6 +512,29 @@ func (p *prover) opinion(judge *explain.Judge, r bocage.Rule) string {
 		verdict, reason := p.rs.Decide(f)
 		if g := judge.Judge(f); g.Verdict != verdict || g.Code != reason.Code || g.Would != reason.Would {
 			return fmt.Sprintf("%s: compiled to %s (%s), declared as %s (%s)", f, reason.Would, reason.Code, g.Would, g.Code)
+		}
+	}
+	return ""
+}
+
+// namedOpinion asks about flows to an address outside of which little is declared, and
+// that goes by a name.
+func (p *prover) namedOpinion(judge *explain.Judge, r bocage.Rule, name bocage.DomainName) string {
+	f := bocage.Flow{Source: p.address(r.From), Destination: p.address(bocage.GroupWorld), Protocol: r.Protocol, At: p.in.Now}
+	if f.Source.Is6() {
+		f.Destination = netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 15: 0x77})
+	}
+	if !f.Source.IsValid() || p.rs.Lookup(f.Source).Workload == "" {
+		return ""
+	}
+	if f.Protocol == bocage.ProtocolAny {
+		f.Protocol = bocage.ProtocolTCP
+	}
+	for _, port := range []uint16{r.Ports.First, r.Ports.Last, r.Ports.First - 1, r.Ports.Last + 1} {
+		f.DestinationPort = port
+		verdict, reason := p.rs.DecideNamed(f, name)
+		if g := judge.JudgeNamed(f, name); g.Verdict != verdict || g.Code != reason.Code || g.Would != reason.Would {
+			return fmt.Sprintf("%s as %s: compiled to %s (%s), declared as %s (%s)", f, name, reason.Would, reason.Code, g.Would, g.Code)
 		}
 	}
 	return ""
