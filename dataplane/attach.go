@@ -159,8 +159,11 @@ func (d *Dataplane) readPort(ifindex uint32) (port bocage.Port, closed bool, err
 		return bocage.Port{}, false, err
 	}
 	port = bocage.Port{Identity: bocage.Identity(row.Identity), Group: bocage.Group(row.Group)}
-	if i, err := net.InterfaceByIndex(int(ifindex)); err == nil {
-		port.Interface = i.Name
+	l, err := linkAt(ifindex)
+	if err == nil {
+		port.Interface = l.Attrs().Name
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return port, false, err
 	}
 	if row.Flags&portMACDeclared != 0 {
 		port.MAC = net.HardwareAddr(row.Mac[:]).String()

@@ -347,6 +347,9 @@ func (d *Dataplane) recall() error {
 	}
 	gone := func(ifindex uint32) bool { return directions[ifindex] == 0 && !wired[ifindex] }
 	goneAddress := func(k bpf.KernelPortAddress) bool { return gone(k.Ifindex) }
+	if err := d.restoreGone(gone); err != nil {
+		return err
+	}
 	return errors.Join(clearRows(d.objects.Ports, gone), clearRows(d.objects.PortAddresses, goneAddress),
 		clearRows(d.objects.Residents, goneAddress), clearRows(d.objects.Crossings, gone), d.recallWires())
 }

@@ -86,7 +86,7 @@ func (d *Dataplane) joinDrivers(w Wire) error {
 
 // explainDriver says what to do about a driver's program that cannot be attached.
 func explainDriver(ifindex uint32, err error) error {
-	name := interfaceNameOf(ifindex)
+	name := nameOf(ifindex)
 	switch {
 	case errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST):
 		return fmt.Errorf("another XDP program is on %s: take it off first (ip link show dev %s), or declare forwarding: stack: %w", name, name, err)
@@ -98,14 +98,6 @@ func explainDriver(ifindex uint32, err error) error {
 	return err
 }
 
-func interfaceNameOf(ifindex uint32) string {
-	l, err := netlink.LinkByIndex(int(ifindex))
-	if err != nil {
-		return fmt.Sprintf("interface %d", ifindex)
-	}
-	return l.Attrs().Name
-}
-
 // bareTags has an interface leave tags in frames: a driver's program sees nothing else
 // of a frame, and would forward what is in a VLAN as if it were in none. It reports
 // whether that was necessary. What is to be set is written down first, so that it is
@@ -115,7 +107,7 @@ func (d *Dataplane) bareTags(ifindex uint32) (did bool, err error) {
 	if err := d.objects.Ports.Lookup(ifindex, &row); err != nil {
 		return false, fmt.Errorf("read port: %w", err)
 	}
-	name := interfaceNameOf(ifindex)
+	name := nameOf(ifindex)
 	for _, s := range strippers {
 		on, err := host.HasFeature(name, s.feature)
 		if err != nil {
@@ -140,9 +132,8 @@ func (d *Dataplane) bareTags(ifindex uint32) (did bool, err error) {
 // them. Where tags cannot be left in frames, the drivers hand everything up. mu is held.
 func (d *Dataplane) repairDrivers(w Wire) (done []string, err error) {
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
-		_, err := netlink.LinkByIndex(int(ifindex))
-		if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
-			return nil, nil // and so is the wire
+		if _, err := linkAt(ifindex); errors.Is(err, fs.ErrNotExist) {
+			return nil, nil // and so has the wire
 		}
 	}
 	for _, ifindex := range []uint32{w.Inside, w.Outside} {
@@ -155,7 +146,7 @@ func (d *Dataplane) repairDrivers(w Wire) (done []string, err error) {
 			return done, errors.Join(err, stopped)
 		}
 		if did {
-			done = append(done, interfaceNameOf(ifindex)+" took VLAN tags off frames before its driver's program saw them")
+			done = append(done, nameOf(ifindex)+" took VLAN tags off frames before its driver's program saw them")
 		}
 	}
 	what, err := d.describeDrivers(w)
@@ -226,7 +217,7 @@ func (d *Dataplane) describeDrivers(w Wire) (what string, err error) {
 	}
 	switch {
 	case lacking != 0 && (changed || !w.Drivers):
-		return fmt.Sprintf("%s takes no frames from other drivers (of a veth, its other end needs GRO or XDP): the stack forwards", interfaceNameOf(lacking)), nil
+		return fmt.Sprintf("%s takes no frames from other drivers (of a veth, its other end needs GRO or XDP): the stack forwards", nameOf(lacking)), nil
 	case changed && w.Drivers:
 		return fmt.Sprintf("the drivers of wire %s forward again", w.Name), nil
 	}
@@ -273,9 +264,12 @@ func (d *Dataplane) leaveDrivers(w Wire) error {
 
 // stripTags takes back what bareTags did, if the interface is still there.
 func stripTags(ifindex uint32, bared uint8) error {
-	l, err := netlink.LinkByIndex(int(ifindex))
+	l, err := linkAt(ifindex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return nil // gone with all that was set
+		return err
 	}
 	for _, s := range strippers {
 		if bared&s.flag == 0 {

@@ -42,6 +42,7 @@ func TestMain(m *testing.M) {
 type order struct {
 	Config      Config
 	Attachments []Attachment
+	Wires       []Wire
 	Ruleset     *bocage.Ruleset
 	// Then are applied in turn, and again and again where Forever says so, in
 	// generations of their own.
@@ -78,6 +79,11 @@ func child() error {
 	}
 	for _, a := range o.Attachments {
 		if err := d.Attach(a); err != nil {
+			return err
+		}
+	}
+	for _, w := range o.Wires {
+		if err := d.AttachWire(w); err != nil {
 			return err
 		}
 	}

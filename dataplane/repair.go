@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -213,20 +212,23 @@ func (p *pins) repair(objects *bpf.KernelObjects, ifindex uint32, program string
 	if attached && pinned {
 		return "", nil // by far the most often, and without a list of all links
 	}
-	i, err := net.InterfaceByIndex(int(ifindex))
-	if err != nil {
+	at, err := linkAt(ifindex)
+	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
+	}
+	if err != nil {
+		return "", err
 	}
 	if attached {
 		l := p.held[name]
 		if err := errors.Join(l.Unpin(), l.Pin(path)); err != nil { // first forget where it was
-			return "", fmt.Errorf("pin %s of %s: %w", program, i.Name, err)
+			return "", fmt.Errorf("pin %s of %s: %w", program, at.Attrs().Name, err)
 		}
-		return fmt.Sprintf("the pin of %s at %s had been removed", program, i.Name), nil
+		return fmt.Sprintf("the pin of %s at %s had been removed", program, at.Attrs().Name), nil
 	}
 	p.drop(name)
 	if err := p.attach(objects, ifindex, program); err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%s had been detached from %s", program, i.Name), nil
+	return fmt.Sprintf("%s had been detached from %s", program, at.Attrs().Name), nil
 }

@@ -384,7 +384,7 @@ func TestRootStripTagsOfWhatGoes(t *testing.T) {
 			deleted <- host.DeleteLink(namespace, "going")
 		}()
 		must(t, host.In(namespace, func() (err error) {
-			for err == nil && interfaceNameOf(link.Index) == "going" {
+			for err == nil && nameOf(link.Index) == "going" {
 				err = stripTags(link.Index, strippers[0].flag)
 			}
 			return err

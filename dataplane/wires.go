@@ -141,9 +141,9 @@ func (d *Dataplane) checkWire(w Wire, known bool) error {
 		if _, is := d.ports[ifindex]; is {
 			return fmt.Errorf("interface %d is a workload's", ifindex)
 		}
-		l, err := netlink.LinkByIndex(int(ifindex))
+		l, err := linkAt(ifindex)
 		if err != nil {
-			return fmt.Errorf("read interface %d: %w", ifindex, err)
+			return err
 		}
 		mtu[i] = l.Attrs().MTU
 		if known {
@@ -221,9 +221,9 @@ func (d *Dataplane) writeSide(at, across uint32, flags uint8) error {
 		row.Attached = uint64(readClock().ns)
 		d.takeSettings(at, &row)
 	}
-	l, err := netlink.LinkByIndex(int(at))
+	l, err := linkAt(at)
 	if err != nil {
-		return fmt.Errorf("read interface %d: %w", at, err)
+		return err
 	}
 	loosens := l.Attrs().Promisc == 0
 	if loosens { // written down first, so that it is taken back whatever happens in between
@@ -334,13 +334,43 @@ func restoreLinks(dir string) error {
 			faults = append(faults, err)
 			continue
 		}
-		l, err := netlink.LinkByIndex(int(ifindex))
-		if err != nil || row.HostMac == [6]byte{} || string(l.Attrs().HardwareAddr) != string(row.HostMac[:]) {
-			continue // gone, and maybe another bears its number
-		}
-		faults = append(faults, tighten(ifindex, row), stripTags(ifindex, row.Driver))
+		faults = append(faults, restore(ifindex, row))
 	}
 	return errors.Join(faults...)
+}
+
+// restore takes back what was set at an interface because it was a wire's, if it is
+// still that one: another may bear its number by now.
+func restore(ifindex uint32, row bpf.KernelPort) error {
+	l, err := linkAt(ifindex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if row.HostMac == [6]byte{} || string(l.Attrs().HardwareAddr) != string(row.HostMac[:]) {
+		return nil
+	}
+	return errors.Join(tighten(ifindex, row), stripTags(ifindex, row.Driver))
+}
+
+// restoreGone takes back what was set at interfaces that have no program of a wire's: an
+// earlier process was killed between both, on its way there or back.
+func (d *Dataplane) restoreGone(gone func(uint32) bool) error {
+	for ifindex, err := range keysIn[uint32](d.objects.Ports) {
+		if err != nil {
+			return err
+		}
+		var row bpf.KernelPort
+		if !gone(ifindex) || d.objects.Ports.Lookup(ifindex, &row) != nil || row.Flags&portWire == 0 {
+			continue
+		}
+		if err := restore(ifindex, row); err != nil {
+			d.log.Warn("what was set at an interface that is no wire's any more stays set", "interface", nameOf(ifindex), "error", err)
+		}
+	}
+	return nil
 }
 
 // tighten has an interface leave frames to other MACs again where a wire changed that,
@@ -349,9 +379,12 @@ func tighten(ifindex uint32, row bpf.KernelPort) error {
 	if row.Flags&portLoosened == 0 {
 		return nil
 	}
-	l, err := netlink.LinkByIndex(int(ifindex))
+	l, err := linkAt(ifindex)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if err != nil {
-		return nil // gone with all that was set
+		return err
 	}
 	if err := netlink.SetPromiscOff(l); err != nil && !errors.Is(err, unix.ENODEV) { // it may go this moment
 		return fmt.Errorf("have %s leave frames to other MACs: %w", l.Attrs().Name, err)

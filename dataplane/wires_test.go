@@ -3,7 +3,9 @@ package dataplane
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"io"
+	"io/fs"
 	"net"
 	"net/netip"
 	"strings"
@@ -14,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/host/hosttest"
 )
@@ -324,4 +327,72 @@ func TestRootWireFaults(t *testing.T) {
 	}
 	must(t, host.AddAddress(p.namespace, a.link, netip.MustParsePrefix("10.77.0.9/24")))
 	faulty("has the address 10.77.0.9/24", Wire{Inside: a.ifindex, Outside: b.ifindex})
+}
+
+// Whoever is killed between what it sets at a wire's interfaces and the programs that it
+// is set for leaves nothing that is not taken back: by the next process, where the wire
+// is not there yet, or with the wire.
+func TestRootWireKilledOnItsWay(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)
+	must(t, p.Apply(rs))
+	w := Wire{Name: "wire", Inside: a.ifindex, Outside: b.ifindex, Residents: []bocage.Port{a.port}}
+	must(t, p.Close())
+	p.in(func() error { return Load(p.cfg) }) // once for all processes
+	p.reopen()
+	for _, at := range []struct {
+		time, ends int // before which program it is killed, and how many ends are set up then
+		step       string
+	}{{1, 0, "attach"}, {1, 0, "pin"}, {3, 1, "attach"}, {3, 1, "pin"}, {4, 2, "attach"}} {
+		for _, again := range []bool{false, true} {
+			must(t, p.Close())
+			if _, died := p.child(order{Wires: []Wire{w}, Dies: at.step, Time: at.time}); died == nil {
+				t.Fatalf("it lived through %s %d", at.step, at.time)
+			}
+			if got := promiscuity(p, a, b); got != 2 {
+				t.Fatalf("killed before %s %d: promiscuity %d", at.step, at.time, got)
+			}
+			p.reopen()
+			if got := promiscuity(p, a, b); got != at.ends {
+				t.Errorf("killed before %s %d, and opened: promiscuity %d, want %d", at.step, at.time, got, at.ends)
+			}
+			if again {
+				p.in(func() error { return p.AttachWire(w) })
+				if got := promiscuity(p, a, b); got != 2 {
+					t.Errorf("killed before %s %d, and attached again: promiscuity %d", at.step, at.time, got)
+				}
+			}
+			p.in(func() error { return p.DetachWire(a.ifindex) })
+			if got := promiscuity(p, a, b); got != 0 || len(p.Wires()) != 0 {
+				t.Errorf("killed before %s %d, and off: promiscuity %d, wires %v", at.step, at.time, got, p.Wires())
+			}
+		}
+	}
+}
+
+// An interface that has gone has gone to everything that asks for it.
+func TestRootInterfacesThatHaveGone(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	const never = 99999
+	_, err := func() (l netlink.Link, err error) {
+		p.in(func() error { l, err = linkAt(never); return nil })
+		return l, err
+	}()
+	if !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%v", err)
+	}
+	row := bpf.KernelPort{Flags: portWire | portLoosened, Driver: driverBared, HostMac: [6]byte{2, 1}}
+	must(t, p.objects.Ports.Put(uint32(never), row))
+	p.in(func() error {
+		name := nameOf(never)
+		what, repaired := p.pins.repair(p.objects, never, programAcross)
+		port, _, read := p.readPort(never)
+		if name != "interface 99999" || what != "" || port.Interface != "" {
+			t.Errorf("%q, %q, %+v", name, what, port)
+		}
+		return errors.Join(repaired, read, tighten(never, row), stripTags(never, row.Driver), restore(never, row))
+	})
 }

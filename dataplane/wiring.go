@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"time"
 
@@ -170,10 +169,7 @@ func (d *Dataplane) describe(ifindex uint32, row *bpf.KernelPort) error {
 	if d.wiring != nil {
 		ask = d.wiring.links.LinkByIndex
 	}
-	l, err := ask(int(ifindex))
-	if _, absent := errors.AsType[netlink.LinkNotFoundError](err); absent {
-		return fs.ErrNotExist
-	}
+	l, err := linkBy(ask, ifindex)
 	if err != nil {
 		return err
 	}
