@@ -209,6 +209,32 @@ STAGE int limit_opener(struct passage *at, struct outcome *out)
 	return 0;
 }
 
+// A packet of a flow that another processor opens, or has just opened, is that flow's:
+// whose row it is says who began, and this may well be an answer. Whoever opens it may be
+// held up before the row is there, and it may be over already: then the packet passes
+// without one, as it was judged, if there is nothing else to do with it. Returns why it
+// is to be refused by itself, as it will come again; or REASON_NONE.
+STAGE int join_flow(struct passage *at, struct outcome *out)
+{
+	if (!at || !out)
+		return REASON_NONE;
+	const struct packet *p = &at->packet;
+	bool second = !same(&at->key.address[0], &p->source) || at->key.port[0] != p->source_port;
+	struct flow *flow = find_row(&at->key, &at->found) ? row_at(at->found.row) : NULL;
+	__u64 word = at->found.word;
+	bool original = second == !!(word & FLOW_SECOND);
+	bool against = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER) && !original;
+	if (!flow)
+		return out->verdict == VERDICT_ALLOW && !out->expects ? REASON_NONE : REASON_INVALID_STATE;
+	if (against)
+		return REASON_INVALID_STATE;
+	if (!holds(at, flow, original)) // it was not judged here: only as what this packet was judged to be
+		return original == at->original ? REASON_NONE : REASON_INVALID_STATE;
+	at->original = original;
+	outcome_of(flow, word, out);
+	return is_still(flow, word) ? REASON_NONE : REASON_INVALID_STATE;
+}
+
 // Writes a row for a new flow, unless it is cut, or there is no room.
 STAGE int open_flow(struct passage *at, struct outcome *out)
 {
@@ -224,16 +250,16 @@ STAGE int open_flow(struct passage *at, struct outcome *out)
 		out->verdict = VERDICT_DROP;
 	if (is_cut(out->verdict) || out->reason == REASON_INVALID_STATE)
 		return 0;
-	__u64 made = make_row(at);
-	struct flow *flow = made ? row_at(made) : NULL;
-	at->found.row = flow ? made : 0;
-	at->found.word = flow ? word_of(flow) : 0;
-	if (!flow || !(made & ROW_CLAIMED)) {
+	at->found.row = make_row(at);
+	__u32 made = *(volatile __u32 *)&at->found.row; // whichever way it came about, to the verifier too
+	struct flow *flow = row_at(made);
+	if (!flow) {
 		hold(at->ifindex, -1);
-		if (!(at->found.word & FLOW_LIVE)) { // no room, or what another processor opened is over
-			at->found.row = 0;
-			decide_alone(at, REASON_TABLE_FULL, out);
-		}
+		__u32 reason = made == ROW_RIVALLED ? join_flow(at, out) : REASON_TABLE_FULL;
+		if (!reason)
+			return 0;
+		at->found.row = 0;
+		decide_alone(at, reason, out);
 		return 0;
 	}
 	bool second = !same(&key->address[0], &p->source) || key->port[0] != p->source_port;
@@ -406,13 +432,14 @@ STAGE int renew(struct passage *at, struct outcome *out)
 	return 0;
 }
 
-// Tells of a packet that is refused, by its flow or without one.
+// Tells of a packet that is refused, by its flow or without one; one that passes without
+// one is none.
 STAGE int refuse(const struct passage *at, struct outcome *out)
 {
 	if (!at || !out)
 		return ACT_PASS;
 	soften(at, out);
-	if (at->ruled)
+	if (at->ruled && !is_allowed(out->would))
 		account(at, out, !at->original);
 	return ACT_PASS;
 }

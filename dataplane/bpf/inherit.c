@@ -23,9 +23,8 @@ int inherit(struct flow *given)
 	__u32 owner = given->ifindex[0], other = given->ifindex[1], speech = given->speech;
 	barrier_var(owner); // or it becomes a sum of the context's address
 	at.ifindex = own_end(word) ? other : owner;
-	__u64 made = make_row(&at);
-	struct flow *flow = made ? row_at(made) : NULL;
-	if (!flow || !(made & ROW_CLAIMED)) {
+	struct flow *flow = row_at(make_row(&at));
+	if (!flow) {
 		hold(at.ifindex, -1);
 		return false;
 	}

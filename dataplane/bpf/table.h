@@ -353,13 +353,13 @@ static __always_inline struct offer offer_of(struct bucket *bucket, __u32 beat, 
 	return offer;
 }
 
-// The row of a flow that another processor is opening, once it is there.
-static __always_inline __u32 await_row(const struct flow_key *key)
+// Looks for the row of a flow that another processor is opening until it is there, or as
+// often as that mostly takes: whoever opens it may be held up for as long as it likes.
+static __always_inline void await_row(const struct flow_key *key)
 {
 	struct found found = {};
 	for (int i = 0; i < 32 && !found.row; i++)
 		find_row(key, &found);
-	return found.row;
 }
 
 // Whether a flow that lives is not to make room as its row was chosen to: another
@@ -488,13 +488,12 @@ STAGE __u32 claim_row(const struct flow_key *key, __u32 number)
 	return CLAIM_RIVALLED;
 }
 
-// Makes a new flow's row; its number, or 0 if there is no room. With ROW_CLAIMED it is
-// taken, and to be written and given; without, it is the row of another processor, which
-// opened the same flow, and may be over already. An owner that holds more than its share
-// gets room from others' flows no more. A row counts as the owner's already, even if
-// nothing came of it.
-#define ROW_CLAIMED (1ULL << 32)
-static __always_inline __u64 make_row(const struct passage *at)
+// Makes a new flow's row, which is taken, and to be written and given: its number. 0 if
+// there is no room; ROW_RIVALLED if another processor opens the same flow, or has just
+// opened it. Neither is the number of a row. An owner that holds more than its share gets room from others' flows no
+// more. A row counts as the owner's already, even if nothing came of it.
+#define ROW_RIVALLED ~0U
+static __always_inline __u32 make_row(const struct passage *at)
 {
 	__u32 number = 0;
 	struct flow *free = at->found.free ? row_at(at->found.free) : NULL;
@@ -526,8 +525,12 @@ static __always_inline __u64 make_row(const struct passage *at)
 				note_forgotten(at->now);
 		}
 		number = claim_row(&at->key, chosen);
-		if (number == CLAIM_RIVALLED)
-			return prevails(&at->key, chosen) ? ROW_CLAIMED | (__u32)chosen : await_row(&at->key);
+		if (number == CLAIM_RIVALLED) {
+			if (prevails(&at->key, chosen))
+				return chosen;
+			await_row(&at->key);
+			return ROW_RIVALLED;
+		}
 	}
-	return number ? ROW_CLAIMED | number : 0;
+	return number;
 }
