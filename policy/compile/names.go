@@ -143,7 +143,7 @@ func (p *population) orNames(s side) side {
 	if s.any || len(p.domains.list) == 0 || len(s.list) == 0 || p.subjects[s.list[0]].first != nil || p.subjects[s.list[0]].isDomain() {
 		return s
 	}
-	return side{list: merged(s.list, p.domains.list)}
+	return side{list: sortedOnce(slices.Concat(s.list, p.domains.list))} // names are in an order of their own
 }
 
 // nameGroups lists the names with their groups.

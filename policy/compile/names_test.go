@@ -110,3 +110,32 @@ func TestAcceptedNameOwesWhatIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// TestNamesThatComeLater has names come and go one after the other, so that their order
+// and that of their numbers are not the same, while a guardrail asks for something
+// towards addresses outside, which any of them may have.
+func TestNamesThatComeLater(t *testing.T) {
+	in := shop()
+	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "kept"}, Spec: bocage.GuardrailSpec{
+		Match:   bocage.CellMatch{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}},
+		Require: &bocage.Duties{Log: "full"}}}}
+	compiler := compile.NewCompiler()
+	compiler.Compile(in)
+	for _, names := range [][]string{{"m"}, {"m", "c"}, {"m", "c", "x"}, {"c", "x", "a"}, {"x", "a", "b", "y"}, {"b"}, {"b", "a", "z", "c"}} {
+		web := *in.Applications[0]
+		web.Spec.Consumes = []bocage.Consume{{Service: "api"}}
+		for _, name := range names {
+			web.Spec.Consumes = append(web.Spec.Consumes, bocage.Consume{External: bocage.External{Name: bocage.DomainName(name + ".example.com")}, Port: 443})
+		}
+		in.Applications = []*bocage.Application{&web, in.Applications[1]}
+		have, want := compiler.Compile(in), compile.Compile(in)
+		compareJSON(t, fmt.Sprint(names), have.Ruleset(), want.Ruleset())
+		for _, name := range names {
+			f := bocage.Flow{Source: address(0), Destination: netip.MustParseAddr("203.0.113.7"), DestinationPort: 443, Protocol: bocage.ProtocolTCP, At: policytest.Now}
+			_, reason := have.Ruleset().DecideNamed(f, bocage.DomainName(name+".example.com"))
+			if d, _ := have.Ruleset().Decision(reason.Decision); !d.Verdict.Allowed() || !d.Log {
+				t.Errorf("%v: towards %s it is %s and log is %v", names, name, d.Verdict, d.Log)
+			}
+		}
+	}
+}
