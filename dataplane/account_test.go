@@ -206,6 +206,35 @@ func TestRootLinkLocalIsJudgedAtBothEnds(t *testing.T) {
 	}
 }
 
+// An address that became another workload's, or is refused by another decision since, is
+// told of as what it is now, however much its refusals look like those before.
+func TestRootRefusalsTellWhoItIsNow(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	p.run()
+	f := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 1000, dport: 22, tcpFlags: syn}
+	for i, is := range []struct {
+		source   bocage.Identity
+		decision bocage.DecisionID
+	}{{101, decideDefault}, {111, decideDefault}, {121, decideGuardrail}} {
+		a.port.Identity = is.source
+		rs := ruleset(uint64(1+i), nil, a, b)
+		rs.Default = is.decision
+		must(t, p.Apply(rs))
+		if got := p.judgedHere(true, a.ifindex, f.bytes()); got != dropped {
+			t.Fatalf("program returned %d", int32(got))
+		}
+		e := p.await("a refusal", func(e bocage.FlowEvent) bool {
+			return e.Kind == bocage.EventRefused && uint64(e.Generation) == rs.Generation
+		})
+		if e.Source != is.source || e.Decision != is.decision || e.Destination != 102 {
+			t.Errorf("told as %+v, want %+v", e, is)
+		}
+	}
+}
+
 // A row of refusals goes in two turns, and what comes before, between and after is
 // counted and told, all of it once.
 func TestRootRefusalsAreNotLostToSweeps(t *testing.T) {

@@ -584,7 +584,7 @@ struct refusal_key {
 	__u8 would;
 	__u8 to; // seen on the way to the workload
 	__u8 differs; // the candidate would let it pass
-	__u8 pad[4];
+	__u32 decision;
 };
 _Static_assert(sizeof(struct refusal_key) == 48, "refusal_key");
 
@@ -594,12 +594,12 @@ struct refusal {
 	__u64 reported;
 	__u64 packets; // not reported yet, or one of these; whoever counts onto the first takes it back
 	__u64 bytes;
-	__u32 source; // identities
+	__u32 source; // identities: an address may become another's
 	__u32 destination;
 	__u32 decision;
 	__u32 generation;
-	__u16 source_port; // of the first
-	__u8 speech;       // SPEECH_*, of the last
+	__u16 source_port; // of the first; all else is of the last
+	__u8 speech;       // SPEECH_*
 	__u8 pad[5];
 };
 _Static_assert(sizeof(struct refusal) == 48, "refusal");

@@ -594,7 +594,7 @@ type KernelRefusalKey struct {
 	Would       uint8
 	To          uint8
 	Differs     uint8
-	Pad         [4]uint8
+	Decision    uint32
 }
 
 type KernelRefused struct {

@@ -339,13 +339,15 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		.would = out->would,
 		.to = !at->from != !!reversed,
 		.differs = !!out->differs,
+		.decision = out->decision,
 	};
+	__u32 source = out->source, destination = out->destination;
 	struct refusal *row = bpf_map_lookup_elem(&refusals, &key);
 	int counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
 	if (!row || counted == COUNTED_NOT) {
 		struct refusal fresh = {
-			.source = out->source,
-			.destination = out->destination,
+			.source = source,
+			.destination = destination,
 			.source_port = reversed ? p->destination_port : p->source_port,
 		};
 		bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
@@ -359,8 +361,9 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 			memset(&key.destination, 0, sizeof(key.destination));
 			key.service = 0;
 			key.protocol = 0;
-			fresh.source_port = 0;
-			*(key.to ? &fresh.source : &fresh.destination) = IDENTITY_UNKNOWN; // the remote one
+			key.decision = 0;
+			*(key.to ? &source : &destination) = IDENTITY_UNKNOWN; // the remote one
+			fresh = (struct refusal){ .source = source, .destination = destination };
 			bpf_map_update_elem(&folded, &key, &fresh, BPF_NOEXIST);
 			row = bpf_map_lookup_elem(&folded, &key);
 			counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
@@ -368,6 +371,8 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		if (!row || counted == COUNTED_NOT)
 			return 0; // the counters have it
 	}
+	row->source = source;
+	row->destination = destination;
 	row->decision = out->decision;
 	row->generation = generation_of(at);
 	row->speech = out->speech;
