@@ -92,6 +92,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"policy", "test", "-f", bad}, exitFailed, "", "nothing was decided"},
 		{[]string{"policy", "plan"}, exitUsage, "", "name the files with -f"},
 		{[]string{"plan", "-f", closed}, exitFailed, "", "bocage up"},
+		{[]string{"plan", "--base", "-", "-f", "-"}, exitUsage, "", "cannot hold both"},
 		{[]string{"plan", "--base", pods, "-f", closed}, exitDifference, "allow → drop", ""},
 		{[]string{"plan", "--base", pods, "--base", closed, "-f", closed}, exitOK, "no reach changes", ""},
 		{[]string{"simulate", "-f", bad, "--probes", bad}, exitFailed, "", bad + ":4: spec.mod: is unknown: did you mean mode?"},

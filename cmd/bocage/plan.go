@@ -32,6 +32,9 @@ not put it in force, because a live administrator's session would be cut.`,
 		Example: "  bocage plan -f shop.yaml\n  bocage plan -f shop/ --delete old.yaml -o json\n  bocage plan --base policy/ --base inventory.yaml -f change.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if base.stdin() && (slices.Contains(files, "-") || slices.Contains(deleted, "-")) {
+				return usage("standard input cannot hold both what is declared now and what would change")
+			}
 			documents, err := e.readPlanned(files, deleted)
 			if err != nil {
 				return err
