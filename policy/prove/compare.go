@@ -90,7 +90,7 @@ func (c *comparison) toNames(before, after *bocage.Ruleset) {
 			said := pairOf{was.saying(f.before, t.before), is.saying(f.after, t.after)}
 			changes, seen := known[said]
 			if !seen {
-				changes = namedChanges(was, is, f, t)
+				changes = c.namedChanges(was, is, f, t)
 				known[said] = changes
 			}
 			if i == 0 {
@@ -118,7 +118,7 @@ type namedChange struct {
 	was, is bocage.DecisionID
 }
 
-func namedChanges(was, is *naming, from, to class) []namedChange {
+func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange {
 	var names []bocage.DomainName
 	for _, n := range slices.Concat(was.rs.Names, is.rs.Names) {
 		names = append(names, n.Name)
@@ -133,7 +133,7 @@ func namedChanges(was, is *naming, from, to class) []namedChange {
 		for _, s := range pieces {
 			bareBefore, then := was.byName(listsBefore, from.before, s, name)
 			bare, now := is.byName(lists, from.after, s, name)
-			if then != bareBefore || now != bare {
+			if (then != bareBefore || now != bare) && !c.same(c.before.decisions[then], c.after.decisions[now]) {
 				out = append(out, namedChange{name, s, unnamed, then, now})
 			}
 		}
@@ -279,17 +279,21 @@ func (c *comparison) pair(from, to class) {
 	})
 }
 
+// same reports whether two decisions, of before and after, do the same.
+func (c *comparison) same(was, is bocage.Decision) bool {
+	return was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(duties(was), duties(is))
+}
+
 // change notes an interval in which somebody gets something else than before.
 func (c *comparison) change(from, to string, s span, unnamed bocage.Protocol, was, is bocage.Decision) {
-	owed, owes := duties(was), duties(is)
-	if was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(owed, owes) {
+	if c.same(was, is) {
 		return
 	}
 	if s.protocol == unnamed {
 		s.protocol = bocage.ProtocolAny
 	}
 	change := bocage.ReachChange{From: from, To: to, Protocol: s.protocol, Ports: s.ports,
-		Before: was.Verdict, After: is.Verdict, BeforeDuties: owed, AfterDuties: owes, By: explain.Decider(is)}
+		Before: was.Verdict, After: is.Verdict, BeforeDuties: duties(was), AfterDuties: duties(is), By: explain.Decider(is)}
 	if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
 		c.changes[n-1].Ports.Last = s.ports.Last
 		return

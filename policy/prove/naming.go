@@ -248,9 +248,15 @@ func (n *naming) openAt(bare bocage.DecisionID, named []towards, at time.Time) (
 	return refused, out
 }
 
-// moments are when one of the decisions of a cell begins, from now on.
+// moments are when one of the decisions of a cell begins, from now on, besides those given:
+// each once, for there may be many names and nothing that ends.
 func (n *naming) moments(moments []time.Time, now time.Time, bare bocage.DecisionID, named []towards) []time.Time {
-	note := func(at time.Time, _ bocage.Decision) bool { moments = append(moments, at); return true }
+	note := func(at time.Time, _ bocage.Decision) bool {
+		if !slices.ContainsFunc(moments, at.Equal) {
+			moments = append(moments, at)
+		}
+		return true
+	}
 	n.eachLink(bare, now, note)
 	for _, t := range named {
 		n.eachLink(t.id, now, note)
