@@ -116,6 +116,10 @@ func asProblem(err error) *problem {
 	case errors.Is(err, store.ErrFull):
 		return newProblem(http.StatusInsufficientStorage, metav1.StatusReasonInternalError,
 			"the store is full and takes no more writes: delete objects or give it more room")
+	case errors.Is(err, store.ErrUnavailable):
+		// Clients repeat by themselves what says when to: here somebody has to look first.
+		return newProblem(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
+			"%v: is a majority of its etcd up, and within reach? A change that was asked for may have been made, or may still be: look before you ask again", store.ErrUnavailable)
 	case errors.Is(err, store.ErrConflict):
 		return newProblem(http.StatusConflict, metav1.StatusReasonConflict, "%v: try again", err)
 	case errors.Is(err, context.DeadlineExceeded):

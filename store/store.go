@@ -31,6 +31,9 @@ var (
 	ErrTooLarge  = errors.New("value is too large")
 	// ErrFull means that the engine refuses writes to protect its disk; reads go on.
 	ErrFull = errors.New("store is full")
+	// ErrUnavailable means that the engine did not answer. What was to be written may
+	// have been, or may still be.
+	ErrUnavailable = errors.New("the store does not answer")
 )
 
 // Limits that every engine keeps.

@@ -1,11 +1,13 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -21,6 +23,9 @@ type Cluster struct {
 	// and data travel in the open.
 	TLS                *tls.Config
 	Username, Password string
+	// Patience is how long it has for an answer (0: 15 s, which is longer than it takes
+	// to find a new leader, and less than people wait for a controller).
+	Patience time.Duration
 	// Prefix of all keys (empty: [DefaultPrefix]).
 	Prefix string
 	Logger *slog.Logger
@@ -29,6 +34,8 @@ type Cluster struct {
 const (
 	dialPatience = 5 * time.Second
 	keepAlive    = 10 * time.Second
+
+	answerPatience = 15 * time.Second
 )
 
 // Connect uses an etcd cluster that runs elsewhere. It returns an error if none
@@ -39,6 +46,9 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 	}
 	if c.Prefix == "" {
 		c.Prefix = DefaultPrefix
+	}
+	if !strings.HasSuffix(c.Prefix, "/") {
+		c.Prefix += "/" // a site's keys are no other's whose prefix begins alike
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -59,6 +69,7 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 		}
 		return nil
 	})
+	s.patience = cmp.Or(c.Patience, answerPatience)
 	ctx, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
 	if _, err := client.Get(ctx, c.Prefix, clientv3.WithCountOnly()); err != nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net"
 	"net/url"
@@ -147,4 +148,61 @@ func serveTLS(t *testing.T, dir string, files tlsFiles) (endpoint string) {
 	t.Cleanup(server.Close)
 	<-server.Server.ReadyNotify()
 	return "https://" + address
+}
+
+// TestClusterIsAway: who asks while no member answers is told so, and all goes on by
+// itself once one does.
+func TestClusterIsAway(t *testing.T) {
+	dir, err := os.MkdirTemp("", "bct") // sockets have short names
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	config := etcd.Config{Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s", "etcd")}
+	member := open(t, config)
+	patient, err := etcd.Connect(t.Context(), etcd.Cluster{Endpoints: []string{"unix://" + config.Socket}, Prefix: "tenant"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer patient.Close()
+	s, err := etcd.Connect(t.Context(), etcd.Cluster{Endpoints: []string{"unix://" + config.Socket}, Prefix: "tenant", Patience: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := store.Put(t.Context(), patient, "a", []byte("1"), store.Absent); err != nil {
+		t.Fatal(err)
+	}
+	if err := member.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store.Put(t.Context(), s, "a", []byte("2"), store.AnyRevision); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a write while nobody answers: %v", err)
+	}
+	if _, err := s.Get(t.Context(), "a"); !errors.Is(err, store.ErrUnavailable) {
+		t.Errorf("a read while nobody answers: %v", err)
+	}
+	member = open(t, config)
+	defer member.Close()
+	for {
+		entry, err := s.Get(t.Context(), "a")
+		if err == nil {
+			if string(entry.Value) != "1" {
+				t.Errorf("%q is there", entry.Value)
+			}
+			break
+		}
+		if !errors.Is(err, store.ErrUnavailable) {
+			t.Fatal(err)
+		}
+	}
+	// A prefix ends where a folder does.
+	other, err := etcd.Connect(t.Context(), etcd.Cluster{Endpoints: []string{"unix://" + config.Socket}, Prefix: "ten"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if entries, _, err := other.List(t.Context(), "", "", 0, 0); err != nil || len(entries) != 0 {
+		t.Errorf("another prefix holds %v, %v", entries, err)
+	}
 }

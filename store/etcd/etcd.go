@@ -17,9 +17,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/internal/pump"
@@ -38,6 +41,8 @@ type Store struct {
 	prefix string
 	// engine is the embedded server, nil if etcd runs elsewhere.
 	engine *engine
+	// patience is how long one that runs elsewhere has for an answer.
+	patience time.Duration
 	// ctx ends with Close, and with it every watch.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -61,6 +66,15 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.watches.Wait()
 	return s.close()
+}
+
+// patient bounds the wait for a cluster that may have no majority, or be behind a
+// partition: it would be waited for as long as the caller has, which may be for ever.
+func (s *Store) patient(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.engine != nil {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, s.patience)
 }
 
 // Get implements store.Store.
@@ -88,6 +102,8 @@ func (s *Store) read(ctx context.Context, key string, options ...clientv3.OpOpti
 	if s.engine != nil {
 		options = append(options, clientv3.WithSerializable())
 	}
+	ctx, cancel := s.patient(ctx)
+	defer cancel()
 	return s.client.Get(ctx, key, options...)
 }
 
@@ -166,7 +182,9 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (store.Revision, err
 			writes = append(writes, clientv3.OpPut(key, string(op.Value)))
 		}
 	}
-	response, err := s.client.Txn(ctx).If(conditions...).Then(writes...).Else(looks...).Commit()
+	attempt, cancel := s.patient(ctx)
+	defer cancel()
+	response, err := s.client.Txn(attempt).If(conditions...).Then(writes...).Else(looks...).Commit()
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", name, s.explain(ctx, err))
 	}
@@ -348,6 +366,21 @@ func (s *Store) explain(ctx context.Context, err error) error {
 			return s.engine.full()
 		}
 		return fmt.Errorf("%w: etcd has used up its quota: compact and defragment it, or raise --quota-backend-bytes, then disarm its alarm", store.ErrFull)
+	}
+	return unanswered(err)
+}
+
+// unanswered marks an error that says that etcd has no leader, cannot be reached or is
+// not done in time.
+func unanswered(err error) error {
+	code := status.Code(err)
+	if known := (rpctypes.EtcdError{}); errors.As(err, &known) {
+		code = known.Code()
+	}
+	switch {
+	case code == codes.Unavailable, code == codes.DeadlineExceeded, errors.Is(err, context.DeadlineExceeded),
+		code == codes.Unknown && strings.Contains(err.Error(), context.DeadlineExceeded.Error()): // gRPC's own has no other mark
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 	}
 	return err
 }

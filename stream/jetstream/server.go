@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -184,6 +185,9 @@ func (s *Server) ready(log *natsLogger) error {
 	for began := time.Now(); !s.nats.ReadyForConnections(100 * time.Millisecond); {
 		select {
 		case message := <-log.fatal:
+			if strings.HasPrefix(message, "Error listening on port") {
+				return fmt.Errorf("%s: stop what listens there, or listen elsewhere", message)
+			}
 			return fmt.Errorf("%s: %s", message, repair)
 		default:
 		}
