@@ -88,6 +88,14 @@ func (e Etcd) tls() (*tls.Config, error) {
 
 // openStore opens the store of a controller: its own, or that of its site.
 func openStore(ctx context.Context, cfg Config) (store.Store, error) {
+	opened, err := openEtcd(ctx, cfg)
+	if err != nil {
+		return nil, err // and no store that is a nil pointer
+	}
+	return opened, nil
+}
+
+func openEtcd(ctx context.Context, cfg Config) (*etcd.Store, error) {
 	if len(cfg.Etcd.Endpoints) == 0 {
 		return etcd.Open(etcd.Config{Dir: cfg.controllerDir("state"), Logger: cfg.Logger})
 	}

@@ -219,6 +219,21 @@ func TestAnotherAuthority(t *testing.T) {
 	}
 }
 
+// TestStoreThatCannotBeOpened ends a controller with words, whichever store it is.
+func TestStoreThatCannotBeOpened(t *testing.T) {
+	s := newShared(t)
+	away, own := s.config(t, "c1", "1", 0), s.config(t, "c1", "2", 0)
+	away.Etcd.Endpoints = []string{"unix://" + filepath.Join(s.dir, "nobody")}
+	own.Etcd = Etcd{}
+	must(t, os.MkdirAll(own.controllerDir(""), 0o700))
+	must(t, os.WriteFile(own.controllerDir("state"), nil, 0o600))
+	for _, cfg := range []Config{away, own} {
+		if _, err := openController(t.Context(), cfg, newRegistry()); err == nil || !strings.Contains(err.Error(), "open the store") {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
 func TestEtcdIsNamed(t *testing.T) {
 	for want, e := range map[string]Etcd{
 		"":                     {},
