@@ -70,6 +70,10 @@ func (s *Server) applyAll(c *call) error {
 	force := says(c.query, "force")
 	written, err := s.commitAll(c.r.Context(), changes, func(b *batch, i int) error {
 		err := b.apply(changes[i], trees[i], force)
+		if errors.Is(err, store.ErrTooLarge) {
+			return documents[i].Place(bocage.Faults{{Message: fmt.Sprintf(
+				"is too large as it is stored, with a note of who owns which field: an object may have %d bytes; make several of it", store.MaxValue)}})
+		}
 		var p *problem
 		if errors.As(err, &p) && p.Code < http.StatusInternalServerError {
 			return documents[i].Place(p.faults())
@@ -77,22 +81,18 @@ func (s *Server) applyAll(c *call) error {
 		return err
 	})
 	if err != nil && written == 0 {
-		return c.appliedNothing(err, len(changes), dry)
+		return c.appliedNothing(err, dry)
 	}
 	s.answerApplied(c, changes, written, dry, err)
 	return nil
 }
 
 // appliedNothing tells why.
-func (c *call) appliedNothing(err error, objects int, dry bool) error {
+func (c *call) appliedNothing(err error, dry bool) error {
 	var faults bocage.Faults
-	switch {
-	case errors.As(err, &faults):
+	if errors.As(err, &faults) {
 		writeJSON(c.w, http.StatusUnprocessableEntity, bocage.ApplyResult{DryRun: dry, Faults: faults})
 		return nil
-	case errors.Is(err, store.ErrTooLarge):
-		return newProblem(http.StatusRequestEntityTooLarge, metav1.StatusReasonRequestEntityTooLarge,
-			"one of the %d objects is too large: an object may have %d bytes", objects, store.MaxValue)
 	}
 	return err
 }

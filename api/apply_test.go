@@ -122,3 +122,23 @@ func TestApplyThatEndsHalfway(t *testing.T) {
 		t.Errorf("again: %v, after %d", outcomes, listed)
 	}
 }
+
+// TestApplyOfWhatIsTooLarge: one object among others that is larger than the store takes
+// is named before any of them is written.
+func TestApplyOfWhatIsTooLarge(t *testing.T) {
+	b := start(t, nil)
+	objects := documents(t, strings.Join([]string{
+		"apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: before}\nspec: {mode: observe}\n",
+		"apiVersion: bocage.dev/v1\nkind: AddressGroup\nmetadata: {name: large}\nspec: {addresses: [192.0.2.0/24], description: \"" + strings.Repeat("x", 4<<20) + "\"}\n",
+		"apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: behind}\nspec: {mode: observe}\n",
+	}, "---\n"))
+	for _, dry := range []bool{true, false} {
+		_, err := b.client.Apply(t.Context(), objects, client.WriteOptions{DryRun: dry})
+		if err == nil || !strings.Contains(err.Error(), ":6") || !strings.Contains(err.Error(), "make several of it") {
+			t.Errorf("%.300v", err)
+		}
+	}
+	if scopes, _, err := b.client.List(t.Context(), kind("Scope"), client.ListOptions{}); err != nil || len(scopes) != 0 {
+		t.Errorf("%d scopes were written all the same: %v", len(scopes), err)
+	}
+}

@@ -115,7 +115,7 @@ func asProblem(err error) *problem {
 		return expired()
 	case errors.Is(err, store.ErrFull):
 		return newProblem(http.StatusInsufficientStorage, metav1.StatusReasonInternalError,
-			"the store is full and takes no more writes: delete objects or give it more room")
+			"the store is full and takes no more writes: %s", cure(err))
 	case errors.Is(err, store.ErrUnavailable):
 		// Clients repeat by themselves what says when to: here somebody has to look first.
 		return newProblem(http.StatusServiceUnavailable, metav1.StatusReasonServiceUnavailable,
@@ -131,6 +131,14 @@ func asProblem(err error) *problem {
 	default:
 		return newProblem(http.StatusInternalServerError, metav1.StatusReasonInternalError, "%v", err)
 	}
+}
+
+// cure is what a full store says to do.
+func cure(err error) string {
+	if _, said, ok := strings.Cut(err.Error(), store.ErrFull.Error()+": "); ok {
+		return said
+	}
+	return "delete objects or give it more room"
 }
 
 // writeProblem answers with a Status.

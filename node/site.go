@@ -358,6 +358,7 @@ func (j *member) run(ctx context.Context) error {
 		j.follow(ctx)
 	}()
 	defer func() { <-heard }()
+	silent := false
 	err := every(ctx, beatEvery, func() error {
 		attempt, cancel := context.WithTimeout(ctx, beatEvery)
 		defer cancel()
@@ -365,9 +366,13 @@ func (j *member) run(ctx context.Context) error {
 		if taken := (errTaken{}); errors.As(err, &taken) {
 			return err
 		}
-		if err != nil && ctx.Err() == nil {
+		switch {
+		case err != nil && ctx.Err() == nil && !silent:
 			j.logger.Warn("the site does not hear from this controller", "error", err)
+		case err == nil && silent:
+			j.logger.Info("the site hears from this controller again")
 		}
+		silent = err != nil
 		j.tell()
 		if j.clock.leapt() {
 			j.moved()
