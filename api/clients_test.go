@@ -128,6 +128,7 @@ func TestAcceptedForms(t *testing.T) {
 	}
 	b.tell(t, []request{
 		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
+		{"a table of one has its version", "GET", policiesPath + "/web", "", "", []string{"Accept", table}, 200, `"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{"resourceVersion":"`},
 		{"one is no list", "GET", policiesPath + "/web", "", "", []string{"Accept", "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"}, 406, ""},
 	})
 }

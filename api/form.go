@@ -88,7 +88,11 @@ func (c *call) writeObject(code int, value []byte) error {
 		if err != nil {
 			return err
 		}
-		head, err := table.head(metav1.ListMeta{}, true)
+		var of metav1.PartialObjectMetadata
+		if err := json.Unmarshal(value, &of); err != nil {
+			return err
+		}
+		head, err := table.head(metav1.ListMeta{ResourceVersion: of.ResourceVersion}, true)
 		if err != nil {
 			return err
 		}
