@@ -107,7 +107,7 @@ func (o *outcome) patternOf(recorded bocage.Decision, e bocage.Explanation) (boc
 	}
 	for _, r := range rs.Rules {
 		name, is := names[r.To]
-		if !is || r.From != e.Source.Group || r.Protocol != e.Flow.Protocol || !r.Ports.Contains(e.Flow.DestinationPort) {
+		if !is || r.From != e.Source.Group || r.Protocol != e.Flow.Protocol && r.Protocol != bocage.ProtocolAny || !r.Ports.Contains(e.Flow.DestinationPort) {
 			continue
 		}
 		for id, hops := r.Decision, 0; hops <= bocage.MostSuccessors; hops++ {

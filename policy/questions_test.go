@@ -96,6 +96,10 @@ func TestExplainNames(t *testing.T) {
 		s.guardrail.Spec.Match = bocage.CellMatch{}
 		s.guardrail.Spec.Never = []bocage.CellMatch{{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}}
 		b.declare(s.all()...)
+		one := int32(1)
+		b.declare(&bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: "names"}, Spec: bocage.ClusterNetworkPolicySpec{
+			Tier: bocage.TierAdmin, Priority: &one, Subject: bocage.ClusterNetworkPolicySubject{Namespaces: &bocage.Selector{}},
+			Egress: []bocage.ClusterNetworkPolicyEgressRule{{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"cloud.example"}}}}}}})
 		p := b.start()
 		b.settle()
 		const byName = "Application shop/web spec.consumes[1] (shop.yaml:web)"
@@ -134,6 +138,15 @@ func TestExplainNames(t *testing.T) {
 		e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: webIP, To: "203.0.113.5", Port: 443, Protocol: bocage.ProtocolTCP, Generation: 1, Decision: named})
 		if err != nil || !e.Verdict.Allowed() || e.Name != "*.example.com" || e.Decider.String() != byName || layer(e, "recorded") != "" {
 			t.Errorf("recorded: %s by %s as %q, %q, %v", e.Verdict, e.Decider, e.Name, layer(e, "recorded"), err)
+		}
+		// Likewise of a rule that names no protocol.
+		accepted, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/db", To: "cloud.example", Port: 53, Protocol: bocage.ProtocolUDP})
+		if err != nil || !accepted.Verdict.Allowed() {
+			t.Fatalf("accepted: %+v, %v", accepted, err)
+		}
+		e, err = p.Explain(b.ctx, bocage.ExplainQuery{From: dbIP, To: "203.0.113.5", Port: 53, Protocol: bocage.ProtocolUDP, Generation: 1, Decision: accepted.Reason.Decision})
+		if err != nil || e.Name != "cloud.example" || e.Reason.Decision != accepted.Reason.Decision {
+			t.Errorf("recorded, by a rule of a ClusterNetworkPolicy: %s by %s as %q, %v", e.Verdict, e.Decider, e.Name, err)
 		}
 		for _, test := range [][3]string{{"*.example.com", "", "is a pattern of names"}, {"203.0.113.5", "*.example.com", "is a pattern of names"},
 			{"api.example.com", "example.com", "needs no other"}, {"nobody", "", "neither an address nor a workload"}, {"203.0.113.5", "nobody", "name:"}} {
