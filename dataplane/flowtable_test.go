@@ -99,7 +99,11 @@ func TestRootFullTableRefusesNewFlows(t *testing.T) {
 			}
 		}
 		if opened < 511 || opened > 600 {
-			t.Errorf("one workload opened %d flows more: its share is half of 1024", opened)
+			t.Errorf("one workload opened %d flows more: its share is half of 1024; counters %+v", opened, k.counters())
+			k.eachRow(func(number uint32, row *bpf.KernelFlow) bool {
+				t.Logf("row %d: %+v", number, *row)
+				return false
+			})
 		}
 		if full := k.counters().Refused[bocage.ReasonTableFull].Packets; full != uint64(2000-opened) {
 			t.Errorf("%d refused for want of room, want %d", full, 2000-opened)
@@ -119,6 +123,14 @@ func TestRootFullTableRefusesNewFlows(t *testing.T) {
 		c := k.counters()
 		if live := c.FlowsOpened - c.FlowsEnded; live < 950 {
 			t.Errorf("%d flows live: the table of 1024 was refused as full too early", live)
+		}
+		// What another processor saw since a packet came is not idle.
+		k.age(-time.Minute)
+		for sport := range uint16(200) {
+			k.send(k.a, k.b, bocage.ProtocolUDP, 20_000+sport, 53, 0)
+		}
+		if evicted := k.counters().FlowsEvicted - c.FlowsEvicted; evicted > 0 {
+			t.Errorf("%d flows made room that were seen a moment ago", evicted)
 		}
 		// What is idle makes room, and may be picked up again.
 		k.age(10 * time.Minute)

@@ -317,7 +317,8 @@ static __always_inline __u64 is_less(__u64 a, __u64 b) // both below 2^63
 
 static __always_inline __u64 room_in(const struct flow *row, __u32 beat, __u32 only, __u64 *owned)
 {
-	__u64 word = word_of(row), idle = beat - row->seen;
+	__u64 word = word_of(row), idle = (__u32)(beat - row->seen);
+	idle *= 1 - (idle >> 31); // another processor may have seen it since
 	__u64 live = bit(word, FLOW_LIVE), writing = bit(word, FLOW_WRITING), established = bit(word, FLOW_ESTABLISHED);
 	__u64 over = bit(word, FLOW_RESET) | (bit(word, FLOW_FIN_SOURCE) & bit(word, FLOW_FIN_DESTINATION)) |
 		     is_less(row->until, 1);
