@@ -23,7 +23,6 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/hello"
-	"bocage.dev/bocage/host"
 )
 
 // greetings hands on what Listen does, until the test ends.
@@ -137,11 +136,7 @@ func TestRootGreetings(t *testing.T) {
 // handshake has a client and a server shake hands and say something.
 func handshake(t testing.TB, from, to *workload, at netip.AddrPort, config *tls.Config, size int) {
 	t.Helper()
-	var l net.Listener
-	must(t, host.In(to.namespace, func() (err error) {
-		l, err = (&net.ListenConfig{Control: reuse}).Listen(t.Context(), "tcp", at.String())
-		return err
-	}))
+	l := freed(t, to, func() (net.Listener, error) { return net.Listen("tcp", at.String()) })
 	defer l.Close()
 	served := make(chan error, 1)
 	go func() {

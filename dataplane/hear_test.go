@@ -8,8 +8,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
@@ -91,11 +91,8 @@ func play(t testing.TB, from, to *workload, address netip.Addr, port uint16, lin
 	for _, spoken := range lines[:min(2, len(lines))] {
 		lines = append(slices.Clone(lines), line{spoken.server, []byte("done")})
 	}
-	var l net.Listener
-	must(t, host.In(to.namespace, func() (err error) {
-		l, err = (&net.ListenConfig{Control: reuse}).Listen(t.Context(), "tcp", netip.AddrPortFrom(address, port).String())
-		return err
-	}))
+	at := netip.AddrPortFrom(address, port).String()
+	l := freed(t, to, func() (net.Listener, error) { return net.Listen("tcp", at) })
 	defer l.Close()
 	type result struct {
 		heard []byte
@@ -122,10 +119,6 @@ func play(t testing.TB, from, to *workload, address netip.Addr, port uint16, lin
 	return other.heard, answered, err == nil && other.err == nil
 }
 
-func reuse(_, _ string, c syscall.RawConn) error {
-	return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
-}
-
 // converse plays one side of a script and returns what it heard.
 func converse(c net.Conn, lines script, server bool, piece, pass int) (heard []byte, err error) {
 	for i, line := range lines {
@@ -137,7 +130,7 @@ func converse(c net.Conn, lines script, server bool, piece, pass int) (heard []b
 			return heard, err
 		}
 		if line.server == server {
-			for rest := line.bytes; len(rest) > 0; {
+			for rest, sent := line.bytes, 1; len(rest) > 0; sent++ {
 				n := len(rest)
 				if piece > 0 {
 					n = min(piece, n)
@@ -146,6 +139,11 @@ func converse(c net.Conn, lines script, server bool, piece, pass int) (heard []b
 					return heard, err
 				}
 				rest = rest[n:]
+				if sent%100 == 0 { // before what is known counts, at most 256 segments pass
+					if err := acknowledged(c.(*net.TCPConn), wait); err != nil {
+						return heard, err
+					}
+				}
 			}
 			continue
 		}
@@ -161,18 +159,39 @@ func converse(c net.Conn, lines script, server bool, piece, pass int) (heard []b
 	return heard, nil
 }
 
+// acknowledged waits until the other end has all that was sent.
+func acknowledged(c *net.TCPConn, wait time.Duration) (failed error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	late, tick := time.After(wait), time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		unsent := 0
+		if err := raw.Control(func(fd uintptr) { unsent, failed = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) }); err != nil {
+			return err
+		}
+		if failed != nil || unsent == 0 {
+			return failed
+		}
+		select {
+		case <-tick.C:
+		case <-late:
+			return os.ErrDeadlineExceeded
+		}
+	}
+}
+
 // exchange sends a datagram and, if it comes in time, waits for an answer.
 func exchange(t testing.TB, from, to *workload, address netip.Addr, port uint16, asks, answers []byte, there, back time.Duration) (asked, answered bool) {
 	t.Helper()
-	var server net.PacketConn
-	must(t, host.In(to.namespace, func() (err error) {
-		server, err = net.ListenPacket("udp", netip.AddrPortFrom(address, port).String())
-		return err
-	}))
+	at := netip.AddrPortFrom(address, port).String()
+	server := freed(t, to, func() (net.PacketConn, error) { return net.ListenPacket("udp", at) })
 	defer server.Close()
 	var client net.Conn
 	must(t, host.In(from.namespace, func() (err error) {
-		client, err = net.Dial("udp", netip.AddrPortFrom(address, port).String())
+		client, err = net.Dial("udp", at)
 		return err
 	}))
 	defer client.Close()

@@ -157,11 +157,19 @@ func TestRootFlowsMoveOnce(t *testing.T) {
 	p := newPlane(t, unshelved)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
 	p.attach(a, b)
-	rs := ruleset(7, []bocage.Rule{allowUDP(21, 22), allowUDP(22, 21)}, a, b)
+	rs := ruleset(7, []bocage.Rule{allowTCP(21, 22, 9000), allowUDP(22, 21)}, a, b)
 	must(t, p.Apply(rs))
-	query := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 9000, payload: 8}
-	if returned := p.judgedHere(true, a.ifindex, query.bytes()); returned != next {
-		t.Fatalf("a flow was refused: %d", returned)
+	// A connection that is established, since another kind might be over before all is loaded.
+	opens := frame{from: [6]byte(a.mac), to: gatewayMAC(a), source: a.v4, dst: b.v4, protocol: bocage.ProtocolTCP, sport: 4000, dport: 9000, tcpFlags: syn}
+	accepts, settles := answerTo(opens), opens
+	accepts.from, accepts.to, accepts.tcpFlags, settles.tcpFlags = [6]byte(b.mac), gatewayMAC(b), syn|ack, ack
+	for _, f := range []struct {
+		frame
+		at *workload
+	}{{opens, a}, {accepts, b}, {settles, a}} {
+		if returned := p.judgedHere(true, f.at.ifindex, f.bytes()); returned != next {
+			t.Fatalf("a connection was refused: %d", returned)
+		}
 	}
 	// It had its last packet a while ago.
 	memory, err := mapMemory(p.objects.Flows, unix.PROT_READ|unix.PROT_WRITE)
@@ -193,8 +201,8 @@ func TestRootFlowsMoveOnce(t *testing.T) {
 	if got := here(); len(got) != 0 {
 		t.Fatalf("flows %v live on", got)
 	}
-	fresh := answerTo(query)
-	fresh.from, fresh.to, fresh.sport, fresh.dport = [6]byte(b.mac), gatewayMAC(b), 4001, 9001
+	fresh := accepts
+	fresh.protocol, fresh.sport, fresh.dport, fresh.payload = bocage.ProtocolUDP, 4001, 9001, 8
 	p.in(func() error {
 		returned, err := older.Run(&ebpf.RunOptions{Data: fresh.bytes(), Context: skb{Ifindex: b.ifindex}})
 		if err == nil && returned != next {

@@ -9,9 +9,29 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 )
+
+// freed opens what has a port that was open here before, in a workload. A process that
+// another test starts holds all that is open in this one from its fork until it executes.
+func freed[T any](t testing.TB, w *workload, open func() (T, error)) (opened T) {
+	t.Helper()
+	hosttest.Await(t, "a port to be free", func() bool {
+		err := host.In(w.namespace, func() (err error) {
+			opened, err = open()
+			return err
+		})
+		if err != nil && !errors.Is(err, unix.EADDRINUSE) {
+			t.Fatal(err)
+		}
+		return err == nil
+	})
+	return opened
+}
 
 // echo serves TCP on a port of a workload until the test ends.
 func echo(t testing.TB, w *workload, a netip.Addr, port uint16) {

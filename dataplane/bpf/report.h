@@ -341,15 +341,14 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		.differs = !!out->differs,
 		.decision = out->decision,
 	};
-	__u32 source = out->source, destination = out->destination;
+	struct refusal fresh = {
+		.source = out->source,
+		.destination = out->destination,
+		.source_port = reversed ? p->destination_port : p->source_port,
+	};
 	struct refusal *row = bpf_map_lookup_elem(&refusals, &key);
 	int counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
 	if (!row || counted == COUNTED_NOT) {
-		struct refusal fresh = {
-			.source = source,
-			.destination = destination,
-			.source_port = reversed ? p->destination_port : p->source_port,
-		};
 		bpf_map_update_elem(&refusals, &key, &fresh, BPF_NOEXIST);
 		row = bpf_map_lookup_elem(&refusals, &key);
 		counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
@@ -362,8 +361,8 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 			key.service = 0;
 			key.protocol = 0;
 			key.decision = 0;
-			*(key.to ? &source : &destination) = IDENTITY_UNKNOWN; // the remote one
-			fresh = (struct refusal){ .source = source, .destination = destination };
+			fresh.source_port = 0;
+			*(key.to ? &fresh.source : &fresh.destination) = IDENTITY_UNKNOWN; // the remote one
 			bpf_map_update_elem(&folded, &key, &fresh, BPF_NOEXIST);
 			row = bpf_map_lookup_elem(&folded, &key);
 			counted = row ? count_refusal(row, at->segments, at->length) : COUNTED_NOT;
@@ -371,8 +370,8 @@ STAGE int account(const struct passage *at, const struct outcome *out, __u32 rev
 		if (!row || counted == COUNTED_NOT)
 			return 0; // the counters have it
 	}
-	row->source = source;
-	row->destination = destination;
+	row->source = fresh.source;
+	row->destination = fresh.destination;
 	row->decision = out->decision;
 	row->generation = generation_of(at);
 	row->speech = out->speech;
