@@ -26,22 +26,13 @@ func newRivals(t *testing.T, entries int, rules ...bocage.Rule) *crowd {
 func TestRootHeldUpWhileOpening(t *testing.T) {
 	t.Parallel()
 	k := newRivals(t, 1024)
-	hold := func(from, to uint64) int {
-		return k.rewrite(func(row *bpf.KernelFlow) bool {
-			if row.Word&(flowLive|flowWriting) != from {
-				return false
-			}
-			row.Word ^= from ^ to
-			return true
-		})
-	}
 	k.in(func() error {
 		for sport := range uint16(200) { // in either bucket, below and above the row that they would take
 			if got := k.send(k.a, k.b, bocage.ProtocolUDP, 1000+sport, 53, 0); got != next {
 				t.Fatalf("the first packet: program returned %d", int32(got))
 			}
 		}
-		if held := hold(flowLive, flowWriting); held != 200 {
+		if held := k.hold(flowLive, flowWriting); held != 200 {
 			t.Fatalf("%d rows are held up", held)
 		}
 		for sport := range uint16(200) {
@@ -69,7 +60,46 @@ func TestRootHeldUpWhileOpening(t *testing.T) {
 	if held != 200 {
 		t.Errorf("%d rows are said to be held", held)
 	}
-	hold(flowWriting, flowLive)
+	k.hold(flowWriting, flowLive)
+}
+
+// Of what the DNS is asked where names matter, the answer is read by the question's flow:
+// a question that has none yet is asked again.
+func TestRootHeldUpQuestionIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	k := newRivals(t, 1024)
+	rs := ruleset(3, []bocage.Rule{allowUDP(21, 22), allowTCP(21, groupExact, 443)}, k.a, k.b, k.c)
+	rs.Names = []bocage.Name{{Name: "api.example.com", Group: groupExact}}
+	must(t, k.Apply(rs))
+	k.in(func() error {
+		for _, port := range []uint16{53, 54} {
+			if got := k.send(k.a, k.b, bocage.ProtocolUDP, 1000, port, 0); got != next {
+				t.Fatalf("the first packet to port %d: program returned %d", port, int32(got))
+			}
+		}
+		if held := k.hold(flowLive, flowWriting); held != 2 {
+			t.Fatalf("%d rows are held up", held)
+		}
+		for port, want := range map[uint16]uint32{53: dropped, 54: next} {
+			if got := k.send(k.a, k.b, bocage.ProtocolUDP, 1000, port, 0); got != want {
+				t.Errorf("beside who opens the flow to port %d: program returned %d", port, int32(got))
+			}
+		}
+		return nil
+	})
+	k.hold(flowWriting, flowLive)
+}
+
+// hold gives rows in one state another, as if a processor were held up there, or went on,
+// and says how many there were.
+func (k *crowd) hold(from, to uint64) int {
+	return k.rewrite(func(row *bpf.KernelFlow) bool {
+		if row.Word&(flowLive|flowWriting) != from {
+			return false
+		}
+		row.Word ^= from ^ to
+		return true
+	})
 }
 
 // rewrite changes rows where they lie, and says how many were.

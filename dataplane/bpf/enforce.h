@@ -225,7 +225,7 @@ STAGE int join_flow(struct passage *at, struct outcome *out)
 	bool original = second == !!(word & FLOW_SECOND);
 	bool against = p->protocol == PROTOCOL_TCP && (p->marks & PACKET_OPENER) && !original;
 	if (!flow)
-		return out->verdict == VERDICT_ALLOW && !out->expects ? REASON_NONE : REASON_INVALID_STATE;
+		return out->verdict == VERDICT_ALLOW && !out->expects && !asks(at, out) ? REASON_NONE : REASON_INVALID_STATE;
 	if (against)
 		return REASON_INVALID_STATE;
 	if (!holds(at, flow, original)) // it was not judged here: only as what this packet was judged to be

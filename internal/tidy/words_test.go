@@ -21,6 +21,7 @@ var forbidden = []struct {
 	{regexp.MustCompile(`proxy\.gol` + `ang|sum\.gol` + `ang|deb\.deb` + `ian|security\.deb` + `ian|registry\.np` + `mjs|py` + `pi\.org|crates\.i` + `o\b`), "no host of a package registry", "where packages come from is the machine's business, and mirrors differ"},
 	{regexp.MustCompile(`(?i)\bissue #?[0-9]+\b`), "no number of an issue", "a comment says why by itself; numbers lose their meaning when the tracker changes"},
 	{regexp.MustCompile(`(?i)co-authored` + `-by`), "no names of authors", "history knows them"},
+	{regexp.MustCompile(`^(<{7}|>{7}) `), "no mark of a conflict", "somebody has to decide between the two"},
 }
 
 func TestWords(t *testing.T) {
