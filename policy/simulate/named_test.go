@@ -177,8 +177,9 @@ func TestNamedAnswersAgreeWithTheRuleset(t *testing.T) {
 // who knows of no tables, the answer is the same; an explanation tells of every other
 // address what it gets there; and what is advised does turn the verdict.
 func TestEverybodyAgreesOnNames(t *testing.T) {
-	counts := map[string]int{}
+	counts, drawn := map[string]int{}, 0
 	rapid.Check(t, func(t *rapid.T) {
+		drawn++
 		in := policytest.Draw(t)
 		policytest.DrawNames(t, &in)
 		s, out := Compile(in)
@@ -227,7 +228,7 @@ func TestEverybodyAgreesOnNames(t *testing.T) {
 		}
 	})
 	for _, kind := range []string{"allow rule", "allow kubernetes", "drop default-deny", "drop guardrail", "elsewhere"} {
-		if counts[kind] == 0 {
+		if counts[kind] == 0 && drawn >= 100 { // a few say nothing of what is drawn
 			t.Errorf("nothing of the kind %q was drawn: %v", kind, counts)
 		}
 	}
