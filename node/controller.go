@@ -108,9 +108,13 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	if err != nil {
 		return nil, fmt.Errorf("open the history: %w", err)
 	}
+	instance, err := instanceOf(cfg.controllerDir("instance"))
+	if err != nil {
+		return nil, err
+	}
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger, Now: c.clock.Now,
-		Node: cfg.Host, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
+		Node: cfg.Host, Instance: instance, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
 		Sign: c.signer.Sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)

@@ -53,9 +53,10 @@ type Config struct {
 	Usage func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
 	// Now is the time that controllers agree on; nil is this machine's.
 	Now func() time.Time
-	// Node names this controller in events.
-	Node   string
-	Logger *slog.Logger
+	// Node names this controller in events, Instance its history, for good.
+	Node     string
+	Instance string
+	Logger   *slog.Logger
 }
 
 // Validate says every fault of the configuration.
@@ -88,15 +89,16 @@ const (
 
 // Policy runs the policy room. Several may share one store.
 type Policy struct {
-	store  store.Store
-	sign   func(kind string, payload []byte) ([]byte, error)
-	notify func(generation uint64)
-	edges  func(ctx context.Context) ([]bocage.Edge, error)
-	usage  func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
-	node   string
-	now    func() time.Time
-	logger *slog.Logger
-	prove  func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
+	store    store.Store
+	sign     func(kind string, payload []byte) ([]byte, error)
+	notify   func(generation uint64)
+	edges    func(ctx context.Context) ([]bocage.Edge, error)
+	usage    func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
+	node     string
+	instance string
+	now      func() time.Time
+	logger   *slog.Logger
+	prove    func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
 	// tightens shows what has to be known of what goes ahead of its proofs.
 	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
@@ -153,7 +155,7 @@ func New(config Config) (*Policy, error) {
 		config.Now = time.Now
 	}
 	p := &Policy{
-		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, now: config.Now,
+		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, instance: config.Instance, now: config.Now,
 		logger: config.Logger, prove: new(prove.Prover).Prove, tightens: prove.Tightening,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),

@@ -25,8 +25,8 @@ type DecisionUse struct {
 
 const (
 	// usageKey is where controllers keep how much each declaration is used: below it,
-	// each what it counted; itself, where several without names share one history, and
-	// each time is counted by whoever takes it first.
+	// each what it counted; itself, where several that nothing tells apart share one
+	// history, and each time is counted by whoever takes it first.
 	usageKey   = "policy/usage"
 	usageEvery = time.Minute
 	// usageLate is how long the events of a moment are waited for. What comes
@@ -108,8 +108,8 @@ func (p *Policy) countOnce(ctx context.Context) error {
 		return err
 	}
 	ops := []store.Op{{Key: p.usageOwn(), Value: value, IfWas: shelf.revision}}
-	if shelf.adopted != store.Absent {
-		ops = append(ops, store.Op{Key: usageKey, Delete: true, IfWas: shelf.adopted})
+	if shelf.adopted != nil {
+		ops = append(ops, store.Op{Key: shelf.adopted.Key, Delete: true, IfWas: shelf.adopted.Revision})
 	}
 	_, err = p.store.Apply(ctx, ops...)
 	switch {
@@ -127,55 +127,72 @@ func (p *Policy) countOnce(ctx context.Context) error {
 }
 
 // usageOwn is the key of what this controller counts: each has the history of the
-// agents that speak to it.
-func (p *Policy) usageOwn() string {
-	if p.node == "" {
-		return usageKey
+// agents that speak to it, and keeps it whatever name it goes by.
+func (p *Policy) usageOwn() string { return p.usageFormer()[0] }
+
+// usageFormer are the keys that what it counted may stand at, the newest first: those
+// of versions before are its name's, and one that all controllers had.
+func (p *Policy) usageFormer() []string {
+	var keys []string
+	for _, name := range []string{p.instance, p.node} {
+		if name != "" {
+			keys = append(keys, usageKey+"/"+name)
+		}
 	}
-	return usageKey + "/" + p.node
+	return append(keys, usageKey)
 }
 
 // useShelf is what all controllers counted.
 type useShelf struct {
 	own      *useBook
 	revision store.Revision // of own
-	// adopted is the revision of what a version before counted, when all controllers
-	// had one book, if that became this one's.
-	adopted store.Revision
+	// adopted is where a version before kept what became this one's, if it did.
+	adopted *store.Entry
 	others  []*useBook
 }
 
 func (p *Policy) readUses(ctx context.Context) (useShelf, error) {
-	shelf := useShelf{own: &useBook{}, revision: store.Absent, adopted: store.Absent}
+	shelf := useShelf{own: &useBook{}, revision: store.Absent}
 	entries, _, err := p.store.List(ctx, usageKey, "", 0, 0)
 	if err != nil {
 		return shelf, fmt.Errorf("read how declarations are used: %w", err)
 	}
-	var early *useBook
+	keys := p.usageFormer()
+	best := len(keys)
 	for _, entry := range entries {
+		age := slices.Index(keys, entry.Key)
+		if age == 0 {
+			shelf.revision = entry.Revision
+		}
 		book := &useBook{}
 		plain, err := decompress(entry.Value)
 		if err == nil {
 			err = json.Unmarshal(plain, book)
 		}
 		if err != nil {
-			return shelf, fmt.Errorf("read how declarations are used (%s): %w", entry.Key, err)
+			// One that nobody can read keeps nobody from counting. This controller's own
+			// is written anew, from the history.
+			p.logger.WarnContext(ctx, "what was counted of the use of declarations cannot be read", slog.String("at", entry.Key), slog.Any("error", err))
+			continue
 		}
-		switch entry.Key {
-		case p.usageOwn():
-			shelf.own, shelf.revision = book, entry.Revision
-		case usageKey:
-			early, shelf.adopted = book, entry.Revision
-		default:
+		if age < 0 || age > best {
 			shelf.others = append(shelf.others, book)
+			continue
+		}
+		if best < len(keys) { // an older one was taken for its own
+			shelf.others = append(shelf.others, shelf.own)
+		}
+		best, shelf.own, shelf.adopted = age, book, nil
+		if age > 0 {
+			shelf.adopted = &entry
 		}
 	}
-	switch {
-	case early == nil:
-	case shelf.revision == store.Absent:
-		shelf.own = early
-	default:
-		shelf.others, shelf.adopted = append(shelf.others, early), store.Absent
+	if shelf.revision != store.Absent && best > 0 {
+		// Its own cannot be read: what versions before kept was adopted long ago.
+		if best < len(keys) {
+			shelf.others = append(shelf.others, shelf.own)
+		}
+		shelf.own, shelf.adopted = &useBook{}, nil
 	}
 	return shelf, nil
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/store"
 )
 
 // TestUsage counts each flow once, whoever counts, and across restarts.
@@ -202,6 +204,82 @@ func TestNotices(t *testing.T) {
 
 // TestExceptionEnds opens what a guardrail refuses for a while: its end comes by
 // itself, in what hosts have as well, and people are told.
+// TestUsageIsKept across a controller's change of name, and of what versions before
+// kept under its name or for all; what cannot be read keeps nobody from counting.
+func TestUsageIsKept(t *testing.T) {
+	book := func(hits int64) []byte {
+		return []byte(fmt.Sprintf(`{"until":"1999-12-31T23:50:00Z","uses":[{"kind":"Application","namespace":"shop","name":"api","field":"spec.provides[0]","hits":%d}]}`, hits))
+	}
+	for _, c := range []struct {
+		name      string
+		kept      map[string]int64 // hits by key; 0 is what cannot be read
+		was, all  int64
+		afterward []string
+	}{
+		{"nothing", nil, 0, 0, []string{"mark"}},
+		{"its own, and others", map[string]int64{"mark": 5, "other": 7}, 5, 12, []string{"mark", "other"}},
+		{"of its name", map[string]int64{"c1": 5, "other": 7}, 5, 12, []string{"mark", "other"}},
+		{"of its name, and its own", map[string]int64{"c1": 5, "mark": 7}, 7, 12, []string{"c1", "mark"}},
+		{"of all", map[string]int64{"": 5, "other": 7}, 5, 12, []string{"mark", "other"}},
+		{"of all, and of its name", map[string]int64{"": 5, "c1": 7}, 7, 12, []string{"", "mark"}},
+		{"one that cannot be read", map[string]int64{"other": 0, "third": 3, "mark": 4}, 4, 7, []string{"mark", "other", "third"}},
+		{"its own cannot be read", map[string]int64{"mark": 0, "third": 3, "c1": 4}, 0, 7, []string{"c1", "mark", "third"}},
+		{"of its name cannot be read", map[string]int64{"c1": 0, "": 4}, 4, 4, []string{"c1", "mark"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				b.declare(newShop().all()...)
+				key := func(name string) string { return strings.TrimSuffix(usageKey+"/"+name, "/") }
+				for name, hits := range c.kept {
+					value, err := compress(book(hits))
+					if err != nil {
+						t.Fatal(err)
+					}
+					if hits == 0 {
+						value = []byte("of a version to come")
+					}
+					if _, err := store.Put(b.ctx, b.store, key(name), value, store.Absent); err != nil {
+						t.Fatal(err)
+					}
+				}
+				asked := make(chan time.Time, 100)
+				b.before = func(p *Policy) {
+					p.node, p.instance = "c1", "mark"
+					p.usage = func(_ context.Context, since, until time.Time) ([]DecisionUse, error) {
+						asked <- since
+						_, reason := p.inForce().output.Ruleset().Decide(flowOf(webIP, apiIP, 8080))
+						return []DecisionUse{{Decision: reason.Decision, Generation: uint32(p.inForce().number), Hits: 100, First: since, Last: until}}, nil
+					}
+				}
+				b.start()
+				b.settle()
+				b.wait(usageEvery + time.Second)
+				counts := int64(len(asked))
+				if counts == 0 {
+					t.Fatal("nothing is counted")
+				}
+				if since := <-asked; since.IsZero() != (c.was == 0) {
+					t.Errorf("counts from %s on", since)
+				}
+				if u := get[*bocage.Application](b, "shop", "api").Status.Usage; len(u) != 1 || u[0].Hits != c.all+100*counts {
+					t.Errorf("usage after %d counts: %+v, want %d and the counts", counts, u, c.all)
+				}
+				entries, _, err := b.store.List(b.ctx, usageKey, "", 0, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var left []string
+				for _, e := range entries {
+					left = append(left, strings.TrimPrefix(strings.TrimPrefix(e.Key, usageKey), "/"))
+				}
+				if !slices.Equal(left, c.afterward) {
+					t.Errorf("left are %q, want %q", left, c.afterward)
+				}
+			})
+		})
+	}
+}
+
 // TestExceptionUsage sees what an exception lets through counted for it.
 func TestExceptionUsage(t *testing.T) {
 	inBubble(t, func(b *bench) {
