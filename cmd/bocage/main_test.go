@@ -50,6 +50,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"get", "foo"}, exitUsage, "", `there is no kind "foo"; there are: applications`},
 		{[]string{"get", "apps", "-o", "xml"}, exitUsage, "", `-o "xml" is not one of table`},
 		{[]string{"get", "application", "api"}, exitUsage, "", "needs its namespace"},
+		{[]string{"get", "application", "api", "-A"}, exitUsage, "", "-A shows the applications of all namespaces"},
 		{[]string{"apply"}, exitUsage, "", "name the files with -f"},
 		{[]string{"observe", "--verdict", "maybe"}, exitUsage, "", "is not one of"},
 		{[]string{"explain", "a/b", "c/d"}, exitUsage, "", "needs a destination port"},
@@ -133,6 +134,7 @@ func TestPlansThatDiffer(t *testing.T) {
 		{bocage.PlanResult{}, exitOK},
 		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Application a/b", Message: "is half of a contract"}}, Unused: []bocage.Ref{{}}}, exitOK},
 		{bocage.PlanResult{Findings: bocage.Faults{{Field: "Scope a/b", Message: "picks nobody"}}}, exitOK},
+		{bocage.PlanResult{Cut: []bocage.CutSession{{}}}, exitRisky},
 		{bocage.PlanResult{Enforced: []string{"a/b"}}, exitDifference},
 		{bocage.PlanResult{Observed: []string{"a/b"}}, exitDifference},
 		{bocage.PlanResult{Reach: []bocage.ReachChange{{}}}, exitDifference},
@@ -147,6 +149,9 @@ func TestPlansThatDiffer(t *testing.T) {
 		var exit *exitError
 		if err := planOutcome(test.plan); errors.As(err, &exit) {
 			code = exit.code
+		}
+		if code == exitRisky && !strings.Contains(exit.Error(), "apply it with --accept-risk") {
+			t.Errorf("advises what plan cannot do: %v", exit)
 		}
 		if code != test.code {
 			t.Errorf("%+v: exit code %d, want %d", test.plan, code, test.code)

@@ -22,13 +22,14 @@ type offline struct {
 	options   gather.Options
 	at        string
 	quiet     bool
+	bare      bool // whoever asks shows findings of its own
 }
 
 func (o *offline) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	pathsFlag(cmd, &o.files, "file", "f", "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
 	pathsFlag(cmd, &o.workloads, "workloads", "", "file with more Workloads or Pods; may be repeated")
-	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens where nobody says anything: kubernetes (accept), deny, or auto (Pods as in Kubernetes)")
+	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens where nobody says anything: kubernetes (accept), deny, declared (as a controller does: accept between Pods only), or auto (that, and Workloads count as Pods where there are Kubernetes' policies and none of Bocage's)")
 	flags.BoolVar(&o.options.Strict, "strict", false, "refuse files with kinds that are not read, instead of leaving those out")
 	flags.StringVar(&o.at, "at", "", "the moment that is asked about, such as 2026-11-24T18:00:00Z (default: now)")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notes on standard error")
@@ -55,8 +56,8 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 	if !o.given() {
 		return nil, nil, usage("name the files with -f, or - for standard input")
 	}
-	if !slices.Contains([]string{gather.DefaultAuto, gather.DefaultKubernetes, gather.DefaultDeny}, o.options.Default) {
-		return nil, nil, usage("--default %q is none of auto, kubernetes and deny", o.options.Default)
+	if !slices.Contains([]string{gather.DefaultAuto, gather.DefaultKubernetes, gather.DefaultDeny, gather.DefaultDeclared}, o.options.Default) {
+		return nil, nil, usage("--default %q is none of auto, kubernetes, deny and declared", o.options.Default)
 	}
 	now, err := o.moment()
 	if err != nil {
@@ -91,7 +92,9 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 	for _, note := range gathered.Notes {
 		fmt.Fprintln(e.err, "note: "+note)
 	}
-	e.tellFindings(output.Findings())
+	if !o.bare {
+		e.tellFindings(output.Findings())
+	}
 	return simulator, gathered, nil
 }
 

@@ -121,6 +121,29 @@ func TestPeopleWithCertificates(t *testing.T) {
 	told(alice, "", "", "not found", "get", "guardrail", "pci")
 }
 
+// TestGetNamespaces: get shows every namespace unless one is named, and with -A
+// whatever is named.
+func TestGetNamespaces(t *testing.T) {
+	o := newOffice(t, mem.New())
+	if _, errs, code := o.run(t, "", "apiVersion: bocage.dev/v1\nkind: AddressGroup\nmetadata: {name: a}\nspec: {addresses: [192.0.2.1/32]}\n---\n"+
+		"apiVersion: bocage.dev/v1\nkind: Application\nmetadata: {name: api, namespace: one}\nspec: {workload: {matchLabels: {app: api}}}\n---\n"+
+		"apiVersion: bocage.dev/v1\nkind: Application\nmetadata: {name: web, namespace: two}\nspec: {workload: {matchLabels: {app: web}}}\n", "apply", "-f", "-"); code != exitOK {
+		t.Fatal(errs)
+	}
+	for _, c := range []struct{ args, want string }{
+		{"applications", "applications/one/api applications/two/web"},
+		{"applications -n one", "applications/one/api"},
+		{"applications -A", "applications/one/api applications/two/web"},
+		{"applications --all-namespaces -n one", "applications/one/api applications/two/web"},
+		{"addressgroups -A", "addressgroups/a"},
+	} {
+		out, errs, code := o.run(t, "", "", append([]string{"get", "-o", "name"}, strings.Fields(c.args)...)...)
+		if got := strings.Join(strings.Fields(out), " "); code != exitOK || got != c.want {
+			t.Errorf("get %s: %q, want %q (%d, %s)", c.args, got, c.want, code, errs)
+		}
+	}
+}
+
 // TestDeletionsThatWait: a guardrail is not called deleted before a second person
 // agrees to that.
 func TestDeletionsThatWait(t *testing.T) {

@@ -24,7 +24,12 @@ func (e *env) planCommand() *cobra.Command {
 		Long: `Show what declarations would change: reach that opens or closes, duties, proofs
 and tests that would fail, and what would become of the flows that were recorded.
 With --base everything comes from files, what is declared now as well, and no
-controller is needed, as in CI; there is no recording then.
+controller is needed, as in CI; there is no recording then. What would change, -f and
+--delete, is of the kinds that a controller takes: Bocage's own, Namespaces,
+NetworkPolicies and ClusterNetworkPolicies. The base may hold Pods and Nodes, and what
+controllers of Pods are made from, as well. It is decided as a controller decides: what
+is declared as a Workload is no Pod, and what nobody accepts is refused to it, unless
+--default says otherwise. What of the base is left out is said on standard error.
 
 The exit code is 0 if nothing would change, 3 if something would, and 1 if the
 declarations could not be activated or a test would fail. It is 6 if hosts would
@@ -59,6 +64,8 @@ not put it in force, because a live administrator's session would be cut.`,
 	fileFlag(cmd, &files)
 	pathsFlag(cmd, &deleted, "delete", "", "files whose objects would be deleted")
 	pathsFlag(cmd, &base.files, "base", "", "file or folder with what is declared now, instead of a controller; may be repeated")
+	cmd.Flags().StringVar(&base.options.Default, "default", gather.DefaultDeclared, "with --base, what happens where nobody says anything: declared (as a controller does: accept between Pods only), kubernetes (accept), or deny")
+	cmd.Flags().BoolVarP(&base.quiet, "quiet", "q", false, "with --base, no notes on standard error")
 	e.outputFlag(cmd)
 	return cmd
 }
@@ -72,13 +79,20 @@ func (e *env) plan(ctx context.Context, base *offline, documents, gone []manifes
 		}
 		return c.PlanChanges(ctx, documents, gone)
 	}
-	base.options.Default, base.quiet = gather.DefaultAuto, true // a plan has findings of its own
+	if base.options.Default == gather.DefaultAuto {
+		// What it takes Workloads for hangs on what is declared, which is what changes.
+		return bocage.PlanResult{}, usage("--default auto is not for plans: say declared, kubernetes or deny")
+	}
+	base.bare = true // a plan has findings of its own
 	simulator, gathered, err := base.load(e)
 	if err != nil {
 		return bocage.PlanResult{}, err
 	}
 	var objects []bocage.Resource
 	for _, d := range documents {
+		if w, ok := d.Resource.(*bocage.Workload); ok && base.options.Default == gather.DefaultKubernetes {
+			w.Spec.Orchestrator = bocage.OrchestratorKubernetes // as those of the base
+		}
 		objects = append(objects, d.Resource)
 	}
 	for _, d := range gone {
@@ -115,7 +129,8 @@ func planOutcome(plan bocage.PlanResult) error {
 		return err
 	}
 	if len(plan.Cut) > 0 {
-		return risky(plan.Cut)
+		return risky("applied, hosts would not put it in force, since it would cut off who is in command of them", plan.Cut,
+			"or apply it with --accept-risk")
 	}
 	for _, proof := range plan.Proofs {
 		if !proof.Holds {

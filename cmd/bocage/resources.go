@@ -91,16 +91,22 @@ func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompD
 // scopeFlags pick which objects of a kind are meant.
 type scopeFlags struct {
 	namespace string
+	all       bool
 	selector  string
 }
 
 func (s *scopeFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&s.namespace, "namespace", "n", "", "namespace (default: all)")
+	cmd.Flags().BoolVarP(&s.all, "all-namespaces", "A", false, "all namespaces, whatever -n says")
 	cmd.Flags().StringVarP(&s.selector, "selector", "l", "", "label selector, such as app=shop,env!=dev")
 }
 
 func (s *scopeFlags) options() client.ListOptions {
-	return client.ListOptions{Namespace: s.namespace, LabelSelector: s.selector}
+	options := client.ListOptions{Namespace: s.namespace, LabelSelector: s.selector}
+	if s.all {
+		options.Namespace = ""
+	}
+	return options
 }
 
 func (e *env) getCommand() *cobra.Command {
@@ -112,6 +118,9 @@ func (e *env) getCommand() *cobra.Command {
 			kind, err := kindArgument(args[0])
 			if err != nil {
 				return err
+			}
+			if len(args) == 2 && scope.all {
+				return usage("-A shows the %s of all namespaces: leave it out, or the name", kind.Plural)
 			}
 			c, err := e.client()
 			if err != nil {

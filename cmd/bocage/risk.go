@@ -45,7 +45,7 @@ func (e *env) keepSessions(ctx context.Context, c *client.Client, applied, delet
 		return nil // what is wrong with them, applying tells better
 	}
 	if !accept {
-		return risky(plan.Cut)
+		return risky("refused, since it would cut off who is in command of a host", plan.Cut, "or say --accept-risk")
 	}
 	var hosts []string
 	for _, cut := range plan.Cut {
@@ -56,13 +56,13 @@ func (e *env) keepSessions(ctx context.Context, c *client.Client, applied, delet
 	return e.acceptRisk(ctx, c, slices.Compact(hosts), riskPeriod)
 }
 
-// risky says which sessions would be cut, and what keeps them.
-func risky(cut []bocage.CutSession) error {
+// risky says which sessions would be cut, and what to do all the same.
+func risky(what string, cut []bocage.CutSession, advice string) error {
 	lines := make([]string, len(cut))
 	for i, c := range cut {
 		lines[i] = "  " + c.String()
 	}
-	return &exitError{exitRisky, fmt.Sprintf("refused, since it would cut off who is in command of a host:\n%s\n  or say --accept-risk", strings.Join(lines, "\n"))}
+	return &exitError{exitRisky, fmt.Sprintf("%s:\n%s\n  %s", what, strings.Join(lines, "\n"), advice)}
 }
 
 func (e *env) acceptRisk(ctx context.Context, c *client.Client, hosts []string, period time.Duration) error {

@@ -29,6 +29,7 @@ const (
 	DefaultAuto       = "auto"
 	DefaultKubernetes = "kubernetes"
 	DefaultDeny       = "deny"
+	DefaultDeclared   = "declared"
 )
 
 // MaxBytes is the largest file that is read: a cluster's Pods in one piece.
@@ -40,7 +41,8 @@ type Options struct {
 	// "kubernetes" accepts those between any workloads, "deny" accepts none, not
 	// even those between Pods. "auto" (or empty) accepts those between Pods, and
 	// takes Workloads for Pods where there are Kubernetes' policies and none of
-	// Bocage's own.
+	// Bocage's own. "declared" takes nobody for what it is not declared to be, as a
+	// controller does: flows between Pods are accepted, all others are not.
 	Default string
 	// Strict makes foreign kinds faults.
 	Strict bool
@@ -234,9 +236,9 @@ func nameFaults(w *bocage.Workload) bocage.Faults {
 // Done returns what was collected, or every fault.
 func (g *Gatherer) Done() (*Gathered, bocage.Faults) {
 	switch g.options.Default {
-	case "", DefaultAuto, DefaultKubernetes, DefaultDeny:
+	case "", DefaultAuto, DefaultKubernetes, DefaultDeny, DefaultDeclared:
 	default:
-		g.faults.Add("", "default %q is none of %s, %s and %s", g.options.Default, DefaultAuto, DefaultKubernetes, DefaultDeny)
+		g.faults.Add("", "default %q is none of %s, %s, %s and %s", g.options.Default, DefaultAuto, DefaultKubernetes, DefaultDeny, DefaultDeclared)
 	}
 	if len(g.faults) > 0 {
 		return nil, g.faults
@@ -294,6 +296,8 @@ func (g *Gatherer) defaults() {
 	in := &g.out.Input
 	orchestrator, only := "", ""
 	switch g.options.Default {
+	case DefaultDeclared:
+		return
 	case DefaultKubernetes:
 		orchestrator = bocage.OrchestratorKubernetes
 	case DefaultDeny:
