@@ -12,7 +12,8 @@ import (
 	"bocage.dev/bocage/manifest"
 )
 
-var yamlBlock = regexp.MustCompile("(?s)```yaml\n(.*?)```")
+// yamlBlock finds what is shown as YAML, and what a shell's lines hold of it.
+var yamlBlock = regexp.MustCompile("(?s)(?:```yaml|<<YAML)\n(.*?)(?:```|\nYAML\n)")
 
 // TestDocumentedObjects reads every YAML example of the documents as the product
 // does: strictly, with all faults.
