@@ -62,6 +62,7 @@ func (s *Server) applyAll(c *call) error {
 			return fmt.Errorf("read back %s: %w", d.Source, broken.Err())
 		}
 		trees[i] = parsed[0]
+		changes[i].version, _ = trees[i].Text("apiVersion")
 	}
 	if len(faults) > 0 || len(changes) == 0 {
 		writeJSON(c.w, http.StatusUnprocessableEntity, bocage.ApplyResult{DryRun: dry, Faults: faults})

@@ -227,7 +227,7 @@ func (b *batch) approve(ch *change) error {
 		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == bocage.FinalizerApproval })
 		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
 	} else {
-		a.Generation, a.By, a.At = meta.Generation, by, time.Now().UTC().Truncate(time.Second)
+		a.Generation, a.By, a.At = meta.Generation, by, b.server.now()
 		if g, ok := resource.(*bocage.Guardrail); ok {
 			a.Approved = &g.Spec
 		}
@@ -351,7 +351,7 @@ func (s *Server) tell(ctx context.Context, ch *change) {
 		return
 	}
 	kind := kindNamed("Event")
-	now := time.Now().UTC().Truncate(time.Second)
+	now := s.now()
 	var ops []store.Op
 	objects, _, _ := s.view.snapshot(kind.Plural, "")
 	for _, o := range objects {

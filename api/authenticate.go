@@ -67,8 +67,9 @@ func (c *call) asThemselves() error {
 	const header = "Impersonate-"
 	for _, name := range slices.Sorted(maps.Keys(c.r.Header)) {
 		if strings.HasPrefix(name, header) {
+			other := strings.Join(c.r.Header[name], ", ")
 			return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden, "%s cannot act as %s: %s is not supported, use a credential of theirs",
-				c.person.Name, strings.Join(c.r.Header[name], ", "), name)
+				c.person.Name, other[:min(len(other), 253)], name[:min(len(name), 253)])
 		}
 	}
 	return nil

@@ -2,10 +2,16 @@ package api
 
 import (
 	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
 )
 
 const (
@@ -215,4 +221,86 @@ func TestVersionsOfOwners(t *testing.T) {
 	b.tell(t, []request{{"kubectl", "PATCH", betaPath + "/copied?fieldManager=kubectl", "application/apply-patch+yaml",
 		strings.Replace(policyText("v1beta1", "copied", "10.0.0.0/8"), `"name":"copied"`, `"name":"copied","annotations":{"kubectl.kubernetes.io/last-applied-configuration":"{}"}`, 1),
 		nil, 201, `{\"apiVersion\":\"policy.networking.k8s.io/v1beta1\",`}})
+}
+
+// TestForeignOwners: an owner's entry of another group, as in an old dump, is dropped
+// alone; what nobody can read is refused.
+func TestForeignOwners(t *testing.T) {
+	b := start(t, nil)
+	entry := func(manager, version string) string {
+		return `{"manager":"` + manager + `","operation":"Update","apiVersion":"` + version + `","fieldsType":"FieldsV1","fieldsV1":{"f:spec":{"f:podSelector":{}}}}`
+	}
+	with := func(entries ...string) string {
+		return strings.Replace(policyBody, `"name":"web"`, `"name":"web","labels":{"n":"`+strconv.Itoa(len(entries))+`"},"managedFields":[`+strings.Join(entries, ",")+`]`, 1)
+	}
+	owners := func(want ...string) {
+		t.Helper()
+		_, text, _ := b.raw(t, "GET", policiesPath+"/web", "", "")
+		var object metav1.PartialObjectMetadata
+		if err := json.Unmarshal([]byte(text), &object); err != nil {
+			t.Fatal(err)
+		}
+		var found []string
+		for _, e := range object.ManagedFields {
+			found = append(found, e.Manager)
+		}
+		slices.Sort(found)
+		if !slices.Equal(found, want) {
+			t.Errorf("owners %v, want %v", found, want)
+		}
+	}
+	ours, old, other := entry("ours", "networking.k8s.io/v1"), entry("old", "extensions/v1beta1"), entry("other", "apps/v1")
+	b.tell(t, []request{{"make", "POST", policiesPath + "?fieldManager=maker", jsonType, with(ours, old), nil, 201, ""}})
+	owners("maker") // who makes it writes all of it
+	b.tell(t, []request{{"replace", "PUT", policiesPath + "/web?fieldManager=maker", jsonType, with(ours, old, other), nil, 200, ""}})
+	owners("maker", "ours")
+	b.tell(t, []request{
+		{"apply", "PATCH", policiesPath + "/web?fieldManager=applier&force=true", "application/apply-patch+yaml", policyBody, nil, 200, ""},
+		{"no version", "PUT", policiesPath + "/web?fieldManager=maker", jsonType, with(entry("bad", "a/b/c")), nil, 422, "metadata.managedFields"},
+	})
+	owners("applier", "maker", "ours")
+}
+
+// TestTimesOfTheSite: objects carry the time that controllers agree on, not this machine's.
+func TestTimesOfTheSite(t *testing.T) {
+	site := time.Date(2031, 2, 3, 4, 5, 6, 700, time.FixedZone("there", 3600))
+	const is = "2031-02-03T03:05:06Z"
+	b := start(t, func(c *Config) { c.TwoPerson, c.Now = true, func() time.Time { return site } })
+	b.tell(t, []request{
+		{"made", "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name"`, `"finalizers":["x/y"],"name"`, 1), nil, 201, `"creationTimestamp":"` + is},
+		{"a namespace that nobody made", "PATCH", "/api/v1/namespaces/shop", "application/merge-patch+json", `{"metadata":{"labels":{"a":"b"}}}`, nil, 200, `"creationTimestamp":"` + is},
+		{"deleted", "DELETE", policiesPath + "/web", "", "", nil, 200, `"deletionTimestamp":"` + is},
+	})
+	alice, bob := b.named(t, "alice", RolePolicyAdmin), b.named(t, "bob", RolePolicyAdmin)
+	if _, err := alice.ApplyObject(t.Context(), kind("Guardrail"), guardrail("g", "shop"), client.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := bob.Approve(t.Context(), kind("Guardrail"), "", "g", 0); err != nil {
+		t.Fatal(err)
+	}
+	b.tell(t, []request{
+		{"approved", "GET", "/apis/bocage.dev/v1/guardrails/g", "", "", nil, 200, `"at":"` + is},
+		{"told", "GET", "/api/v1/namespaces/default/events", "", "", nil, 200, `"lastTimestamp":"` + is},
+	})
+}
+
+// TestVersionOfManyApplied: what is applied among others is owned in the version in
+// which it was written, too.
+func TestVersionOfManyApplied(t *testing.T) {
+	b := start(t, nil)
+	texts := policyText("v1beta1", "later", "10.0.0.0/8") + "\n---\n" + policyText("v1alpha2", "kept", "10.0.0.0/8")
+	if _, err := b.client.Apply(t.Context(), documents(t, texts), client.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for name, version := range map[string]string{"later": "v1beta1", "kept": "v1alpha2"} {
+		_, text, _ := b.raw(t, "GET", alphaPath+"/"+name, "", "")
+		var object metav1.PartialObjectMetadata
+		if err := json.Unmarshal([]byte(text), &object); err != nil {
+			t.Fatal(err)
+		}
+		if object.APIVersion != bocage.ClusterNetworkPolicyAPIVersion || len(object.ManagedFields) != 1 || !strings.HasSuffix(object.ManagedFields[0].APIVersion, "/"+version) {
+			t.Errorf("%s: %s", name, text)
+		}
+	}
+	b.tell(t, []request{{"raw, and again", "POST", functionsPath + "/apply?fieldManager=bocage&name=test.yaml", "application/yaml", texts, nil, 200, `"unchanged"`}})
 }

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -62,7 +61,9 @@ func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
 			return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
 		}
 	}
-	ch.dryRun, err = dryRun(append(options.DryRun, c.query["dryRun"]...))
+	wanted := append(options.DryRun, c.query["dryRun"]...)
+	c.dryRun = len(wanted) > 0
+	ch.dryRun, err = dryRun(wanted)
 	return ch, options, err
 }
 
@@ -113,7 +114,7 @@ func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
 		return b.remove(ch)
 	}
 	if object.GetDeletionTimestamp() == nil {
-		now := metav1.Time{Time: time.Now().UTC().Truncate(time.Second)}
+		now := metav1.Time{Time: b.server.now()}
 		object.SetDeletionTimestamp(&now)
 	}
 	return b.put(ch, object)

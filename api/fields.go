@@ -89,7 +89,9 @@ func (same) ConvertToVersion(in runtime.Object, to runtime.GroupVersioner) (runt
 	is := from.GroupVersionKind()
 	want, ok := to.KindForGroupVersionKinds([]schema.GroupVersionKind{is})
 	if !ok {
-		return nil, fmt.Errorf("convert %s to %s: the group is another", is, to.Identifier())
+		// An owner's entry that came along from another API: only this error lets the
+		// merge drop it alone.
+		return nil, runtime.NewNotRegisteredGVKErrForTarget("bocage", is, to)
 	}
 	if want == is {
 		return in, nil

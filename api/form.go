@@ -120,7 +120,7 @@ func (c *call) writeRaw(code int, value []byte) error {
 		if err := json.Indent(&indented, value, "", "  "); err != nil {
 			return err
 		}
-		value = bytes.TrimRight(indented.Bytes(), "\n")
+		value = indented.Bytes()
 	}
 	c.w.Header().Set("Content-Type", contentType)
 	out := c.compressed(len(value))
@@ -163,25 +163,30 @@ func (c *call) writeList(found *items) error {
 		}
 		head = fmt.Appendf(nil, `{"kind":%q,"apiVersion":%q,"metadata":%s,"items":[`, name, version, data)
 	}
-	if c.form.yaml || c.form.pretty {
-		// These are for people, and their writers want the whole.
-		var whole bytes.Buffer
-		if err := writeItems(&whole, head, found.objects, write); err != nil {
-			return err
-		}
-		return c.writeRaw(http.StatusOK, whole.Bytes())
-	}
 	size := len(head)
 	for _, o := range found.objects {
 		if size += len(o.value); size >= compressFrom {
 			break
 		}
 	}
-	c.w.Header().Set("Content-Type", "application/json")
+	contentType := "application/json"
+	if c.form.yaml {
+		contentType = "application/yaml"
+	}
+	c.w.Header().Set("Content-Type", contentType)
 	out := c.compressed(size)
 	c.w.WriteHeader(http.StatusOK)
 	buffered := bufio.NewWriterSize(out, 64<<10)
-	if err := writeItems(buffered, head, found.objects, write); err != nil {
+	var err error
+	switch {
+	case c.form.yaml:
+		err = writeItemsYAML(buffered, head, found.objects, write)
+	case c.form.pretty:
+		err = writeItems(&indenter{out: buffered}, head, found.objects, write)
+	default:
+		err = writeItems(buffered, head, found.objects, write)
+	}
+	if err != nil {
 		return err // the answer has begun: the connection is broken off
 	}
 	_ = buffered.Flush()
@@ -207,6 +212,41 @@ func writeItems(out io.Writer, head []byte, objects []*object, write func(*objec
 	}
 	_, err := io.WriteString(out, "]}\n")
 	return err
+}
+
+// writeItemsYAML writes the same in YAML, one object after another.
+func writeItemsYAML(out io.Writer, head []byte, objects []*object, write func(*object) ([]byte, error)) error {
+	var rest map[string]any
+	if err := json.Unmarshal(append(bytes.Clone(head), "]}"...), &rest); err != nil {
+		return err
+	}
+	if len(objects) > 0 {
+		delete(rest, "items")
+	}
+	text, err := yaml.Marshal(rest)
+	if err != nil {
+		return err
+	}
+	if len(objects) > 0 {
+		text = append(text, "items:\n"...)
+	}
+	if _, err := out.Write(text); err != nil {
+		return err
+	}
+	for _, o := range objects {
+		data, err := write(o)
+		if err != nil {
+			return err
+		}
+		// A list of one is written as it stands in a longer one.
+		if text, err = yaml.JSONToYAML(append(append([]byte{'['}, data...), ']')); err != nil {
+			return err
+		}
+		if _, err := out.Write(text); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inVersion shows an object in the version of the call. Versions differ in no field.

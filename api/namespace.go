@@ -124,7 +124,7 @@ func (s *Server) loadUndeclared(name string) (*stored, error) {
 }
 
 // complete gives a namespace what every namespace has.
-func complete(n *bocage.Namespace, created bool) {
+func complete(n *bocage.Namespace, created bool, now time.Time) {
 	if n.Labels == nil {
 		n.Labels = map[string]string{}
 	}
@@ -134,7 +134,6 @@ func complete(n *bocage.Namespace, created bool) {
 	}
 	if n.UID == "" { // it was there, and is declared now
 		n.UID, n.Generation = string(uuid.NewUUID()), 1
-		now := time.Now().UTC().Truncate(time.Second)
 		n.CreationTimestamp = &now
 	}
 	n.Status.Phase = phaseActive

@@ -30,6 +30,8 @@ type call struct {
 	form    form // in which the client wants the answer
 	// acceptable says that the client takes a form that can be made.
 	acceptable bool
+	// dryRun says that the client wants nothing changed, wherever it says so.
+	dryRun bool
 	// outcome is what the audit log says of a change.
 	outcome string
 	// entries are for the audit trail; saying is what a function was asked.
@@ -48,6 +50,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := &recorder{ResponseWriter: w, code: http.StatusOK, held: s.trail != nil && mayChangeThings(r)}
 	c := &call{w: answer, r: r, query: r.URL.Query(), large: s.limits.large}
+	c.dryRun = c.query.Has("dryRun")
 	c.form, c.acceptable = formOf(strings.Join(r.Header.Values("Accept"), ","))
 	c.form.pretty = says(c.query, "pretty")
 	err := s.serveSafely(c)
@@ -140,13 +143,15 @@ func (s *Server) serve(c *call) error {
 		}
 		c.w.Header().Set("Connection", "close") // strangers do not stay
 		s.logger.Warn("refused a stranger", "from", from, "path", c.r.URL.Path, "error", err)
-		s.noteStranger(c)
+		c.noteTurnedAway()
 		return err
 	}
 	if err := s.unhurried(c.person.Name); err != nil {
 		return err
 	}
 	if err := c.asThemselves(); err != nil {
+		s.logger.Warn("refused to let somebody act as another", "person", c.person.Name, "from", from, "path", c.r.URL.Path, "error", err)
+		c.noteTurnedAway()
 		return err
 	}
 	s.noteAdministrator(c)
@@ -336,7 +341,7 @@ func (s *Server) auditWrite(c *call, a access, name, outcome string, code int, s
 	s.logger.Log(c.r.Context(), s.auditLevel(), "audit",
 		"person", c.person.Name, "role", c.person.rolesText(), "verb", a.verb,
 		"kind", a.kind.Name, "namespace", a.namespace, "name", name, "subresource", a.subresource,
-		"outcome", outcome, "code", code, "dryRun", c.query.Has("dryRun"),
+		"outcome", outcome, "code", code, "dryRun", c.dryRun,
 		"from", remote(c.r), "client", c.r.UserAgent())
 }
 

@@ -113,6 +113,12 @@ func (b *batch) hold(ch *change, object *unstructured.Unstructured, options *met
 	policy := metav1.DeletePropagationBackground
 	//lint:ignore SA1019 old clients send it
 	orphan := options.OrphanDependents
+	if options.PropagationPolicy != nil || orphan != nil {
+		// Who names a policy replaces what was asked for before; who names none leaves it.
+		object.SetFinalizers(slices.DeleteFunc(object.GetFinalizers(), func(f string) bool {
+			return f == finalizerForeground || f == finalizerOrphan
+		}))
+	}
 	switch {
 	case options.PropagationPolicy != nil && orphan != nil:
 		return badRequest("propagationPolicy and orphanDependents say the same: send the first")
@@ -258,11 +264,11 @@ func (s *Server) sweepOwned(ctx context.Context, t *tended) error {
 	case solid > 0:
 		return s.disown(ctx, t, gone...)
 	}
-	policy := metav1.DeletePropagationBackground
+	options := &metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(t.meta.UID)}
 	if waiting > 0 && len(s.view.dependents(t.meta.UID)) > 0 {
-		policy = metav1.DeletePropagationForeground
+		options.PropagationPolicy = new(metav1.DeletePropagationForeground)
 	}
-	return s.sweepAway(ctx, t.object, t.meta.UID, policy)
+	return s.sweepAway(ctx, t.object, options)
 }
 
 type ownerState int
@@ -318,7 +324,7 @@ func (s *Server) emptyOut(ctx context.Context, t *tended) error {
 			if o.going() {
 				continue // its finalizers hold it
 			}
-			if err := s.sweepAway(ctx, o, "", metav1.DeletePropagationBackground); err != nil && !isNotFound(err) {
+			if err := s.sweepAway(ctx, o, &metav1.DeleteOptions{}); err != nil && !isNotFound(err) {
 				return err
 			}
 		}
@@ -337,13 +343,9 @@ func isNotFound(err error) bool {
 	return errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound
 }
 
-// sweepAway deletes an object; a uid must still be its own.
-func (s *Server) sweepAway(ctx context.Context, o *object, uid string, policy metav1.DeletionPropagation) error {
+// sweepAway deletes an object. Without a policy, what its finalizers ask for is done.
+func (s *Server) sweepAway(ctx context.Context, o *object, options *metav1.DeleteOptions) error {
 	ch := &change{access: access{verbDelete, o.kind.Kind, "", o.namespace}, name: o.name}
-	options := &metav1.DeleteOptions{PropagationPolicy: &policy}
-	if uid != "" {
-		options.Preconditions = metav1.NewUIDPreconditions(uid)
-	}
 	err := s.commit(ctx, []*change{ch}, func(b *batch) error { return b.delete(ch, options) })
 	if err == nil {
 		s.logSweep(o, verbDelete)

@@ -219,3 +219,57 @@ func TestNamespaces(t *testing.T) {
 		t.Errorf("an owner sees %v: %v", list, err)
 	}
 }
+
+// TestDeletionAskedAgain: who deletes again and says how replaces what was asked for
+// before; who says nothing leaves it.
+func TestDeletionAskedAgain(t *testing.T) {
+	for _, test := range []struct {
+		first, again string
+		goes         bool
+		want         string // of its finalizers
+	}{
+		{`{"propagationPolicy":"Foreground"}`, `{"propagationPolicy":"Background"}`, true, ""},
+		{`{"propagationPolicy":"Foreground"}`, `{"orphanDependents":false}`, true, ""},
+		{`{"propagationPolicy":"Foreground"}`, "", false, "foregroundDeletion"},
+	} {
+		b := start(t, nil)
+		b.mustScope(t, "POST", "a", "")
+		b.scopeOf(t, "b", true, "a")
+		// What is owned is held, so that its owner waits.
+		if code, text, _ := b.raw(t, "PATCH", scopesPath+"/b", mergeType, `{"metadata":{"finalizers":["x/y"]}}`); code != 200 {
+			t.Fatal(code, text)
+		}
+		b.deleteScope(t, "a", test.first)
+		code, text, _ := b.raw(t, "GET", scopesPath+"/a", "", "")
+		if code != 200 || !strings.Contains(text, `"finalizers":["foregroundDeletion"]`) {
+			t.Fatal(code, text)
+		}
+		b.deleteScope(t, "a", test.again)
+		code, text, _ = b.raw(t, "GET", scopesPath+"/a", "", "")
+		if test.goes != (code == 404) || !test.goes && !strings.Contains(text, `"finalizers":["`+test.want+`"]`) {
+			t.Errorf("%s, then %s: %d %s", test.first, test.again, code, text)
+		}
+	}
+	// One finalizer takes the other's place.
+	b := start(t, nil)
+	b.mustScope(t, "POST", "a", "")
+	b.scopeOf(t, "b", true, "a")
+	held := strings.NewReplacer(`"name"`, `"finalizers":["orphan","x/y"],"name"`).Replace(scopeJSON("c", "observe", ""))
+	b.tell(t, []request{
+		{"make", "POST", scopesPath, jsonType, held, nil, 201, ""},
+		{"left as it is", "DELETE", scopesPath + "/c?dryRun=All", "", "", nil, 200, `"finalizers":["orphan","x/y"]`},
+		{"replaced", "DELETE", scopesPath + "/c?dryRun=All", jsonType, `{"propagationPolicy":"Background"}`, nil, 200, `"finalizers":["x/y"]`},
+		{"only what owns waits", "DELETE", scopesPath + "/c?dryRun=All&propagationPolicy=Foreground", "", "", nil, 200, `"finalizers":["x/y"]`},
+	})
+}
+
+// TestSweeperKeepsOrphans: what the sweeper deletes goes as its finalizers ask.
+func TestSweeperKeepsOrphans(t *testing.T) {
+	b := start(t, nil)
+	b.mustScope(t, "POST", "a", "")
+	b.scopeOf(t, "b", true, "a")
+	b.scopeOf(t, "c", true, "b")
+	b.tell(t, []request{{"hold", "PATCH", scopesPath + "/b", mergeType, `{"metadata":{"finalizers":["orphan"]}}`, nil, 200, ""}})
+	b.deleteScope(t, "a", "")
+	b.wantScopes(t, "c")
+}

@@ -135,8 +135,9 @@ const (
 	strangersAtOnce    = 100
 )
 
-// noteStranger keeps that somebody unknown tried to change something.
-func (s *Server) noteStranger(c *call) {
+// noteTurnedAway keeps that somebody unknown, or somebody who would have been another,
+// tried to change something: what, nobody has looked at.
+func (c *call) noteTurnedAway() {
 	if mayChangeThings(c.r) {
 		path := c.r.URL.Path
 		c.entries = append(c.entries, audit.Entry{Verb: strings.ToLower(c.r.Method), Resource: path[:min(len(path), 253)]})
@@ -156,7 +157,7 @@ func (s *Server) record(c *call, code int, problem string) error {
 	}
 	for i := range c.entries {
 		e := &c.entries[i]
-		e.Who, e.Role, e.From, e.DryRun = c.person.Name, c.person.rolesText(), from, c.query.Has("dryRun")
+		e.Who, e.Role, e.From, e.DryRun = c.person.Name, c.person.rolesText(), from, c.dryRun
 		if c.person.Maker != nil {
 			e.Who += " of " + c.person.Maker.Name
 		}

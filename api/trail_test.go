@@ -279,3 +279,69 @@ func killedServer(t *testing.T, dir string) {
 		})
 	}
 }
+
+// TestTrailOfDryRuns: a dry run stands as one in the trail and in the log, wherever the
+// client said that it is one.
+func TestTrailOfDryRuns(t *testing.T) {
+	b, dir := withTrail(t)
+	const options = `{"apiVersion":"v1","kind":"DeleteOptions","dryRun":["All"]}`
+	b.tell(t, []request{
+		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
+		{"as kubectl asks", "DELETE", policiesPath + "/web", jsonType, options, nil, 200, ""},
+		{"all of them", "DELETE", policiesPath, jsonType, options, nil, 200, ""},
+		{"in the query", "DELETE", policiesPath + "/web?dryRun=All", "", "", nil, 200, ""},
+		{"misspelled", "DELETE", policiesPath + "/web", jsonType, `{"dryRun":["all"]}`, nil, 400, ""},
+		{"still there", "GET", policiesPath + "/web", "", "", nil, 200, ""},
+		{"in earnest", "DELETE", policiesPath + "/web", jsonType, `{"kind":"DeleteOptions","apiVersion":"v1"}`, nil, 200, ""},
+	})
+	var got []string
+	for _, e := range entriesOf(t, dir) {
+		got = append(got, fmt.Sprintf("%s %d %v", e.Verb, e.Code, e.DryRun))
+	}
+	want := "create 201 false, delete 200 true, deletecollection 200 true, delete 200 true, delete 400 true, delete 200 false"
+	if text := strings.Join(got, ", "); text != want {
+		t.Errorf("the trail says %s, want %s", text, want)
+	}
+}
+
+// TestLogOfDryRuns: without a trail the log is all there is.
+func TestLogOfDryRuns(t *testing.T) {
+	b := start(t, nil)
+	b.tell(t, []request{
+		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
+		{"one", "DELETE", policiesPath + "/web", jsonType, `{"dryRun":["All"]}`, nil, 200, ""},
+		{"all of them", "DELETE", policiesPath, jsonType, `{"dryRun":["All"]}`, nil, 200, ""},
+	})
+	for line := range strings.Lines(b.log.String()) {
+		if strings.Contains(line, `"verb":"delete`) && !strings.Contains(line, `"dryRun":true`) {
+			t.Error(line)
+		}
+	}
+	if n := strings.Count(b.log.String(), `"dryRun":true`); n != 2 {
+		t.Errorf("%d dry runs in\n%s", n, b.log)
+	}
+}
+
+// TestTrailOfImpersonation: who tries to change something as somebody else stands in the
+// trail with whom they would have been.
+func TestTrailOfImpersonation(t *testing.T) {
+	b, dir := withTrail(t)
+	long := strings.Repeat("n", 4000)
+	b.tell(t, []request{
+		{"write", "POST", policiesPath, jsonType, policyBody, []string{"Impersonate-User", "carol"}, 403, "cannot act as carol"},
+		{"a long name", "DELETE", policiesPath + "/web", "", "", []string{"Impersonate-Group", long}, 403, ""},
+		{"a long kind", "DELETE", policiesPath + "/web", "", "", []string{"Impersonate-Extra-" + long, "x"}, 403, ""},
+		{"read", "GET", policiesPath, "", "", []string{"Impersonate-User", "carol"}, 403, ""},
+	})
+	entries := entriesOf(t, dir)
+	if len(entries) != 3 {
+		t.Fatalf("%+v", entries)
+	}
+	e := entries[0]
+	if !strings.HasPrefix(e.Who, "local:") || e.Verb != "post" || e.Resource != policiesPath || e.Code != 403 || !strings.Contains(e.Message, "carol") {
+		t.Errorf("%+v", e)
+	}
+	if n := strings.Count(b.log.String(), "refused to let somebody act as another"); n != 4 {
+		t.Errorf("%d refusals in\n%s", n, b.log)
+	}
+}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/store"
@@ -251,7 +250,7 @@ func (b *batch) sight(host string, w bocage.Workload) (why string, err error) {
 		if why, err := b.mayAppear(ch, &w); why != "" || err != nil {
 			return why, err
 		}
-		meta := store.NewMeta(w.Name, time.Now())
+		meta := store.NewMeta(w.Name, b.server.now())
 		meta.Namespace = w.Namespace
 		w.ObjectMeta = meta
 		before = &bocage.Workload{}

@@ -18,6 +18,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/uuid"
@@ -75,6 +76,9 @@ type stored struct {
 
 // writtenIn is the version in which the change is written.
 func (ch *change) writtenIn() string { return cmp.Or(ch.version, ch.kind.APIVersion) }
+
+// now is the time as objects carry it.
+func (s *Server) now() time.Time { return s.config.Now().UTC().Truncate(time.Second) }
 
 func (s *Server) load(ctx context.Context, kind bocage.Kind, namespace, name string) (*stored, error) {
 	entry, err := s.config.Store.Get(ctx, kind.Key(namespace, name))
@@ -375,7 +379,10 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 func readableOwners(u *unstructured.Unstructured) bool {
 	data, err := json.Marshal(metadataOf(u)["managedFields"])
 	var owners []metav1.ManagedFieldsEntry
-	return err == nil && json.Unmarshal(data, &owners) == nil
+	return err == nil && json.Unmarshal(data, &owners) == nil && !slices.ContainsFunc(owners, func(o metav1.ManagedFieldsEntry) bool {
+		_, err := schema.ParseGroupVersion(o.APIVersion)
+		return err != nil
+	})
 }
 
 // precondition refuses an object that was made for another revision or for an
@@ -484,7 +491,7 @@ func (b *batch) add(ch *change, object *unstructured.Unstructured, faults bocage
 	}
 	object.SetUID(uuid.NewUUID())
 	object.SetGeneration(1)
-	object.SetCreationTimestamp(metav1.Time{Time: time.Now().UTC().Truncate(time.Second)})
+	object.SetCreationTimestamp(metav1.Time{Time: b.server.now()})
 	ch.name = object.GetName()
 	return b.put(ch, object)
 }
@@ -632,7 +639,7 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 	b.keepHold(ch, resource)
 	held := len(resource.Meta().Finalizers) > 0
 	if namespace, ok := resource.(*bocage.Namespace); ok {
-		complete(namespace, ch.old == nil)
+		complete(namespace, ch.old == nil, b.server.now())
 		held = held || len(namespace.Spec.Finalizers) > 0
 	}
 	if ch.value, err = store.EncodeObject(ch.kind, resource); err != nil {

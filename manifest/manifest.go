@@ -55,7 +55,8 @@ type Document struct {
 	// file has a name.
 	Resource bocage.Resource
 	// JSON holds the fields that were written and no others, as server-side
-	// apply wants them, with the source annotation and the namespace.
+	// apply wants them, in the version in which they were written, with the source
+	// annotation and the namespace.
 	JSON []byte
 	// Source is where the object starts: file:line, or "line N" without a name.
 	Source string
@@ -239,7 +240,7 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 		return Document{}, faults
 	}
 	object := tree.Object()
-	object["apiVersion"], resource.Type().APIVersion = kind.APIVersion, kind.APIVersion
+	resource.Type().APIVersion = kind.APIVersion
 	metadata := object["metadata"].(map[string]any) // a name is required, so it is there
 	if tree.name != "" {
 		if meta.Annotations == nil {

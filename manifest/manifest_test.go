@@ -326,3 +326,17 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestDocumentsKeepTheirVersion: what is applied says the version in which it was
+// written, and the object the one in which it is kept.
+func TestDocumentsKeepTheirVersion(t *testing.T) {
+	for _, version := range []string{bocage.ClusterNetworkPolicyAPIVersion, bocage.ClusterNetworkPolicyLaterVersion} {
+		documents, faults := Read("f.yaml", []byte("apiVersion: "+version+"\nkind: ClusterNetworkPolicy\nmetadata: {name: a}\nspec: {tier: Admin, priority: 1, subject: {namespaces: {}}}\n"))
+		if len(faults) > 0 {
+			t.Fatal(faults)
+		}
+		if d := documents[0]; !strings.HasPrefix(string(d.JSON), `{"apiVersion":"`+version+`"`) || d.Resource.Type().APIVersion != bocage.ClusterNetworkPolicyAPIVersion {
+			t.Errorf("%s: %s, kept as %s", version, d.JSON, d.Resource.Type().APIVersion)
+		}
+	}
+}

@@ -21,8 +21,7 @@ type Cluster struct {
 	Endpoints []string
 	// TLS proves this client's name and verifies the servers'; without it names
 	// and data travel in the open.
-	TLS                *tls.Config
-	Username, Password string
+	TLS *tls.Config
 	// Patience is how long it has for an answer (0: 15 s, which is longer than it takes
 	// to find a new leader, and less than people wait for a controller).
 	Patience time.Duration
@@ -54,7 +53,7 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	client, err := clientv3.New(clientv3.Config{
-		Endpoints: c.Endpoints, TLS: c.TLS, Username: c.Username, Password: c.Password,
+		Endpoints: c.Endpoints, TLS: c.TLS,
 		DialTimeout: dialPatience, DialKeepAliveTime: keepAlive, DialKeepAliveTimeout: dialPatience,
 		MaxCallSendMsgSize: maxRequest, // the cluster has its own limit
 		Logger:             newZap(c.Logger, func(string) {}),
