@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -46,19 +48,28 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 		return bocage.Explanation{}, fmt.Errorf("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
 	}
 	if q.At.IsZero() {
+		// What another controller made by a clock that is ahead holds from its moment on:
+		// for one before that, everything would be compiled anew.
 		q.At = p.now()
+		if q.At.Before(o.input.Now) {
+			q.At = o.input.Now
+		}
 	}
 	asked, err := o.asked(q)
 	if err != nil {
 		return bocage.Explanation{}, err
 	}
 	e := o.explain(asked)
-	if pattern, by := o.patternOf(recorded, e); known && by {
-		asked.name = pattern // nobody keeps which name it was
+	var patterns []bocage.DomainName
+	if known {
+		patterns = o.patternsOf(recorded, e)
+	}
+	if len(patterns) == 1 {
+		asked.name = patterns[0] // nobody keeps which name it was
 		e = o.explain(asked)
 	}
 	if known {
-		tell(&e, recorded, forgotten, q.Generation)
+		tell(&e, recorded, patterns, forgotten, q.Generation)
 	}
 	return e, nil
 }
@@ -94,17 +105,19 @@ func (o *outcome) explain(q asked) bocage.Explanation {
 	return e
 }
 
-// patternOf finds the pattern of names by which a recorded flow was open: that to which
-// a rule leads for it with the recorded decision, or with one that gives way to it.
-func (o *outcome) patternOf(recorded bocage.Decision, e bocage.Explanation) (bocage.DomainName, bool) {
+// patternsOf lists the patterns of names by which a recorded flow may have been open:
+// those to which a rule leads for it with the recorded decision, or with one that gives
+// way to it. One rule may mean several.
+func (o *outcome) patternsOf(recorded bocage.Decision, e bocage.Explanation) []bocage.DomainName {
 	if recorded.ID == 0 || e.Name != "" || e.Reason.Decision == recorded.ID || e.Destination.Workload != "" {
-		return "", false
+		return nil
 	}
 	rs := o.output.Ruleset()
 	names := make(map[bocage.Group]bocage.DomainName, len(rs.Names))
 	for _, n := range rs.Names {
 		names[n.Group] = n.Name
 	}
+	var out []bocage.DomainName
 	for _, r := range rs.Rules {
 		name, is := names[r.To]
 		if !is || r.From != e.Source.Group || r.Protocol != e.Flow.Protocol && r.Protocol != bocage.ProtocolAny || !r.Ports.Contains(e.Flow.DestinationPort) {
@@ -112,7 +125,8 @@ func (o *outcome) patternOf(recorded bocage.Decision, e bocage.Explanation) (boc
 		}
 		for id, hops := r.Decision, 0; hops <= bocage.MostSuccessors; hops++ {
 			if id == recorded.ID {
-				return name, true
+				out = append(out, name)
+				break
 			}
 			d, ok := rs.Decision(id)
 			if !ok || d.Until.IsZero() {
@@ -121,20 +135,30 @@ func (o *outcome) patternOf(recorded bocage.Decision, e bocage.Explanation) (boc
 			id = d.Then
 		}
 	}
-	return "", false
+	slices.Sort(out)
+	return slices.Compact(out)
 }
+
+// mostPatterns is how many names an explanation lists that a flow may have gone by.
+const mostPatterns = 16
 
 // tell has an explanation say what a recorded event was decided by. Where that is
 // not what the generation decides, both are told.
-func tell(e *bocage.Explanation, recorded bocage.Decision, forgotten bool, generation uint64) {
+func tell(e *bocage.Explanation, recorded bocage.Decision, patterns []bocage.DomainName, forgotten bool, generation uint64) {
 	if e.Reason.Decision == recorded.ID && !forgotten {
 		return
 	}
 	layer := bocage.Layer{Name: "recorded", By: recorded.By,
 		Result: fmt.Sprintf("the event was decided by %s: %s (%s)", recorded.ID, recorded.Verdict, recorded.Code)}
-	if forgotten {
+	if e.Reason.Decision != recorded.ID && len(patterns) > 1 {
+		layer.Result += "; it went by one of these names, and which one is not kept: " + listOf(patterns)
+	}
+	switch {
+	case forgotten:
 		layer.Result += fmt.Sprintf("; generation %d is not kept, so the layers are those of generation %d", generation, e.Generation)
-	} else if e.Reason.Decision != recorded.ID {
+	case len(patterns) > 1:
+		layer.Result += fmt.Sprintf("; without a name, the generation decides the flow by %s", e.Reason.Decision)
+	case e.Reason.Decision != recorded.ID:
 		layer.Result += fmt.Sprintf("; the generation decides the flow by %s at that moment: an inventory or a threat condition of that time is not kept", e.Reason.Decision)
 	}
 	e.Layers = append(e.Layers, layer)
@@ -142,6 +166,21 @@ func tell(e *bocage.Explanation, recorded bocage.Decision, forgotten bool, gener
 	if e.Reason.Decision != recorded.ID {
 		e.Verdict, e.Reason = recorded.Verdict, bocage.Reason{Code: recorded.Code, Decision: recorded.ID, Would: recorded.Verdict}
 	}
+}
+
+// listOf lists the first of some names, and says how many more there are.
+func listOf(names []bocage.DomainName) string {
+	var text strings.Builder
+	for i, name := range names[:min(len(names), mostPatterns)] {
+		if i > 0 {
+			text.WriteString(", ")
+		}
+		text.WriteString(string(name))
+	}
+	if more := len(names) - mostPatterns; more > 0 {
+		fmt.Fprintf(&text, " and %d more", more)
+	}
+	return text.String()
 }
 
 // inForce returns the active outcome, or the last one if none was activated by

@@ -99,7 +99,8 @@ func TestExplainNames(t *testing.T) {
 		one := int32(1)
 		b.declare(&bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: "names"}, Spec: bocage.ClusterNetworkPolicySpec{
 			Tier: bocage.TierAdmin, Priority: &one, Subject: bocage.ClusterNetworkPolicySubject{Namespaces: &bocage.Selector{}},
-			Egress: []bocage.ClusterNetworkPolicyEgressRule{{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"cloud.example"}}}}}}})
+			Egress: []bocage.ClusterNetworkPolicyEgressRule{{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"cloud.example"}}}},
+				{Action: bocage.ActionAccept, To: []bocage.ClusterNetworkPolicyEgressPeer{{DomainNames: []string{"b.example.net", "a.example.net"}}}}}}})
 		p := b.start()
 		b.settle()
 		const byName = "Application shop/web spec.consumes[1] (shop.yaml:web)"
@@ -148,11 +149,41 @@ func TestExplainNames(t *testing.T) {
 		if err != nil || e.Name != "cloud.example" || e.Reason.Decision != accepted.Reason.Decision {
 			t.Errorf("recorded, by a rule of a ClusterNetworkPolicy: %s by %s as %q, %v", e.Verdict, e.Decider, e.Name, err)
 		}
+		// One rule may accept several names: then nobody knows which it was.
+		both, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/db", To: "b.example.net", Port: 53, Protocol: bocage.ProtocolUDP})
+		if err != nil || !both.Verdict.Allowed() {
+			t.Fatalf("accepted: %+v, %v", both, err)
+		}
+		e, err = p.Explain(b.ctx, bocage.ExplainQuery{From: dbIP, To: "203.0.113.5", Port: 53, Protocol: bocage.ProtocolUDP, Generation: 1, Decision: both.Reason.Decision})
+		if said := layer(e, "recorded"); err != nil || e.Name != "" || !e.Verdict.Allowed() || e.Reason.Decision != both.Reason.Decision || e.Decider != both.Decider ||
+			!strings.Contains(said, "a.example.net, b.example.net") || strings.Contains(said, "inventory") {
+			t.Errorf("recorded, by a rule of two names: %s by %s as %q, %q, %v", e.Verdict, e.Decider, e.Name, said, err)
+		}
 		for _, test := range [][3]string{{"*.example.com", "", "is a pattern of names"}, {"203.0.113.5", "*.example.com", "is a pattern of names"},
 			{"api.example.com", "example.com", "needs no other"}, {"nobody", "", "neither an address nor a workload"}, {"203.0.113.5", "nobody", "name:"}} {
 			if e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/web", To: test[0], Name: test[1], Port: 443, Protocol: bocage.ProtocolTCP}); err == nil || !strings.Contains(err.Error(), test[2]) {
 				t.Errorf("%q: %+v, %v", test, e, err)
 			}
+		}
+	})
+}
+
+// TestExplainByASlowerClock asks a controller about a generation that it compiled for a
+// moment of another's, ahead of its own clock: the answer is what is compiled already.
+func TestExplainByASlowerClock(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		b.declare(newShop().all()...)
+		p := b.start()
+		b.settle()
+		p.now = func() time.Time { return p.inForce().input.Now.Add(-9 * time.Second) }
+		q := bocage.ExplainQuery{From: "shop/web", To: "shop/api", Port: 8080, Protocol: bocage.ProtocolTCP}
+		e, err := p.Explain(b.ctx, q)
+		if made := p.inForce().input.Now; err != nil || !e.Verdict.Allowed() || !e.Flow.At.Equal(made) {
+			t.Errorf("%s at %s of what was made at %s, %v", e.Verdict, e.Flow.At, made, err)
+		}
+		q.At = p.now() // who names a moment is told of that
+		if e, err := p.Explain(b.ctx, q); err != nil || !e.Flow.At.Equal(q.At) {
+			t.Errorf("of %s it is explained at %s, %v", q.At, e.Flow.At, err)
 		}
 	})
 }

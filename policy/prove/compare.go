@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 
@@ -16,22 +17,22 @@ const Everyone = "everyone else"
 // between two rulesets as long as nothing ends, in the order of names.
 func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	c := newComparison(before, after)
-	for _, f := range c.classes {
-		c.pair(f, everyone)
-		c.pair(everyone, f)
+	told := map[[2]class]bool{}
+	tell := func(f, t class) {
+		if at := [2]class{f, t}; !told[at] {
+			told[at] = true
+			c.pair(f, t)
+		}
 	}
-	c.pair(everyone, everyone)
-	seen := map[[2]class]bool{}
 	// Where one ruleset has a wildcard of one end and the other one of the other
 	// end, no line about everyone else tells what the pair gets.
 	for _, f := range c.classes {
-		if !c.before.fromAny[f.before] && !c.after.fromAny[f.after] {
+		if c.plainFrom(f) {
 			continue
 		}
 		for _, t := range c.classes {
-			if c.before.toAny[t.before] || c.after.toAny[t.after] {
-				seen[[2]class{f, t}] = true
-				c.pair(f, t)
+			if !c.plainTo(t) {
+				tell(f, t)
 			}
 		}
 	}
@@ -39,19 +40,69 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 		for _, at := range r.exact {
 			for _, f := range classesOf(at.from) {
 				for _, t := range classesOf(at.to) {
-					if !seen[[2]class{f, t}] {
-						seen[[2]class{f, t}] = true
-						c.pair(f, t)
-					}
+					tell(f, t)
 				}
 			}
 		}
 	}
 	named(c.before, func(g bocage.Group) []class { return c.byBefore[g] })
 	named(c.after, func(g bocage.Group) []class { return c.byAfter[g] })
+	c.rest(told)
 	c.toNames(before, after)
 	slices.SortStableFunc(c.changes, func(a, b bocage.ReachChange) int { return compareChanges(a, b) })
 	return c.changes
+}
+
+// rest compares what those get who have no line of their own, given the pairs that do.
+// A line about everyone else stands for ends without a wildcard of their own; where each
+// pair of those is told by itself, or is nobody's, it would speak of nobody.
+func (c *comparison) rest(told map[[2]class]bool) {
+	froms, tos := 0, 0
+	for _, f := range c.classes {
+		if c.plainFrom(f) {
+			froms++
+		}
+		if c.plainTo(f) {
+			tos++
+		}
+		if c.members[f].alone() { // who speaks to itself meets no enforcement point
+			told[[2]class{f, f}] = true
+		}
+	}
+	both, to, from := 0, map[class]int{}, map[class]int{} // of those, told by themselves
+	for at := range told {
+		plainFrom, plainTo := c.plainFrom(at[0]), c.plainTo(at[1])
+		if plainFrom {
+			from[at[1]]++
+		}
+		if plainTo {
+			to[at[0]]++
+		}
+		if plainFrom && plainTo {
+			both++
+		}
+	}
+	for _, f := range c.classes {
+		if to[f] < tos {
+			c.pair(f, everyone)
+		}
+		if from[f] < froms {
+			c.pair(everyone, f)
+		}
+	}
+	if both < froms*tos {
+		c.pair(everyone, everyone)
+	}
+}
+
+// plainFrom reports whether neither ruleset has rules from whoever it is to anyone.
+func (c *comparison) plainFrom(f class) bool {
+	return !c.before.fromAny[f.before] && !c.after.fromAny[f.after]
+}
+
+// plainTo reports whether neither ruleset has rules from anyone to whoever it is.
+func (c *comparison) plainTo(t class) bool {
+	return !c.before.toAny[t.before] && !c.after.toAny[t.after]
 }
 
 // toNames notes the intervals in which a class gets something else than before towards
@@ -75,36 +126,43 @@ func (c *comparison) toNames(before, after *bocage.Ruleset) {
 	is := newNaming(after, c.after, sources(before, func(f class) bocage.Group { return f.after }))
 	var outside []class // the world first
 	for _, t := range c.classes {
-		if slices.Contains(was.outside, t.before) && slices.Contains(is.outside, t.after) {
+		if c.members[t].nameable && slices.Contains(was.outside, t.before) && slices.Contains(is.outside, t.after) {
 			outside = append(outside, t)
 		}
 	}
 	type pairOf [2]saying
 	known := map[pairOf][]namedChange{}
+	changesOf := func(f, t class) (pairOf, []namedChange) {
+		said := pairOf{was.saying(f.before, t.before), is.saying(f.after, t.after)}
+		changes, seen := known[said]
+		if !seen {
+			changes = c.namedChanges(was, is, f, t)
+			known[said] = changes
+		}
+		return said, changes
+	}
+	besides := map[[2]pairOf][]namedChange{} // of the second, what is not of the first
 	for _, f := range c.classes {
 		if len(was.rows[f.before])+len(is.rows[f.after]) == 0 {
 			continue
 		}
-		var everywhere []namedChange
-		for i, t := range outside {
-			said := pairOf{was.saying(f.before, t.before), is.saying(f.after, t.after)}
-			changes, seen := known[said]
+		note := func(to string, change namedChange) {
+			c.change(c.names[f], to, change.span, change.unnamed, c.before.decisions[change.was], c.after.decisions[change.is])
+		}
+		saidEverywhere, everywhere := changesOf(f, outside[0])
+		for _, change := range everywhere {
+			note(string(change.name), change)
+		}
+		for _, t := range outside[1:] {
+			said, changes := changesOf(f, t)
+			both := [2]pairOf{saidEverywhere, said}
+			own, seen := besides[both]
 			if !seen {
-				changes = c.namedChanges(was, is, f, t)
-				known[said] = changes
+				own = notAmong(everywhere, changes)
+				besides[both] = own
 			}
-			if i == 0 {
-				everywhere = changes
-			}
-			for _, change := range changes {
-				to := string(change.name)
-				if i > 0 {
-					if slices.Contains(everywhere, change) {
-						continue
-					}
-					to = c.names[t] + " as " + to
-				}
-				c.change(c.names[f], to, change.span, change.unnamed, c.before.decisions[change.was], c.after.decisions[change.is])
+			for _, change := range own {
+				note(c.names[t]+" as "+string(change.name), change)
 			}
 		}
 	}
@@ -118,41 +176,90 @@ type namedChange struct {
 	was, is bocage.DecisionID
 }
 
-func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange {
-	var names []bocage.DomainName
-	for _, n := range slices.Concat(was.rs.Names, is.rs.Names) {
-		names = append(names, n.Name)
+// notAmong lists the changes that others do not say.
+func notAmong(others, changes []namedChange) []namedChange {
+	said := map[namedChange][]bocage.PortRange{} // by changes without ports
+	for _, o := range others {
+		ports := o.span.ports
+		o.span.ports = bocage.PortRange{}
+		said[o] = append(said[o], ports)
 	}
-	slices.Sort(names)
 	var out []namedChange
-	spans := append(was.spans(from.before, to.before), is.spans(from.after, to.after)...)
-	unnamed := unnamedIn(spans)
-	listsBefore, lists := was.lists(from.before, to.before), is.lists(from.after, to.after)
-	pieces := intervals(spans)
-	for _, name := range slices.Compact(names) {
-		for _, s := range pieces {
-			bareBefore, then := was.byName(listsBefore, from.before, s, name)
-			bare, now := is.byName(lists, from.after, s, name)
-			if (then != bareBefore || now != bare) && !c.same(c.before.decisions[then], c.after.decisions[now]) {
-				out = append(out, namedChange{name, s, unnamed, then, now})
-			}
+	for _, change := range changes {
+		without := change
+		without.span.ports = bocage.PortRange{}
+		if !slices.ContainsFunc(said[without], func(ports bocage.PortRange) bool {
+			return ports.First <= change.span.ports.First && change.span.ports.Last <= ports.Last
+		}) {
+			out = append(out, change)
 		}
 	}
 	return out
 }
 
-// byName is what is decided of a cell alone, and of one that is known by a name.
-func (n *naming) byName(lists [5][]bocage.Rule, from bocage.Group, s span, name bocage.DomainName) (bare, named bocage.DecisionID) {
-	bare = n.decided(lists, s.protocol, s.ports.First)
-	if n.decisions[bare].Verdict.Allowed() {
-		return bare, bare
-	}
-	for _, t := range n.towardsNames(from, s.protocol, s.ports.First) {
-		if n.rs.Names[t.name].Name == name && n.decisions[t.id].Opens(n.decisions[bare]) {
-			return bare, t.id
+// namedChanges compares the cells of a pair as each name has them, in the order of names.
+func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange {
+	spans := append(was.spans(from.before, to.before), is.spans(from.after, to.after)...)
+	unnamed := unnamedIn(spans)
+	listsBefore, lists := was.lists(from.before, to.before), is.lists(from.after, to.after)
+	namesBefore, names := was.listing(from.before), is.listing(from.after)
+	same := map[[2]bocage.DecisionID]bool{}
+	last := map[bocage.DomainName]int{} // the last change of a name
+	var out []namedChange
+	for _, s := range intervals(spans) {
+		bareBefore, bare := was.decided(listsBefore, s.protocol, s.ports.First), is.decided(lists, s.protocol, s.ports.First)
+		then := was.openBy(bareBefore, namesBefore, s)
+		now := is.openBy(bare, names, s)
+		compare := func(name bocage.DomainName, before, after bocage.DecisionID) {
+			two := [2]bocage.DecisionID{before, after}
+			alike, known := same[two]
+			if !known {
+				alike = c.same(c.before.decisions[before], c.after.decisions[after])
+				same[two] = alike
+			}
+			if alike {
+				return
+			}
+			if i, some := last[name]; some && out[i].was == before && out[i].is == after && out[i].span.protocol == s.protocol && uint32(out[i].span.ports.Last)+1 == uint32(s.ports.First) {
+				out[i].span.ports.Last = s.ports.Last
+				return
+			}
+			last[name] = len(out)
+			out = append(out, namedChange{name, s, unnamed, before, after})
+		}
+		for name, before := range then {
+			after, open := now[name]
+			if !open {
+				after = bare
+			}
+			compare(name, before, after)
+		}
+		for name, after := range now {
+			if _, open := then[name]; !open {
+				compare(name, bareBefore, after)
+			}
 		}
 	}
-	return bare, bare
+	slices.SortStableFunc(out, func(a, b namedChange) int { return cmp.Compare(a.name, b.name) })
+	return out
+}
+
+// openBy tells, of the names that open a cell, what is decided of whoever goes by one
+// alone.
+func (n *naming) openBy(bare bocage.DecisionID, names *listing, s span) map[bocage.DomainName]bocage.DecisionID {
+	refused := n.decisions[bare]
+	if !refused.MayYield() {
+		return nil
+	}
+	named := names.at(s.protocol, s.ports.First)
+	out := make(map[bocage.DomainName]bocage.DecisionID, len(named))
+	for _, t := range named {
+		name := n.rs.Names[t.name].Name
+		if _, open := out[name]; !open && n.decisions[t.id].Opens(refused) {
+			out[name] = t.id
+		}
+	}
+	return out
 }
 
 // rowsTowardsNames are the groups that have rules towards names.
@@ -199,20 +306,50 @@ type class struct{ before, after bocage.Group }
 
 var everyone = class{bocage.GroupAny, bocage.GroupAny}
 
+// addresses are those of a class.
+type addresses struct {
+	nameable  bool // a name can mean one of them
+	many      bool // some have a prefix in common
+	four, six int  // others
+}
+
+// alone reports whether no two of them can meet.
+func (a addresses) alone() bool { return !a.many && a.four <= 1 && a.six <= 1 }
+
+func (a addresses) with(prefix netip.Prefix) addresses {
+	switch {
+	case !prefix.IsSingleIP():
+		a.many = true // the world's has none
+	case prefix.Addr().Is4():
+		a.four++
+	default:
+		a.six++
+	}
+	a.nameable = a.nameable || !prefix.IsValid() || holdsNamed(prefix)
+	return a
+}
+
 type comparison struct {
 	before, after     *reach
 	classes           []class
 	byBefore, byAfter map[bocage.Group][]class
 	names             map[class]string
+	members           map[class]addresses
 	changes           []bocage.ReachChange
 }
 
 func newComparison(before, after *bocage.Ruleset) *comparison {
 	c := &comparison{before: newReach(before), after: newReach(after),
-		byBefore: map[bocage.Group][]class{}, byAfter: map[bocage.Group][]class{}, names: map[class]string{everyone: Everyone}}
+		byBefore: map[bocage.Group][]class{}, byAfter: map[bocage.Group][]class{}, names: map[class]string{everyone: Everyone}, members: map[class]addresses{}}
 	was, is := newWhereabouts(before), newWhereabouts(after)
+	seen := map[netip.Prefix]bool{}
 	add := func(prefix netip.Prefix) {
+		if seen[prefix] {
+			return
+		}
+		seen[prefix] = true
 		at := class{was.group(prefix), is.group(prefix)}
+		c.members[at] = c.members[at].with(prefix)
 		if _, known := c.names[at]; known {
 			return
 		}

@@ -63,10 +63,10 @@ func (p *prover) openedAgainst(n *naming, from, to bocage.Group, r region, excus
 	for _, e := range excuses {
 		spans = append(spans, p.extent(e.region, to)...)
 	}
-	lists := n.lists(from, to)
+	lists, names := n.lists(from, to), n.listing(from)
 	for _, s := range intervals(spans) {
 		port := s.ports.First
-		named := n.towardsNames(from, s.protocol, port)
+		named := names.at(s.protocol, port)
 		if len(named) == 0 || !p.covers(r, to, s.protocol, port) {
 			continue
 		}
@@ -101,10 +101,13 @@ func (p *prover) openedAgainst(n *naming, from, to bocage.Group, r region, excus
 // nameable reports whether a group has an address that a name can mean.
 func (p *prover) nameable(g bocage.Group) bool {
 	m := p.members[g]
-	return g == bocage.GroupWorld || m != nil && slices.ContainsFunc(m.prefixes, func(prefix netip.Prefix) bool {
-		return !slices.ContainsFunc(bocage.NeverNamed(), func(never netip.Prefix) bool {
-			return never.Bits() <= prefix.Bits() && never.Contains(prefix.Addr())
-		})
+	return g == bocage.GroupWorld || m != nil && slices.ContainsFunc(m.prefixes, holdsNamed)
+}
+
+// holdsNamed reports whether a name can mean an address in a prefix.
+func holdsNamed(prefix netip.Prefix) bool {
+	return !slices.ContainsFunc(bocage.NeverNamed(), func(never netip.Prefix) bool {
+		return never.Bits() <= prefix.Bits() && never.Contains(prefix.Addr())
 	})
 }
 
@@ -153,8 +156,9 @@ func (p *prover) looserByName(before *bocage.Ruleset, reachBefore *reach, groupB
 			}
 			seen[said] = true
 			lists, listsBefore := n.lists(from, to), base.lists(fromBefore, toBefore)
+			names, namesBefore := n.listing(from), base.listing(fromBefore)
 			for _, s := range intervals(append(n.spans(from, to), base.spans(fromBefore, toBefore)...)) {
-				now, before := n.towardsNames(from, s.protocol, s.ports.First), base.towardsNames(fromBefore, s.protocol, s.ports.First)
+				now, before := names.at(s.protocol, s.ports.First), namesBefore.at(s.protocol, s.ports.First)
 				if len(now) == 0 {
 					continue
 				}
@@ -183,6 +187,14 @@ func (p *prover) looserOpen(base *naming, opens []opened, alone bocage.Decision,
 			still[at] = true
 		}
 	}
+	places := make(map[int]int, len(before)) // in before, by name
+	var gone []int                           // those in before that open nothing any more
+	for i, b := range before {
+		places[b.name] = i
+		if !still[b.name] {
+			gone = append(gone, i)
+		}
+	}
 	for i, o := range opens {
 		if alone.Verdict.Allowed() {
 			if p.looser(base.reach, alone, o.decision) {
@@ -191,12 +203,12 @@ func (p *prover) looserOpen(base *naming, opens []opened, alone bocage.Decision,
 			continue
 		}
 		own, known := was[o.name]
-		at := slices.IndexFunc(before, func(b opened) bool { return known && b.name == own })
-		if at < 0 || p.looser(base.reach, before[at].decision, o.decision) {
+		at, open := places[own]
+		if !known || !open || p.looser(base.reach, before[at].decision, o.decision) {
 			return i
 		}
-		for _, b := range before[:at] {
-			if !still[b.name] && p.looser(base.reach, b.decision, o.decision) {
+		for _, earlier := range gone {
+			if earlier < at && p.looser(base.reach, before[earlier].decision, o.decision) {
 				return i
 			}
 		}
@@ -215,9 +227,10 @@ func (p *prover) differsByName(part *naming, from bocage.Group, seen map[[2]sayi
 		}
 		seen[said] = true
 		lists, here := n.lists(from, to), part.lists(from, to)
+		names, namesHere := n.listing(from), part.listing(from)
 		for _, s := range intervals(append(n.spans(from, to), part.spans(from, to)...)) {
 			bare, cut := n.decided(lists, s.protocol, s.ports.First), part.decided(here, s.protocol, s.ports.First)
-			named, namedHere := n.towardsNames(from, s.protocol, s.ports.First), part.towardsNames(from, s.protocol, s.ports.First)
+			named, namedHere := names.at(s.protocol, s.ports.First), namesHere.at(s.protocol, s.ports.First)
 			for _, at := range part.moments(n.moments([]time.Time{p.in.Now}, p.in.Now, bare, named), p.in.Now, cut, namedHere) {
 				_, opens := n.openAt(bare, named, at)
 				_, open := part.openAt(cut, namedHere, at)

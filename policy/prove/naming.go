@@ -120,20 +120,74 @@ type towards struct {
 	id   bocage.DecisionID
 }
 
-// towardsNames lists what is decided of a cell towards names, in the order in which they
-// are tried.
-func (n *naming) towardsNames(from bocage.Group, protocol bocage.Protocol, port uint16) []towards {
-	var out []towards
-	for _, p := range [2]bocage.Protocol{protocol, bocage.ProtocolAny} {
-		for _, r := range n.rows[from] {
-			name := n.names[r.To]
-			if r.Protocol == p && r.Ports.Contains(port) && !slices.ContainsFunc(out, func(t towards) bool { return t.name == name }) {
-				out = append(out, towards{name, r.Decision})
+// listing lists what is decided of a source's cells towards names, for one interval after
+// another. There may be many of both, so that no interval looks at all rules anew.
+type listing struct {
+	n        *naming
+	rows     []bocage.Rule
+	protocol bocage.Protocol
+	begun    bool
+	coming   []listed // rules of the protocol that begin further on, by first port
+	open     []listed // those that count, in the order in which names are tried
+	out      []towards
+}
+
+// listed is a rule with its place among those of the source.
+type listed struct {
+	towards
+	ports bocage.PortRange
+	any   bool // of any protocol: where another names the protocol, that one counts
+	place int
+}
+
+func (n *naming) listing(from bocage.Group) *listing { return &listing{n: n, rows: n.rows[from]} }
+
+// at lists what is decided of a cell towards names, in the order in which they are tried.
+// It is asked in the order of intervals, and what it says holds until it is asked again.
+func (l *listing) at(protocol bocage.Protocol, port uint16) []towards {
+	other := !l.begun || protocol != l.protocol
+	if other {
+		l.protocol, l.begun, l.coming, l.open = protocol, true, l.coming[:0], l.open[:0]
+		for i, r := range l.rows {
+			if r.Protocol == protocol || r.Protocol == bocage.ProtocolAny {
+				l.coming = append(l.coming, listed{towards{l.n.names[r.To], r.Decision}, r.Ports, r.Protocol != protocol, i})
 			}
 		}
+		slices.SortFunc(l.coming, func(a, b listed) int { return int(a.ports.First) - int(b.ports.First) })
 	}
-	slices.SortFunc(out, func(a, b towards) int { return a.name - b.name })
-	return out
+	begin := 0
+	for begin < len(l.coming) && l.coming[begin].ports.First <= port {
+		begin++
+	}
+	before := len(l.open)
+	l.open = slices.DeleteFunc(l.open, func(r listed) bool { return r.ports.Last < port })
+	if !other && begin == 0 && len(l.open) == before {
+		return l.out
+	}
+	for _, r := range l.coming[:begin] {
+		if r.ports.Last >= port {
+			l.open = append(l.open, r)
+		}
+	}
+	l.coming = l.coming[begin:]
+	slices.SortFunc(l.open, func(a, b listed) int {
+		switch {
+		case a.name != b.name:
+			return a.name - b.name
+		case a.any != b.any && b.any:
+			return -1
+		case a.any != b.any:
+			return 1
+		}
+		return a.place - b.place
+	})
+	l.out = l.out[:0]
+	for _, r := range l.open {
+		if len(l.out) == 0 || l.out[len(l.out)-1].name != r.name {
+			l.out = append(l.out, r.towards)
+		}
+	}
+	return l.out
 }
 
 // spans lists where rules that matter for a pair begin and end.
