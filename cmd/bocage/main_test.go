@@ -93,6 +93,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"policy", "test", "-f", bad}, exitFailed, "", "nothing was decided"},
 		{[]string{"policy", "plan"}, exitUsage, "", "name the files with -f"},
 		{[]string{"plan", "-f", closed}, exitFailed, "", "bocage up"},
+		{[]string{"plan", "-f", closed, "--default", "deny"}, exitUsage, "", "--default is about what --base declares"},
 		{[]string{"plan", "--base", "-", "-f", "-"}, exitUsage, "", "cannot hold both"},
 		{[]string{"plan", "--base", pods, "-f", closed}, exitDifference, "allow → drop", ""},
 		{[]string{"plan", "--base", pods, "--base", closed, "-f", closed}, exitOK, "no reach changes", ""},

@@ -40,6 +40,9 @@ not put it in force, because a live administrator's session would be cut.`,
 			if base.stdin() && (slices.Contains(files, "-") || slices.Contains(deleted, "-")) {
 				return usage("standard input cannot hold both what is declared now and what would change")
 			}
+			if !base.given() && cmd.Flags().Changed("default") {
+				return usage("--default is about what --base declares: a controller decides as it does")
+			}
 			documents, err := e.readPlanned(files, deleted)
 			if err != nil {
 				return err
