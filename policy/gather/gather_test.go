@@ -135,7 +135,7 @@ func TestEveryFaultAtOnce(t *testing.T) {
 		`spec.mode: "" is neither observe nor enforce`,
 		"b.yaml:1: is not YAML",
 		"none.yaml: no such file or directory",
-		`default "perhaps" is none of auto, kubernetes and deny`,
+		`default "perhaps" is none of auto, kubernetes, deny and declared`,
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is missing in\n%s", want, text)
