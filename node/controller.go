@@ -38,7 +38,7 @@ type controllerProcess struct {
 	logger    *slog.Logger
 	authority *identity.Authority
 	svid      atomic.Pointer[identity.SVID] // in force, for connections
-	signer    *identity.SVID                // for rulesets
+	signer    atomic.Pointer[identity.SVID] // in force, for rulesets
 	store     store.Store
 	site      *member // nil: the store is its own
 	clock     *siteClock
@@ -80,10 +80,8 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	if err := c.issue(); err != nil {
 		return nil, err
 	}
-	// A ruleset may be taken by an agent long after it was signed. The key lives
-	// in this process only.
-	if c.signer, err = c.authority.IssueSVID("/controller/"+cfg.Host, signerLife); err != nil {
-		return nil, fmt.Errorf("issue the certificate that signs rulesets: %w", err)
+	if err := c.issueSigner(); err != nil {
+		return nil, err
 	}
 	c.transport, err = jetstream.StartServer(jetstream.ServerConfig{
 		Dir: cfg.controllerDir("events"), Listen: cfg.TransportListen,
@@ -115,7 +113,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger, Now: c.clock.Now,
 		Node: cfg.Host, Instance: instance, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
-		Sign: c.signer.Sign,
+		Sign: c.sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
 			if err := c.exchange.Notify(ctx, subjectRevision, number); err != nil {
@@ -139,6 +137,22 @@ func (c *controllerProcess) issue() error {
 	}
 	c.svid.Store(svid)
 	return nil
+}
+
+// issueSigner makes the certificate that signs rulesets, which agents may take long
+// after they were signed. Its key lives in this process only.
+func (c *controllerProcess) issueSigner() error {
+	signer, err := c.authority.IssueSVID("/controller/"+c.cfg.Host, signerLife)
+	if err != nil {
+		return fmt.Errorf("issue the certificate that signs rulesets: %w", err)
+	}
+	c.signer.Store(signer)
+	return nil
+}
+
+// sign puts what is for agents into an envelope.
+func (c *controllerProcess) sign(kind string, payload []byte) ([]byte, error) {
+	return c.signer.Load().Sign(kind, payload)
 }
 
 func listenAddresses(cfg Config) []netip.Addr {
@@ -200,12 +214,18 @@ func (c *controllerProcess) live(ctx context.Context) error {
 	if c.site == nil {
 		return nil
 	}
-	c.site.moved = func() {
-		if err := c.issue(); err != nil {
-			c.logger.Error("renew the controller's certificate", "error", err)
-		}
-	}
+	c.site.moved = c.timeMoved
 	return c.site.run(ctx)
+}
+
+// timeMoved makes again, when the agreed time is suddenly another, what was made by
+// the time before: certificates that begin only later would be refused, and what a
+// clock that was ahead took as ended goes on.
+func (c *controllerProcess) timeMoved() {
+	if err := errors.Join(c.issue(), c.issueSigner()); err != nil {
+		c.logger.Error("renew the controller's certificates", "error", err)
+	}
+	c.policy.TimeMoved()
 }
 
 // watchStore ends the process when its store has ended itself, so that whoever

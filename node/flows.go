@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/identity"
@@ -21,7 +20,7 @@ import (
 // on an agent's disk, and are read again after a restart.
 func openBatch(bundle *identity.Bundle) func(envelope []byte) (*bocage.Batch, error) {
 	return func(envelope []byte) (*bocage.Batch, error) {
-		now := time.Now()
+		now := bundle.Now() // agents' certificates are made by it
 		payload, id, err := bundle.Open(envelope, bocage.SignedBatch, now)
 		if err != nil {
 			var then error

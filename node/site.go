@@ -194,7 +194,8 @@ func readAuthorityOf(ctx context.Context, s store.Store) (*authorityOf, error) {
 type presence struct {
 	// Instance is that of its state folder: two folders of one name are two controllers.
 	Instance string `json:"instance"`
-	// Since is the revision at which this process came; the least is the senior.
+	// Since is the revision at which this process came: that of its first word, where it
+	// says none. The least is the senior.
 	Since store.Revision `json:"since,omitempty"`
 	// Wall is what its machine says that the time is, Agreed what it goes by.
 	Wall   time.Time `json:"wall"`
@@ -221,6 +222,7 @@ func joinSite(ctx context.Context, cfg Config, s store.Store, clock *siteClock) 
 		return nil, err
 	}
 	j := &member{name: cfg.Host, instance: instance, store: s, clock: clock, logger: cfg.Logger, moved: func() {}}
+	clock.called(j.name)
 	entries, at, err := s.List(ctx, claimsPrefix, "", 0, 0)
 	if err != nil {
 		return nil, fmt.Errorf("look who is at the site: %w", err)
@@ -245,7 +247,23 @@ func joinSite(ctx context.Context, cfg Config, s store.Store, clock *siteClock) 
 	if err := j.beat(ctx); err != nil {
 		return nil, fmt.Errorf("claim the name %s: %w", j.name, err)
 	}
-	return j, nil
+	return j, j.meet(ctx, at)
+}
+
+// meet hears who came at the same time. Who claims later finds the other's claim, so
+// the junior of two goes by the senior's time before it makes anything.
+func (j *member) meet(ctx context.Context, after store.Revision) error {
+	entries, _, err := j.store.List(ctx, claimsPrefix, "", 0, 0)
+	if err != nil {
+		return fmt.Errorf("look who is at the site: %w", err)
+	}
+	for _, entry := range entries {
+		if entry.Revision > after {
+			j.hear(store.Event{Key: entry.Key, Value: entry.Value, Revision: entry.Revision})
+		}
+	}
+	j.clock.begin()
+	return nil
 }
 
 // listen waits until everybody who lives has been heard, or would have been.
@@ -296,12 +314,18 @@ func (j *member) hear(e store.Event) {
 		j.logger.Warn("what another controller says of itself cannot be read", "controller", name, "error", err)
 		return
 	}
+	if c.Since == 0 {
+		c.Since = e.Revision
+	}
 	j.clock.hear(name, c)
 }
 
 // beat says that this controller lives.
 func (j *member) beat(ctx context.Context) error {
 	agreed, wall := j.clock.both()
+	if j.clock.strayed() {
+		j.since = 0 // comes anew
+	}
 	c := presence{Instance: j.instance, Since: j.since, Wall: wall.UTC(), Agreed: agreed.UTC()}
 	value, err := json.Marshal(c)
 	if err != nil {
@@ -352,12 +376,13 @@ type errTaken struct{ error }
 
 // run beats and listens until ctx ends, and then gives the claim back.
 func (j *member) run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
 	heard := make(chan struct{})
 	go func() {
 		defer close(heard)
 		j.follow(ctx)
 	}()
-	defer func() { <-heard }()
+	defer func() { stop(); <-heard }()
 	silent := false
 	err := every(ctx, beatEvery, func() error {
 		attempt, cancel := context.WithTimeout(ctx, beatEvery)

@@ -3,19 +3,24 @@ package node
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/etcd"
+	"bocage.dev/bocage/store/mem"
 )
 
 // shared is an etcd that controllers of a test share.
@@ -245,6 +250,116 @@ func TestEtcdIsNamed(t *testing.T) {
 		err := e.validate()
 		if isFine := want == "" || want[0] == 0; isFine != (err == nil) || !isFine && !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %q", e, err, want)
+		}
+	}
+}
+
+// atOnce is a store in which somebody claims a name right after the first look.
+type atOnce struct {
+	store.Store
+	then func()
+}
+
+func (s *atOnce) List(ctx context.Context, prefix, after string, limit int, at store.Revision) ([]store.Entry, store.Revision, error) {
+	entries, revision, err := s.Store.List(ctx, prefix, after, limit, at)
+	if then := s.then; then != nil {
+		s.then = nil
+		then()
+	}
+	return entries, revision, err
+}
+
+func claimAs(t *testing.T, s store.Store, name, instance string, at time.Time) {
+	t.Helper()
+	value, err := json.Marshal(presence{Instance: instance, Wall: at, Agreed: at})
+	must(t, err)
+	_, err = store.Put(t.Context(), s, claimsPrefix+name, value, store.AnyRevision)
+	must(t, err)
+}
+
+// TestControllersThatComeAtOnce: who claims a name later goes by the other's time before
+// it makes anything, although it found nobody at first.
+func TestControllersThatComeAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mem.New()
+		defer s.Close()
+		theirs := time.Now().Add(-3 * time.Hour)
+		racing := &atOnce{s, func() { claimAs(t, s, "c1", "1", theirs) }}
+		cfg := Config{Host: "c2", StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
+		clock := newSiteClock(machineClock())
+		_, err := joinSite(t.Context(), cfg, racing, clock)
+		must(t, err)
+		if at := clock.Now(); !near(at, theirs) {
+			t.Errorf("it goes by %s, and who came first by %s", at, theirs)
+		}
+	})
+}
+
+// TestNameIsLost ends a controller whose name another one has taken.
+func TestNameIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := mem.New()
+		defer s.Close()
+		cfg := Config{Host: "c1", StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
+		j, err := joinSite(t.Context(), cfg, s, newSiteClock(machineClock()))
+		must(t, err)
+		claimAs(t, s, "c1", "another", time.Now())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := j.run(ctx); !errors.As(err, new(errTaken)) || ctx.Err() != nil {
+			t.Errorf("it ends with %v, and its context with %v", err, ctx.Err())
+		}
+	})
+}
+
+// TestCertificatesFollowTheTime: those that were made by a time that was hours ahead are
+// made again when that is set right, or agents would refuse what they sign until then.
+func TestCertificatesFollowTheTime(t *testing.T) {
+	cfg := newShared(t).config(t, "c1", "1", 0)
+	var ahead atomic.Int64
+	ahead.Store(int64(3 * time.Hour))
+	machine := cfg.clock
+	cfg.clock = func() (time.Time, time.Duration) {
+		wall, even := machine()
+		return wall.Add(time.Duration(ahead.Load())), even
+	}
+	c, err := openController(t.Context(), cfg, newRegistry())
+	must(t, err)
+	defer c.close()
+	signed := func() error {
+		envelope, err := c.sign(bocage.SignedRuleset, []byte("{}"))
+		must(t, err)
+		_, _, err = c.authority.Bundle().Open(envelope, bocage.SignedRuleset, time.Now())
+		return err
+	}
+	if signed() == nil {
+		t.Fatal("what was signed three hours ahead is taken")
+	}
+	ahead.Store(0)
+	c.timeMoved()
+	if err := signed(); err != nil {
+		t.Error(err)
+	}
+	if begins := c.svid.Load().Certificate().Leaf.NotBefore; begins.After(time.Now()) {
+		t.Errorf("the controller's certificate begins at %s", begins)
+	}
+}
+
+// TestBatchesByTheAgreedTime: batches of agents whose certificates were made by the time
+// that is agreed on are opened where the machine's is another.
+func TestBatchesByTheAgreedTime(t *testing.T) {
+	authority, err := identity.OpenAuthority(filepath.Join(t.TempDir(), "authority"), identity.DefaultTrustDomain)
+	must(t, err)
+	for _, off := range []time.Duration{0, 72 * time.Hour} {
+		authority := authority.By(func() time.Time { return time.Now().Add(off) })
+		svid, err := authority.IssueSVID("/agent/h1", agentLife)
+		must(t, err)
+		batch, err := json.Marshal(bocage.Batch{Source: svid.ID()})
+		must(t, err)
+		envelope, err := svid.Sign(bocage.SignedBatch, batch)
+		must(t, err)
+		if _, err := openBatch(authority.Bundle())(envelope); err != nil {
+			t.Errorf("%s off: %v", off, err)
 		}
 	}
 }

@@ -22,16 +22,24 @@ const (
 	// beatsKept is how many of a controller's last beats are remembered: the one that
 	// was under way for the shortest time says best what its clock shows.
 	beatsKept = 5
+	// yieldAfter is after how long of disagreement the junior goes by the senior's time:
+	// a few beats, since what was agreed is heard late where it has just been changed.
+	yieldAfter = 3 * beatEvery
 )
 
 // siteClock is the time that the controllers of a site agree on, so that what ends and
 // begins does so once, although a machine's clock is wrong. It is this machine's as
 // long as all are near each other, and else:
 //
-//   - of three or more, the one in the middle;
+//   - of three or more, the one in the middle; of an even number whose halves are
+//     apart, what was agreed before, if it is not outside of both;
 //   - of two, the one that goes on evenly from what was agreed before: a clock that is
 //     set while the other one goes on is not believed;
 //   - of two that never agreed, what the controller says that has been there for longer.
+//
+// Where they would go by different times nevertheless, because each goes on evenly, what
+// counts after a while is what the senior goes by. Who is alone has to believe its
+// machine; if that was set meanwhile, it is nobody's senior any more.
 //
 // What was agreed against this machine's clock stays agreed when the others go, until
 // that is set right or the process begins anew.
@@ -41,12 +49,16 @@ type siteClock struct {
 	read func() (wall time.Time, even time.Duration)
 
 	mu      sync.Mutex // guards all below
+	name    string
 	since   store.Revision
 	peers   map[string]*peerClock
-	agreed  instant // what was agreed last
-	known   bool    // that something was
-	against bool    // and is not what this machine says
-	leap    bool    // it was suddenly another
+	agreed  instant       // what was agreed last
+	known   bool          // that something was
+	against bool          // and is not what this machine says
+	leap    bool          // it was suddenly another
+	stray   bool          // while nobody was heard
+	apart   bool          // the senior goes by another time,
+	apartAt time.Duration // since then
 	toldOf  string
 }
 
@@ -102,7 +114,10 @@ func (c *siteClock) both() (agreed, wall time.Time) {
 	wall, even := c.read()
 	agreed = c.agree(wall, even)
 	far := !near(agreed, wall)
-	c.leap = c.leap || c.known && !near(agreed, c.agreed.then(even))
+	if c.known && !near(agreed, c.agreed.then(even)) {
+		c.leap = true
+		c.stray = c.stray || len(c.living(even)) == 0
+	}
 	c.agreed, c.known, c.against = instant{agreed, even}, true, far
 	return agreed, wall
 }
@@ -112,19 +127,19 @@ func (c *siteClock) agree(wall time.Time, even time.Duration) time.Time {
 	before := c.agreed.then(even)
 	goesOn := func(t time.Time) bool { return c.known && near(before, t) }
 	target := wall
-	switch peers := c.living(even); {
+	peers := c.living(even)
+	seniors, yields := c.seniors(peers, before, even)
+	switch {
 	case len(peers) == 0:
 		if c.against && !goesOn(wall) {
 			target = before
 		}
 	case len(peers) == 1:
-		p := c.peers[peers[0]]
-		switch theirs := latest(p.walls, even); {
-		case near(wall, theirs), goesOn(wall):
-		case goesOn(theirs):
-			target = before
-		case p.since != 0 && (c.since == 0 || p.since < c.since):
-			target = latest(p.agreed, even)
+		switch theirs := latest(c.peers[peers[0]].walls, even); {
+		case near(wall, theirs):
+		case yields:
+			target = seniors
+		case goesOn(wall):
 		case c.known:
 			target = before
 		}
@@ -134,7 +149,15 @@ func (c *siteClock) agree(wall time.Time, even time.Duration) time.Time {
 			all = append(all, latest(c.peers[name].walls, even))
 		}
 		slices.SortFunc(all, time.Time.Compare)
-		target = all[(len(all)-1)/2]
+		low, high := all[(len(all)-1)/2], all[len(all)/2]
+		between := func(t time.Time) bool { return !t.Before(low.Add(-nearby)) && !t.After(high.Add(nearby)) }
+		switch target = low; {
+		case near(low, high):
+		case yields && between(seniors):
+			target = seniors
+		case c.known && between(before):
+			target = before
+		}
 	}
 	switch {
 	case near(target, wall):
@@ -143,6 +166,34 @@ func (c *siteClock) agree(wall time.Time, even time.Duration) time.Time {
 		return before // guesses vary a little
 	}
 	return target
+}
+
+// seniors returns what the time is by the controller that has been there for longest,
+// and whether this one yields to it: it is another one, and this one never went by
+// anything, or by another time for a while now.
+func (c *siteClock) seniors(peers []string, before time.Time, even time.Duration) (t time.Time, yields bool) {
+	name, since := c.name, c.since
+	for _, peer := range peers {
+		if p := c.peers[peer]; since == 0 || p.since < since || p.since == since && peer < name {
+			name, since = peer, p.since
+		}
+	}
+	p := c.peers[name]
+	if name == c.name || p == nil {
+		c.apart = false
+		return t, false
+	}
+	t = latest(p.agreed, even)
+	switch {
+	case !c.known:
+		return t, true
+	case near(before, t):
+		c.apart = false
+		return t, false
+	case !c.apart:
+		c.apart, c.apartAt = true, even
+	}
+	return t, even-c.apartAt >= yieldAfter
 }
 
 func near(a, b time.Time) bool { return a.Sub(b).Abs() <= nearby }
@@ -179,6 +230,30 @@ func (c *siteClock) forget(name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	delete(c.peers, name)
+}
+
+// called says what this controller's name is.
+func (c *siteClock) called(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.name = name
+}
+
+// begin says that everybody who is there was heard: what this controller went by
+// before, nobody agreed on.
+func (c *siteClock) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.known, c.against, c.leap, c.stray = false, false, false, false
+}
+
+// strayed reports, once, that the time was suddenly another while nobody was heard.
+func (c *siteClock) strayed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	stray := c.stray
+	c.stray = false
+	return stray
 }
 
 // came says since when this controller is there.

@@ -13,36 +13,56 @@ import (
 type aSite struct {
 	true    time.Time // what the time really is
 	running time.Duration
+	came    store.Revision // of who came last
 	nodes   []*aNode
 }
 
 type aNode struct {
+	site  *aSite
 	clock *siteClock
 	off   time.Duration // by how much its machine's clock is wrong
 	came  store.Revision
 	gone  bool
+	cut   bool // off from the store
 }
 
 func newASite() *aSite { return &aSite{true: time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)} }
 
 // join adds a controller that hears the others before it goes by anything.
 func (s *aSite) join(off time.Duration) *aNode {
-	n := &aNode{off: off}
+	n := s.comes(off)
+	n.clock.begin()
+	n.clock.Now()
+	return n
+}
+
+// comes adds one that does not know yet whether it has heard all.
+func (s *aSite) comes(off time.Duration) *aNode {
+	n := &aNode{site: s, off: off}
 	n.clock = newSiteClock(func() (time.Time, time.Duration) { return s.true.Add(n.off), s.running })
+	n.clock.called(string(rune('a' + len(s.nodes))))
 	for i, other := range s.nodes {
 		if !other.gone {
 			n.clock.hear(string(rune('a'+i)), other.says())
 		}
 	}
-	n.came = store.Revision(len(s.nodes) + 1)
 	n.clock.Now()
-	n.clock.came(n.came)
+	n.arrives()
 	s.nodes = append(s.nodes, n)
 	return n
 }
 
+func (n *aNode) arrives() {
+	n.site.came++
+	n.came = n.site.came
+	n.clock.came(n.came)
+}
+
 func (n *aNode) says() presence {
 	agreed, wall := n.clock.both()
+	if n.clock.strayed() {
+		n.arrives()
+	}
 	return presence{Since: n.came, Wall: wall, Agreed: agreed}
 }
 
@@ -54,8 +74,12 @@ func (s *aSite) pass(d time.Duration) {
 			if n.gone {
 				continue
 			}
+			if n.cut {
+				n.clock.Now()
+				continue
+			}
 			for _, other := range s.nodes {
-				if other != n && !other.gone {
+				if other != n && !other.gone && !other.cut {
 					other.clock.hear(string(rune('a'+i)), n.says())
 				}
 			}
@@ -139,6 +163,105 @@ func TestSiteClock(t *testing.T) {
 				s.agrees(t, 0)
 			})
 		})
+	}
+}
+
+// TestSiteOfTwoComesToOneTime: however two controllers came to go on evenly by
+// different times, they go by one soon.
+func TestSiteOfTwoComesToOneTime(t *testing.T) {
+	one := func(t *testing.T, s *aSite, within time.Duration) {
+		t.Helper()
+		if a, b := s.nodes[0].clock.Now(), s.nodes[1].clock.Now(); a.Sub(b).Abs() > within {
+			t.Errorf("they go by times that are %s apart", a.Sub(b))
+		}
+	}
+	for _, wrong := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
+		t.Run("come at once "+wrong.String(), func(t *testing.T) {
+			for junior := range 2 { // and neither has heard the other
+				s := newASite()
+				a := s.comes(0)
+				a.gone = true
+				b := s.comes(wrong)
+				a.gone = false
+				if junior == 0 {
+					a.arrives()
+				}
+				s.pass(yieldAfter + 2*beatEvery)
+				one(t, s, nearby)
+				s.agrees(t, []time.Duration{b.off, a.off}[junior])
+			}
+		})
+		t.Run("the junior hears the senior before it begins "+wrong.String(), func(t *testing.T) {
+			s := newASite()
+			a := s.comes(0)
+			a.gone = true
+			b := s.comes(wrong)
+			b.clock.hear("a", a.says())
+			b.clock.begin()
+			if at := b.clock.Now(); !near(at, s.true) {
+				t.Errorf("it begins with a time that is %s off", at.Sub(s.true))
+			}
+			if b.clock.leapt() {
+				t.Error("nothing was agreed on before")
+			}
+		})
+		for which := range 2 {
+			t.Run("set while cut off "+wrong.String(), func(t *testing.T) {
+				s := newASite()
+				s.join(0)
+				s.join(0)
+				s.pass(time.Minute)
+				n := s.nodes[which]
+				n.cut = true
+				s.pass(time.Minute)
+				n.off = wrong
+				s.pass(time.Minute)
+				n.cut = false
+				s.pass(yieldAfter + 2*beatEvery)
+				s.agrees(t, 0)
+				if n.clock.fault() == nil || s.nodes[1-which].clock.fault() != nil {
+					t.Error("the wrong one is said to be wrong")
+				}
+			})
+		}
+	}
+	for which := range 2 {
+		t.Run("one drifts", func(t *testing.T) {
+			s := newASite()
+			s.join(0)
+			s.join(0)
+			for range 1000 {
+				s.nodes[which].off += 50 * time.Millisecond
+				s.pass(beatEvery)
+				one(t, s, 2*nearby)
+			}
+		})
+	}
+}
+
+// TestEvenSiteKeepsTheTime: half of the clocks of a site do not move its time.
+func TestEvenSiteKeepsTheTime(t *testing.T) {
+	for _, wrong := range []time.Duration{3 * time.Hour, -3 * time.Hour} {
+		for first := range 4 {
+			s := newASite()
+			for range 4 {
+				s.join(0)
+			}
+			s.pass(time.Minute)
+			s.nodes[first].off, s.nodes[(first+1)%4].off = wrong, wrong
+			s.agrees(t, 0)
+			s.pass(time.Hour)
+			s.agrees(t, 0)
+			s.nodes[(first+2)%4].off = wrong // most of them do
+			s.pass(time.Minute)
+			s.agrees(t, wrong)
+		}
+		s := newASite() // and who comes to make it even goes by what is agreed
+		for _, off := range []time.Duration{0, wrong, 0, wrong} {
+			s.join(off)
+			s.pass(time.Minute)
+			s.agrees(t, 0)
+		}
 	}
 }
 

@@ -70,6 +70,7 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	b.now = b.was.moment(p.now())
+	p.builtFor = b.now
 	b.since = b.revision
 	if b.was.Inputs > b.v.revision {
 		return time.Time{}, errBehind

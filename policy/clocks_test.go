@@ -79,3 +79,71 @@ func TestReplayInAStageOfAnothersClock(t *testing.T) {
 		b.stage(bocage.StageActive)
 	})
 }
+
+// TestTimeGoesBack has a clock that was hours ahead set right: what it took as ended is
+// in force again, at once where the room is told, else when it looks at the clock.
+func TestTimeGoesBack(t *testing.T) {
+	for _, isTold := range []bool{true, false} {
+		t.Run(fmt.Sprint(isTold), func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				var ahead atomic.Int64
+				ahead.Store(int64(3 * time.Hour))
+				s := newShop()
+				b.declare(s.all()...)
+				b.declare(&bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "api"},
+					Spec: bocage.QuarantineSpec{Workload: "shop/api", Until: time.Now().Add(time.Hour)}})
+				b.before = func(p *Policy) { p.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) } }
+				p := b.start()
+				b.settle()
+				if v, _ := b.decide(webIP, apiIP, 8080, "h1", "h2"); !v.Allowed() {
+					t.Fatal("by a clock that is ahead the quarantine has not ended")
+				}
+				ahead.Store(0)
+				if isTold {
+					p.TimeMoved()
+					b.settle()
+				} else {
+					b.wait(lookMost + time.Second)
+				}
+				if v, _ := b.decide(webIP, apiIP, 8080, "h2"); v.Allowed() {
+					t.Error("the time went back, and who is quarantined is reached")
+				}
+				b.wait(time.Hour)
+				if v, _ := b.decide(webIP, apiIP, 8080, "h1", "h2"); !v.Allowed() {
+					t.Error("the quarantine does not end")
+				}
+			})
+		})
+	}
+}
+
+// TestUsageIsCountedWhenTheTimeWentBack: what was counted by a clock that was hours ahead
+// does not put off what is counted next.
+func TestUsageIsCountedWhenTheTimeWentBack(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		var ahead, counted atomic.Int64
+		ahead.Store(int64(3 * time.Hour))
+		b.declare(newShop().all()...)
+		b.before = func(p *Policy) {
+			p.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+			p.usage = func(_ context.Context, since, until time.Time) ([]DecisionUse, error) {
+				if !since.Before(until) {
+					t.Errorf("asked for what was from %s to %s", since, until)
+				}
+				counted.Add(1)
+				return nil, nil
+			}
+		}
+		b.start()
+		b.settle()
+		b.wait(2 * usageEvery)
+		ahead.Store(0)
+		if counted.Swap(0) == 0 {
+			t.Fatal("nothing is counted")
+		}
+		b.wait(3*usageEvery + time.Second)
+		if n := counted.Load(); n < 2 || n > 4 {
+			t.Errorf("counted %d times in three minutes", n)
+		}
+	})
+}

@@ -80,8 +80,10 @@ const (
 	// store does not answer.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 5 * time.Second
-	// lookMost is how long the builder sleeps at most while something ends by itself.
-	lookMost = time.Minute
+	// lookMost is how long the builder sleeps at most before it looks at the clock, and
+	// lookRarely when it takes a turn although nothing is to end.
+	lookMost   = time.Minute
+	lookRarely = 24 * time.Hour
 	// patience is how long a declaration that was enforced before counts as
 	// enforced while agents take a new generation.
 	patience = 5 * time.Second
@@ -137,6 +139,7 @@ type Policy struct {
 	proved    []*proving    // what was proved last
 	shown     []shown       // of those and more, what it came to
 	wentAhead bool          // in the last turn, something that tightens did
+	builtFor  time.Time     // the moment that the last turn was for
 	built     chan struct{} // holds a token when a build is over
 }
 
@@ -228,7 +231,7 @@ func (p *Policy) build(ctx context.Context) error {
 	}()
 	pause := retryFirst
 	var again <-chan time.Time
-	var due time.Time // zero: as soon as that says so
+	var due time.Time // zero: as soon as again says so
 	for {
 		select {
 		case <-ctx.Done():
@@ -238,7 +241,7 @@ func (p *Policy) build(ctx context.Context) error {
 				return err
 			}
 		case <-again:
-			if p.now().Before(due) {
+			if p.now().Before(due) && !p.wentBack() {
 				again = time.After(p.until(due))
 				continue
 			}
@@ -261,13 +264,21 @@ func (p *Policy) build(ctx context.Context) error {
 			}
 			due, again = time.Time{}, time.After(pause)
 			pause = min(2*pause, retryMost)
-		case next.IsZero():
-			again, pause = nil, retryFirst
 		default:
+			if next.IsZero() {
+				next = p.now().Add(lookRarely) // the time may go back to when something had not ended
+			}
 			due, again, pause = next, time.After(p.until(next)), retryFirst
 		}
 	}
 }
+
+// wentBack reports that the time is well before what was built for: a clock was wrong,
+// and what had not ended yet left out.
+func (p *Policy) wentBack() bool { return p.builtFor.Sub(p.now()) > apart }
+
+// TimeMoved says that the agreed time is suddenly another.
+func (p *Policy) TimeMoved() { wake(p.mirror.changed) }
 
 // until is how long the builder sleeps before a moment: not to the end where that is
 // far, since the clock may be set meanwhile, and another may be agreed on.

@@ -91,6 +91,11 @@ func (p *Policy) countOnce(ctx context.Context) error {
 		wake(p.report)
 	}()
 	until := p.now().Add(-usageLate)
+	if shelf.own.Until.After(p.now()) { // by a clock that was wrong; until that moment comes, nothing would be counted
+		back := *shelf.own
+		back.Until = until.Add(-usageEvery)
+		shelf.own = &back
+	}
 	if p.inForce() == nil || until.Sub(shelf.own.Until) < usageEvery/2 {
 		return nil // nothing to name decisions by, or who shares the history has just counted
 	}

@@ -75,6 +75,7 @@ type gate struct {
 	trustDomain string
 	controller  string
 	permissions func(string) (Permissions, error)
+	now         func() time.Time // that certificates go by
 	logger      *slog.Logger
 	joins       *limiter
 	refused     atomic.Uint64
@@ -86,7 +87,7 @@ type gate struct {
 func newGate(config ServerConfig, svid *identity.SVID) *gate {
 	return &gate{
 		secret: newSecret(), trustDomain: config.Bundle.TrustDomain(), controller: svid.ID(),
-		permissions: config.Permissions, logger: config.Logger,
+		permissions: config.Permissions, now: config.Bundle.Now, logger: config.Logger,
 		joins:       newLimiter(joinBurst, joinInterval, joinBurstEach, joinIntervalEach, joinAddresses),
 		connections: make(map[string]map[uint64]struct{}),
 	}
@@ -137,7 +138,8 @@ func (g *gate) admit(c server.ClientAuthentication) (who string, err error) {
 			Subscribe: &server.SubjectPermission{Allow: append([]string{inbox + ".>"}, allowed.Subscribe...)},
 		},
 		// The connection ends with the certificate; the agent has a newer one by then.
-		ConnectionDeadline: state.PeerCertificates[0].NotAfter.Add(identity.ClockTolerance),
+		// How long that is NATS tells by this machine's clock.
+		ConnectionDeadline: time.Now().Add(state.PeerCertificates[0].NotAfter.Add(identity.ClockTolerance).Sub(g.now())),
 	})
 	return id, nil
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net"
@@ -451,6 +452,70 @@ func TestPermissionsNeverWidenAnAgent(t *testing.T) {
 		})
 		if _, err := s.connect(t, "h1", time.Hour, nil); !errors.Is(err, stream.ErrDenied) {
 			t.Errorf("an agent that was given %+v connects: %v", given, err)
+		}
+	}
+}
+
+// age makes an authority's certificate begin days ago.
+func age(t *testing.T, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := tls.X509KeyPair(data, data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *pair.Leaf
+	template.NotBefore = template.NotBefore.Add(-72 * time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, pair.Leaf.PublicKey, pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var aged []byte
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			block.Bytes = der
+		}
+		aged = append(aged, pem.EncodeToMemory(block)...)
+	}
+	if err := os.WriteFile(path, aged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestConnectionsByTheAgreedTime: how long a connection may last is told by the time that
+// certificates are made by, whatever this machine's clock shows.
+func TestConnectionsByTheAgreedTime(t *testing.T) {
+	for _, off := range []time.Duration{-26 * time.Hour, 26 * time.Hour} {
+		s := newSite(t, func(c *jetstream.ServerConfig) {
+			dir := filepath.Join(filepath.Dir(c.Dir), "authority")
+			age(t, filepath.Join(dir, "authority.pem"))
+			authority, err := identity.OpenAuthority(dir, identity.DefaultTrustDomain)
+			if err != nil {
+				t.Fatal(err)
+			}
+			authority = authority.By(func() time.Time { return time.Now().Add(off) })
+			svid, err := authority.IssueSVID("/controller/c1", time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Bundle, c.SVID = authority.Bundle(), func() *identity.SVID { return svid }
+		})
+		certificate := s.forge(t, func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = c.NotBefore.Add(off), c.NotAfter.Add(off)
+		})
+		conn, err := s.raw(t, certificate)
+		if err != nil {
+			t.Errorf("%s off: %v", off, err)
+			continue
+		}
+		for range 10 {
+			if err := conn.FlushTimeout(10 * time.Second); err != nil {
+				t.Errorf("%s off: the connection goes: %v", off, err)
+				break
+			}
 		}
 	}
 }
