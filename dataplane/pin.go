@@ -671,27 +671,6 @@ func ensureBPFFS(dir string) (mounted string, err error) {
 // them from those of others.
 const mountSource = "bocage"
 
-// mount mounts a bpffs where there is none. Two agents that start at once must
-// not mount over each other, so the folder above is held meanwhile.
-func mount(dir string) (bool, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return false, fmt.Errorf("mount bpffs: %w", err)
-	}
-	above, err := holdDir(filepath.Dir(dir), unix.LOCK_EX)
-	if err != nil {
-		return false, fmt.Errorf("mount bpffs: %w", err)
-	}
-	defer above.Close()
-	if host.IsBPFFS(dir) {
-		return false, nil
-	}
-	err = unix.Mount(mountSource, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_RELATIME, "mode=0700")
-	if err != nil {
-		return false, fmt.Errorf("mount bpffs on %s: %w", dir, err)
-	}
-	return true, nil
-}
-
 // unmount takes a file system that Open mounted away, once nobody has anything
 // in it.
 func unmount(dir string) error {
@@ -763,16 +742,4 @@ func holdDir(path string, how int) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	return dir, nil
-}
-
-// Prepare mounts a bpffs on a folder, or takes the one that is there, and gives it
-// to a user: an agent that is not root may pin there, and cannot mount by itself.
-func Prepare(dir string, uid, gid int) error {
-	if _, err := mount(dir); err != nil {
-		return err
-	}
-	if err := os.Chown(dir, uid, gid); err != nil {
-		return fmt.Errorf("give %s to user %d: %w", dir, uid, err)
-	}
-	return nil
 }

@@ -157,7 +157,7 @@ func mayLoad() error {
 		return err
 	}
 	if effective&(1<<unix.CAP_PERFMON|1<<unix.CAP_SYS_ADMIN) == 0 {
-		return errors.New("this process may not load programs, which takes CAP_PERFMON, and none of this version and these options were left for it: run `bocage prepare` as root with the agent's options before the agent, as its unit does")
+		return errors.New("this process may not load programs, which takes CAP_PERFMON, and none of this version and these options were left for it: run `bocage prepare` as root with the agent's options before the agent, both with a folder that the agent's user can reach (--bpffs /run/bocage/bpf), as its unit does")
 	}
 	return nil
 }

@@ -42,11 +42,17 @@ func (p *plane) forNobody() (program string) {
 	p.t.Helper()
 	must(p.t, p.Close())
 	must(p.t, Remove(p.cfg.PinDir)) // of what root made
+	reachable(p.t, p.cfg.PinDir)
 	must(p.t, Prepare(p.cfg.PinDir, 65534, 65534))
-	for dir := filepath.Dir(p.cfg.PinDir); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
-		must(p.t, os.Chmod(dir, 0o755))
-	}
 	return executableFor(p.t)
+}
+
+// reachable lets everybody reach a folder of a test.
+func reachable(t testing.TB, dir string) {
+	t.Helper()
+	for dir = filepath.Dir(dir); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) {
+		must(t, os.Chmod(dir, 0o755))
+	}
 }
 
 // loadAs has a process of its own load the programs. Where it dies before a step, it
@@ -251,6 +257,7 @@ func TestRootPrepare(t *testing.T) {
 	t.Parallel()
 	hosttest.Root(t)
 	dir := filepath.Join(t.TempDir(), "bpf")
+	reachable(t, dir)
 	for range 2 {
 		must(t, Prepare(dir, 65534, 65534))
 	}
@@ -262,6 +269,86 @@ func TestRootPrepare(t *testing.T) {
 	must(t, Remove(dir))
 	if host.IsBPFFS(dir) {
 		t.Error("the mount is left")
+	}
+}
+
+// An agent that was root, and one that is not, follow upon each other in one folder, each
+// way, under traffic.
+func TestRootPrepareHandsOver(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	program := p.forNobody()
+	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
+	asRoot := p.command
+	must(t, Prepare(p.cfg.PinDir, 0, 0))
+	kill := p.startChild(all)
+	l := startLoad(t, a, b)
+	for range 2 {
+		kill()
+		must(t, Prepare(p.cfg.PinDir, 65534, 65534))
+		must(t, filepath.WalkDir(p.cfg.PinDir, func(path string, d os.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil && userOf(info) != 65534 {
+				t.Errorf("%s belongs to user %d", path, userOf(info))
+			}
+			return err
+		}))
+		must(t, p.loadAs(program, order{}))
+		p.command = asNobody(program, enforces)
+		kill = p.startChild(all)
+		l.more(t, "traffic with an agent that is not root")
+		kill()
+		must(t, Prepare(p.cfg.PinDir, 0, 0))
+		p.command = asRoot
+		kill = p.startChild(all)
+		l.more(t, "traffic with an agent that is root")
+	}
+	l.end(t)
+}
+
+// Where somebody else may write, a link leads root nowhere.
+func TestRootPrepareFollowsNoLink(t *testing.T) {
+	t.Parallel()
+	hosttest.Root(t)
+	root := t.TempDir()
+	reachable(t, filepath.Join(root, "bpf"))
+	target := filepath.Join(root, "target")
+	must(t, os.Mkdir(target, 0o755))
+	must(t, os.Symlink(target, filepath.Join(root, "link")))
+	must(t, os.Symlink(filepath.Join(root, "none"), filepath.Join(root, "dangling")))
+	for _, dir := range []string{"link", "dangling", "link/below", "link/far/below", "dangling/below"} {
+		if err := Prepare(filepath.Join(root, dir), 65534, 65534); err == nil || !strings.Contains(err.Error(), "symbolic link") {
+			t.Errorf("%s: %v", dir, err)
+		}
+	}
+	info, err := os.Stat(target)
+	must(t, err)
+	inside, err := os.ReadDir(target)
+	must(t, err)
+	_, err = os.Lstat(filepath.Join(root, "none"))
+	if host.IsBPFFS(target) || userOf(info) != 0 || len(inside) > 0 || err == nil {
+		t.Errorf("bpffs: %v, user %d, inside %v, made: %v", host.IsBPFFS(target), userOf(info), inside, err == nil)
+	}
+}
+
+// A folder that the user cannot reach is refused before anything is mounted.
+func TestRootPrepareWantsReach(t *testing.T) {
+	t.Parallel()
+	hosttest.Root(t)
+	root := t.TempDir()
+	must(t, os.Chmod(root, 0o700))
+	dir := filepath.Join(root, "bpf")
+	err := Prepare(dir, 65534, 65534)
+	if err == nil || !strings.Contains(err.Error(), "user 65534 may not enter "+root) || !strings.Contains(err.Error(), "--bpffs /run/bocage/bpf") {
+		t.Error(err)
+	}
+	if host.IsBPFFS(dir) {
+		t.Error("it was mounted")
 	}
 }
 

@@ -25,7 +25,7 @@ func (m Machine) kernelChecks() []Check {
 	return []Check{
 		{"kernel.version", Needed, fmt.Sprintf("boot a kernel of %d.%d or newer: on Debian 12, install linux-image-amd64 from bookworm-backports", floorMajor, floorMinor), here(m.askVersion)},
 		{"kernel.btf", Needed, "use a kernel built with CONFIG_DEBUG_INFO_BTF=y: Debian's own are", here(m.askBTF)},
-		{"kernel.privilege", Needed, "run as root, or with CAP_BPF and CAP_NET_ADMIN after `bocage prepare`, as packaging/bocage-agent.service does: sudo bocage doctor", here(m.askPrivilege)},
+		{"kernel.privilege", Needed, "run as root, or with CAP_BPF and CAP_NET_ADMIN after `bocage prepare --bpffs /run/bocage/bpf` with the agent's options, as packaging/bocage-agent.service does: sudo bocage doctor", here(m.askPrivilege)},
 		{"kernel.tcx", Needed, fmt.Sprintf("boot a kernel of %d.%d or newer with CONFIG_NET_XGRESS=y and CONFIG_BPF_SYSCALL=y", floorMajor, floorMinor), here(m.askTCX)},
 		{"kernel.bpffs", Needed, "mount -t bpf bpf " + BPFFS, here(m.askBPFFS)},
 		{"kernel.namespaces", Needed, "use a kernel with CONFIG_NET_NS=y", here(m.askNamespaces)},

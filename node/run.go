@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -96,7 +97,7 @@ func (c *controllerProcess) admitOwnAgent(ctx context.Context) (string, error) {
 // share a folder, as two users.
 func claim(cfg Config) (release func(), err error) {
 	path := filepath.Join(cfg.RunDir, pidFile(cfg))
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600) // others may write in this folder
 	if err != nil {
 		return nil, fmt.Errorf("claim %s: %w", cfg.RunDir, err)
 	}
@@ -124,10 +125,26 @@ func claim(cfg Config) (release func(), err error) {
 
 // leave writes a word for those who come later, unless it is there already.
 func leave(path, word string) error {
-	if was, err := os.ReadFile(path); err == nil && string(was) == word {
+	if was, err := readWord(path); err == nil && was == word {
 		return nil
 	}
 	return writeFile(path, []byte(word), 0o644)
+}
+
+// readWord reads what was left, from the file itself: others may write in its folder,
+// so no link is followed, and nothing waited for.
+func readWord(path string) (string, error) {
+	file, err := openWord(path)
+	if err != nil {
+		return "", err
+	}
+	defer file.Close()
+	word, err := io.ReadAll(io.LimitReader(file, 1<<12))
+	return string(word), err
+}
+
+func openWord(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 }
 
 // What a process leaves in its run folder: the host's name, and where its agent
@@ -140,8 +157,8 @@ const (
 // found fills in what the process of a run folder left there, where it was not said.
 func (c Config) found() Config {
 	for name, field := range map[string]*string{hostFile: &c.Host, pinsFile: &c.BPFFS} {
-		if word, err := os.ReadFile(filepath.Join(c.RunDir, name)); err == nil && *field == "" {
-			*field = string(word)
+		if word, err := readWord(filepath.Join(c.RunDir, name)); err == nil && *field == "" {
+			*field = word
 		}
 	}
 	return c
@@ -172,7 +189,7 @@ func running(dir string) []int {
 }
 
 func runningAs(path string) int {
-	file, err := os.Open(path)
+	file, err := openWord(path)
 	if err != nil {
 		return 0
 	}
@@ -180,11 +197,11 @@ func runningAs(path string) int {
 	if syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
 		return 0 // nobody holds it: left by a killed process
 	}
-	data, err := os.ReadFile(path)
+	data, err := readWord(path)
 	if err != nil {
 		return 0
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
+	pid, err := strconv.Atoi(strings.TrimSpace(data))
 	if err != nil {
 		return 0
 	}

@@ -135,3 +135,23 @@ func TestUnitsAreHardened(t *testing.T) {
 		}
 	}
 }
+
+// Each unit's step as root prepares for the user that its agent is, and once only.
+func TestStepIsForTheAgentsUser(t *testing.T) {
+	agent := lines(unit(t, "bocage-agent.service"))
+	functions := lines(unit(t, "functions.conf"))
+	for name, keys := range map[string]map[string][]string{"the agent": agent, "the agent with functions": functions} {
+		steps := keys["ExecStartPre"]
+		if name != "the agent" { // a drop-in adds to the unit's list unless it empties it first
+			if len(steps) == 0 || steps[0] != "" {
+				t.Errorf("%s: the unit's own step stays: %q", name, steps)
+				continue
+			}
+			steps = steps[1:]
+		}
+		if len(steps) != 1 || !strings.HasPrefix(steps[0], "+/usr/bin/bocage prepare ") ||
+			!strings.Contains(steps[0], " --bpffs /run/bocage/bpf --user "+keys["User"][0]+" $BOCAGE_AGENT_OPTIONS") {
+			t.Errorf("%s is user %s: %q", name, keys["User"], steps)
+		}
+	}
+}

@@ -19,7 +19,6 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"bocage.dev/bocage/dataplane"
 	"bocage.dev/bocage/host"
 	"bocage.dev/bocage/node"
 	"bocage.dev/bocage/packaging"
@@ -42,18 +41,14 @@ func (e *env) prepareCommand() *cobra.Command {
 				return fmt.Errorf("--user %s: %w", name, err)
 			}
 			cfg.RunDir, cfg.TrustDomain, cfg.Logger = e.runDir, e.trustDomain, e.logger(slog.LevelWarn)
-			if cfg, err = cfg.Complete(); err != nil {
-				return err
-			}
-			if err := dataplane.Prepare(cfg.BPFFS, uid, gid); err != nil {
-				return err
-			}
-			return loadAs(cmd.Context(), cfg, uid, gid, e.err)
+			return node.Prepare(cfg, uid, gid, func(cfg node.Config) error {
+				return loadAs(cmd.Context(), cfg, uid, gid, e.err)
+			})
 		}}
 	e.nodeFlags(cmd, &cfg)
 	agentFlags(cmd, &cfg)
 	joinFlags(cmd, &cfg, new(string))
-	cmd.Flags().StringVar(&name, "user", "bocage", "user that the agent runs as")
+	cmd.Flags().StringVar(&name, "user", "bocage", "user that the agent runs as, who must be able to reach --bpffs: /sys/fs/bpf is root's alone on most machines, /run/bocage/bpf is made for this")
 	return cmd
 }
 
