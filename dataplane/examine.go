@@ -40,7 +40,9 @@ type Layout struct {
 	Draft bool
 	// MissingMaps are not there although the layout has them.
 	MissingMaps []string
-	Links       []PinnedLink
+	// MissingPrograms were loaded for the agent, and are not there any more.
+	MissingPrograms []string
+	Links           []PinnedLink
 }
 
 // PinnedLink is a program's place at an interface.
@@ -102,6 +104,9 @@ func examine(cfg Config) (Examination, error) {
 				}
 			}
 			slices.Sort(l.MissingMaps)
+			if l.MissingPrograms, err = examinePrograms(cfg, current); err != nil {
+				return e, err
+			}
 		}
 		if l.Links, err = examineLinks(filepath.Join(dir, "link")); err != nil {
 			return e, err
@@ -114,6 +119,20 @@ func examine(cfg Config) (Examination, error) {
 		}
 	}
 	return e, nil
+}
+
+// examinePrograms looks for what Load left, if this layout's seeds are there.
+func examinePrograms(cfg Config, layout string) ([]string, error) {
+	p := &pins{root: cfg.PinDir, layout: layout}
+	seeds, err := ebpf.LoadPinnedMap(filepath.Join(p.mapsDir(), "seeds"), &ebpf.LoadPinOptions{ReadOnly: true})
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer seeds.Close()
+	return p.missingPrograms(cfg, seeds)
 }
 
 func examineLinks(dir string) ([]PinnedLink, error) {

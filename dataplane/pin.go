@@ -150,6 +150,7 @@ type pins struct {
 	found  bool                 // an earlier process made it
 	broken string               // a map whose pin was gone, so that what was found is put aside
 	held   map[string]link.Link // of this process, open, by name
+	anew   bool                 // what Load left is not taken
 	loads  loader               // nil: loadAnew
 	step   func(string) error   // asked before each change of what is pinned
 }
@@ -235,13 +236,13 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 	if err := seed(spec, options.MapReplacements["seeds"], before.keys); err != nil {
 		return nil, fmt.Errorf("seed the table of flows: %w", err)
 	}
-	if p.found {
-		if err := p.forgetPrograms(spec); err != nil {
+	if p.found && !p.anew {
+		objects, err := p.left(spec, options.MapReplacements)
+		if err != nil {
 			return nil, err
 		}
-		objects, err := p.left(spec, options.MapReplacements)
-		if err != nil || objects != nil {
-			return objects, err
+		if objects != nil {
+			return p.alone(objects, p.programsDir(spec))
 		}
 	}
 	if p.loads == nil {
@@ -253,10 +254,21 @@ func (p *pins) load(spec *ebpf.CollectionSpec) (*bpf.KernelObjects, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load eBPF programs (Linux 6.6 or newer is needed): %w", err)
 	}
+	if p.found && !p.anew {
+		return p.alone(objects, "")
+	}
 	if p.found {
 		return objects, nil
 	}
 	if err := p.publish(objects); err != nil {
+		return nil, errors.Join(err, objects.Close())
+	}
+	return objects, nil
+}
+
+// alone unpins all programs but those in a folder, now that there are some to go by.
+func (p *pins) alone(objects *bpf.KernelObjects, kept string) (*bpf.KernelObjects, error) {
+	if err := p.forgetPrograms(kept); err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
 	return objects, nil

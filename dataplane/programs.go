@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage/dataplane/bpf"
@@ -25,9 +27,9 @@ import (
 
 // Load verifies the programs of a configuration and pins them for the process that
 // opens the same PinDir with the same configuration, those that answer questions
-// (Trace) too. It makes maps where there are none. What is in force stays so, and
-// where the programs are there already nothing is done. It fails while a process has
-// the folder open.
+// (Trace) too, in the place of whatever was pinned for that before: who had the
+// agent's rights once may have pinned that. It makes maps where there are none. What is
+// in force stays so. It fails while a process has the folder open.
 func Load(cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return fmt.Errorf("load programs: %w", err)
@@ -45,11 +47,8 @@ func (d *Dataplane) leavePrograms() error {
 	if err != nil {
 		return err
 	}
+	d.pins.anew = true
 	if d.objects, err = d.pins.load(spec); err != nil {
-		return err
-	}
-	dir := d.pins.programsDir(spec)
-	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	asks, err := loadAsker(d.cfg, d.objects)
@@ -57,7 +56,10 @@ func (d *Dataplane) leavePrograms() error {
 		return fmt.Errorf("load the programs that answer questions: %w", err)
 	}
 	defer asks.close()
-	draft := filepath.Join(d.pins.dir(), draftPrograms)
+	draft, dir := filepath.Join(d.pins.dir(), draftPrograms), d.pins.programsDir(spec)
+	if err := os.RemoveAll(draft); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(draft, askerDir), 0o700); err != nil {
 		return err
 	}
@@ -71,7 +73,23 @@ func (d *Dataplane) leavePrograms() error {
 	if err := d.step("loaded"); err != nil {
 		return err
 	}
-	return os.Rename(draft, dir)
+	if err := replaceDir(draft, dir); err != nil {
+		return fmt.Errorf("pin programs: %w", err)
+	}
+	if err := d.step("replaced"); err != nil {
+		return err
+	}
+	return d.pins.forgetPrograms(dir)
+}
+
+// replaceDir gives a folder another's name, in one step also where there is one of that
+// name, which then has the other's.
+func replaceDir(from, to string) error {
+	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_EXCHANGE)
+	if errors.Is(err, fs.ErrNotExist) {
+		return os.Rename(from, to)
+	}
+	return err
 }
 
 // Where programs lie in the folder of a layout, behind this and what tells them from
@@ -95,16 +113,16 @@ func (p *pins) programsDir(spec *ebpf.CollectionSpec) string {
 	return filepath.Join(p.dir(), programsPrefix+hex.EncodeToString(h.Sum(nil))[:16])
 }
 
-// forgetPrograms unpins programs unlike these. What links hold of them stays.
-func (p *pins) forgetPrograms(spec *ebpf.CollectionSpec) error {
-	dir := p.programsDir(spec)
+// forgetPrograms unpins programs but those in a folder, once there are others to go by.
+// What links hold of them stays.
+func (p *pins) forgetPrograms(kept string) error {
 	entries, err := os.ReadDir(p.dir())
 	if err != nil {
 		return err
 	}
 	for _, entry := range entries {
 		other := filepath.Join(p.dir(), entry.Name())
-		if !strings.HasPrefix(entry.Name(), programsPrefix) || other == dir {
+		if !strings.HasPrefix(entry.Name(), programsPrefix) || other == kept {
 			continue
 		}
 		if err := os.RemoveAll(other); err != nil {
@@ -115,7 +133,7 @@ func (p *pins) forgetPrograms(spec *ebpf.CollectionSpec) error {
 }
 
 // left takes programs that Load left, with the maps that they are of; nil: there are
-// none like these.
+// none like these, or not all of them.
 func (p *pins) left(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map) (*bpf.KernelObjects, error) {
 	dir := p.programsDir(spec)
 	var err error
@@ -136,14 +154,70 @@ func (p *pins) left(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map) (*bp
 			return nil, fmt.Errorf("take over map %s: %w", name, err)
 		}
 	}
-	if all.Maps[ownMap], err = ebpf.LoadPinnedMap(filepath.Join(dir, ownMap), nil); err != nil {
+	all.Maps[ownMap], err = ebpf.LoadPinnedMap(filepath.Join(dir, ownMap), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("take over map %s: %w", ownMap, err)
+	}
+	if like, err := areLike(spec, all.Programs, all.Maps); err != nil || !like {
+		return nil, err
 	}
 	objects := &bpf.KernelObjects{}
 	if err := errors.Join(all.Assign(&objects.KernelPrograms), all.Assign(&objects.KernelMaps)); err != nil {
 		return nil, errors.Join(err, objects.KernelPrograms.Close(), objects.KernelMaps.Close())
 	}
 	return objects, nil
+}
+
+// areLike says whether programs are what a spec says, over the maps given: by what the
+// kernel says of them. Whoever has the agent's rights can pin others by these names.
+func areLike(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Program, over map[string]*ebpf.Map) (bool, error) {
+	ids := make(map[string]ebpf.MapID, len(over))
+	for name, m := range over {
+		info, err := m.Info()
+		if err != nil {
+			return false, fmt.Errorf("look at map %s: %w", name, err)
+		}
+		ids[name], _ = info.ID()
+	}
+	for name, program := range programs {
+		info, err := program.Info()
+		if err != nil {
+			return false, fmt.Errorf("look at program %s: %w", name, err)
+		}
+		text := slices.Clone(spec.Programs[name].Instructions)
+		if err := text.Marshal(io.Discard, spec.ByteOrder); err != nil { // which resolves calls
+			return false, fmt.Errorf("look at program %s: %w", name, err)
+		}
+		same, err := text.HasTag(info.Tag, spec.ByteOrder)
+		if err != nil {
+			return false, fmt.Errorf("look at program %s: %w", name, err)
+		}
+		if !same || info.Type != spec.Programs[name].Type || !isOver(info, text, ids) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// isOver says whether a program uses the maps that its text names. Of sections, which
+// each load has of its own, it says how many there are.
+func isOver(info *ebpf.ProgramInfo, text asm.Instructions, ids map[string]ebpf.MapID) bool {
+	have, _ := info.MapIDs()
+	named := map[string]bool{}
+	for _, instruction := range text {
+		if !instruction.IsLoadFromMap() {
+			continue
+		}
+		name := instruction.Reference()
+		named[name] = true
+		if id, known := ids[name]; known && !slices.Contains(have, id) {
+			return false
+		}
+	}
+	return len(have) == len(named)
 }
 
 // mayLoad says why this process cannot load the programs; nil if it can.
@@ -197,11 +271,11 @@ type asker struct {
 const steps, stepsSection = "steps", ".bss"
 
 // askerSpec configures what is asked, and says which of its maps are its own.
-func askerSpec(cfg Config, o *bpf.KernelObjects) (spec *ebpf.CollectionSpec, own []string, err error) {
+func askerSpec(cfg Config, seeds *ebpf.Map) (spec *ebpf.CollectionSpec, own []string, err error) {
 	if spec, err = loadSpec(cfg); err != nil {
 		return nil, nil, err
 	}
-	if err := errors.Join(spec.Variables["tracing"].Set(uint32(1)), seed(spec, o.Seeds, nil)); err != nil {
+	if err := errors.Join(spec.Variables["tracing"].Set(uint32(1)), seed(spec, seeds, nil)); err != nil {
 		return nil, nil, err
 	}
 	page := uint32(os.Getpagesize()) // nobody reads them
@@ -211,9 +285,8 @@ func askerSpec(cfg Config, o *bpf.KernelObjects) (spec *ebpf.CollectionSpec, own
 			delete(spec.Programs, name)
 		}
 	}
-	shared := asked(o)
 	for name := range spec.Maps {
-		if shared[name] == nil && !strings.HasPrefix(name, ".") {
+		if !isAsked(name) && !strings.HasPrefix(name, ".") {
 			own = append(own, name)
 		}
 	}
@@ -224,7 +297,7 @@ func loadAsker(cfg Config, o *bpf.KernelObjects) (*asker, error) {
 	if err := mayLoad(); err != nil {
 		return nil, err
 	}
-	spec, own, err := askerSpec(cfg, o)
+	spec, own, err := askerSpec(cfg, o.Seeds)
 	if err != nil {
 		return nil, err
 	}
@@ -252,9 +325,9 @@ func (a *asker) pin(dir string) error {
 	return pinPrograms(a.programs, dir)
 }
 
-// leftAsker takes what Load left for questions; nil: there is none.
+// leftAsker takes what Load left for questions; nil: there is none, or not all of it.
 func leftAsker(dir string, cfg Config, o *bpf.KernelObjects) (*asker, error) {
-	spec, own, err := askerSpec(cfg, o)
+	spec, own, err := askerSpec(cfg, o.Seeds)
 	if err != nil {
 		return nil, err
 	}
@@ -274,11 +347,56 @@ func leftAsker(dir string, cfg Config, o *bpf.KernelObjects) (*asker, error) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if err != nil {
 			a.close()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil, nil
+			}
 			return nil, fmt.Errorf("take over map %s: %w", name, err)
 		}
 		a.maps[name] = m
 	}
+	over := asked(o)
+	for _, name := range own {
+		over[name] = a.maps[name]
+	}
+	over[stepsSection] = a.maps[steps]
+	if like, err := areLike(spec, a.programs, over); err != nil || !like {
+		a.close()
+		return nil, err
+	}
 	return a, nil
+}
+
+// missingPrograms lists what Load left of these and is not pinned any more; nothing, if
+// no folder of theirs is there.
+func (p *pins) missingPrograms(cfg Config, seeds *ebpf.Map) ([]string, error) {
+	spec, err := loadSpec(cfg)
+	if err != nil {
+		return nil, err
+	}
+	asks, own, err := askerSpec(cfg, seeds)
+	if err != nil {
+		return nil, err
+	}
+	if err := seed(spec, seeds, nil); err != nil {
+		return nil, err
+	}
+	dir := p.programsDir(spec)
+	if _, err := os.Stat(dir); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	names := append(slices.Collect(maps.Keys(spec.Programs)), ownMap)
+	for _, name := range slices.AppendSeq(append(own, steps), maps.Keys(asks.Programs)) {
+		names = append(names, filepath.Join(askerDir, name))
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return !errors.Is(err, fs.ErrNotExist)
+	})
+	slices.Sort(names)
+	return names, nil
 }
 
 func (a *asker) close() {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"time"
@@ -97,15 +98,18 @@ const (
 // others a question has for itself, with a copy of what it needs to see, so that
 // there is nothing of the enforcement points that it could write to.
 func asked(o *bpf.KernelObjects) map[string]*ebpf.Map {
-	shared := map[string]*ebpf.Map{}
-	for name, m := range mapsOf(o) {
-		switch name {
-		case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits", "names", "rankings", "learned",
-			"port_addresses", "topology", "steering", "seeds", "shares":
-			shared[name] = m
-		}
-	}
+	shared := mapsOf(o)
+	maps.DeleteFunc(shared, func(name string, _ *ebpf.Map) bool { return !isAsked(name) })
 	return shared
+}
+
+func isAsked(name string) bool {
+	switch name {
+	case "active", "rulesets", "peers", "prefixes", "groups", "cells", "refused_identities", "successions", "limits", "names", "rankings", "learned",
+		"port_addresses", "topology", "steering", "seeds", "shares":
+		return true
+	}
+	return false
 }
 
 // Trace asks the programs what they would do with a packet, on the maps that they
@@ -204,6 +208,10 @@ func (d *Dataplane) ready() (*asker, error) {
 		copyRows[bpf.KernelFragmentKey, bpf.KernelFragment](live["fragments"], own["fragments"]),
 		copyRows[bpf.KernelQuotaKey, bpf.KernelQuota](live["quotas"], own["quotas"]),
 		copyRows[uint32, bpf.KernelPressure](live["pressure"], own["pressure"]),
+		copyRows[uint32, bpf.KernelHearings](live["hearings"], own["hearings"]),
+		clearRows(own["questions"], func(bpf.KernelQuestion) bool { return true }),
+		clearRows(own["refusals"], func(bpf.KernelRefusalKey) bool { return true }),
+		clearRows(own["folded"], func(bpf.KernelRefusalKey) bool { return true }),
 		d.asker.forget(),
 	)
 	if err != nil {
@@ -232,6 +240,9 @@ func (d *Dataplane) newAsker() (*asker, error) {
 	a, err := leftAsker(filepath.Join(d.pins.programsDir(spec), askerDir), d.cfg, d.objects)
 	if err != nil || a != nil {
 		return a, err
+	}
+	if mayLoad() != nil {
+		return nil, errors.New("those that were left for questions are not pinned any more, or are others: restart the agent (systemctl restart bocage-agent), which has them loaded again; enforcement goes on meanwhile")
 	}
 	return loadAsker(d.cfg, d.objects)
 }

@@ -242,6 +242,43 @@ func TestRootTraceSteps(t *testing.T) {
 	})
 }
 
+// A question sees what was heard of a stream that is still listened to, and says nothing
+// to it: the next may be about other bytes in the same place.
+func TestRootTraceSaysNothingToAStream(t *testing.T) {
+	t.Parallel()
+	x := newTap(t, true)
+	s := x.open(bocage.SpeechHTTP)
+	s.passes(false, segment{flags: ack, bytes: []byte("GE")})
+	if !s.isWatched() {
+		t.Fatal("the stream is not listened to any more")
+	}
+	x.p.mu.Lock()
+	x.p.ports[1] = Attachment{Ifindex: 1, Port: x.a.port} // where these packets are
+	x.p.mu.Unlock()
+	for _, w := range []*workload{x.a, x.b} {
+		x.p.in(func() error { return exec.Command("ip", "link", "set", w.link, "down").Run() })
+	}
+	for i, c := range []struct {
+		says    string
+		outcome Outcome
+	}{
+		{"T / HT", Passes}, {"T /a HT", Passes}, {"\x00\x01\x02\x03\x04\x05", Dropped}, {"T / HT", Passes}, {"T /b HT", Passes},
+	} {
+		before := x.p.photograph()
+		x.p.in(func() error {
+			told, err := x.p.Trace(Question{Ifindex: 1, From: true, Frame: s.frame(false, segment{at: 2, flags: ack, bytes: []byte(c.says)})})
+			if err == nil && (told.Outcome != c.outcome || told.Tracked != TrackedHit) {
+				t.Errorf("question %d, %q: %+v, want %s", i, c.says, told, c.outcome)
+			}
+			return err
+		})
+		if after := x.p.photograph(); !maps.Equal(before, after) {
+			t.Errorf("question %d changed what it asks about", i)
+		}
+	}
+	s.passes(false, segment{at: 2, flags: ack, bytes: []byte("T /c HT")})
+}
+
 // A wire is asked about at either end, and keeps what it knows, too.
 func TestRootTraceWire(t *testing.T) {
 	t.Parallel()

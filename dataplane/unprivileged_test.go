@@ -8,11 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
@@ -146,7 +151,9 @@ func TestRootUnprivilegedAgentNeedsPrograms(t *testing.T) {
 		needs("killed before " + dies.Dies)
 	}
 	must(t, p.loadAs(program, order{}))
-	must(t, p.loadAs(program, order{})) // there already
+	if err := p.loadAs(program, order{Dies: "replaced", Time: 1}); err == nil {
+		t.Error("it lived through its next loading")
+	}
 	kill := p.startChild(all)
 	l := startLoad(t, a, b)
 	if err := p.loadAs(program, order{}); err == nil || !strings.Contains(err.Error(), "stop that agent first") {
@@ -155,6 +162,9 @@ func TestRootUnprivilegedAgentNeedsPrograms(t *testing.T) {
 	kill()
 	p.cfg.DirectDelivery = true
 	needs("other options")
+	p.cfg.DirectDelivery = false
+	p.startChild(all)() // who had none of theirs has left these alone
+	p.cfg.DirectDelivery = true
 	l.more(t, "traffic meanwhile")
 	must(t, p.loadAs(program, order{}))
 	kill = p.startChild(all)
@@ -180,6 +190,265 @@ func (p *plane) layoutDir() string {
 	spec, err := loadSpec(p.cfg.withDefaults())
 	must(p.t, err)
 	return filepath.Join(p.cfg.PinDir, layoutOf(spec))
+}
+
+// pinnedPrograms is the one folder of programs that are pinned in the layout's.
+func (p *plane) pinnedPrograms() string {
+	p.t.Helper()
+	found, err := filepath.Glob(filepath.Join(p.layoutDir(), programsPrefix+"*"))
+	must(p.t, err)
+	if len(found) != 1 {
+		p.t.Fatalf("programs in %q, want one folder", found)
+	}
+	return found[0]
+}
+
+// missing is what an examination says of programs that are not there any more.
+func (p *plane) missing() []string {
+	p.t.Helper()
+	var e Examination
+	p.in(func() (err error) { e, err = Examine(p.cfg); return err })
+	if len(e.Layouts) != 1 {
+		p.t.Fatalf("layouts %+v", e.Layouts)
+	}
+	return e.Layouts[0].MissingPrograms
+}
+
+// pinnedID is the kernel's number of the program that is pinned at a path.
+func pinnedID(t *testing.T, path string) ebpf.ProgramID {
+	t.Helper()
+	program, err := ebpf.LoadPinnedProgram(path, nil)
+	must(t, err)
+	defer program.Close()
+	info, err := program.Info()
+	must(t, err)
+	id, _ := info.ID()
+	return id
+}
+
+// Whatever of the pinned programs is lost, or is another by the same name: it is taken
+// for none, and the next loading puts all of it back while enforcement goes on.
+func TestRootProgramsLostOrForeign(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, unshelved)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	rs := ruleset(1, []bocage.Rule{allowTCP(21, 22, 80), allowUDP(21, 22)}, a, b)
+	program := p.forNobody()
+	p.command = asNobody(program, enforces)
+	all := order{Attachments: []Attachment{{Ifindex: a.ifindex, Port: a.port}, {Ifindex: b.ifindex, Port: b.port}}, Ruleset: rs}
+	must(t, p.loadAs(program, order{}))
+	p.startChild(all)()
+	l := startLoad(t, a, b)
+	dir := p.pinnedPrograms()
+	pass, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL", Name: programFrom,
+		Instructions: asm.Instructions{asm.LoadImm(asm.R0, -1, asm.DWord), asm.Return()}})
+	must(t, err)
+	defer pass.Close()
+	for name, c := range map[string]struct {
+		at      string // what is harmed
+		by      string // what is pinned there instead; empty: nothing
+		missing bool
+		asks    bool // only questions suffer
+	}{
+		"a program lost":               {at: programTo, missing: true},
+		"its own map lost":             {at: ownMap, missing: true},
+		"a question's program lost":    {at: "asker/" + programFrom, missing: true, asks: true},
+		"a question's map lost":        {at: "asker/" + steps, missing: true, asks: true},
+		"a program that passes all":    {at: programFrom, by: "pass"},
+		"another of the programs":      {at: programFrom, by: programTo},
+		"the one that only answers":    {at: programFrom, by: "asker/" + programFrom},
+		"another map of the same form": {at: ownMap, by: "asker/" + ownMap},
+		"a question's that enforces":   {at: "asker/" + programFrom, by: programFrom, asks: true},
+		"a question's enforced flows":  {at: "asker/flows", by: "../map/flows", asks: true},
+	} {
+		restore := p.harm(dir, c.at, c.by, pass)
+		if got := p.missing(); slices.Contains(got, c.at) != c.missing || len(got) > 1 {
+			t.Errorf("%s: missing %q", name, got)
+		}
+		if taken, asker := p.taken(dir); taken != c.asks || asker == c.asks {
+			t.Errorf("%s: programs are taken %v, those for questions %v", name, taken, asker)
+		}
+		restore()
+		if taken, asker := p.taken(dir); !taken || !asker {
+			t.Errorf("%s, and put back: programs are taken %v, those for questions %v", name, taken, asker)
+		}
+	}
+	before := pinnedID(t, filepath.Join(dir, programTo))
+	p.harm(dir, programFrom, "pass", pass)
+	needs := func() {
+		t.Helper()
+		if _, err := p.child(all); err == nil || !strings.Contains(err.Error(), "bocage prepare") {
+			t.Errorf("an agent takes what is not whole: %v", err)
+		}
+	}
+	needs()
+	for _, lost := range []string{ownMap, programFrom, "asker/" + programFrom, "asker/" + steps} { // half a folder
+		must(t, os.Remove(filepath.Join(dir, lost)))
+	}
+	needs()
+	l.more(t, "traffic by what was loaded first")
+	must(t, p.loadAs(program, order{}))
+	if got := p.pinnedPrograms(); got != dir || len(p.missing()) != 0 || pinnedID(t, filepath.Join(dir, programTo)) == before {
+		t.Errorf("after the next loading %s lacks %q, or is what it was", got, p.missing())
+	}
+	l.more(t, "traffic with others loaded")
+	kill := p.startChild(all)
+	l.more(t, "traffic by others")
+	if _, err := dial(t, b, a.v4, 80, short); !isTimeout(err) {
+		t.Errorf("refused flow: %v, want a timeout", err)
+	}
+	kill()
+	l.end(t)
+}
+
+// harm takes away what is pinned at a place in a folder, and pins something else there;
+// restore puts it back.
+func (p *plane) harm(dir, at, by string, pass *ebpf.Program) (restore func()) {
+	p.t.Helper()
+	path := filepath.Join(dir, at)
+	was := openPinned(p.t, path)
+	var other pinner
+	switch by {
+	case "":
+	case "pass":
+		clone, err := pass.Clone()
+		must(p.t, err)
+		other = clone
+	default:
+		other = openPinned(p.t, filepath.Join(dir, by))
+	}
+	must(p.t, os.Remove(path))
+	if other != nil {
+		must(p.t, other.Pin(path))
+		must(p.t, os.Chown(path, 65534, 65534))
+		must(p.t, other.Close())
+	}
+	return func() {
+		p.t.Helper()
+		if other != nil {
+			must(p.t, os.Remove(path))
+		}
+		must(p.t, was.Pin(path))
+		must(p.t, os.Chown(path, 65534, 65534))
+		must(p.t, was.Close())
+	}
+}
+
+// pinner is a map or a program.
+type pinner interface {
+	Pin(path string) error
+	Close() error
+}
+
+// openPinned takes what is pinned at a path, to be pinned at others.
+func openPinned(t testing.TB, path string) pinner {
+	t.Helper()
+	if m, err := ebpf.LoadPinnedMap(path, nil); err == nil {
+		defer m.Close()
+		clone, err := m.Clone()
+		must(t, err)
+		return clone
+	}
+	program, err := ebpf.LoadPinnedProgram(path, nil)
+	must(t, err)
+	defer program.Close()
+	clone, err := program.Clone()
+	must(t, err)
+	return clone
+}
+
+// taken says what of the programs that were left a process would take.
+func (p *plane) taken(dir string) (programs, asker bool) {
+	p.t.Helper()
+	cfg := p.cfg.withDefaults()
+	spec, err := loadSpec(cfg)
+	must(p.t, err)
+	shared := map[string]*ebpf.Map{}
+	objects := &bpf.KernelObjects{}
+	for name := range mapsOf(objects) {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(p.layoutDir(), "map", name), nil)
+		must(p.t, err)
+		defer m.Close()
+		shared[name] = m
+	}
+	must(p.t, seed(spec, shared["seeds"], nil))
+	folder := &pins{root: cfg.PinDir, layout: layoutOf(spec)}
+	left, err := folder.left(spec, shared)
+	must(p.t, err)
+	if left != nil {
+		defer left.Close()
+	}
+	fields := reflect.ValueOf(&objects.KernelMaps).Elem()
+	for i := range fields.NumField() {
+		if m := shared[fields.Type().Field(i).Tag.Get("ebpf")]; m != nil {
+			fields.Field(i).Set(reflect.ValueOf(m))
+		}
+	}
+	asks, err := leftAsker(filepath.Join(dir, askerDir), cfg, objects)
+	must(p.t, err)
+	if asks != nil {
+		defer asks.close()
+	}
+	return left != nil, asks != nil
+}
+
+// Where what was left for questions is lost under an agent that may not load, it says
+// what to do; one that may loads it, and after the next loading it is there again.
+func TestRootQuestionsWithoutTheirPrograms(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t, unshelved)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	must(t, p.Close())
+	must(t, Remove(p.cfg.PinDir))
+	p.in(func() error { return Load(p.cfg) })
+	p.open()
+	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
+	p.attach(a, b)
+	must(t, os.RemoveAll(p.pins.dir()))
+	p.repaired("every map's pin")
+	k := &packetBench{plane: p, from: a, to: b}
+	ask := func() (err error) {
+		_, err = p.Trace(Question{Ifindex: a.ifindex, From: true, Frame: k.out(bocage.ProtocolTCP).bytes()})
+		return err
+	}
+	lacking(t, unix.CAP_PERFMON, unix.CAP_SYS_ADMIN)(func() {
+		if err := ask(); err == nil || !strings.Contains(err.Error(), "restart the agent") {
+			t.Errorf("asked without the right to load: %v", err)
+		}
+	})
+	must(t, ask())
+	must(t, p.Close())
+	p.in(func() error { return Load(p.cfg) })
+	if missing := p.missing(); len(missing) > 0 {
+		t.Errorf("missing %q after the next loading", missing)
+	}
+	p.open()
+	must(t, ask())
+}
+
+// lacking runs something on a thread that lacks capabilities, which ends with it.
+func lacking(t *testing.T, caps ...int) func(func()) {
+	return func(do func()) {
+		t.Helper()
+		done := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and never unlocked
+			header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+			var data [2]unix.CapUserData
+			err := unix.Capget(&header, &data[0])
+			for _, c := range caps {
+				data[c/32].Effective &^= 1 << (c % 32)
+			}
+			if err == nil {
+				err = unix.Capset(&header, &data[0])
+			}
+			if err == nil {
+				do()
+			}
+			done <- err
+		}()
+		must(t, <-done)
+	}
 }
 
 // Programs that were left answer questions as those do that are loaded for it, again

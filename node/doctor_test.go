@@ -74,6 +74,7 @@ func TestPatientFacts(t *testing.T) {
 		{"inspection.up", "not up", func(p *patient) { p.report.Inspection = FunctionReport{Wanted: true} }},
 		{"decoys.up", "not up", func(p *patient) { p.report.Decoys = FunctionReport{Wanted: true} }},
 		{"dataplane.pins", "cells", func(p *patient) { p.kernel.Layouts[0].MissingMaps = []string{"cells"} }},
+		{"dataplane.pins", "asker/steps", func(p *patient) { p.kernel.Layouts[0].MissingPrograms = []string{"asker/steps"} }},
 		{"dataplane.layout", "another version", nil},
 		{"dataplane.layout", "cut short", func(p *patient) {
 			p.kernel.Layouts = append(p.kernel.Layouts, dataplane.Layout{Name: "draft-b", Draft: true})

@@ -44,8 +44,11 @@ func (p *patient) askPins() host.Answer {
 		if len(l.MissingMaps) > 0 {
 			return host.Ill("maps are not pinned any more: %s", strings.Join(l.MissingMaps, ", "))
 		}
+		if len(l.MissingPrograms) > 0 {
+			return host.Ill("programs are not pinned any more: %s", strings.Join(l.MissingPrograms, ", "))
+		}
 	}
-	return host.Well("every map is pinned in %s", p.cfg.PinDir())
+	return host.Well("everything is pinned in %s", p.cfg.PinDir())
 }
 
 func (p *patient) askLayout() host.Answer {
