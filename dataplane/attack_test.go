@@ -474,8 +474,13 @@ func TestRootDispositionsByTools(t *testing.T) {
 		{"a decoy, by nmap", "nmap -n -Pn -sS -p 22 --reason " + b.v4.String(), []string{"22/tcp open", "syn-ack"}, false},
 		{"a decoy, by ncat", "ncat -v -n -w 60 -i 4 " + b.v4.String() + " 22", []string{"Connected", "hello again"}, false},
 	} {
-		before := engine.frames[0].Load()
-		out := strings.Join(strings.Fields(said(t, a.namespace, x.command)), " ")
+		var out string
+		var before int64
+		hosttest.Await(t, "iperf3 to be done with the one before", func() bool {
+			before = engine.frames[0].Load()
+			out = strings.Join(strings.Fields(said(t, a.namespace, x.command)), " ")
+			return !strings.Contains(out, "the server is busy")
+		})
 		for _, want := range x.want {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s: %s: %s, want %q", x.name, x.command, out, want)
