@@ -136,19 +136,12 @@ func (p *pins) forgetPrograms(kept string) error {
 // none like these, or not all of them.
 func (p *pins) left(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map) (*bpf.KernelObjects, error) {
 	dir := p.programsDir(spec)
-	var err error
-	all := &ebpf.Collection{Programs: map[string]*ebpf.Program{}, Maps: map[string]*ebpf.Map{}}
-	defer all.Close() // of what is not handed on
-	for name := range spec.Programs {
-		program, err := ebpf.LoadPinnedProgram(filepath.Join(dir, name), nil)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("take over program %s: %w", name, err)
-		}
-		all.Programs[name] = program
+	programs, err := pinnedPrograms(spec, dir)
+	if programs == nil {
+		return nil, err
 	}
+	all := &ebpf.Collection{Programs: programs, Maps: map[string]*ebpf.Map{}}
+	defer all.Close() // of what is not handed on
 	for name, m := range shared {
 		if all.Maps[name], err = m.Clone(); err != nil {
 			return nil, fmt.Errorf("take over map %s: %w", name, err)
@@ -169,6 +162,24 @@ func (p *pins) left(spec *ebpf.CollectionSpec, shared map[string]*ebpf.Map) (*bp
 		return nil, errors.Join(err, objects.KernelPrograms.Close(), objects.KernelMaps.Close())
 	}
 	return objects, nil
+}
+
+// pinnedPrograms opens the programs of a spec in a folder; nil if not all are there.
+func pinnedPrograms(spec *ebpf.CollectionSpec, dir string) (map[string]*ebpf.Program, error) {
+	all := make(map[string]*ebpf.Program, len(spec.Programs))
+	for name := range spec.Programs {
+		program, err := ebpf.LoadPinnedProgram(filepath.Join(dir, name), nil)
+		if err == nil {
+			all[name] = program
+			continue
+		}
+		closeAll(all)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, fmt.Errorf("take over program %s: %w", name, err)
+	}
+	return all, nil
 }
 
 // areLike says whether programs are what a spec says, over the maps given: by what the
@@ -331,18 +342,11 @@ func leftAsker(dir string, cfg Config, o *bpf.KernelObjects) (*asker, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &asker{programs: map[string]*ebpf.Program{}, maps: map[string]*ebpf.Map{}, stepsAt: spec.Variables["traced"].Offset}
-	for name := range spec.Programs {
-		program, err := ebpf.LoadPinnedProgram(filepath.Join(dir, name), nil)
-		if err != nil {
-			a.close()
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil, nil
-			}
-			return nil, fmt.Errorf("take over program %s: %w", name, err)
-		}
-		a.programs[name] = program
+	programs, err := pinnedPrograms(spec, dir)
+	if programs == nil {
+		return nil, err
 	}
+	a := &asker{programs: programs, maps: map[string]*ebpf.Map{}, stepsAt: spec.Variables["traced"].Offset}
 	for _, name := range append(own, steps) {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
 		if err != nil {
@@ -400,10 +404,12 @@ func (p *pins) missingPrograms(cfg Config, seeds *ebpf.Map) ([]string, error) {
 }
 
 func (a *asker) close() {
-	for _, program := range a.programs {
-		program.Close()
-	}
-	for _, m := range a.maps {
-		m.Close()
+	closeAll(a.programs)
+	closeAll(a.maps)
+}
+
+func closeAll[T io.Closer](opened map[string]T) {
+	for _, o := range opened {
+		o.Close()
 	}
 }

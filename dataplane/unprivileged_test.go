@@ -52,6 +52,15 @@ func (p *plane) forNobody() (program string) {
 	return executableFor(p.t)
 }
 
+// openLeft has a plane begin anew by programs that were loaded for it before.
+func (p *plane) openLeft() {
+	p.t.Helper()
+	must(p.t, p.Close())
+	must(p.t, Remove(p.cfg.PinDir))
+	p.in(func() error { return Load(p.cfg) })
+	p.open()
+}
+
 // reachable lets everybody reach a folder of a test.
 func reachable(t testing.TB, dir string) {
 	t.Helper()
@@ -398,10 +407,7 @@ func TestRootQuestionsWithoutTheirPrograms(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, unshelved)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	must(t, p.Close())
-	must(t, Remove(p.cfg.PinDir))
-	p.in(func() error { return Load(p.cfg) })
-	p.open()
+	p.openLeft()
 	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
 	p.attach(a, b)
 	must(t, os.RemoveAll(p.pins.dir()))
@@ -457,10 +463,7 @@ func TestRootQuestionsToProgramsThatWereLeft(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t, unshelved)
 	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
-	must(t, p.Close())
-	must(t, Remove(p.cfg.PinDir))
-	p.in(func() error { return Load(p.cfg) })
-	p.open()
+	p.openLeft()
 	must(t, p.Apply(ruleset(1, []bocage.Rule{allowTCP(21, 22, 80)}, a, b)))
 	p.attach(a, b)
 	k := &packetBench{plane: p, from: a, to: b}
