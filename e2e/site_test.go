@@ -29,10 +29,12 @@ type site struct {
 	dir     string
 	lab     *lab.Lab
 	nodes   map[string]*exec.Cmd
+	// byUnit has the second host's agent run as its systemd unit says.
+	byUnit bool
 }
 
 // newSite stands up a lab, joins both hosts and declares the workloads.
-func newSite(t testing.TB) *site {
+func newSite(t testing.TB, options ...func(*site)) *site {
 	t.Helper()
 	hosttest.Root(t)
 	snapshot, err := lab.TakeSnapshot()
@@ -48,6 +50,9 @@ func newSite(t testing.TB) *site {
 	}
 	s := &site{t: t, program: binary(t), dir: dir, nodes: map[string]*exec.Cmd{}}
 	t.Cleanup(func() { s.must(os.RemoveAll(dir)) })
+	for _, option := range options {
+		option(s)
+	}
 	name := hosttest.Name(t)
 	t.Cleanup(func() {
 		residue, err := snapshot.Residue(name)
@@ -97,7 +102,11 @@ func (s *site) start(name string) {
 	if name != "h1" {
 		args = []string{"agent", "--controllers", transport, "--join", filepath.Join(s.dir, name+".token")}
 	}
-	cmd := exec.Command(s.program, append(args, s.places(name)...)...)
+	args = append(args, s.places(name)...)
+	cmd := exec.Command(s.program, args...)
+	if s.byUnit && name != "h1" {
+		cmd = s.unit(name, args[1:])
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	s.must(host.Start(s.lab.HostNamespace(name), cmd))
 	s.nodes[name] = cmd
