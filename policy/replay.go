@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/simulate"
 )
 
 // trial is what the recorded flows came to on a candidate.
@@ -77,31 +78,52 @@ func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
 	}
 	r.edges = len(edges)
 	p.counters.replayed.Add(uint64(len(edges)))
-	was, is, at := s.base.simulator(), s.candidate.simulator(), p.now()
-	for _, e := range edges {
+	s.replay(&r, edges, p.now())
+	return r
+}
+
+// mostReplayed is how many recorded flows are decided together.
+const mostReplayed = 256
+
+// replay decides the recorded flows on the candidate, of those that were answered and
+// that the base allows.
+func (s *served) replay(r *trial, edges []bocage.Edge, at time.Time) {
+	was, is := s.base.simulator(), s.candidate.simulator()
+	before, after := make([]bocage.Flow, 0, mostReplayed), make([]bocage.Flow, 0, mostReplayed)
+	places := make([]int, 0, mostReplayed) // of flows, in edges
+	had, has := make([]simulate.Decided, mostReplayed), make([]simulate.Decided, mostReplayed)
+	decide := func() {
+		was.DecideFlows(before, had)
+		is.DecideFlows(after, has)
+		for i, place := range places {
+			if !had[i].Reason.Would.Allowed() || has[i].Reason.Would.Allowed() {
+				continue
+			}
+			r.refused++
+			if len(r.examples) < mostExamples {
+				r.examples = append(r.examples, edgeText(edges[place]))
+			}
+		}
+		before, after, places = before[:0], after[:0], places[:0]
+	}
+	for i, e := range edges {
 		if e.Replied == 0 {
 			continue
 		}
 		q := bocage.ExplainQuery{From: e.Source, To: e.Destination, Port: e.DestinationPort, Protocol: e.Protocol, At: at}
-		before, err := s.base.flow(q)
+		b, err := s.base.flow(q)
 		if err != nil {
 			continue // of a workload that is gone
 		}
-		after, err := s.candidate.flow(q)
+		a, err := s.candidate.flow(q)
 		if err != nil {
 			continue
 		}
-		if _, reason := was.DecideFlow(before); !reason.Would.Allowed() {
-			continue
-		}
-		if _, reason := is.DecideFlow(after); !reason.Would.Allowed() {
-			r.refused++
-			if len(r.examples) < mostExamples {
-				r.examples = append(r.examples, edgeText(e))
-			}
+		if before, after, places = append(before, b), append(after, a), append(places, i); len(places) == mostReplayed {
+			decide()
 		}
 	}
-	return r
+	decide()
 }
 
 func edgeText(e bocage.Edge) string {

@@ -150,7 +150,7 @@ func (s *Simulator) newWalk(uninspected bool) *walk {
 		if len(w.members[at]) == 0 {
 			continue
 		}
-		invited := ix.seats[at/2].fromAny
+		invited := ix.receivers[at/2].any
 		if w.opens(invited) {
 			w.inviting = append(w.inviting, at)
 		}
@@ -242,7 +242,7 @@ func (w *walk) tried(from int32, nodes []int32) []int32 {
 // to anybody, or by default.
 func (w *walk) wild(from int32) bool {
 	ix := w.s.index
-	for _, s := range [2]sheet{ix.seats[from].toAny, ix.anyAny} {
+	for _, s := range [2]sheet{ix.senders[from].any, ix.anyAny} {
 		if w.opens(s) || ix.whole(s) {
 			return w.opens(s)
 		}

@@ -20,10 +20,12 @@ type index struct {
 	groups map[bocage.Group]int32 // the world's is 0
 	names  []string               // of groups, for people
 
-	exact  pairTable
-	seats  []seat // by group
-	anyAny sheet
-	spans  []span
+	exact     pairTable
+	senders   []seat // by group, of what it sends
+	receivers []seat // by group, of what it is sent
+	enforced  []bool // by group
+	anyAny    sheet
+	spans     []span
 
 	refusals []refusal
 }
@@ -37,15 +39,14 @@ type decision struct {
 	ends    bool
 }
 
-// seat is what the rules say of a group whoever is at the other end.
+// seat is what the rules say of a group whoever is at the other end. Four fill a
+// line of the cache, and none lies in two.
 type seat struct {
-	fromAny sheet // anybody to it
-	toAny   sheet // it to anybody
-	// sources and destinations have a bit set for each group with which it has
-	// rules of the pair's own. Groups share bits, so a set one promises nothing;
-	// an unset one saves the way to memory.
-	sources, destinations uint64
-	enforce               bool
+	any sheet // it to anybody, or anybody to it
+	// others has a bit set for each group with which it has rules of the pair's own.
+	// Groups share bits, so a set one promises nothing; an unset one saves the way to
+	// memory.
+	others uint64
 }
 
 // bit is a group's in the filters of seats.
@@ -76,11 +77,11 @@ type refusal struct {
 const none = -1
 
 func newIndex(rs *bocage.Ruleset) *index {
-	ix := &index{groups: map[bocage.Group]int32{bocage.GroupWorld: 0}, names: []string{"the world"}, seats: make([]seat, 1)}
+	ix := &index{groups: map[bocage.Group]int32{bocage.GroupWorld: 0}, names: []string{"the world"}, senders: make([]seat, 1), receivers: make([]seat, 1), enforced: make([]bool, 1)}
 	ix.addDecisions(rs)
 	for _, g := range rs.Groups {
 		i := ix.group(g.Group)
-		ix.names[i], ix.seats[i].enforce = g.Name, g.Enforce
+		ix.names[i], ix.enforced[i] = g.Name, g.Enforce
 	}
 	for _, p := range rs.Peers {
 		ix.group(p.Group)
@@ -94,7 +95,8 @@ func (ix *index) group(g bocage.Group) int32 {
 	if !known {
 		i = int32(len(ix.names))
 		ix.groups[g] = i
-		ix.names, ix.seats = append(ix.names, ""), append(ix.seats, seat{})
+		ix.names, ix.enforced = append(ix.names, ""), append(ix.enforced, false)
+		ix.senders, ix.receivers = append(ix.senders, seat{}), append(ix.receivers, seat{})
 	}
 	return i
 }
@@ -147,9 +149,9 @@ func (ix *index) addRules(rs *bocage.Ruleset) {
 		case from == bocage.GroupAny && to == bocage.GroupAny:
 			ix.anyAny = s
 		case from == bocage.GroupAny:
-			ix.seats[ix.groups[to]].fromAny = s
+			ix.receivers[ix.groups[to]].any = s
 		case to == bocage.GroupAny:
-			ix.seats[ix.groups[from]].toAny = s
+			ix.senders[ix.groups[from]].any = s
 		default:
 			ix.put(ix.groups[from], ix.groups[to], s)
 		}
@@ -158,16 +160,21 @@ func (ix *index) addRules(rs *bocage.Ruleset) {
 
 func (ix *index) put(from, to int32, s sheet) {
 	ix.exact.put(from, to, s)
-	ix.seats[from].destinations |= bit(to)
-	ix.seats[to].sources |= bit(from)
+	ix.senders[from].others |= bit(to)
+	ix.receivers[to].others |= bit(from)
 }
 
 // pair is the sheet of the pair's own rules.
 func (ix *index) pair(from, to int32) sheet {
-	if ix.seats[from].destinations&bit(to) == 0 || ix.seats[to].sources&bit(from) == 0 {
+	if !ix.mayHave(from, to) {
 		return sheet{}
 	}
 	return ix.exact.get(from, to)
+}
+
+// mayHave is false for pairs that have no rules of their own.
+func (ix *index) mayHave(from, to int32) bool {
+	return ix.senders[from].others&bit(to) != 0 && ix.receivers[to].others&bit(from) != 0
 }
 
 func key(protocol bocage.Protocol, port uint16) uint32 { return uint32(protocol)<<16 | uint32(port) }
@@ -183,12 +190,12 @@ func (ix *index) cell(from, to int32, protocol bocage.Protocol, port uint16) int
 			return d
 		}
 	}
-	if s := ix.seats[to].fromAny; s.count > 0 {
+	if s := ix.receivers[to].any; s.count > 0 {
 		if d, ok := ix.within(s, protocol, port); ok {
 			return d
 		}
 	}
-	if s := ix.seats[from].toAny; s.count > 0 {
+	if s := ix.senders[from].any; s.count > 0 {
 		if d, ok := ix.within(s, protocol, port); ok {
 			return d
 		}
@@ -203,7 +210,7 @@ func (ix *index) cell(from, to int32, protocol bocage.Protocol, port uint16) int
 
 // levels are the sheets that count for a pair, in the order of looking.
 func (ix *index) levels(from, to int32) [4]sheet {
-	return [4]sheet{ix.pair(from, to), ix.seats[to].fromAny, ix.seats[from].toAny, ix.anyAny}
+	return [4]sheet{ix.pair(from, to), ix.receivers[to].any, ix.senders[from].any, ix.anyAny}
 }
 
 // in lists the spans of a sheet.

@@ -44,7 +44,7 @@ func newPeers(rs *bocage.Ruleset, ix *index) *peers {
 		p.known[i] = who{ix.groups[peer.Group], refused[peer.Identity]}
 	}
 	p.places = newPlaces(rs.Peers, func(i int) int32 { return int32(i) })
-	p.classes = sync.OnceValue(func() *classes { return newClasses(rs.Peers, p, int32(len(ix.seats))) })
+	p.classes = sync.OnceValue(func() *classes { return newClasses(rs.Peers, p, int32(len(ix.names))) })
 	return p
 }
 
@@ -84,14 +84,18 @@ func newClasses(list []bocage.Peer, p *peers, groups int32) *classes {
 }
 
 func (c *classes) who(address netip.Addr) who {
-	switch class := c.places.find(address); {
-	case class == none:
-		return c.world
-	case class < c.groups:
-		return who{group: class}
-	default:
-		return c.refused[class-c.groups]
+	if class := c.places.find(address); class != none {
+		return c.of(class)
 	}
+	return c.world
+}
+
+// of is whom a class stands for.
+func (c *classes) of(class int32) who {
+	if class < c.groups {
+		return who{group: class}
+	}
+	return c.refused[class-c.groups]
 }
 
 // places maps prefixes to numbers from 0 on; the longest that has an address
@@ -118,8 +122,7 @@ func newPlaces(list []bocage.Peer, number func(i int) int32) places {
 	}
 	p.v4 = newTrie(v4)
 	for bits, of := range lengths {
-		t := table6{mask: mask6(bits), probing: newProbing(len(of))}
-		t.slots = make([]slot6, t.size())
+		t := newTable6(bits, len(of))
 		for _, i := range of {
 			t.put(number6(list[i].Prefix.Addr()), number(i))
 		}
@@ -263,50 +266,4 @@ func (t *trie) find(address uint32) int32 {
 func number4(a netip.Addr) uint32 {
 	raw := a.As4()
 	return binary.BigEndian.Uint32(raw[:])
-}
-
-// wide is an IPv6 address.
-type wide struct{ high, low uint64 }
-
-func (w wide) and(o wide) wide { return wide{w.high & o.high, w.low & o.low} }
-
-func (w wide) hash() uint64 { return mix(w.high ^ mix(w.low)) }
-
-func number6(a netip.Addr) wide {
-	raw := a.As16()
-	return wide{binary.BigEndian.Uint64(raw[:8]), binary.BigEndian.Uint64(raw[8:])}
-}
-
-func mask6(bits int) wide {
-	return wide{^(uint64(1)<<(64-min(bits, 64)) - 1), ^(uint64(1)<<(64-max(bits-64, 0)) - 1)}
-}
-
-// table6 maps the prefixes of one length to numbers.
-type table6 struct {
-	probing
-	mask  wide
-	slots []slot6
-}
-
-type slot6 struct {
-	address wide
-	number  int32 // one more than the number; 0 is empty
-}
-
-func (t *table6) put(address wide, number int32) {
-	address = address.and(t.mask)
-	i := t.first(address.hash())
-	for t.slots[i].number != 0 && t.slots[i].address != address {
-		i = t.next(i)
-	}
-	t.slots[i] = slot6{address, number + 1}
-}
-
-func (t *table6) get(address wide) int32 {
-	address = address.and(t.mask)
-	for i := t.first(address.hash()); ; i = t.next(i) {
-		if slot := &t.slots[i]; slot.number == 0 || slot.address == address {
-			return slot.number - 1 // none is one less than empty
-		}
-	}
 }

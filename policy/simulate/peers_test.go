@@ -1,8 +1,10 @@
 package simulate
 
 import (
+	"math/rand/v2"
 	"net/netip"
 	"testing"
+	"unsafe"
 
 	"pgregory.net/rapid"
 
@@ -57,4 +59,38 @@ func TestPlaces(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestTable6 holds the table against a map, with prefixes that leave no room where
+// they belong.
+func TestTable6(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		length := rapid.SampledFrom([]int{128, 64, 17, 0}).Draw(t, "length")
+		room := rapid.IntRange(1, 300).Draw(t, "room")
+		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 3))
+		address := func() wide { return wide{uint64(r.IntN(20)) << (44 + r.IntN(20)), uint64(r.IntN(60))} }
+		table, want := newTable6(length, room), map[wide]int32{}
+		for i := range r.IntN(room + 1) {
+			a := address()
+			table.put(a, int32(i))
+			want[a.and(table.mask)] = int32(i)
+		}
+		for range 500 {
+			a := address()
+			number, known := want[a.and(table.mask)]
+			if !known {
+				number = none
+			}
+			if got := table.get(a); got != number {
+				t.Fatalf("%x is %d, want %d", a, got, number)
+			}
+		}
+	})
+}
+
+// TestLine6 is about a line of the cache, which is what the table is made of.
+func TestLine6(t *testing.T) {
+	if size := unsafe.Sizeof(line6{}); size != 64 {
+		t.Errorf("%d bytes", size)
+	}
 }

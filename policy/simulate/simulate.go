@@ -236,7 +236,7 @@ func (s *Simulator) between(from, to who, protocol bocage.Protocol, port uint16,
 	}
 	d := &ix.decisions[ix.at(ix.cell(from.group, to.group, protocol, port), at)]
 	reason := bocage.Reason{Code: d.code, Decision: d.id, Would: d.verdict}
-	if d.verdict.Allowed() || ix.seats[from.group].enforce || ix.seats[to.group].enforce {
+	if d.verdict.Allowed() || ix.enforced[from.group] || ix.enforced[to.group] {
 		return d.verdict, reason
 	}
 	return bocage.VerdictAllow, reason
