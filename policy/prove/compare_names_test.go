@@ -130,3 +130,21 @@ func TestCompareSaysNothingOfNobody(t *testing.T) {
 		t.Errorf("%+v", changes)
 	}
 }
+
+// BenchmarkProveNames proves, from nothing, what names meet at prefixes that a Guardrail
+// refuses, each name at a port of its own.
+func BenchmarkProveNames(b *testing.B) {
+	for _, size := range []struct{ names, prefixes int }{{100, 4}, {1000, 4}, {1000, 40}} {
+		b.Run(fmt.Sprintf("%d names, %d prefixes", size.names, size.prefixes), func(b *testing.B) {
+			in := chain(3)
+			in.Guardrails = append(in.Guardrails, refusing(size.prefixes))
+			in.Applications = append(in.Applications, consuming(size.names, true))
+			rs := compile.Compile(in).Ruleset()
+			for b.Loop() {
+				if failed := prove.Failed(prove.Prove(in, rs)); len(failed) > 0 {
+					b.Fatal(failed)
+				}
+			}
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -256,13 +257,23 @@ func (f *formula) covers(port, end uint16, protocol string) statement {
 	if err != nil {
 		return (statement{form: falsehood})
 	}
-	var any []statement
-	for _, piece := range f.pieces {
-		if piece.protocol == p && ports.Contains(piece.ports.First) {
-			any = append(any, variable(pieceName(piece)))
-		}
+	first, after := f.piecesOf(p, ports)
+	any := make([]statement, 0, after-first)
+	for _, piece := range f.pieces[first:after] {
+		any = append(any, variable(pieceName(piece)))
 	}
 	return either(any...)
+}
+
+// piecesOf finds the pieces that begin among the ports of a protocol: from the first
+// on, up to another.
+func (f *formula) piecesOf(p bocage.Protocol, ports bocage.PortRange) (first, after int) {
+	begin := func(at span, port uint32) int {
+		return cmp.Or(cmp.Compare(at.protocol, p), cmp.Compare(uint32(at.ports.First), port))
+	}
+	first, _ = slices.BinarySearchFunc(f.pieces, uint32(ports.First), begin)
+	after, _ = slices.BinarySearchFunc(f.pieces, uint32(ports.Last)+1, begin)
+	return first, after
 }
 
 // in says which flows lie in a box. cut comes before.

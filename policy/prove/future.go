@@ -18,13 +18,21 @@ import (
 // to refuse it, or to make it owe what the guardrail requires. Within one such
 // pair of declarations all flows are alike to the compiler, so one speaks for all.
 
-// mostPairs bounds the pairs of declarations that one proof looks at anew. What
-// is left over is looked at with the next change of declarations, and the proof says so.
-const mostPairs = 20_000
+// mostWork bounds what one proof looks at anew. What is left over is looked at with the
+// next change of declarations, and the proof says so.
+const mostWork = 200_000
 
-// mostLeftOver bounds those of them that were left over before: who declared
-// something else waits for what is about it, and for little more.
-const mostLeftOver = 2_000
+// mostLeftOver bounds the work on what was left over before: who declared something
+// else waits for what is about it, and for little more.
+const mostLeftOver = mostWork / 10
+
+// What is done for a pair of declarations: holding what the compiler says against it, and
+// at first solving it and imagining its ends.
+const (
+	workOfPair    = 1
+	workOfPicture = 5
+	workOfEnd     = 2
+)
 
 // future remembers the last proof, which depends on declarations alone, and of
 // which pairs of declarations it is made. What was shown of a pair stays shown
@@ -49,6 +57,10 @@ type obligation struct {
 	excuses   []box
 	excepted  []*bocage.Exception // that excuses are of
 	holds     func(d bocage.Decision, allowed bool) bool
+	// name is what tells it apart from others. Nobody changes objects.
+	name string
+	// plain obligations name no data and no groups; those about every port no ports.
+	plain, everyPort bool
 }
 
 // witness is an imagined flow that an obligation and an allowing declaration are
@@ -66,6 +78,15 @@ type imagined struct {
 	outside bool
 	address netip.Addr        // of an outside end
 	labels  map[string]string // of a workload
+	figure  figure            // ends of which this is the same are one
+}
+
+// figure tells imagined ends apart that alike pairs have: by the picture, which end of it
+// that is, and what was replaced. Without a picture an end is like no other.
+type figure struct {
+	picture *picture
+	end     string
+	values  string
 }
 
 // allowing is a declaration that allows the flows in a box.
@@ -122,15 +143,13 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	stays := begun && sameSurroundings(v.shownOf, in)
 	var witnesses []witness
 	all := map[string]*met{}
-	anew, again := 0, 0
-	look := func(o *obligation, a allowing, near *vocabulary) bool {
-		fresh := !begun || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
+	work, done, again := 0, 0, 0
+	imagining := newImagining(words, owed)
+	look := func(o *obligation, a allowing, near *vocabulary) (fresh, may bool) {
+		fresh = !begun || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
 			slices.ContainsFunc(a.objects, func(o bocage.Resource) bool { return !before[o] }) ||
 			slices.ContainsFunc(near.objects, func(o bocage.Resource) bool { return !before[o] })
-		if !fresh {
-			again++ // it was left over
-		}
-		return anew < mostPairs && (fresh || again <= mostLeftOver)
+		return fresh, work < mostWork && (fresh || again < mostLeftOver)
 	}
 	for _, a := range allowings(in) {
 		name := a.name()
@@ -139,28 +158,33 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 			all[name] = was
 			continue
 		}
+		k := imagining.kind(a)
 		now := &met{shown: map[string]bool{}, named: a.called != ""}
 		all[name] = now
 		for _, o := range owed {
 			if apart(o.cells, a.cells) {
 				continue
 			}
-			near := words.near(o, a)
-			key := pairKey(o, near)
+			near, besides := imagining.near(o, k)
+			key := o.name + besides
 			could, seen := false, false
 			if was != nil {
 				could, seen = was.shown[key]
 			}
 			if !seen {
-				if !look(o, a, near) {
+				fresh, may := look(o, a, near)
+				if !may {
 					now.left = true
 					continue
 				}
 				var w witness
-				anew++
-				if w, could = imagine(near, o, a); could {
+				if w, could = imagining.flow(o, k, near, besides); could {
 					witnesses = append(witnesses, w)
 				}
+				if work = imagining.work(); !fresh {
+					again += work - done
+				}
+				done = work
 			}
 			if now.shown[key] = could; could {
 				now.possible++
@@ -237,18 +261,6 @@ func objectsOf(in compile.Input) map[bocage.Resource]bool {
 func (a *allowing) name() string {
 	b := []byte(a.by.String() + " " + a.besides)
 	for _, object := range a.objects {
-		b = fmt.Appendf(b, " %p", object)
-	}
-	return string(b)
-}
-
-// pairKey names what an obligation depends on, next to something that allows.
-func pairKey(o *obligation, near *vocabulary) string {
-	b := fmt.Appendf(nil, "%p %s", o.guardrail, o.field)
-	for _, e := range o.excepted {
-		b = fmt.Appendf(b, " %p", e)
-	}
-	for _, object := range near.objects {
 		b = fmt.Appendf(b, " %p", object)
 	}
 	return string(b)
@@ -377,6 +389,20 @@ func obligations(in compile.Input) []*obligation {
 			}})
 		}
 	}
+	for _, o := range out {
+		o.plain, o.everyPort, o.name = true, true, fmt.Sprintf("%p %s", o.guardrail, o.field)
+		for _, e := range o.excepted {
+			o.name += fmt.Sprintf(" %p", e)
+		}
+		for _, b := range append([]box{o.cells}, o.excuses...) {
+			for _, s := range slices.Concat(b.from, b.to) {
+				o.plain = o.plain && len(s.Data)+len(s.AddressGroups) == 0
+			}
+			for _, list := range b.ports {
+				o.everyPort = o.everyPort && len(list) == 0
+			}
+		}
+	}
 	return out
 }
 
@@ -408,6 +434,11 @@ func sidesApart(x, y *bocage.Side) bool {
 	if x.Outside() && inside(y) || y.Outside() && inside(x) {
 		return true
 	}
+	if x.Outside() && y.Outside() {
+		return len(x.AddressGroups)+len(y.AddressGroups) == 0 && !slices.ContainsFunc(x.External, func(p netip.Prefix) bool {
+			return slices.ContainsFunc(y.External, func(q netip.Prefix) bool { return canonical(p).Overlaps(canonical(q)) })
+		})
+	}
 	if len(x.Namespaces) > 0 && len(y.Namespaces) > 0 && !slices.ContainsFunc(x.Namespaces, func(ns string) bool { return slices.Contains(y.Namespaces, ns) }) {
 		return true
 	}
@@ -419,114 +450,6 @@ func sidesApart(x, y *bocage.Side) bool {
 		}
 	}
 	return false
-}
-
-// imagine finds a flow that both are about and that nothing excuses.
-func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
-	f := newFormula(near)
-	for _, b := range append([]box{o.cells, a.cells}, o.excuses...) {
-		f.know(b)
-	}
-	f.cut()
-	terms := []statement{f.in(o.cells), f.in(a.cells)}
-	for _, e := range o.excuses {
-		terms = append(terms, not(f.in(e)))
-	}
-	if o.differ != "" {
-		f.exists(source, o.differ)
-		terms = append(terms, f.differ(o.differ))
-	}
-	if a.called != "" {
-		terms = append(terms, f.nameable())
-	}
-	model := f.solve(terms...)
-	if model == nil {
-		return witness{}, false
-	}
-	w := witness{obligation: o, name: a.called}
-	for _, piece := range f.pieces {
-		if model[pieceName(piece)] {
-			w.protocol = piece.protocol
-			if w.protocol.HasPorts() {
-				w.port = piece.ports.First
-			}
-		}
-	}
-	if w.protocol.HasPorts() && w.port == 0 {
-		w.port = 1
-		for _, piece := range f.pieces {
-			if piece.protocol == w.protocol && piece.ports.First == 0 && piece.ports.Last == 0 {
-				w.port = 0
-			}
-		}
-	}
-	var ok, also bool
-	w.from, ok = f.end(source, model)
-	w.to, also = f.end(destination, model)
-	return w, ok && also
-}
-
-// end reads an imagined end out of a model.
-func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
-	if model[end+" outside"] {
-		address, found := f.addressOf(end, model)
-		return imagined{outside: true, address: address}, found
-	}
-	labels := map[string]string{}
-	for _, key := range slices.Sorted(maps.Keys(f.values)) {
-		if !model[end+" has "+key] {
-			continue
-		}
-		labels[key] = "unasked"
-		if model["unlike"] {
-			labels[key] += "-" + end
-		}
-		for value := range f.values[key] {
-			if model[end+" is "+key+"="+value] {
-				labels[key] = value
-			}
-		}
-	}
-	if name := labels[bocage.LabelName]; !f.values[bocage.LabelName][name] {
-		delete(labels, bocage.LabelName) // whoever places it gives it one that nobody has
-	}
-	if zone := labels[bocage.LabelZone]; zone != "" && !f.values[bocage.LabelHost][labels[bocage.LabelHost]] {
-		labels[bocage.LabelHost] = f.freeHost(zone)
-	}
-	if labels[bocage.LabelNamespace] == "" {
-		labels[bocage.LabelNamespace] = unaskedNamespace
-	}
-	return imagined{labels: labels}, true
-}
-
-// addressOf finds an address in the prefixes that the model is in, and in none
-// of the others.
-func (f *formula) addressOf(end string, model map[string]bool) (netip.Addr, bool) {
-	candidates := []netip.Addr{netip.MustParseAddr("203.0.113.77"), netip.MustParseAddr("2001:db8:ffff::77")}
-	for p := range f.prefixes {
-		candidates = append(candidates, p.Addr(), p.Addr().Next(), afterPrefix(p))
-	}
-	slices.SortFunc(candidates, netip.Addr.Compare)
-	for _, address := range candidates {
-		fits := address.IsValid()
-		for p := range f.prefixes {
-			fits = fits && p.Contains(address) == model[end+" in "+p.String()]
-		}
-		if fits {
-			return address, true
-		}
-	}
-	return netip.Addr{}, false
-}
-
-// afterPrefix is the first address behind a prefix.
-func afterPrefix(p netip.Prefix) netip.Addr {
-	bytes := p.Addr().AsSlice()
-	for i := p.Bits(); i < len(bytes)*8; i++ {
-		bytes[i/8] |= 1 << (7 - i%8)
-	}
-	last, _ := netip.AddrFromSlice(bytes)
-	return last.Next()
 }
 
 // atLeast reports whether what is owed is no less than what is required.
@@ -609,10 +532,17 @@ type imagination struct {
 	names   map[string]bool
 	outside map[netip.Addr]bool // where no workload may be
 	next    uint32
+	placed  map[placing]netip.Addr
+}
+
+// placing is an end in a family of addresses.
+type placing struct {
+	figure figure
+	four   bool
 }
 
 func newImagination(in compile.Input, witnesses []witness) *imagination {
-	m := &imagination{in: in, names: map[string]bool{}, outside: map[netip.Addr]bool{}}
+	m := &imagination{in: in, names: map[string]bool{}, outside: map[netip.Addr]bool{}, placed: map[placing]netip.Addr{}}
 	for _, w := range witnesses {
 		m.outside[w.from.address], m.outside[w.to.address] = true, true
 	}
@@ -622,12 +552,15 @@ func newImagination(in compile.Input, witnesses []witness) *imagination {
 // place puts the ends of a witness into the world; false if a name is taken there.
 func (m *imagination) place(w witness) (bocage.Flow, bool) {
 	flow := bocage.Flow{Protocol: w.protocol, DestinationPort: w.port, At: m.in.Now}
+	four := w.from.address.Is4() || w.to.address.Is4()
 	for _, end := range []imagined{w.from, w.to} {
+		if _, there := m.placed[placing{end.figure, four}]; there {
+			continue
+		}
 		if name := end.labels[bocage.LabelName]; name != "" && m.names[end.labels[bocage.LabelNamespace]+"/"+name] {
 			return flow, false
 		}
 	}
-	four := w.from.address.Is4() || w.to.address.Is4()
 	flow.Source, flow.Destination = w.from.address, w.to.address
 	if !w.from.outside {
 		flow.Source = m.workload(w.from, four)
@@ -650,6 +583,10 @@ func (m *imagination) address(four bool) netip.Addr {
 
 // workload makes an imagined end real and returns its address.
 func (m *imagination) workload(end imagined, four bool) netip.Addr {
+	at := placing{end.figure, four}
+	if address, there := m.placed[at]; there {
+		return address
+	}
 	address := m.address(four)
 	for m.outside[address] {
 		address = m.address(four)
@@ -672,6 +609,9 @@ func (m *imagination) workload(end imagined, four bool) netip.Addr {
 		default:
 			w.Labels[key] = value
 		}
+	}
+	if end.figure.picture != nil {
+		m.placed[at] = address
 	}
 	m.names[w.NamespacedName()] = true
 	m.in.Workloads = append(m.in.Workloads, w)

@@ -1,6 +1,7 @@
 package prove
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -133,5 +134,67 @@ func TestNamesAreProvedAnew(t *testing.T) {
 	}
 	if p := v.prove(in); !p.Holds || strings.Contains(p.Statement, towards) {
 		t.Errorf("as it was: %+v", p)
+	}
+}
+
+// TestFutureOfManyNames proves what many names meet at many refused prefixes: what is
+// alike is solved once, whatever ports it is at, and everything is looked at. Counted is
+// what is the same on a busy machine.
+func TestFutureOfManyNames(t *testing.T) {
+	const names, prefixes = 300, 20
+	in := contract()
+	in.Applications = nil
+	for i := range 3 { // alike but for the label
+		app := &bocage.Application{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: fmt.Sprintf("app%d", i)}, Spec: bocage.ApplicationSpec{
+			Workload: bocage.Selector{MatchLabels: map[string]string{"app": fmt.Sprintf("app%d", i)}}}}
+		for j := range names / 3 {
+			app.Spec.Consumes = append(app.Spec.Consumes, bocage.Consume{External: bocage.External{Name: bocage.DomainName(fmt.Sprintf("n%d-%d.example.com", i, j))}, Port: uint16(1000 + 2*j)})
+		}
+		in.Applications = append(in.Applications, app)
+	}
+	g := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "outside"}}
+	for i := range prefixes {
+		g.Spec.Never = append(g.Spec.Never, bocage.CellMatch{To: bocage.Side{External: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("198.51.%d.0/24", i))}}})
+	}
+	in.Guardrails = []*bocage.Guardrail{g}
+	var proof bocage.Proof
+	allocated := testing.AllocsPerRun(1, func() { proof = new(future).prove(in) })
+	if want := fmt.Sprintf("in %d ways, of which %d are possible (%d towards DNS names, wherever those are)", names*prefixes, names*prefixes, names*prefixes); !proof.Holds || !strings.HasSuffix(proof.Statement, want) {
+		t.Errorf("%+v", proof)
+	}
+	if allocated > 20*names*prefixes {
+		t.Errorf("%.0f allocations for %d pairs", allocated, names*prefixes)
+	}
+	words, owed := vocabularyOf(in), obligations(in)
+	imagining := newImagining(words, owed)
+	var witnesses []witness
+	for _, o := range owed {
+		for _, a := range allowings(in) {
+			k := imagining.kind(a)
+			near, besides := imagining.near(o, k)
+			w, found := imagining.flow(o, k, near, besides)
+			if !found || string(w.name) != string(a.called) || w.from.labels["app"] != strings.TrimPrefix(a.by.Name, "shop/") || w.port != in.Applications[w.from.labels["app"][3]-'0'].Spec.Consumes[(w.port-1000)/2].Port {
+				t.Fatalf("%s: %+v", a.by, w)
+			}
+			witnesses = append(witnesses, w)
+		}
+	}
+	if solved := len(imagining.pictures); solved != prefixes {
+		t.Errorf("%d pairs were solved, want one for each prefix", solved)
+	}
+	world := newImagination(in, witnesses)
+	for _, w := range witnesses {
+		if _, placed := world.place(w); !placed {
+			t.Fatalf("%s has no place", w.from)
+		}
+	}
+	if workloads := len(world.in.Workloads); workloads != 3*prefixes {
+		t.Errorf("%d workloads are imagined, want one for each application and prefix", workloads)
+	}
+	in.Guardrails = nil
+	for _, w := range []witness{witnesses[0], witnesses[len(witnesses)-1]} {
+		if counter := refute(in, []witness{w}); !strings.Contains(counter, " as "+string(w.name)+" ") {
+			t.Errorf("without the guardrail the counterexample is %q", counter)
+		}
 	}
 }

@@ -16,7 +16,7 @@ import (
 // guardrail and declaration of drawn policies: a meeting that somebody there could
 // have is imagined, and what is imagined is one, read flow by flow.
 func TestImaginesWhatIsThere(t *testing.T) {
-	there, imagined := 0, 0
+	there, imagined, asked, solved := 0, 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
 		if rapid.Bool().Draw(t, "names") {
@@ -24,10 +24,20 @@ func TestImaginesWhatIsThere(t *testing.T) {
 		}
 		words := vocabularyOf(in)
 		known := readerOf(in)
-		for _, o := range obligations(in) {
+		owed := obligations(in)
+		imagining := newImagining(words, owed)
+		var all []witness
+		var about []allowing
+		for _, o := range owed {
 			for _, a := range allowings(in) {
 				f, possible := known.meeting(o, a)
-				w, found := imagine(words.near(o, a), o, a)
+				k := imagining.kind(a)
+				near, besides := imagining.near(o, k)
+				w, found := imagining.flow(o, k, near, besides)
+				if _, alone := imagine(near, o, a); alone != found {
+					t.Fatalf("%s and %s of Guardrail %s could meet: %t, and as others that are alike: %t\n%s", a.by, o.field, o.guardrail.Name, alone, found, policytest.Describe(in))
+				}
+				asked++
 				if possible {
 					there++
 					if skipped := apart(o.cells, a.cells); skipped || !found {
@@ -39,6 +49,7 @@ func TestImaginesWhatIsThere(t *testing.T) {
 					continue
 				}
 				imagined++
+				all, about = append(all, w), append(about, a)
 				world := newImagination(in, []witness{w})
 				world.in.Workloads = nil
 				f, _ = world.place(w)
@@ -48,8 +59,23 @@ func TestImaginesWhatIsThere(t *testing.T) {
 				}
 			}
 		}
+		solved += len(imagining.pictures)
+		// Together ends are one that are alike.
+		world := newImagination(in, all)
+		world.in.Workloads = nil
+		flows, placed := make([]bocage.Flow, len(all)), make([]bool, len(all))
+		for i, w := range all {
+			flows[i], placed[i] = world.place(w)
+		}
+		together := readerOf(world.in)
+		for i, w := range all {
+			if placed[i] && !together.meets(w.obligation, about[i], flows[i]) {
+				t.Fatalf("%s -> %s %s/%d is imagined for %s and %s of Guardrail %s, and among others is not of both\n%s",
+					w.from, w.to, w.protocol, w.port, about[i].by, w.obligation.field, w.obligation.guardrail.Name, policytest.Describe(in))
+			}
+		}
 	})
-	t.Logf("%d meetings were there, %d imagined", there, imagined)
+	t.Logf("%d meetings were there, %d imagined, %d of %d solved", there, imagined, solved, asked)
 }
 
 // reader reads boxes one flow at a time.
