@@ -57,7 +57,7 @@ type Output struct {
 	Expires time.Time
 
 	whole    *whole
-	findings *list[Finding]
+	findings *later
 }
 
 // Ruleset is the whole: Cut makes a host's out of it.
@@ -67,8 +67,9 @@ func (o Output) Ruleset() *bocage.Ruleset { return o.whole.flat() }
 func (o Output) Digest() string { return o.whole.digest }
 
 // Findings say what of the input takes no effect, or less than its author may
-// think, sorted by object.
-func (o Output) Findings() []Finding { return o.findings.flat() }
+// think, sorted by object. Who asks right after an edit waits until they are found
+// out: nobody who enforces does (later.go).
+func (o Output) Findings() []Finding { return o.findings.wait().flat() }
 
 // Numbered returns the output with another generation.
 func (o Output) Numbered(generation uint64) Output {
@@ -113,21 +114,27 @@ func NewCompiler() *Compiler { return &Compiler{spelled: mostSpelled} }
 //     decisions over protocols and ports, and those that differ from what lies
 //     below become rules (pairs.go, classes.go, table.go, decisions.go)
 //  5. assemble: groups, decisions and profiles get stable numbers (assemble.go)
+//  6. tell: authors hear of what is empty or cannot be kept (later.go)
 //
-// Each step takes what changed before it, and says what it changed.
+// Each step takes what changed before it, and says what it changed. The last one may
+// go on when Compile has returned.
 func (k *Compiler) Compile(in Input) Output {
 	c := k.last
 	k.last = nil // whatever happens on the way, nothing half-done is kept
 	if c == nil {
 		c = newCompiler(&admitted{}, k.spelled)
+	} else {
+		c.later.wait()
 	}
 	was := *c.in
 	d := &change{kinds: c.in.admit(in), first: c.pop == nil}
 	if !c.follow(in, &was, d) {
 		// Too much is another now: only what was found out of the objects is kept.
 		c = newCompiler(c.in, k.spelled)
-		c.follow(in, &admitted{}, &change{first: true})
+		d = &change{first: true}
+		c.follow(in, &admitted{}, d)
 	}
+	c.tell(d)
 	k.last = c
 	return c.output(in)
 }
@@ -136,7 +143,7 @@ func newCompiler(in *admitted, spelled int) *compiler {
 	return &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}}
 }
 
-// follow takes every step. It gives up where it would have to begin anew.
+// follow takes every step but the last. It gives up where it would have to begin anew.
 func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 	if c.crowded() {
 		return false
@@ -154,13 +161,7 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 	if !c.tabulate(d) {
 		return false
 	}
-	c.noteContradictions(d)
 	c.assemble(d)
-	c.hear(&c.units.babel, c.noteBabel)
-	for _, i := range c.withdrawn {
-		c.statements[i] = statement{}
-	}
-	c.dead += len(c.withdrawn)
 	return true
 }
 
@@ -173,7 +174,7 @@ func (c *compiler) crowded() bool {
 func (c *compiler) output(in Input) Output {
 	rs := c.book.whole
 	rs.generation, rs.digest = in.Generation, c.in.digest
-	return Output{Faults: c.in.faults, Expires: c.in.expires, whole: rs, findings: c.told.list()}
+	return Output{Faults: c.in.faults, Expires: c.in.expires, whole: rs, findings: c.later}
 }
 
 // compiler carries compilations from step to step.
@@ -186,6 +187,7 @@ type compiler struct {
 	applications
 	units units
 	told  told
+	later *later
 
 	// What the unit that speaks says.
 	stated   []statement

@@ -323,10 +323,24 @@ func (g *grid) allows(t int32) bool {
 	return found
 }
 
-// eachAbout visits the statements that a pair is about.
+// eachAbout visits the statements that a pair is about. It only reads.
 func (g *grid) eachAbout(from, to int32, visit func(statement int32)) {
-	for _, i := range g.baseOf(g.sources.of[from], g.targets.of[to]).about {
-		visit(i)
+	source, target := &g.sources.list[g.sources.of[from]], &g.targets.list[g.targets.of[to]]
+	for _, list := range [3][]int32{g.open, source.wide, target.wide} {
+		for _, i := range list {
+			visit(i)
+		}
+	}
+	for a, b := source.named, target.named; len(a) > 0 && len(b) > 0; {
+		switch {
+		case a[0] < b[0]:
+			a = a[1:]
+		case a[0] > b[0]:
+			b = b[1:]
+		default:
+			visit(a[0])
+			a, b = a[1:], b[1:]
+		}
 	}
 	for _, m := range g.mentioned(from, to) {
 		visit(m.statement)
