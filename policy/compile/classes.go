@@ -141,9 +141,11 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 	g.relateAll(g.sources.were(sources), g.targets.were(targets))
 }
 
-// relation is what pairs of two coarse classes need over what lies below.
+// relation is what pairs of two coarse classes need over what lies below. All but the
+// patches follows from the classes that lead them.
 type relation struct {
 	reason   int32
+	spelled  bool
 	explicit []explicit
 }
 
@@ -153,40 +155,64 @@ type explicit struct {
 	patch int32
 }
 
-// were tells which of the coarse classes before each one was; unset: none, since
-// other classes belong to it or another one leads.
-func (k *classes) were(before []coarse) []int32 {
+// lineage is what a coarse class was, led by the same class; unset: there was none.
+type lineage struct {
+	was   int32
+	fresh []int32 // classes that have joined since
+	left  bool    // some that belonged to it do not any more
+}
+
+// stays reports whether the same classes belong to it as before.
+func (l *lineage) stays() bool { return len(l.fresh) == 0 && !l.left }
+
+// were tells what each of the coarse classes was before.
+func (k *classes) were(before []coarse) []lineage {
 	led := make(map[int32]int32, len(before))
 	for i := range before {
 		led[before[i].leading] = int32(i)
 	}
-	out := make([]int32, len(k.coarse))
+	out := make([]lineage, len(k.coarse))
 	for i := range k.coarse {
 		was, known := led[k.coarse[i].leading]
-		if out[i] = unset; known && slices.Equal(before[was].classes, k.coarse[i].classes) {
-			out[i] = was
+		if !known {
+			out[i].was = unset
+			continue
 		}
+		out[i] = lineage{was: was}
+		old := before[was].classes // both are in order
+		for _, class := range k.coarse[i].classes {
+			for len(old) > 0 && old[0] < class {
+				old, out[i].left = old[1:], true
+			}
+			if len(old) > 0 && old[0] == class {
+				old = old[1:]
+				continue
+			}
+			out[i].fresh = append(out[i].fresh, class)
+		}
+		out[i].left = out[i].left || len(old) > 0
 	}
 	return out
 }
 
-// relateAll relates the coarse classes, but for those that are what they were.
-func (g *grid) relateAll(sourcesWere, targetsWere []int32) {
+// relateAll relates the coarse classes. Of those that are led as they were, only the
+// classes that have joined are looked at.
+func (g *grid) relateAll(sources, targets []lineage) {
 	before := g.related
 	if before == nil {
 		g.explicit = map[classPair]int32{}
-		for i := range sourcesWere {
-			sourcesWere[i] = unset
+		for i := range sources {
+			sources[i].was = unset
 		}
 	}
 	g.related = make([][]relation, len(g.sources.coarse))
 	g.reasons = make(map[classPair]int32, len(g.reasons))
 	sourceStays, targetStays := map[int32]bool{}, map[int32]bool{}
-	for _, was := range sourcesWere {
-		sourceStays[was] = true
+	for i := range sources {
+		sourceStays[sources[i].was] = true
 	}
-	for _, was := range targetsWere {
-		targetStays[was] = true
+	for i := range targets {
+		targetStays[targets[i].was] = true
 	}
 	for from, row := range before {
 		for to := range row {
@@ -200,20 +226,51 @@ func (g *grid) relateAll(sourcesWere, targetsWere []int32) {
 	for from := range g.sources.coarse {
 		row := make([]relation, len(g.targets.coarse))
 		for to := range row {
-			if f, t := sourcesWere[from], targetsWere[to]; f != unset && t != unset {
-				row[to] = before[f][t]
-				if reason := row[to].reason; reason != 0 {
-					g.reasons[classPair{int32(from), int32(to)}] = reason
+			f, t := &sources[from], &targets[to]
+			if f.was == unset || t.was == unset {
+				row[to] = g.relate(int32(from), int32(to))
+				for _, e := range row[to].explicit {
+					g.explicit[e.classPair] = e.patch
 				}
 				continue
 			}
-			row[to] = g.relate(int32(from), int32(to))
-			for _, e := range row[to].explicit {
-				g.explicit[e.classPair] = e.patch
+			row[to] = before[f.was][t.was]
+			if reason := row[to].reason; reason != 0 {
+				g.reasons[classPair{int32(from), int32(to)}] = reason
+			}
+			if row[to].spelled && !(f.stays() && t.stays()) {
+				row[to].explicit = g.spellOutAgain(int32(from), int32(to), f, t, row[to].explicit)
 			}
 		}
 		g.related[from] = row
 	}
+}
+
+// spellOutAgain finds the patches of two coarse classes to which other classes belong.
+func (g *grid) spellOutAgain(from, to int32, f, t *lineage, old []explicit) []explicit {
+	out := make([]explicit, 0, len(old))
+	there := func(class *class, coarse int32) bool { return len(class.members) > 0 && class.coarse == coarse }
+	for _, e := range old {
+		if there(&g.sources.list[e.from], from) && there(&g.targets.list[e.to], to) {
+			out = append(out, e)
+		} else {
+			delete(g.explicit, e.classPair)
+		}
+	}
+	kept := len(out)
+	sources, targets := g.sources.coarse[from].classes, g.targets.coarse[to].classes
+	out = g.spellOut(out, f.fresh, targets)
+	if len(t.fresh) > 0 {
+		staying := sources
+		if len(f.fresh) > 0 {
+			staying = without(sources, f.fresh)
+		}
+		out = g.spellOut(out, staying, t.fresh)
+	}
+	for _, e := range out[kept:] {
+		g.explicit[e.classPair] = e.patch
+	}
+	return out
 }
 
 func newClasses(sides func(*statement) (own, other side)) classes {
@@ -452,22 +509,22 @@ func scramble(x uint64) uint64 {
 func (g *grid) relate(from, to int32) relation {
 	f, t := &g.sources.coarse[from], &g.targets.coarse[to]
 	if !g.relaxed {
-		return relation{explicit: g.spellOut(f, t)}
+		return relation{spelled: true, explicit: g.spellOut(nil, f.classes, t.classes)}
 	}
 	var out relation
 	shared := intersect(f.named, t.named)
 	truth := g.tableOf(merged(g.openStrong, f.wide, t.wide, shared))
 	below := g.tables.lay(t.patch, f.table)
-	spell := g.allows(truth) || g.allows(below) || g.allows(t.table)
+	out.spelled = g.allows(truth) || g.allows(below) || g.allows(t.table)
 	if len(shared) > 0 || len(f.wide) > 0 && len(t.wide) > 0 {
 		refined := g.refined(truth, below, t.table)
 		if patch := g.tables.over(refined, below); patch != 0 {
 			g.reasons[classPair{from, to}], out.reason = patch, patch // for baseOf, too
 		}
-		spell = spell || g.patch(truth, refined) != 0
+		out.spelled = out.spelled || g.patch(truth, refined) != 0
 	}
-	if spell {
-		out.explicit = g.spellOut(f, t)
+	if out.spelled {
+		out.explicit = g.spellOut(nil, f.classes, t.classes)
 	}
 	return out
 }
@@ -508,10 +565,10 @@ func (g *grid) refine(truth, below, target int32) int32 {
 	}))
 }
 
-// spellOut finds the patches of all exact classes of two coarse ones.
-func (g *grid) spellOut(f, t *coarse) (out []explicit) {
-	for _, from := range f.classes {
-		for _, to := range t.classes {
+// spellOut appends the patches of exact classes of two coarse ones.
+func (g *grid) spellOut(out []explicit, sources, targets []int32) []explicit {
+	for _, from := range sources {
+		for _, to := range targets {
 			source, target := &g.sources.list[from], &g.targets.list[to]
 			if (len(source.wide) == 0 || len(target.wide) == 0) && !meet(source.named, target.named) {
 				continue // what lies below knows all of it
