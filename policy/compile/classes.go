@@ -593,7 +593,7 @@ func (g *grid) baseOf(from, to int32) base {
 	}
 	b = base{about: merged(g.open, source.wide, target.wide, intersect(source.named, target.named)), reason: reason}
 	b.below = g.tables.lay(target.patch, source.table)
-	b.rest = g.c.decide(g.c.generalOf(b.about))
+	b.rest = g.c.decide(g.c.judge.generalOf(b.about))
 	if reason != 0 {
 		// Whoever passes over reasons must find the same effect all the same: where
 		// they would hide another one, the pair has to say it.

@@ -97,11 +97,12 @@ func Compile(in Input) Output { return NewCompiler().Compile(in) }
 // It is for one goroutine at a time.
 type Compiler struct {
 	spelled int
+	hands   hands
 	last    *compiler
 }
 
 // NewCompiler returns a Compiler that knows nothing yet.
-func NewCompiler() *Compiler { return &Compiler{spelled: mostSpelled} }
+func NewCompiler() *Compiler { return &Compiler{spelled: mostSpelled, hands: allHands()} }
 
 // Compile makes the ruleset. The steps, in the order of the files that hold them:
 //
@@ -122,7 +123,7 @@ func (k *Compiler) Compile(in Input) Output {
 	c := k.last
 	k.last = nil // whatever happens on the way, nothing half-done is kept
 	if c == nil {
-		c = newCompiler(&admitted{}, k.spelled)
+		c = newCompiler(&admitted{}, k.spelled, k.hands)
 	} else {
 		c.later.wait()
 	}
@@ -130,7 +131,7 @@ func (k *Compiler) Compile(in Input) Output {
 	d := &change{kinds: c.in.admit(in), first: c.pop == nil}
 	if !c.follow(in, &was, d) {
 		// Too much is another now: only what was found out of the objects is kept.
-		c = newCompiler(c.in, k.spelled)
+		c = newCompiler(c.in, k.spelled, k.hands)
 		d = &change{first: true}
 		c.follow(in, &admitted{}, d)
 	}
@@ -139,8 +140,10 @@ func (k *Compiler) Compile(in Input) Output {
 	return c.output(in)
 }
 
-func newCompiler(in *admitted, spelled int) *compiler {
-	return &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}}
+func newCompiler(in *admitted, spelled int, hands hands) *compiler {
+	c := &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}, hands: hands}
+	c.judge = &judge{c: c, decide: c.decide}
+	return c
 }
 
 // follow takes every step but the last. It gives up where it would have to begin anew.
@@ -215,8 +218,6 @@ type compiler struct {
 	grid       *grid
 	book       *book
 
-	// Room for what decides a cell.
-	general, covering []int32
-	counted           []int32
-	edges             []edge
+	judge *judge
+	hands hands
 }

@@ -19,6 +19,7 @@ func TestWhatCountsDecides(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 		c := &compiler{now: now}
+		j := &judge{c: c}
 		asked := []*owed{
 			{name: "g0", Duties: bocage.Duties{Log: logFull}, by: []bocage.Ref{{Kind: "Guardrail", Name: "g0", Field: "spec.require.log"}}},
 			{name: "g1", Duties: bocage.Duties{Rate: "5/s"}, by: []bocage.Ref{{Kind: "Guardrail", Name: "g1", Field: "spec.require.rate"}}},
@@ -67,7 +68,7 @@ func TestWhatCountsDecides(t *testing.T) {
 			}
 			return chain
 		}
-		counting := slices.Clone(c.counting(covering))
+		counting := slices.Clone(j.counting(covering))
 		if len(counting) < len(covering) {
 			left++
 		}

@@ -51,29 +51,34 @@ func (c *compiler) decide(covering []int32) int32 {
 	if d.byContent == nil {
 		d.byContent, d.byCause, d.owing, d.babel = map[string]int32{}, map[string]int32{}, map[*owed][]int32{}, map[int32]bool{}
 	}
-	counting := c.counting(covering)
+	counting := c.judge.counting(covering)
 	d.scratch = appendNumbers(d.scratch[:0], counting)
 	if i, known := d.byCause[string(d.scratch)]; known {
 		return i
 	}
 	cause := string(d.scratch)
+	i := d.internChain(c.combined(counting), "")
+	d.byCause[cause] = i
+	return i
+}
+
+// combined decides a cell that the statements cover.
+func (c *compiler) combined(counting []int32) []decision {
 	statements := make([]*statement, len(counting))
 	for n, s := range counting {
 		statements[n] = &c.statements[s]
 	}
-	i := d.internChain(combine(statements, c.now))
-	d.byCause[cause] = i
-	return i
+	return combine(statements, c.now)
 }
 
 // counting leaves out statements that make no difference next to the others, so that a
 // thousand contracts that one guardrail refuses are decided once: what is owed where
 // nobody allows or somebody refuses, who allows there, and how to refuse what is not.
-func (c *compiler) counting(covering []int32) []int32 {
+func (j *judge) counting(covering []int32) []int32 {
 	var kinds uint32 // a set
 	mayFail, named := false, false
 	for _, n := range covering {
-		s := &c.statements[n]
+		s := &j.c.statements[n]
 		kinds |= 1 << s.kind
 		mayFail = mayFail || s.duty.impossible
 		named = named || s.towardsName()
@@ -94,13 +99,13 @@ func (c *compiler) counting(covering []int32) []int32 {
 	if kinds&idle == 0 {
 		return covering
 	}
-	out := c.counted[:0]
+	out := j.counted[:0]
 	for _, n := range covering {
-		if idle&(1<<c.statements[n].kind) == 0 {
+		if idle&(1<<j.c.statements[n].kind) == 0 {
 			out = append(out, n)
 		}
 	}
-	c.counted = out
+	j.counted = out
 	return out
 }
 
@@ -438,18 +443,23 @@ func (d *decision) equal(o decision) bool {
 	return d.verdict == o.verdict && d.code == o.code && d.log == o.log && d.final == o.final && d.ranks == o.ranks && d.duties == o.duties && slices.Equal(d.by, o.by)
 }
 
-// internChain gives the first of a chain of decisions its number.
-func (d *decisions) internChain(chain []decision) int32 {
+// internChain gives the first of a chain of decisions its number. The key of a single
+// one may be known already.
+func (d *decisions) internChain(chain []decision, key string) int32 {
 	next := int32(unset)
 	for i := len(chain) - 1; i >= 0; i-- {
 		chain[i].then = next
-		next = d.intern(chain[i])
+		if key == "" || len(chain) > 1 {
+			key = d.key(&chain[i])
+		}
+		next = d.internKeyed(chain[i], key)
 	}
 	return next
 }
 
-func (d *decisions) intern(x decision) int32 {
-	key := d.key(&x)
+func (d *decisions) intern(x decision) int32 { return d.internKeyed(x, d.key(&x)) }
+
+func (d *decisions) internKeyed(x decision, key string) int32 {
 	if i, known := d.byContent[key]; known {
 		if !slices.Equal(d.list[i].by, x.by) {
 			d.list[i].by, d.list[i].owing, d.renewed = x.by, x.owing, append(d.renewed, i)

@@ -7,7 +7,15 @@ import "bocage.dev/bocage"
 func CompileSpelling(in Input, most int) Output { return NewCompilerSpelling(most).Compile(in) }
 
 // NewCompilerSpelling is NewCompiler with that bound.
-func NewCompilerSpelling(most int) *Compiler { return &Compiler{spelled: most} }
+func NewCompilerSpelling(most int) *Compiler { return &Compiler{spelled: most, hands: hands{1, 1}} }
+
+// NewCompilerOfHands is NewCompilerSpelling that divides all work among so many, however
+// little there is.
+func NewCompilerOfHands(most, hands int) *Compiler {
+	k := NewCompilerSpelling(most)
+	k.hands.count = hands
+	return k
+}
 
 // NewSparingCutter is NewCutter for hosts that take no more than so many reasons.
 func NewSparingCutter(rs *bocage.Ruleset, in Input, most int) *Cutter {

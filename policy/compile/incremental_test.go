@@ -22,7 +22,7 @@ func TestFollowsAnyEdits(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out")
 		pool := []compile.Input{policytest.Draw(t), policytest.Draw(t), policytest.Draw(t)}
-		compiler := compile.NewCompilerSpelling(most)
+		compiler := compile.NewCompilerOfHands(most, rapid.IntRange(1, 3).Draw(t, "hands"))
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		in := pool[0]
 		var last compile.Output

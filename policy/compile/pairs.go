@@ -200,18 +200,22 @@ func (g *grid) evaluate(from, to int32, mentions []mention) int32 {
 	if len(mentions) == 0 {
 		return 0
 	}
-	g.mine = g.mine[:0]
-	general := false
+	about, rest := g.over(g.about[:0], &b, mentions)
+	g.about = about
+	return g.patch(g.tableOver(about, rest), b.below)
+}
+
+// over appends what a pair is about, beyond what its classes have in common, and
+// returns what statements about every port come to, where that is known.
+func (g *grid) over(room []int32, b *base, mentions []mention) (about []int32, rest int32) {
+	g.mine, rest = g.mine[:0], b.rest
 	for _, m := range mentions { // in order: of one pair they are
 		g.mine = append(g.mine, m.statement)
-		general = general || g.c.statements[m.statement].ports.all
+		if g.c.statements[m.statement].ports.all {
+			rest = unset
+		}
 	}
-	g.about = appendMerged(g.about[:0], b.about, g.mine)
-	rest := b.rest
-	if general {
-		rest = unset
-	}
-	return g.patch(g.tableOver(g.about, rest), b.below)
+	return appendMerged(room, b.about, g.mine), rest
 }
 
 // tableOf decides every cell of a pair that the statements are about.
@@ -227,9 +231,9 @@ func (g *grid) tableOver(about []int32, rest int32) int32 {
 	}
 	cause := string(t.scratch)
 	if rest == unset {
-		rest = g.c.decide(g.c.generalOf(about))
+		rest = g.c.decide(g.c.judge.generalOf(about))
 	}
-	i := t.intern(g.c.table(about, rest))
+	i := t.intern(g.c.judge.table(about, rest))
 	t.byCause[cause] = i
 	return i
 }

@@ -19,9 +19,7 @@ func (g *grid) update(d *change) bool {
 	}
 	slices.SortFunc(g.looked, comparePairs)
 	g.looked = slices.Compact(g.looked)
-	for _, p := range g.looked {
-		g.evaluateAgain(p)
-	}
+	g.evaluateAgain()
 	if !g.reclassified {
 		g.spellAgain(g.sources.of, g.spelled)
 	}
@@ -84,17 +82,13 @@ func (g *grid) eachMention(i int32, from, to side, change func([]mention, mentio
 	}
 }
 
-// evaluateAgain finds the patch of a pair, and notes how it changed.
-func (g *grid) evaluateAgain(p pair) {
-	mentions := g.mentioned(p.from, p.to)
+// enter takes the patch of a pair that was looked at again, and notes how it changed.
+func (g *grid) enter(p pair, now int32) {
 	list := g.results[p.from]
 	at, found := slices.BinarySearchFunc(list, p.to, func(r result, to int32) int { return cmp.Compare(r.to, to) })
-	var was, now int32
+	var was int32
 	if found {
 		was = list[at].patch
-	}
-	if len(mentions) > 0 {
-		now = g.evaluate(p.from, p.to, mentions)
 	}
 	g.note(p, was, now)
 	switch {

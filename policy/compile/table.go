@@ -35,24 +35,24 @@ type patch struct {
 const unset = -1
 
 // generalOf picks the statements that are about every port.
-func (c *compiler) generalOf(about []int32) []int32 {
-	general := c.general[:0]
+func (j *judge) generalOf(about []int32) []int32 {
+	general := j.general[:0]
 	for _, i := range about {
-		if c.statements[i].ports.all {
+		if j.c.statements[i].ports.all {
 			general = append(general, i)
 		}
 	}
-	c.general = general
+	j.general = general
 	return general
 }
 
 // table decides every protocol and port of a pair that the given statements (in
 // order) are about. rest is the decision where only those of them cover a cell that
 // are about every port.
-func (c *compiler) table(about []int32, rest int32) table {
+func (j *judge) table(about []int32, rest int32) table {
 	var protocols []bocage.Protocol
 	for _, i := range about {
-		for _, r := range c.statements[i].ports.ranges {
+		for _, r := range j.c.statements[i].ports.ranges {
 			if !slices.Contains(protocols, r.protocol) {
 				protocols = append(protocols, r.protocol)
 			}
@@ -61,7 +61,7 @@ func (c *compiler) table(about []int32, rest int32) table {
 	t := table{rest: rest}
 	slices.Sort(protocols)
 	for _, p := range protocols {
-		if cells := c.cells(about, p, t.rest); len(cells) > 1 || cells[0].decision != t.rest {
+		if cells := j.cells(about, p, t.rest); len(cells) > 1 || cells[0].decision != t.rest {
 			t.protocols = append(t.protocols, protocolCells{p, cells})
 		}
 	}
@@ -79,20 +79,20 @@ type edge struct {
 // wherever a statement begins or ends, so that its work follows what covers a
 // port and not what is declared for others. rest is the decision where only
 // statements about every port cover one.
-func (c *compiler) cells(about []int32, protocol bocage.Protocol, rest int32) []cell {
-	edges, covering := c.edges[:0], c.covering[:0] // covering is sorted
+func (j *judge) cells(about []int32, protocol bocage.Protocol, rest int32) []cell {
+	edges, covering := j.edges[:0], j.covering[:0] // covering is sorted
 	for _, i := range about {
-		if c.statements[i].ports.all {
+		if j.c.statements[i].ports.all {
 			covering = append(covering, i)
 			continue
 		}
-		for _, r := range c.statements[i].ports.ranges {
+		for _, r := range j.c.statements[i].ports.ranges {
 			if r.protocol == protocol {
 				edges = append(edges, edge{uint32(r.First), true, i}, edge{uint32(r.Last) + 1, false, i})
 			}
 		}
 	}
-	c.edges = edges
+	j.edges = edges
 	general := len(covering)
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
 	var cells []cell
@@ -113,12 +113,12 @@ func (c *compiler) cells(about []int32, protocol bocage.Protocol, rest int32) []
 		}
 		decision := rest
 		if len(covering) > general {
-			decision = c.decide(covering)
+			decision = j.decide(covering)
 		}
 		cells = appendCell(cells, cell{uint16(first), uint16(next - 1), decision})
 		first = next
 	}
-	c.covering = covering
+	j.covering = covering
 	return cells
 }
 
