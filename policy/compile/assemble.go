@@ -84,9 +84,11 @@ func (c *compiler) assemble(d *change) {
 		refusals[i] = c.decisions.intern(decision{verdict: bocage.VerdictDrop, code: bocage.ReasonQuarantine, log: true, by: r.by, then: unset})
 	}
 
-	gone := c.rules(g.gone) // while their decisions have numbers
-	c.use(g.gone, -1)
-	c.use(g.come, 1)
+	var gone []bocage.Rule
+	share := c.hands.worth(len(g.gone) + len(g.come))
+	c.hands.together(share,
+		func() { gone = c.rules(g.gone) }, // while their decisions have numbers
+		func() { c.use(g.gone, -1); c.use(g.come, 1) })
 	reasons := b.reasons
 	if g.reclassified {
 		reasons = slices.Sorted(maps.Values(g.reasons))
@@ -110,22 +112,27 @@ func (c *compiler) assemble(d *change) {
 	}
 	rs := old.next()
 	b.whole = rs
-	moved := c.writeDecisions(rs, d) || d.renumbered
+	written, moved := c.numberDecisions(rs, d)
+	moved = moved || d.renumbered
 	if moved {
 		// Numbers moved on since two hashes met: everything that carries one is written anew.
 		var all []entry
 		g.eachEntry(func(e entry) { all = append(all, e) })
 		rs.rules = newList[bocage.Rule](nil).exchange(nil, c.rules(all), bocage.CompareRules)
 		rs.peers, rs.groups = newList[bocage.Peer](nil), newList[bocage.GroupInfo](nil)
+		written.write(rs)
 		c.describe(rs, nil)
+		c.giveReasons(rs)
 	} else {
-		rs.rules = rs.rules.exchange(gone, c.rules(g.come), bocage.CompareRules)
-		c.describe(rs, d)
+		c.hands.together(share, func() {
+			written.write(rs)
+			c.describe(rs, d)
+			if g.reclassified && !g.stayed {
+				c.giveReasons(rs)
+			}
+		}, func() { rs.rules = rs.rules.exchange(gone, c.rules(g.come), bocage.CompareRules) })
 	}
 	rs.fallback = c.idOf(0)
-	if g.reclassified && !g.stayed || moved {
-		c.giveReasons(rs)
-	}
 	c.refuse(rs)
 	c.place(rs)
 	c.placeWires(rs)
@@ -266,9 +273,17 @@ func (c *compiler) diverts(i int32) bool {
 	return false
 }
 
-// writeDecisions gives decisions that came into use their numbers, and writes
-// them. It reports whether others moved on.
-func (c *compiler) writeDecisions(rs *whole, d *change) bool {
+// edition is which decisions are to be written and which to be taken out.
+type edition struct {
+	c             *compiler
+	anew          bool // all of them
+	come, renewed []int32
+	removed       []bocage.Decision
+}
+
+// numberDecisions gives decisions that came into use their numbers, so that afterwards
+// numbers of decisions in use are only read. It reports whether others moved on.
+func (c *compiler) numberDecisions(rs *whole, d *change) (edition, bool) {
 	b, list := c.book, c.decisions.list
 	var gone, come []int32
 	for i, before := range b.decisions.touched {
@@ -323,7 +338,6 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 	}
 	if rewrite {
 		come, removed = nil, nil
-		rs.decisions = newList[bocage.Decision](nil)
 		for i, count := range b.decisions.counts {
 			if count > 0 {
 				come = append(come, int32(i))
@@ -331,13 +345,22 @@ func (c *compiler) writeDecisions(rs *whole, d *change) bool {
 		}
 		c.decisions.renewed = c.decisions.renewed[:0]
 	}
-	renewed := c.renewedInUse(come)
-	rs.decisions = rs.decisions.exchange(removed, c.writeAll(come), compareDecisions)
-	if len(renewed) > 0 {
-		again := c.writeAll(renewed)
+	for _, i := range come {
+		c.idOf(i)
+	}
+	return edition{c, rewrite, come, c.renewedInUse(come), removed}, moved && !d.first
+}
+
+// write writes the decisions.
+func (e *edition) write(rs *whole) {
+	if e.anew {
+		rs.decisions = newList[bocage.Decision](nil)
+	}
+	rs.decisions = rs.decisions.exchange(e.removed, e.c.writeAll(e.come), compareDecisions)
+	if len(e.renewed) > 0 {
+		again := e.c.writeAll(e.renewed)
 		rs.decisions = rs.decisions.exchange(slices.Clone(again), again, compareDecisions)
 	}
-	return moved && !d.first
 }
 
 // renewedInUse lists the decisions that stay in use and were written anew.

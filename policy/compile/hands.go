@@ -37,6 +37,20 @@ func (h hands) divide(n int, work func(hand, first, last int)) {
 	all.Wait()
 }
 
+// together does two things that do not depend on each other, at once if that is worth
+// it.
+func (h hands) together(worth bool, one, other func()) {
+	if !worth || h.count < 2 {
+		one()
+		other()
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(one)
+	other()
+	both.Wait()
+}
+
 // judge decides cells, with room of its own for what that takes.
 type judge struct {
 	c      *compiler // whose statements are read
