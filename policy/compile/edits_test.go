@@ -11,17 +11,19 @@ import (
 
 // TestFollowsEveryKindOfEdit changes one object of every kind after the other, in a
 // site with hundreds of groups, and compares what follows with what comes from
-// nothing. In between, lists come in other orders.
+// nothing, with one hand and with three. In between, lists come in other orders.
 func TestFollowsEveryKindOfEdit(t *testing.T) {
 	in := variedSite(2_000, 500)
-	compiler := compile.NewCompiler()
-	compiler.Compile(in)
+	compilers := []*compile.Compiler{compile.NewCompilerOfHands(256, 1), compile.NewCompilerOfHands(256, 3)}
+	for _, k := range compilers {
+		k.Compile(in)
+	}
 	r := rand.New(rand.NewPCG(7, 1))
 	const rounds = 6
 	for n := range rounds {
 		for _, kind := range editKinds {
 			in = kind.edit(in, r, n)
-			have := compiler.Compile(in)
+			have := []compile.Output{compilers[0].Compile(in), compilers[1].Compile(in)}
 			if r.IntN(4) > 0 {
 				continue // several edits between two comparisons, most of the time
 			}
@@ -31,8 +33,10 @@ func TestFollowsEveryKindOfEdit(t *testing.T) {
 				given.Workloads[i], given.Workloads[j] = given.Workloads[j], given.Workloads[i]
 			})
 			want := compile.Compile(given)
-			compareJSON(t, kind.name, have.Ruleset(), want.Ruleset())
-			compareJSON(t, kind.name, have.Findings(), want.Findings())
+			for _, have := range have {
+				compareJSON(t, kind.name, have.Ruleset(), want.Ruleset())
+				compareJSON(t, kind.name, have.Findings(), want.Findings())
+			}
 		}
 	}
 }

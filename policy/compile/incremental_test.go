@@ -28,12 +28,18 @@ func TestFollowsAnyEdits(t *testing.T) {
 		var last compile.Output
 		var before compile.Input
 		var cutter *compile.Cutter
+		var unread [][2]compile.Output // from nothing and following
 		for step := range rapid.IntRange(2, 8).Draw(t, "steps") {
 			if step > 0 {
 				in = edited(t, in, pool[rapid.IntRange(0, len(pool)-1).Draw(t, "from")], r)
 			}
 			in.Generation++
 			want, have := compile.CompileSpelling(in, most), compiler.Compile(in)
+			if rapid.Bool().Draw(t, "findings are read late") {
+				unread = append(unread, [2]compile.Output{want, have})
+			} else if a, b := asJSON(t, want.Findings()), asJSON(t, have.Findings()); a != b {
+				t.Fatalf("step %d: following tells\n%s\nfrom nothing it is\n%s\n%s", step, b, a, policytest.Describe(in))
+			}
 			if a, b := wholeOutput(t, want), wholeOutput(t, have); a != b {
 				t.Fatalf("step %d: following gives\n%s\nfrom nothing it is\n%s\n%s", step, b, a, policytest.Describe(in))
 			}
@@ -47,6 +53,11 @@ func TestFollowsAnyEdits(t *testing.T) {
 				if a, b := asJSON(t, fresh.Cut(host)), asJSON(t, cutter.Cut(host)); a != b {
 					t.Fatalf("step %d: a cutter that follows gives %s\n%s\na new one\n%s", step, host, b, a)
 				}
+			}
+		}
+		for _, out := range unread {
+			if a, b := asJSON(t, out[0].Findings()), asJSON(t, out[1].Findings()); a != b {
+				t.Fatalf("findings that are read late are\n%s\nfrom nothing they are\n%s", b, a)
 			}
 		}
 	})
@@ -73,13 +84,13 @@ func untouchedHosts(t *rapid.T, last, out compile.Output, before, in compile.Inp
 	}
 }
 
+// wholeOutput is all of an output but its findings.
 func wholeOutput(t *rapid.T, out compile.Output) string {
 	return asJSON(t, struct {
-		Ruleset  *bocage.Ruleset
-		Findings []compile.Finding
-		Faults   bocage.Faults
-		Expires  time.Time
-	}{out.Ruleset(), out.Findings(), out.Faults, out.Expires})
+		Ruleset *bocage.Ruleset
+		Faults  bocage.Faults
+		Expires time.Time
+	}{out.Ruleset(), out.Faults, out.Expires})
 }
 
 func asJSON(t *rapid.T, v any) string {
