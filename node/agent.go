@@ -56,6 +56,7 @@ type agentProcess struct {
 	decoys     atomic.Pointer[deception.Decoys] // likewise
 	events     *publisher
 	exchange   stream.Exchange // set once joined
+	conn       *jetstream.Conn // likewise
 	ruleset    atomic.Pointer[bocage.Ruleset]
 	faults     faultBoard
 	placing    sync.Mutex                             // held while profiles and decoys are handed on; guards loaded
@@ -362,7 +363,7 @@ func (a *agentProcess) connect(ctx context.Context, group *errgroup.Group, rules
 		return err
 	}
 	defer conn.Close()
-	a.exchange = conn.Exchange()
+	a.exchange, a.conn = conn.Exchange(), conn
 	a.bundle = have.bundle
 	a.events.connect(conn.Log(eventsLog))
 	a.joined.Store(true)

@@ -71,8 +71,12 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 		return nil, fmt.Errorf("open the certificate authority: %w", err)
 	}
 	c.authority = authority.By(c.clock.Now)
+	instance, err := instanceOf(cfg.controllerDir("instance"))
+	if err != nil {
+		return nil, err
+	}
 	if len(cfg.Etcd.Endpoints) > 0 {
-		if c.site, err = joinSite(ctx, cfg, c.store, c.clock); err != nil {
+		if c.site, err = joinSite(ctx, cfg, instance, c.store, c.clock); err != nil {
 			return nil, fmt.Errorf("join the site: %w", err)
 		}
 		registry.MustRegister(c.clock)
@@ -106,13 +110,9 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 	if err != nil {
 		return nil, fmt.Errorf("open the history: %w", err)
 	}
-	instance, err := instanceOf(cfg.controllerDir("instance"))
-	if err != nil {
-		return nil, err
-	}
 	c.policy, err = policy.New(policy.Config{
 		Store: c.store, Logger: c.logger, Now: c.clock.Now,
-		Node: cfg.Host, Instance: instance, Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
+		Node: cfg.Host, Instance: instance, Numbered: readNumbered(cfg.controllerDir(numberedFile), c.logger), Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
 		Sign: c.sign,
 		Notify: func(generation uint64) {
 			number := strconv.AppendUint(nil, generation, 10)
@@ -194,6 +194,7 @@ func (c *controllerProcess) run(ctx context.Context, ready chan<- struct{}) erro
 	group.Go(func() error { return c.serveStatus(ctx) })
 	group.Go(func() error { return newSightingsDesk(c.store, server.Vouch).Serve(ctx, c.exchange) })
 	group.Go(func() error { return c.keepCertificate(ctx) })
+	group.Go(func() error { return c.keepNumbered(ctx) })
 	group.Go(func() error { return c.trimLog(ctx, recognizer) })
 	group.Go(func() error { return c.watchStore(ctx) })
 	group.Go(func() error { return c.endAdminToken(ctx) })
@@ -231,7 +232,10 @@ func (c *controllerProcess) timeMoved() {
 // watchStore ends the process when its store has ended itself, so that whoever
 // supervises it starts it again.
 func (c *controllerProcess) watchStore(ctx context.Context) error {
-	failed, ok := c.store.(interface{ Failed() <-chan struct{} })
+	failed, ok := c.store.(interface {
+		Failed() <-chan struct{}
+		Failure() error
+	})
 	if !ok {
 		return nil
 	}
@@ -239,8 +243,11 @@ func (c *controllerProcess) watchStore(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-failed.Failed():
-		return errors.New("the store has ended itself, as it does when its disk is full to the last byte: make room and start again; nothing acknowledged is lost")
 	}
+	if len(c.cfg.Etcd.Endpoints) > 0 {
+		return fmt.Errorf("the store of the site: %w", failed.Failure())
+	}
+	return errors.New("the store has ended itself, as it does when its disk is full to the last byte: make room and start again; nothing acknowledged is lost")
 }
 
 // keepCertificate renews the controller's own certificate at half of its life.
@@ -289,12 +296,13 @@ func (c *controllerProcess) serveRulesets(ctx context.Context) error {
 		if err := json.Unmarshal(request.Data, &question); err != nil {
 			return nil, errors.New("the request is no question for a ruleset")
 		}
-		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed, Base: question.Base, Pieces: question.Pieces})
+		answer, err := c.policy.Answer(ctx, host, policy.Question{Have: question.Have, Candidate: question.Candidate, Confirmed: question.Confirmed, Base: question.Base, Pieces: question.Pieces,
+			Left: question.Left, Proves: question.Proves, Shown: len(question.Proofs) > 0, Proved: c.proved(host, question.Proofs)})
 		if err != nil || answer.Empty() {
 			return nil, err
 		}
 		return json.Marshal(rulesetAnswer{Confirm: answer.Confirm, Ruleset: answer.Ruleset, Amendment: answer.Amendment, Candidate: answer.Candidate, NoCandidate: answer.NoCandidate,
-			Parcel: answer.Parcel})
+			Parcel: answer.Parcel, Prove: answer.Prove})
 	})
 }
 

@@ -34,6 +34,8 @@ type rulesetSource struct {
 	altered     bool        // what was handed on last says otherwise than what was signed
 	whole       bool        // an amendment was of no use: the whole is asked for
 	arrived     bool        // there may be pieces of a parcel on disk
+	show        bool        // a controller wants to see what this host has
+	unanswered  unanswered
 }
 
 // standing names what is to be enforced: a generation, the newest that was taken,
@@ -60,6 +62,12 @@ type rulesetQuestion struct {
 	Base uint64 `json:"base,omitempty"`
 	// Pieces says that it fetches what no message takes in pieces.
 	Pieces bool `json:"pieces,omitempty"`
+	// Left is Have, if the agent went back from that since nobody had confirmed it in time.
+	Left uint64 `json:"left,omitempty"`
+	// Proves says that it shows what it has when it is asked to (rulesetAnswer.Prove);
+	// Proofs are the envelopes by which it has Have and Confirmed, as they were signed.
+	Proves bool     `json:"proves,omitempty"`
+	Proofs [][]byte `json:"proofs,omitempty"`
 }
 
 // rulesetAnswer is the answer, as JSON; no bytes at all say that nothing is new.
@@ -92,6 +100,8 @@ type rulesetAnswer struct {
 	// NoCandidate ends the evaluation of question.Candidate. A Ruleset of its
 	// generation or a later one ends it, too.
 	NoCandidate bool `json:"noCandidate,omitempty"`
+	// Prove asks for Proofs: the site does not know that it gave what the agent has.
+	Prove bool `json:"prove,omitempty"`
 }
 
 // notApplied is the Reason of a Ready condition that is False because the newest
@@ -260,10 +270,19 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 	}
 	if err != nil {
 		s.agent.logger.Debug("ask for a ruleset", "error", err)
-		s.agent.faults.set("controller", unanswered(err))
+		s.agent.faults.set("controller", whyUnanswered(err))
+		if s.unanswered.leaves(time.Now()) {
+			s.agent.leave(err)
+		}
 		return false
 	}
+	s.unanswered = unanswered{}
 	s.agent.faults.clear("controller")
+	if answer.Prove && !s.show {
+		s.show = true
+		return true
+	}
+	s.show = false
 	// What came at once does not wait for what is to be fetched.
 	news, err := s.take(answer, time.Now())
 	if err == nil && answer.Parcel != nil {
@@ -287,8 +306,8 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 	return news
 }
 
-// unanswered says why there is no answer.
-func unanswered(err error) string {
+// whyUnanswered says why there is no answer.
+func whyUnanswered(err error) string {
 	if errors.Is(err, stream.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 		return "no controller answers: the last ruleset stays in force"
 	}
@@ -296,10 +315,15 @@ func unanswered(err error) string {
 }
 
 func (s *rulesetSource) question(ctx context.Context) (rulesetAnswer, error) {
+	s.unanswered.asked(time.Now())
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var answer rulesetAnswer
-	question, err := json.Marshal(rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed, Base: s.base(), Pieces: true})
+	q := rulesetQuestion{Have: s.shelf.newest(), Candidate: s.candidate, Confirmed: s.shelf.confirmed, Base: s.base(), Pieces: true, Left: s.shelf.left, Proves: true}
+	if s.show {
+		q.Proofs = s.shelf.proofs()
+	}
+	question, err := json.Marshal(q)
 	if err != nil {
 		return answer, err
 	}

@@ -216,11 +216,7 @@ type member struct {
 
 // joinSite claims the controller's name and learns what time it is at the site: when
 // it returns, the clock goes by what others say, if there are others.
-func joinSite(ctx context.Context, cfg Config, s store.Store, clock *siteClock) (*member, error) {
-	instance, err := instanceOf(cfg.controllerDir("instance"))
-	if err != nil {
-		return nil, err
-	}
+func joinSite(ctx context.Context, cfg Config, instance string, s store.Store, clock *siteClock) (*member, error) {
 	j := &member{name: cfg.Host, instance: instance, store: s, clock: clock, logger: cfg.Logger, moved: func() {}}
 	clock.called(j.name)
 	entries, at, err := s.List(ctx, claimsPrefix, "", 0, 0)

@@ -287,7 +287,7 @@ func TestControllersThatComeAtOnce(t *testing.T) {
 		racing := &atOnce{s, func() { claimAs(t, s, "c1", "1", theirs) }}
 		cfg := Config{Host: "c2", StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
 		clock := newSiteClock(machineClock())
-		_, err := joinSite(t.Context(), cfg, racing, clock)
+		_, err := joinSite(t.Context(), cfg, "an instance", racing, clock)
 		must(t, err)
 		if at := clock.Now(); !near(at, theirs) {
 			t.Errorf("it goes by %s, and who came first by %s", at, theirs)
@@ -301,7 +301,7 @@ func TestNameIsLost(t *testing.T) {
 		s := mem.New()
 		defer s.Close()
 		cfg := Config{Host: "c1", StateDir: t.TempDir(), Logger: slog.New(slog.DiscardHandler)}
-		j, err := joinSite(t.Context(), cfg, s, newSiteClock(machineClock()))
+		j, err := joinSite(t.Context(), cfg, "an instance", s, newSiteClock(machineClock()))
 		must(t, err)
 		claimAs(t, s, "c1", "another", time.Now())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

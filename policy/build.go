@@ -41,6 +41,8 @@ type build struct {
 	ahead  bool           // only what tightens is new (see hurry.go)
 	came   []*lateProofs  // what is told of generations that went ahead
 	more   bool           // something newer is declared that has to be proved in turn
+
+	notified bool // agents know that it is worth while to ask
 }
 
 // buildOnce brings into force what should be now. It returns when to look again
@@ -69,10 +71,13 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
 		return time.Time{}, err
 	}
+	if again, err := p.goOn(ctx, b.was); again || err != nil {
+		return p.now(), err
+	}
 	b.now = b.was.moment(p.now())
 	p.builtFor = b.now
 	b.since = b.revision
-	if b.was.Inputs > b.v.revision {
+	if b.was.Inputs > b.v.revision && b.was.Inputs < b.revision { // else it was written in another store
 		return time.Time{}, errBehind
 	}
 	if !p.library.known || p.library.at != b.revision {
@@ -407,11 +412,15 @@ func (b *build) settle(ctx context.Context) {
 			p.policies[name] = heldPolicy{o.input, o.policy}
 		}
 	}
+	p.numbered.Store(max(p.numbered.Load(), s.record.Number))
 	p.mu.Lock()
-	p.served.Store(s)
+	before := p.served.Swap(s)
 	close(p.advanced)
 	p.advanced = make(chan struct{})
 	p.mu.Unlock()
+	if !b.notified && (before == nil || !before.record.Moved.Equal(s.record.Moved) || before.record.Said != s.record.Said) {
+		p.notify(s.record.Number) // another controller wrote it: its agents know, and those of this one do not
+	}
 	if s.base != nil {
 		if last := p.active.Swap(s.base); last != nil && last.number != s.base.number {
 			p.past.remember(last.output.Outdated(s.base.output), last.number)

@@ -29,13 +29,13 @@ func (b *build) place() {
 	for i, host := range hosts {
 		p := plan{}
 		p.enforced, p.evaluated = s.of(host)
-		p.touched = b.touched(host, p.enforced)
+		p.touched = b.touched(host, p.enforced) || b.was.Hosts[host][0] <= b.was.Floor
 		if p.evaluated != nil && !differs(p.enforced, p.evaluated).at(host) {
 			p.evaluated = nil // it would say the same
 		}
 		p.other = p.evaluated != nil && b.evaluatesOther(host, p.evaluated)
 		plans[i] = p
-		if p.touched && b.was.Hosts[host][0] >= p.enforced.number {
+		if p.touched && max(b.was.Hosts[host][0], b.was.Floor) >= p.enforced.number {
 			if p.enforced == base {
 				b.fresh = true
 			} else {

@@ -56,6 +56,9 @@ type Config struct {
 	// Node names this controller in events, Instance its history, for good.
 	Node     string
 	Instance string
+	// Numbered is what [Policy.Numbered] returned in the last process of this
+	// controller.
+	Numbered uint64
 	Logger   *slog.Logger
 }
 
@@ -116,6 +119,7 @@ type Policy struct {
 	past     past                    // of generations that were in force
 	tried    past                    // of candidates
 	counters counters
+	numbered atomic.Uint64 // the highest number that this controller knows of
 	notices  *noticeBoard
 	recalled recalled
 	planned  planProver
@@ -165,6 +169,7 @@ func New(config Config) (*Policy, error) {
 		built:     make(chan struct{}, 1),
 		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
 	}
+	p.numbered.Store(config.Numbered)
 	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)
 	p.mirror.onOther = func(kind bocage.Kind) {
 		wake(p.report)

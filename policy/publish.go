@@ -138,6 +138,7 @@ func (b *build) told(ctx context.Context) {
 	if b.next.Blocked != nil && b.next.Blocked != b.was.Blocked {
 		p.counters.blocked.Add(1)
 	}
+	b.notified = true
 	p.notify(b.next.Number)
 }
 

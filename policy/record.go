@@ -21,6 +21,9 @@ const recordKey = "policy/record"
 type record struct {
 	// Number is the last generation that was numbered. It only grows.
 	Number uint64 `json:"number"`
+	// Floor is the last of the numbers that may have been given in a time that is lost
+	// (see renumber.go): what hosts have up to it is not what this record knows by it.
+	Floor uint64 `json:"floor,omitempty"`
 	// Inputs is the store's revision up to which declarations went in.
 	Inputs store.Revision `json:"inputs"`
 	// AsOf is the moment that went in with them: of what ends and begins, what had.

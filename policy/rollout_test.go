@@ -46,8 +46,13 @@ func (a *agent) poll() {
 	a.b.t.Helper()
 	for range 4 {
 		answer := a.b.ask(a.host, a.q)
+		a.q.Shown, a.q.Proved = answer.Prove, 0
 		if answer.Empty() {
 			break
+		}
+		if answer.Prove {
+			a.q.Proved = max(a.q.Have, a.q.Confirmed)
+			continue
 		}
 		if len(answer.Confirm) > 0 {
 			a.confirmed = uint64(len(answer.Confirm)) // only that there is one
@@ -61,7 +66,7 @@ func (a *agent) poll() {
 			if rs.Generation <= a.q.Have {
 				a.b.t.Fatalf("%s has generation %d and gets %d", a.host, a.q.Have, rs.Generation)
 			}
-			a.q.Have = rs.Generation
+			a.q.Have, a.q.Left = rs.Generation, 0
 			if rs.Generation == a.refuses {
 				a.ready = []bocage.Condition{{Type: bocage.ConditionReady, Status: "False", Reason: notApplied, ObservedGeneration: int64(rs.Generation), Message: "no room"}}
 				continue
@@ -88,6 +93,7 @@ func (a *agent) poll() {
 	}
 	if a.enforced != nil && !a.enforced.ConfirmBy.IsZero() && a.enforced.Generation > a.q.Confirmed && !time.Now().Before(a.enforced.ConfirmBy) {
 		a.revertedFrom, a.enforced = a.enforced.Generation, a.safe.WithRefusals(a.enforced)
+		a.q.Left = a.revertedFrom
 	}
 	h := &bocage.Host{ObjectMeta: bocage.ObjectMeta{Name: a.host, Generation: 1}, Status: bocage.HostStatus{LastSeen: time.Now(),
 		CandidateDiffers: a.differs, RevertedFrom: a.revertedFrom, Conditions: a.ready, Candidate: a.q.Candidate}}

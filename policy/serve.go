@@ -21,6 +21,12 @@ type Question struct {
 	Base uint64
 	// Pieces says that it fetches what no message takes in pieces.
 	Pieces bool
+	// Left is Have, if it went back from that since nobody had confirmed it in time.
+	Left uint64
+	// Proves says that it can show what it has, and Shown that it did; Proved is the
+	// highest number in what it showed that controllers signed.
+	Proves, Shown bool
+	Proved        uint64
 }
 
 // Answer is what is new for it: signed envelopes.
@@ -32,11 +38,13 @@ type Answer struct {
 	Parcel *Parcel
 	// NoCandidate ends the evaluation beside.
 	NoCandidate bool
+	// Prove asks it to show what it has (see renumber.go).
+	Prove bool
 }
 
 // Empty reports whether nothing is new.
 func (a Answer) Empty() bool {
-	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Amendment) == 0 && len(a.Candidate) == 0 && a.Parcel == nil && !a.NoCandidate
+	return len(a.Confirm) == 0 && len(a.Ruleset) == 0 && len(a.Amendment) == 0 && len(a.Candidate) == 0 && a.Parcel == nil && !a.NoCandidate && !a.Prove
 }
 
 const (
@@ -49,6 +57,9 @@ const (
 	catchUp = 3 * time.Second
 )
 
+// errCutOff means that the store does not answer this controller.
+var errCutOff = errors.New("this controller cannot look up what is in force: its store does not answer")
+
 // ErrNotYet means that this controller does not know yet what is in force: ask
 // again, or another one.
 var ErrNotYet = errors.New("this controller does not know yet what is in force")
@@ -56,18 +67,28 @@ var ErrNotYet = errors.New("this controller does not know yet what is in force")
 // Answer tells the agent of a host what is new for it. Everything is signed as it
 // is asked for, and is the same whichever controller is asked.
 func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, error) {
+	// An agent that has no answer goes to another controller, which may reach the store.
+	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	defer cancel()
 	r, revision, err := readRecord(ctx, p.store)
+	if ctx.Err() != nil {
+		err = fmt.Errorf("%w: %w", errCutOff, ctx.Err())
+	}
 	if err != nil {
 		return Answer{}, err
 	}
 	numbers, known := r.Hosts[host]
+	if known && r.lost(host, q) {
+		return p.foreign(ctx, r, host, q)
+	}
+	if known && r.tooLate(host, q) {
+		return Answer{}, p.renumber(ctx, q.Left, slog.String("host", host))
+	}
 	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.Said <= q.Confirmed {
 		p.parcels.has(host)
 		p.remake(host, q, revision)
 		return Answer{}, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, catchUp)
-	defer cancel()
 	var s *served
 	for {
 		p.mu.Lock()

@@ -68,7 +68,7 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 		}
 		return nil
 	})
-	s.patience = cmp.Or(c.Patience, answerPatience)
+	s.patience, s.history = cmp.Or(c.Patience, answerPatience), newHistory()
 	ctx, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
 	if _, err := client.Get(ctx, c.Prefix, clientv3.WithCountOnly()); err != nil {

@@ -301,12 +301,21 @@ func UseThreads() {
 }
 
 // Failed is closed when the embedded server had to end itself, say on a disk that
-// fails: the process should end and be restarted. It is nil for an etcd elsewhere.
+// fails, or when an etcd elsewhere is not what it was, since it was restored from a
+// backup: the process should end and be restarted. [Store.Failure] says why.
 func (s *Store) Failed() <-chan struct{} {
 	if s.engine == nil {
-		return nil
+		return s.history.failed
 	}
 	return s.engine.failed
+}
+
+// Failure says why the store is of no use any more; nil while it is.
+func (s *Store) Failure() error {
+	if s.engine == nil {
+		return s.history.failure()
+	}
+	return s.engine.failure()
 }
 
 func (e *engine) close() (err error) {

@@ -43,6 +43,8 @@ type Store struct {
 	engine *engine
 	// patience is how long one that runs elsewhere has for an answer.
 	patience time.Duration
+	// history tells whether one that runs elsewhere is still what it was.
+	history *history
 	// ctx ends with Close, and with it every watch.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -104,7 +106,12 @@ func (s *Store) read(ctx context.Context, key string, options ...clientv3.OpOpti
 	}
 	ctx, cancel := s.patient(ctx)
 	defer cancel()
-	return s.client.Get(ctx, key, options...)
+	before := s.history.far()
+	response, err := s.client.Get(ctx, key, options...)
+	if err != nil {
+		return nil, err
+	}
+	return response, s.history.follows(before, response.Header)
 }
 
 // Responsive asks etcd for a word that only comes while its log and its disk work:
@@ -184,7 +191,11 @@ func (s *Store) Apply(ctx context.Context, ops ...store.Op) (store.Revision, err
 	}
 	attempt, cancel := s.patient(ctx)
 	defer cancel()
+	before := s.history.far()
 	response, err := s.client.Txn(attempt).If(conditions...).Then(writes...).Else(looks...).Commit()
+	if err == nil {
+		err = s.history.follows(before, response.Header)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", name, s.explain(ctx, err))
 	}
@@ -344,7 +355,7 @@ func (s *Store) usable(ctx context.Context) error {
 	if s.engine != nil {
 		return s.engine.failure()
 	}
-	return nil
+	return s.history.failure()
 }
 
 // explain turns etcd's errors into the store's.
@@ -356,6 +367,8 @@ func (s *Store) explain(ctx context.Context, err error) error {
 		return ErrClosed
 	case s.engine != nil && s.engine.failure() != nil:
 		return s.engine.failure()
+	case s.history.failure() != nil:
+		return s.history.failure()
 	case errors.Is(err, rpctypes.ErrCompacted), errors.Is(err, rpctypes.ErrFutureRev):
 		return fmt.Errorf("%w: %w", store.ErrCompacted, err)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps),

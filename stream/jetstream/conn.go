@@ -145,6 +145,18 @@ func (c *Conn) Exchange() stream.Exchange { return c.exchange }
 // Connected says whether there is a connection now.
 func (c *Conn) Connected() bool { return c.nats.IsConnected() }
 
+// Address is the controller's that it is connected to; empty if it is to none.
+func (c *Conn) Address() string { return c.nats.ConnectedAddr() }
+
+// Leave gives up the connection, if there is one, for one to the next of the addresses.
+// What waits for an answer fails with stream.ErrUnavailable.
+func (c *Conn) Leave() error {
+	if err := c.nats.ForceReconnect(); err != nil {
+		return fmt.Errorf("%w: %w", stream.ErrUnavailable, err)
+	}
+	return nil
+}
+
 // Close ends the connection.
 func (c *Conn) Close() error {
 	c.nats.Close()
