@@ -70,7 +70,10 @@ func (e *Exception) Validate() Faults {
 type Approval struct {
 	// Author is who wrote the generation of the object that waits or was approved.
 	Author string `json:"author,omitempty"`
-	// Approvers are who may approve it, besides its author: names of people, or
+	// Authors are all who had a hand in what waits: who wrote since it was approved
+	// last, Author among them. None of them may approve it.
+	Authors []string `json:"authors,omitempty"`
+	// Approvers are who may approve it, besides its authors: names of people, or
 	// "group:NAME". None means every person with the role that writes the kind.
 	Approvers []string `json:"approvers,omitempty"`
 	// Generation is the object's generation that was approved last; 0 is none.

@@ -46,8 +46,8 @@ func (b *batch) awaitApproval(ch *change, resource bocage.Resource) error {
 	switch o := resource.(type) {
 	case *bocage.Guardrail:
 		before, _ := old.(*bocage.Guardrail)
-		o.Status.Approval = b.guardrailApproval(ch, before)
-		ch.tellWaiting(o.Status.Approval)
+		o.Status.Approval = b.guardrailApproval(ch, o, before)
+		ch.tellWaiting(o.Status.Approval, o.Generation)
 	case *bocage.Exception:
 		before, _ := old.(*bocage.Exception)
 		approval, err := b.exceptionApproval(ch, o, before)
@@ -55,26 +55,52 @@ func (b *batch) awaitApproval(ch *change, resource bocage.Resource) error {
 			return err
 		}
 		o.Status.Approval = approval
-		ch.tellWaiting(approval)
+		ch.tellWaiting(approval, o.Generation)
 	}
 	return nil
 }
 
-func (b *batch) guardrailApproval(ch *change, before *bocage.Guardrail) *bocage.Approval {
+func (b *batch) guardrailApproval(ch *change, g, before *bocage.Guardrail) *bocage.Approval {
 	if !b.server.config.TwoPerson {
 		return nil
 	}
 	approval := &bocage.Approval{}
+	waited := false
 	switch {
 	case before == nil:
 	case before.Status.Approval != nil:
-		*approval = *before.Status.Approval
+		*approval, waited = *before.Status.Approval, before.Status.Approval.Waits(before.Generation)
 	default:
 		// It was written when nobody had to agree, and is in force.
 		approval.Generation, approval.Approved = before.Generation, &before.Spec
 	}
-	approval.Author, approval.Approvers = ch.by.principal(), nil
+	approval.Approvers = nil
+	if approval.Approved != nil && sameJSON(approval.Approved, g.Spec) {
+		// It is what was approved again: there is nothing left to agree to.
+		approval.Generation, approval.Authors = g.Generation, nil
+		return approval
+	}
+	wrote(approval, ch.by.principal(), waited)
 	return approval
+}
+
+// wrote notes who changed what has to be approved. Whoever had a hand in what waited
+// already has one in it still: approving it would be agreeing with themselves.
+func wrote(a *bocage.Approval, by string, waited bool) {
+	authors := authorsOf(a)
+	if !waited {
+		authors = nil
+	}
+	authors = slices.DeleteFunc(slices.Clone(authors), func(name string) bool { return name == by })
+	a.Author, a.Authors = by, append(authors, by)
+}
+
+// authorsOf lists everybody who had a hand in what waits.
+func authorsOf(a *bocage.Approval) []string {
+	if len(a.Authors) == 0 && a.Author != "" {
+		return []string{a.Author} // it was kept before all of them were
+	}
+	return a.Authors
 }
 
 func (b *batch) exceptionApproval(ch *change, e, before *bocage.Exception) (*bocage.Approval, error) {
@@ -82,21 +108,28 @@ func (b *batch) exceptionApproval(ch *change, e, before *bocage.Exception) (*boc
 	if err != nil {
 		return nil, err
 	}
-	// Whoever cannot decide about exceptions asks for one; and what a guardrail that
-	// is not there would ask for nobody knows.
-	if known && len(approvers) == 0 && ch.by.mayChange(ch.kind) {
-		return nil, nil
-	}
 	approval := &bocage.Approval{}
+	waited := false
 	if before != nil && before.Status.Approval != nil {
-		*approval = *before.Status.Approval
+		*approval, waited = *before.Status.Approval, before.Status.Approval.Waits(before.Generation)
 	}
-	approval.Author, approval.Approvers = ch.by.principal(), approvers
+	approval.Approvers = approvers
+	// Whoever cannot decide about exceptions asks for one; and what a guardrail that
+	// is not in force would ask for nobody knows.
+	switch decides := known && len(approvers) == 0 && ch.by.mayChange(ch.kind); {
+	case decides && !waited:
+		return nil, nil
+	case decides:
+		// What somebody else asks for is not agreed to by changing it. They may do that
+		// afterwards: they are not held to be its author.
+	default:
+		wrote(approval, ch.by.principal(), waited)
+	}
 	return approval, nil
 }
 
 // approversOf reads who a guardrail names, as it is in force and as it is being
-// written by the same request.
+// written by the same request. One that is not in force yet is not known.
 func (b *batch) approversOf(name string) (approvers []string, known bool, err error) {
 	kind := kindNamed("Guardrail")
 	key := kind.Key("", name)
@@ -115,14 +148,20 @@ func (b *batch) approversOf(name string) (approvers []string, known bool, err er
 	guardrail := object.(*bocage.Guardrail)
 	spec := guardrail.InForce()
 	if spec == nil {
-		spec = &guardrail.Spec
+		return guardrail.Spec.Exceptions.Approvers, false, nil
 	}
 	return spec.Exceptions.Approvers, true, nil
 }
 
-// holdDeletion keeps a guardrail until a second person agrees that it goes.
+// goesByTwo says whether two people decide that an object of a kind goes.
+func (s *Server) goesByTwo(kind bocage.Kind) bool {
+	return kind.Name == "Guardrail" && s.config.TwoPerson
+}
+
+// holdDeletion keeps a guardrail until a second person agrees that it goes. Only
+// people begin that: what its owner's end comes to, see sweepOwned.
 func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) error {
-	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil {
+	if !b.server.goesByTwo(ch.kind) || ch.approving != nil {
 		return nil
 	}
 	if !slices.Contains(object.GetFinalizers(), bocage.FinalizerApproval) {
@@ -141,9 +180,6 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 		guardrail.Status.Approval = &bocage.Approval{Generation: guardrail.Generation, Approved: &guardrail.Spec}
 	}
 	guardrail.Status.Approval.Deleter = ch.by.principal()
-	if ch.by.Name == "" {
-		guardrail.Status.Approval.Deleter = sweeperName
-	}
 	ch.told = append(ch.told, notice{"DeletionWaits", guardrail.Status.Approval.Deleter + " deletes it: it stays in force until somebody else approves that: bocage approve guardrail " + ch.name})
 	changed, err := untyped(ch.kind, guardrail)
 	if err != nil {
@@ -155,7 +191,7 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 
 // keepHold undoes what a person's write does to the hold of a deletion.
 func (b *batch) keepHold(ch *change, resource bocage.Resource) {
-	if ch.kind.Name != "Guardrail" || !b.server.config.TwoPerson || ch.approving != nil || ch.old == nil ||
+	if !b.server.goesByTwo(ch.kind) || ch.approving != nil || ch.old == nil ||
 		!slices.Contains(ch.old.object.GetFinalizers(), bocage.FinalizerApproval) {
 		return
 	}
@@ -227,11 +263,12 @@ func (b *batch) approve(ch *change) error {
 		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == bocage.FinalizerApproval })
 		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
 	} else {
-		a.Generation, a.By, a.At = meta.Generation, by, b.server.now()
+		authors := strings.Join(authorsOf(a), " and ")
+		a.Generation, a.By, a.At, a.Authors = meta.Generation, by, b.server.now(), nil
 		if g, ok := resource.(*bocage.Guardrail); ok {
 			a.Approved = &g.Spec
 		}
-		ch.told = append(ch.told, notice{"Approved", fmt.Sprintf("%s approved generation %d, which %s wrote", by, meta.Generation, a.Author)})
+		ch.told = append(ch.told, notice{"Approved", fmt.Sprintf("%s approved generation %d, which %s wrote", by, meta.Generation, authors)})
 	}
 	object, err := untyped(ch.kind, resource)
 	if err != nil {
@@ -247,16 +284,11 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden, "%s %q: User %q cannot approve it: %s",
 			qualified(ch.kind), ch.name, p.Name, fmt.Sprintf(format, args...)).about(ch.kind, ch.name)
 	}
-	var approvers []string
-	author := ""
-	if a != nil {
-		approvers, author = a.Approvers, a.Author
-	}
-	if deleting {
-		approvers, author = nil, ""
-		if a != nil {
-			author = a.Deleter
-		}
+	var approvers, authors []string
+	if a != nil && deleting {
+		authors = []string{a.Deleter}
+	} else if a != nil {
+		approvers, authors = a.Approvers, authorsOf(a)
 	}
 	switch {
 	case len(approvers) > 0 && !slices.ContainsFunc(approvers, p.isNamed):
@@ -265,12 +297,14 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 		return refuse("whoever may write it may approve it")
 	case a == nil && !deleting:
 		return conflict(ch.kind, ch.name, "nobody has to approve it: it is in force")
-	case author != "" && author == p.principal():
+	case slices.Contains(authors, p.principal()) && len(authors) > 1:
+		return refuse("%s wrote what waits since it was approved last, and a person who had no hand in it has to agree", strings.Join(authors, " and "))
+	case slices.Contains(authors, p.principal()):
 		what := fmt.Sprintf("wrote generation %d", meta.Generation)
 		if deleting {
 			what = "deleted it"
 		}
-		return refuse("%s %s, and a second person has to agree", author, what)
+		return refuse("%s %s, and a second person has to agree", p.principal(), what)
 	case ch.approving.Generation != meta.Generation:
 		return conflict(ch.kind, ch.name, fmt.Sprintf("generation %d was to be approved, and it is %d by now: look at it again", ch.approving.Generation, meta.Generation))
 	case !deleting && !a.Waits(meta.Generation):
@@ -291,17 +325,17 @@ func (p Person) isNamed(approver string) bool {
 // notice is what people are told of an object, as an Event.
 type notice struct{ reason, message string }
 
-func (ch *change) tellWaiting(a *bocage.Approval) {
+func (ch *change) tellWaiting(a *bocage.Approval, generation int64) {
 	ch.told = nil
-	if a == nil {
+	if !a.Waits(generation) {
 		return
 	}
-	who := "somebody else than its author"
+	who := "somebody else"
 	if len(a.Approvers) > 0 {
 		who = strings.Join(a.Approvers, " or ")
 	}
 	ch.told = append(ch.told, notice{"ApprovalWaits", fmt.Sprintf("%s wrote it, and %s has to approve it: bocage approve %s %s",
-		a.Author, who, strings.ToLower(ch.kind.Name), ch.name)})
+		strings.Join(authorsOf(a), " and "), who, strings.ToLower(ch.kind.Name), ch.name)})
 }
 
 // waiting says what a stored object still waits for, in words for who just wrote
@@ -327,7 +361,7 @@ func waiting(kind bocage.Kind, value []byte) string {
 	case a == nil || !a.Waits(meta.Generation):
 		return ""
 	}
-	who := "somebody else than " + a.Author
+	who := "somebody else than " + strings.Join(authorsOf(a), " and ")
 	if len(a.Approvers) > 0 {
 		who = strings.Join(a.Approvers, " or ")
 	}

@@ -1,6 +1,8 @@
 package api
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -144,31 +146,157 @@ func TestTwoPeople(t *testing.T) {
 	}
 }
 
-// TestDeletionByOwner: who cannot delete a guardrail alone cannot do it by
-// deleting what owns it either.
+// TestDeletionByOwner: who cannot delete a guardrail alone cannot do it by deleting
+// what owns it either, nor by naming an owner that is not there; and what owns it
+// does not wait for two people.
 func TestDeletionByOwner(t *testing.T) {
+	for _, test := range []struct {
+		name, uid, policy string
+	}{
+		{"an owner that goes", "", "Background"},
+		{"an owner that waits for what it owns", "", "Foreground"},
+		{"an owner that never was", "00000000-0000-0000-0000-000000000000", "Background"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := start(t, func(c *Config) { c.TwoPerson = true })
+			ctx := t.Context()
+			alice, bob := b.named(t, "alice", RolePolicyAdmin), b.named(t, "bob", RolePolicyAdmin)
+			owner, err := alice.ApplyObject(ctx, kind("Scope"), scope("owner", "observe"), client.WriteOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := alice.ApplyObject(ctx, kind("Guardrail"), guardrail("g", "one"), client.WriteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := bob.Approve(ctx, kind("Guardrail"), "", "g", 0); err != nil {
+				t.Fatal(err)
+			}
+			uid := cmp.Or(test.uid, owner.Meta().UID)
+			patch := map[string]any{"metadata": map[string]any{"ownerReferences": []bocage.OwnerReference{
+				{APIVersion: bocage.APIVersion, Kind: "Scope", Name: "owner", UID: uid, BlockOwnerDeletion: new(true)}}}}
+			if _, err := alice.Patch(ctx, kind("Guardrail"), "", "g", "", patch, client.WriteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if code, text, _ := b.raw(t, "DELETE", scopesPath+"/owner", jsonType, `{"propagationPolicy":"`+test.policy+`"}`); code != 200 {
+				t.Fatal(code, text)
+			}
+			wait, cancel := context.WithTimeout(ctx, 20*time.Second)
+			defer cancel()
+			err = b.client.Watch(wait, kind("Event"), client.ListOptions{Namespace: "default"}, func(e client.Event) error {
+				if o := e.Object.(*bocage.ObjectEvent); o.Reason == "OwnerGone" {
+					cancel()
+				}
+				return nil
+			})
+			if wait.Err() == context.DeadlineExceeded {
+				t.Fatal("nobody was told that its owner is gone", err)
+			}
+			if g := b.guardrail(t, "g"); g.DeletionTimestamp != nil || g.InForce() == nil || len(g.OwnerReferences) > 0 {
+				t.Errorf("it stays as it was, without an owner: %+v %+v", g.ObjectMeta, g.Status.Approval)
+			}
+			b.wantScopes(t, "")
+			if _, err := alice.Delete(ctx, kind("Guardrail"), "", "g", client.WriteOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := alice.Approve(ctx, kind("Guardrail"), "", "g", 0); err == nil {
+				t.Error("one person alone removed it")
+			}
+		})
+	}
+}
+
+// TestSeveralAuthors: whoever had a hand in what waits does not approve it, however
+// little they changed; what goes back to what was approved waits for nobody.
+func TestSeveralAuthors(t *testing.T) {
 	b := start(t, func(c *Config) { c.TwoPerson = true })
 	ctx := t.Context()
-	owner, err := b.client.ApplyObject(ctx, kind("Scope"), scope("owner", "observe"), client.WriteOptions{})
-	if err != nil {
+	rails := kind("Guardrail")
+	alice, bob, carol := b.named(t, "alice", RolePolicyAdmin), b.named(t, "bob", RolePolicyAdmin), b.named(t, "carol", RolePolicyAdmin)
+	apply := func(c *client.Client, from string) {
+		t.Helper()
+		if _, err := c.ApplyObject(ctx, rails, guardrail("g", from), client.WriteOptions{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	describe := func(c *client.Client, text string) {
+		t.Helper()
+		if _, err := c.Patch(ctx, rails, "", "g", "", map[string]any{"spec": map[string]any{"description": text}}, client.WriteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := func(who string, c *client.Client, why string) {
+		t.Helper()
+		if _, err := c.Approve(ctx, rails, "", "g", 0); err == nil || !strings.Contains(err.Error(), why) {
+			t.Errorf("%s: %v, want %q", who, err, why)
+		}
+	}
+	for round, before := range []any{nil, "one"} {
+		apply(alice, fmt.Sprint("n", round))
+		describe(bob, fmt.Sprint("round ", round))
+		refused("who wrote most of it", alice, "token:alice and token:bob wrote what waits")
+		refused("who wrote last", bob, "token:alice and token:bob wrote what waits")
+		describe(alice, fmt.Sprint("round ", round, " again"))
+		refused("who wrote between", bob, "token:bob and token:alice wrote what waits")
+		if _, err := carol.Approve(ctx, rails, "", "g", 0); err != nil {
+			t.Fatalf("%v: a third person: %v", before, err)
+		}
+	}
+	approved := b.guardrail(t, "g").InForce()
+	describe(bob, "changed")
+	apply(alice, "other")
+	apply(alice, "n1")
+	describe(bob, approved.Description)
+	if g := b.guardrail(t, "g"); g.Status.Approval.Waits(g.Generation) || g.Status.Approval.By != "token:carol" || !sameJSON(g.InForce(), approved) {
+		t.Errorf("it is what was approved: %+v", g.Status.Approval)
+	}
+	describe(bob, "changed again")
+	if _, err := alice.Approve(ctx, rails, "", "g", 0); err != nil {
+		t.Errorf("what alice wrote is undone, and she had no hand in this: %v", err)
+	}
+}
+
+// TestExceptionOfSeveralAuthors: who may decide about exceptions does not agree to
+// what somebody else asks for by changing it; and what a guardrail that waits would
+// ask for nobody knows.
+func TestExceptionOfSeveralAuthors(t *testing.T) {
+	b := start(t, func(c *Config) { c.TwoPerson = true })
+	ctx := t.Context()
+	owner, pa, ann := b.named(t, "olga", RoleOwner), b.named(t, "pa", RolePolicyAdmin), b.named(t, "ann", RolePolicyAdmin)
+	exception := func(name string) *bocage.Exception {
+		return &bocage.Exception{ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.ExceptionSpec{
+			Guardrail: "g", Match: bocage.CellMatch{From: bocage.Side{Namespaces: []string{"shop"}}}, Until: time.Now().Add(time.Hour).UTC().Truncate(time.Second)}}
+	}
+	waits := func(name string, want bool) {
+		t.Helper()
+		object, err := b.client.Get(ctx, kind("Exception"), "", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e := object.(*bocage.Exception); e.Status.Approval.Waits(e.Generation) != want {
+			t.Errorf("%s: %+v", name, e.Status.Approval)
+		}
+	}
+	if _, err := pa.ApplyObject(ctx, kind("Guardrail"), guardrail("g", "one"), client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	g := guardrail("g", "one")
-	g.OwnerReferences = []bocage.OwnerReference{{APIVersion: bocage.APIVersion, Kind: "Scope", Name: "owner", UID: owner.Meta().UID}}
-	if _, err := b.client.ApplyObject(ctx, kind("Guardrail"), g, client.WriteOptions{}); err != nil {
+	if _, err := pa.Apply(ctx, documents(t, manifestOf(t, exception("early"))), client.WriteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.client.Delete(ctx, kind("Scope"), "", "owner", client.WriteOptions{}); err != nil {
+	waits("early", true)
+	if _, err := ann.Approve(ctx, kind("Guardrail"), "", "g", 0); err != nil {
 		t.Fatal(err)
 	}
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for b.guardrail(t, "g").DeletionTimestamp == nil {
-		<-tick.C
+	if _, err := owner.Apply(ctx, documents(t, manifestOf(t, exception("asked"))), client.WriteOptions{}); err != nil {
+		t.Fatal(err)
 	}
-	if a := b.guardrail(t, "g").Status.Approval; a.Deleter != sweeperName {
-		t.Errorf("%+v", a)
+	if _, err := pa.Patch(ctx, kind("Exception"), "", "asked", "", map[string]any{"spec": map[string]any{"reason": "a word more"}}, client.WriteOptions{}); err != nil {
+		t.Fatal(err)
 	}
+	waits("asked", true)
+	if _, err := pa.Approve(ctx, kind("Exception"), "", "asked", 0); err != nil {
+		t.Errorf("who may decide alone agrees: %v", err)
+	}
+	waits("asked", false)
 }
 
 // TestWithoutTheRule: one person decides, and what waited goes on waiting only

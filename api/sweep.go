@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -216,7 +217,7 @@ func (s *Server) sweepObject(ctx context.Context, t *tended) error {
 	}
 	if slices.Contains(t.meta.Finalizers, finalizerOrphan) {
 		for _, d := range s.view.dependents(t.meta.UID) {
-			if err := s.disown(ctx, d, t.meta.UID); err != nil {
+			if err := s.disown(ctx, d, nil, t.meta.UID); err != nil {
 				return err
 			}
 		}
@@ -225,7 +226,7 @@ func (s *Server) sweepObject(ctx context.Context, t *tended) error {
 		}
 		return s.letGo(ctx, t, finalizerOrphan)
 	}
-	if slices.Contains(t.meta.Finalizers, finalizerForeground) && !slices.ContainsFunc(s.view.dependents(t.meta.UID), blocks(t.meta.UID)) {
+	if slices.Contains(t.meta.Finalizers, finalizerForeground) && !s.view.blocked(t) {
 		return s.letGo(ctx, t, finalizerForeground)
 	}
 	if t.kind.Name == "Namespace" {
@@ -234,12 +235,40 @@ func (s *Server) sweepObject(ctx context.Context, t *tended) error {
 	return nil
 }
 
-func blocks(uid string) func(*tended) bool {
-	return func(t *tended) bool {
-		return slices.ContainsFunc(t.meta.OwnerReferences, func(o bocage.OwnerReference) bool {
-			return o.UID == uid && o.BlockOwnerDeletion != nil && *o.BlockOwnerDeletion
-		})
+// blocked says whether something that an object owns has to go before it. What
+// waits for the object in turn, because it owns it over some steps, or is it, does
+// not: they would wait for each other for ever.
+func (v *view) blocked(t *tended) bool {
+	v.mu.RLock()
+	blocking := map[string][]*tended{} // by the owner that they block
+	for _, d := range v.tended {
+		for _, o := range d.meta.OwnerReferences {
+			if o.BlockOwnerDeletion != nil && *o.BlockOwnerDeletion {
+				blocking[o.UID] = append(blocking[o.UID], d)
+			}
+		}
 	}
+	v.mu.RUnlock()
+	return slices.ContainsFunc(blocking[t.meta.UID], func(d *tended) bool { return !waitsFor(d, t, blocking) })
+}
+
+// waitsFor says whether an object goes only after another one, given what blocks
+// each.
+func waitsFor(d, t *tended, blocking map[string][]*tended) bool {
+	seen := map[string]bool{}
+	next := []*tended{d}
+	for len(next) > 0 {
+		at := next[len(next)-1]
+		next = next[:len(next)-1]
+		switch {
+		case at.meta.UID == t.meta.UID:
+			return true
+		case !seen[at.meta.UID] && at.going() && slices.Contains(at.meta.Finalizers, finalizerForeground):
+			next = append(next, blocking[at.meta.UID]...)
+		}
+		seen[at.meta.UID] = true
+	}
+	return false
 }
 
 // sweepOwned deletes an object whose owners are all gone or going, and drops
@@ -262,7 +291,12 @@ func (s *Server) sweepOwned(ctx context.Context, t *tended) error {
 	case len(gone) == 0:
 		return nil
 	case solid > 0:
-		return s.disown(ctx, t, gone...)
+		return s.disown(ctx, t, nil, gone...)
+	case s.goesByTwo(t.kind.Kind):
+		// Who names an owner, or deletes it, is one person. Where two decide, it stays
+		// as if it had none; who wants it gone deletes it.
+		return s.disown(ctx, t, []notice{{"OwnerGone", "what owned it is gone; it stays in force, since two people decide that it goes: bocage delete " +
+			strings.ToLower(t.kind.Name) + " " + t.name}}, gone...)
 	}
 	options := &metav1.DeleteOptions{Preconditions: metav1.NewUIDPreconditions(t.meta.UID)}
 	if waiting > 0 && len(s.view.dependents(t.meta.UID)) > 0 {
@@ -332,7 +366,7 @@ func (s *Server) emptyOut(ctx context.Context, t *tended) error {
 	if left > 0 || !s.view.emptyNamespace(t.name) {
 		return nil // each deletion that arrives leads back here
 	}
-	return s.alter(ctx, t.object, "update", func(object *unstructured.Unstructured) bool {
+	return s.alter(ctx, t.object, "update", nil, func(object *unstructured.Unstructured) bool {
 		unstructured.RemoveNestedField(object.Object, "spec", "finalizers")
 		return true
 	})
@@ -353,9 +387,9 @@ func (s *Server) sweepAway(ctx context.Context, o *object, options *metav1.Delet
 	return err
 }
 
-// disown removes owners from an object.
-func (s *Server) disown(ctx context.Context, t *tended, uids ...string) error {
-	return s.alter(ctx, t.object, verbPatch, func(object *unstructured.Unstructured) bool {
+// disown removes owners from an object, and tells people so.
+func (s *Server) disown(ctx context.Context, t *tended, told []notice, uids ...string) error {
+	return s.alter(ctx, t.object, verbPatch, told, func(object *unstructured.Unstructured) bool {
 		owners := object.GetOwnerReferences()
 		kept := slices.DeleteFunc(slices.Clone(owners), func(o metav1.OwnerReference) bool { return slices.Contains(uids, string(o.UID)) })
 		object.SetOwnerReferences(kept)
@@ -365,7 +399,7 @@ func (s *Server) disown(ctx context.Context, t *tended, uids ...string) error {
 
 // letGo removes a finalizer, and with the last one the object.
 func (s *Server) letGo(ctx context.Context, t *tended, finalizer string) error {
-	return s.alter(ctx, t.object, verbPatch, func(object *unstructured.Unstructured) bool {
+	return s.alter(ctx, t.object, verbPatch, nil, func(object *unstructured.Unstructured) bool {
 		finalizers := object.GetFinalizers()
 		kept := slices.DeleteFunc(slices.Clone(finalizers), func(f string) bool { return f == finalizer })
 		object.SetFinalizers(kept)
@@ -374,9 +408,9 @@ func (s *Server) letGo(ctx context.Context, t *tended, finalizer string) error {
 }
 
 // alter changes the system's own part of an object, if there is something to
-// change.
-func (s *Server) alter(ctx context.Context, o *object, verb string, edit func(*unstructured.Unstructured) bool) error {
-	ch := &change{access: access{verb, o.kind.Kind, "", o.namespace}, name: o.name}
+// change, and tells people of it.
+func (s *Server) alter(ctx context.Context, o *object, verb string, told []notice, edit func(*unstructured.Unstructured) bool) error {
+	ch := &change{access: access{verb, o.kind.Kind, "", o.namespace}, name: o.name, told: told}
 	err := s.commit(ctx, []*change{ch}, func(b *batch) error {
 		ch.removed, ch.same = false, false
 		if err := b.load(ch); err != nil {

@@ -273,3 +273,49 @@ func TestSweeperKeepsOrphans(t *testing.T) {
 	b.deleteScope(t, "a", "")
 	b.wantScopes(t, "c")
 }
+
+// TestOwnersInACircle: those that own each other, or themselves, do not wait for each
+// other for ever.
+func TestOwnersInACircle(t *testing.T) {
+	for _, circle := range [][]string{{"a"}, {"a", "b"}, {"a", "b", "c"}} {
+		t.Run(strings.Join(circle, ""), func(t *testing.T) {
+			b := start(t, nil)
+			for _, name := range append([]string{"d"}, circle...) {
+				b.mustScope(t, "POST", name, "")
+			}
+			for i, name := range circle {
+				owner := circle[(i+1)%len(circle)]
+				object, err := b.client.Get(t.Context(), kind("Scope"), "", owner)
+				if err != nil {
+					t.Fatal(err)
+				}
+				b.tell(t, []request{{"own", "PATCH", scopesPath + "/" + name, mergeType, fmt.Sprintf(
+					`{"metadata":{"ownerReferences":[{"apiVersion":"bocage.dev/v1","kind":"Scope","name":%q,"uid":%q,"blockOwnerDeletion":true}]}}`,
+					owner, object.Meta().UID), nil, 200, ""}})
+			}
+			b.deleteScope(t, "a", `{"propagationPolicy":"Foreground"}`)
+			b.wantScopes(t, "d")
+		})
+	}
+}
+
+// TestCircleWithATail: what hangs on a circle and is held holds what it blocks.
+func TestCircleWithATail(t *testing.T) {
+	b := start(t, nil)
+	b.mustScope(t, "POST", "a", "")
+	b.scopeOf(t, "b", true, "a")
+	b.scopeOf(t, "c", true, "a")
+	object, err := b.client.Get(t.Context(), kind("Scope"), "", "b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.tell(t, []request{
+		{"close the circle", "PATCH", scopesPath + "/a", mergeType, fmt.Sprintf(
+			`{"metadata":{"ownerReferences":[{"apiVersion":"bocage.dev/v1","kind":"Scope","name":"b","uid":%q,"blockOwnerDeletion":true}]}}`, object.Meta().UID), nil, 200, ""},
+		{"hold what hangs on it", "PATCH", scopesPath + "/c", mergeType, `{"metadata":{"finalizers":["x/y"]}}`, nil, 200, ""},
+	})
+	b.deleteScope(t, "a", `{"propagationPolicy":"Foreground"}`)
+	b.wantScopes(t, "a(b) c(a)")
+	b.tell(t, []request{{"let go", "PATCH", scopesPath + "/c", mergeType, `{"metadata":{"finalizers":null}}`, nil, 200, ""}})
+	b.wantScopes(t, "")
+}

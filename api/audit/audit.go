@@ -79,8 +79,8 @@ const (
 	anchorEvery = time.Second
 	// mostWaiting bounds the entries that wait for the disk.
 	mostWaiting = 4096
-	// mostMessage cuts what an answer said.
-	mostMessage = 1024
+	// mostText cuts what is kept of each text: clients send names of any length.
+	mostText = 1024
 	// longestLine bounds an entry when a trail is read.
 	longestLine = 64 << 10
 )
@@ -246,8 +246,9 @@ func (t *Trail) flush(first *waiting) {
 func (t *Trail) Append(ctx context.Context, entries ...Entry) error {
 	entries = slices.Clone(entries)
 	for i := range entries {
-		if e := &entries[i]; len(e.Message) > mostMessage {
-			e.Message = strings.ToValidUTF8(e.Message[:mostMessage], "")
+		e := &entries[i]
+		for _, text := range []*string{&e.Who, &e.Role, &e.From, &e.Verb, &e.Resource, &e.Namespace, &e.Name, &e.Message, &e.Object} {
+			*text = kept(*text)
 		}
 	}
 	w := &waiting{entries: entries, done: make(chan error, 1)}
@@ -270,6 +271,12 @@ func (t *Trail) Append(ctx context.Context, entries ...Entry) error {
 			return errClosed
 		}
 	}
+}
+
+// kept is what is kept of a text: what was written can be read again as it was, and
+// written as it is.
+func kept(text string) string {
+	return strings.ToValidUTF8(text[:min(len(text), mostText)], "")
 }
 
 var errClosed = errors.New("the audit trail is closed")
@@ -375,10 +382,42 @@ func (t *Trail) keepAnchor(ctx context.Context) {
 	t.mu.Unlock()
 }
 
-// Read visits the entries from a sequence number on, in order.
+// Read visits the entries from a sequence number on, in order, as far as they were
+// acknowledged by now.
 func (t *Trail) Read(from uint64, visit func(Entry) error) error {
-	return ReadDir(t.config.Dir, from, visit)
+	t.mu.Lock()
+	last, more, err := t.last.Sequence, false, error(nil)
+	if t.file != nil {
+		var info os.FileInfo
+		if info, err = t.file.Stat(); err == nil {
+			more = info.Size() != t.size
+		}
+	}
+	t.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	if from <= last || last == 0 {
+		err = ReadDir(t.config.Dir, from, func(e Entry) error {
+			if err := visit(e); err != nil {
+				return err
+			}
+			if e.Sequence >= last {
+				return errEnough // what comes next may be half-written still
+			}
+			return nil
+		})
+	}
+	if err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	if more {
+		return &Break{At: fmt.Sprintf("entry %d", last), What: "is the last that this controller wrote, and its file does not end there: somebody else wrote into it"}
+	}
+	return nil
 }
+
+var errEnough = errors.New("enough")
 
 // ReadDir visits the entries in a folder from a sequence number on, in order.
 func ReadDir(dir string, from uint64, visit func(Entry) error) error {
@@ -410,14 +449,23 @@ func readFile(name string, from uint64, visit func(Entry) error) error {
 }
 
 func read(r io.Reader, name string, from uint64, visit func(Entry) error) error {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 4096), longestLine)
-	for n := 1; lines.Scan(); n++ {
-		var e Entry
-		decoder := json.NewDecoder(bytes.NewReader(lines.Bytes()))
-		decoder.DisallowUnknownFields()
-		if err := decoder.Decode(&e); err != nil {
-			return &Break{At: fmt.Sprintf("%s:%d", name, n), What: "is no entry: " + err.Error()}
+	lines := bufio.NewReaderSize(r, longestLine)
+	for n := 1; ; n++ {
+		line, err := lines.ReadSlice('\n')
+		at := fmt.Sprintf("%s:%d", name, n)
+		switch {
+		case errors.Is(err, io.EOF) && len(line) == 0:
+			return nil
+		case errors.Is(err, io.EOF):
+			return &Break{At: at, What: "has no end: it was cut, or its controller is writing it right now"}
+		case errors.Is(err, bufio.ErrBufferFull):
+			return &Break{At: at, What: fmt.Sprintf("is no entry: it is longer than %d bytes", longestLine)}
+		case err != nil:
+			return fmt.Errorf("read %s: %w", name, err)
+		}
+		e, err := parse(line[:len(line)-1])
+		if err != nil {
+			return &Break{At: at, What: err.Error()}
 		}
 		if e.Sequence < from {
 			continue
@@ -426,10 +474,25 @@ func read(r io.Reader, name string, from uint64, visit func(Entry) error) error 
 			return err
 		}
 	}
-	if err := lines.Err(); err != nil {
-		return &Break{At: name, What: err.Error()}
+}
+
+// parse reads a line. The hash is over what an entry says; so that it is over every
+// byte, only the one line that says it is taken.
+func parse(line []byte) (Entry, error) {
+	var e Entry
+	decoder := json.NewDecoder(bytes.NewReader(line))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&e); err != nil {
+		return e, fmt.Errorf("is no entry: %w", err)
 	}
-	return nil
+	written, err := json.Marshal(e)
+	if err != nil {
+		return e, fmt.Errorf("is no entry: %w", err)
+	}
+	if !bytes.Equal(written, line) {
+		return e, errors.New("is not what was written: it says the same as an entry in another way")
+	}
+	return e, nil
 }
 
 // Close closes the file. Run has to have ended.

@@ -3,10 +3,13 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -120,6 +123,21 @@ func TestTampering(t *testing.T) {
 			*line(l, 3) = bytes.Replace(*line(l, 3), []byte("{"), []byte(`{"note":"x",`), 1)
 			return l
 		}, ":3"},
+		{"a key is given twice", replacing(`"who":"alice"`, `"who":"mallory","who":"alice"`), ":3"},
+		{"a key is given twice, in other letters", replacing(`"who":"alice"`, `"who":"alice","WHO":"alice"`), ":3"},
+		{"a key is in other letters", replacing(`"who"`, `"Who"`), ":3"},
+		{"a letter is escaped", replacing("alice", `\u0061lice`), ":3"},
+		{"what is empty is written", replacing(`"code"`, `"message":"","code"`), ":3"},
+		{"a space is added", replacing(`,"code"`, `, "code"`), ":3"},
+		{"a carriage return is added", func(l [][]byte) [][]byte { *line(l, 3) = append(*line(l, 3), '\r'); return l }, ":3"},
+		{"something stands behind it", func(l [][]byte) [][]byte { *line(l, 3) = append(*line(l, 3), "{}"...); return l }, ":3"},
+		{"an empty line is added", func(l [][]byte) [][]byte { return slices.Insert(l, 2, []byte{}) }, ":3"},
+		{"the whole is replaced by later entries", func([][]byte) [][]byte {
+			return [][]byte{[]byte(sealed(audit.Entry{Sequence: 12, Node: "c1", Who: "mallory", Verb: "create", Previous: "none"}))}
+		}, "entry 12"},
+		{"the whole is replaced by the next entry", func([][]byte) [][]byte {
+			return [][]byte{[]byte(sealed(audit.Entry{Sequence: 11, Node: "c1", Who: "mallory", Verb: "create", Previous: "none"}))}
+		}, "entry 11"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			dir, kept := t.TempDir(), mem.New()
@@ -151,6 +169,93 @@ func TestTampering(t *testing.T) {
 				t.Fatalf("%v is not at %s", err, test.at)
 			}
 		})
+	}
+}
+
+// replacing changes something in the third line.
+func replacing(old, with string) func([][]byte) [][]byte {
+	return func(lines [][]byte) [][]byte {
+		lines[2] = bytes.Replace(lines[2], []byte(old), []byte(with), 1)
+		return lines
+	}
+}
+
+// sealed is an entry's line with its hash, as whoever knows how can make it.
+func sealed(e audit.Entry) string {
+	text, err := json.Marshal(e)
+	if err != nil {
+		panic(err)
+	}
+	e.Hash = fmt.Sprintf("%x", sha256.Sum256(text))
+	if text, err = json.Marshal(e); err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
+// TestTexts: what clients send as names and texts does not make a trail that cannot
+// be read again.
+func TestTexts(t *testing.T) {
+	dir := t.TempDir()
+	trail, stop := open(t, audit.Config{Dir: dir, Node: "c1"})
+	texts := []string{strings.Repeat("x", 1<<20), strings.Repeat("<", 1<<12), "\xff\xfe", strings.Repeat("ä", 1023) + "\xc3", "a\x00b\u2028\r\n\ufffd"}
+	for _, text := range texts {
+		e := audit.Entry{Who: text, Role: text, From: text, Verb: text, Resource: text, Namespace: text, Name: text, Message: text, Object: text}
+		if err := trail.Append(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := 0
+	if err := trail.Read(0, func(audit.Entry) error { read++; return nil }); err != nil || read != len(texts) {
+		t.Errorf("%d were read: %v", read, err)
+	}
+	stop()
+	if summary, err := audit.Verify(dir, nil); err != nil || summary.Entries != uint64(len(texts)) {
+		t.Errorf("%+v, %v", summary, err)
+	}
+}
+
+// TestReadWhileWriting: who reads a trail that is being written never sees half an
+// entry, and sees what somebody else wrote into it.
+func TestReadWhileWriting(t *testing.T) {
+	dir := t.TempDir()
+	trail, _ := open(t, audit.Config{Dir: dir, Node: "c1"})
+	add(t, trail, 1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 200 {
+			if err := trail.Append(context.Background(), audit.Entry{Who: "bob", Verb: "update", Message: strings.Repeat("x", 1000)}); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for reading := true; reading; {
+		select {
+		case <-done:
+			reading = false
+		default:
+		}
+		v := audit.Verifier{}
+		if err := trail.Read(0, v.Next); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file, err := os.OpenFile(only(t, dir), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := file.WriteString("{}\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := file.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, from := range []uint64{0, 1000} {
+		var broken *audit.Break
+		if err := trail.Read(from, func(audit.Entry) error { return nil }); !errors.As(err, &broken) {
+			t.Errorf("from %d: %v", from, err)
+		}
 	}
 }
 
@@ -214,12 +319,23 @@ func TestReadFrom(t *testing.T) {
 
 func FuzzVerify(f *testing.F) {
 	f.Add([]byte(`{"sequence":1,"previous":"","hash":"x"}` + "\n"))
+	f.Add([]byte(sealed(audit.Entry{Sequence: 1, Node: "c1", Who: "alice", Verb: "create"}) + "\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		dir := t.TempDir()
 		if err := os.WriteFile(filepath.Join(dir, "audit-00000000000000000001.jsonl"), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = audit.Verify(dir, nil)
+		if _, err := audit.Verify(dir, nil); err == nil {
+			// There is one text for what it says.
+			var lines []string
+			if err := audit.ReadDir(dir, 0, func(e audit.Entry) error {
+				e.Hash = ""
+				lines = append(lines, sealed(e)+"\n")
+				return nil
+			}); err != nil || strings.Join(lines, "") != string(data) {
+				t.Errorf("%q holds: %v", data, err)
+			}
+		}
 		trail, err := audit.Open(audit.Config{Dir: dir, Node: "c1"})
 		if err == nil {
 			_ = trail.Close()

@@ -32,7 +32,7 @@ type Verifier struct {
 	Anchors map[uint64]string
 
 	summary Summary
-	seen    int // of the anchors
+	before  string // the hash that the first entry names
 }
 
 // Next checks one entry against those before it. Its error is a *Break.
@@ -51,24 +51,27 @@ func (v *Verifier) Next(e Entry) error {
 	case v.summary.Entries == 0 && e.Sequence == 1 && e.Previous != "":
 		return &Break{at, "is the first and names one before it"}
 	}
-	if kept, known := v.Anchors[e.Sequence]; known {
-		if kept != e.Hash {
-			return &Break{at, "is not the one that the store has the hash of: the trail was rewritten"}
-		}
-		v.seen++
+	if kept, known := v.Anchors[e.Sequence]; known && kept != e.Hash {
+		return &Break{at, "is not the one that the store has the hash of: the trail was rewritten"}
 	}
 	if v.summary.Entries == 0 {
-		v.summary.First = e.Sequence
+		v.summary.First, v.before = e.Sequence, e.Previous
 	}
 	v.summary.Entries++
 	v.summary.Last, v.summary.Hash = e.Sequence, e.Hash
 	return nil
 }
 
-// End says what the trail was, or that its end is missing.
+// End says what the trail was, or that its end is missing, or that it begins behind
+// what the store knows of it.
 func (v *Verifier) End() (Summary, error) {
-	for sequence := range v.Anchors {
-		if sequence > v.summary.Last {
+	for sequence, hash := range v.Anchors {
+		switch {
+		case sequence+1 == v.summary.First && hash != v.before:
+			return v.summary, &Break{fmt.Sprintf("entry %d", v.summary.First), "names another entry before it than the one that the store has the hash of: the trail was rewritten"}
+		case sequence+1 < v.summary.First:
+			return v.summary, &Break{fmt.Sprintf("entry %d", v.summary.First), fmt.Sprintf("is the first, and the last that the store has the hash of is entry %d: what was between is missing", sequence)}
+		case sequence > v.summary.Last:
 			return v.summary, &Break{fmt.Sprintf("entry %d", sequence), fmt.Sprintf("is missing: the store has its hash, and the trail ends at entry %d", v.summary.Last)}
 		}
 	}
