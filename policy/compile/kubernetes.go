@@ -69,7 +69,7 @@ type kubeVerdict uint8
 
 const (
 	kubeSilent    kubeVerdict = iota // they neither allow nor stand in the way
-	kubeAllows                       // both ends agree
+	kubeAllows                       // no end denies, and somebody accepts who may
 	kubeRefuses                      // an Admin-tier Deny: no contract opens it
 	kubeWithholds                    // isolation or a Baseline Deny keep them from allowing it
 )
@@ -80,7 +80,8 @@ type kubeOutcome uint8
 const (
 	endUndecided kubeOutcome = iota
 	endDefault
-	endAccepts
+	endAccepts // by its owner's NetworkPolicies, who speaks for this end
+	endDecrees // by a ClusterNetworkPolicy: it speaks for both ends
 	endWithholds
 	endRefuses
 )
@@ -115,10 +116,22 @@ func judgeKubernetes(covering []*statement) (kubeVerdict, []bocage.Ref, bocage.R
 		return kubeWithholds, byIngress, none
 	case egress == endWithholds:
 		return kubeWithholds, byEgress, ranks
-	case egress == endAccepts || ingress == endAccepts || egress == endDefault && ingress == endDefault:
+	case opens(egress, ingress):
 		return kubeAllows, slices.Concat(byEgress, byIngress), none
 	}
 	return kubeSilent, nil, ranks
+}
+
+// opens reports whether ends that do not deny come to an allow: the destination has to
+// consent, unless an administrator accepts for it at the source.
+func opens(egress, ingress kubeOutcome) bool {
+	switch ingress {
+	case endAccepts, endDecrees:
+		return true
+	case endDefault:
+		return egress != endUndecided
+	}
+	return egress == endDecrees
 }
 
 // natureOf tells what an end is: kubePod, kubePlain or kubeOutside.
@@ -167,7 +180,7 @@ func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeO
 	}
 	switch {
 	case admin != nil && admin.kube.action == kubeAccept:
-		return endAccepts, admin.by, ranks
+		return endDecrees, admin.by, ranks
 	case admin != nil && admin.kube.action == kubeDeny:
 		return endRefuses, admin.by, ranks
 	case len(isolating) > 0 && len(accepting) > 0:
@@ -183,7 +196,7 @@ func kubeEnd(covering []*statement, ingress bool, here, there kubeAction) (kubeO
 	}
 	switch {
 	case baseline != nil && baseline.kube.action == kubeAccept:
-		return endAccepts, baseline.by, ranks
+		return endDecrees, baseline.by, ranks
 	case baseline != nil && baseline.kube.action == kubeDeny:
 		return endWithholds, baseline.by, ranks
 	case here == kubePod:

@@ -30,6 +30,9 @@ func (j *Judge) allow(g *Judgement, f bocage.Flow) []Step {
 	default:
 		ways = append(ways, j.contractWays(g, f)...)
 	}
+	if g.Kubernetes.unanswered() {
+		ways = append(ways, j.answer(g, f))
+	}
 	var best []Step
 	for _, way := range ways {
 		if !j.possible(way) || best != nil && len(way) >= len(best) {

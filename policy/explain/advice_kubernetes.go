@@ -77,20 +77,7 @@ func (j *Judge) acceptIn(e end) (Step, bool) {
 		return Step{}, false
 	}
 	after := *policy
-	peer := bocage.NetworkPolicyPeer{}
-	if w := e.peer.workload; w == nil {
-		peer.IPBlock = &bocage.IPBlock{CIDR: host(e.peer.address).String()}
-	} else {
-		pods := podSelector(w)
-		peer.PodSelector = &pods
-		if w.Namespace != policy.Namespace {
-			peer.NamespaceSelector = &bocage.Selector{MatchLabels: map[string]string{bocage.LabelNamespaceName: w.Namespace}}
-		}
-	}
-	var ports []bocage.NetworkPolicyPort
-	if e.protocol.HasPorts() {
-		ports = []bocage.NetworkPolicyPort{{Protocol: bocage.NetworkProtocol(e.protocol.String()), Port: &bocage.IntOrString{Number: int32(e.port)}}}
-	}
+	peer, ports := e.networkPeer(policy.Namespace), e.networkPorts()
 	var rule any
 	if e.ingress {
 		r := bocage.NetworkPolicyIngressRule{From: []bocage.NetworkPolicyPeer{peer}, Ports: ports}
@@ -100,6 +87,52 @@ func (j *Judge) acceptIn(e end) (Step, bool) {
 		after.Spec.Egress, rule = append(slices.Clone(after.Spec.Egress), r), r
 	}
 	return Step{Change{Object: &after}, fmt.Sprintf("in NetworkPolicy %s%s, add to %s:\n  - %s", policy.NamespacedName(), from(policy), e.list, flowYAML(rule))}, true
+}
+
+// networkPeer is the other end, to a NetworkPolicy in a namespace.
+func (e end) networkPeer(namespace string) bocage.NetworkPolicyPeer {
+	w := e.peer.workload
+	if w == nil {
+		return bocage.NetworkPolicyPeer{IPBlock: &bocage.IPBlock{CIDR: host(e.peer.address).String()}}
+	}
+	pods := podSelector(w)
+	peer := bocage.NetworkPolicyPeer{PodSelector: &pods}
+	if w.Namespace != namespace {
+		peer.NamespaceSelector = &bocage.Selector{MatchLabels: map[string]string{bocage.LabelNamespaceName: w.Namespace}}
+	}
+	return peer
+}
+
+func (e end) networkPorts() []bocage.NetworkPolicyPort {
+	if !e.protocol.HasPorts() {
+		return nil
+	}
+	return []bocage.NetworkPolicyPort{{Protocol: bocage.NetworkProtocol(e.protocol.String()), Port: &bocage.IntOrString{Number: int32(e.port)}}}
+}
+
+// answer has the destination accept what the source's policies let out, by a policy of
+// its own. That isolates it, which takes nothing away: it is closed by default, and no
+// ClusterNetworkPolicy speaks for it.
+func (j *Judge) answer(g *Judgement, f bocage.Flow) []Step {
+	if len(j.in.ClusterNetworkPolicies) > 0 {
+		return nil
+	}
+	e := g.ends(f)[1]
+	w := e.subject.workload
+	base := w.Name[:min(len(w.Name), 200)] + "-accepts"
+	name := base
+	for n := 2; ; n++ {
+		if _, taken := j.networkPolicy(w.Namespace, name); !taken {
+			break
+		}
+		name = fmt.Sprintf("%s-%d", base, n)
+	}
+	policy := &bocage.NetworkPolicy{TypeMeta: bocage.TypeMeta{APIVersion: bocage.NetworkPolicyAPIVersion, Kind: "NetworkPolicy"},
+		ObjectMeta: bocage.ObjectMeta{Namespace: w.Namespace, Name: name},
+		Spec: bocage.NetworkPolicySpec{PodSelector: itself(w), PolicyTypes: []string{bocage.PolicyTypeIngress},
+			Ingress: []bocage.NetworkPolicyIngressRule{{From: []bocage.NetworkPolicyPeer{e.networkPeer(w.Namespace)}, Ports: e.networkPorts()}}}}
+	return []Step{{Change{Object: policy}, fmt.Sprintf("nobody accepts it at %s, for which %s does not speak: declare a NetworkPolicy %s with spec %s",
+		e.subject, refList(g.Kubernetes.Egress.By), policy.NamespacedName(), flowYAML(policy.Spec))}}
 }
 
 // podSelector names a workload's kind as its own labels do.

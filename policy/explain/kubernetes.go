@@ -21,6 +21,12 @@ type KubernetesSay struct {
 	Egress, Ingress kubernetes.Direction
 }
 
+// unanswered says that the owner of the source lets the flow out, and that nobody
+// accepts it at the destination, which is closed by default.
+func (k *KubernetesSay) unanswered() bool {
+	return !k.Allows && k.Egress.Outcome == kubernetes.OutcomeAccept && k.Ingress.Outcome == kubernetes.OutcomeNone
+}
+
 func newEvaluator(in compile.Input) *kubernetes.Evaluator {
 	// Workloads are given with each flow: it need not know all of them. What is not
 	// valid was left out before.

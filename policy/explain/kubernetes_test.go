@@ -81,3 +81,42 @@ func TestExplainKubernetes(t *testing.T) {
 		})
 	}
 }
+
+// TestExplainUnanswered tells why a way out is no way in: the destination, which is no
+// Pod, has to accept, and what that takes.
+func TestExplainUnanswered(t *testing.T) {
+	in := pods()
+	in.ClusterNetworkPolicies = nil
+	in.NetworkPolicies = []*bocage.NetworkPolicy{{ObjectMeta: bocage.ObjectMeta{Namespace: "x", Name: "out"},
+		Spec: bocage.NetworkPolicySpec{PolicyTypes: []string{"Egress"}, Egress: []bocage.NetworkPolicyEgressRule{{}}}}}
+	in.Workloads[1].Spec.Orchestrator = ""
+	judge := explain.NewJudge(in)
+	f := bocage.Flow{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddr("10.0.0.2"), DestinationPort: 5432, Protocol: bocage.ProtocolTCP, At: in.Now}
+	e := judge.Explain(compile.Compile(in).Ruleset(), f)
+	if e.Verdict.Allowed() || e.Decider.String() != "Default deny" {
+		t.Errorf("%s by %s", e.Verdict, e.Decider)
+	}
+	said := ""
+	for _, l := range e.Layers {
+		said += l.Name + ": " + l.Result + "\n"
+	}
+	if !strings.Contains(said, "lets it out of x/a and speaks for no other end: nobody accepts it at y/b, which is no Pod") || strings.Contains(said, explain.LayerCheck+":") {
+		t.Error(said)
+	}
+	const want = "nobody accepts it at y/b, for which NetworkPolicy x/out spec.egress[0] does not speak: declare a NetworkPolicy y/b-accepts with spec " +
+		"{podSelector: {matchLabels: {bocage.dev/name: b}}, " +
+		"ingress: [{ports: [{protocol: TCP, port: 5432}], from: [{podSelector: {matchLabels: {app: app-a}}, namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: x}}}]}], policyTypes: [Ingress]}"
+	if e.Missing != want {
+		t.Errorf("missing:\n%s\nwant\n%s", e.Missing, want)
+	}
+	advice := judge.Advise(f)
+	changes := make([]explain.Change, len(advice.Steps))
+	for i, step := range advice.Steps {
+		changes[i] = step.Change
+	}
+	if after := compile.Compile(explain.Apply(in, changes)).Ruleset(); len(changes) != 1 {
+		t.Errorf("%d steps", len(changes))
+	} else if verdict, _ := after.Decide(f); !verdict.Allowed() {
+		t.Errorf("after %v it is still %s", changes, verdict)
+	}
+}

@@ -215,6 +215,8 @@ func (j *Judge) kubernetesLayers(g *Judgement, f bocage.Flow) []bocage.Layer {
 		last.Result += ". Together: refused, and no contract can open it"
 	case len(k.Withholds) > 0:
 		last.Result += ". Together: not allowed, unless a contract or a grant does"
+	case k.unanswered():
+		last.Result += fmt.Sprintf(". Together: not allowed, for the policy lets it out of %s and speaks for no other end: nobody accepts it at %s, which is no Pod", g.Source, g.Destination)
 	default:
 		last.Result += ". Together: no say, for an end is no Pod and no policy allows it"
 	}

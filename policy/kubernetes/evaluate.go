@@ -86,8 +86,9 @@ type Direction struct {
 
 // Result is what Kubernetes' policies say of a flow.
 type Result struct {
-	// Allows says that nothing denies the flow and that something accepts it: a
-	// rule at either end, or the default at both.
+	// Allows says that nothing denies the flow and that somebody accepts it who may:
+	// a rule at the destination, or its default with the default or a rule at the
+	// source; or a ClusterNetworkPolicy at the source, which speaks for every end.
 	Allows bool
 	// Refuses says that an Admin-tier rule denies it: nobody may allow it.
 	Refuses bool
@@ -161,7 +162,7 @@ func (e *Evaluator) Evaluate(f Flow) Result {
 		Egress:  e.direction(f, f.From, egress),
 		Ingress: e.direction(f, f.To, ingress),
 	}
-	denied, accepted := false, false
+	denied := false
 	var allowing []bocage.Ref
 	for _, end := range [2]Direction{r.Egress, r.Ingress} {
 		switch end.Outcome {
@@ -171,16 +172,27 @@ func (e *Evaluator) Evaluate(f Flow) Result {
 		case OutcomeIsolated, OutcomeDenyBaseline:
 			r.Withheld = end.By // the destination's, if both withhold
 		case OutcomeAccept:
-			accepted = true
 			allowing = append(allowing, end.By...)
 		}
 		denied = denied || end.Outcome.Denies()
 	}
-	byDefault := r.Egress.Outcome == OutcomeDefault && r.Ingress.Outcome == OutcomeDefault
-	if !denied && (f.From != nil || f.To != nil) && (accepted || byDefault) {
+	if !denied && (f.From != nil || f.To != nil) && r.consent() {
 		r.Allows, r.By = true, allowing
 	}
 	return r
+}
+
+// consent reports whether somebody accepts the flow who may. Whoever writes a
+// NetworkPolicy speaks for the workloads that it selects and for nobody else: its
+// egress rules open no destination that is closed by default.
+func (r Result) consent() bool {
+	if r.Ingress.Outcome == OutcomeAccept {
+		return true
+	}
+	if r.Ingress.Outcome == OutcomeDefault {
+		return r.Egress.Outcome == OutcomeDefault || r.Egress.Outcome == OutcomeAccept
+	}
+	return r.Egress.Outcome == OutcomeAccept && slices.ContainsFunc(r.Egress.By, func(by bocage.Ref) bool { return by.Kind == "ClusterNetworkPolicy" })
 }
 
 // way is the direction in which a workload is looked at.
