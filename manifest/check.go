@@ -117,7 +117,16 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 		if c.is(n, mapping, path, "a map of names to values is needed") {
 			c.keysOnce(n, path)
 			for i := 0; i+1 < len(n.Content); i += 2 {
-				c.check(n.Content[i+1], typ.Elem(), path+"["+n.Content[i].Value+"]")
+				key, value := n.Content[i], n.Content[i+1]
+				at := path + "[" + key.Value + "]"
+				switch {
+				case key.boolean:
+					c.fault(&c.wrong, key, path, "%s %s", key.Value, mustQuote(key.Value))
+				case value.boolean && typ.Elem().Kind() == reflect.String:
+					c.fault(&c.wrong, value, at, "%s", mustQuote(value.Value))
+				default:
+					c.check(value, typ.Elem(), at)
+				}
 			}
 		}
 	case reflect.Slice:
@@ -129,6 +138,9 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 	case reflect.String:
 		c.checkString(n, path)
 	case reflect.Bool:
+		if n.boolean {
+			n.Tag = "!!bool"
+		}
 		if n.Kind != scalar || n.Tag != "!!bool" {
 			c.fault(&c.wrong, n, path, "is %s where true or false is needed", describe(n))
 		}
@@ -194,6 +206,8 @@ func (c *checker) checkString(n *node, path string) {
 	switch {
 	case n.Kind != scalar:
 		c.fault(&c.wrong, n, path, "is %s where text is needed", describe(n))
+	case n.Tag == "!!bool" && n.boolean:
+		c.fault(&c.wrong, n, path, "%s", mustQuote(n.Value))
 	case n.Tag != "!!str" && n.Tag != "!!timestamp":
 		c.fault(&c.wrong, n, path, "is %s where text is needed: write %q", describe(n), n.Value)
 	case strings.ContainsRune(n.Value, 0):

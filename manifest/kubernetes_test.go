@@ -149,7 +149,7 @@ func TestWhatOnlyLooksForeign(t *testing.T) {
 	reader := Reader{Namespace: "default", Foreign: func(*Tree) bocage.Faults { return nil }}
 	for text, want := range map[string]string{
 		"apiVersion: networking.k8s.io/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":       "f.yaml:1: apiVersion: \"networking.k8s.io/v1beta1\" is not understood",
-		"apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":              "f.yaml:1: apiVersion: \"extensions/v1beta1\" is not understood",
+		"apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":              "f.yaml:1: apiVersion: \"extensions/v1beta1\" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1",
 		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":         "f.yaml:2: kind: AdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Admin",
 		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n": "f.yaml:2: kind: BaselineAdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Baseline",
 		"apiVersion: policy.networking.k8s.io/v1\nkind: ClusterNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":             "f.yaml:1: apiVersion: \"policy.networking.k8s.io/v1\" is not understood",
@@ -162,6 +162,166 @@ func TestWhatOnlyLooksForeign(t *testing.T) {
 		if len(faults) == 0 || !strings.HasPrefix(faults[0].String(), want) {
 			t.Errorf("%s\ngave %v\nwant %s", text, faults, want)
 		}
+	}
+}
+
+// TestMisspelledKinds: what was meant to be a policy, or somebody whom policies are
+// about, is never one of the world's other kinds.
+func TestMisspelledKinds(t *testing.T) {
+	for _, test := range []struct{ version, kind, want string }{
+		{"networking.k8s.io/v1", "NetworkPolcy", `kind: "NetworkPolcy" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "networkpolicy", `kind: "networkpolicy" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "NETWORKPOLICY", `kind: "NETWORKPOLICY" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "NetworkPolicies", `kind: "NetworkPolicies" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "Network-Policy", `kind: "Network-Policy" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "NetworkPolicy ", `kind: "NetworkPolicy " is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "NewtorkPlicy", `kind: "NewtorkPlicy" is unknown: did you mean NetworkPolicy?`},
+		{"networking.k8s.io/v1", "NetworkPolicyLst", `kind: "NetworkPolicyLst" is unknown: did you mean NetworkPolicyList?`},
+		{"Networking.K8s.io/v1", "NetworkPolicy", `apiVersion: "Networking.K8s.io/v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`},
+		{"networking.k8s.oi/v1", "NetworkPolicy", `apiVersion: "networking.k8s.oi/v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`},
+		{"networking.k8s.oi/v1", "NetworkPolcy", `apiVersion: "networking.k8s.oi/v1" has no NetworkPolcy: did you mean NetworkPolicy (apiVersion: networking.k8s.io/v1)?`},
+		{"networking/v1", "NetworkPolicy", `apiVersion: "networking/v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`},
+		{"v1", "NetworkPolicy", `apiVersion: "v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`},
+		{"apps/v1", "NetworkPolicy", `apiVersion: "apps/v1" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1`},
+		{"policy/v1", "ClusterNetworkPolicy", `apiVersion: "policy/v1" has no ClusterNetworkPolicy: write apiVersion: policy.networking.k8s.io/v1alpha2`},
+		{"networking.k8s.io/v1", "ClusterNetworkPolicy", `apiVersion: "networking.k8s.io/v1" has no ClusterNetworkPolicy: write apiVersion: policy.networking.k8s.io/v1alpha2`},
+		{"policy.networking.k8s.io/v1alpha2", "clusternetworkpolicy", `kind: "clusternetworkpolicy" is unknown: did you mean ClusterNetworkPolicy?`},
+		{"v1", "pod", `kind: "pod" is unknown: did you mean Pod?`},
+		{"v1", "Pods", `kind: "Pods" is unknown: did you mean Pod?`},
+		{"v1", "namespace", `kind: "namespace" is unknown: did you mean Namespace?`},
+		{"v1", "Namespce", `kind: "Namespce" is unknown: did you mean Namespace?`},
+		{"v1", "node", `kind: "node" is unknown: did you mean Node?`},
+		{"v1", "list", `kind: "list" is unknown: did you mean List?`},
+		{"v1", "Lst", `kind: "Lst" is unknown: did you mean List?`},
+		{"v1beta1", "Pod", `apiVersion: "v1beta1" has no Pod: write apiVersion: v1`},
+		{"V1", "Pod", `apiVersion: "V1" has no Pod: write apiVersion: v1`},
+		{"v1", "Guardrails", ""},
+		{"bocage.io/v1", "Guardrail", `apiVersion: "bocage.io/v1" is not understood: did you mean bocage.dev/v1?`},
+		{"bocage.io/v1", "Whatever", `apiVersion: "bocage.io/v1" is not understood: did you mean bocage.dev/v1?`},
+		{"bocage/v1", "Guardrail", `apiVersion: "bocage/v1" is not understood: did you mean bocage.dev/v1?`},
+		{"bocgae.dev/v1", "Guardrail", `apiVersion: "bocgae.dev/v1" is not understood: did you mean bocage.dev/v1?`},
+		// The world's own.
+		{"v1", "Service", ""}, {"v1", "ConfigMap", ""}, {"v1", "Secret", ""}, {"v1", "PodTemplate", ""}, {"v1", "Endpoints", ""},
+		{"v1", "LimitRange", ""}, {"v1", "ServiceAccount", ""}, {"v1", "ResourceQuota", ""}, {"v1", "Event", ""}, {"v1", "Status", ""},
+		{"apps/v1", "Deployment", ""}, {"apps/v1", "ReplicaSet", ""}, {"batch/v1", "Job", ""}, {"policy/v1", "PodDisruptionBudget", ""},
+		{"policy/v1beta1", "PodSecurityPolicy", ""}, {"networking.k8s.io/v1", "Ingress", ""}, {"networking.k8s.io/v1", "IngressClass", ""},
+		{"networking.k8s.io/v1", "IPAddress", ""}, {"networking.k8s.io/v1", "ServiceCIDR", ""}, {"rbac.authorization.k8s.io/v1", "RoleBinding", ""},
+		{"events.k8s.io/v1", "Event", ""}, {"metrics.k8s.io/v1beta1", "PodMetrics", ""}, {"node.k8s.io/v1", "RuntimeClass", ""},
+		{"scheduling.k8s.io/v1alpha1", "Workload", ""}, {"app.k8s.io/v1beta1", "Application", ""}, {"argoproj.io/v1alpha1", "Application", ""},
+		{"cilium.io/v2", "CiliumNetworkPolicy", ""}, {"cilium.io/v2", "CiliumNode", ""}, {"projectcalico.org/v3", "NetworkPolicy", ""},
+		{"crd.antrea.io/v1beta1", "ClusterNetworkPolicy", ""}, {"networking.gke.io/v1", "FQDNNetworkPolicy", ""}, {"networking.istio.io/v1", "Sidecar", ""},
+		{"k8s.cni.cncf.io/v1beta1", "MultiNetworkPolicy", ""}, {"example.com/v1", "Zone", ""}, {"gateway.networking.k8s.io/v1", "HTTPRoute", ""},
+		{"discovery.k8s.io/v1", "EndpointSlice", ""}, {"coordination.k8s.io/v1", "Lease", ""}, {"cluster.x-k8s.io/v1beta1", "Machine", ""},
+	} {
+		var foreign int
+		reader := Reader{Namespace: "default", Foreign: func(*Tree) bocage.Faults { foreign++; return nil }}
+		text := fmt.Sprintf("apiVersion: %q\nkind: %q\nmetadata: {name: a}\nspec: {}\n", test.version, test.kind)
+		_, faults := reader.Read("f.yaml", []byte(text))
+		switch {
+		case test.want == "" && (len(faults) > 0 || foreign != 1):
+			t.Errorf("%s %s is one of the world's kinds: %v", test.version, test.kind, faults)
+		case test.want != "" && (len(faults) != 1 || !strings.HasSuffix(faults[0].String(), test.want)):
+			t.Errorf("%s %s gave %v\nwant %s", test.version, test.kind, faults, test.want)
+		}
+	}
+	// Where nothing foreign is read, a policy that was meant is named likewise.
+	_, faults := Read("f.yaml", []byte("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicies\nmetadata: {name: a}\nspec: {}\n"))
+	if len(faults) != 1 || faults[0].Message != `"NetworkPolicies" is unknown: did you mean NetworkPolicy?` {
+		t.Error(faults)
+	}
+}
+
+// TestYesAndNo: where YAML leaves open what a word is, it is what Kubernetes reads.
+func TestYesAndNo(t *testing.T) {
+	policy := func(selector, more string) string {
+		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec:\n  podSelector:\n    matchLabels:\n      " + selector + "\n" + more
+	}
+	for _, word := range []string{"y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"} {
+		for text, want := range map[string]string{
+			policy("legacy: "+word, ""):        `f.yaml:7: spec.podSelector.matchLabels[legacy]: is true or false where text is needed: quote it, as "` + word + `"`,
+			policy(word+": legacy", ""):        `f.yaml:7: spec.podSelector.matchLabels: ` + word + ` is true or false where text is needed: quote it, as "` + word + `"`,
+			policy("legacy: '"+word+"'", ""):   "",
+			policy("legacy: \""+word+"\"", ""): "",
+			policy("legacy: !!str "+word, ""):  "",
+			policy("'"+word+"': a", ""):        "",
+			policy("legacy: "+word+"x", ""):    "",
+		} {
+			_, faults := Read("f.yaml", []byte(text))
+			if got := faults.Error(); len(faults) > 1 || want == "" && len(faults) > 0 || want != "" && !strings.HasSuffix(got, want) {
+				t.Errorf("%s\ngave %v\nwant %s", text, faults, want)
+			}
+		}
+	}
+	// Elsewhere a letter alone is a name, as it is in YAML 1.2.
+	for name, want := range map[string]string{
+		"no": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "no"`, "Off": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "Off"`,
+		"y": "", "n": "", "'no'": "",
+	} {
+		_, faults := Read("f.yaml", []byte(head+"kind: Scope\nmetadata: {name: "+name+"}\nspec: {mode: observe}\n"))
+		if len(faults) > 1 || len(faults) == 1 && faults[0].String() != want || len(faults) == 0 && want != "" {
+			t.Errorf("%s gave %v, want %s", name, faults, want)
+		}
+	}
+	// So in kinds of which others know the fields.
+	foreign := Reader{Foreign: func(t *Tree) (faults bocage.Faults) {
+		if _, text := t.Object()["metadata"].(map[string]any)["labels"].(map[string]any)["legacy"].(string); !text {
+			faults.Add("metadata.labels[legacy]", "is no text")
+		}
+		return faults
+	}}
+	for labels, want := range map[string]string{
+		"legacy: off":            `f.yaml:3: metadata.labels[legacy]: is true or false where text is needed: quote it, as "off"`,
+		"legacy: 'off'":          "",
+		"legacy: 'off', on: a":   `f.yaml:3: metadata.labels: on is true or false where text is needed: quote it, as "on"`,
+		"legacy: 'off', 'on': a": "",
+	} {
+		_, faults := foreign.Read("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {"+labels+"}}\n"))
+		if len(faults) > 1 || len(faults) == 1 && faults[0].String() != want || len(faults) == 0 && want != "" {
+			t.Errorf("%s gave %v, want %s", labels, faults, want)
+		}
+	}
+	// In the place of a bool they are one, and in JSON they are text.
+	test := head + "kind: PolicyTest\nmetadata: {name: a}\nspec:\n  blocks: %s\n  cases: [{from: a/b, to: c/d, port: 1, expect: {reach: allow}}]\n"
+	for word, want := range map[string]bool{"yes": true, "On": true, "Y": true, "TRUE": true, "no": false, "OFF": false, "n": false, "!!bool yes": true} {
+		documents, faults := Read("f.yaml", []byte(fmt.Sprintf(test, word)))
+		if len(faults) > 0 || documents[0].Resource.(*bocage.PolicyTest).Spec.Blocks != want {
+			t.Errorf("%s is read as %v, %v", word, documents, faults)
+		}
+	}
+	if _, faults := Read("f.json", []byte(`{"apiVersion":"bocage.dev/v1","kind":"Scope","metadata":{"name":"no","labels":{"y":"yes"}},"spec":{"mode":"observe"}}`)); len(faults) > 0 {
+		t.Error(faults)
+	}
+}
+
+// TestMarksOfByteOrder: files that were put together keep the mark with which each
+// of them began.
+func TestMarksOfByteOrder(t *testing.T) {
+	scope := func(name string) string {
+		return "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: " + name + "}\nspec: {mode: observe}\n"
+	}
+	const mark = "\ufeff"
+	for _, text := range []string{
+		mark + scope("a") + "---\n" + mark + scope("b"),
+		mark + scope("a") + mark + "---\n" + scope("b"),
+		scope("a") + "---\r\n# b\n\n" + mark + mark + scope("b"),
+		scope("a") + "...\n" + mark + "---\n" + mark + scope("b"),
+		scope("a") + "---\n" + mark + "# nothing\n---\n" + scope("b"),
+		`{"apiVersion":"bocage.dev/v1","kind":"Scope","metadata":{"name":"a"},"spec":{"mode":"observe"}}` + "\n" + mark +
+			`{"apiVersion":"bocage.dev/v1","kind":"Scope","metadata":{"name":"b"},"spec":{"mode":"observe"}}`,
+	} {
+		documents, faults := Read("f", []byte(text))
+		if len(faults) > 0 || len(documents) != 2 {
+			t.Errorf("%q gave %d documents, %v", text, len(documents), faults)
+		}
+	}
+	// What stands behind the end of a document is never passed over in silence.
+	if _, faults := Read("f.yaml", []byte("{apiVersion: bocage.dev/v1, kind: Scope, metadata: {name: a}, spec: {mode: observe}}\n{more: 1}\n")); len(faults) != 1 || faults[0].Source != "f.yaml:2" {
+		t.Error(faults)
+	}
+	// Within a document it is a character like others, and named.
+	_, faults := Read("f.yaml", []byte(scope("a")+mark+"more: 1\n"))
+	if !strings.Contains(faults.Error(), "U+FEFF") {
+		t.Error(faults)
 	}
 }
 

@@ -26,6 +26,43 @@ func (t *Tree) tell(faults bocage.Faults) bocage.Faults {
 	return faults
 }
 
+// quote has faults about a text that is true or false, for want of quotes, say so.
+func (t *Tree) quote(faults bocage.Faults) bocage.Faults {
+	for i, f := range faults {
+		if n := t.find(f.Field); n != nil && n.Tag == "!!bool" && n.boolean {
+			faults[i].Message = mustQuote(n.Value)
+		}
+	}
+	return faults
+}
+
+// unquoted finds the labels of an object of a foreign kind that have another name or
+// no text in Kubernetes, for want of quotes.
+func (t *Tree) unquoted() bocage.Faults {
+	var faults bocage.Faults
+	for _, path := range []string{"metadata.labels", "spec.template.metadata.labels", "spec.jobTemplate.spec.template.metadata.labels"} {
+		n := t.find(path)
+		if n == nil || n.Kind != mapping {
+			continue
+		}
+		for i := 0; i < len(n.Content); i += 2 {
+			key, value := n.Content[i], n.Content[i+1]
+			if key.boolean {
+				faults = append(faults, bocage.Fault{Field: path, Message: key.Value + " " + mustQuote(key.Value), Source: position(t.name, key.Line)})
+			}
+			if value.boolean {
+				faults = append(faults, bocage.Fault{Field: path + "[" + key.Value + "]", Message: mustQuote(value.Value), Source: position(t.name, value.Line)})
+			}
+		}
+	}
+	return faults
+}
+
+// mustQuote says what to do about a word that is no text in Kubernetes.
+func mustQuote(word string) string {
+	return fmt.Sprintf("is true or false where text is needed: quote it, as %q", word)
+}
+
 // find returns the value at a path, or nil.
 func (t *Tree) find(field string) *node {
 	n := t.node

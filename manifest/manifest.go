@@ -82,8 +82,9 @@ type Reader struct {
 	Namespace string
 	// Foreign, if set, is asked about objects of kinds that are none of
 	// bocage.Kinds, such as Pods. It returns their faults; without it, to be
-	// foreign is one. Kinds that only look foreign stay faults: misspelled ones, and
-	// other versions of policies that are read. With it, an empty list is no fault.
+	// foreign is one. Kinds that only look foreign stay faults: misspelled ones, those
+	// of groups that are only like ours, and other versions of policies that are read.
+	// With it, an empty list is no fault.
 	Foreign func(*Tree) bocage.Faults
 	// MaxBytes is the largest file; 0 is the package's MaxBytes. What else is
 	// bounded grows with it.
@@ -177,8 +178,17 @@ func (r *reading) file(name string, data []byte) {
 
 // item reads one object and passes it on if it has no fault, nor was declared before.
 func (r *reading) item(tree *Tree) {
+	if r.Foreign != nil {
+		if faults := tree.misspelled(); len(faults) > 0 {
+			r.faults = append(r.faults, tree.tell(faults)...)
+			return
+		}
+	}
 	if r.Foreign != nil && tree.foreign() {
-		faults := tree.tell(tree.place(r.Foreign(tree)))
+		faults := tree.unquoted()
+		if len(faults) == 0 {
+			faults = tree.tell(tree.place(tree.quote(r.Foreign(tree))))
+		}
 		if r.faults = append(r.faults, faults...); len(faults) == 0 {
 			name, _ := tree.Text("metadata", "name")
 			namespace, _ := tree.Text("metadata", "namespace")
@@ -334,7 +344,11 @@ func (t *Tree) kind() (bocage.Kind, bocage.Faults) {
 	if len(faults) > 0 && hasVersion {
 		return bocage.Kind{}, t.place(faults)
 	}
-	if near := nearest(name, kindNames()); near != "" {
+	near := nearest(name, kindNames())
+	if meant, ok := meantBy(version, name); near == "" && ok && slices.Contains(kindNames(), meant.kind) {
+		near = meant.kind
+	}
+	if near != "" {
 		faults.Add("kind", "%q is unknown: did you mean %s?", name, near)
 	} else {
 		faults.Add("kind", "%q is unknown: the kinds are %s", name, strings.Join(kindNames(), ", "))

@@ -249,7 +249,8 @@ metadata:
   name: web
   labels:
     number: "7"
-    yes: "true"
+    unquoted: "no"
+    "yes": "true"
 spec:
   signatures: |
     alert http any any -> any any (msg:"x"; sid:1;)

@@ -40,6 +40,7 @@ type node struct {
 	Line    int
 	Content []*node // of a mapping: key, value, key, value
 	wrong   bool    // Check found a value of the wrong type, or an unknown key
+	boolean bool    // a word that Kubernetes reads as true or false
 }
 
 // value returns the last value of a key in a mapping, or nil.
@@ -68,9 +69,12 @@ func Parse(name string, data []byte) ([]*Tree, bocage.Faults) {
 	return trees, faults
 }
 
+// mark is the byte order mark with which some editors begin a file.
+var mark = []byte("\xef\xbb\xbf")
+
 // parse passes the documents on, one after another.
 func parse(name string, data []byte, most bounds, each func(*Tree)) bocage.Faults {
-	data = bytes.TrimPrefix(data, []byte("\xef\xbb\xbf"))
+	data = bytes.TrimPrefix(data, mark)
 	if faults := acceptable(name, data, most); len(faults) > 0 {
 		return faults
 	}
@@ -192,6 +196,7 @@ func isJSON(name string) bool {
 
 // parseJSON reads a sequence of JSON values.
 func parseJSON(data []byte, most int, each func(*node)) error {
+	data = withoutMarks(data)
 	p := &jsonParser{data: data, decoder: json.NewDecoder(bytes.NewReader(data)), line: 1}
 	p.decoder.UseNumber()
 	for count := 1; ; count++ {
@@ -207,6 +212,27 @@ func parseJSON(data []byte, most int, each func(*node)) error {
 		}
 		each(n)
 	}
+}
+
+// withoutMarks writes spaces over the byte order marks at the start of lines, where
+// files were put together: within the texts of JSON no line begins.
+func withoutMarks(data []byte) []byte {
+	if !bytes.Contains(data, mark) {
+		return data
+	}
+	data = bytes.Clone(data)
+	for offset := 0; offset < len(data); {
+		for bytes.HasPrefix(data[offset:], mark) {
+			copy(data[offset:], "   ")
+			offset += len(mark)
+		}
+		end := bytes.IndexByte(data[offset:], '\n')
+		if end < 0 {
+			break
+		}
+		offset += end + 1
+	}
+	return data
 }
 
 type jsonParser struct {
@@ -308,7 +334,7 @@ func splitYAML(data []byte) []part {
 		if end < 0 {
 			end = len(data) - offset
 		}
-		text := data[offset : offset+end]
+		text := trimMarks(data[offset : offset+end])
 		if isMarker(text, "---") || isMarker(text, "...") {
 			parts = append(parts, part{data[start:offset], startLine})
 			start, startLine = offset, line
@@ -321,6 +347,37 @@ func splitYAML(data []byte) []part {
 	return append(parts, part{data[start:], startLine})
 }
 
+// trimMarks leaves out the byte order marks at the start of a line.
+func trimMarks(line []byte) []byte {
+	for bytes.HasPrefix(line, mark) {
+		line = line[len(mark):]
+	}
+	return line
+}
+
+// unmarked leaves out the byte order marks before the first value of a document,
+// which files have that were put together. YAML allows them there (YAML 1.2 section
+// 5.2), the parser only at the start of a stream.
+func unmarked(text []byte) []byte {
+	if !bytes.Contains(text, mark) {
+		return text
+	}
+	var out []byte
+	for offset := 0; offset < len(text); {
+		end := bytes.IndexByte(text[offset:], '\n') + 1
+		if end == 0 {
+			end = len(text) - offset
+		}
+		line := trimMarks(text[offset : offset+end])
+		out = append(out, line...)
+		offset += end
+		if rest := bytes.TrimSpace(line); len(rest) > 0 && rest[0] != '#' && rest[0] != '%' && !bytes.Equal(rest, []byte("---")) {
+			return append(out, text[offset:]...)
+		}
+	}
+	return out
+}
+
 func isMarker(line []byte, marker string) bool {
 	rest, ok := bytes.CutPrefix(line, []byte(marker))
 	return ok && (len(rest) == 0 || rest[0] == ' ' || rest[0] == '\t' || rest[0] == '\r')
@@ -331,11 +388,18 @@ var directive = regexp.MustCompile(`(?m)^%(YAML|TAG)[^\n]*$`)
 
 // parseYAML reads one document; nil if it is empty.
 func parseYAML(text []byte, line int) (*node, error) {
+	text = unmarked(text)
 	if blank(text) {
 		return nil, nil
 	}
-	var root yaml.Node
-	if err := yaml.Unmarshal(text, &root); err != nil {
+	var root, more yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(text))
+	if err := decoder.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
+		return nil, explainYAML(err, text, line)
+	}
+	if err := decoder.Decode(&more); err == nil {
+		return nil, &lineError{line + more.Line, "is not YAML: a document begins without --- before it"}
+	} else if !errors.Is(err, io.EOF) {
 		return nil, explainYAML(err, text, line)
 	}
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
@@ -433,9 +497,13 @@ func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
 		return n, nil
 	case yaml.ScalarNode:
 		tag := y.ShortTag()
+		boolean := tag == "!!str" && y.Style == 0 && isBoolean(y.Value)
+		if boolean && len(y.Value) > 1 {
+			tag = "!!bool" // a letter alone is a name as often: check tells by its place
+		}
 		switch tag {
 		case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":
-			return &node{Kind: scalar, Tag: tag, Value: y.Value, Line: at}, nil
+			return &node{Kind: scalar, Tag: tag, Value: y.Value, Line: at, boolean: boolean}, nil
 		}
 		return nil, &lineError{at, fmt.Sprintf("has the tag %s, which is not understood", y.Tag)}
 	default:
@@ -510,7 +578,11 @@ func (n *node) plain() any {
 	case "!!null":
 		return nil
 	case "!!bool":
-		return strings.EqualFold(n.Value, "true")
+		switch strings.ToLower(n.Value) {
+		case "true", "yes", "on", "y":
+			return true
+		}
+		return false
 	case "!!int":
 		if i, ok := n.integer(); ok {
 			return json.Number(i.String())
@@ -523,6 +595,16 @@ func (n *node) plain() any {
 		}
 	}
 	return n.Value
+}
+
+// isBoolean reports whether a word without quotes is true or false in YAML 1.1, which
+// Kubernetes and kubectl read, and text in YAML 1.2.
+func isBoolean(word string) bool {
+	switch word {
+	case "y", "Y", "yes", "Yes", "YES", "on", "On", "ON", "n", "N", "no", "No", "NO", "off", "Off", "OFF":
+		return true
+	}
+	return false
 }
 
 // integer reads a whole number in any of YAML's bases.

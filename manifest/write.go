@@ -70,6 +70,8 @@ func (n *node) yaml() *yaml.Node {
 		y.Style = yaml.FlowStyle
 	case n.Tag == "!!str" && strings.Contains(n.Value, "\n"):
 		y.Style = yaml.LiteralStyle
+	case n.Tag == "!!str" && isBoolean(n.Value):
+		y.Style = yaml.DoubleQuotedStyle // else Kubernetes reads true or false
 	}
 	for _, c := range n.Content {
 		y.Content = append(y.Content, c.yaml())

@@ -270,11 +270,17 @@ func (g *Gatherer) noteForeign() {
 		switch {
 		case kind == "Service":
 			why = "policies are about the workloads behind a Service: name those"
-		case strings.HasSuffix(kind, "Policy"):
+		case decidesElsewhere(kind):
 			why = "WHAT IT DECIDES IS NOT SIMULATED, for its kind is not known here"
 		}
 		g.note("%d %s left out (%s): %s", len(sources), kind, sources[0], why)
 	}
+}
+
+// decidesElsewhere reports whether a kind decides about flows wherever it is known,
+// as far as its name says: others' policies, and OpenShift's and Consul's.
+func decidesElsewhere(kind string) bool {
+	return strings.Contains(strings.ToLower(kind), "polic") || kind == "EgressFirewall" || kind == "ServiceIntentions"
 }
 
 // noteExceptions says which exceptions count although somebody has to approve

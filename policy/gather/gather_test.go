@@ -194,7 +194,7 @@ func TestControllers(t *testing.T) {
 	out := gathered(t, Options{}, controller("apps/v1", "Deployment", "web", "{replicas: 2, "+of("web")+"}")+
 		controller("apps/v1", "StatefulSet", "db", "{"+of("db")+"}")+
 		controller("apps/v1", "DaemonSet", "agent", "{"+of("agent")+"}")+
-		controller("apps/v1", "Deployment", "off", "{replicas: 0, "+of("off")+"}")+
+		controller("apps/v1", "Deployment", "idle", "{replicas: 0, "+of("idle")+"}")+
 		controller("apps/v1", "Deployment", "large", "{replicas: 1000, "+of("large")+"}")+
 		controller("apps/v1", "Deployment", "there", "{replicas: 3, "+of("there")+"}")+
 		"---\napiVersion: v1\nkind: Pod\nmetadata: {name: there-5d4-x, namespace: a, labels: {app: there, pod-template-hash: 5d4}}\n"+

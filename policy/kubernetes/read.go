@@ -211,7 +211,7 @@ func decode(data []byte, kind string, into any, named func() (string, string)) b
 		if faults := labelFaults(data); len(faults) > 0 {
 			return faults
 		}
-		faults.Add(wrong.Field, "is of the wrong kind (%s): this is not how a %s is written", wrong.Value, kind)
+		faults.Add(strings.Replace(wrong.Field, ".objectMeta.", ".", 1), "is of the wrong kind (%s): this is not how a %s is written", wrong.Value, kind)
 		return faults
 	case err != nil:
 		faults.Add("", "is not a %s: %v", kind, err)
