@@ -219,7 +219,7 @@ func TestControllers(t *testing.T) {
 	if !strings.Contains(out.Gone["a/web"], "such as a/web-0") || !strings.Contains(out.Gone["a/there"], "such as a/there-5d4-x") {
 		t.Errorf("%v", out.Gone)
 	}
-	if !strings.Contains(out.Gone["a/off"], "Deployment a/off has no replicas") || !strings.Contains(text, "Deployment a/large has 1000 replicas, which are alike: 100 stand for them") ||
+	if !strings.Contains(out.Gone["a/idle"], "Deployment a/idle has no replicas") || !strings.Contains(text, "Deployment a/large has 1000 replicas, which are alike: 100 stand for them") ||
 		!strings.Contains(text, "106 Pods stand for those that 5 controllers") {
 		t.Errorf("%v\n%s", out.Gone, text)
 	}
