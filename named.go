@@ -92,7 +92,7 @@ func (r *Ruleset) DecideNamed(f Flow, names ...DomainName) (Verdict, Reason) {
 		if !slices.ContainsFunc(names, name.Name.Matches) {
 			continue
 		}
-		id, found := find(ix.rules.find(), source.Group, name.Group, f.Protocol, portOf(f))
+		id, found := r.named(source.Group, name.Group, f.Protocol, portOf(f))
 		if decision := ix.at(id, f.At); found && decision.Opens(base) {
 			return decision.Verdict, Reason{Code: decision.Code, Decision: decision.ID, Would: decision.Verdict}
 		}

@@ -29,6 +29,13 @@ type Ruleset struct {
 	// Rules are the cells that differ from the default, in the order of
 	// CompareRules. Ranges of equal From, To and Protocol never overlap.
 	Rules []Rule `json:"rules"`
+	// Namings are the rules that lead from many groups to many names, sorted by their
+	// first name and group: a name and a group stand in one of them at most. Those of a
+	// host are among its Rules.
+	Namings []Naming `json:"namings,omitempty"`
+	// Apart are the pairs of which no Naming says anything, though its groups are in
+	// one: Rules say all of them. Sorted.
+	Apart []GroupPair `json:"apart,omitempty"`
 	// Reasons say more precisely why cells are refused that rules with a wildcard or
 	// the default refuse anyhow, and whether by drop or by reject. They are rules
 	// between classes of groups, so that a guardrail between two halves of a site
@@ -296,7 +303,7 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 // asked anything. Its lists are those of the original: nobody changes what is in them.
 func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
-		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Names: r.Names, Rules: r.Rules, Reasons: r.Reasons,
+		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Names: r.Names, Rules: r.Rules, Namings: r.Namings, Apart: r.Apart, Reasons: r.Reasons,
 		Decisions: r.Decisions, Default: r.Default, Refused: r.Refused, Profiles: r.Profiles, Ports: r.Ports, Wires: r.Wires, Newcomers: r.Newcomers, Decoys: r.Decoys, ConfirmBy: r.ConfirmBy,
 		like: r.indexed(),
 	}

@@ -23,6 +23,7 @@ type rulesetIndex struct {
 	decisions *listPart[Decision, map[DecisionID]Decision]
 	refused   *listPart[Refusal, map[Identity]Refusal]
 	rest      func() [sha256.Size]byte // the digest of all else, but what is not content
+	namings   func() namingIndex
 }
 
 // listPart is one list with what was made of it. Nobody changes it.
@@ -54,6 +55,7 @@ func (r *Ruleset) indexed() *rulesetIndex {
 			decisions: newListPart(r.Decisions, before.decisions, indexDecisions, appendDecision),
 			refused:   newListPart(r.Refused, before.refused, indexRefused, appendRefusal),
 			rest:      sync.OnceValue(r.restDigest),
+			namings:   sync.OnceValue(func() namingIndex { return indexNamings(r.Namings) }),
 		}, nil
 	})
 	return r.index

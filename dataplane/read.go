@@ -38,6 +38,9 @@ func (c *content) read(rs *bocage.Ruleset, last lists) (*edit, error) {
 	var faults faults
 	e := &edit{generation: rs.Generation, fallback: rs.Default, groups: map[bocage.Group]groupInfo{},
 		decisions: map[bocage.DecisionID]*decision{}, refused: map[bocage.Identity]*bocage.Refusal{}, depths: c.depths}
+	if len(rs.Namings) > 0 {
+		faults.add("%d namings: what is said of many groups at once is for a controller, who makes rules of it for each host", len(rs.Namings))
+	}
 	if !sameSlice(rs.Peers, last.peers) {
 		e.peersGone, e.peersCome, _ = c.peers.differences(readPeers(rs.Peers, &faults), func(a, b peer) bool { return a == b })
 	}

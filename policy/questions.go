@@ -118,9 +118,15 @@ func (o *outcome) patternsOf(recorded bocage.Decision, e bocage.Explanation) []b
 		names[n.Group] = n.Name
 	}
 	var out []bocage.DomainName
+	own := rs.NamedRules(e.Source.Group)
 	for _, r := range rs.Rules {
+		if r.From == e.Source.Group {
+			own = append(own, r)
+		}
+	}
+	for _, r := range own {
 		name, is := names[r.To]
-		if !is || r.From != e.Source.Group || r.Protocol != e.Flow.Protocol && r.Protocol != bocage.ProtocolAny || !r.Ports.Contains(e.Flow.DestinationPort) {
+		if !is || r.Protocol != e.Flow.Protocol && r.Protocol != bocage.ProtocolAny || !r.Ports.Contains(e.Flow.DestinationPort) {
 			continue
 		}
 		for id, hops := r.Decision, 0; hops <= bocage.MostSuccessors; hops++ {

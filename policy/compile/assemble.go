@@ -21,6 +21,7 @@ type book struct {
 	patches   []int32          // how often each patch is in use
 	decisions uses             // how often each decision is
 	reasons   []int32          // the patches of the reasons
+	shared    []int32          // those of the namings
 	refusals  []int32          // the decisions of those that are cut off
 	diverting map[uint16]int32 // patches in use that lead to a decoy at a port
 	combined  map[string]int32 // decisions in use, by the profiles that inspect together
@@ -93,10 +94,16 @@ func (c *compiler) assemble(d *change) {
 	if g.reclassified {
 		reasons = slices.Sorted(maps.Values(g.reasons))
 	}
-	for _, list := range [2]struct {
+	shared := b.shared
+	sharing := g.reclassified || g.namings.altered || d.renumbered
+	if sharing {
+		g.share(d.renumbered)
+		shared = g.namings.patches()
+	}
+	for _, list := range [4]struct {
 		decisions, patches []int32
 		by                 int32
-	}{{refusals, reasons, 1}, {b.refusals, b.reasons, -1}} {
+	}{{refusals, reasons, 1}, {nil, shared, 1}, {b.refusals, b.reasons, -1}, {nil, b.shared, -1}} {
 		for _, i := range list.decisions {
 			b.decisions.count(c.decisions.list, i, list.by)
 		}
@@ -104,7 +111,7 @@ func (c *compiler) assemble(d *change) {
 			c.usePatch(i, list.by)
 		}
 	}
-	b.refusals, b.reasons = refusals, reasons
+	b.refusals, b.reasons, b.shared = refusals, reasons, shared
 
 	old := b.whole
 	if old == nil {
@@ -133,6 +140,9 @@ func (c *compiler) assemble(d *change) {
 		}, func() { rs.rules = rs.rules.exchange(gone, c.rules(g.come), bocage.CompareRules) })
 	}
 	rs.fallback = c.idOf(0)
+	if sharing || moved {
+		c.giveNamings(rs)
+	}
 	c.refuse(rs)
 	c.place(rs)
 	c.placeWires(rs)

@@ -81,7 +81,7 @@ func (c *compiler) keeps(i int32, s *statement) bool {
 	if old.from.equal(s.from) && old.to.equal(s.to) {
 		return true
 	}
-	if old.broad() != s.broad() || !c.replaced(old.from, s.from) || !c.replaced(old.to, s.to) {
+	if c.broad(old) != c.broad(s) || !c.replaced(old.from, s.from) || !c.replaced(old.to, s.to) {
 		return false
 	}
 	c.resided = append(c.resided, resided{i, old.from, old.to})

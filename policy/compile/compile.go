@@ -97,12 +97,15 @@ func Compile(in Input) Output { return NewCompiler().Compile(in) }
 // It is for one goroutine at a time.
 type Compiler struct {
 	spelled int
+	narrow  int
 	hands   hands
 	last    *compiler
 }
 
 // NewCompiler returns a Compiler that knows nothing yet.
-func NewCompiler() *Compiler { return &Compiler{spelled: mostSpelled, hands: allHands()} }
+func NewCompiler() *Compiler {
+	return &Compiler{spelled: mostSpelled, narrow: mostNarrowAllowed, hands: allHands()}
+}
 
 // Compile makes the ruleset. The steps, in the order of the files that hold them:
 //
@@ -123,7 +126,7 @@ func (k *Compiler) Compile(in Input) Output {
 	c := k.last
 	k.last = nil // whatever happens on the way, nothing half-done is kept
 	if c == nil {
-		c = newCompiler(&admitted{}, k.spelled, k.hands)
+		c = newCompiler(&admitted{}, k.spelled, k.narrow, k.hands)
 	} else {
 		c.later.wait()
 	}
@@ -131,7 +134,7 @@ func (k *Compiler) Compile(in Input) Output {
 	d := &change{kinds: c.in.admit(in), first: c.pop == nil}
 	if !c.follow(in, &was, d) {
 		// Too much is another now: only what was found out of the objects is kept.
-		c = newCompiler(c.in, k.spelled, k.hands)
+		c = newCompiler(c.in, k.spelled, k.narrow, k.hands)
 		d = &change{first: true}
 		c.follow(in, &admitted{}, d)
 	}
@@ -140,8 +143,8 @@ func (k *Compiler) Compile(in Input) Output {
 	return c.output(in)
 }
 
-func newCompiler(in *admitted, spelled int, hands hands) *compiler {
-	c := &compiler{in: in, spelled: spelled, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}, hands: hands}
+func newCompiler(in *admitted, spelled, narrow int, hands hands) *compiler {
+	c := &compiler{in: in, spelled: spelled, narrow: narrow, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}, hands: hands}
 	c.judge = &judge{c: c, decide: c.decide}
 	return c
 }
@@ -185,6 +188,7 @@ type compiler struct {
 	in      *admitted
 	now     time.Time
 	spelled int // most subjects of a site whose refusals are spelled out
+	narrow  int // most pairs of a narrow statement
 	pop     *population
 
 	applications

@@ -94,7 +94,7 @@ func (c *compiler) eachExceptedOtherwise(r *refusers, look func(i int32)) {
 	}
 	meets := func(i int32) bool {
 		contract := &c.statements[i]
-		return contract.broad() || slices.ContainsFunc(refusing, func(s *statement) bool {
+		return c.broad(contract) || slices.ContainsFunc(refusing, func(s *statement) bool {
 			return s.from.contains(contract.from.list[0]) && s.to.contains(contract.to.list[0])
 		})
 	}

@@ -2,6 +2,7 @@ package compile
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -85,6 +86,7 @@ func NewCutter(rs *bocage.Ruleset, in Input) *Cutter {
 // the same in both is not looked at again: a quarantine changes nothing here.
 func (c *Cutter) Follow(rs *bocage.Ruleset, in Input) *Cutter {
 	if c == nil || !same(c.whole.Peers, rs.Peers) || !same(c.whole.Groups, rs.Groups) || !same(c.whole.Rules, rs.Rules) ||
+		!same(c.whole.Namings, rs.Namings) || !same(c.whole.Apart, rs.Apart) ||
 		!same(c.whole.Reasons, rs.Reasons) || !same(c.of, in.Workloads) {
 		return NewCutter(rs, in)
 	}
@@ -143,7 +145,7 @@ func (c *Cutter) Cut(host string) *bocage.Ruleset {
 }
 
 // rules picks those that concern some groups. The rules are in order, so sorted
-// places give sorted rules.
+// places give sorted rules. What many groups share towards names becomes rules here.
 func (c *Cutter) rules(groups []bocage.Group) []bocage.Rule {
 	local := make(map[bocage.Group]bool, len(groups))
 	places := slices.Clone(c.wildcard)
@@ -155,10 +157,16 @@ func (c *Cutter) rules(groups []bocage.Group) []bocage.Rule {
 	}
 	slices.Sort(places)
 	places = slices.Compact(places)
-	rules := make([]bocage.Rule, len(places))
-	for i, place := range places {
-		rules[i] = c.whole.Rules[place]
+	named := namedRules(c.whole, slices.Sorted(maps.Keys(local)))
+	rules := make([]bocage.Rule, 0, len(places)+len(named))
+	for _, place := range places {
+		rule := c.whole.Rules[place]
+		for len(named) > 0 && bocage.CompareRules(named[0], rule) < 0 {
+			rules, named = append(rules, named[0]), named[1:]
+		}
+		rules = append(rules, rule)
 	}
+	rules = append(rules, named...)
 	return c.reasons.spellOut(local, rules)
 }
 

@@ -32,6 +32,7 @@ func (o Output) Compare(to Output) Difference {
 	altered := alteredDecisions(a, b)
 	groups, everyone := map[bocage.Group]bool{}, false
 	eachChangedRule(a.rules, b.rules, altered, func(r *bocage.Rule) { groups[r.From], groups[r.To] = true, true })
+	bocage.EachRenamed(a.namings, b.namings, a.apart, b.apart, func(id bocage.DecisionID) bool { return altered[id] }, func(g bocage.Group) { groups[g] = true })
 	senders, receivers := map[bocage.Group]bool{}, map[bocage.Group]bool{}
 	reasons := false
 	if !same(a.reasons, b.reasons) || len(altered) > 0 {
@@ -77,9 +78,14 @@ func (o Output) HostsOf(groups map[bocage.Group]bool) map[string]bool {
 	return hosts
 }
 
-// Size is how many peers, groups and rules the ruleset has.
+// Size is how many peers, groups and rules the ruleset has. What many groups share
+// towards a name counts once.
 func (o Output) Size() (peers, groups, rules int) {
-	return o.whole.peers.len(), o.whole.groups.len(), o.whole.rules.len()
+	rules = o.whole.rules.len()
+	for _, n := range o.whole.namings {
+		rules += len(n.To) * len(n.Cells)
+	}
+	return o.whole.peers.len(), o.whole.groups.len(), rules
 }
 
 // differ reports whether two lists do.

@@ -14,7 +14,7 @@ import (
 // nothing, with one hand and with three. In between, lists come in other orders.
 func TestFollowsEveryKindOfEdit(t *testing.T) {
 	in := variedSite(2_000, 500)
-	compilers := []*compile.Compiler{compile.NewCompilerOfHands(256, 1), compile.NewCompilerOfHands(256, 3)}
+	compilers := []*compile.Compiler{compile.NewCompilerOfHands(256, 1<<10, 1), compile.NewCompilerOfHands(256, 1<<10, 3)}
 	for _, k := range compilers {
 		k.Compile(in)
 	}

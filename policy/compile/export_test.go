@@ -7,12 +7,18 @@ import "bocage.dev/bocage"
 func CompileSpelling(in Input, most int) Output { return NewCompilerSpelling(most).Compile(in) }
 
 // NewCompilerSpelling is NewCompiler with that bound.
-func NewCompilerSpelling(most int) *Compiler { return &Compiler{spelled: most, hands: hands{1, 1}} }
+func NewCompilerSpelling(most int) *Compiler { return NewCompilerNarrow(most, mostNarrowAllowed) }
 
-// NewCompilerOfHands is NewCompilerSpelling that divides all work among so many, however
+// NewCompilerNarrow is that with another bound on the pairs of narrow statements: with
+// none, all is said of classes; with many, what is allowed is said pair by pair.
+func NewCompilerNarrow(most, narrow int) *Compiler {
+	return &Compiler{spelled: most, narrow: narrow, hands: hands{1, 1}}
+}
+
+// NewCompilerOfHands is NewCompilerNarrow that divides all work among so many, however
 // little there is.
-func NewCompilerOfHands(most, hands int) *Compiler {
-	k := NewCompilerSpelling(most)
+func NewCompilerOfHands(most, narrow, hands int) *Compiler {
+	k := NewCompilerNarrow(most, narrow)
 	k.hands.count = hands
 	return k
 }

@@ -21,8 +21,14 @@ import (
 func TestFollowsAnyEdits(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		most := rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out")
+		narrow := rapid.SampledFrom(narrows).Draw(t, "narrow")
 		pool := []compile.Input{policytest.Draw(t), policytest.Draw(t), policytest.Draw(t)}
-		compiler := compile.NewCompilerOfHands(most, rapid.IntRange(1, 3).Draw(t, "hands"))
+		if rapid.Bool().Draw(t, "many names") {
+			for i := range pool {
+				policytest.DrawNames(t, &pool[i])
+			}
+		}
+		compiler := compile.NewCompilerOfHands(most, narrow, rapid.IntRange(1, 3).Draw(t, "hands"))
 		r := rand.New(rand.NewPCG(rapid.Uint64().Draw(t, "seed"), 1))
 		in := pool[0]
 		var last compile.Output
@@ -34,7 +40,7 @@ func TestFollowsAnyEdits(t *testing.T) {
 				in = edited(t, in, pool[rapid.IntRange(0, len(pool)-1).Draw(t, "from")], r)
 			}
 			in.Generation++
-			want, have := compile.CompileSpelling(in, most), compiler.Compile(in)
+			want, have := compile.NewCompilerNarrow(most, narrow).Compile(in), compiler.Compile(in)
 			if rapid.Bool().Draw(t, "findings are read late") {
 				unread = append(unread, [2]compile.Output{want, have})
 			} else if a, b := asJSON(t, want.Findings()), asJSON(t, have.Findings()); a != b {

@@ -23,7 +23,8 @@ func TestNamesAgreeWithJudge(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		in := policytest.Draw(t)
 		policytest.DrawNames(t, &in)
-		rs := compile.CompileSpelling(in, rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out")).Ruleset()
+		most, narrow := rapid.SampledFrom([]int{0, 1 << 30}).Draw(t, "most spelled out"), rapid.SampledFrom(narrows).Draw(t, "narrow")
+		rs := compile.NewCompilerNarrow(most, narrow).Compile(in).Ruleset()
 		judge := explain.NewJudge(in)
 		moments := policytest.Moments()
 		keep, n := rapid.IntRange(0, 4).Draw(t, "sample"), 0

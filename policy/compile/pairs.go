@@ -20,12 +20,12 @@ const (
 	mostNarrowAllowed = 1 << 10 // pairs of a statement that may allow
 )
 
-func (s *statement) broad() bool {
+func (c *compiler) broad(s *statement) bool {
 	if s.from.any || s.to.any {
 		return true
 	}
 	pairs := len(s.from.list) * len(s.to.list)
-	return pairs > mostNarrowAllowed || pairs > mostNarrow && !s.mayAllow()
+	return pairs > c.narrow || pairs > mostNarrow && !s.mayAllow()
 }
 
 // mention is one narrow statement about the pair of its row's subject and another.
@@ -82,8 +82,9 @@ type grid struct {
 	sources, targets classes
 	reasons          map[classPair]int32       // patches, by coarse classes
 	explicit         map[classPair]int32       // patches of pairs without mentions, by exact classes
-	spelled          map[int32][]result        // the same by source class, sorted by target
+	spelled          map[int32][]result        // the same by source class, sorted by target, but for names
 	towards          map[int32]map[int32]int32 // the same by source class and target class
+	namings          namings                   // the same towards names
 	shapes           map[shape]uint32
 	alikes           map[string]int32
 	related          [][]relation // by coarse classes
@@ -118,11 +119,12 @@ func (c *compiler) tabulate(d *change) bool {
 func (g *grid) build() {
 	g.bottom = g.tables.intern(table{rest: g.c.decide(nil)}) // decision 0: the default
 	for i := range g.c.statements {
-		if g.c.statements[i].broad() {
+		if g.c.broad(&g.c.statements[i]) {
 			g.broad = append(g.broad, int32(i))
 		}
 	}
 	g.mentionAll()
+	g.mentionNames()
 	g.classify(g.broad, nil, &change{})
 	g.results = make([][]result, len(g.rows))
 	for from, row := range g.rows {
@@ -156,7 +158,7 @@ func (g *grid) mentionAll() {
 	total := 0
 	narrow := func(visit func(i int32, s *statement)) {
 		for i := range g.c.statements {
-			if s := &g.c.statements[i]; !s.broad() {
+			if s := &g.c.statements[i]; !g.c.broad(s) {
 				visit(int32(i), s)
 			}
 		}
@@ -392,8 +394,8 @@ func (k *classes) patchOf(i int) int32 {
 	return k.list[k.of[i]].patch
 }
 
-// spell lists, for every source class, the targets that its members have rules
-// towards where no statement mentions the pair. Lists in which nothing changed stay
+// spell lists, for every source class, the targets but for names that its members have
+// rules towards where no statement mentions the pair. Lists in which nothing changed stay
 // the same ones.
 func (g *grid) spell() map[int32][]result {
 	before, towards := g.towards, map[int32]map[int32]int32{}
@@ -417,7 +419,9 @@ func (g *grid) spell() map[int32][]result {
 		if 8*sizes[from] < len(g.targets.of) {
 			for class, patch := range targets {
 				for _, to := range g.targets.list[class].members {
-					list = append(list, result{to, patch})
+					if !g.c.pop.subjects[to].isDomain() {
+						list = append(list, result{to, patch})
+					}
 				}
 			}
 			slices.SortFunc(list, compareResults)
@@ -427,7 +431,7 @@ func (g *grid) spell() map[int32][]result {
 				patches[class] = patch
 			}
 			for to, class := range g.targets.of {
-				if class != unset && patches[class] != 0 {
+				if class != unset && patches[class] != 0 && !g.c.pop.subjects[to].isDomain() {
 					list = append(list, result{int32(to), patches[class]})
 				}
 			}

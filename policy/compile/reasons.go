@@ -19,6 +19,7 @@ type reasons struct {
 	bySender, byReceiver map[bocage.Group][]bocage.Rule  // by class
 	senders, receivers   map[bocage.Group]bocage.Group   // group -> class
 	sending, receiving   map[bocage.Group][]bocage.Group // class -> groups
+	abroad               map[bocage.Group][]bocage.Group // class -> those of its groups that are outside
 	outside, naming      map[bocage.Group]bool           // addresses outside, and groups with rules towards names
 	most                 int
 }
@@ -31,7 +32,7 @@ func newReasons(rs *bocage.Ruleset) *reasons {
 		bySender: map[bocage.Group][]bocage.Rule{}, byReceiver: map[bocage.Group][]bocage.Rule{},
 		senders: map[bocage.Group]bocage.Group{}, receivers: map[bocage.Group]bocage.Group{},
 		sending: map[bocage.Group][]bocage.Group{}, receiving: map[bocage.Group][]bocage.Group{},
-		outside: map[bocage.Group]bool{bocage.GroupWorld: true}, naming: map[bocage.Group]bool{}, most: mostReasons,
+		abroad: map[bocage.Group][]bocage.Group{}, outside: map[bocage.Group]bool{bocage.GroupWorld: true}, naming: map[bocage.Group]bool{}, most: mostReasons,
 	}
 	if len(rs.Names) > 0 {
 		names := make(map[bocage.Group]bool, len(rs.Names))
@@ -43,6 +44,7 @@ func newReasons(rs *bocage.Ruleset) *reasons {
 				r.naming[rule.From] = true
 			}
 		}
+		eachNaming(rs, func(from bocage.Group) { r.naming[from] = true })
 		for _, peer := range rs.Peers {
 			if peer.Identity == bocage.IdentityWorld {
 				r.outside[peer.Group] = true
@@ -61,6 +63,9 @@ func newReasons(rs *bocage.Ruleset) *reasons {
 		if _, known := r.byReceiver[g.Receiver]; known {
 			r.receivers[g.Group] = g.Receiver
 			r.receiving[g.Receiver] = append(r.receiving[g.Receiver], g.Group)
+			if r.outside[g.Group] {
+				r.abroad[g.Receiver] = append(r.abroad[g.Receiver], g.Group)
+			}
 		}
 	}
 	know(bocage.GroupInfo{Group: bocage.GroupWorld, Sender: bocage.GroupWorld, Receiver: bocage.GroupWorld})
@@ -81,17 +86,17 @@ func (r *reasons) spellOut(local map[bocage.Group]bool, rules []bocage.Rule) []b
 	if count == 0 || count > r.most && len(r.naming) == 0 {
 		return rules
 	}
-	sparing := count > r.most
 	type pair struct{ from, to bocage.Group }
 	exact := map[pair][]bocage.Rule{}
 	for _, rule := range rules {
 		exact[pair{rule.From, rule.To}] = append(exact[pair{rule.From, rule.To}], rule)
 	}
 	out := slices.Clone(rules)
-	r.each(local, func(reason bocage.Rule) bool {
-		if sparing && !(r.naming[reason.From] && r.outside[reason.To]) {
-			return true
-		}
+	each := r.each
+	if count > r.most {
+		each = r.eachNamed
+	}
+	each(local, func(reason bocage.Rule) bool {
 		out = append(out, besides(reason, exact[pair{reason.From, reason.To}])...)
 		return true
 	})
@@ -117,6 +122,25 @@ func (r *reasons) each(local map[bocage.Group]bool, visit func(bocage.Rule) bool
 				rule := reason
 				rule.From, rule.To = from, group
 				if !local[from] && !visit(rule) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// eachNamed is each of those alone that names may open: from local groups with rules
+// towards names to addresses outside.
+func (r *reasons) eachNamed(local map[bocage.Group]bool, visit func(bocage.Rule) bool) {
+	for group := range local {
+		if !r.naming[group] {
+			continue
+		}
+		for _, reason := range r.bySender[r.senders[group]] {
+			for _, to := range r.abroad[reason.To] {
+				rule := reason
+				rule.From, rule.To = group, to
+				if !visit(rule) {
 					return
 				}
 			}

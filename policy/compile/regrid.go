@@ -14,6 +14,9 @@ func (g *grid) update(d *change) bool {
 		g.rows, g.results = append(g.rows, nil), append(g.results, nil)
 	}
 	g.mentionAgain()
+	for p := range g.mentioning {
+		g.namings.mention(p, g.c.pop.subjects[p.to].isDomain(), len(g.mentioned(p.from, p.to)) > 0)
+	}
 	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified && !g.classifyAgain(d) {
 		return false
 	}
@@ -45,7 +48,7 @@ func (g *grid) mentionAgain() {
 	}
 	for _, i := range g.c.withdrawn {
 		s := &g.c.statements[i]
-		if s.broad() {
+		if g.c.broad(s) {
 			g.reclassified = true
 			continue
 		}
@@ -53,7 +56,7 @@ func (g *grid) mentionAgain() {
 	}
 	for _, r := range g.c.resided {
 		s := &g.c.statements[r.statement]
-		if s.broad() {
+		if g.c.broad(s) {
 			continue // the subjects that came and went have everything classified again
 		}
 		remove(r.statement, r.from, r.to)
@@ -61,7 +64,7 @@ func (g *grid) mentionAgain() {
 	}
 	for _, i := range g.c.added {
 		s := &g.c.statements[i]
-		if s.broad() {
+		if g.c.broad(s) {
 			g.reclassified = true
 			continue
 		}
@@ -209,13 +212,13 @@ func (g *grid) classifyAgain(d *change) bool {
 	var added, withdrawn []int32
 	gone := map[int32]bool{}
 	for _, i := range g.c.withdrawn {
-		if gone[i] = true; g.c.statements[i].broad() {
+		if gone[i] = true; g.c.broad(&g.c.statements[i]) {
 			withdrawn = append(withdrawn, i)
 		}
 	}
 	g.broad = slices.DeleteFunc(g.broad, func(i int32) bool { return gone[i] })
 	for _, i := range g.c.added {
-		if g.c.statements[i].broad() {
+		if g.c.broad(&g.c.statements[i]) {
 			g.broad, added = append(g.broad, i), append(added, i) // added ones have the highest numbers
 		}
 	}
@@ -248,7 +251,7 @@ func (g *grid) lookWhereStated() {
 	for _, list := range [2][]int32{g.c.withdrawn, g.c.added} {
 		for _, i := range list {
 			s := &g.c.statements[i]
-			if !s.broad() {
+			if !g.c.broad(s) {
 				continue
 			}
 			// With more than 64, some share a bit, and a few pairs too many are looked at.

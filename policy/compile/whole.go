@@ -23,6 +23,8 @@ type whole struct {
 	wires      []bocage.Wire
 	decoys     []bocage.DecoyPlacement
 	names      []bocage.Name
+	namings    []bocage.Naming
+	apart      []bocage.GroupPair
 
 	once    sync.Once
 	ruleset *bocage.Ruleset
@@ -35,7 +37,8 @@ func emptyWhole() *whole {
 // next returns another whole with the same lists.
 func (w *whole) next() *whole {
 	return &whole{generation: w.generation, digest: w.digest, peers: w.peers, groups: w.groups, rules: w.rules, decisions: w.decisions,
-		reasons: w.reasons, fallback: w.fallback, refused: w.refused, profiles: w.profiles, wires: w.wires, decoys: w.decoys, names: w.names}
+		reasons: w.reasons, fallback: w.fallback, refused: w.refused, profiles: w.profiles, wires: w.wires, decoys: w.decoys, names: w.names,
+		namings: w.namings, apart: w.apart}
 }
 
 func comparePeers(a, b bocage.Peer) int { return comparePrefixes(a.Prefix, b.Prefix) }
@@ -49,7 +52,8 @@ func compareDecisions(a, b bocage.Decision) int { return cmp.Compare(a.ID, b.ID)
 func (w *whole) flat() *bocage.Ruleset {
 	w.once.Do(func() {
 		w.ruleset = &bocage.Ruleset{Generation: w.generation, Digest: w.digest, Peers: flat(w.peers), Groups: flat(w.groups), Rules: flat(w.rules),
-			Reasons: w.reasons, Decisions: flat(w.decisions), Default: w.fallback, Refused: w.refused, Profiles: w.profiles, Wires: w.wires, Decoys: w.decoys, Names: w.names}
+			Reasons: w.reasons, Decisions: flat(w.decisions), Default: w.fallback, Refused: w.refused, Profiles: w.profiles, Wires: w.wires, Decoys: w.decoys, Names: w.names,
+			Namings: w.namings, Apart: w.apart}
 	})
 	return w.ruleset
 }
@@ -66,6 +70,7 @@ func flat[T any](l *list[T]) []T {
 // wholeOf takes a ruleset apart that was not compiled here.
 func wholeOf(rs *bocage.Ruleset) *whole {
 	w := &whole{generation: rs.Generation, digest: rs.Digest, peers: newList(rs.Peers), groups: newList(rs.Groups), rules: newList(rs.Rules),
-		decisions: newList(rs.Decisions), reasons: rs.Reasons, fallback: rs.Default, refused: rs.Refused, profiles: rs.Profiles, wires: rs.Wires, decoys: rs.Decoys, names: rs.Names}
+		decisions: newList(rs.Decisions), reasons: rs.Reasons, fallback: rs.Default, refused: rs.Refused, profiles: rs.Profiles, wires: rs.Wires, decoys: rs.Decoys, names: rs.Names,
+		namings: rs.Namings, apart: rs.Apart}
 	return w
 }

@@ -274,6 +274,11 @@ func rowsTowardsNames(rs *bocage.Ruleset) map[bocage.Group]bool {
 			out[r.From] = true
 		}
 	}
+	for _, n := range rs.Namings {
+		for _, from := range n.From {
+			out[from] = true
+		}
+	}
 	return out
 }
 

@@ -250,14 +250,29 @@ func (p *prover) cutByThreat(r region) string {
 		})
 		return found == ""
 	}
+	hit := func(id bocage.DecisionID) bool {
+		is := false
+		p.reach.eachLink(id, p.in.Now, func(_ time.Time, d bocage.Decision) bool {
+			is = is || automated[d.ID]
+			return !is
+		})
+		return is
+	}
+	for _, n := range p.rs.Namings {
+		if !slices.ContainsFunc(n.Cells, func(c bocage.NamedCell) bool { return hit(c.Decision) }) {
+			continue
+		}
+		for _, from := range n.From {
+			for _, to := range n.To {
+				if in(from, r.from) && in(to, r.to) && !p.rs.IsApart(from, to) && !look(from, to) {
+					return found
+				}
+			}
+		}
+	}
 	seen := map[pair]bool{}
 	for _, rule := range p.rs.Rules {
-		hit := false
-		p.reach.eachLink(rule.Decision, p.in.Now, func(_ time.Time, d bocage.Decision) bool {
-			hit = hit || automated[d.ID]
-			return !hit
-		})
-		if !hit || seen[pair{rule.From, rule.To}] {
+		if !hit(rule.Decision) || seen[pair{rule.From, rule.To}] {
 			continue
 		}
 		seen[pair{rule.From, rule.To}] = true

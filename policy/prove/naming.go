@@ -16,7 +16,7 @@ import (
 type naming struct {
 	*reach
 	names    map[bocage.Group]int           // place in Ruleset.Names, which is the order in which they are tried
-	rows     map[bocage.Group][]bocage.Rule // rules towards names, by source
+	rows     map[bocage.Group][]bocage.Rule // rules towards names, by source; those with the same share them
 	sources  []bocage.Group                 // that have any, sorted
 	outside  []bocage.Group                 // addresses outside, the world first
 	cells    map[pair][]bocage.Rule         // from sources or anybody, to addresses outside or anybody
@@ -24,7 +24,8 @@ type naming struct {
 	sender   map[bocage.Group]bocage.Group  // class of a source
 	receiver map[bocage.Group]bocage.Group  // class of addresses outside
 	numbers  map[string]int32               // of what rules say
-	said     [3]map[pair]int32              // numbers of rows, cells and reasons that were asked for
+	said     [3]map[pair]int32              // numbers of cells and reasons that were asked for
+	rowsSaid map[*bocage.Rule]int32         // likewise of rows, by the first
 }
 
 // newNaming reads the rules that matter to whoever has rules towards names, and to others
@@ -44,6 +45,7 @@ func newNaming(rs *bocage.Ruleset, r *reach, others map[bocage.Group]bool) *nami
 			n.rows[rule.From] = append(n.rows[rule.From], rule)
 		}
 	}
+	n.addNamings()
 	n.sources = slices.Sorted(maps.Keys(n.rows))
 	to := map[bocage.Group]bool{bocage.GroupWorld: true}
 	for _, peer := range rs.Peers {
@@ -75,6 +77,49 @@ func newNaming(rs *bocage.Ruleset, r *reach, others map[bocage.Group]bool) *nami
 		}
 	}
 	return n
+}
+
+// addNamings adds the rows that namings stand for. Sources that nothing else is said of,
+// and that are in the same namings, get one list, from nobody.
+func (n *naming) addNamings() {
+	apart := make(map[bocage.Group]bool, len(n.rs.Apart))
+	for _, p := range n.rs.Apart {
+		apart[p.From] = true
+	}
+	crowds := map[*bocage.Group][]int{} // namings by whom they are from: the first stands for the list
+	var order []*bocage.Group
+	for i := range n.rs.Namings {
+		first := &n.rs.Namings[i].From[0]
+		if crowds[first] == nil {
+			order = append(order, first)
+		}
+		crowds[first] = append(crowds[first], i)
+	}
+	in := map[bocage.Group]string{} // crowds, by source
+	for i, first := range order {
+		for _, from := range n.rs.Namings[crowds[first][0]].From {
+			in[from] = string(binary.LittleEndian.AppendUint32([]byte(in[from]), uint32(i)))
+		}
+	}
+	shared := map[string][]bocage.Rule{}
+	for from, crowd := range in {
+		if apart[from] || n.rows[from] != nil {
+			rows := append(n.rows[from], n.rs.NamedRules(from)...)
+			if slices.SortFunc(rows, bocage.CompareRules); len(rows) > 0 {
+				n.rows[from] = rows
+			}
+			continue
+		}
+		rows, known := shared[crowd]
+		if !known {
+			rows = n.rs.NamedRules(from)
+			for i := range rows {
+				rows[i].From = 0
+			}
+			shared[crowd] = rows
+		}
+		n.rows[from] = rows
+	}
 }
 
 func valuesOf(of map[bocage.Group]bocage.Group) map[bocage.Group]bool {
@@ -245,9 +290,25 @@ func (n *naming) sourcesBefore(groupBefore func(bocage.Group) bocage.Group) map[
 type saying [5]int32
 
 func (n *naming) saying(from, to bocage.Group) saying {
-	return saying{n.number(0, pair{from, 0}, n.rows[from]), n.number(1, pair{from, to}, n.cells[pair{from, to}]),
+	return saying{n.rowsNumber(n.rows[from]), n.number(1, pair{from, to}, n.cells[pair{from, to}]),
 		n.number(2, pair{n.sender[from], n.receiver[to]}, n.reasons[pair{n.sender[from], n.receiver[to]}]),
 		n.number(1, pair{bocage.GroupAny, to}, n.cells[pair{bocage.GroupAny, to}]), n.number(1, pair{from, bocage.GroupAny}, n.cells[pair{from, bocage.GroupAny}])}
+}
+
+// rowsNumber is the number of what rows say.
+func (n *naming) rowsNumber(rows []bocage.Rule) int32 {
+	if len(rows) == 0 {
+		return 0
+	}
+	number, known := n.rowsSaid[&rows[0]]
+	if !known {
+		number = n.numberOf(0, rows)
+		if n.rowsSaid == nil {
+			n.rowsSaid = map[*bocage.Rule]int32{}
+		}
+		n.rowsSaid[&rows[0]] = number
+	}
+	return number
 }
 
 func (n *naming) number(kind int, at pair, rules []bocage.Rule) int32 {
@@ -255,9 +316,17 @@ func (n *naming) number(kind int, at pair, rules []bocage.Rule) int32 {
 		return 0
 	}
 	number, known := n.said[kind][at]
-	if known {
-		return number
+	if !known {
+		number = n.numberOf(kind, rules)
+		if n.said[kind] == nil {
+			n.said[kind] = map[pair]int32{}
+		}
+		n.said[kind][at] = number
 	}
+	return number
+}
+
+func (n *naming) numberOf(kind int, rules []bocage.Rule) int32 {
 	b := make([]byte, 0, 16*len(rules))
 	for _, r := range rules {
 		if kind == 0 {
@@ -269,14 +338,11 @@ func (n *naming) number(kind int, at pair, rules []bocage.Rule) int32 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(r.Decision))
 	}
 	key := string(append(b, byte(kind)))
-	if number, known = n.numbers[key]; !known {
+	number, known := n.numbers[key]
+	if !known {
 		number = int32(len(n.numbers)) + 1
 		n.numbers[key] = number
 	}
-	if n.said[kind] == nil {
-		n.said[kind] = map[pair]int32{}
-	}
-	n.said[kind][at] = number
 	return number
 }
 

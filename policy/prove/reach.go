@@ -21,7 +21,6 @@ type reach struct {
 	fromAny   map[bocage.Group]bool // groups with rules from them to anyone
 	toAny     map[bocage.Group]bool // groups with rules from anyone to them
 	wildcards bool                  // some rule with a wildcard allows something
-	named     []bocage.Rule         // rules towards names, which have no address of their own
 	apart     map[pair]bool         // pairs that no other may stand for, besides those in exact
 	// What is known of rules that say the same between others: numbers by what they
 	// say, and by pair.
@@ -58,8 +57,7 @@ func newReach(rs *bocage.Ruleset) *reach {
 		names[name.Group] = true
 	}
 	for _, rule := range rs.Rules {
-		if names[rule.To] {
-			r.named = append(r.named, rule)
+		if names[rule.To] { // which have no address of their own: see naming
 			continue
 		}
 		at := pair{rule.From, rule.To}

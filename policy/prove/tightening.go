@@ -105,6 +105,8 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 			old, rules = old[1:], rules[1:]
 		}
 	}
+	bocage.EachRenamed(before.Namings, now.Namings, before.Apart, now.Apart, func(id bocage.DecisionID) bool { return c.altered[id] },
+		func(g bocage.Group) { c.was[g], c.now[g] = true, true })
 	enforced, classes := enforcement(before), make(map[bocage.Group][2]bocage.Group, len(before.Groups))
 	for _, g := range before.Groups {
 		classes[g.Group] = [2]bocage.Group{g.Sender, g.Receiver}
@@ -206,6 +208,22 @@ func (c *concern) part(rs *bocage.Ruleset, concerned map[bocage.Group]bool) *boc
 	for _, r := range rs.Rules {
 		if r.From == bocage.GroupAny || r.To == bocage.GroupAny || concerned[r.From] || concerned[r.To] || c.pairs[pair{r.From, r.To}] {
 			part.Rules = append(part.Rules, r)
+		}
+	}
+	part.Apart = rs.Apart
+	crowds := map[*bocage.Group][]bocage.Group{} // by the first of those of whom there are too many
+	for _, n := range rs.Namings {
+		few, known := crowds[&n.From[0]]
+		if !known {
+			for _, g := range n.From {
+				if concerned[g] {
+					few = append(few, g)
+				}
+			}
+			crowds[&n.From[0]] = few
+		}
+		if n.From = few; len(few) > 0 {
+			part.Namings = append(part.Namings, n)
 		}
 	}
 	return part

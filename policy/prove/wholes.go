@@ -74,6 +74,9 @@ func (p *prover) gap() string {
 			return fmt.Sprintf("two rules from group %d to group %d overlap or are out of order at %s %s", r.From, r.To, r.Protocol, r.Ports)
 		}
 	}
+	if counter := p.namingsGap(described, decided); counter != "" {
+		return counter
+	}
 	for _, r := range rs.Refused {
 		if !decided[r.Decision] || !placed[r.Identity] {
 			return fmt.Sprintf("identity %d is refused without a decision or without an address", r.Identity)
@@ -146,6 +149,7 @@ func (p *prover) monotony(compiled func(compile.Input) *bocage.Ruleset) bocage.P
 // which only takes away.
 func sameButRefused(a, b *bocage.Ruleset) bool {
 	return a.Default == b.Default && slices.Equal(a.Peers, b.Peers) && slices.Equal(a.Groups, b.Groups) && slices.Equal(a.Rules, b.Rules) &&
+		slices.EqualFunc(a.Namings, b.Namings, bocage.Naming.Equal) && slices.Equal(a.Apart, b.Apart) &&
 		slices.Equal(a.Reasons, b.Reasons) && slices.Equal(a.Names, b.Names) && slices.Equal(a.Profiles, b.Profiles) &&
 		slices.EqualFunc(withoutCuts(a), withoutCuts(b), func(x, y bocage.Decision) bool { return reflect.DeepEqual(x, y) })
 }
@@ -168,6 +172,11 @@ func withoutCuts(rs *bocage.Ruleset) []bocage.Decision {
 	for _, list := range [2][]bocage.Rule{rs.Rules, rs.Reasons} {
 		for _, r := range list {
 			use(r.Decision)
+		}
+	}
+	for _, n := range rs.Namings {
+		for _, c := range n.Cells {
+			use(c.Decision)
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(rs.Decisions), func(d bocage.Decision) bool { return !named[d.ID] })
@@ -459,17 +468,18 @@ const mostOpinions = 400_000
 
 // secondOpinion asks the judge about flows at the edges of the rules.
 func (p *prover) secondOpinion() bocage.Proof {
-	step := 1 + 4*len(p.rs.Rules)*p.entries()/mostOpinions
+	rules := slices.Concat(p.rs.Rules, sampledNamings(p.rs))
+	step := 1 + 4*len(rules)*p.entries()/mostOpinions
 	statement := "the declarations, read one flow at a time, say the same at every edge of a rule"
 	if step > 1 {
 		statement = fmt.Sprintf("the declarations, read one flow at a time, say the same at the edges of every %d. rule", step)
 	}
-	if len(p.rs.Rules) == 0 {
+	if len(rules) == 0 {
 		return proof(statement, whole("opinion"), "")
 	}
 	judge := explain.NewJudge(p.in)
-	for i := 0; i < len(p.rs.Rules); i += step {
-		if counter := p.opinion(judge, p.rs.Rules[i]); counter != "" {
+	for i := 0; i < len(rules); i += step {
+		if counter := p.opinion(judge, rules[i]); counter != "" {
 			return proof(statement, whole("opinion"), counter)
 		}
 	}

@@ -25,6 +25,8 @@ type index struct {
 	receivers []seat // by group, of what it is sent
 	enforced  []bool // by group
 	anyAny    sheet
+	named     map[int32][]namedSheet // what is said of many groups at once, by name
+	apart     map[[2]int32]bool      // pairs of which that is not said
 	spans     []span
 
 	refusals []refusal
@@ -131,6 +133,13 @@ func (ix *index) addRules(rs *bocage.Ruleset) {
 			ix.group(r.To)
 		}
 	}
+	for _, n := range rs.Namings {
+		for _, list := range [2][]bocage.Group{n.From, n.To} {
+			for _, g := range list {
+				ix.group(g)
+			}
+		}
+	}
 	pairs := 0
 	for i, r := range rules {
 		if i == 0 || r.From != rules[i-1].From || r.To != rules[i-1].To {
@@ -156,6 +165,7 @@ func (ix *index) addRules(rs *bocage.Ruleset) {
 			ix.put(ix.groups[from], ix.groups[to], s)
 		}
 	}
+	ix.addNamings(rs)
 }
 
 func (ix *index) put(from, to int32, s sheet) {

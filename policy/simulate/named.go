@@ -1,8 +1,10 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"bocage.dev/bocage"
@@ -179,7 +181,7 @@ func (s *Simulator) named(q question, port uint16, at time.Time, verdict bocage.
 		if !known || !n.Name.Matches(q.name) {
 			continue
 		}
-		sheet := ix.pair(q.from.group, group)
+		sheet := ix.towards(q.from.group, group)
 		if sheet.count == 0 {
 			continue
 		}
@@ -191,4 +193,53 @@ func (s *Simulator) named(q question, port uint16, at time.Time, verdict bocage.
 		}
 	}
 	return verdict, reason
+}
+
+// namedSheet is what is said of many groups towards a name.
+type namedSheet struct {
+	from  []uint64 // a bit for each group
+	sheet sheet
+}
+
+// addNamings adds what is said of many groups towards names.
+func (ix *index) addNamings(rs *bocage.Ruleset) {
+	ix.named, ix.apart = map[int32][]namedSheet{}, make(map[[2]int32]bool, len(rs.Apart))
+	sets := map[*bocage.Group][]uint64{} // by the first of a list
+	for _, n := range rs.Namings {
+		from, known := sets[&n.From[0]]
+		if !known {
+			from = make([]uint64, len(ix.names)/64+1)
+			for _, g := range n.From {
+				i := ix.groups[g]
+				from[i/64] |= 1 << (i % 64)
+			}
+			sets[&n.From[0]] = from
+		}
+		cells := slices.SortedFunc(slices.Values(n.Cells), func(a, b bocage.NamedCell) int {
+			return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.Last, b.Ports.Last))
+		})
+		s := sheet{first: int32(len(ix.spans)), count: int32(len(cells))}
+		for _, c := range cells {
+			ix.spans = append(ix.spans, span{key(c.Protocol, c.Ports.Last), c.Ports.First, ix.numbers[c.Decision]})
+		}
+		for _, to := range n.To {
+			ix.named[ix.groups[to]] = append(ix.named[ix.groups[to]], namedSheet{from, s})
+		}
+	}
+	for _, p := range rs.Apart {
+		ix.apart[[2]int32{ix.groups[p.From], ix.groups[p.To]}] = true
+	}
+}
+
+// towards is the sheet of a group and a name.
+func (ix *index) towards(from, name int32) sheet {
+	if s := ix.pair(from, name); s.count > 0 {
+		return s
+	}
+	for _, s := range ix.named[name] {
+		if s.from[from/64]&(1<<(from%64)) != 0 && !ix.apart[[2]int32{from, name}] {
+			return s.sheet
+		}
+	}
+	return sheet{}
 }
