@@ -30,7 +30,7 @@ func TestRootDemo(t *testing.T) {
 	hosttest.Root(t)
 	name := hosttest.Name(t)
 	var out bytes.Buffer
-	demo := exec.Command(binary(t), "demo", "--beside", "--name", name)
+	demo := exec.Command(binary(t), "demo", "--name", name)
 	demo.Stdout, demo.Stderr = &out, &out
 	if err := demo.Run(); err != nil {
 		t.Fatalf("%v\n%s", err, out.String())

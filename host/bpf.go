@@ -1,8 +1,12 @@
 package host
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -63,6 +67,40 @@ func BPFObjects() ([]BPFObject, error) {
 	return objects, nil
 }
 
+// PinnedBPFObject returns what is pinned by a file of a bpffs, without its name.
+func PinnedBPFObject(path string) (BPFObject, error) {
+	name, err := unix.BytePtrFromString(path)
+	if err != nil {
+		return BPFObject{}, fmt.Errorf("open %s: %w", path, err)
+	}
+	const get = 7 // BPF_OBJ_GET
+	attributes := struct {
+		path      uint64
+		fd, flags uint32
+	}{path: uint64(uintptr(unsafe.Pointer(name)))}
+	fd, err := bpf(get, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+	runtime.KeepAlive(name)
+	if err != nil {
+		return BPFObject{}, fmt.Errorf("open %s: %w", path, err)
+	}
+	defer unix.Close(fd)
+	info, err := bpfInfo(fd)
+	if err != nil {
+		return BPFObject{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	// The kernel names what a descriptor is of: anon_inode:bpf-map, for instance.
+	of, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return BPFObject{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	kind := strings.Trim(of[strings.LastIndexAny(of, "-_")+1:], "[]")
+	if kind == "prog" {
+		kind = "program"
+	}
+	// The info of each kind begins with a type and the number, struct bpf_*_info.
+	return BPFObject{Kind: kind, ID: binary.NativeEndian.Uint32(info[4:])}, nil
+}
+
 // bpfName reads an object's name out of its info.
 func bpfName(open int, id uint32, at int) (string, error) {
 	byID := struct{ id, next, flags uint32 }{id: id}
@@ -71,14 +109,19 @@ func bpfName(open int, id uint32, at int) (string, error) {
 		return "", err
 	}
 	defer unix.Close(fd)
+	info, err := bpfInfo(fd)
+	if err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(info[at : at+16]), nil
+}
+
+func bpfInfo(fd int) (info [96]byte, err error) {
 	const infoByFD = 15 // BPF_OBJ_GET_INFO_BY_FD
-	var info [96]byte
 	attributes := struct {
 		fd, size uint32
 		info     uint64
 	}{uint32(fd), uint32(len(info)), uint64(uintptr(unsafe.Pointer(&info)))}
-	if _, err := bpf(infoByFD, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes)); err != nil {
-		return "", err
-	}
-	return unix.ByteSliceToString(info[at : at+16]), nil
+	_, err = bpf(infoByFD, unsafe.Pointer(&attributes), unsafe.Sizeof(attributes))
+	return info, err
 }

@@ -51,6 +51,10 @@ type Lab struct {
 // Dir is the folder that everything a lab writes is in: servers' files and logs.
 func Dir(prefix string) string { return filepath.Join(stateDir, prefix) }
 
+// PinDir is the folder in the bpffs for what enforces on a lab's hosts, where whoever
+// runs them there says so.
+func PinDir(prefix string) string { return filepath.Join(host.BPFFS, prefix) }
+
 // Up makes a lab and starts everything in it. If it cannot, nothing is left.
 func Up(ctx context.Context, config Config) (*Lab, error) {
 	l, err := New(ctx, config)

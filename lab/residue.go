@@ -18,18 +18,17 @@ import (
 )
 
 // Snapshot is what the machine looked like before: everything that Bocage and a
-// lab make kinds of, and therefore could leave behind.
+// lab make kinds of, and therefore could leave behind. It can be kept in a file as JSON.
 type Snapshot struct {
-	// places are files and folders that must not be there afterwards; processes
+	// Places are files and folders that must not be there afterwards; processes
 	// that name them on their command line are ours.
-	places     []string
-	namespaces map[string]bool
-	links      map[string]bool
-	tables     map[string]bool // of nftables
-	mounts     map[string]bool
-	pins       map[string]bool // of BPF objects
-	processes  map[process]bool
-	objects    map[host.BPFObject]bool
+	Places     []string
+	Namespaces map[string]bool
+	Links      map[string]bool
+	Tables     map[string]bool // of nftables
+	Mounts     map[string]bool
+	Pins       map[string]bool // of BPF objects
+	Processes  map[string]bool // by number and start, since numbers come again
 }
 
 // process tells a process from a later one of the same number.
@@ -38,6 +37,8 @@ type process struct {
 	started string // in clock ticks since boot
 }
 
+func (p process) String() string { return fmt.Sprintf("%d/%s", p.pid, p.started) }
+
 // testPrefix begins the names of what tests make, here and in other packages:
 // they come and go while ours is looked for.
 const testPrefix = "bct"
@@ -45,21 +46,21 @@ const testPrefix = "bct"
 // TakeSnapshot looks at the machine. Places are files and folders, apart from a
 // lab's own, that are made and have to be gone when it is asked for residue.
 func TakeSnapshot(places ...string) (Snapshot, error) {
-	s := Snapshot{places: places, processes: map[process]bool{}, objects: map[host.BPFObject]bool{}}
+	s := Snapshot{Places: places, Processes: map[string]bool{}}
 	var err error
-	if s.namespaces, err = set(host.Namespaces()); err != nil {
+	if s.Namespaces, err = set(host.Namespaces()); err != nil {
 		return s, err
 	}
-	if s.links, err = set(linkNames()); err != nil {
+	if s.Links, err = set(linkNames()); err != nil {
 		return s, err
 	}
-	if s.tables, err = set(host.FirewallTables("")); err != nil {
+	if s.Tables, err = set(host.FirewallTables("")); err != nil {
 		return s, err
 	}
-	if s.mounts, err = set(mountPoints("")); err != nil {
+	if s.Mounts, err = set(mountPoints("")); err != nil {
 		return s, err
 	}
-	if s.pins, err = set(pins()); err != nil {
+	if s.Pins, err = set(pins()); err != nil {
 		return s, err
 	}
 	running, err := processes()
@@ -67,23 +68,9 @@ func TakeSnapshot(places ...string) (Snapshot, error) {
 		return s, err
 	}
 	for p := range running {
-		s.processes[p] = true
+		s.Processes[p.String()] = true
 	}
-	objects, err := host.BPFObjects()
-	for _, o := range objects {
-		s.objects[o] = true
-	}
-	return s, err
-}
-
-// DefaultPlaces lists where Bocage keeps things unless it is told otherwise, as
-// far as they are not there now: places for [TakeSnapshot] where nobody else
-// runs it meanwhile.
-func DefaultPlaces() []string {
-	return slices.DeleteFunc([]string{"/run/bocage", "/var/lib/bocage", "/etc/bocage", host.BPFFS + "/bocage"}, func(place string) bool {
-		_, err := os.Lstat(place)
-		return err == nil
-	})
+	return s, nil
 }
 
 // Residue lists what is there now, was not there before, and can be told to be
@@ -107,37 +94,37 @@ func (s Snapshot) Residue(prefix string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	add("namespace", namespaces, s.namespaces, func(name string) bool { return strings.HasPrefix(name, prefix+"-") || names(name) })
+	add("namespace", namespaces, s.Namespaces, func(name string) bool { return strings.HasPrefix(name, prefix+"-") || names(name) })
 	links, err := linkNames()
 	if err != nil {
 		return nil, err
 	}
-	add("link", links, s.links, notOthers)
+	add("link", links, s.Links, notOthers)
 	tables, err := host.FirewallTables("")
 	if err != nil {
 		return nil, err
 	}
-	add("nftables table", tables, s.tables, func(string) bool { return true })
+	add("nftables table", tables, s.Tables, func(string) bool { return true })
 	mounts, err := mountPoints("")
 	if err != nil {
 		return nil, err
 	}
-	add("mount", mounts, s.mounts, names)
+	add("mount", mounts, s.Mounts, names)
 	pinned, err := pins()
 	if err != nil {
 		return nil, err
 	}
-	add("pinned BPF object", pinned, s.pins, names)
+	add("pinned BPF object", pinned, s.Pins, names)
 	running, err := processes()
 	if err != nil {
 		return nil, err
 	}
 	for p, command := range running {
-		if !s.processes[p] && p.pid != os.Getpid() && names(command) {
+		if !s.Processes[p.String()] && p.pid != os.Getpid() && names(command) {
 			left = append(left, fmt.Sprintf("process %d: %s", p.pid, command))
 		}
 	}
-	for _, place := range slices.Concat(s.places, []string{Dir(prefix)}) {
+	for _, place := range slices.Concat(s.Places, []string{Dir(prefix)}) {
 		if _, err := os.Lstat(place); err == nil {
 			left = append(left, "file "+place)
 		}
@@ -146,20 +133,34 @@ func (s Snapshot) Residue(prefix string) ([]string, error) {
 	return left, nil
 }
 
-// BPFObjects lists the programs, maps and links that the kernel holds now and
-// did not before, whoever made them: on a machine where nobody else uses BPF
-// meanwhile, there must be none after everything was removed. (An object lives
-// as long as a process, a pin or a link's namespace holds it, so that where
-// others do, [Snapshot.Residue] says as much.)
-func (s Snapshot) BPFObjects() ([]host.BPFObject, error) {
-	objects, err := host.BPFObjects()
-	return slices.DeleteFunc(objects, func(o host.BPFObject) bool { return s.objects[o] }), err
+// Pinned lists the programs, maps and links that files in the named lab's [PinDir]
+// hold, and did not before.
+func (s Snapshot) Pinned(prefix string) ([]host.BPFObject, error) {
+	files, err := pins()
+	if err != nil {
+		return nil, err
+	}
+	var objects []host.BPFObject
+	for _, file := range files {
+		if info, err := os.Lstat(file); s.Pins[file] || !mentions(file, PinDir(prefix)) || err != nil || info.IsDir() {
+			continue
+		}
+		object, err := host.PinnedBPFObject(file)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // gone meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		objects = append(objects, object)
+	}
+	return objects, nil
 }
 
 // names says whether a text (a path, a command line) names something of ours.
 func (s Snapshot) names(prefix, text string) bool {
-	return strings.Contains(text, host.NamespaceDir+"/"+prefix+"-") || mentions(text, Dir(prefix)) ||
-		slices.ContainsFunc(s.places, func(place string) bool { return mentions(text, place) })
+	return strings.Contains(text, host.NamespaceDir+"/"+prefix+"-") || mentions(text, Dir(prefix)) || mentions(text, PinDir(prefix)) ||
+		slices.ContainsFunc(s.Places, func(place string) bool { return mentions(text, place) })
 }
 
 // mentions says whether a text holds a path, and not only the beginning of a

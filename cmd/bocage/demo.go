@@ -36,7 +36,6 @@ installs them.`,
 		}}
 	cmd.Flags().StringVar(&cfg.Prefix, "name", "demo", "beginning of the namespaces' names")
 	cmd.Flags().BoolVar(&cfg.Keep, "keep", false, "leave everything running and say what to try next")
-	cmd.Flags().BoolVar(&cfg.Beside, "beside", false, "others load eBPF meanwhile: do not count theirs as left behind")
 	cmd.Flags().StringVar(&down, "down", "", "take down the kept demo of this folder")
 	return cmd
 }

@@ -3,12 +3,14 @@ package demo
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,10 +28,10 @@ type Config struct {
 	Keep bool
 	// Prefix names the namespaces; several demos can run beside each other.
 	Prefix string
-	// Beside says that others load eBPF meanwhile, so that only what carries this
-	// demo's names counts as left behind.
-	Beside bool
 }
+
+// beforeFile is a file in the demo's folder: what the machine looked like before.
+const beforeFile = "before.json"
 
 // quarantineFor is short, so that a viewer sees the workload come back.
 const quarantineFor = 8 * time.Second
@@ -82,6 +84,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if d.snapshot, err = lab.TakeSnapshot(dir); err != nil {
 		return err
 	}
+	// Whoever takes a kept demo down compares with what was before it.
+	before, err := json.Marshal(d.snapshot)
+	if err == nil {
+		err = os.WriteFile(d.place(beforeFile), before, 0o600)
+	}
+	if err != nil {
+		return err
+	}
 	chapters := []struct {
 		title string
 		play  func(context.Context) error
@@ -130,7 +140,7 @@ func (d *demo) node(hostName string, args ...string) error {
 		return err
 	}
 	defer log.Close()
-	args = append(args, "--host", hostName, "--run-dir", d.place(hostName, "run"), "--state-dir", d.place(hostName, "state"))
+	args = append(args, "--host", hostName, "--run-dir", d.place(hostName, "run"), "--state-dir", d.place(hostName, "state"), "--bpffs", lab.PinDir(d.cfg.Prefix))
 	cmd := exec.Command(d.cfg.Program, args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -211,6 +221,10 @@ func (d *demo) saveLogs() {
 
 func (d *demo) down(ctx context.Context) error {
 	var faults []error
+	enforcing, err := d.snapshot.Pinned(d.cfg.Prefix)
+	if err != nil {
+		faults = append(faults, err)
+	}
 	for _, hostName := range []string{"h2", "h1"} {
 		if d.nodes[hostName] == nil {
 			continue
@@ -244,10 +258,11 @@ func (d *demo) down(ctx context.Context) error {
 	for _, left := range residue {
 		faults = append(faults, fmt.Errorf("left behind: %s", left))
 	}
-	if !d.cfg.Beside {
-		if err := d.noObjects(ctx); err != nil {
-			faults = append(faults, err)
-		}
+	if len(enforcing) == 0 && len(d.nodes) > 0 {
+		faults = append(faults, errors.New("nothing was pinned: whether the kernel freed what enforced is not known"))
+	}
+	if err := freed(ctx, enforcing); err != nil {
+		faults = append(faults, err)
 	}
 	if len(faults) == 0 {
 		d.held("no link, map, namespace, rule, file or process is left")
@@ -255,15 +270,21 @@ func (d *demo) down(ctx context.Context) error {
 	return errors.Join(faults...)
 }
 
-// noObjects waits until the kernel has let go of every program, map and link that
-// was made since the beginning; it does so a little after the last use.
-func (d *demo) noObjects(ctx context.Context) error {
-	_, err := within(ctx, 10*time.Second, "the kernel frees all programs, maps and links", func() (bool, error) {
-		objects, err := d.snapshot.BPFObjects()
-		if err == nil && len(objects) > 0 {
-			err = fmt.Errorf("%d are left, such as %v", len(objects), objects[0])
+// freed waits until the kernel has let go of programs, maps and links, which it does a
+// little after the last use.
+func freed(ctx context.Context, objects []host.BPFObject) error {
+	_, err := within(ctx, 10*time.Second, "the kernel frees the programs, maps and links that enforced", func() (bool, error) {
+		held, err := host.BPFObjects()
+		if err != nil {
+			return false, err
 		}
-		return len(objects) == 0 && err == nil, err
+		left := slices.DeleteFunc(held, func(o host.BPFObject) bool {
+			return !slices.Contains(objects, host.BPFObject{Kind: o.Kind, ID: o.ID})
+		})
+		if len(left) > 0 {
+			return false, fmt.Errorf("%d are left, such as %v", len(left), left[0])
+		}
+		return true, nil
 	})
 	return err
 }
@@ -292,9 +313,13 @@ func Down(ctx context.Context, cfg Config, dir string) error {
 	if err != nil {
 		return err
 	}
-	snapshot, err := lab.TakeSnapshot()
+	var snapshot lab.Snapshot
+	before, err := os.ReadFile(filepath.Join(dir, beforeFile))
+	if err == nil {
+		err = json.Unmarshal(before, &snapshot)
+	}
 	if err != nil {
-		return err
+		return fmt.Errorf("find out what was there before the demo: %w", err)
 	}
 	d := &demo{teller: teller{cfg.Out, time.Now()}, cfg: cfg, dir: dir, lab: opened, snapshot: snapshot,
 		nodes: map[string]*nodeProcess{"h1": {}, "h2": {}}}
