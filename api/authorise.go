@@ -121,17 +121,15 @@ func (p Person) covers(other Grant) bool {
 }
 
 // verbsOf lists what people, of whatever role, may do with a kind. Objects that
-// a room writes are theirs to read; a host that is gone for good may be removed,
-// and a case may be annotated and removed.
+// a room writes are theirs to read; a case may be annotated and removed. A Host's
+// agent writes its status, and people what they say of it: wires, and what it may place.
 func verbsOf(kind bocage.Kind) []string {
 	verbs := []string{verbGet, verbList, verbWatch}
 	switch {
-	case kind.Writer == "api" || kind.Name == "ThreatCondition":
+	case kind.Writer == "api" || kind.Name == "ThreatCondition" || kind.Name == "Host":
 		verbs = append(verbs, verbCreate, verbUpdate, verbPatch, verbDelete, verbDeleteCollection)
 	case kind.Name == "Incident":
 		verbs = append(verbs, verbUpdate, verbPatch, verbDelete)
-	case kind.Name == "Host":
-		verbs = append(verbs, verbDelete)
 	}
 	return verbs
 }
@@ -234,8 +232,10 @@ func (g Grant) allowed(a access) (bool, string) {
 			return true, ""
 		case "Namespace":
 			return changing(a.verb), "a policy-admin labels namespaces, and does not remove them"
+		case "Host":
+			return changing(a.verb), "a policy-admin declares hosts, and does not remove them"
 		}
-		return false, "a policy-admin writes what the company demands: guardrails, scopes, exceptions, responses, profiles, decoys, zones, cluster-wide policies, tests and rollouts"
+		return false, "a policy-admin writes what the company demands: guardrails, scopes, exceptions, responses, profiles, decoys, zones, hosts, cluster-wide policies, tests and rollouts"
 	case RoleResponder:
 		writes := kind == "Quarantine" || kind == "ThreatCondition" || kind == "Incident" && a.verb != verbDelete
 		return writes, "a responder writes quarantines, threat conditions and incidents' phases"

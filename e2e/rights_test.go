@@ -3,6 +3,8 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/host"
+	"bocage.dev/bocage/host/hosttest"
 	"bocage.dev/bocage/packaging"
 )
 
@@ -100,4 +103,69 @@ func TestRootAgentWithItsUnitsRights(t *testing.T) {
 		s.ok("", "quarantine", "release", "shop/db")
 		passes("what is declared passes again")
 	}
+	s.wire(t)
+}
+
+// wire has the agent stand between two machines that have no agent: the Host is
+// declared as the documents say, and nothing passes before.
+func (s *site) wire(t *testing.T) {
+	t.Helper()
+	inside, outside := hosttest.Namespace(t), hosttest.Namespace(t)
+	for link, far := range map[string]string{"eth1": inside, "eth2": outside} {
+		s.must(host.CreateVeth(host.Veth{Name: link, Namespace: s.lab.HostNamespace("h2"), Peer: "eth0", PeerNamespace: far}))
+	}
+	s.must(host.AddAddress(inside, "eth0", netip.MustParsePrefix("10.40.0.7/24")))
+	s.must(host.AddAddress(outside, "eth0", netip.MustParsePrefix("10.40.0.1/24")))
+	var listener net.Listener
+	s.must(host.In(inside, func() (err error) { listener, err = net.Listen("tcp", "10.40.0.7:502"); return err }))
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	dial := func(within time.Duration) error {
+		return host.In(outside, func() error {
+			conn, err := net.DialTimeout("tcp", "10.40.0.7:502", within)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+	}
+	if dial(time.Second) == nil {
+		t.Fatal("two links that nobody joined carry a connection")
+	}
+	const declared = `apiVersion: bocage.dev/v1
+kind: Host
+metadata: {name: h2}
+spec:
+  wires: [{name: dmz, inside: eth1, outside: eth2}]
+---
+apiVersion: bocage.dev/v1
+kind: Workload
+metadata: {name: scada, namespace: plant, labels: {app: scada}}
+spec: {host: h2, interface: dmz, addresses: [10.40.0.7]}
+`
+	s.ok(declared, "apply", "-f", "-")
+	s.await(30*time.Second, "the wire carries", func() error { return dial(time.Second) })
+	if h := s.ok("", "get", "hosts", "h2", "-o", "json"); !strings.Contains(h, `"lastSeen"`) {
+		t.Errorf("a declaration took the agent's report away:\n%s", h)
+	}
+	s.ok("apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: plant}\nspec: {namespaces: [plant], mode: enforce}\n", "apply", "-f", "-")
+	s.await(30*time.Second, "the wire refuses what nobody declares", func() error {
+		if dial(500*time.Millisecond) == nil {
+			return errors.New("a connection was opened")
+		}
+		for _, r := range s.flows("--to", "plant/scada") {
+			if r.Verdict == bocage.VerdictDrop {
+				return nil
+			}
+		}
+		return errors.New("no refusal is reported")
+	})
 }

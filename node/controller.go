@@ -417,7 +417,7 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 				}
 				h.Status.Conditions = bocage.SetCondition(h.Status.Conditions, bocage.Condition{
 					Type: bocage.ConditionReady, Status: "Unknown", Reason: "Silent", LastTransitionTime: c.clock.Now().UTC(),
-					Message: "its agent has not reported since " + h.Status.LastSeen.Format(time.RFC3339) + "; what it enforced stays in force",
+					Message: silentSince(h.Status.LastSeen),
 				})
 				return true, nil
 			})
@@ -427,6 +427,14 @@ func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// silentSince says of a host what its silence means.
+func silentSince(seen time.Time) string {
+	if seen.IsZero() { // it was declared
+		return "no agent has joined by this name yet: bocage agent token makes a token for one"
+	}
+	return "its agent has not reported since " + seen.Format(time.RFC3339) + "; what it enforced stays in force"
 }
 
 func (c *controllerProcess) createHost(ctx context.Context, kind bocage.Kind, name string, status bocage.HostStatus) error {
