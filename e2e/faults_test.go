@@ -24,9 +24,36 @@ func TestRootFaults(t *testing.T) {
 	s.enforce("closed")
 	t.Run("dead inspection engine, closed", s.deadEngineClosed)
 	t.Run("dead inspection engine, open", s.deadEngineOpen)
+	t.Run("longer frames", s.longerFrames)
 	t.Run("bad signatures", s.badSignatures)
 	t.Run("dead controller", s.deadController)
 	t.Run("full disk", s.fullDisk)
+}
+
+// longerFrames: where an enforcement point's frames become longer than the engine's links
+// take, inspection begins anew with longer ones.
+func (s *site) longerFrames(t *testing.T) {
+	on := s.lab.HostNamespace("h2")
+	out, err := exec.Command("ip", "-n", on, "link", "set", "veth-api", "mtu", "12000").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	s.await(30*time.Second, "the engine's links take longer frames", func() error {
+		links, err := host.Links(on)
+		if err != nil {
+			return err
+		}
+		wide := 0
+		for _, l := range links {
+			if strings.HasPrefix(l.Name, "boc") && l.MTU >= 12000 {
+				wide++
+			}
+		}
+		if wide != 2 {
+			return fmt.Errorf("%d links do", wide)
+		}
+		return s.get(t.Context(), time.Second)
+	})
 }
 
 // engine finds the inspection engine of a host.

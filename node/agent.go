@@ -261,8 +261,69 @@ func (a *agentProcess) place(decoys *deception.Decoys, ruleset *bocage.Ruleset) 
 	a.faults.clear("placement")
 }
 
+// engineMTU is what the engine's links take at least, in bytes: jumbo frames, so that
+// links that come later find room. Beyond it they grow with the enforcement points.
+const engineMTU = 9216
+
+// runInspection keeps the engine, and has it begin anew when an enforcement point's
+// frames have become longer than its links take: they would be lost in silence.
 func (a *agentProcess) runInspection(ctx context.Context) error {
-	engine, err := suricata.Start(ctx, a.cfg.inspectionConfig())
+	for ctx.Err() == nil {
+		mtu := max(engineMTU, a.largestMTU())
+		if mtu > suricata.MaxMTU {
+			a.faults.set("inspection-mtu", fmt.Sprintf("frames of %d bytes cannot be inspected, only up to %d: give the workloads' interfaces a smaller MTU", mtu, suricata.MaxMTU))
+			mtu = suricata.MaxMTU
+		} else {
+			a.faults.clear("inspection-mtu")
+		}
+		fits, outgrown := context.WithCancel(ctx)
+		go every(fits, 2*time.Second, func() error {
+			if min(a.largestMTU(), suricata.MaxMTU) > mtu {
+				outgrown()
+			}
+			return nil
+		})
+		err := a.inspect(fits, mtu)
+		outgrown()
+		if err != nil {
+			return err
+		}
+		if ctx.Err() == nil {
+			a.logger.Info("inspection begins anew, for longer frames", "bytes", a.largestMTU())
+			if err := a.dataplane.SetInspection(dataplane.Inspection{}); err != nil { // its links go
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// largestMTU is the largest among the enforcement points' interfaces, in bytes.
+func (a *agentProcess) largestMTU() int {
+	var points []uint32
+	for _, at := range a.dataplane.Attached() {
+		points = append(points, at.Ifindex)
+	}
+	for _, w := range a.dataplane.Wires() {
+		points = append(points, w.Inside, w.Outside)
+	}
+	links, err := host.Links("")
+	if err != nil {
+		a.logger.Warn("look for the largest frames", "error", err)
+	}
+	largest := 0
+	for _, l := range links {
+		if slices.Contains(points, l.Index) {
+			largest = max(largest, l.MTU)
+		}
+	}
+	return largest
+}
+
+func (a *agentProcess) inspect(ctx context.Context, mtu int) error {
+	cfg := a.cfg.inspectionConfig()
+	cfg.MTU = mtu
+	engine, err := suricata.Start(ctx, cfg)
 	if err != nil {
 		return err
 	}

@@ -225,7 +225,7 @@ func (p *patient) pathChecks() []host.Check {
 	return []host.Check{
 		{Code: "net.forwarding", Severity: host.Degraded, Cure: "sysctl net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1", Ask: agent(p.askForwarding)},
 		{Code: "net.rp-filter", Severity: host.Degraded, Cure: "sysctl net.ipv4.conf.LINK.rp_filter=2, or route the workload's address by its own interface", Ask: agent(p.askReversePath)},
-		{Code: "inspection.mtu", Severity: host.Degraded, Cure: "restart the agent: it makes the engine's links as large as the workloads' are", Ask: agent(p.askMTU)},
+		{Code: "inspection.mtu", Severity: host.Degraded, Cure: "give the workloads' interfaces a smaller MTU; the agent makes the engine's links as large as they are, within seconds, up to 32,666 bytes", Ask: agent(p.askMTU)},
 		{Code: "inspection.offloads", Severity: host.Degraded, Cure: "ethtool -K LINK tso off gso off tx off, or restart the agent: the engine takes no super-frames", Ask: agent(p.askOffloads)},
 		{Code: "admin.sessions", Severity: host.Advice, Cure: "name the interface with --uplink only if it must be enforced on", Ask: agent(p.askSessions)},
 	}

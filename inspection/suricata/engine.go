@@ -65,10 +65,12 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Limits of Config.
+// MaxMTU is the largest MTU of which the engine takes frames inline, in bytes.
+const MaxMTU = 32678 - tagBytes
+
+// Defaults of Config.
 const (
 	defaultMTU    = 1500
-	maxMTU        = 32678 - tagBytes // what the engine takes inline
 	defaultMaxLog = 16 << 20
 )
 
@@ -97,8 +99,8 @@ func (c Config) Validate() error {
 	if n := len(layout{c.Dir}.socket()); n > maxSocketPath {
 		faults.Add("dir", "is too long: the path of the engine's socket would have %d bytes of at most %d", n, maxSocketPath)
 	}
-	if c.MTU != 0 && (c.MTU < 576 || c.MTU > maxMTU) {
-		faults.Add("mtu", "%d is not between 576 and %d bytes", c.MTU, maxMTU)
+	if c.MTU != 0 && (c.MTU < 576 || c.MTU > MaxMTU) {
+		faults.Add("mtu", "%d is not between 576 and %d bytes", c.MTU, MaxMTU)
 	}
 	if c.MaxLog < 0 {
 		faults.Add("maxLog", "%d is negative", c.MaxLog)
