@@ -321,33 +321,34 @@ func (d *Dataplane) tidy(f *force, rows *changes) error {
 // configured.
 func (d *Dataplane) checkRoom(c *content) error {
 	var faults faults
-	check := func(n, room int, what, option string) {
-		if n > room {
-			faults.add("%d %s and room for %d: raise %s", n, what, room, option)
+	rows := func(n, each, entries int, what, table string) {
+		if n > each*entries {
+			faults.add("%d %s and room for %d: give the agent --table-entries %s=%d or more", n, what, each*entries, table, (n+each-1)/each)
 		}
 	}
+	check := func(n, entries int, what, table string) { rows(n, 1, entries, what, table) }
 	shorter := 0
 	for _, lengths := range [][hostLength]int{c.prefixes.used4, c.prefixes.used6} {
 		for _, n := range lengths {
 			shorter += n
 		}
 	}
-	check(c.peers.count-shorter, d.cfg.PeerEntries, "host addresses", "PeerEntries")
-	check(len(c.groups), d.cfg.PeerEntries, "groups", "PeerEntries")
-	check(shorter, d.cfg.PrefixEntries, "prefixes", "PrefixEntries")
-	check(len(c.prefixes.rows), prefixRowsEach*d.cfg.PrefixEntries, "rows to find prefixes by", "PrefixEntries")
-	check(c.cells, d.cfg.RuleEntries, "rules after splitting port ranges", "RuleEntries")
-	check(len(c.refused), d.cfg.RefusedEntries, "refused identities", "RefusedEntries")
+	check(c.peers.count-shorter, d.cfg.PeerEntries, "host addresses", "addresses")
+	check(len(c.groups), d.cfg.PeerEntries, "groups", "addresses")
+	check(shorter, d.cfg.PrefixEntries, "prefixes", "prefixes")
+	rows(len(c.prefixes.rows), prefixRowsEach, d.cfg.PrefixEntries, "rows to find prefixes by", "prefixes")
+	check(c.cells, d.cfg.RuleEntries, "rules after splitting port ranges", "rules")
+	check(len(c.refused), d.cfg.RefusedEntries, "refused identities", "refused")
 	ending, limited, ranked := 0, 0, 0
 	for _, n := range c.decisions {
 		ending += int(number(!n.until.IsZero()))
 		limited += int(number(n.row.Limited != 0))
 		ranked += int(number(n.row.Flags&decisionRanked != 0))
 	}
-	check(ending, d.cfg.EndingEntries, "decisions that end", "EndingEntries")
-	check(limited, d.cfg.LimitEntries, "decisions that limit flows", "LimitEntries")
-	check(len(c.names), d.cfg.NameEntries, "DNS names", "NameEntries")
-	check(ranked, d.cfg.RankEntries, "decisions with ranks of names", "RankEntries")
+	check(ending, d.cfg.EndingEntries, "decisions that end", "endings")
+	check(limited, d.cfg.LimitEntries, "decisions that limit flows", "limits")
+	check(len(c.names), d.cfg.NameEntries, "DNS names", "names")
+	check(ranked, d.cfg.RankEntries, "decisions with ranks of names", "ranks")
 	return faults.err()
 }
 
@@ -374,13 +375,13 @@ func (d *Dataplane) fits(rows *changes) error {
 		return nil
 	}
 	var faults faults
-	names := [tables][2]string{{"host addresses", "PeerEntries"}, {"rows to find prefixes by", "PrefixEntries"}, {"groups", "PeerEntries"},
-		{"rules after splitting port ranges", "RuleEntries"}, {"refused identities", "RefusedEntries"}, {"decisions that end", "EndingEntries"}, {"decisions that limit flows", "LimitEntries"}, {"DNS names", "NameEntries"},
-		{"decisions with ranks of names", "RankEntries"}}
+	names := [tables][2]string{{"host addresses", "addresses"}, {"rows to find prefixes by", "prefixes"}, {"groups", "addresses"},
+		{"rules after splitting port ranges", "rules"}, {"refused identities", "refused"}, {"decisions that end", "endings"}, {"decisions that limit flows", "limits"}, {"DNS names", "names"},
+		{"decisions with ranks of names", "ranks"}}
 	for table, n := range more {
 		if room := int(d.mapOf(uint32(table)).MaxEntries()); d.count[table]+n > room {
-			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: raise %s by half of the %d that are missing",
-				d.count[table], names[table][0], n, room, names[table][1], d.count[table]+n-room)
+			faults.add("%d %s are held for the rulesets in force and to go back to, %d more come, and the table has room for %d: give the agent --table-entries %s=%d or more",
+				d.count[table], names[table][0], n, room, names[table][1], *d.cfg.entries()[names[table][1]]+(d.count[table]+n-room+1)/2)
 		}
 	}
 	return faults.err()

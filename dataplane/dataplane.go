@@ -26,9 +26,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -105,13 +107,15 @@ type Config struct {
 // Validate names all faults at once.
 func (c Config) Validate() error {
 	var faults []error
-	for name, n := range map[string]int{"FlowEntries": c.FlowEntries, "FlowsPerPort": c.FlowsPerPort,
-		"PeerEntries": c.PeerEntries, "PrefixEntries": c.PrefixEntries, "RuleEntries": c.RuleEntries, "RefusedEntries": c.RefusedEntries,
-		"EndingEntries": c.EndingEntries, "LimitEntries": c.LimitEntries, "QuotaEntries": c.QuotaEntries, "NameEntries": c.NameEntries, "RankEntries": c.RankEntries, "AnswersPerSecond": c.AnswersPerSecond} {
+	bounded := func(what string, n int) {
 		if n < 0 || n > 1<<26 {
-			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", name, n, 1<<26))
+			faults = append(faults, fmt.Errorf("%s %d is not between 1 and %d (0: the default)", what, n, 1<<26))
 		}
 	}
+	for table, n := range c.entries() {
+		bounded("entries for "+table, *n)
+	}
+	bounded("AnswersPerSecond", c.AnswersPerSecond)
 	if c.EventBytes != 0 && (c.EventBytes < 4096 || c.EventBytes&(c.EventBytes-1) != 0) {
 		faults = append(faults, fmt.Errorf("EventBytes %d is not a power of two of at least 4096", c.EventBytes))
 	}
@@ -123,6 +127,32 @@ func (c Config) Validate() error {
 	}
 	slices.SortFunc(faults, func(a, b error) int { return compareText(a.Error(), b.Error()) })
 	return errors.Join(faults...)
+}
+
+// entries are the bounds of tables, by the names that an operator gives them sizes by.
+func (c *Config) entries() map[string]*int {
+	return map[string]*int{
+		"flows": &c.FlowEntries, "flows-per-port": &c.FlowsPerPort, "addresses": &c.PeerEntries, "prefixes": &c.PrefixEntries,
+		"rules": &c.RuleEntries, "refused": &c.RefusedEntries, "endings": &c.EndingEntries, "limits": &c.LimitEntries,
+		"quotas": &c.QuotaEntries, "names": &c.NameEntries, "ranks": &c.RankEntries,
+	}
+}
+
+// Resize returns the configuration with other bounds of tables, by the names that the
+// agent's option --table-entries and faults of [Dataplane.Apply] have. Names that there
+// are not, and sizes beyond what can be, are an error.
+func (c Config) Resize(entries map[string]int) (Config, error) {
+	known := c.entries()
+	for _, table := range slices.Sorted(maps.Keys(entries)) {
+		n, ok := known[table]
+		if !ok {
+			return c, fmt.Errorf("there is no table %q: there are %s", table, strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		}
+		if *n = entries[table]; *n < 1 {
+			return c, fmt.Errorf("%d entries for %s: a table has at least one", *n, table)
+		}
+	}
+	return c, c.Validate()
 }
 
 func (c Config) withDefaults() Config {

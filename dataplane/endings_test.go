@@ -344,7 +344,7 @@ func TestRootShadowMakesWay(t *testing.T) {
 	if c, err := p.Candidate(); err != nil || c.Generation != 0 || p.Generation() != 4 {
 		t.Errorf("candidate %+v beside %d (%v)", c, p.Generation(), err)
 	}
-	if err := p.Shadow(many(5, 80, 17)); err == nil || !strings.Contains(err.Error(), "raise RuleEntries") {
+	if err := p.Shadow(many(5, 80, 17)); err == nil || !strings.Contains(err.Error(), "--table-entries rules=") {
 		t.Errorf("a candidate that is too large: %v", err)
 	}
 	must(t, p.Apply(many(6, 3000, 16)))

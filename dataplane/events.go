@@ -165,7 +165,7 @@ func (d *Dataplane) sweep(tables uint32) error {
 	d.live = live
 	if live > uint64(d.cfg.FlowEntries)/8*7 && time.Since(d.full) > time.Minute {
 		d.full = time.Now()
-		d.log.Warn("table of flows nearly full: new flows are refused where no old one makes room; raise FlowEntries",
+		d.log.Warn("table of flows nearly full: new flows are refused where no old one makes room; give the agent more --table-entries flows",
 			"live", live, "entries", d.cfg.FlowEntries)
 	}
 	return nil

@@ -493,7 +493,7 @@ func TestRootLimitsFull(t *testing.T) {
 		rs.Decisions = append(rs.Decisions, bocage.Decision{ID: bocage.DecisionID(100 + n), Verdict: bocage.VerdictAllow, Code: bocage.ReasonRule,
 			Duties: &bocage.Duties{Rate: "1/s"}})
 	}
-	if err := p.Apply(rs); err == nil || err.Error() != "apply generation 1: 5 decisions that limit flows and room for 4: raise LimitEntries" {
+	if err := p.Apply(rs); err == nil || err.Error() != "apply generation 1: 5 decisions that limit flows and room for 4: give the agent --table-entries limits=5 or more" {
 		t.Errorf("%v", err)
 	}
 }

@@ -102,7 +102,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	if a.events, err = newPublisher(cfg.Host, cfg.agentDir("spool"), a.logger); err != nil {
 		return err
 	}
-	if a.dataplane, err = dataplane.Open(DataplaneConfig(cfg.Host, cfg.PinDir(), cfg.DirectDelivery, cfg.Logger)); err != nil {
+	if a.dataplane, err = dataplane.Open(cfg.Dataplane()); err != nil {
 		return fmt.Errorf("open the dataplane: %w", err)
 	}
 	defer a.dataplane.Close()
@@ -637,8 +637,13 @@ func (b *faultBoard) String() string {
 	return strings.Join(lines, "; ")
 }
 
-// DataplaneConfig is what an agent's dataplane is made of: the same for who loads its
+// Dataplane is what an agent's dataplane is made of: the same for who loads its
 // programs and for who enforces by them.
-func DataplaneConfig(host, pinDir string, direct bool, logger *slog.Logger) dataplane.Config {
-	return dataplane.Config{Host: host, PinDir: pinDir, DirectDelivery: direct, Logger: logger}
+func (c Config) Dataplane() dataplane.Config {
+	made, _ := c.dataplane() // Complete said what is wrong with it
+	return made
+}
+
+func (c Config) dataplane() (dataplane.Config, error) {
+	return dataplane.Config{Host: c.Host, PinDir: c.PinDir(), DirectDelivery: c.DirectDelivery, Logger: c.Logger}.Resize(c.TableEntries)
 }

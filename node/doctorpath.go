@@ -30,7 +30,7 @@ func (p *patient) kernelChecks() []host.Check {
 		{Code: "dataplane.links", Severity: host.Degraded, Cure: "the agent attaches it again within seconds; without one, systemctl start bocage-agent", Ask: kernel(p.askLinks)},
 		{Code: "dataplane.others", Severity: host.Degraded, Cure: "see bpftool net: what passes or redirects ahead of an enforcement point is not judged by it; restart the agent last, so that it comes first", Ask: kernel(p.askOthers)},
 		{Code: "dataplane.lost", Severity: host.Degraded, Cure: "the reader is too slow, or was away: keep the agent running, and give it CPU", Ask: kernel(p.askLost)},
-		{Code: "dataplane.fill", Severity: host.Degraded, Cure: "give the agent larger tables before they are full: what does not fit is not put in force", Ask: kernel(p.askFill)},
+		{Code: "dataplane.fill", Severity: host.Degraded, Cure: "give the agent larger tables (--table-entries) before they are full: what does not fit is not put in force", Ask: kernel(p.askFill)},
 		{Code: "dataplane.names", Severity: host.Degraded, Cure: "allow fewer DNS names, or narrower ones, to the workloads that ask for most: what is not learned is refused", Ask: kernel(p.askNames)},
 		{Code: "agent.ports-missing", Severity: host.Degraded, Cure: "start the workload, or mend spec.interface of its Workload", Ask: agent(p.askMissing)},
 		{Code: "agent.ports-down", Severity: host.Degraded, Cure: "ip link set LINK up", Ask: agent(p.askDown)},

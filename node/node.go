@@ -68,6 +68,9 @@ type Config struct {
 	// DirectDelivery hands packets between workloads of this host past the host's
 	// own stack (see dataplane.Config).
 	DirectDelivery bool
+	// TableEntries are sizes of the dataplane's tables, by name; see
+	// [dataplane.Config.Resize].
+	TableEntries map[string]int
 	// NoInspection and NoDeception leave the engine or the decoys out of this agent.
 	NoInspection, NoDeception bool
 	// OIDC accepts a provider's tokens at the API, if it names one.
@@ -137,6 +140,9 @@ func (c Config) Complete() (Config, error) {
 		if !filepath.IsAbs(dir) {
 			faults = append(faults, fmt.Errorf("%s %q is not an absolute path", name, dir))
 		}
+	}
+	if _, err := c.dataplane(); err != nil {
+		faults = append(faults, fmt.Errorf("--table-entries: %w", err))
 	}
 	listeners := map[string]string{"--api-listen": c.APIListen, "--transport-listen": c.TransportListen}
 	for name, address := range listeners {

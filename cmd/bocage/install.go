@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -56,7 +57,13 @@ func (e *env) prepareCommand() *cobra.Command {
 // to then, with the one capability more that this takes. Nobody else is there while
 // root looks into a folder of that user's.
 func loadAs(ctx context.Context, cfg node.Config, uid, gid int, errs io.Writer) error {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", "load-programs", cfg.Host, cfg.PinDir(), strconv.FormatBool(cfg.DirectDelivery))
+	programs := cfg.Dataplane()
+	programs.Logger = nil // it has its own
+	text, err := json.Marshal(programs)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "/proc/self/exe", "load-programs", string(text))
 	cmd.Args[0], cmd.Stdout, cmd.Stderr = os.Args[0], errs, errs
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Credential:  &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)},

@@ -1,12 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -55,6 +55,7 @@ func agentFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags.StringSliceVar(&cfg.Uplinks, "uplink", nil, "interface that carries the host's own traffic and may be enforced on all the same")
 	flags.BoolVar(&cfg.AcceptRisk, "accept-risk", false, "allow --uplink to name the interface that carries your session")
 	flags.BoolVar(&cfg.DirectDelivery, "direct-delivery", false, "hand packets between workloads of this host past the host's own firewall and stack")
+	flags.StringToIntVar(&cfg.TableEntries, "table-entries", nil, "most rows of tables in the kernel, such as rules=1000000,flows=500000 (docs/operations.md, Sizes)")
 	flags.StringSliceVar(&cfg.WatchBridges, "watch-bridge", nil, "bridge whose veths and taps are enforcement points from the moment they join")
 	flags.StringSliceVar(&cfg.RuntimeSockets, "runtime-socket", nil, "socket of a container runtime, as PATH or PATH=NAMESPACE (default: dockerd's and podman's, where they exist)")
 	flags.BoolVar(&cfg.NoDiscovery, "no-discovery", false, "read no container runtime: workloads are those that are declared")
@@ -211,14 +212,15 @@ func helperCommands() []*cobra.Command {
 			return deception.Serve(cmd.Context(), os.Stdin, os.Stdout)
 		}),
 		hidden("load-programs", "Load the programs that an agent enforces by; started by prepare", func(_ *cobra.Command, args []string) error {
-			if len(args) != 3 {
-				return usage("load-programs needs a host, a folder, and whether delivery is direct")
+			if len(args) != 1 {
+				return usage("load-programs needs the dataplane's configuration as JSON")
 			}
-			direct, err := strconv.ParseBool(args[2])
-			if err != nil {
+			var cfg dataplane.Config
+			if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
 				return usage("load-programs: %v", err)
 			}
-			return dataplane.Load(node.DataplaneConfig(args[0], args[1], direct, slog.Default()))
+			cfg.Logger = slog.Default()
+			return dataplane.Load(cfg)
 		}),
 		hidden("lake-query", "Answer one question to the history; started by a controller", func(*cobra.Command, []string) error {
 			return lake.ServeQuery(os.Stdin, os.Stdout)

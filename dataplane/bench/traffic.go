@@ -259,14 +259,18 @@ func requests(p *path, d time.Duration) ([]float64, error) {
 	})
 	took := make([]time.Duration, 0, 1<<20)
 	start := time.Now()
+	// On a busy machine the first answer may take longer than all should.
+	goesOn := func(now time.Time) bool {
+		return now.Sub(start) < d || len(took) == 0 && now.Sub(start) < time.Minute
+	}
 	p.onCPU(0, ofClient, func() {
 		var b [1]byte
-		for sent := start; sent.Sub(start) < d; {
+		for sent := start; goesOn(sent); {
 			if _, err := unix.Write(client, b[:]); err != nil {
 				return
 			}
 			_, err := unix.Read(client, b[:])
-			for again(err) && time.Since(start) < d {
+			for again(err) && goesOn(time.Now()) {
 				_, err = unix.Read(client, b[:])
 			}
 			if err != nil {
