@@ -55,7 +55,8 @@ func (u *unanswered) leaves(now time.Time) bool {
 // leave goes to another controller, if there may be one: this one lives, or its machine
 // does, but it has nothing to say, since it is held up or cut off from the others.
 func (a *agentProcess) leave(why error) {
-	if len(a.cfg.Controllers) == 1 && isAddress(a.cfg.Controllers[0]) || !a.conn.Connected() {
+	others := len(a.cfg.Controllers) > 1 || len(a.cfg.Controllers) == 1 && !isAddress(a.cfg.Controllers[0])
+	if !others || !a.conn.Connected() { // or it is looking for another one already
 		return
 	}
 	a.logger.Warn("a controller answers nothing about policy: going to another one", "controller", a.conn.Address(), "error", why)

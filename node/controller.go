@@ -250,9 +250,13 @@ func (c *controllerProcess) watchStore(ctx context.Context) error {
 	return errors.New("the store has ended itself, as it does when its disk is full to the last byte: make room and start again; nothing acknowledged is lost")
 }
 
-// keepCertificate renews the controller's own certificate at half of its life.
+// keepCertificate renews the controller's own certificate at half of its life. It looks
+// often, since a machine that sleeps counts no time and its certificate ends all the same.
 func (c *controllerProcess) keepCertificate(ctx context.Context) error {
-	return every(ctx, controllerLife/2, func() error {
+	return every(ctx, time.Minute, func() error {
+		if c.clock.Now().Before(c.svid.Load().RenewAt()) {
+			return nil
+		}
 		if err := c.issue(); err != nil {
 			c.logger.Error("renew the controller's certificate", "error", err)
 		}
@@ -396,14 +400,24 @@ func cutWords(refused map[string]string) map[string]string {
 }
 
 // noticeSilence marks hosts whose agent has not reported for a while. What they
-// enforce they go on enforcing.
+// enforce they go on enforcing. Nobody reports while controllers are away, so one that
+// has been away itself gives agents the time to come back.
 func (c *controllerProcess) noticeSilence(ctx context.Context) error {
-	const silence = 3 * statusEvery
+	const silence, comeBack = 3 * statusEvery, 6 * statusEvery
 	kind, _ := bocage.KindNamed("Host")
+	there := time.Now() // since when this controller was not away
+	looked := there
 	return every(ctx, statusEvery, func() error {
 		objects, _, err := store.Objects(ctx, c.store, kind)
-		if err != nil {
+		now := time.Now()
+		if err != nil || now.Sub(looked) > 2*statusEvery {
+			there = now
+		}
+		if looked = now; err != nil {
 			c.logger.Warn("look for silent hosts", "error", err)
+			return nil
+		}
+		if now.Sub(there) < comeBack {
 			return nil
 		}
 		for _, object := range objects {

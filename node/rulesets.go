@@ -271,6 +271,7 @@ func (s *rulesetSource) ask(ctx context.Context) bool {
 	if err != nil {
 		s.agent.logger.Debug("ask for a ruleset", "error", err)
 		s.agent.faults.set("controller", whyUnanswered(err))
+		s.show = false
 		if s.unanswered.leaves(time.Now()) {
 			s.agent.leave(err)
 		}

@@ -367,6 +367,8 @@ func (b *build) again() time.Time {
 	}
 	if deadline := b.next.deadline(b.spec); deadline.After(b.now) {
 		moments = append(moments, deadline)
+	} else if c := b.next.Candidate; c != nil && c.Stage == bocage.StageCanary {
+		moments = append(moments, b.now.Add(time.Second)) // it waits for a canary's word
 	}
 	first := time.Time{}
 	for _, m := range moments {

@@ -319,6 +319,9 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision) {
 		return
 	}
 	for _, o := range fresh {
+		if old := m.shelves[o.kind.Plural].objects[o.key]; old != nil && o.revision < old.revision && old.revision <= at {
+			m.take(o.kind, o.key, nil, at) // it never was there: the store was restored, and counts on from further up
+		}
 		m.take(o.kind, o.key, o, o.revision)
 	}
 	for _, u := range spoiled {

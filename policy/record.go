@@ -137,6 +137,8 @@ type facts struct {
 	refusing map[uint64][]string
 	// absent are canaries from which nothing can be learned.
 	absent []string
+	// unheard says that one was not heard from lately, and may yet be.
+	unheard bool
 }
 
 // notice is something that people should know about a generation.
@@ -222,6 +224,9 @@ func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record
 				r.Ended = &ended{c.version, "CanaryLost", message}
 				r.Candidate = nil
 				return r, append(notices, notice{c.Number, "CanaryLost", message + ": the policy in force stays as it was", true})
+			}
+			if stage == bocage.StageCanary && f.unheard && !c.Hurry {
+				return r, notices
 			}
 			c.Hurry = false
 			continue

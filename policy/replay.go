@@ -137,7 +137,7 @@ func edgeText(e bocage.Edge) string {
 func (p *Policy) facts(r record, v view) facts {
 	f := facts{refusing: map[uint64][]string{}}
 	c := r.Candidate
-	f.absent = r.absent(v.hosts, p.now())
+	f.absent, f.unheard = r.absent(v.hosts, p.now())
 	for _, h := range v.hosts {
 		numbers := r.Hosts[h.Name]
 		for _, condition := range h.Status.Conditions {
@@ -173,13 +173,14 @@ func (p *Policy) facts(r record, v view) facts {
 }
 
 // absent lists the canaries from which nothing can be learned: hosts that have no
-// agent, whose agent is silent, or that never took what they were given.
-func (r record) absent(hosts []*bocage.Host, now time.Time) []string {
+// agent, whose agent is silent, or that never took what they were given. Whether one is
+// not heard for now, so that the stage cannot end yet, is told too: that may be
+// the controllers' fault, who were all away.
+func (r record) absent(hosts []*bocage.Host, now time.Time) (absent []string, unheard bool) {
 	if r.Candidate == nil {
-		return nil
+		return nil, false
 	}
 	const takesMost = 15 * time.Second // until an agent has what is new, and says so
-	var absent []string
 	for _, name := range r.Candidate.Canary {
 		i := slices.IndexFunc(hosts, func(h *bocage.Host) bool { return h.Name == name })
 		if i < 0 || hosts[i].Status.Generation < r.Hosts[name][0] && now.Sub(r.Moved) > takesMost ||
@@ -187,9 +188,11 @@ func (r record) absent(hosts []*bocage.Host, now time.Time) []string {
 				return c.Type == bocage.ConditionReady && c.Status == "Unknown"
 			}) {
 			absent = append(absent, name)
+		} else if now.Sub(hosts[i].Status.LastSeen) > takesMost {
+			unheard = true
 		}
 	}
-	return absent
+	return absent, unheard
 }
 
 // notApplied is the reason of a host that cannot apply the ruleset that it was

@@ -203,6 +203,9 @@ func TestRollout(t *testing.T) {
 				b.again()
 				b.stage(bocage.StageCanary)
 				b.wait(61 * time.Second)
+				b.stage(bocage.StageCanary) // since nothing was heard from the canary lately
+				b.poll(agents...)
+				b.wait(2 * time.Second)
 				status = b.stage(bocage.StageConfirming)
 				b.poll(agents...)
 				if !h1.allows(webIP, apiIP, 9000) || !h2.allows(webIP, apiIP, 9000) || h2.enforced.ConfirmBy.IsZero() {
