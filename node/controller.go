@@ -111,7 +111,7 @@ func openController(ctx context.Context, cfg Config, registry *prometheus.Regist
 		return nil, fmt.Errorf("open the history: %w", err)
 	}
 	c.policy, err = policy.New(policy.Config{
-		Store: c.store, Logger: c.logger, Now: c.clock.Now,
+		Store: c.store, Logger: c.logger, Now: c.clock.Now, TwoPerson: cfg.TwoPerson,
 		Node: cfg.Host, Instance: instance, Numbered: readNumbered(cfg.controllerDir(numberedFile), c.logger), Edges: func(ctx context.Context) ([]bocage.Edge, error) { return c.edges(ctx, time.Time{}) }, Usage: c.usage,
 		Sign: c.sign,
 		Notify: func(generation uint64) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -131,6 +132,9 @@ func (b *build) named(ctx context.Context, name string) (*outcome, error) {
 		return b.live, nil
 	}
 	held, err := b.p.policyNamed(ctx, name)
+	if pin := b.next.Pin; errors.Is(err, errNotKept) && pin != nil && pin.Kept != "" && pin.Policy == name {
+		held, err = b.p.compose(ctx, *pin)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +167,24 @@ func (p *Policy) policyNamed(ctx context.Context, name string) (heldPolicy, erro
 	}
 	held := heldPolicy{input, s}
 	p.policies[name] = held
+	return held, nil
+}
+
+// compose makes the policy of a rollback that keeps guardrails, which no generation
+// had before. It is kept with the generation that it comes to.
+func (p *Policy) compose(ctx context.Context, pin pin) (heldPolicy, error) {
+	to, there := p.library.lists[pin.Number]
+	kept, known := p.library.policyNamed(pin.Kept)
+	if !there || !known {
+		return heldPolicy{}, fmt.Errorf("go back to generation %d with the guardrails in force: %w", pin.Number, errNotKept)
+	}
+	back, from, err := p.readBoth(ctx, to, kept)
+	if err != nil {
+		return heldPolicy{}, err
+	}
+	input, s := composed(back, from)
+	held := heldPolicy{input, s}
+	p.policies[s.name()] = held
 	return held, nil
 }
 

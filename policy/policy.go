@@ -59,7 +59,10 @@ type Config struct {
 	// Numbered is what [Policy.Numbered] returned in the last process of this
 	// controller.
 	Numbered uint64
-	Logger   *slog.Logger
+	// TwoPerson says that two people decide about guardrails: no one person puts one
+	// out of force by going back to what was declared before it.
+	TwoPerson bool
+	Logger    *slog.Logger
 }
 
 // Validate says every fault of the configuration.
@@ -101,9 +104,11 @@ type Policy struct {
 	usage    func(ctx context.Context, since, until time.Time) ([]DecisionUse, error)
 	node     string
 	instance string
-	now      func() time.Time
-	logger   *slog.Logger
-	prove    func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
+	// twoPerson says that a rollback leaves guardrails as they are.
+	twoPerson bool
+	now       func() time.Time
+	logger    *slog.Logger
+	prove     func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
 	// tightens shows what has to be known of what goes ahead of its proofs.
 	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
@@ -162,7 +167,7 @@ func New(config Config) (*Policy, error) {
 		config.Now = time.Now
 	}
 	p := &Policy{
-		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, instance: config.Instance, now: config.Now,
+		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, instance: config.Instance, now: config.Now, twoPerson: config.TwoPerson,
 		logger: config.Logger, prove: new(prove.Prover).Prove, tightens: prove.Tightening,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),

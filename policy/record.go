@@ -96,6 +96,9 @@ type pin struct {
 	From uint64 `json:"from"`
 	// Why is said to people.
 	Why string `json:"why,omitempty"`
+	// Kept names the policy whose guardrails and exceptions stay, where two people
+	// decide about those: Policy is that of Number with them (see composed).
+	Kept string `json:"kept,omitempty"`
 }
 
 // ended is a rollout that came to nothing.
@@ -158,7 +161,7 @@ func (r record) turn(live string, spec bocage.RolloutSpec, f facts, now time.Tim
 		copied := *r.Candidate
 		r.Candidate = &copied
 	}
-	if !r.ConfirmBy.IsZero() && r.Pin == nil {
+	if !r.ConfirmBy.IsZero() {
 		refusing := f.refusing[r.Base.Number]
 		switch {
 		case !now.Before(r.ConfirmBy):
@@ -304,10 +307,7 @@ func (r record) deadline(spec bocage.RolloutSpec) time.Time {
 	if c := r.Candidate; c != nil {
 		return c.Since.Add(stageTime(c.Stage, spec))
 	}
-	if r.Pin == nil {
-		return r.ConfirmBy
-	}
-	return time.Time{}
+	return r.ConfirmBy
 }
 
 // canary reports whether a host has the candidate.

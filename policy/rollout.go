@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/store"
 )
 
@@ -92,10 +93,20 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 		if r.Candidate != nil && to.Of == r.Base.Policy {
 			from = r.Candidate.Number
 		}
-		r.Pin = &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
+		pinned := &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
 			Why: "rolled back by " + who}
-		r.Candidate, r.ConfirmBy, r.Ended = nil, time.Time{}, nil
-		return r, notice{from, "RolledBack", fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number), true}, nil
+		message := fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number)
+		if err := p.keepGuardrails(ctx, r, to, pinned); err != nil {
+			return r, notice{}, err
+		}
+		if r.Pin = pinned; r.Pin.Kept != "" {
+			message += ", with the guardrails and exceptions in force, about which two people decide"
+		} else {
+			r.ConfirmBy = time.Time{}
+		}
+		// What nobody has confirmed of what is kept still goes back by itself.
+		r.Candidate, r.Ended = nil, nil
+		return r, notice{from, "RolledBack", message, true}, nil
 	case actionPromote:
 		if r.Candidate == nil {
 			return r, notice{}, errors.New("nothing is on its way into force: there is no stage to end")
@@ -111,6 +122,94 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 	return r, notice{}, fmt.Errorf("%q is none of confirm, rollback and promote", request.Action)
 }
 
+// keepGuardrails has a rollback leave the guardrails in force, and what excepts from
+// them, as they are, where two people decide about them.
+func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pinned *pin) error {
+	if !p.twoPerson || to.Of == r.Base.Policy {
+		return nil
+	}
+	lists, err := p.shelf(ctx)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Of == r.Base.Policy })
+	if i < 0 {
+		return fmt.Errorf("find the guardrails in force, which stay as they are: %w", errNotKept)
+	}
+	back, kept, err := p.readBoth(ctx, to, lists[i])
+	if err != nil {
+		return err
+	}
+	if sameDeclared(back.Guardrails, kept.Guardrails) && sameDeclared(back.Exceptions, kept.Exceptions) {
+		return nil
+	}
+	_, policy := composed(back, kept)
+	if _, now := composed(kept, kept); now.hash == policy.hash {
+		return fmt.Errorf("generation %d differs from what is in force in guardrails and their exceptions only, about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
+	}
+	pinned.Policy, pinned.Kept = policy.name(), r.Base.Policy
+	return nil
+}
+
+// readBoth reads the policy of a generation, and of that whose guardrails are kept.
+func (p *Policy) readBoth(ctx context.Context, to, from shelfList) (back, kept compile.Input, err error) {
+	to.Rest, from.Rest = nil, nil
+	if back, _, err = readSnapshot(ctx, p.store, to); err != nil {
+		return back, kept, err
+	}
+	kept, _, err = readSnapshot(ctx, p.store, from)
+	return back, kept, err
+}
+
+// sameDeclared says whether two lists in order hold the same declarations.
+func sameDeclared[T bocage.Resource](a, b []T) bool {
+	return slices.EqualFunc(a, b, func(x, y T) bool {
+		return x.Meta().NamespacedName() == y.Meta().NamespacedName() && fingerprint(x) == fingerprint(y)
+	})
+}
+
+// composed is one policy with the guardrails and exceptions of another. What those may
+// name, and the one does not have any more, comes with them.
+func composed(policy, kept compile.Input) (compile.Input, *snapshot) {
+	policy.Guardrails, policy.Exceptions = kept.Guardrails, kept.Exceptions
+	policy.AddressGroups = withAbsent(policy.AddressGroups, kept.AddressGroups)
+	policy.Profiles = withAbsent(policy.Profiles, kept.Profiles)
+	sortInput(&policy)
+	b := newBuckets()
+	each(policy, func(name string, resource bocage.Resource) {
+		kind, _ := bocage.KindNamed(name)
+		key := kind.Key(resource.Meta().Namespace, resource.Meta().Name)
+		b.note(key, &object{key: key, kind: kind, resource: resource, input: resource, print: fingerprint(resource)})
+	})
+	return policy, b.snapshot()
+}
+
+func withAbsent[T bocage.Resource](list, others []T) []T {
+	list = slices.Clone(list)
+	for _, o := range others {
+		if !slices.ContainsFunc(list, func(l T) bool { return l.Meta().NamespacedName() == o.Meta().NamespacedName() }) {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// shelf lists the kept generations, the newest first.
+func (p *Policy) shelf(ctx context.Context) ([]shelfList, error) {
+	entries, _, err := listAll(ctx, p.store, snapshots)
+	if err != nil {
+		return nil, err
+	}
+	lists := make([]shelfList, len(entries))
+	for i, e := range entries {
+		if err := json.Unmarshal(e.Value, &lists[i]); err != nil {
+			return nil, fmt.Errorf("read %s: %w", e.Key, err)
+		}
+	}
+	slices.SortFunc(lists, func(a, b shelfList) int { return cmp.Compare(b.Number, a.Number) })
+	return lists, nil
+}
+
 // rollbackTo finds what to go back to: the generation that is named; else what is
 // in force, where something is on its way; else the last policy that was in force
 // before. What is declared and held already is not gone back from once more: two
@@ -119,17 +218,10 @@ func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelf
 	if number == 0 && (r.Pin != nil || r.Ended != nil) {
 		return shelfList{}, fmt.Errorf("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
 	}
-	entries, _, err := listAll(ctx, p.store, snapshots)
+	lists, err := p.shelf(ctx)
 	if err != nil {
 		return shelfList{}, err
 	}
-	lists := make([]shelfList, len(entries))
-	for i, e := range entries {
-		if err := json.Unmarshal(e.Value, &lists[i]); err != nil {
-			return shelfList{}, fmt.Errorf("read %s: %w", e.Key, err)
-		}
-	}
-	slices.SortFunc(lists, func(a, b shelfList) int { return cmp.Compare(b.Number, a.Number) })
 	if number != 0 {
 		if i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Number == number }); i >= 0 {
 			return lists[i], nil
@@ -184,6 +276,9 @@ func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 	case r.Pin != nil:
 		status.Stage = bocage.StageRolledBack
 		c.Status, c.Reason, c.Message = "False", "RolledBack", r.held()
+		if !r.ConfirmBy.IsZero() {
+			c.Message += fmt.Sprintf("; at %s the guardrails, which nobody has confirmed, go back too", r.ConfirmBy.Format(time.RFC3339))
+		}
 	case r.Candidate != nil:
 		status.Stage, status.Generation = r.Candidate.Stage, r.Candidate.Number
 		c.Status, c.Reason = "False", r.Candidate.Stage
@@ -205,7 +300,11 @@ func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 func (r record) held() string {
 	switch {
 	case r.Pin != nil && r.Pin.By != "":
-		return fmt.Sprintf("held: rolled back to g%d by %s; bocage policy confirm lets go", r.Pin.Number, r.Pin.By)
+		with := ""
+		if r.Pin.Kept != "" {
+			with = ", with the guardrails and exceptions that were in force"
+		}
+		return fmt.Sprintf("held: rolled back to g%d by %s%s; bocage policy confirm lets go", r.Pin.Number, r.Pin.By, with)
 	case r.Pin != nil:
 		return fmt.Sprintf("held: rolled back to g%d, for %s; bocage policy confirm lets go", r.Pin.Number, r.Pin.Why)
 	case r.Ended != nil:
