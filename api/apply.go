@@ -114,7 +114,10 @@ func (s *Server) answerApplied(c *call, changes []*change, written int, dry bool
 	for i, ch := range changes {
 		applied := bocage.AppliedObject{Kind: ch.kind.Name, Namespace: ch.namespace, Name: ch.name, Outcome: bocage.OutcomePending}
 		if i < written {
-			applied.Outcome, applied.Object = ch.outcome(), withRevision(ch.value, ch.kind, ch.revision)
+			applied.Outcome = ch.outcome()
+			if object, err := c.revealed(ch.kind, withRevision(ch.value, ch.kind, ch.revision)); err == nil {
+				applied.Object = object
+			}
 			applied.Note = waiting(ch.kind, ch.value)
 			s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, ch.value)
 		}

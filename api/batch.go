@@ -86,6 +86,8 @@ func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, erro
 		more, err = b.phaseOnly(ch, object)
 	case *bocage.Namespace:
 		more, err = quotaFaults(ch, object)
+	case *bocage.PolicyTest:
+		err = b.mayTest(ch, object)
 	}
 	return append(faults, more...), err
 }

@@ -77,6 +77,10 @@ func notAcceptable() *problem {
 
 // writeObject answers with one object in the form that the client wants.
 func (c *call) writeObject(code int, value []byte) error {
+	value, err := c.revealed(c.kind, value)
+	if err != nil {
+		return err
+	}
 	value = c.inVersion(value)
 	switch c.form.as {
 	case "Table":
@@ -140,7 +144,11 @@ func (c *call) writeList(found *items) error {
 		ResourceVersion: formatRevision(found.revision), Continue: found.next, RemainingItemCount: found.remaining,
 	}
 	var head []byte
-	write := func(o *object) ([]byte, error) { return c.inVersion(o.value), nil }
+	shown := func(o *object) ([]byte, error) {
+		value, err := c.revealed(c.kind, o.value)
+		return c.inVersion(value), err
+	}
+	write := shown
 	switch c.form.as {
 	case "Table":
 		table, err := newTable(c.kind, c.query.Get("includeObject"))
@@ -150,7 +158,13 @@ func (c *call) writeList(found *items) error {
 		if head, err = table.head(meta, true); err != nil {
 			return err
 		}
-		write = func(o *object) ([]byte, error) { return table.row(c.inVersion(o.value)) }
+		write = func(o *object) ([]byte, error) {
+			value, err := shown(o)
+			if err != nil {
+				return nil, err
+			}
+			return table.row(value)
+		}
 	default:
 		name, version := c.kind.Name+"List", c.version
 		if strings.HasPrefix(c.form.as, "PartialObjectMetadata") {

@@ -87,6 +87,9 @@ func (s *Server) plan(c *call) error {
 			}
 		}
 	}
+	if err := c.mayAsk(objects); err != nil {
+		return err
+	}
 	if len(faults) > 0 {
 		writeJSON(c.w, http.StatusOK, bocage.PlanResult{Faults: faults})
 		return nil
@@ -97,6 +100,9 @@ func (s *Server) plan(c *call) error {
 	result, err := s.config.Functions.Plan(c.r.Context(), objects)
 	if err != nil {
 		return functionFailed(err)
+	}
+	if err := s.ownPlan(c, &result, objects); err != nil {
+		return err
 	}
 	writeJSON(c.w, http.StatusOK, result)
 	return nil
@@ -121,6 +127,9 @@ func (s *Server) test(c *call) error {
 			return forbidden(c.person, a, d.Resource.Meta().Name, why)
 		}
 	}
+	if err := c.mayAsk(objects); err != nil {
+		return err
+	}
 	if len(faults) > 0 {
 		return functionFailed(faults)
 	}
@@ -131,11 +140,9 @@ func (s *Server) test(c *call) error {
 	if err != nil {
 		return functionFailed(err)
 	}
-	kept := make([]bocage.TestResult, 0, len(results))
-	for _, result := range results {
-		if c.person.mayRead(namespaceOf(result.Test)) {
-			kept = append(kept, result)
-		}
+	kept, err := s.ownResults(c, results, objects)
+	if err != nil {
+		return err
 	}
 	writeJSON(c.w, http.StatusOK, kept)
 	return nil
@@ -163,6 +170,7 @@ func (s *Server) blast(c *call) error {
 	if err != nil {
 		return functionFailed(err)
 	}
+	c.ownBlast(&result)
 	writeJSON(c.w, http.StatusOK, result)
 	return nil
 }

@@ -328,6 +328,10 @@ func (w *watcher) event(event string, ch *step, gone bool) error {
 		r.include = string(w.table.include)
 	}
 	w.revision = max(w.revision, ch.revision)
+	ch, err := w.call.revealedStep(ch)
+	if err != nil {
+		return err
+	}
 	data, err := ch.shown(r, func(value []byte) ([]byte, error) {
 		if w.table != nil {
 			return w.table.row(value)
