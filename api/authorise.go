@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -254,7 +255,7 @@ func (g Grant) allowed(a access) (bool, string) {
 // to see.
 func (g Grant) readsIn(a access) (bool, string) {
 	if a.kind.Namespaced {
-		return slices.Contains(g.Namespaces, a.namespace), "an " + string(g.Role) + " works in namespaces of their own"
+		return slices.Contains(g.Namespaces, a.namespace), "their role of " + string(g.Role) + " is for " + g.placesText()
 	}
 	switch a.kind.Name {
 	case "Namespace": // those of others are not shown
@@ -262,7 +263,23 @@ func (g Grant) readsIn(a access) (bool, string) {
 	case "Guardrail", "Scope", "InspectionProfile", "Generation", "Exception", "ClusterNetworkPolicy", "AddressGroup", "Zone":
 		return true, ""
 	}
-	return false, "an owner reads guardrails, exceptions, scopes, profiles, generations and what they name"
+	return false, "who has a role in some namespaces reads guardrails, exceptions, scopes, profiles, generations and what they name"
+}
+
+// placesText says where a grant holds, for people.
+func (g Grant) placesText() string {
+	if len(g.Namespaces) == 0 {
+		return "no namespace"
+	}
+	what := "the namespaces "
+	if len(g.Namespaces) == 1 {
+		what = "the namespace "
+	}
+	few := g.Namespaces[:min(len(g.Namespaces), 5)]
+	if len(few) < len(g.Namespaces) {
+		return what + strings.Join(few, ", ") + fmt.Sprintf(" and %d more", len(g.Namespaces)-len(few))
+	}
+	return what + strings.Join(few, ", ")
 }
 
 // ownerWrites: owners write the contracts of their namespaces, and may ask for
@@ -273,7 +290,7 @@ func (g Grant) ownerWrites(a access) (bool, string) {
 			"an owner reads guardrails, writes Applications, NetworkPolicies and PolicyTests, and creates Exceptions"
 	}
 	if !slices.Contains(g.Namespaces, a.namespace) {
-		return false, "an owner works in namespaces of their own"
+		return false, "their role of owner is for " + g.placesText()
 	}
 	switch a.kind.Name {
 	case "Application", "NetworkPolicy", "PolicyTest":
@@ -378,7 +395,11 @@ func forbidden(p Person, a access, name, why string) *problem {
 			where = "in the namespace \"" + a.namespace + "\""
 		}
 	}
+	object := qualified(a.kind)
+	if name != "" {
+		object += fmt.Sprintf(" %q", name)
+	}
 	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-		"%s %q is forbidden: User %q cannot %s resource %q in API group %q %s: %s",
-		qualified(a.kind), name, p.Name, a.verb, what, a.kind.Group(), where, why).about(a.kind, name)
+		"%s is forbidden: User %q cannot %s resource %q in API group %q %s: %s",
+		object, p.Name, a.verb, what, a.kind.Group(), where, why).about(a.kind, name)
 }

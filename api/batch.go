@@ -76,7 +76,7 @@ func (b *batch) remove(ch *change) error {
 
 // admit finds what is wrong with a change beyond the object itself.
 func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, error) {
-	faults := ownerFaults(resource.Meta())
+	faults := metaFaults(ch.kind, resource.Meta())
 	var more bocage.Faults
 	var err error
 	switch object := resource.(type) {

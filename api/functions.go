@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -131,8 +132,15 @@ func (c *call) mustBe(roles ...Role) error {
 	if c.person.has(roles...) {
 		return nil
 	}
-	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
-		"User %q cannot use %s: it is for %v", c.person.Name, c.verb, roles)
+	names := make([]string, len(roles))
+	for i, role := range roles {
+		names[i] = string(role)
+	}
+	why := "it is for " + strings.Join(names, ", ")
+	if slices.ContainsFunc(c.person.Grants, func(g Grant) bool { return slices.Contains(roles, g.Role) }) {
+		why += " of all namespaces, and theirs is a role in some"
+	}
+	return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden, "User %q cannot use %s: %s", c.person.Name, c.verb, why)
 }
 
 // functionFailed hands on the faults that a room found, so that the client can

@@ -221,8 +221,11 @@ func (s *Server) textPatch(c *call, ch *change, form types.PatchType) (func(*bat
 func readPatch(form types.PatchType, data []byte) (func([]byte) ([]byte, error), error) {
 	if form == types.MergePatchType {
 		var patch map[string]any
-		if err := decodeNumbers(data, &patch); err != nil || patch == nil {
+		if err := decodeNumbers(data, &patch); err != nil {
 			return nil, badRequest("the merge patch is no JSON object: %v", err)
+		}
+		if patch == nil {
+			return nil, badRequest("the merge patch is no JSON object but null: send what is to change")
 		}
 		return func(document []byte) ([]byte, error) {
 			var object map[string]any

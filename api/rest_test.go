@@ -76,7 +76,7 @@ func TestRequests(t *testing.T) {
 		{"replacing without a revision", "PUT", scopesPath + "/all", jsonType, scopeJSON("all", "enforce", ""), 422, "metadata.resourceVersion"},
 		{"replacing an old revision", "PUT", scopesPath + "/all", jsonType, strings.Replace(scopeJSON("all", "enforce", ""), `"name"`, `"resourceVersion":"1","name"`, 1), 409, "has been modified"},
 		{"replacing what is not there", "PUT", scopesPath + "/none", jsonType, scopeJSON("none", "enforce", ""), 404, `\"none\" not found`},
-		{"replacing under another name", "PUT", scopesPath + "/all", jsonType, scopeJSON("other", "enforce", ""), 422, "which the path names"},
+		{"replacing under another name", "PUT", scopesPath + "/all", jsonType, scopeJSON("other", "enforce", ""), 400, "does not match the name on the URL"},
 		{"writing the status", "PUT", scopesPath + "/all/status", jsonType, scopeJSON("all", "observe", ""), 403, "written by the system"},
 
 		{"a strategic merge patch", "PATCH", scopesPath + "/all", "application/strategic-merge-patch+json", "{}", 415, "unknown format"},

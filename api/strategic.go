@@ -23,8 +23,11 @@ func strategic(kind bocage.Kind) bool {
 // the kind's schema names, and replaced where it names none.
 func (s *Server) strategicPatch(kind bocage.Kind, data []byte) (func([]byte) ([]byte, error), error) {
 	var patch map[string]any
-	if err := json.Unmarshal(data, &patch); err != nil || patch == nil {
+	if err := json.Unmarshal(data, &patch); err != nil {
 		return nil, badRequest("the strategic merge patch is no JSON object: %v", err)
+	}
+	if patch == nil {
+		return nil, badRequest("the strategic merge patch is no JSON object but null: send what is to change")
 	}
 	meta := strategicpatch.PatchMetaFromOpenAPIV3{SchemaList: s.schemas.definitions, Schema: s.schemas.of(kind)}
 	return func(document []byte) ([]byte, error) {

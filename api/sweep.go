@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -33,28 +32,6 @@ const (
 	finalizerOrphan     = metav1.FinalizerOrphanDependents
 	sweeperName         = "system:sweeper"
 )
-
-// ownerFaults finds owners that could not be found.
-func ownerFaults(meta *bocage.ObjectMeta) bocage.Faults {
-	var faults bocage.Faults
-	controllers := 0
-	for i, owner := range meta.OwnerReferences {
-		at := fmt.Sprintf("metadata.ownerReferences[%d]", i)
-		for _, part := range []struct{ field, value string }{
-			{"apiVersion", owner.APIVersion}, {"kind", owner.Kind}, {"name", owner.Name}, {"uid", owner.UID},
-		} {
-			if part.value == "" {
-				faults.Add(at+"."+part.field, "is missing: an owner is named whole")
-			}
-		}
-		if owner.Controller != nil && *owner.Controller {
-			if controllers++; controllers > 1 {
-				faults.Add(at+".controller", "another owner is the controller already: there is one at most")
-			}
-		}
-	}
-	return faults
-}
 
 // tended is an object that may have to go or be changed because others went.
 type tended struct {

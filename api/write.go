@@ -195,6 +195,10 @@ func (s *Server) update(c *call) error {
 		if object.GetResourceVersion() == "" && !strategic(ch.kind) {
 			faults.Add("metadata.resourceVersion", "is missing: a replacement says what it replaces")
 		}
+		if object.GetName() != ch.name {
+			// It is about another object: whether it is the newest of that is not asked.
+			return badRequest("the name of the object (%s) does not match the name on the URL (%s)", object.GetName(), ch.name)
+		}
 		if err := ch.precondition(object); err != nil {
 			return err
 		}

@@ -450,6 +450,9 @@ func explainYAML(err error, text []byte, line int) error {
 		}
 	}
 	lines := bytes.Count(bytes.TrimRight(text, "\n"), []byte("\n")) + 1
+	if depth, deep := strings.CutPrefix(message, "exceeded max depth of "); deep {
+		return &lineError{line + min(at, lines), "is nested more than " + depth + " levels deep: no object is"}
+	}
 	return &lineError{line + min(at, lines), "is not YAML: " + message}
 }
 

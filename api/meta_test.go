@@ -1,0 +1,98 @@
+package api
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
+)
+
+// TestMetadata: what is wrong with metadata is refused as Kubernetes refuses it,
+// however it is written.
+func TestMetadata(t *testing.T) {
+	b := start(t, nil)
+	b.mustScope(t, "POST", "all", "")
+	long := strings.Repeat("x", 200<<10)
+	for _, test := range []struct {
+		metadata string
+		policy   int // of a NetworkPolicy
+		scope    int // of a kind of our own
+		want     string
+	}{
+		{`"finalizers":["nope"]`, 422, 201, "neither a standard finalizer name nor is it fully qualified"},
+		{`"finalizers":["foregroundDeletion","orphan"]`, 422, 422, "cannot be both set"},
+		{`"finalizers":["a b/c"]`, 422, 422, "metadata.finalizers"},
+		{`"finalizers":["/c"]`, 422, 422, "metadata.finalizers"},
+		{`"finalizers":[""]`, 422, 422, "metadata.finalizers"},
+		{`"finalizers":["orphan","example.com/x"]`, 201, 201, ""},
+		{`"ownerReferences":[{"apiVersion":"v1","kind":"Event","name":"e","uid":"1"}]`, 422, 422, "disallowed from being an owner"},
+		{`"ownerReferences":[{"apiVersion":"a/b/c","kind":"X","name":"e","uid":"1"}]`, 422, 422, "metadata.ownerReferences[0].apiVersion"},
+		{`"ownerReferences":[{"apiVersion":"a/v1","kind":"X","name":"e","uid":""}]`, 422, 422, "an owner is named whole"},
+		{`"ownerReferences":[{"apiVersion":"events.k8s.io/v1","kind":"Event","name":"e","uid":"1"}]`, 201, 201, ""},
+		{`"generateName":"B_"`, 422, 422, "metadata.generateName"},
+		{`"generateName":"b-"`, 201, 201, ""},
+		{`"annotations":{"a b":"c"}`, 422, 422, "metadata.annotations"},
+		{`"annotations":{"Example.COM/B":"c"}`, 201, 201, ""},
+		{`"annotations":{"a":"` + long + `","b":"` + long + `"}`, 422, 422, "metadata.annotations"},
+	} {
+		of := func(kind, metadata string) string {
+			if kind == "Scope" {
+				return fmt.Sprintf(`{"apiVersion":"bocage.dev/v1","kind":"Scope","metadata":{"name":"all",%s},"spec":{"mode":"observe"}}`, metadata)
+			}
+			return fmt.Sprintf(`{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop",%s},"spec":{"podSelector":{}}}`, metadata)
+		}
+		if code, text, _ := b.raw(t, "POST", policiesPath+"?dryRun=All", jsonType, of("NetworkPolicy", test.metadata)); code != test.policy || !strings.Contains(text, test.want) && code != 201 {
+			t.Errorf("%.80s of a NetworkPolicy: %d %.300s", test.metadata, code, text)
+		}
+		scope := strings.Replace(of("Scope", test.metadata), `"name":"all"`, `"name":"new"`, 1)
+		if code, text, _ := b.raw(t, "POST", scopesPath+"?dryRun=All", jsonType, scope); code != test.scope || !strings.Contains(text, test.want) && code != 201 {
+			t.Errorf("%.80s of a Scope: %d %.300s", test.metadata, code, text)
+		}
+		want := test.scope
+		if want == 201 {
+			want = 200
+		}
+		if code, text, _ := b.raw(t, "PATCH", scopesPath+"/all?dryRun=All", mergeType, `{"metadata":{`+test.metadata+`}}`); code != want {
+			t.Errorf("%.80s in a patch: %d %.300s", test.metadata, code, text)
+		}
+		if code, text, _ := b.raw(t, "PATCH", scopesPath+"/all?dryRun=All&fieldManager=m", "application/apply-patch+yaml", of("Scope", test.metadata)); code != want {
+			t.Errorf("%.80s in an apply: %d %.300s", test.metadata, code, text)
+		}
+	}
+}
+
+// TestRefusalsRead: what people are told when they are refused.
+func TestRefusalsRead(t *testing.T) {
+	b := start(t, nil)
+	ctx := t.Context()
+	viewer, owner := b.as(t, RoleViewer, "shop"), b.as(t, RoleOwner, "shop", "cart")
+	_, err := viewer.Get(ctx, kind("Application"), "bank", "a")
+	_, _, listed := viewer.List(ctx, kind("Quarantine"), client.ListOptions{})
+	_, hunted := viewer.Hunt(ctx, "select 1", 1)
+	_, ownerHunted := owner.Hunt(ctx, "select 1", 1)
+	_, written := owner.ApplyObject(ctx, kind("Application"), &bocage.Application{ObjectMeta: bocage.ObjectMeta{Name: "a", Namespace: "bank"}}, client.WriteOptions{})
+	for _, test := range []struct {
+		err  error
+		want string
+	}{
+		{err, "their role of viewer is for the namespace shop"},
+		{listed, `quarantines.bocage.dev is forbidden: User "token:tester" cannot list`},
+		{hunted, "it is for admin, policy-admin, responder, auditor, viewer of all namespaces, and theirs is a role in some"},
+		{ownerHunted, "it is for admin, policy-admin, responder, auditor, viewer"},
+		{written, "their role of owner is for the namespaces "},
+	} {
+		if test.err == nil || !strings.Contains(test.err.Error(), test.want) || strings.Contains(test.err.Error(), "an viewer") {
+			t.Errorf("%v, want %q", test.err, test.want)
+		}
+	}
+	b.mustScope(t, "POST", "all", "")
+	b.tell(t, []request{
+		{"a merge patch that is null", "PATCH", scopesPath + "/all", mergeType, `null`, nil, 400, "no JSON object but null"},
+		{"a strategic merge patch that is null", "PATCH", "/api/v1/namespaces/default", "application/strategic-merge-patch+json", `null`, nil, 400, "no JSON object but null"},
+		{"too deep", "POST", scopesPath, jsonType, strings.Repeat("[", 20000) + strings.Repeat("]", 20000), nil, 400, "nested more than 10000 levels deep"},
+		{"replacing another with an old revision", "PUT", scopesPath + "/all", jsonType,
+			strings.Replace(scopeJSON("other", "enforce", ""), `"name"`, `"resourceVersion":"1","name"`, 1), nil, 400, "does not match the name on the URL"},
+	})
+}
