@@ -176,8 +176,13 @@ func (s *Server) explain(c *call) error {
 	return nil
 }
 
+// namespaceOf is the namespace of an end that is a workload; empty of any other, such
+// as a DNS name that is called like a namespace.
 func namespaceOf(end string) string {
-	namespace, _, _ := strings.Cut(end, "/")
+	namespace, _, workload := strings.Cut(end, "/")
+	if !workload {
+		return ""
+	}
 	return namespace
 }
 

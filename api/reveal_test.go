@@ -90,6 +90,21 @@ func TestForeignTests(t *testing.T) {
 	}
 }
 
+// TestNameLikeANamespace: a DNS name, or what is no end at all, is in no namespace.
+func TestNameLikeANamespace(t *testing.T) {
+	b := start(t, func(c *Config) { c.Functions = answers() })
+	owner := b.as(t, RoleOwner, "shop")
+	for _, q := range []bocage.ExplainQuery{{From: "dev/red", To: "shop"}, {From: "shop", To: "x/b"}, {From: "", To: "shop"}} {
+		q.Protocol = bocage.ProtocolTCP
+		if _, err := owner.Explain(t.Context(), q); err == nil || q.From != "" && !strings.Contains(err.Error(), "cannot explain") {
+			t.Errorf("%s to %s: %v", q.From, q.To, err)
+		}
+	}
+	if _, err := owner.Blast(t.Context(), bocage.BlastQuery{From: "shop"}); err == nil || !strings.Contains(err.Error(), "cannot ask") {
+		t.Errorf("a blast from a name: %v", err)
+	}
+}
+
 // TestRevealed: what people who are held to namespaces are told of others' flows by
 // records, tests, plans and events: nothing that explain would not tell.
 func TestRevealed(t *testing.T) {
