@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"bocage.dev/bocage"
@@ -148,6 +149,7 @@ func TestRollbackBeforeItIsConfirmed(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			synctest.Wait()
 			time.Sleep(11 * time.Minute)
 			b.settle()
 			b.poll(agents...)
