@@ -19,7 +19,8 @@ type PolicyTest struct {
 // PolicyTestSpec is the declaration.
 type PolicyTestSpec struct {
 	Cases []PolicyTestCase `json:"cases"`
-	// Blocks says that a generation in which a case fails is not activated.
+	// Blocks says that a generation is not activated in which a case fails that holds in
+	// the one in force, unless what is decided above owners of namespaces fails it.
 	Blocks bool `json:"blocks,omitempty"`
 }
 

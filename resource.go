@@ -87,6 +87,7 @@ const (
 	ConditionAccepted = "Accepted" // the declaration makes sense together with the others
 	ConditionCompiled = "Compiled" // it is part of a compiled generation
 	ConditionProved   = "Proved"   // that generation's proofs hold
+	ConditionTested   = "Tested"   // of a Generation: false where cases fail that did not keep it back
 	ConditionEnforced = "Enforced" // every agent concerned has taken that generation
 	ConditionDegraded = "Degraded" // something promised is not being kept
 	ConditionReady    = "Ready"    // the thing works

@@ -164,6 +164,9 @@ type Profile struct {
 	Signatures string `json:"signatures"`
 }
 
+// MayRefuse is that of the InspectionProfile, or of several joined.
+func (p Profile) MayRefuse() bool { return !p.FailOpen || signaturesMayBlock(p.Signatures) }
+
 // Port is one enforcement point: the host's side of a workload's interface.
 type Port struct {
 	Interface string       `json:"interface"`

@@ -1,6 +1,9 @@
 package bocage
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Scope says where refusals are enforced and where they are only reported. A
 // workload that no scope enforces is observed. Where several scopes pick a
@@ -81,6 +84,23 @@ func (p *InspectionProfile) Validate() Faults {
 		faults.Add("spec.failMode", "%q is neither open nor closed", m)
 	}
 	return faults
+}
+
+// MayRefuse reports whether steering a flow through the profile may cost it packets:
+// the engine may be down, or a signature may block what it matches.
+func (p *InspectionProfile) MayRefuse() bool {
+	return p.Spec.FailMode != "open" || signaturesMayBlock(p.Spec.Signatures)
+}
+
+// signaturesMayBlock reports whether there is a signature that does more than report.
+func signaturesMayBlock(signatures string) bool {
+	for line := range strings.Lines(signatures) {
+		action, _, _ := strings.Cut(strings.Join(strings.Fields(line), " "), " ")
+		if action != "" && !strings.HasPrefix(action, "#") && action != "alert" {
+			return true
+		}
+	}
+	return false
 }
 
 // Decoy offers a false target to flows that policy refuses: the source meets it

@@ -216,7 +216,7 @@ func (b *build) makeBase(ctx context.Context) error {
 			b.base, b.fresh = b.refusing(before, o), true
 			return nil
 		}
-		if o, err = b.verified(ctx, o, before); err != nil {
+		if o, err = b.verified(ctx, o); err != nil {
 			return err
 		}
 		if o = b.unread(o); o.blocked == "" {
@@ -298,7 +298,7 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
 		return nil
 	}
-	if tight, err = b.verified(ctx, tight.complete(), in); err != nil {
+	if tight, err = b.verified(ctx, tight.complete()); err != nil {
 		return err
 	}
 	if tight.blocked == "" {
@@ -361,11 +361,7 @@ func (b *build) makeCandidate(ctx context.Context) error {
 		b.candidate = b.known(o).numbered(c.Number)
 		return nil
 	}
-	var before *outcome
-	if same && b.prev != nil {
-		before = b.prev.candidate
-	}
-	if o, err = b.verified(ctx, o, before); err != nil {
+	if o, err = b.verified(ctx, o); err != nil {
 		return err
 	}
 	if o = b.unread(o); o.blocked != "" {

@@ -112,7 +112,7 @@ func (b *build) tightened(from *outcome) (*outcome, bool) {
 		return b.refusing(from, tight), true
 	}
 	blocking := slices.DeleteFunc(slices.Clone(b.v.tests), func(t *bocage.PolicyTest) bool { return !t.Spec.Blocks })
-	if failed := blockedBy(tight.test(blocking), from, b.v.tests); failed != "" {
+	if failed, _ := blockedBy(tight.test(blocking), from, b.v.tests); failed != "" {
 		b.p.logger.Warn("what tightens does not go ahead", slog.String("for", failed))
 		return nil, false
 	}
@@ -279,12 +279,19 @@ func (p *Policy) proofsOf(o *outcome) []bocage.Proof {
 	return nil
 }
 
-// verified proves and tests an outcome that is to come into force. It waits for the
+// verified proves an outcome that is to come into force, and tests it beside what is. It waits for the
 // proofs, but is left with errHurry if something tightens meanwhile. Where it was,
 // something else may have been proved in the end than is declared by now: that comes
 // into force then, as tight as today's conditions want it, and the newest has its turn.
-func (b *build) verified(ctx context.Context, o, inForce *outcome) (*outcome, error) {
+func (b *build) verified(ctx context.Context, o *outcome) (*outcome, error) {
 	p := b.p
+	var inForce *outcome
+	if b.was.Base.Number != 0 && slices.ContainsFunc(b.v.tests, func(t *bocage.PolicyTest) bool { return t.Spec.Blocks }) {
+		var err error
+		if inForce, err = b.inForce(ctx); err != nil {
+			return nil, err
+		}
+	}
 	for {
 		if proofs := p.proofsOf(o); proofs != nil {
 			checked := o.judged(proofs, inForce, b.v.tests)

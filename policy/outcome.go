@@ -28,6 +28,7 @@ type outcome struct {
 	testsOf []*bocage.PolicyTest // whose results those are
 	number  uint64
 	blocked string // why it may not come into force
+	spared  string // which tests that block fail and do not keep it back
 	lacks   bool   // since it may lack what cannot be read
 	at      time.Time
 	took    time.Duration
@@ -75,7 +76,7 @@ func (o *outcome) complete() *outcome {
 func (o *outcome) carrying(from *outcome) *outcome {
 	copied := *o
 	copied.proofs, copied.early, copied.tests, copied.testsOf = from.proofs, from.early, from.tests, from.testsOf
-	copied.blocked, copied.lacks = "", false
+	copied.blocked, copied.spared, copied.lacks = "", "", false
 	return copied.complete()
 }
 
@@ -116,37 +117,61 @@ func (l *line) compile(p *Policy, in compile.Input, policy, rest *snapshot, numb
 }
 
 // judged returns the outcome with what was proved of it, tests it and says whether it
-// may come into force. inForce, if it is not nil, is what the same policy came to
-// before: a test that failed there already does not block again.
+// may come into force. inForce is what is in force now, nil if nothing is.
 func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
-	if o.proofs != nil && o.tests != nil && same(o.testsOf, tests) {
+	results := o.tests
+	known := o.proofs != nil && o.tests != nil && same(o.testsOf, tests)
+	if !known {
+		results = o.test(tests)
+	}
+	blocked, spared := blockedBy(results, inForce, tests)
+	if failed := prove.Failed(proofs); len(failed) > 0 {
+		blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+	}
+	if known && blocked == o.blocked && spared == o.spared {
 		return o
 	}
 	checked := *o
 	o = checked.complete()
-	o.proofs = proofs
-	o.tests, o.testsOf = o.test(tests), tests
-	if failed := prove.Failed(o.proofs); len(failed) > 0 {
-		o.blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
-	} else {
-		o.blocked = blockedBy(o.tests, inForce, tests)
-	}
+	o.proofs, o.tests, o.testsOf, o.blocked, o.spared = proofs, results, tests, blocked, spared
 	return o
 }
 
-// blockedBy says which test that blocks fails, and did not in what is in force; empty
-// if none does.
-func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) string {
+// blockedBy says which test that blocks fails and keeps back what it was run on; empty
+// if none does. A case does so only if it holds in what is in force: else whoever may
+// write one that fails holds up everybody. And nobody keeps out what is decided above
+// him: of that it is only told. spared lists the cases that fail all the same.
+func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) (blocked, spared string) {
 	blocking := map[string]bool{}
 	for _, t := range tests {
 		blocking[t.NamespacedName()] = t.Spec.Blocks
 	}
+	var texts []string
 	for _, result := range results {
-		if !result.Passed && blocking[result.Test] && (inForce == nil || !inForce.failed(result, tests)) {
-			return fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
+		if result.Passed || !blocking[result.Test] {
+			continue
+		}
+		text := fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
+		switch {
+		case aboveOwners(result.By.Kind):
+			texts = append(texts, text+", which no PolicyTest keeps out")
+		case inForce != nil && inForce.failed(result, tests):
+			texts = append(texts, text+", as before")
+		case blocked == "":
+			blocked = text
 		}
 	}
-	return ""
+	return blocked, joined(texts)
+}
+
+// aboveOwners reports whether objects of a kind decide over the heads of those who own
+// namespaces: so they do over those of their tests.
+func aboveOwners(kind string) bool {
+	switch kind {
+	case "Guardrail", "ClusterNetworkPolicy", "Quarantine", "ThreatCondition", "Response":
+		return true
+	}
+	return false
 }
 
 // test runs tests on what came out.

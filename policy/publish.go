@@ -409,6 +409,10 @@ func (b *build) generation(o *outcome) *bocage.Generation {
 		g.Status.Proofs = o.early
 	}
 	g.Status.Conditions = bocage.SetCondition(nil, provedCondition(o, 1))
+	if o.spared != "" {
+		g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, bocage.Condition{Type: bocage.ConditionTested, Status: "False", ObservedGeneration: 1,
+			LastTransitionTime: o.at.UTC().Truncate(time.Second), Reason: "FailedAllTheSame", Message: o.spared})
+	}
 	return g
 }
 

@@ -137,6 +137,69 @@ func TestBlockingTest(t *testing.T) {
 	})
 }
 
+// TestBlockingIsOfRegressions lets through what a PolicyTest says that fails already, or
+// that is decided by those who stand above owners: whoever may write a test would
+// hold up everybody, or keep corporate policy out. What fails all the same is told.
+func TestBlockingIsOfRegressions(t *testing.T) {
+	policyTest := func(name, to string, port uint16) *bocage.PolicyTest {
+		return &bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: name}, Spec: bocage.PolicyTestSpec{Blocks: true, Cases: []bocage.PolicyTestCase{
+			{From: "shop/web", To: to, Port: port, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}}}}
+	}
+	web := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "web"}}}
+	api := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "api"}}}
+	corporate := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "corporate"}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{{From: web, To: api}}}}
+	one := int32(1)
+	admin := &bocage.ClusterNetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: "corporate"}, Spec: bocage.ClusterNetworkPolicySpec{Tier: bocage.TierAdmin, Priority: &one,
+		Subject: bocage.ClusterNetworkPolicySubject{Namespaces: &bocage.Selector{}},
+		Ingress: []bocage.ClusterNetworkPolicyIngressRule{{Action: bocage.ActionDeny, From: []bocage.ClusterNetworkPolicyIngressPeer{{Namespaces: &bocage.Selector{}}}}}}}
+	for _, test := range []struct {
+		name   string
+		test   *bocage.PolicyTest
+		change bocage.Resource
+		kept   bool // back
+		tells  string
+	}{
+		{"it fails already", policyTest("nonsense", "shop/db", 1), corporate, false, "PolicyTest shop/nonsense failed"},
+		{"a guardrail decides", policyTest("web-needs-api", "shop/api", 8080), corporate, false, "decided by Guardrail corporate spec.never[0], which no PolicyTest keeps out"},
+		{"an administrator's policy decides", policyTest("web-needs-api", "shop/api", 8080), admin, false, "decided by ClusterNetworkPolicy corporate spec.ingress[0]"},
+		{"an owner takes back his contract", policyTest("web-needs-api", "shop/api", 8080), nil, true, ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			inBubble(t, func(b *bench) {
+				s := newShop()
+				b.declare(s.all()...)
+				b.start()
+				b.settle()
+				b.wantActive("g1")
+				b.declare(test.test) // a generation is in force by now
+				b.settle()
+				if change := test.change; change == nil {
+					s.apiApp.Spec.Provides[0].Port = 9000
+					b.declare(s.apiApp)
+				} else {
+					b.declare(change)
+				}
+				b.settle()
+				g := get[*bocage.Generation](b, "", "g2")
+				if g.Status.Active == test.kept || (g.Status.Stage == bocage.StageBlocked) != test.kept {
+					t.Fatalf("in force: %v, stage %s: %+v", g.Status.Active, g.Status.Stage, g.Status.Conditions)
+				}
+				if test.kept {
+					return
+				}
+				if c := b.condition(g.Status.Conditions, bocage.ConditionTested, "False", "FailedAllTheSame"); !strings.Contains(c.Message, test.tells) {
+					t.Errorf("the generation tells %q, which lacks %q", c.Message, test.tells)
+				}
+				b.condition(g.Status.Conditions, bocage.ConditionProved, "True", "Proved")
+				b.condition(get[*bocage.PolicyTest](b, "shop", test.test.Name).Status.Conditions, bocage.ConditionReady, "False", "Failed")
+				// Another controller, which knows nothing of the generation before, holds nothing up.
+				b.again()
+				b.wantActive("g2")
+			})
+		})
+	}
+}
+
 // TestResultText names who decided once, with the field.
 func TestResultText(t *testing.T) {
 	text := resultText(bocage.TestResult{Case: "http", Flow: "a -> b TCP/80", Want: "allow", Got: "refuse (guardrail), decided by Guardrail pci",

@@ -152,11 +152,11 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 	slices.SortFunc(generations, func(a, b *bocage.Generation) int { return compareNames(&a.ObjectMeta, &b.ObjectMeta) })
 	table := tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(table, "GENERATION\tIN-FORCE\tSTAGE\tPROVED\tRULES\tCOMPILED\tCHANGED")
-	first := map[string]string{} // the first generation of each content
+	first := map[string]string{} // the first generation of each content that came into force
 	for _, g := range generations {
 		s := g.Status
 		back := first[s.Digest]
-		if back == "" {
+		if back == "" && s.Stage != bocage.StageBlocked && s.Stage != bocage.StageRolledBack {
 			first[s.Digest] = g.Name
 		}
 		inForce, stage, proved := "", s.Stage, "-"
@@ -176,16 +176,25 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 	return table.Flush()
 }
 
-// historyText says what a generation changed: one that is not in force everywhere
-// would change it, and one that says what an earlier one did takes changes back.
+// historyText says what became of what a generation changed: it was kept back, or
+// rolled back on its way or in force; or it says what an earlier one did that was in
+// force, and takes changes back.
 func (e *env) historyText(s bocage.GenerationStatus, back string) string {
 	text := e.changesText(s.Changed)
-	switch s.Stage {
-	case bocage.StageRolledBack, bocage.StageBlocked:
-		return "not taken: " + text
+	switch {
+	case s.Stage == bocage.StageBlocked:
+		text = "kept back: " + text
+	case s.Stage == bocage.StageRolledBack:
+		text = "rolled back: " + text
+	case back != "" && len(s.Changed) > 0:
+		text = fmt.Sprintf("back to %s, without %s", back, text)
+	case back != "":
+		text = "back to " + back
 	}
-	if back != "" && len(s.Changed) > 0 {
-		return fmt.Sprintf("back to %s, without %s", back, text)
+	for _, c := range s.Conditions {
+		if c.Type == bocage.ConditionTested && c.Status == "False" && s.Stage != bocage.StageBlocked {
+			text += "; PolicyTests fail, see -o yaml"
+		}
 	}
 	return text
 }

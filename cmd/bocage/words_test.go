@@ -60,7 +60,8 @@ func explanationText(t *testing.T, x bocage.Explanation) string {
 	return out.String()
 }
 
-// TestHistory: what was not taken, or taken back, does not read as if it held.
+// TestHistory: what was kept back, or taken back, does not read as if it held, and what
+// came into force after it was kept back does not read as if it took that back.
 func TestHistory(t *testing.T) {
 	generation := func(name, digest, stage string, changed ...string) bocage.Resource {
 		return &bocage.Generation{ObjectMeta: bocage.ObjectMeta{Name: name}, Status: bocage.GenerationStatus{Digest: digest, Stage: stage, Changed: changed}}
@@ -69,11 +70,14 @@ func TestHistory(t *testing.T) {
 	if err := (&env{out: &out}).printHistory([]bocage.Resource{
 		generation("g1", "one", ""), generation("g2", "two", bocage.StageRolledBack, "Application a/b"), generation("g3", "three", "", "Scope s"),
 		generation("g4", "one", bocage.StageActive, "Scope s"), generation("g5", "four", bocage.StageActive, "Scope s", "Scope t", "Scope u", "Scope v"),
+		generation("g6", "five", bocage.StageBlocked, "Guardrail tp"), generation("g7", "five", bocage.StageSuperseded, "Guardrail tp"),
+		generation("g8", "five", bocage.StageActive),
 	}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(out.String(), "\n")
-	for i, want := range []string{"CHANGED", "-", "not taken: Application a/b", "Scope s", "back to g1, without Scope s", "Scope s, Scope t, Scope u and 1 more"} {
+	for i, want := range []string{"CHANGED", "-", "rolled back: Application a/b", "Scope s", "back to g1, without Scope s", "Scope s, Scope t, Scope u and 1 more",
+		"kept back: Guardrail tp", "Guardrail tp", "back to g7"} {
 		if !strings.HasSuffix(lines[i], "   "+want) {
 			t.Errorf("%q does not end with %q", lines[i], want)
 		}

@@ -52,7 +52,7 @@ func TestWhatCountsDecides(t *testing.T) {
 				if s.guardrail = asked[which].name; rapid.Bool().Draw(t, "asked") && !ends {
 					s.owed = asked[which]
 				} else {
-					s.duty = duty{Duties: bocage.Duties{Inspect: "sql"}, impossible: rapid.Bool().Draw(t, "impossible"), automatic: ends}
+					s.duty = duty{Duties: bocage.Duties{Inspect: "sql"}, impossible: rapid.Bool().Draw(t, "impossible"), yields: ends}
 				}
 			}
 			c.statements, covering = append(c.statements, s), append(covering, int32(i))

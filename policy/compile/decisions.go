@@ -354,23 +354,16 @@ func (j *joined) add(s *statement) {
 	j.by = append(j.by, s.dutyBy)
 }
 
-// owe takes duties, or notes that they cannot be kept. What is automatic and
-// cannot be kept is not owed at all where cells are protected. It returns how many
-// authors there were before.
+// owe takes duties, or notes that they cannot be kept. Where cells are protected, those
+// that yield are not owed at all. It returns how many authors there were before.
 func (j *joined) owe(owes []*statement, protected bool) int {
 	before := len(j.by)
-	var waived []bocage.Ref
 	for _, s := range owes {
 		switch {
-		case !s.duty.impossible:
-		case s.duty.automatic && protected:
-			waived = append(waived, s.by...)
-		default:
+		case s.duty.yields && protected:
+		case s.duty.impossible:
 			j.impossible = append(j.impossible, s.by...)
-		}
-	}
-	for _, s := range owes {
-		if !s.duty.impossible && !slices.Contains(waived, s.by[0]) {
+		default:
 			j.join(s.duty.Duties)
 			j.by = append(j.by, s.by...)
 		}

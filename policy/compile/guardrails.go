@@ -114,7 +114,7 @@ func (c *compiler) workloadsOf(s side) []int32 {
 }
 
 // stateProtect keeps open what nothing automatic may refuse, where something
-// automatic refuses today.
+// automatic refuses today. A name may mean any address outside that is protected.
 func (c *compiler) stateProtect(g *bocage.Guardrail) {
 	for i := range g.Spec.Protect {
 		at := field("spec.protect", i)
@@ -125,7 +125,7 @@ func (c *compiler) stateProtect(g *bocage.Guardrail) {
 		touched := side{list: c.touched}
 		for _, b := range c.resolve(g.Spec.Protect[i]) {
 			s := statement{kind: protect, ports: b.ports, by: []bocage.Ref{Ref("Guardrail", g, at)}}
-			s.from, s.to = b.from.meet(touched), b.to
+			s.from, s.to = b.from.meet(touched), c.pop.orNames(b.to)
 			c.state(s)
 			s.from, s.to = b.from, b.to.meet(touched)
 			c.state(s)
@@ -143,7 +143,8 @@ func (c *compiler) protectedAround(subjects []int32) bool {
 }
 
 // stateDuties states what allowed flows of the blocks owe. like carries what the
-// statements have in common.
+// statements have in common: whether they are automatic, too, and so yield if they may
+// cost a flow packets.
 func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *bocage.Duties, blocks []block, like statement) {
 	if d == nil {
 		return
@@ -155,6 +156,7 @@ func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *boc
 		s := like
 		s.kind, s.by = owe, []bocage.Ref{Ref(kind, o, at+"."+name)}
 		s.duty.Duties, s.duty.impossible = d, impossible
+		s.duty.yields = like.duty.yields && c.mayRefuse(d)
 		for _, b := range blocks {
 			s.from, s.to, s.ports = b.from, b.to, b.ports
 			c.state(s)
@@ -188,6 +190,12 @@ func (c *compiler) stateDuties(kind string, o bocage.Resource, at string, d *boc
 				block{side{list: c.below(b.from, d.Assurance)}, b.to, b.ports}, block{b.from, side{list: c.below(b.to, d.Assurance)}, b.ports})
 		}
 	}
+}
+
+// mayRefuse reports whether owing the duties may cost a flow packets. What is kept in
+// full detail, witnessed, or to prove where it comes from, is only told of.
+func (c *compiler) mayRefuse(d bocage.Duties) bool {
+	return d.Inspect != "" && c.profileMayRefuse(d.Inspect) || d.Verify != "" || d.Rate != "" || d.Whole || d.Assurance != ""
 }
 
 // below lists the groups of workloads of a side whose identities are not vouched

@@ -18,6 +18,13 @@ func (c *compiler) hasProfile(name string) bool {
 	return found && i < profileNumbers
 }
 
+// profileMayRefuse reports whether to be inspected so may cost a flow packets, as it
+// does where there is no such profile.
+func (c *compiler) profileMayRefuse(name string) bool {
+	i, found := slices.BinarySearchFunc(c.in.profiles, name, func(p *bocage.InspectionProfile, name string) int { return cmp.Compare(p.Name, name) })
+	return !found || i >= profileNumbers || c.in.profiles[i].MayRefuse()
+}
+
 // profileName names what inspects with all the profiles. A plus sign is in no
 // object's name.
 func profileName(names []string) string { return strings.Join(names, "+") }

@@ -40,7 +40,7 @@ func (c *compiler) stateResponse(r *bocage.Response) {
 		}
 		for _, b := range []block{{who, side{any: true}, everything}, {side{any: true}, who, everything}} {
 			c.stateDuties("Response", r, "spec.then.require", then.Require, []block{b},
-				statement{until: t.Spec.Expires, duty: duty{automatic: true}})
+				statement{until: t.Spec.Expires, duty: duty{yields: true}})
 		}
 		if wished(then.Disposition) == bocage.VerdictReject {
 			c.stateBoth(statement{kind: dispose, ports: everything, by: []bocage.Ref{Ref("Response", r, "spec.then.disposition")},

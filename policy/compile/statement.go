@@ -44,7 +44,7 @@ const (
 	refuse                    // meets reach: a guardrail's never or separate
 	answer                    // meets reach: a response to a threat condition
 	except                    // lifts one guardrail's refuse and owe
-	protect                   // lifts isolate and answer
+	protect                   // lifts isolate, answer, and duties that yield
 	owe                       // joins the duties of allowed cells
 	mark                      // joins the duties of every cell, refused ones included
 	dispose                   // raises the disposition of refused cells
@@ -71,9 +71,9 @@ type duty struct {
 	// impossible says that the duty cannot be kept today: what owes it is
 	// refused until it can.
 	impossible bool
-	// automatic duties are those of threat conditions and responses: where they
-	// are impossible, protected cells stay open.
-	automatic bool
+	// yields says that it comes from a threat condition or a response and may cost a
+	// flow packets: protected cells do not owe it.
+	yields bool
 }
 
 // state adds a statement that covers at least one cell.

@@ -68,7 +68,12 @@ func (c *compiler) stateThreat(t *bocage.ThreatCondition) {
 			c.findings.reject(Ref("ThreatCondition", t, "spec.profile"), UnknownProfile,
 				"there is no InspectionProfile %s: its flows are not inspected", t.Spec.Profile)
 		default:
-			both(statement{kind: owe, duty: duty{Duties: bocage.Duties{Inspect: t.Spec.Profile}, automatic: true}})
+			inspect := bocage.Duties{Inspect: t.Spec.Profile}
+			yields := c.mayRefuse(inspect)
+			both(statement{kind: owe, duty: duty{Duties: inspect, yields: yields}})
+			if yields && len(c.protected) > 0 {
+				c.touched = append(c.touched, concerned...)
+			}
 		}
 	}
 	if t.Spec.Level != bocage.LevelQuarantine || len(concerned) == 0 {

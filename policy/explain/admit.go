@@ -61,9 +61,9 @@ func (j *Judge) deriveApplications() {
 }
 
 func (j *Judge) deriveProfiles() {
-	j.profiles = make(map[string]bool, len(j.in.Profiles))
+	j.profiles = make(map[string]*bocage.InspectionProfile, len(j.in.Profiles))
 	for _, p := range j.in.Profiles[:min(len(j.in.Profiles), mostProfiles)] {
-		j.profiles[p.Name] = true
+		j.profiles[p.Name] = p
 	}
 }
 

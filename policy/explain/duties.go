@@ -8,26 +8,26 @@ import (
 )
 
 // require adds every duty of a declaration, each with the field that says so.
-// Duties that cannot be kept refuse, unless they are waived: then they are not
-// owed at all.
-func (j *Judge) require(g *Judgement, d bocage.Duties, waived bool, field func(name string) bocage.Ref) {
-	if d.Inspect != "" {
-		if by := field("inspect"); j.profiles[d.Inspect] {
+// Duties that cannot be kept refuse. Where protected is said, whatever may cost a flow
+// packets is not owed at all.
+func (j *Judge) require(g *Judgement, d bocage.Duties, protected bool, field func(name string) bocage.Ref) {
+	if profile := j.profiles[d.Inspect]; d.Inspect != "" && !(protected && (profile == nil || profile.MayRefuse())) {
+		if by := field("inspect"); profile != nil {
 			g.owe(bocage.Duties{Inspect: d.Inspect}, by)
-		} else if !waived {
+		} else {
 			g.Impossible = append(g.Impossible, by)
 		}
 	}
 	if d.Log != "" {
 		g.owe(bocage.Duties{Log: d.Log}, field("log"))
 	}
-	if d.Verify != "" {
+	if d.Verify != "" && !protected {
 		g.owe(bocage.Duties{Verify: d.Verify}, field("verify"))
 	}
-	if d.Rate != "" {
+	if d.Rate != "" && !protected {
 		g.owe(bocage.Duties{Rate: d.Rate}, field("rate"))
 	}
-	if d.Whole {
+	if d.Whole && !protected {
 		g.owe(bocage.Duties{Whole: true}, field("whole"))
 	}
 	if d.Witness {
@@ -36,10 +36,10 @@ func (j *Judge) require(g *Judgement, d bocage.Duties, waived bool, field func(n
 	if d.Provenance {
 		g.owe(bocage.Duties{Provenance: true}, field("provenance"))
 	}
-	if d.Assurance != "" {
+	if d.Assurance != "" && !protected {
 		if by := field("assurance"); g.vouched(d.Assurance) {
 			g.owe(bocage.Duties{Assurance: d.Assurance}, by)
-		} else if !waived {
+		} else {
 			g.Impossible = append(g.Impossible, by)
 		}
 	}

@@ -107,7 +107,7 @@ func apart(a, b party, label string) bool {
 func (j *Judge) protect(g *Judgement, f bocage.Flow) {
 	for _, gr := range j.in.Guardrails {
 		for i, m := range gr.InForce().Protect {
-			if j.matches(m, g, f) {
+			if j.matches(m, g, f) || g.Destination.named && j.mayMean(m, g, f) {
 				g.Protected = append(g.Protected, ref("Guardrail", gr, at("spec.protect", i)))
 			}
 		}

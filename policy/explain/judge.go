@@ -21,7 +21,7 @@ type Judge struct {
 	in           compile.Input                    // valid objects only, by name
 	applications map[string][]*bocage.Application // by namespace: an application selects there only
 	workloads    map[netip.Addr]*bocage.Workload
-	profiles     map[string]bool
+	profiles     map[string]*bocage.InspectionProfile
 	zones        map[string]string // host -> Zone
 	groups       map[string][]netip.Prefix
 	exceptions   map[string][]*bocage.Exception // by guardrail: those that it admits

@@ -329,7 +329,7 @@ func (g *Judgement) protectLayer() bocage.Layer {
 	if len(g.Protected) == 0 {
 		return bocage.Layer{Name: LayerProtect, Result: "not protected from threat conditions and responses"}
 	}
-	return bocage.Layer{Name: LayerProtect, By: g.Protected, Result: "protected: no threat condition and no response refuses it"}
+	return bocage.Layer{Name: LayerProtect, By: g.Protected, Result: "protected: no threat condition and no response refuses it, or asks of it what may cost it packets"}
 }
 
 func (j *Judge) threatLayer(g *Judgement) bocage.Layer {

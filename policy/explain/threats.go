@@ -48,7 +48,7 @@ func (j *Judge) threats(g *Judgement, f bocage.Flow, prevailing []prevails) {
 		}
 		g.Log = true
 		g.owe(bocage.Duties{Log: "full"}, by)
-		if t.Spec.Level.Includes(bocage.LevelDeepen) && j.profiles[t.Spec.Profile] {
+		if profile := j.profiles[t.Spec.Profile]; t.Spec.Level.Includes(bocage.LevelDeepen) && profile != nil && !(spared && profile.MayRefuse()) {
 			g.owe(bocage.Duties{Inspect: t.Spec.Profile}, by)
 		}
 		if t.Spec.Level != bocage.LevelQuarantine || len(j.enforcing(t.end)) == 0 {
@@ -64,7 +64,7 @@ func (j *Judge) threats(g *Judgement, f bocage.Flow, prevailing []prevails) {
 }
 
 // respond applies one response to the ends that it answers for. What is
-// protected keeps its reach: there, duties that cannot be kept are not owed.
+// protected keeps its reach: nothing is owed there that may cost it packets.
 func (j *Judge) respond(g *Judgement, f bocage.Flow, r *bocage.Response, prevailing []prevails) {
 	var asSource, asDestination bool
 	for _, t := range prevailing {

@@ -44,13 +44,16 @@ func (p *prover) guardrails() []bocage.Proof {
 	return proofs
 }
 
-// excuse is an exception as far as it is in force.
+// excuse is an exception as far as it is in force, or what else makes a cell right.
 type excuse struct {
 	region        region
 	begins, until time.Time
+	always        bool // it has no end
 }
 
-func (e excuse) holds(at time.Time) bool { return !at.Before(e.begins) && at.Before(e.until) }
+func (e excuse) holds(at time.Time) bool {
+	return e.always || !at.Before(e.begins) && at.Before(e.until)
+}
 
 // outlasts finds a moment from first until last (zero: for ever) at which no
 // excuse holds.
@@ -86,7 +89,7 @@ func (p *prover) excuses(g *bocage.Guardrail, spec *bocage.GuardrailSpec) []excu
 		if longest := spec.Exceptions.Longest(); longest > 0 && e.Spec.Until.Sub(measured) > longest {
 			continue
 		}
-		out = append(out, excuse{p.region(e.Spec.Match), e.Begins(), e.Spec.Until})
+		out = append(out, excuse{region: p.region(e.Spec.Match), begins: e.Begins(), until: e.Spec.Until})
 	}
 	return out
 }
@@ -223,7 +226,8 @@ func (p *prover) cutByThreat(r region) string {
 	}
 	automated := map[bocage.DecisionID]bool{}
 	for _, d := range p.rs.Decisions {
-		automated[d.ID] = !d.Verdict.Allowed() && (d.Code == bocage.ReasonThreat || d.Code == bocage.ReasonQuarantine)
+		automated[d.ID] = !d.Verdict.Allowed() && (d.Code == bocage.ReasonThreat || d.Code == bocage.ReasonQuarantine ||
+			slices.ContainsFunc(d.By, func(by bocage.Ref) bool { return by.Kind == "Response" })) // a duty that cannot be kept
 	}
 	for _, refusal := range p.rs.Refused {
 		d := p.reach.decisions[refusal.Decision]

@@ -211,6 +211,81 @@ func TestProtectedCellsAreNotCut(t *testing.T) {
 	}
 }
 
+// TestProtectedCellsAreNotBurdened has responses and conditions ask for every duty that
+// may cost packets: what is protected must not owe it, as long as nobody else asks.
+func TestProtectedCellsAreNotBurdened(t *testing.T) {
+	const reports = "alert tcp any any -> any any (msg:\"x\"; sid:1;)\n"
+	for _, test := range []struct {
+		name    string
+		require bocage.Duties
+		inspect bocage.InspectionProfileSpec
+		deepens bool // the condition itself inspects
+		burden  bool
+	}{
+		{"what is spoken", bocage.Duties{Verify: "mysql"}, bocage.InspectionProfileSpec{}, false, true},
+		{"a rate", bocage.Duties{Rate: "1/s"}, bocage.InspectionProfileSpec{}, false, true},
+		{"whole packets", bocage.Duties{Whole: true}, bocage.InspectionProfileSpec{}, false, true},
+		{"assurance that holds", bocage.Duties{Assurance: "L0"}, bocage.InspectionProfileSpec{}, false, true},
+		{"assurance that does not", bocage.Duties{Assurance: "L5"}, bocage.InspectionProfileSpec{}, false, true},
+		{"a profile that there is not", bocage.Duties{Inspect: "none"}, bocage.InspectionProfileSpec{}, false, true},
+		{"a profile that fails closed", bocage.Duties{Inspect: "p"}, bocage.InspectionProfileSpec{Signatures: reports}, false, true},
+		{"a profile that blocks", bocage.Duties{Inspect: "p"}, bocage.InspectionProfileSpec{Signatures: reports + "  reject tcp any any -> any any (sid:2;)", FailMode: "open"}, false, true},
+		{"a profile that reports", bocage.Duties{Inspect: "p"}, bocage.InspectionProfileSpec{Signatures: "# drop nothing\n\n" + reports, FailMode: "open"}, false, false},
+		{"a condition's profile that fails closed", bocage.Duties{Log: "full"}, bocage.InspectionProfileSpec{Signatures: reports}, true, true},
+		{"a condition's profile that reports", bocage.Duties{Log: "full"}, bocage.InspectionProfileSpec{Signatures: reports, FailMode: "open"}, true, false},
+		{"what is only told of", bocage.Duties{Log: "full", Witness: true, Provenance: true}, bocage.InspectionProfileSpec{}, false, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := chain(3)
+			in.Scopes = []*bocage.Scope{{ObjectMeta: named("all"), Spec: bocage.ScopeSpec{Mode: bocage.ModeEnforce}}}
+			if test.inspect.Signatures != "" {
+				in.Profiles = []*bocage.InspectionProfile{{ObjectMeta: named("p"), Spec: test.inspect}}
+			}
+			in.Responses = []*bocage.Response{{ObjectMeta: named("r"), Spec: bocage.ResponseSpec{
+				When: bocage.ResponseWhen{Level: bocage.LevelWatch}, Then: bocage.ResponseThen{Require: &test.require}}}}
+			condition := &bocage.ThreatCondition{ObjectMeta: named("t"), Spec: bocage.ThreatConditionSpec{
+				Workload: "row/w0", Level: bocage.LevelDeepen, Reason: "test", Expires: now.Add(time.Hour)}}
+			if test.deepens {
+				condition.Spec.Profile = "p"
+			}
+			in.ThreatConditions = []*bocage.ThreatCondition{condition}
+			unprotected := compile.Compile(in).Ruleset()
+			cells := []bocage.CellMatch{{To: picking("place", "1"), Ports: []bocage.PortMatch{{Port: 80}}}}
+			in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("life"), Spec: bocage.GuardrailSpec{Protect: cells}})
+			protected := compile.Compile(in).Ruleset()
+			if failed := failures(in, protected); len(failed) > 0 {
+				t.Errorf("fails unspoiled: %v", failed)
+			}
+			flow := bocage.Flow{Source: in.Workloads[0].Spec.Addresses[0], Destination: in.Workloads[1].Spec.Addresses[0], Protocol: bocage.ProtocolTCP, DestinationPort: 80, At: now}
+			calm := in
+			calm.ThreatConditions = nil
+			_, before := compile.Compile(calm).Ruleset().Decide(flow)
+			_, after := protected.Decide(flow)
+			if before.Would.Allowed() != after.Would.Allowed() || !before.Would.Allowed() {
+				t.Errorf("protected, it gets %s by the threat, and %s before", after.Would, before.Would)
+			}
+			if d, _ := protected.Decision(after.Decision); test.burden && (d.Profile != 0 || d.Duties != nil && *d.Duties != (bocage.Duties{Log: "full"})) {
+				t.Errorf("protected, it owes %v and is inspected by %d", d.Duties.List(), d.Profile)
+			}
+			if failed := failures(in, unprotected); (failed["life spec.protect[0]"] != "") != test.burden {
+				t.Errorf("of an unprotected cell: %v", failed)
+			}
+			// Where a person asks for it as well, it is owed, and no fault of automation.
+			if test.burden && test.require.Assurance != "L5" && test.require.Inspect != "none" && !test.deepens {
+				in.Guardrails = append(in.Guardrails, &bocage.Guardrail{ObjectMeta: named("own"), Spec: bocage.GuardrailSpec{Require: &test.require}})
+				both := compile.Compile(in).Ruleset()
+				if failed := failures(in, both); len(failed) > 0 {
+					t.Errorf("fails where a guardrail asks too: %v", failed)
+				}
+				_, reason := both.Decide(flow)
+				if d, _ := both.Decision(reason.Decision); slices.ContainsFunc(d.By, func(by bocage.Ref) bool { return by.Kind == "Response" }) {
+					t.Errorf("owed to a response, too: %v", d.By)
+				}
+			}
+		})
+	}
+}
+
 // TestProtectedIsWhatIsOffered quarantines a workload that offers data, where such data
 // is protected at ports: only where both meet is there anything to protect.
 func TestProtectedIsWhatIsOffered(t *testing.T) {

@@ -46,8 +46,13 @@ func (p *prover) protected() []bocage.Proof {
 func (p *prover) protects(g *bocage.Guardrail, spec *bocage.GuardrailSpec) []bocage.Proof {
 	var proofs []bocage.Proof
 	for i, cells := range spec.Protect {
-		proofs = append(proofs, proof(fmt.Sprintf("no threat condition and no response refuses what Guardrail %s protects", g.Name),
-			compile.Ref("Guardrail", g, fmt.Sprintf("spec.protect[%d]", i)), p.cutByThreat(p.region(cells))))
+		r := p.region(cells)
+		counter := p.cutByThreat(r)
+		if counter == "" {
+			counter = p.burdened(r)
+		}
+		proofs = append(proofs, proof(fmt.Sprintf("no threat condition and no response refuses what Guardrail %s protects, or asks of it what may cost it packets", g.Name),
+			compile.Ref("Guardrail", g, fmt.Sprintf("spec.protect[%d]", i)), counter))
 	}
 	return proofs
 }
