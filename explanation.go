@@ -23,6 +23,9 @@ type Explanation struct {
 	Elsewhere []Elsewhere `json:"elsewhere,omitempty"`
 	Verdict   Verdict     `json:"verdict"`
 	Reason    Reason      `json:"reason"`
+	// Families is what the flow gets in each family of addresses, as in SimulateAnswer,
+	// where it was asked about by names and that is not the same.
+	Families map[string]string `json:"families,omitempty"`
 	// Decider is the object and field that decided.
 	Decider Ref `json:"decider"`
 	// Layers lists what each author said: contracts, grants, the tiers of

@@ -161,6 +161,12 @@ type TestResult struct {
 	Because string `json:"because,omitempty"`
 }
 
+// Families of addresses, by the names that answers have for them.
+const (
+	FamilyIPv4 = "IPv4"
+	FamilyIPv6 = "IPv6"
+)
+
 // SimulateProbe asks for one decision without any data center.
 type SimulateProbe struct {
 	From string `json:"from"` // namespace/name of a workload, or an address
@@ -191,6 +197,12 @@ type SimulateAnswer struct {
 	// Enforced says that a scope enforces what is refused; otherwise an
 	// enforcement point would only report it.
 	Enforced bool `json:"enforced"`
+	// Families is what the flow gets in each family of addresses, by its name, where
+	// both ends have addresses of both and do not get the same in them: allow or deny,
+	// with the disposition or the duties where only those differ. The rest of the answer
+	// is about the first family that the ends have in common, in the order of the
+	// source's addresses.
+	Families map[string]string `json:"families,omitempty"`
 	// Error says why the probe could not be decided. Then nothing else is set.
 	Error string `json:"error,omitempty"`
 }
@@ -222,6 +234,9 @@ type ReachCell struct {
 
 // ReachSet is an interval of ports with one decision.
 type ReachSet struct {
+	// Family is set where the two have addresses of both families and not the same is
+	// open in them.
+	Family   string    `json:"family,omitempty"`
 	Protocol Protocol  `json:"protocol"`
 	Ports    PortRange `json:"ports"`
 	Duties   []string  `json:"duties,omitempty"`

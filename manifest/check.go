@@ -218,8 +218,10 @@ func (c *checker) checkString(n *node, path string) {
 func (c *checker) checkTime(n *node, path string) {
 	if n.Kind != scalar {
 		c.fault(&c.wrong, n, path, "is %s where a time is needed", describe(n))
-	} else if _, err := time.Parse(time.RFC3339, n.Value); err != nil {
+	} else if at, err := time.Parse(time.RFC3339, n.Value); err != nil {
 		c.fault(&c.wrong, n, path, "%q is not a time such as 2026-11-24T18:00:00Z", n.Value)
+	} else if at.IsZero() && strings.HasPrefix(path, "spec.") {
+		c.fault(&c.wrong, n, path, "%q stands for no time at all: leave it out, or name one", n.Value)
 	}
 }
 

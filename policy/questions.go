@@ -77,8 +77,9 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 // asked is a flow that somebody asks about.
 type asked struct {
 	flow     bocage.Flow
-	name     bocage.DomainName // by which the source knows the destination; empty: by none
-	anywhere bool              // the destination stands for wherever the name is
+	name     bocage.DomainName    // by which the source knows the destination; empty: by none
+	anywhere bool                 // the destination stands for wherever the name is
+	probe    bocage.SimulateProbe // the same, by the names in the question
 }
 
 // explain explains a flow at its own moment. What is compiled holds until
@@ -94,7 +95,9 @@ func (o *outcome) explain(q asked) bocage.Explanation {
 		simulator = func() *simulate.Simulator { return simulate.New(in, rs) }
 	}
 	if q.name == "" {
-		return judge().Explain(rs, f)
+		e := judge().Explain(rs, f)
+		e.Families = simulator().Families(q.probe)
+		return e
 	}
 	j := judge()
 	if q.anywhere {
@@ -102,6 +105,7 @@ func (o *outcome) explain(q asked) bocage.Explanation {
 	}
 	e := j.ExplainNamed(rs, f, q.name)
 	e.Elsewhere = simulator().Elsewhere(f, q.name, q.anywhere)
+	e.Families = simulator().Families(q.probe)
 	return e
 }
 
@@ -218,6 +222,7 @@ func (o *outcome) asked(q bocage.ExplainQuery) (asked, error) {
 		}
 	}
 	a.flow, err = o.flow(q)
+	a.probe = bocage.SimulateProbe{From: q.From, To: q.To, Name: q.Name, Port: a.flow.DestinationPort, Protocol: a.flow.Protocol.String(), At: a.flow.At}
 	return a, err
 }
 
@@ -240,9 +245,9 @@ func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	if err != nil {
 		return f, fmt.Errorf("to: %w", err)
 	}
-	source, destination, ok := simulate.Ends(sources, destinations)
-	if !ok {
-		return f, fmt.Errorf("%s and %s have no address of the same family", q.From, q.To)
+	source, destination, err := simulate.EndsFor(sources, destinations, f.Protocol, q.From, q.To)
+	if err != nil {
+		return f, err
 	}
 	f.Source, f.Destination = source.Address, destination.Address
 	return f, nil

@@ -53,7 +53,7 @@ func (e *env) incidentCommand() *cobra.Command {
 
 func (e *env) printIncident(incident *bocage.Incident) error {
 	s := incident.Status
-	fmt.Fprintf(e.out, "%s  %s, %s: %s\n", incident.Name, s.Severity, s.Phase, s.Title)
+	fmt.Fprintf(e.out, "%s  %s, %s: %s\n", incident.Name, s.Severity, s.Phase, oneLine(s.Title))
 	fmt.Fprintf(e.out, "  %s to %s, score %.1f, %s\n", s.First.Local().Format(time.DateTime), s.Last.Local().Format(time.TimeOnly), s.Score, strings.Join(s.Techniques, " "))
 	for _, entity := range s.Entities {
 		fmt.Fprintf(e.out, "  %-9s %s %s\n", entity.Role, entity.Type, entity.Name)
@@ -63,7 +63,7 @@ func (e *env) printIncident(incident *bocage.Incident) error {
 		if evidence.Decisive {
 			decisive = ", decisive"
 		}
-		fmt.Fprintf(e.out, "  %s  %-12s %s (weight %.1f%s, seen %d times)\n", evidence.Time.Local().Format(time.TimeOnly), evidence.Kind, evidence.Text, evidence.Weight, decisive, evidence.Count)
+		fmt.Fprintf(e.out, "  %s  %-12s %s (weight %.1f%s, seen %d times)\n", evidence.Time.Local().Format(time.TimeOnly), evidence.Kind, oneLine(evidence.Text), evidence.Weight, decisive, evidence.Count)
 		if e.output == "wide" {
 			for _, record := range evidence.Records {
 				fmt.Fprintf(e.out, "              %s\n", record)

@@ -79,6 +79,9 @@ func explainQuery(args []string, protocol, generation, at string, event bool) (b
 		if query.At, err = time.Parse(time.RFC3339, at); err != nil {
 			return query, usage("--at %q is not a time such as 2026-11-24T18:00:00Z", at)
 		}
+		if query.At.IsZero() {
+			return query, usage("--at %q stands for no moment: leave it out to ask about now", at)
+		}
 	}
 	switch {
 	case event && len(args) > 0:
@@ -251,6 +254,9 @@ func (e *env) printExplanation(x bocage.Explanation) error {
 		for _, by := range layer.By {
 			fmt.Fprintf(e.out, "  %-*s    %s\n", width, "", by)
 		}
+	}
+	if text := familiesText(x.Families); text != "" {
+		fmt.Fprintf(e.out, "  %-*s%s: the rest is about the addresses above\n", width, "families", text)
 	}
 	for _, elsewhere := range x.Elsewhere {
 		fmt.Fprintf(e.out, "  %-*s  %s\n", width, "elsewhere", elsewhereText(elsewhere))

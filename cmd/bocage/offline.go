@@ -44,6 +44,9 @@ func (o *offline) moment() (time.Time, error) {
 	if err != nil {
 		return at, usage("--at %q is not a time such as 2026-11-24T18:00:00Z", o.at)
 	}
+	if at.IsZero() {
+		return at, usage("--at %q stands for no moment: leave it out to ask about now", o.at)
+	}
 	return at, nil
 }
 

@@ -118,7 +118,7 @@ func (p *printer) row(event string, object bocage.Resource) error {
 		if column.Wide && p.env.output != "wide" {
 			continue
 		}
-		value := column.Value(fields)
+		value := oneLine(column.Value(fields))
 		if value == "" {
 			value = "-"
 		}
@@ -219,7 +219,7 @@ func cellText(cell any) string {
 		}
 		return fmt.Sprintf("%g", v)
 	default:
-		return fmt.Sprint(v)
+		return oneLine(fmt.Sprint(v))
 	}
 }
 

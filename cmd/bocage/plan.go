@@ -198,7 +198,7 @@ func (e *env) printReach(plan bocage.PlanResult) error {
 		case change.Before.Allowed() && !change.After.Allowed():
 			sign = "-"
 		}
-		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s\t%s\n", sign, change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, change.By)
+		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s%s\t%s\n", sign, change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, owing(change), change.By)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -213,6 +213,17 @@ func (e *env) printReach(plan bocage.PlanResult) error {
 		fmt.Fprintf(e.out, "- enforced: what policy refuses from and to %s would only be reported from then on\n", fewOf(plan.Observed, 10))
 	}
 	return nil
+}
+
+// owing says which duties a change brings or takes.
+func owing(change bocage.ReachChange) string {
+	switch {
+	case slices.Equal(change.BeforeDuties, change.AfterDuties) || !change.After.Allowed():
+		return ""
+	case !change.Before.Allowed():
+		return ", owing " + dutiesText(change.AfterDuties)
+	}
+	return ", owing " + dutiesText(change.BeforeDuties) + " → " + dutiesText(change.AfterDuties)
 }
 
 // printReplay says what would become of the flows that were recorded.

@@ -274,7 +274,7 @@ func (e *env) apply(ctx context.Context, c *client.Client, documents []manifest.
 		}
 		fmt.Fprintf(e.out, "%s %s %s%s\n", object.Kind, kindName(object.Namespace, object.Name), object.Outcome, suffix)
 		if object.Note != "" {
-			fmt.Fprintf(e.err, "! %s\n", object.Note)
+			fmt.Fprintf(e.err, "! %s\n", oneLine(object.Note))
 		}
 	}
 	if err != nil {

@@ -69,6 +69,10 @@ func environment() *env {
 
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, e *env, args []string) int {
+	out, fault := &screen{to: e.out, env: e}, &screen{to: e.err, env: &env{}}
+	e.out, e.err = out, fault
+	defer out.end()
+	defer fault.end()
 	root := e.rootCommand()
 	root.SetArgs(args)
 	root.SetIn(e.in)

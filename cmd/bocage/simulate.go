@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -33,7 +35,10 @@ A probe asks about one flow: {"from": "shop/web", "to": "shop/db", "port": 5432}
 Ends are namespace/name of a workload or Pod, a host or Node, or an address;
 protocol (TCP unless said otherwise) and at (a time) are optional. "to" may be a DNS
 name, for an address outside of which nothing narrower is declared; "name" says beside
-an address which name the source was told that it has. Probes are
+an address which name the source was told that it has. Of ends with addresses of both
+families the first that they have in common is decided, in the order of the source's
+addresses, ICMP over IPv4 and ICMPv6 over IPv6; where the other gets something else,
+"families" says what each gets. Probes are
 JSON lines, a JSON array or a YAML list; they are answered in their order, one
 after another. One that cannot be decided is answered with "error".
 
@@ -262,10 +267,23 @@ func answerLine(a bocage.SimulateAnswer, wide bool) string {
 	if len(a.Duties) > 0 {
 		line += "  owes " + strings.Join(a.Duties, ", ")
 	}
+	line += familiesText(a.Families)
 	if wide && a.Missing != "" {
 		line += "\n    " + strings.ReplaceAll(strings.TrimRight(a.Missing, "\n"), "\n", "\n    ")
 	}
 	return line
+}
+
+// familiesText says what a flow gets in each family, where that is not the same.
+func familiesText(families map[string]string) string {
+	var texts []string
+	for _, family := range slices.Sorted(maps.Keys(families)) {
+		texts = append(texts, family+": "+families[family])
+	}
+	if len(texts) == 0 {
+		return ""
+	}
+	return "  (" + strings.Join(texts, ", ") + ")"
 }
 
 func decisionText(d bocage.SimulateDecision) string {
@@ -358,6 +376,9 @@ func portsText(sets []bocage.ReachSet) string {
 		texts[i] = set.Protocol.String()
 		if set.Ports != bocage.AllPorts {
 			texts[i] += "/" + set.Ports.String()
+		}
+		if set.Family != "" {
+			texts[i] += " over " + set.Family
 		}
 		if len(set.Duties) > 0 {
 			texts[i] += " (" + strings.Join(set.Duties, ", ") + ")"

@@ -97,7 +97,7 @@ func (e *env) printTest(r bocage.TestResult) {
 	if r.Passed {
 		mark = "✓"
 	}
-	fmt.Fprintf(e.out, "%s %s, %s", mark, r.Test, r.Case)
+	fmt.Fprintf(e.out, "%s %s, %s", mark, r.Test, oneLine(r.Case))
 	if r.Source != "" {
 		fmt.Fprintf(e.out, " (%s)", r.Source)
 	}
@@ -106,13 +106,13 @@ func (e *env) printTest(r bocage.TestResult) {
 		return
 	}
 	if r.Flow != "" {
-		fmt.Fprintf(e.out, "    %s\n", r.Flow)
+		fmt.Fprintf(e.out, "    %s\n", oneLine(r.Flow))
 	}
-	fmt.Fprintf(e.out, "  - want %s\n  + got  %s\n", r.Want, r.Got)
+	fmt.Fprintf(e.out, "  - want %s\n  + got  %s\n", oneLine(r.Want), oneLine(r.Got))
 	if r.By.Source != "" {
 		fmt.Fprintf(e.out, "    decided at %s\n", r.By.Source)
 	}
 	if r.Because != "" {
-		fmt.Fprintf(e.out, "    because %s\n", r.Because)
+		fmt.Fprintf(e.out, "    because %s\n", oneLine(r.Because))
 	}
 }

@@ -2,8 +2,10 @@ package prove
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -21,7 +23,9 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	tell := func(f, t class) {
 		if at := [2]class{f, t}; !told[at] {
 			told[at] = true
-			c.pair(f, t)
+			if !c.nobodys(f, t) {
+				c.pair(f, t)
+			}
 		}
 	}
 	// Where one ruleset has a wildcard of one end and the other one of the other
@@ -58,12 +62,15 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 // pair of those is told by itself, or is nobody's, it would speak of nobody.
 func (c *comparison) rest(told map[[2]class]bool) {
 	froms, tos := 0, 0
+	var fromOf, toOf [families]int // of those with addresses of one family only, and of both
 	for _, f := range c.classes {
 		if c.plainFrom(f) {
 			froms++
+			fromOf[c.members[f].families()]++
 		}
 		if c.plainTo(f) {
 			tos++
+			toOf[c.members[f].families()]++
 		}
 		if c.members[f].alone() { // who speaks to itself meets no enforcement point
 			told[[2]class{f, f}] = true
@@ -71,6 +78,9 @@ func (c *comparison) rest(told map[[2]class]bool) {
 	}
 	both, to, from := 0, map[class]int{}, map[class]int{} // of those, told by themselves
 	for at := range told {
+		if c.members[at[0]].apart(c.members[at[1]]) {
+			continue // nobody speaks across families: those are counted below
+		}
 		plainFrom, plainTo := c.plainFrom(at[0]), c.plainTo(at[1])
 		if plainFrom {
 			from[at[1]]++
@@ -83,14 +93,15 @@ func (c *comparison) rest(told map[[2]class]bool) {
 		}
 	}
 	for _, f := range c.classes {
-		if to[f] < tos {
+		across := c.members[f].families().other()
+		if to[f]+toOf[across] < tos {
 			c.pair(f, everyone)
 		}
-		if from[f] < froms {
+		if from[f]+fromOf[across] < froms {
 			c.pair(everyone, f)
 		}
 	}
-	if both < froms*tos {
+	if both+fromOf[onlyFour]*toOf[onlySix]+fromOf[onlySix]*toOf[onlyFour] < froms*tos {
 		c.pair(everyone, everyone)
 	}
 }
@@ -316,12 +327,52 @@ type addresses struct {
 	nameable  bool // a name can mean one of them
 	many      bool // some have a prefix in common
 	four, six int  // others
+	of        family
+	some      []string // whose they are, or what they are in: a few
+	more      int      // besides
 }
+
+// family is which families of addresses there are among some.
+type family int
+
+const (
+	noFamily family = iota
+	onlyFour
+	onlySix
+	bothFamilies // onlyFour | onlySix
+	families
+)
+
+// families are those of a class: the world has both.
+func (a addresses) families() family { return a.of }
+
+// other is the family that those of one family only have nothing to do with.
+func (f family) other() family {
+	switch f {
+	case onlyFour:
+		return onlySix
+	case onlySix:
+		return onlyFour
+	}
+	return noFamily // which no class has
+}
+
+// apart reports whether no two of them have addresses of the same family.
+func (a addresses) apart(b addresses) bool { return a.of|b.of == bothFamilies && a.of&b.of == noFamily }
+
+// nobodys reports whether no two ends of the classes can meet.
+func (c *comparison) nobodys(f, t class) bool {
+	return c.members[f].apart(c.members[t]) || f == t && c.members[f].alone()
+}
+
+// mostMembers is how many of a class are named where its labels do not tell it from
+// another.
+const mostMembers = 3
 
 // alone reports whether no two of them can meet.
 func (a addresses) alone() bool { return !a.many && a.four <= 1 && a.six <= 1 }
 
-func (a addresses) with(prefix netip.Prefix) addresses {
+func (a addresses) with(prefix netip.Prefix, whose string) addresses {
 	switch {
 	case !prefix.IsSingleIP():
 		a.many = true // the world's has none
@@ -329,6 +380,24 @@ func (a addresses) with(prefix netip.Prefix) addresses {
 		a.four++
 	default:
 		a.six++
+	}
+	switch {
+	case !prefix.IsValid():
+		a.of = bothFamilies
+	case prefix.Addr().Is4():
+		a.of |= onlyFour
+	default:
+		a.of |= onlySix
+	}
+	if whose == "" {
+		whose = prefix.String()
+	}
+	switch {
+	case slices.Contains(a.some, whose) || !prefix.IsValid():
+	case len(a.some) < mostMembers:
+		a.some = append(a.some, whose)
+	default:
+		a.more++
 	}
 	a.nameable = a.nameable || !prefix.IsValid() || holdsNamed(prefix)
 	return a
@@ -348,32 +417,72 @@ func newComparison(before, after *bocage.Ruleset) *comparison {
 		byBefore: map[bocage.Group][]class{}, byAfter: map[bocage.Group][]class{}, names: map[class]string{everyone: Everyone}, members: map[class]addresses{}}
 	was, is := newWhereabouts(before), newWhereabouts(after)
 	seen := map[netip.Prefix]bool{}
-	add := func(prefix netip.Prefix) {
+	add := func(prefix netip.Prefix, whose string) {
 		if seen[prefix] {
 			return
 		}
 		seen[prefix] = true
 		at := class{was.group(prefix), is.group(prefix)}
-		c.members[at] = c.members[at].with(prefix)
-		if _, known := c.names[at]; known {
+		_, known := c.members[at]
+		c.members[at] = c.members[at].with(prefix, whose)
+		if known {
 			return
 		}
-		name := is.names[at.after]
-		if at.after == bocage.GroupWorld {
-			name = was.names[at.before]
-		}
-		c.names[at] = name
 		c.classes = append(c.classes, at)
 		c.byBefore[at.before] = append(c.byBefore[at.before], at)
 		c.byAfter[at.after] = append(c.byAfter[at.after], at)
 	}
-	add(netip.Prefix{}) // the world
+	add(netip.Prefix{}, "") // the world
 	for _, peers := range [][]bocage.Peer{before.Peers, after.Peers} {
 		for _, peer := range peers {
-			add(peer.Prefix)
+			add(peer.Prefix, peer.Workload)
 		}
 	}
+	c.name(was.names, is.names)
 	return c
+}
+
+// name gives every class a name of its own: that of its group afterwards, or before
+// where that tells more of them apart; then, where groups have the same labels, with the
+// family of its addresses; and at last with some of those who are in it.
+func (c *comparison) name(was, is map[bocage.Group]string) {
+	for _, at := range c.classes {
+		name := is[at.after]
+		if at.after == bocage.GroupWorld || len(c.byAfter[at.after]) > len(c.byBefore[at.before]) && at.before != bocage.GroupWorld {
+			name = was[at.before]
+		}
+		c.names[at] = name
+	}
+	tell := func(more func(a addresses) string) {
+		alike := map[string]int{}
+		for _, at := range c.classes {
+			alike[c.names[at]]++
+		}
+		for _, at := range c.classes {
+			if text := more(c.members[at]); alike[c.names[at]] > 1 && text != "" {
+				c.names[at] += text
+			}
+		}
+	}
+	tell(func(a addresses) string {
+		switch a.of {
+		case onlyFour:
+			return " over IPv4"
+		case onlySix:
+			return " over IPv6"
+		}
+		return ""
+	})
+	tell(func(a addresses) string {
+		if len(a.some) == 0 {
+			return ""
+		}
+		text := strings.Join(a.some, ", ")
+		if a.more > 0 {
+			text += fmt.Sprintf(" and %d more", a.more)
+		}
+		return " (" + text + ")"
+	})
 }
 
 // whereabouts tells the group of a prefix.
@@ -435,12 +544,31 @@ func (c *comparison) change(from, to string, s span, unnamed bocage.Protocol, wa
 		s.protocol = bocage.ProtocolAny
 	}
 	change := bocage.ReachChange{From: from, To: to, Protocol: s.protocol, Ports: s.ports,
-		Before: was.Verdict, After: is.Verdict, BeforeDuties: duties(was), AfterDuties: duties(is), By: explain.Decider(is)}
+		Before: was.Verdict, After: is.Verdict, BeforeDuties: duties(was), AfterDuties: duties(is), By: c.author(was, is)}
 	if n := len(c.changes); n > 0 && adjacent(c.changes[n-1], change) {
 		c.changes[n-1].Ports.Last = s.ports.Last
 		return
 	}
 	c.changes = append(c.changes, change)
+}
+
+// author is who decides afterwards; where only the duties of what is allowed change, who
+// adds one, or who did and does not any more.
+func (c *comparison) author(was, is bocage.Decision) bocage.Ref {
+	if was.Verdict.Allowed() && is.Verdict.Allowed() {
+		for _, two := range [][2]bocage.Decision{{is, was}, {was, is}} {
+			for _, by := range two[0].By {
+				named := func(other bocage.Ref) bool {
+					other.Source = by.Source // lines move
+					return other == by
+				}
+				if !slices.ContainsFunc(two[1].By, named) {
+					return by
+				}
+			}
+		}
+	}
+	return explain.Decider(is)
 }
 
 // unnamed is the protocol that stands, in eachCell, for all that nothing names.

@@ -40,10 +40,8 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		answer.Error = err.Error()
 		return answer, nothing
 	}
-	verdict, reason := s.decide(q.from, q.to, q.protocol, p.Port, moment)
-	if q.name != "" {
-		verdict, reason = s.named(q, p.Port, moment, verdict, reason)
-	}
+	verdict, reason := s.decideOne(q, p.Port, moment)
+	answer.Families = s.families(q, p.Port, moment, reason)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
 		answer.Verdict = "allow"
@@ -127,6 +125,7 @@ func (s *Simulator) workloadAt(e End) *bocage.Workload {
 // question is a probe whose parts are understood.
 type question struct {
 	from, to End
+	other    pair // of the other family; nobody if there is one only
 	protocol bocage.Protocol
 	name     bocage.DomainName // that the source knows to by
 	anywhere bool              // to is any address that has the name
@@ -171,10 +170,11 @@ func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
 	if err := oneName(q.name); err != nil {
 		return question{}, err
 	}
-	var ok bool
-	if q.from, q.to, ok = Ends(from, to); !ok {
-		return question{}, fmt.Errorf("%s and %s have no address of the same family", p.From, p.To)
+	pairs, _, err := pairsFor(from, to, protocol, p.From, p.To)
+	if err != nil {
+		return question{}, err
 	}
+	q.from, q.to, q.other = pairs[0].from, pairs[0].to, pairs[1]
 	return q, nil
 }
 

@@ -37,7 +37,7 @@ func TestAnswersAgreeWithTheJudge(t *testing.T) {
 			f.At = in.Now
 			g := judge.Judge(f)
 			a := s.Answer(bocage.SimulateProbe{From: f.Source.String(), To: f.Destination.String(), Port: f.DestinationPort, Protocol: f.Protocol.String()})
-			if f.Source.Is4() != f.Destination.Is4() {
+			if f.Source.Is4() != f.Destination.Is4() || !carries(s.Find(f.Source), f.Protocol) {
 				if a.Error == "" {
 					t.Fatalf("%s: answered %+v, although the families differ", f, a)
 				}

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
@@ -57,38 +58,74 @@ func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
 		result.Got = err.Error()
 		return result
 	}
+	if c.From != "" && c.To != "" {
+		return s.namedCase(c, result, sources, destinations, protocol, moment)
+	}
 	compared := false
 	for _, from := range sources {
 		for _, to := range destinations {
-			if from.end.Address.Is4() != to.end.Address.Is4() {
+			if from.end.Address.Is4() != to.end.Address.Is4() || !carries(from.end, protocol) {
 				continue
 			}
 			compared = true
-			verdict, reason := s.decide(from.end, to.end, protocol, c.Port, moment)
-			if to.domain != "" {
-				_, reason = s.named(question{from: from.end, to: to.end, protocol: protocol, name: to.domain}, c.Port, moment, verdict, reason)
-			}
-			got, by, holds := s.compare(c.Expect, reason)
-			result.Passed, result.Got, result.By = holds, got, by
-			result.Flow = fmt.Sprintf("%s -> %s %s", from.name, to.name, protocol)
-			if protocol.HasPorts() {
-				result.Flow += fmt.Sprintf("/%d", c.Port)
-			}
-			if !holds {
+			s.caseBetween(c, &result, from, to, protocol, moment)
+			if !result.Passed {
 				return result
-			}
-			if c.From != "" && c.To != "" {
-				return result // one flow was asked about: the first family decides
 			}
 		}
 	}
 	switch {
 	case !compared:
 		result.Got = "no flow: the two sides have no address of the same family"
+		if protocol == bocage.ProtocolICMP || protocol == bocage.ProtocolICMPv6 {
+			result.Got += " that carries " + protocol.String()
+		}
 	case len(sources)*len(destinations) > 1:
 		result.Flow = "" // all of them
 	}
 	return result
+}
+
+// namedCase decides a case about one flow, which holds if it does in each family of
+// which both ends have addresses.
+func (s *Simulator) namedCase(c bocage.PolicyTestCase, result bocage.TestResult, sources, destinations []member, protocol bocage.Protocol, moment time.Time) bocage.TestResult {
+	ends := func(members []member) []End {
+		list := make([]End, len(members))
+		for i, m := range members {
+			list[i] = m.end
+		}
+		return list
+	}
+	pairs, n, err := pairsFor(ends(sources), ends(destinations), protocol, c.From, c.To)
+	if err != nil {
+		result.Got = "no flow: " + err.Error()
+		return result
+	}
+	first := result
+	for i, pair := range pairs[:n] {
+		one := result
+		s.caseBetween(c, &one, member{c.From, pair.from, ""}, member{c.To, pair.to, destinations[0].domain}, protocol, moment)
+		if !one.Passed {
+			if n > 1 {
+				one.Flow += " over " + pair.family()
+			}
+			return one
+		}
+		if i == 0 {
+			first = one
+		}
+	}
+	return first
+}
+
+// caseBetween decides a case for two ends of one family.
+func (s *Simulator) caseBetween(c bocage.PolicyTestCase, result *bocage.TestResult, from, to member, protocol bocage.Protocol, moment time.Time) {
+	_, reason := s.decideOne(question{from: from.end, to: to.end, protocol: protocol, name: to.domain}, c.Port, moment)
+	result.Got, result.By, result.Passed = s.compare(c.Expect, reason)
+	result.Flow = fmt.Sprintf("%s -> %s %s", from.name, to.name, protocol)
+	if protocol.HasPorts() {
+		result.Flow += fmt.Sprintf("/%d", c.Port)
+	}
 }
 
 // wanted writes an expectation for people.

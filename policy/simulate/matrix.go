@@ -1,6 +1,7 @@
 package simulate
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -52,28 +53,38 @@ func (s *Simulator) rows(namespaces []string) []int32 {
 // they are for reading.
 func (s *Simulator) EachCell(namespaces []string, each func(bocage.ReachCell) error) error {
 	rows := s.rows(namespaces)
-	type pair struct{ from, to int32 }
-	known := map[pair][]bocage.ReachSet{}
+	known := map[[2][2]int32][]bocage.ReachSet{}
 	for _, i := range rows {
 		for _, j := range rows {
-			from, to, ok := Ends(s.workloads[i].ends, s.workloads[j].ends)
-			if ok && i == j && s.isItself(from, to) {
+			pairs, n := pairsOf(s.workloads[i].ends, s.workloads[j].ends)
+			if n == 0 {
+				continue
+			}
+			if i == j && s.isItself(pairs[0].from, pairs[0].to) {
 				itself := []bocage.ReachSet{{Protocol: bocage.ProtocolAny, Ports: bocage.AllPorts}}
 				if err := each(bocage.ReachCell{From: s.workloads[i].name, To: s.workloads[i].name, Ports: itself}); err != nil {
 					return err
 				}
 				continue
 			}
-			if !ok || s.refused(from) || s.refused(to) {
-				continue
+			between := [2][2]int32{{none, none}, {none, none}} // groups, by family
+			for _, p := range pairs[:n] {
+				at := 0
+				if !p.from.Address.Is4() {
+					at = 1
+				}
+				between[at] = [2]int32{p.from.group, p.to.group}
+				if s.refused(p.from) || s.refused(p.to) {
+					between[at] = [2]int32{shut, shut}
+				}
 			}
-			sets, decided := known[pair{from.group, to.group}]
+			sets, decided := known[between]
 			if !decided {
 				if len(known) >= 1<<20 {
 					clear(known)
 				}
-				sets = s.reachSets(from.group, to.group)
-				known[pair{from.group, to.group}] = sets
+				sets = s.setsBetween(between)
+				known[between] = sets
 			}
 			if len(sets) == 0 {
 				continue
@@ -84,6 +95,45 @@ func (s *Simulator) EachCell(namespaces []string, each func(bocage.ReachCell) er
 		}
 	}
 	return nil
+}
+
+// shut stands for the group of who is cut off, as none does for that of nobody.
+const shut = none - 1
+
+// setsBetween lists what is open between two groups of each family. What is open in
+// one of two families only says so.
+func (s *Simulator) setsBetween(groups [2][2]int32) []bocage.ReachSet {
+	var open [2][]bocage.ReachSet
+	for at, g := range groups {
+		if g[0] >= 0 {
+			open[at] = s.reachSets(g[0], g[1])
+		}
+	}
+	switch {
+	case groups[0] == groups[1], groups[1][0] == none:
+		return open[0]
+	case groups[0][0] == none:
+		return open[1]
+	}
+	var sets []bocage.ReachSet
+	for at, name := range [2]string{bocage.FamilyIPv4, bocage.FamilyIPv6} {
+		for _, set := range open[at] {
+			both := slices.ContainsFunc(open[1-at], func(other bocage.ReachSet) bool {
+				return set.Protocol == other.Protocol && set.Ports == other.Ports && slices.Equal(set.Duties, other.Duties) && slices.Equal(set.By, other.By)
+			})
+			if both && at == 1 {
+				continue // it is there
+			}
+			if !both {
+				set.Family = name
+			}
+			sets = append(sets, set)
+		}
+	}
+	slices.SortStableFunc(sets, func(a, b bocage.ReachSet) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First))
+	})
+	return sets
 }
 
 // refused reports whether an end is cut off at the simulator's moment.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/manifest"
@@ -197,7 +198,16 @@ func (r *probeReader) probe(raw []byte, line int) error {
 	if err != nil {
 		return r.refuse(bocage.SimulateProbe{From: p.From, To: p.To}, line, probeMessage(err, raw))
 	}
+	if p.At.IsZero() && namesTime(raw) {
+		return r.refuse(p, line, "at: that moment stands for none: leave it out to ask about now")
+	}
 	return r.each(p, r.at(line), nil)
+}
+
+// namesTime reports whether a probe has a moment.
+func namesTime(raw []byte) bool {
+	var has struct{ At *time.Time }
+	return json.Unmarshal(raw, &has) == nil && has.At != nil
 }
 
 // keysMessage says which field of an object is none of a probe's, or is there

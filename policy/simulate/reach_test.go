@@ -43,15 +43,26 @@ func TestMatrixAgreesWithAnswers(t *testing.T) {
 						if a.Error != "" {
 							continue
 						}
-						i := slices.IndexFunc(sets, func(r bocage.ReachSet) bool {
-							return (r.Protocol == protocol || r.Protocol == bocage.ProtocolAny) && (!protocol.HasPorts() || r.Ports.Contains(port))
-						})
-						// Protocols that nobody names are listed only where all are alike.
-						if protocol == 47 && i < 0 && len(sets) > 0 {
-							continue
-						}
-						if (i >= 0) != (a.Verdict == "allow") || i >= 0 && from != to && !slices.Equal(sets[i].Duties, a.Duties) {
-							t.Fatalf("%s -> %s %s/%d: answered %+v, listed %+v\n%s", from, to, protocol, port, a, sets, policytest.Describe(in))
+						first, _ := s.question(a.SimulateProbe)
+						for _, of := range []string{bocage.FamilyIPv4, bocage.FamilyIPv6} {
+							i := slices.IndexFunc(sets, func(r bocage.ReachSet) bool {
+								return (r.Protocol == protocol || r.Protocol == bocage.ProtocolAny) && (!protocol.HasPorts() || r.Ports.Contains(port)) && (r.Family == "" || r.Family == of)
+							})
+							// Protocols that nobody names are listed only where all are alike.
+							if protocol == 47 && i < 0 && len(sets) > 0 {
+								continue
+							}
+							allowed := a.Verdict == "allow"
+							switch {
+							case a.Families[of] != "":
+								allowed = strings.HasPrefix(a.Families[of], "allow")
+							case family(first.from) != of && !first.other.from.Address.IsValid():
+								continue // they have no addresses of it
+							}
+							same := i < 0 || from == to || family(first.from) != of || slices.Equal(sets[i].Duties, a.Duties)
+							if (i >= 0) != allowed || !same {
+								t.Fatalf("%s -> %s %s/%d over %s: answered %+v, listed %+v\n%s", from, to, protocol, port, of, a, sets, policytest.Describe(in))
+							}
 						}
 					}
 				}

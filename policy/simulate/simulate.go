@@ -201,14 +201,8 @@ func (s *Simulator) Resolve(name string) ([]End, error) {
 
 // Ends picks two ends of one family of addresses, the first that there are.
 func Ends(from, to []End) (End, End, bool) {
-	for _, source := range from {
-		for _, destination := range to {
-			if source.Address.Is4() == destination.Address.Is4() {
-				return source, destination, true
-			}
-		}
-	}
-	return End{}, End{}, false
+	pairs, n := pairsOf(from, to)
+	return pairs[0].from, pairs[0].to, n > 0
 }
 
 // Decide gives a flow its verdict and the reason, as Ruleset.Decide does for
