@@ -29,7 +29,7 @@ func (o *offline) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	pathsFlag(cmd, &o.files, "file", "f", "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
 	pathsFlag(cmd, &o.workloads, "workloads", "", "file with more Workloads or Pods; may be repeated")
-	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens where nobody says anything: kubernetes (accept), deny, declared (as a controller does: accept between Pods only), or auto (that, and Workloads count as Pods where there are Kubernetes' policies and none of Bocage's)")
+	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens to the flows of workloads where nobody says anything (a node of a cluster is let reach and be reached by what is no workload, and two other ends that are none are refused): kubernetes (accept), deny, declared (as a controller does: accept between Pods only), or auto (that, and Workloads count as Pods where there are Kubernetes' policies and none of Bocage's)")
 	flags.BoolVar(&o.options.Strict, "strict", false, "refuse files with kinds that are not read, instead of leaving those out")
 	flags.StringVar(&o.at, "at", "", "the moment that is asked about, such as 2026-11-24T18:00:00Z (default: now)")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notes on standard error")
