@@ -223,14 +223,15 @@ func (g *grid) relateAll(sources, targets []lineage) {
 			}
 		}
 	}
+	var jobs []respelling
 	for from := range g.sources.coarse {
 		row := make([]relation, len(g.targets.coarse))
+		g.related[from] = row
 		for to := range row {
 			f, t := &sources[from], &targets[to]
 			if f.was == unset || t.was == unset {
-				row[to] = g.relate(int32(from), int32(to))
-				for _, e := range row[to].explicit {
-					g.explicit[e.classPair] = e.patch
+				if row[to] = g.relate(int32(from), int32(to)); row[to].spelled {
+					jobs = append(jobs, respelling{&row[to], g.spellable(nil, g.sources.coarse[from].classes, g.targets.coarse[to].classes)})
 				}
 				continue
 			}
@@ -239,38 +240,77 @@ func (g *grid) relateAll(sources, targets []lineage) {
 				g.reasons[classPair{int32(from), int32(to)}] = reason
 			}
 			if row[to].spelled && !(f.stays() && t.stays()) {
-				row[to].explicit = g.spellOutAgain(int32(from), int32(to), f, t, row[to].explicit)
+				jobs = append(jobs, respelling{&row[to], g.joined(int32(from), int32(to), f, t, &row[to])})
 			}
 		}
-		g.related[from] = row
 	}
+	g.spellOut(jobs)
 }
 
-// spellOutAgain finds the patches of two coarse classes to which other classes belong.
-func (g *grid) spellOutAgain(from, to int32, f, t *lineage, old []explicit) []explicit {
-	out := make([]explicit, 0, len(old))
+// joined lists the pairs of two coarse classes of which one side has joined, and
+// leaves out what is said of classes that do not belong to them any more.
+func (g *grid) joined(from, to int32, f, t *lineage, r *relation) []classPair {
 	there := func(class *class, coarse int32) bool { return len(class.members) > 0 && class.coarse == coarse }
-	for _, e := range old {
+	kept := make([]explicit, 0, len(r.explicit))
+	for _, e := range r.explicit {
 		if there(&g.sources.list[e.from], from) && there(&g.targets.list[e.to], to) {
-			out = append(out, e)
+			kept = append(kept, e)
 		} else {
 			delete(g.explicit, e.classPair)
 		}
 	}
-	kept := len(out)
+	r.explicit = kept
 	sources, targets := g.sources.coarse[from].classes, g.targets.coarse[to].classes
-	out = g.spellOut(out, f.fresh, targets)
+	out := g.spellable(nil, f.fresh, targets)
 	if len(t.fresh) > 0 {
-		staying := sources
-		if len(f.fresh) > 0 {
-			staying = without(sources, f.fresh)
-		}
-		out = g.spellOut(out, staying, t.fresh)
-	}
-	for _, e := range out[kept:] {
-		g.explicit[e.classPair] = e.patch
+		out = g.spellable(out, without(sources, f.fresh), t.fresh)
 	}
 	return out
+}
+
+// spellable appends the pairs of exact classes of which what lies below may not know
+// all.
+func (g *grid) spellable(out []classPair, sources, targets []int32) []classPair {
+	for _, from := range sources {
+		source := &g.sources.list[from]
+		for _, to := range targets {
+			target := &g.targets.list[to]
+			if len(source.wide) > 0 && len(target.wide) > 0 || meet(source.named, target.named) {
+				out = append(out, classPair{from, to})
+			}
+		}
+	}
+	return out
+}
+
+// respelling is pairs of exact classes whose patches a relation lacks.
+type respelling struct {
+	relation *relation
+	pairs    []classPair
+}
+
+// spellOut finds the patches that relations lack.
+func (g *grid) spellOut(jobs []respelling) {
+	var unknown []*situation
+	for _, job := range jobs {
+		for _, p := range job.pairs {
+			if _, known := g.bases[p]; !known {
+				unknown = append(unknown, &situation{about: g.aboutOf(p), rest: unset})
+			}
+		}
+	}
+	if g.c.hands.worth(len(unknown)) {
+		g.foresee(unknown)
+	}
+	for _, job := range jobs {
+		for _, p := range job.pairs {
+			b := g.baseOf(p.from, p.to)
+			if patch := g.patch(g.tableOver(b.about, b.rest), b.below); patch != 0 {
+				job.relation.explicit = append(job.relation.explicit, explicit{p, patch})
+				g.explicit[p] = patch
+			}
+		}
+	}
 }
 
 func newClasses(sides func(*statement) (own, other side)) classes {
@@ -509,7 +549,7 @@ func scramble(x uint64) uint64 {
 func (g *grid) relate(from, to int32) relation {
 	f, t := &g.sources.coarse[from], &g.targets.coarse[to]
 	if !g.relaxed {
-		return relation{spelled: true, explicit: g.spellOut(nil, f.classes, t.classes)}
+		return relation{spelled: true}
 	}
 	var out relation
 	shared := intersect(f.named, t.named)
@@ -519,12 +559,9 @@ func (g *grid) relate(from, to int32) relation {
 	if len(shared) > 0 || len(f.wide) > 0 && len(t.wide) > 0 {
 		refined := g.refined(truth, below, t.table)
 		if patch := g.tables.over(refined, below); patch != 0 {
-			g.reasons[classPair{from, to}], out.reason = patch, patch // for baseOf, too
+			g.reasons[classPair{from, to}], out.reason = patch, patch
 		}
 		out.spelled = out.spelled || g.patch(truth, refined) != 0
-	}
-	if out.spelled {
-		out.explicit = g.spellOut(nil, f.classes, t.classes)
 	}
 	return out
 }
@@ -565,21 +602,10 @@ func (g *grid) refine(truth, below, target int32) int32 {
 	}))
 }
 
-// spellOut appends the patches of exact classes of two coarse ones.
-func (g *grid) spellOut(out []explicit, sources, targets []int32) []explicit {
-	for _, from := range sources {
-		for _, to := range targets {
-			source, target := &g.sources.list[from], &g.targets.list[to]
-			if (len(source.wide) == 0 || len(target.wide) == 0) && !meet(source.named, target.named) {
-				continue // what lies below knows all of it
-			}
-			b := g.baseOf(from, to)
-			if patch := g.patch(g.tableOver(b.about, b.rest), b.below); patch != 0 {
-				out = append(out, explicit{classPair{from, to}, patch})
-			}
-		}
-	}
-	return out
+// aboutOf lists the broad statements about pairs of two classes.
+func (g *grid) aboutOf(p classPair) []int32 {
+	source, target := &g.sources.list[p.from], &g.targets.list[p.to]
+	return merged(g.open, source.wide, target.wide, intersect(source.named, target.named))
 }
 
 // baseOf returns what pairs of two classes have in common.
@@ -591,7 +617,7 @@ func (g *grid) baseOf(from, to int32) base {
 	if known && b.reason == reason {
 		return b
 	}
-	b = base{about: merged(g.open, source.wide, target.wide, intersect(source.named, target.named)), reason: reason}
+	b = base{about: g.aboutOf(pair), reason: reason}
 	b.below = g.tables.lay(target.patch, source.table)
 	b.rest = g.c.decide(g.c.judge.generalOf(b.about))
 	if reason != 0 {

@@ -142,7 +142,7 @@ func ownNumber(i int32) int32 { return hidden - 1 - i }
 
 func (f *foresight) look(s *situation) {
 	f.scratch = appendNumbers(f.scratch[:0], s.about)
-	if f.tables[string(f.scratch)] {
+	if _, known := f.g.tables.byCause[string(f.scratch)]; known || f.tables[string(f.scratch)] {
 		return
 	}
 	cause := string(f.scratch)
