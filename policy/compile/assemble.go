@@ -455,11 +455,15 @@ func (c *compiler) describe(rs *whole, d *change) {
 	}
 	if look {
 		var entering []uint64 // groups and their subjects: sorting these costs less than sorting what is said of them
-		for i := range c.pop.subjects {
-			if s := &c.pop.subjects[i]; i != worldSubject && !s.gone() && (altered(int32(i)) || whole || len(came) > 0 && came[int32(i)]) {
-				entering = append(entering, uint64(s.group)<<32|uint64(i))
+		parts := make([][]uint64, c.hands.count)
+		c.hands.divide(len(c.pop.subjects), func(hand, first, last int) {
+			for i := first; i < last; i++ {
+				if s := &c.pop.subjects[i]; i != worldSubject && !s.gone() && (altered(int32(i)) || whole || len(came) > 0 && came[int32(i)]) {
+					parts[hand] = append(parts[hand], uint64(s.group)<<32|uint64(i))
+				}
 			}
-		}
+		})
+		entering = slices.Concat(parts...)
 		slices.Sort(entering)
 		for _, at := range entering {
 			i := int32(uint32(at))

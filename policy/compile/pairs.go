@@ -94,9 +94,9 @@ type grid struct {
 	byAlike          []int32 // room
 
 	// What the last change of statements led to.
-	looked       []pair        // pairs with mentions that were looked at again
-	mentioning   map[pair]bool // whether those whose mentions changed had some before
-	gone, come   []entry       // patches that are no longer, and new ones
+	looked     []pair        // pairs with mentions that were looked at again
+	mentioning map[pair]bool // whether those whose mentions changed had some before
+	changes
 	reclassified bool
 	stayed       bool // the classes are those that they were, though subjects came or went
 

@@ -17,16 +17,41 @@ func (g *grid) update(d *change) bool {
 	for p := range g.mentioning {
 		g.namings.mention(p, g.c.pop.subjects[p.to].isDomain(), len(g.mentioned(p.from, p.to)) > 0)
 	}
-	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified && !g.classifyAgain(d) {
-		return false
+	sourcesOf, spelled := g.sources.of, g.spelled
+	before := g.lay
+	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified {
+		if before == nil {
+			before = g.reasoned()
+		}
+		if !g.classifyAgain(d) {
+			return false
+		}
 	}
-	slices.SortFunc(g.looked, comparePairs)
-	g.looked = slices.Compact(g.looked)
-	g.evaluateAgain()
-	if !g.reclassified {
-		g.spellAgain(g.sources.of, g.spelled)
-	}
+	var respelled changes
+	g.c.hands.together(g.reclassified, func() {
+		if g.reclassified {
+			g.spelled = g.spell()
+		}
+		g.spellAgain(&respelled, sourcesOf, spelled)
+	}, func() {
+		if g.reclassified {
+			g.lookAround(before)
+		}
+		slices.SortFunc(g.looked, comparePairs)
+		g.looked = slices.Compact(g.looked)
+		g.evaluateAgain()
+	})
+	g.gone, g.come = append(g.gone, respelled.gone...), append(g.come, respelled.come...)
 	return true
+}
+
+// lookAround looks at the pairs with mentions for which other classes make a difference.
+func (g *grid) lookAround(before *reasoned) {
+	g.lookWhereStated()
+	if g.lay = nil; !g.stayed { // those who came are looked at anyhow
+		g.lay = g.reasoned()
+		g.lookWhereReasoned(before, g.lay)
+	}
 }
 
 // mentionAgain changes the mentions, and looks at their pairs.
@@ -105,23 +130,26 @@ func (g *grid) enter(p pair, now int32) {
 	}
 }
 
+// changes are patches that are no longer, and new ones.
+type changes struct{ gone, come []entry }
+
 // note remembers that the patch of a pair changed.
-func (g *grid) note(p pair, was, now int32) {
+func (c *changes) note(p pair, was, now int32) {
 	if was == now {
 		return
 	}
 	if was != 0 {
-		g.gone = append(g.gone, entry{p, was})
+		c.gone = append(c.gone, entry{p, was})
 	}
 	if now != 0 {
-		g.come = append(g.come, entry{p, now})
+		c.come = append(c.come, entry{p, now})
 	}
 }
 
 // spellAgain finds which pairs are spelled out like their classes now and were
 // not, or the other way round: since their classes are others or say something
 // else, or since statements mention them that did not.
-func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
+func (g *grid) spellAgain(noted *changes, sourcesOf []int32, old map[int32][]result) {
 	patchOf := func(of []int32, spelled map[int32][]result, p pair) int32 {
 		if int(p.from) >= len(of) || of[p.from] == unset {
 			return 0
@@ -141,7 +169,7 @@ func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
 		if len(g.mentioned(p.from, p.to)) == 0 {
 			now = patchOf(g.sources.of, g.spelled, p)
 		}
-		g.note(p, was, now)
+		noted.note(p, was, now)
 	}
 	if !g.reclassified {
 		return
@@ -169,7 +197,7 @@ func (g *grid) spellAgain(sourcesOf []int32, old map[int32][]result) {
 		for _, d := range list {
 			p := pair{int32(f), d.to}
 			if _, changed := g.mentioning[p]; !changed && len(g.mentioned(p.from, p.to)) == 0 {
-				g.note(p, d.was, d.now)
+				noted.note(p, d.was, d.now)
 			}
 		}
 	}
@@ -198,16 +226,10 @@ func compareSpelled(old, now []result) []respelled {
 	return out
 }
 
-// classifyAgain divides the subjects into classes again, and looks at the pairs
-// that lie over something else now.
+// classifyAgain divides the subjects into classes again. It gives up where update does.
 func (g *grid) classifyAgain(d *change) bool {
 	relaxed := g.relaxed
 	open, sources, targets := g.openPatch, g.sources, g.targets
-	before := g.lay
-	if before == nil {
-		before = g.reasoned()
-	}
-	spelled := g.spelled
 
 	var added, withdrawn []int32
 	gone := map[int32]bool{}
@@ -230,13 +252,6 @@ func (g *grid) classifyAgain(d *change) bool {
 	for i := range g.sources.of {
 		g.note(pair{int32(i), anyone}, sources.patchOf(i), g.sources.patchOf(i))
 		g.note(pair{anyone, int32(i)}, targets.patchOf(i), g.targets.patchOf(i))
-	}
-	g.spelled = g.spell()
-	g.spellAgain(sources.of, spelled)
-	g.lookWhereStated()
-	if g.lay = nil; !g.stayed { // those who came are looked at anyhow
-		g.lay = g.reasoned()
-		g.lookWhereReasoned(before, g.lay)
 	}
 	return true
 }
