@@ -92,11 +92,16 @@ func (c *compiler) eachExceptedOtherwise(r *refusers, look func(i int32)) {
 	if len(refusing) == 0 {
 		return
 	}
+	from, to := make([]uint64, len(c.pop.subjects)), make([]uint64, len(c.pop.subjects))
+	var fromAll, toAll uint64
+	for n, s := range refusing {
+		// With more than 64, some share a bit, and a few contracts too many are looked at.
+		flag(from, &fromAll, s.from, 1<<(n%64))
+		flag(to, &toAll, s.to, 1<<(n%64))
+	}
 	meets := func(i int32) bool {
 		contract := &c.statements[i]
-		return c.broad(contract) || slices.ContainsFunc(refusing, func(s *statement) bool {
-			return s.from.contains(contract.from.list[0]) && s.to.contains(contract.to.list[0])
-		})
+		return c.broad(contract) || (from[contract.from.list[0]]|fromAll)&(to[contract.to.list[0]]|toAll) != 0
 	}
 	for _, a := range c.apps {
 		for _, u := range [2]*unit{&a.consumes, &a.provides} {
