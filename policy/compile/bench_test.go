@@ -345,7 +345,7 @@ func (m *measured) measure(name string, do func() compile.Output) {
 	out := do()
 	wall := time.Since(began)
 	own, with = processorTime(m.b, unix.CLOCK_THREAD_CPUTIME_ID)-own, processorTime(m.b, unix.CLOCK_PROCESS_CPUTIME_ID)-with
-	out.Findings()
+	out.Told()
 	told := time.Since(began)
 	for _, name := range []string{"all", name} {
 		m.told[name] = append(m.told[name], told)

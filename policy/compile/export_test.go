@@ -31,3 +31,6 @@ func NewSparingCutter(rs *bocage.Ruleset, in Input, most int) *Cutter {
 	}
 	return c
 }
+
+// Told waits until findings are found out, and does not list them.
+func (o Output) Told() { o.findings.wait() }
