@@ -143,7 +143,7 @@ func TestAcceptedForms(t *testing.T) {
 // what it was drawn from stays.
 func TestGeneratedNames(t *testing.T) {
 	b := start(t, nil)
-	for _, prefix := range []string{"gen-", strings.Repeat("g", 300) + "-"} {
+	for _, prefix := range []string{"gen-", strings.Repeat("g", 240) + "-"} {
 		seen := map[string]bool{}
 		for range 3 {
 			code, text, _ := b.raw(t, "POST", policiesPath, jsonType, strings.Replace(policyBody, `"name":"web"`, `"generateName":"`+prefix+`"`, 1))

@@ -138,7 +138,7 @@ func TestQuestionsToPolicy(t *testing.T) {
 	admin, owner := b.as(t, RoleAdmin), b.as(t, RoleOwner, "shop")
 	var e *client.Error
 
-	test := documents(t, "apiVersion: bocage.dev/v1\nkind: PolicyTest\nmetadata: {name: a, namespace: shop}\nspec: {cases: [{from: a/b, to: c/d, port: 1, expect: {reach: allow}}]}\n")
+	test := documents(t, "apiVersion: bocage.dev/v1\nkind: PolicyTest\nmetadata: {name: a, namespace: shop}\nspec: {cases: [{name: PolicyTest, from: shop/b, to: c/d, port: 1, expect: {reach: allow}}]}\n")
 	results, err := admin.Test(ctx, test)
 	if err != nil || len(results) != 2 || results[1].Test != "shop/a" || results[1].Case != "PolicyTest" {
 		t.Error(results, err)

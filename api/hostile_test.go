@@ -91,7 +91,7 @@ func TestHostileRequests(t *testing.T) {
 	}{
 		{"more than 10 MB", "POST", scopes, jsonType, `{"x":"` + strings.Repeat("x", 10<<20) + `"}`, 413, "larger than"},
 		{"10 MB of brackets", "POST", scopes, jsonType, strings.Repeat("[", 9<<20), 400, "more than 1048576 values"},
-		{"maps within maps", "POST", scopes, jsonType, strings.Repeat(`{"a":`, 100_000), 400, "max depth"},
+		{"maps within maps", "POST", scopes, jsonType, strings.Repeat(`{"a":`, 100_000), 400, "levels deep"},
 		{"a deep YAML", "POST", scopes, "application/yaml", strings.Repeat("- ", 5000), 400, "nested deeper than 64"},
 		{"a deep YAML in flow style", "POST", scopes, "application/yaml", strings.Repeat("[", 100_000), 400, ""},
 		{"10 MB of commas", "POST", scopes, jsonType, `{"a":[` + strings.Repeat("0,", 5<<20-20) + `0]}`, 400, ""},
