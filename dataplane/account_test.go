@@ -11,6 +11,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host/hosttest"
 )
 
 // age makes every flow look as if it had been idle, and unreported, for long.
@@ -20,6 +21,21 @@ func (p *plane) age(idle time.Duration) {
 	p.rewrite(func(flow *bpf.KernelFlow) {
 		flow.Seen, flow.Reported = uint32(then>>beatShift), uint16(then>>roundShift)
 	})
+}
+
+// finish awaits that a connection is closed by both ends, and lets the time pass in which
+// what they said last might be sent again.
+func (p *plane) finish() {
+	p.t.Helper()
+	hosttest.Await(p.t, "both ends to have closed", func() bool {
+		for _, row := range p.flows.live {
+			if row.Key.Protocol == uint8(bocage.ProtocolTCP) && row.Word&flowFinished == flowFinished {
+				return true
+			}
+		}
+		return false
+	})
+	p.age(5 * time.Minute)
 }
 
 // rewrite changes every flow.

@@ -100,6 +100,9 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if err != nil {
 		row.Attached = uint64(readClock().ns)
 	}
+	if row.Identity != uint32(a.Port.Identity) {
+		row.Flags = 0 // another workload may well have another MAC
+	}
 	row.Identity, row.Group = uint32(a.Port.Identity), uint32(a.Port.Group)
 	row.Flags &= portMACLearned
 	if a.Closed {
@@ -114,6 +117,11 @@ func (d *Dataplane) writePort(a Attachment) error {
 			return fmt.Errorf("MAC %q is not six bytes in hexadecimal", a.Port.MAC)
 		}
 		row.Mac, row.Flags = [6]byte(mac), row.Flags&^portMACLearned|portMACDeclared
+		if before.Mac != row.Mac || before.Flags&portMACDeclared == 0 {
+			if err := d.unlearn(a.Ifindex, row.Mac); err != nil {
+				return err
+			}
+		}
 	}
 	row.Address4, row.Address6 = bpf.KernelAddress{}, bpf.KernelAddress{}
 	more := make(map[bpf.KernelPortAddress]bool)
@@ -150,6 +158,24 @@ func (d *Dataplane) writePort(a Attachment) error {
 		return nil
 	}
 	return errors.Join(err, d.rewireNow())
+}
+
+// unlearn has ports forget a MAC that they sent by and that is declared another's now.
+func (d *Dataplane) unlearn(owner uint32, mac [6]byte) error {
+	for ifindex, err := range keysIn[uint32](d.objects.Ports) {
+		var row bpf.KernelPort
+		if err != nil {
+			return fmt.Errorf("list ports: %w", err)
+		}
+		if ifindex == owner || d.objects.Ports.Lookup(ifindex, &row) != nil || row.Flags&portMACLearned == 0 || row.Mac != mac {
+			continue
+		}
+		row.Flags &^= portMACLearned
+		if err := d.objects.Ports.Put(ifindex, row); err != nil {
+			return fmt.Errorf("forget a MAC that is another's: %w", err)
+		}
+	}
+	return nil
 }
 
 // readPort reads back what the kernel knows of a port.

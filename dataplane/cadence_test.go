@@ -8,7 +8,6 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/dataplane/bpf"
-	"bocage.dev/bocage/host/hosttest"
 )
 
 // silent lets time pass for every flow, without a packet; after none, no time has
@@ -224,15 +223,7 @@ func TestRootCadenceOfConnection(t *testing.T) {
 	}
 	most := silence + time.Since(begun)
 	c.Close()
-	hosttest.Await(t, "both ends to have closed", func() bool {
-		for _, row := range p.flows.live {
-			if row.Key.Protocol == uint8(bocage.ProtocolTCP) && row.Word&flowFinished == flowFinished {
-				return true
-			}
-		}
-		return false
-	})
-	p.age(5 * time.Minute)
+	p.finish()
 	p.await("the end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd })
 	told := p.awaitCadence("the connection", func(bocage.Cadence) bool { return true })
 	mean, _ := told.Gap()

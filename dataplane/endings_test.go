@@ -110,6 +110,7 @@ func TestRootFlowOutlivesItsDecision(t *testing.T) {
 	p.later(time.Hour)
 	must(t, ping(live, long))
 	live.Close()
+	p.finish()
 	over := p.await("an end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd })
 	if over.Decision != decideEnding+1 {
 		t.Errorf("end %+v, want the successor's decision", over)
@@ -292,6 +293,7 @@ func TestRootShadow(t *testing.T) {
 		t.Errorf("candidate %+v (%v) after its end", c, err)
 	}
 	live.Close()
+	p.finish()
 	if e := p.await("the end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd && e.DestinationPort == 80 && e.Closed }); e.Differs {
 		t.Errorf("differs from no candidate: %+v", e)
 	}

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -255,7 +256,15 @@ func linkLocal(w *workload) netip.Addr {
 
 func lease(w *workload) frame {
 	return frame{from: [6]byte(w.mac), to: [6]byte{255, 255, 255, 255, 255, 255}, source: netip.IPv4Unspecified(),
-		dst: netip.AddrFrom4([4]byte{255, 255, 255, 255}), protocol: bocage.ProtocolUDP, sport: 68, dport: 67, payload: 240}
+		dst: netip.AddrFrom4([4]byte{255, 255, 255, 255}), protocol: bocage.ProtocolUDP, sport: 68, dport: 67,
+		body: says(68, 67, append([]byte{1, 1, 6, 0, 1, 2, 3, 4}, make([]byte, 232)...))}
+}
+
+// says is a datagram of UDP with its header.
+func says(source, destination uint16, payload []byte) []byte {
+	be := binary.BigEndian
+	b := be.AppendUint16(be.AppendUint16(nil, source), destination)
+	return append(append(be.AppendUint16(b, uint16(8+len(payload))), 0, 0), payload...)
 }
 
 func (p *plane) judgedHere(from bool, ifindex uint32, b []byte) (returned uint32) {
@@ -290,6 +299,7 @@ func TestRootObserve(t *testing.T) {
 		return e.Reason == bocage.ReasonSpoofed && e.Verdict == bocage.VerdictAllow && e.Would == bocage.VerdictDrop
 	})
 	c.Close()
+	p.finish()
 	end := p.await("the end", func(e bocage.FlowEvent) bool { return e.Kind == bocage.EventEnd && e.DestinationPort == 80 })
 	if !end.Replied || !end.Closed || end.Packets < 6 || end.Bytes < 300 || end.Verdict != bocage.VerdictAllow {
 		t.Errorf("end event %+v", end)
@@ -587,19 +597,25 @@ func TestRootFloodOfRefusals(t *testing.T) {
 	}
 }
 
-// Malformed packets are refused whoever sends them, ruleset or not.
-func TestRootMalformedNeverPasses(t *testing.T) {
+// Malformed packets are refused where somebody enforces, whoever sends them; where
+// policy only observes, and before there is one, they pass and are counted.
+func TestRootMalformedPassesNobodyWhoEnforces(t *testing.T) {
 	t.Parallel()
 	p := newPlane(t)
 	a := p.workload(1, 101, 21)
 	p.attach(a)
 	random := newRandom(t)
 	all := specimens()
-	refused := 0
-	for _, ruled := range []bool{false, true} {
-		if ruled {
-			rs := ruleset(1, nil, a)
-			rs.Groups = nil
+	refused, observed := 0, 0
+	for generation := range uint64(3) {
+		want, counted := next, new(int)
+		if generation > 0 {
+			rs := ruleset(generation, nil, a)
+			if generation == 1 {
+				rs.Groups, counted = nil, &observed
+			} else {
+				want, counted = dropped, &refused
+			}
 			must(t, p.Apply(rs))
 		}
 		p.in(func() error {
@@ -608,9 +624,9 @@ func TestRootMalformedNeverPasses(t *testing.T) {
 				if len(b) < 54 || wellFormed(b) {
 					continue // tc programs are not run on less by BPF_PROG_RUN
 				}
-				refused++
-				if got := p.judged(random.IntN(2) == 0, a.ifindex, b); got != dropped {
-					t.Fatalf("ruleset %v: program returned %d for % x", ruled, int32(got), b)
+				*counted++
+				if got := p.judged(random.IntN(2) == 0, a.ifindex, b); got != want {
+					t.Fatalf("ruleset %d: program returned %d for % x, want %d", generation, int32(got), b, int32(want))
 				}
 			}
 			return nil
@@ -619,7 +635,10 @@ func TestRootMalformedNeverPasses(t *testing.T) {
 	c, err := p.Counters()
 	must(t, err)
 	if n := c.Refused[bocage.ReasonMalformed].Packets; n != uint64(refused) || n == 0 {
-		t.Errorf("%d counted as malformed, want %d", n, refused)
+		t.Errorf("%d counted as malformed and refused, want %d", n, refused)
+	}
+	if n := c.Passed[bocage.ReasonMalformed].Packets; n != uint64(observed) || n == 0 {
+		t.Errorf("%d counted as malformed and passed, want %d", n, observed)
 	}
 }
 

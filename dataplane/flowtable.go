@@ -40,7 +40,7 @@ const (
 // How many kinds of flows have a patience of their own, and the one whose patience is
 // that of picking up.
 const (
-	kinds        = 7
+	kinds        = 8
 	kindSilenced = 6
 )
 
@@ -94,7 +94,7 @@ func (t *flowTable) isOver(row *bpf.KernelFlow, beat uint32) bool {
 
 // kindOf is the twin of kind_of in sweep.c.
 func kindOf(row *bpf.KernelFlow) int {
-	const closed, opening, established, datagram, stream, other = 0, 1, 2, 3, 4, 5
+	const closed, opening, established, datagram, stream, other, finished = 0, 1, 2, 3, 4, 5, 7
 	const unproven = flowReset | flowEstablished | flowWatched
 	word := row.Word
 	switch bocage.Protocol(row.Key.Protocol) {
@@ -102,8 +102,10 @@ func kindOf(row *bpf.KernelFlow) int {
 		switch {
 		case word&unproven == unproven && row.Expects != 0:
 			return kindSilenced
-		case word&flowReset != 0 || word&flowFinished == flowFinished:
+		case word&flowReset != 0:
 			return closed
+		case word&flowFinished == flowFinished:
+			return finished
 		case word&flowEstablished != 0:
 			return established
 		}

@@ -279,7 +279,33 @@ func wellFormedTransport(protocol, hops byte, b []byte, first bool) bool {
 		if b[0] >= 133 && b[0] <= 137 && (hops != 255 || b[1] != 0) {
 			return false
 		}
-		return b[0] != 135 && b[0] != 136 || len(b) >= 24
+		switch b[0] {
+		case 133:
+			return wellFormedNeighbour(b[8:])
+		case 135, 136:
+			return len(b) >= 24 && wellFormedNeighbour(b[24:])
+		}
+	}
+	return true
+}
+
+// wellFormedNeighbour refuses options of neighbour discovery that do not fit, are many,
+// or speak of two MACs.
+func wellFormedNeighbour(b []byte) bool {
+	if len(b) > 40 {
+		return false
+	}
+	spoken := 0
+	for len(b) > 0 {
+		if len(b) < 8 || b[1] == 0 || 8*int(b[1]) > len(b) {
+			return false
+		}
+		if b[0] == 1 || b[0] == 2 {
+			if spoken++; b[1] != 1 || spoken > 1 {
+				return false
+			}
+		}
+		b = b[8*int(b[1]):]
 	}
 	return true
 }

@@ -118,15 +118,20 @@ func (s *shaper) opening(shape string, raw []byte, f bocage.Flow, from, answerab
 	return passing{raw: raw, from: from, shape: shape, flow: f, want: expect(s.rs, s.candidate, f, names, from, answerable)}
 }
 
-// malformed is a frame that nobody passes.
-func malformed(shape string, raw []byte, f bocage.Flow, from bool) passing {
-	return passing{raw: raw, from: from, shape: shape, flow: f, want: expectation{returned: dropped}, silent: true, reason: bocage.ReasonMalformed}
+// malformed is a frame that is refused where somebody enforces, or is cut off.
+func (s *shaper) malformed(shape string, raw []byte, f bocage.Flow, from bool) passing {
+	p := passing{raw: raw, from: from, shape: shape, flow: f, want: expectation{returned: next}, silent: true, reason: bocage.ReasonMalformed}
+	f.At = time.Now()
+	if isCutOff(s.rs, f) || isEnforced(s.rs, f) {
+		p.want.returned = dropped
+	}
+	return p
 }
 
 // judgedByForm is whatever the second reading of frames takes it for.
 func (s *shaper) judgedByForm(shape string, raw []byte, f bocage.Flow, from, answerable bool) passing {
 	if !wellFormed(raw) {
-		return malformed(shape, raw, f, from)
+		return s.malformed(shape, raw, f, from)
 	}
 	return s.opening(shape, raw, f, from, answerable)
 }
@@ -222,7 +227,7 @@ func (s *shaper) asPiece(b *frame, id uint16, offset int, more bool) {
 // stray is a frame that belongs to nothing: refused where somebody enforces.
 func (s *shaper) stray(shape string, raw []byte, f bocage.Flow, from bool) passing {
 	if !wellFormed(raw) {
-		return malformed(shape, raw, f, from)
+		return s.malformed(shape, raw, f, from)
 	}
 	p := passing{raw: raw, from: from, shape: shape, flow: f, want: expectation{returned: next}, silent: true, reason: bocage.ReasonFragment}
 	if isEnforced(s.rs, f) {
@@ -254,7 +259,7 @@ func (s *shaper) cut(b frame, f bocage.Flow, from bool) []passing {
 	if len(whole) == least {
 		return []passing{s.opening("plain", whole, f, from, false)}
 	}
-	return []passing{malformed("cut", whole[:least+s.random.IntN(len(whole)-least)], f, from)}
+	return []passing{s.malformed("cut", whole[:least+s.random.IntN(len(whole)-least)], f, from)}
 }
 
 // flagged is TCP with flags that scanners set and nobody else.

@@ -209,7 +209,7 @@ func (d *Dataplane) ready() (*asker, error) {
 		copyRows[bpf.KernelQuotaKey, bpf.KernelQuota](live["quotas"], own["quotas"]),
 		copyRows[uint32, bpf.KernelPressure](live["pressure"], own["pressure"]),
 		copyRows[uint32, bpf.KernelHearings](live["hearings"], own["hearings"]),
-		clearRows(own["questions"], func(bpf.KernelQuestion) bool { return true }),
+		copyRows[bpf.KernelQuestion, bpf.KernelAsked](live["questions"], own["questions"]),
 		clearRows(own["refusals"], func(bpf.KernelRefusalKey) bool { return true }),
 		clearRows(own["folded"], func(bpf.KernelRefusalKey) bool { return true }),
 		d.asker.forget(),
@@ -359,4 +359,4 @@ const (
 	actDivert   = 2
 )
 
-var admissions = [...]Admission{"", AdmittedOn, AdmittedControl, AdmittedSpoofed, AdmittedAside, AdmittedUnknown}
+var admissions = [...]Admission{"", AdmittedOn, AdmittedControl, AdmittedSpoofed, AdmittedAside, AdmittedUnknown, AdmittedControl}

@@ -315,7 +315,6 @@ struct presence {
 // One enforcement point, by the index of the host's side of the interface.
 struct port {
 	__u64 attached; // coarse monotonic ns
-	__u64 leased;   // when it last asked for an address by DHCP
 	__u64 answered; // until when its share of answers to refusals is spent
 	struct address address4;
 	struct address address6;
@@ -329,7 +328,7 @@ struct port {
 	__u32 across; // index of a wire's other interface
 	__u32 master; // index of the bridge that the interface is of; 0: none
 };
-_Static_assert(sizeof(struct port) == 88, "port");
+_Static_assert(sizeof(struct port) == 80, "port");
 #define PORT_MAC_DECLARED 1
 #define PORT_MAC_LEARNED 2
 #define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
@@ -610,7 +609,7 @@ struct question {
 	struct address source;
 	struct address target;
 	__u32 ifindex;
-	__u32 protocol; // 0: ARP, 58: neighbour discovery
+	__u32 protocol; // 0: ARP, 58: neighbour discovery; else of DHCP, and the target is the transaction
 };
 _Static_assert(sizeof(struct question) == 40, "question");
 

@@ -13,6 +13,7 @@
 #define ADMIT_SPOOFED 2
 #define ADMIT_ASIDE 3 // not addressed to this workload
 #define ADMIT_UNKNOWN 4 // what links need, of whom nobody knows, where policy is enforced
+#define ADMIT_LEASE 5 // DHCP: passes, but for who is cut off
 
 #include "wire.h"
 
@@ -28,9 +29,14 @@ static __always_inline bool owns(const struct passage *at, const struct port *po
 	return bpf_map_lookup_elem(&port_addresses, &key) != NULL;
 }
 
+static __always_inline bool is_mac_known(const struct port *port)
+{
+	return port->flags & (PORT_MAC_DECLARED | PORT_MAC_LEARNED);
+}
+
 static __always_inline bool is_mac_of(const struct port *port, const __u8 *mac)
 {
-	return !(port->flags & PORT_MAC_DECLARED) || same_mac(port->mac, mac);
+	return !is_mac_known(port) || same_mac(port->mac, mac);
 }
 
 // Whether a link-local address may be the sender's, though nobody declared it: not one
@@ -52,13 +58,42 @@ static __always_inline bool may_use(const struct passage *at, const struct port 
 	return owns(at, port, address) || may_be_own_link_local(at, address);
 }
 
-// Steering needs to know the workload's MAC, also where none was declared.
-static __always_inline void learn_mac(struct port *port, const __u8 *mac)
+// Looks for whom a MAC belongs to among the ports of one bridge.
+struct claim {
+	__u8 mac[6] __attribute__((aligned(2)));
+	__u8 pad[2];
+	__u32 ifindex;
+	__u32 master;
+	__u32 taken;
+};
+
+static long look_for_mac(void *map, const __u32 *ifindex, const struct port *port, struct claim *claim)
 {
-	if ((port->flags & PORT_MAC_DECLARED) || same_mac(port->mac, mac))
-		return;
+	if (*ifindex == claim->ifindex || port->master != claim->master || !is_mac_known(port) ||
+	    !same_mac(port->mac, claim->mac))
+		return 0;
+	claim->taken = 1;
+	return 1;
+}
+
+// Whether the workload sends by its own MAC. Where none was declared, that is the first by
+// which it sends, unless another port has that one: who sends by another's MAC has the
+// bridge bring him what is for the other.
+STAGE int claims_mac(const struct passage *at, struct port *port)
+{
+	if (!at || !port)
+		return true;
+	const __u8 *mac = at->packet.source_mac;
+	if (is_mac_known(port))
+		return same_mac(port->mac, mac);
+	struct claim claim = {.ifindex = at->ifindex, .master = port->master};
+	memcpy(claim.mac, mac, 6);
+	bpf_for_each_map_elem(&ports, look_for_mac, &claim, 0);
+	if (claim.taken)
+		return false;
 	memcpy(port->mac, mac, 6);
 	port->flags |= PORT_MAC_LEARNED;
+	return true;
 }
 
 static __always_inline void mark_answered(const struct passage *at, const struct address *asker,
@@ -103,7 +138,7 @@ static __always_inline __u32 admit_arp(const struct passage *at, struct port *po
 		return ADMIT_CONTROL;
 	}
 	if (port && port->identity) {
-		if (!is_mac_of(port, p->source_mac) || !is_mac_of(port, p->said_mac))
+		if (!is_mac_of(port, p->said_mac))
 			return ADMIT_SPOOFED;
 		// Who looks for duplicates of an address (RFC 5227) says that it is to be his own.
 		if (!owns(at, port, is_unspecified(&p->source) ? &p->target : &p->source))
@@ -137,36 +172,64 @@ static __always_inline __u32 admit_neighbour(const struct passage *at, struct po
 	return ADMIT_CONTROL;
 }
 
-static __always_inline bool is_lease_request(const struct packet *p)
+// Whether this is a whole packet of DHCP between two ports.
+static __always_inline bool is_lease_between(const struct packet *p, __u16 source4, __u16 source6)
 {
-	if (p->protocol != PROTOCOL_UDP || (p->marks & PACKET_LATER))
+	if (p->protocol != PROTOCOL_UDP || (p->marks & (PACKET_FIRST | PACKET_LATER)))
 		return false;
-	if (p->ethertype == ETHERNET_IPV4)
-		return p->source_port == 68 && p->destination_port == 67 &&
-		       (is_unspecified(&p->source) || p->destination.low >> 32 == 0xffffffff);
-	return p->source_port == 546 && p->destination_port == 547 && is_link_local6(&p->source);
+	bool four = p->ethertype == ETHERNET_IPV4;
+	return p->source_port == (four ? source4 : source6) &&
+	       p->destination_port == (four ? 67 + 68 - source4 : 546 + 547 - source6);
 }
 
-static __always_inline bool is_lease_answer(const struct passage *at, const struct port *port)
+// Who asks for an address asks everybody on the link: servers are asked by name like
+// any other, once who asks has an address to ask by.
+static __always_inline bool is_lease_request(const struct packet *p)
 {
-	const struct packet *p = &at->packet;
-	if (p->protocol != PROTOCOL_UDP || !port || (p->marks & PACKET_LATER))
+	if (!is_lease_between(p, 68, 546) || !(p->marks & PACKET_GROUP))
 		return false;
-	if (!(p->source_port == 67 && p->destination_port == 68) &&
-	    !(p->source_port == 547 && p->destination_port == 546))
+	if (p->ethertype == ETHERNET_IPV4)
+		return p->type == 1 && p->destination.low >> 32 == 0xffffffff;
+	return is_link_local6(&p->source) && p->destination.high == bswap64(0xff02ULL << 48) &&
+	       p->destination.low == bswap64(0x10002);
+}
+
+static __always_inline struct question lease_key(const struct passage *at)
+{
+	return (struct question){.target = {.low = at->packet.target.low}, .ifindex = at->ifindex,
+				 .protocol = PROTOCOL_UDP | (__u32)at->packet.ethertype << 16};
+}
+
+// Notes that a lease was asked for. Nobody answers a question that has no count.
+STAGE int ask_for_lease(const struct passage *at)
+{
+	if (!at)
 		return false;
-	return port->leased && at->now - port->leased < LEASE_PERIOD;
+	struct question key = lease_key(at);
+	struct asked asked = {.since = at->now, .answered = 1};
+	return !bpf_map_update_elem(&questions, &key, &asked, BPF_ANY);
+}
+
+// Whether this answers who asked for a lease a moment ago.
+STAGE int is_lease_answer(const struct passage *at)
+{
+	const struct packet *p = at ? &at->packet : NULL;
+	if (!p || !is_lease_between(p, 67, 547))
+		return false;
+	if (p->ethertype == ETHERNET_IPV4 ? p->type != 2 : !is_link_local6(&p->source))
+		return false;
+	struct question key = lease_key(at);
+	struct asked *asked = bpf_map_lookup_elem(&questions, &key);
+	return asked && at->now - asked->since < LEASE_PERIOD;
 }
 
 static __always_inline __u32 admit_sent(const struct passage *at, struct port *port)
 {
 	const struct packet *p = &at->packet;
-	if (port && port->identity && !is_mac_of(port, p->source_mac))
-		return ADMIT_SPOOFED;
 	if (is_lease_request(p) && port) {
-		if (is_unspecified(&p->source) || is_link_local6(&p->source) || owns(at, port, &p->source)) {
-			port->leased = at->now;
-			return ADMIT_CONTROL;
+		if (is_unspecified(&p->source) || may_use(at, port, &p->source)) {
+			ask_for_lease(at);
+			return ADMIT_LEASE;
 		}
 	}
 	if (port && port->identity) {
@@ -174,7 +237,6 @@ static __always_inline __u32 admit_sent(const struct passage *at, struct port *p
 			      (p->marks & PACKET_NEIGHBOUR); // looking for duplicates of an address
 		if (!nobody && !may_use(at, port, &p->source))
 			return ADMIT_SPOOFED;
-		learn_mac(port, p->source_mac);
 	}
 	if (p->marks & PACKET_NEIGHBOUR)
 		return admit_neighbour(at, port);
@@ -187,11 +249,16 @@ static __always_inline __u32 admit_received(const struct passage *at, struct por
 	if (port && port->identity && !(p->marks & PACKET_GROUP)) {
 		if (!is_mac_of(port, p->destination_mac))
 			return ADMIT_ASIDE;
-		if (!(port->flags & PORT_MAC_LEARNED))
-			learn_mac(port, p->destination_mac);
+		if (!is_mac_known(port))
+			memcpy(port->mac, p->destination_mac, 6); // as far as is known, for steering
 	}
-	if (is_lease_answer(at, port))
-		return ADMIT_CONTROL;
+	if (is_lease_answer(at))
+		return ADMIT_LEASE;
+	// What a bridge floods, or was led to send here, is another's.
+	bool known = port && port->identity && !(is_unspecified(&port->address4) && is_unspecified(&port->address6));
+	if (known && !is_multicast(&p->destination) && !(p->marks & PACKET_GROUP) && !is_link_local6(&p->destination) &&
+	    !owns(at, port, &p->destination))
+		return ADMIT_ASIDE;
 	if (p->marks & PACKET_NEIGHBOUR)
 		return admit_neighbour(at, port);
 	return ADMIT_ON;
@@ -213,16 +280,10 @@ static __always_inline struct port *find_port(struct passage *at)
 // DHCP on a wire: the inside asks and the outside answers.
 static __always_inline bool is_lease(struct passage *at)
 {
-	__u32 ifindex = at->ifindex;
-	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-	if (!port)
-		return false;
 	if (!at->from)
-		return is_lease_answer(at, port);
-	if (!is_lease_request(&at->packet))
-		return false;
-	port->leased = at->now;
-	return is_unspecified(&at->packet.source) || is_link_local6(&at->packet.source);
+		return is_lease_answer(at);
+	return is_lease_request(&at->packet) &&
+	       (is_unspecified(&at->packet.source) || is_link_local6(&at->packet.source)) && (ask_for_lease(at), true);
 }
 
 // Also finds the port. Before there is a ruleset, nothing is refused.
@@ -232,8 +293,10 @@ STAGE int admit(struct passage *at)
 		return ADMIT_SPOOFED;
 	__u32 admitted;
 	struct port *port = at->link ? NULL : find_port(at);
-	if (at->link)
-		admitted = is_lease(at) ? ADMIT_CONTROL : admit_wired(at);
+	if (at->from && port && port->identity && !claims_mac(at, port))
+		admitted = ADMIT_SPOOFED;
+	else if (at->link)
+		admitted = is_lease(at) ? ADMIT_LEASE : admit_wired(at);
 	else if (at->packet.ethertype == ETHERNET_ARP)
 		admitted = admit_arp(at, port);
 	else if (at->packet.ethertype != ETHERNET_IPV4 && at->packet.ethertype != ETHERNET_IPV6)
@@ -244,7 +307,7 @@ STAGE int admit(struct passage *at)
 		admitted = admit_received(at, port);
 	if (!at->ruled && (admitted == ADMIT_SPOOFED || admitted == ADMIT_ASIDE))
 		return at->packet.ethertype == ETHERNET_ARP ? ADMIT_CONTROL : ADMIT_ON;
-	if (at->ruled && at->closed && !at->link && admitted == ADMIT_CONTROL)
+	if (at->ruled && at->closed && !at->link && (admitted == ADMIT_CONTROL || admitted == ADMIT_LEASE))
 		return ADMIT_UNKNOWN;
 	return admitted;
 }

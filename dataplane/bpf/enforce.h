@@ -540,6 +540,29 @@ static __always_inline int pass_on(struct __sk_buff *skb, struct passage *at, st
 	return act;
 }
 
+// Whether a frame to all, or many, brings a packet for one, which no host may take
+// (RFC 1122, 3.3.6) and some do: what arrives so is judged by itself, and by no flow,
+// where it is sent it is one of its flow. An IPv4 address that nobody has by itself may
+// be that of a subnet's broadcast.
+STAGE int is_for_one(const struct passage *at)
+{
+	if (!at || at->from || !(at->packet.marks & PACKET_GROUP))
+		return false;
+	const struct packet *p = &at->packet;
+	if ((p->ethertype != ETHERNET_IPV4 && p->ethertype != ETHERNET_IPV6) || is_multicast(&p->destination))
+		return false;
+	return p->ethertype == ETHERNET_IPV6 || is_host(rules_of(at), &p->destination);
+}
+
+// Who is cut off gets no lease either.
+STAGE int decide_lease(const struct passage *at, struct outcome *out)
+{
+	decide_alone(at, REASON_CONTROL, out);
+	if (out && out->reason != REASON_QUARANTINE)
+		*out = (struct outcome){.verdict = VERDICT_ALLOW, .would = VERDICT_ALLOW, .reason = REASON_CONTROL};
+	return 0;
+}
+
 // Whom the packet belongs to and what becomes of it.
 static __always_inline int decide(struct __sk_buff *skb, struct passage *at, struct outcome *out)
 {
@@ -552,6 +575,11 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 	switch (admitted) {
 	case ADMIT_CONTROL:
 		return ACT_PASS;
+	case ADMIT_LEASE:
+		decide_lease(at, out);
+		if (!is_allowed(out->would))
+			account(at, out, false);
+		return ACT_PASS;
 	case ADMIT_ASIDE:
 		out->reason = REASON_SPOOFED;
 		out->verdict = strict(at) ? VERDICT_DROP : VERDICT_ALLOW;
@@ -563,7 +591,9 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 		refusal = REASON_IDENTITY_UNKNOWN;
 		break;
 	default:
-		if (p->marks & (PACKET_FIRST | PACKET_LATER))
+		if (is_for_one(at))
+			refusal = REASON_MALFORMED;
+		else if (p->marks & (PACKET_FIRST | PACKET_LATER))
 			refusal = piece_together(at);
 		if (!refusal && (p->marks & PACKET_ERROR)) {
 			out->reason = REASON_RELATED;
@@ -583,6 +613,10 @@ static __always_inline int decide(struct __sk_buff *skb, struct passage *at, str
 			hear_group(skb, at, out);
 		if (p->marks & PACKET_FIRST)
 			allow_piece(at, out);
+		if (out->verdict == VERDICT_INSPECT && out->enrolled && !out->fail_open) { // nobody inspects it for each
+			out->reason = REASON_INSPECTION_DOWN;
+			out->verdict = out->would = VERDICT_DROP;
+		}
 		if (!is_allowed(out->verdict))
 			out->verdict = VERDICT_DROP;
 	} else {
@@ -622,9 +656,10 @@ static __always_inline int enforce_at(struct __sk_buff *skb, struct passage *at)
 		if (!at->link)
 			find_port(at);
 		decide_alone(at, REASON_MALFORMED, &out);
-		out.reason = REASON_MALFORMED;
-		out.verdict = out.would = VERDICT_DROP; // always: nobody can use it
-		account(at, &out, false);
+		if (out.reason == REASON_QUARANTINE)
+			out.reason = REASON_MALFORMED; // whoever it claims to be from
+		if (!is_allowed(out.would))
+			account(at, &out, false);
 	}
 
 	trace_end(at, &out, act);

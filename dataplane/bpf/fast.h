@@ -50,12 +50,19 @@ static __always_inline bool glance_transport(void *l4, void *end, __u32 payload,
 	return true;
 }
 
+// How much may be behind a packet in its frame; see is_length.
+static __always_inline __u32 room_behind(bool super)
+{
+	return super ? 0 : ~0U >> 1;
+}
+
 static __always_inline bool glance_at4(struct ipv4 *ip, void *end, __u32 wire, bool super, __u32 link, struct glance *g)
 {
 	if ((void *)(ip + 1) > end)
 		return false;
 	__u32 length = bswap16(ip->length);
-	if (ip->version_length != 0x45 || (ip->fragment & bswap16(0x3fff)) || length < sizeof(*ip) || length > wire)
+	if (ip->version_length != 0x45 || (ip->fragment & bswap16(0x3fff)) || length < sizeof(*ip) ||
+	    wire - length > room_behind(super))
 		return false;
 	__u16 source, destination;
 	if (!glance_transport(ip + 1, end, length - sizeof(*ip), ip->protocol, super, &source, &destination, &g->tcp_flags))
@@ -76,7 +83,8 @@ static __always_inline bool glance_at6(struct ipv6 *ip, void *end, __u32 wire, b
 	if ((void *)(ip + 1) > end)
 		return false;
 	__u32 payload = bswap16(ip->length);
-	if ((ip->version_class_label & 0xf0) != 0x60 || payload == 0 || payload + sizeof(*ip) > wire)
+	if ((ip->version_class_label & 0xf0) != 0x60 || payload == 0 ||
+	    wire - (payload + (__u32)sizeof(*ip)) > room_behind(super))
 		return false;
 	__u16 source, destination;
 	if (!glance_transport(ip + 1, end, payload, ip->next, super, &source, &destination, &g->tcp_flags))

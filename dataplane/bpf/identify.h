@@ -102,6 +102,15 @@ STAGE int look(const struct ruleset *rules, const struct address *address, struc
 	return !last && (step || search->best != search->known);
 }
 
+// Whether the ruleset has an address by itself, not merely as one of a prefix.
+static __always_inline bool is_host(const struct ruleset *rules, const struct address *address)
+{
+	struct prefix_key key = {.length = HOST_LENGTH};
+	memcpy(key.address, address, sizeof(key.address));
+	struct peer_row *row = rules ? bpf_map_lookup_elem(&peers, &key) : NULL;
+	return row && row->in[rules->slot & ACTIVE_SLOT].flags;
+}
+
 // Fills party; 0 if no peer of the ruleset has the address.
 STAGE int identify(const struct ruleset *rules, const struct address *address, struct party *party)
 {

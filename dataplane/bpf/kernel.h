@@ -256,6 +256,14 @@ struct neighbour_option {
 	__u8 mac[6];
 };
 
+// Of DHCP's header as far as it matters here. DHCPv6 begins with the type, in one
+// byte, and the transaction in three.
+struct lease {
+	__u8 operation; // of DHCP: 1 asks, 2 answers
+	__u8 hardware[3];
+	__u32 transaction;
+};
+
 #define ETHERNET_IPV4 0x0800
 #define ETHERNET_ARP 0x0806
 #define ETHERNET_VLAN 0x8100

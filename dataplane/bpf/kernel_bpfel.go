@@ -484,7 +484,6 @@ type KernelPeerRow struct {
 type KernelPort struct {
 	_        structs.HostLayout
 	Attached uint64
-	Leased   uint64
 	Answered uint64
 	Address4 KernelAddress
 	Address6 KernelAddress

@@ -10,7 +10,7 @@
 struct packet {
 	struct address source;
 	struct address destination;
-	struct address target; // asked for, or answered for, by ARP and neighbour discovery
+	struct address target; // asked or answered for by ARP and neighbour discovery; DHCP's transaction
 	__u32 bytes;           // from the IP header on
 	__u32 fragment;        // id, of a piece
 	__u16 source_port;     // host order; an ICMP query's identifier is its source's port
@@ -20,7 +20,7 @@ struct packet {
 	__u8 protocol;
 	__u8 fragment_protocol; // as the piece says it
 	__u8 tcp_flags;
-	__u8 type; // of ICMP; the operation of ARP
+	__u8 type; // of ICMP; the operation of ARP and DHCP
 	__u8 code;
 	__u8 hops;
 	__u8 marks;  // PACKET_*
@@ -47,7 +47,7 @@ struct frame {
 	void *data;
 	void *end;
 	__u32 length; // on the wire, Ethernet header included
-	__u32 super;  // a super-frame: length fields may say less or nothing
+	__u32 super;  // a super-frame: segments are cut by its length, whatever its headers say
 };
 #define DEPTH 256
 #define EXTENSIONS 6
@@ -110,6 +110,64 @@ static __always_inline bool same_mac(const __u8 *a, const __u8 *b)
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
+struct options {
+	__u8 bytes[64] __attribute__((aligned(8))); // 40 at most, the rest zero
+};
+#define MOST_OPTIONS 40
+
+// Copies options out of a frame, for a function that is verified once.
+static __always_inline bool copy_options(struct frame *f, struct options *options, __u32 from, __u32 length)
+{
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < MOST_OPTIONS; i += 4) {
+		if (i >= length)
+			break;
+		__u32 *word = header_at(f, from + i, 4);
+		if (!word)
+			return false;
+		*(__u32 *)&options->bytes[i] = *word;
+	}
+	return true;
+}
+
+// Where, from 1 on, options of neighbour discovery speak of a MAC; 0 if they do not.
+// Receivers skip options that they do not know, so none may hide it: what cannot be
+// walked to its end, or speaks of two, is malformed, which is -1.
+STAGE int find_mac(const struct options *options, __u32 length)
+{
+	if (!options)
+		return -1;
+	__u32 at = 0, found = 0;
+	for (int i = 0; i < MOST_OPTIONS / 8; i++) {
+		if (at >= length)
+			break;
+		__u8 type = options->bytes[at & 63], units = options->bytes[(at + 1) & 63];
+		bool speaks = type == 1 || type == 2;
+		if (!units || (speaks && (found || units != 1)))
+			return -1;
+		if (speaks)
+			found = at + 1;
+		at += units * 8;
+	}
+	return at == length ? found : -1;
+}
+
+static __always_inline bool parse_neighbour_options(struct frame *f, struct packet *p, __u32 from, __u32 length)
+{
+	struct options options = {};
+	if (length > MOST_OPTIONS || !copy_options(f, &options, from, length))
+		return false;
+	int found = find_mac(&options, length);
+	if (found <= 0)
+		return !found;
+	struct neighbour_option *option = header_at(f, from + found - 1, sizeof(*option));
+	if (!option)
+		return false;
+	p->has_mac = 1;
+	memcpy(p->said_mac, option->mac, 6);
+	return true;
+}
+
 static __always_inline bool parse_icmp(struct frame *f, struct packet *p, __u32 payload)
 {
 	struct icmp *icmp = header_at(f, p->l4, sizeof(*icmp));
@@ -158,14 +216,24 @@ static __always_inline bool parse_icmp(struct frame *f, struct packet *p, __u32 
 		if (!n || payload < sizeof(*n))
 			return false;
 		p->target = address6(n->target);
-		struct neighbour_option *option = header_at(f, p->l4 + sizeof(*n), sizeof(*option));
-		if (payload >= sizeof(*n) + sizeof(*option) && option && option->length == 1 &&
-		    (option->type == 1 || option->type == 2)) {
-			p->has_mac = 1;
-			memcpy(p->said_mac, option->mac, 6);
-		}
+		return parse_neighbour_options(f, p, p->l4 + sizeof(*n), payload - sizeof(*n));
 	}
+	if (icmp->type == 133)
+		return parse_neighbour_options(f, p, p->l4 + sizeof(*icmp), payload - sizeof(*icmp));
 	return true;
+}
+
+// Who asks for an address by DHCP, or grants one, and in which transaction.
+static __always_inline void parse_lease(struct frame *f, struct packet *p)
+{
+	struct lease *lease = header_at(f, p->l4 + sizeof(struct udp), sizeof(*lease));
+	if (!lease)
+		return;
+	bool four = p->ethertype == ETHERNET_IPV4;
+	p->type = lease->operation;
+	p->target.low = four ? lease->transaction : *(__u32 *)lease;
+	if (!four) // the type is before it
+		p->target.low &= bswap32(0xffffff);
 }
 
 // The header behind IP. Of a fragmented packet the first piece must hold it whole.
@@ -203,6 +271,8 @@ static __always_inline bool parse_transport(struct frame *f, struct packet *p, _
 		p->source_port = bswap16(udp->source);
 		p->destination_port = bswap16(udp->destination);
 		p->marks |= PACKET_OPENER;
+		if (p->source_port == 68 || p->destination_port == 68 || p->source_port == 546 || p->destination_port == 546)
+			parse_lease(f, p);
 		return true;
 	}
 	if (p->protocol == PROTOCOL_ICMP || p->protocol == PROTOCOL_ICMPV6)
@@ -217,10 +287,6 @@ static __always_inline bool parse_transport(struct frame *f, struct packet *p, _
 	p->marks |= PACKET_OPENER;
 	return true;
 }
-
-struct options {
-	__u8 bytes[64] __attribute__((aligned(8))); // 40 at most, the rest zero
-};
 
 // Whether IPv4 options are whole and do not route: a source route would take the
 // packet on to where nobody judged.
@@ -245,15 +311,8 @@ STAGE int are_harmless(const struct options *options, __u32 length)
 static __always_inline bool parse_options(struct frame *f, __u32 length)
 {
 	struct options options = {};
-	for (int i = 0; i < 10; i++) {
-		if (i * 4 >= length)
-			break;
-		__u32 *word = header_at(f, sizeof(struct ethernet) + sizeof(struct ipv4) + i * 4, 4);
-		if (!word)
-			return false;
-		*(__u32 *)&options.bytes[i * 4] = *word;
-	}
-	return are_harmless(&options, length);
+	return copy_options(f, &options, sizeof(struct ethernet) + sizeof(struct ipv4), length) &&
+	       are_harmless(&options, length);
 }
 
 // Notes which piece of a packet this is; false if it cannot be one.
@@ -266,6 +325,14 @@ static __always_inline bool parse_piece(struct packet *p, __u32 offset, bool mor
 	return size && !(more && size % 8);
 }
 
+// Whether a packet may be as long as it says, in a frame with so much room for it. A
+// plain frame may be padded behind it, which receivers cut off; of a super-frame all is
+// delivered, in segments whose headers are written anew.
+static __always_inline bool is_length(const struct frame *f, __u32 says, __u32 room)
+{
+	return f->super ? says == room : says <= room;
+}
+
 static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 {
 	struct ipv4 *ip = header_at(f, sizeof(struct ethernet), sizeof(*ip));
@@ -274,14 +341,15 @@ static __always_inline bool parse_ipv4(struct frame *f, struct packet *p)
 	__u32 header = (ip->version_length & 0xf) * 4;
 	__u32 length = bswap16(ip->length);
 	__u32 wire = f->length - sizeof(struct ethernet);
+	// Also of what is malformed: whether anybody enforces is asked by addresses.
+	p->source = address4(ip->source);
+	p->destination = address4(ip->destination);
 	if (length == 0 && f->super)
 		length = wire; // beyond 64 kB
-	if (ip->version_length >> 4 != 4 || header < sizeof(*ip) || length < header || length > wire)
+	if (ip->version_length >> 4 != 4 || header < sizeof(*ip) || length < header || !is_length(f, length, wire))
 		return false;
 	if (header > sizeof(*ip) && !parse_options(f, header - sizeof(*ip)))
 		return false;
-	p->source = address4(ip->source);
-	p->destination = address4(ip->destination);
 	p->bytes = length;
 	p->protocol = p->fragment_protocol = ip->protocol;
 	p->hops = ip->ttl;
@@ -311,10 +379,10 @@ static __always_inline bool parse_ipv6(struct frame *f, struct packet *p)
 	__u32 payload = bswap16(ip->length);
 	if (payload == 0 && f->super)
 		payload = wire;
-	if ((ip->version_class_label & 0xf0) != 0x60 || payload > wire)
-		return false;
 	p->source = address6(ip->source);
 	p->destination = address6(ip->destination);
+	if ((ip->version_class_label & 0xf0) != 0x60 || !is_length(f, payload, wire))
+		return false;
 	if (is4(&p->source) || is4(&p->destination))
 		return false; // an IPv4-mapped address never travels (RFC 6890)
 	p->bytes = payload + sizeof(*ip);

@@ -18,7 +18,8 @@
 #define KIND_STREAM 4
 #define KIND_OTHER 5
 #define KIND_SILENCED 6
-#define KINDS 7
+#define KIND_FINISHED 7
+#define KINDS 8
 const volatile __u32 patience[KINDS] = {
 	[KIND_CLOSED] = 10 * SECOND >> BEAT_SHIFT,
 	[KIND_OPENING] = 120 * SECOND >> BEAT_SHIFT,
@@ -27,6 +28,7 @@ const volatile __u32 patience[KINDS] = {
 	[KIND_STREAM] = 120 * SECOND >> BEAT_SHIFT,
 	[KIND_OTHER] = 600 * SECOND >> BEAT_SHIFT,
 	[KIND_SILENCED] = 10 * SECOND >> BEAT_SHIFT, // Open configures it
+	[KIND_FINISHED] = 120 * SECOND >> BEAT_SHIFT, // what was said last may be sent again for so long (RFC 1122, 4.2.3.5)
 };
 #define ANSWER_PERIOD (400 * MILLISECOND)
 #define DARK_PERIOD (5 * SECOND)
@@ -45,7 +47,9 @@ static __always_inline __u32 kind_of(const struct flow *flow, __u64 word)
 		if ((word & (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED)) == (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED) &&
 		    flow->expects)
 			return KIND_SILENCED;
-		return FLOW_CLOSED(word) ? KIND_CLOSED : word & FLOW_ESTABLISHED ? KIND_ESTABLISHED : KIND_OPENING;
+		if (FLOW_CLOSED(word))
+			return word & FLOW_RESET ? KIND_CLOSED : KIND_FINISHED;
+		return word & FLOW_ESTABLISHED ? KIND_ESTABLISHED : KIND_OPENING;
 	case PROTOCOL_UDP:
 		return word & FLOW_REPLIED ? KIND_STREAM : KIND_DATAGRAM;
 	case PROTOCOL_ICMP:

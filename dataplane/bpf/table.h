@@ -272,13 +272,14 @@ STAGE int end_flow(struct flow *flow, __u32 number, __u64 known, __u32 must)
 	return true;
 }
 
-// Ends a flow before its time.
+// Ends a flow to make room: before its time, if it is not one that merely waits for what
+// its ends may send again.
 static __always_inline bool evict_flow(struct flow *flow, __u32 number, __u64 known)
 {
 	struct tally *t = tally();
 	if (!end_flow(flow, number, known, true))
 		return false;
-	if (t)
+	if (t && !FLOW_CLOSED(known))
 		t->evicted++;
 	return true;
 }
