@@ -13,34 +13,47 @@ import (
 // mostNear bounds how many half contracts are tried for an advice.
 const mostNear = 8
 
+// way is one by which a flow's owners would allow it: so many steps at least, which are
+// made when they are asked for.
+type way struct {
+	least int
+	make  func() []Step
+}
+
 // allow finds the fewest steps by which the flow's owners would allow it. Every
-// way was judged; of equals, the first counts.
+// way was judged that would be taken; of equals, the first counts.
 func (j *Judge) allow(g *Judgement, f bocage.Flow) []Step {
-	var ways [][]Step
+	var ways []way
 	if len(g.Kubernetes.Withholds) > 0 {
-		ways = append(ways, j.acceptByKubernetes(g, f))
+		ways = append(ways, way{1, func() []Step { return j.acceptByKubernetes(g, f) }})
 	}
 	switch {
 	case g.Source.workload == nil && g.Destination.workload == nil:
-		ways = append(ways, []Step{j.grantStep(g, f)})
+		ways = append(ways, way{1, func() []Step { return []Step{j.grantStep(g, f)} }})
 	case g.Destination.workload == nil:
-		ways = append(ways, []Step{j.egressStep(g, f)})
+		ways = append(ways, way{1, func() []Step { return []Step{j.egressStep(g, f)} }})
 	case g.Source.workload == nil:
 		ways = append(ways, j.ingressWays(g, f)...)
 	default:
 		ways = append(ways, j.contractWays(g, f)...)
 	}
 	if g.Kubernetes.unanswered() {
-		ways = append(ways, j.answer(g, f))
+		ways = append(ways, way{1, func() []Step { return j.answer(g, f) }})
 	}
 	var best []Step
-	for _, way := range ways {
-		if !j.possible(way) || best != nil && len(way) >= len(best) {
+	for _, w := range ways {
+		if best != nil && w.least >= len(best) {
 			continue
 		}
-		after := j.with(changesOf(way)).Judge(f)
-		if len(after.Allows) > 0 || after.Kubernetes.Allows {
-			best = way
+		steps := w.make()
+		if !j.possible(steps) || best != nil && len(steps) >= len(best) {
+			continue
+		}
+		next := j.with(changesOf(steps))
+		if after := next.Judge(f); len(after.Allows) > 0 || after.Kubernetes.Allows {
+			if best = steps; j.tried != nil {
+				*j.tried = trial{steps, next, after}
+			}
 		}
 	}
 	return best
@@ -59,51 +72,63 @@ func (j *Judge) egressStep(g *Judgement, f bocage.Flow) Step {
 }
 
 // ingressWays open an interface that is there, or a new one, to an address outside.
-func (j *Judge) ingressWays(g *Judgement, f bocage.Flow) [][]Step {
-	var ways [][]Step
+func (j *Judge) ingressWays(g *Judgement, f bocage.Flow) []way {
+	var ways []way
 	near := j.contracts(g, f)
 	for _, c := range near[:min(len(near), mostNear)] {
-		after := *c.provider
-		after.Spec.Provides = slices.Clone(after.Spec.Provides)
-		p := &after.Spec.Provides[c.provide]
-		p.ToExternal = append(slices.Clone(p.ToExternal), host(g.Source.address))
-		ways = append(ways, []Step{{Change{Object: &after}, fmt.Sprintf("in Application %s%s, add to %s:\n  toExternal: [%s]",
-			c.provider.NamespacedName(), from(c.provider), at("spec.provides", c.provide), host(g.Source.address))}})
+		ways = append(ways, way{1, func() []Step {
+			after := *c.provider
+			after.Spec.Provides = slices.Clone(after.Spec.Provides)
+			p := &after.Spec.Provides[c.provide]
+			p.ToExternal = append(slices.Clone(p.ToExternal), host(g.Source.address))
+			return []Step{{Change{Object: &after}, fmt.Sprintf("in Application %s%s, add to %s:\n  toExternal: [%s]",
+				c.provider.NamespacedName(), from(c.provider), at("spec.provides", c.provide), host(g.Source.address))}}
+		}})
 	}
-	entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), ToExternal: prefixesOf(g.Source)}
-	step, _ := j.provideStep(g.Destination, entry)
-	return append(ways, []Step{step})
+	return append(ways, way{1, func() []Step {
+		entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), ToExternal: prefixesOf(g.Source)}
+		step, _ := j.provideStep(g.Destination, entry)
+		return []Step{step}
+	}})
 }
 
 // contractWays complete the contracts of which a half is there, or state a new one.
-func (j *Judge) contractWays(g *Judgement, f bocage.Flow) [][]Step {
-	var ways [][]Step
+func (j *Judge) contractWays(g *Judgement, f bocage.Flow) []way {
+	var ways []way
 	near := j.contracts(g, f)
 	for _, c := range near[:min(len(near), mostNear)] {
 		switch c.halves(g.Source) {
 		case providerHalf:
-			ways = append(ways, []Step{j.consumeStep(g.Source, j.consumeOf(g.Source, c.provider, c.declared().Name))})
+			ways = append(ways, way{1, func() []Step {
+				return []Step{j.consumeStep(g.Source, j.consumeOf(g.Source, c.provider, c.declared().Name))}
+			}})
 		case consumerHalf:
-			step, name := j.letIn(c, g.Source)
-			way := []Step{step}
-			if consumed := c.consumer.Spec.Consumes[c.consume].Interface; consumed != "" && consumed != name {
-				way = append(way, j.with(changesOf(way)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
-			}
-			ways = append(ways, way)
+			ways = append(ways, way{1, func() []Step {
+				step, name := j.letIn(c, g.Source)
+				steps := []Step{step}
+				if consumed := c.consumer.Spec.Consumes[c.consume].Interface; consumed != "" && consumed != name {
+					steps = append(steps, j.with(changesOf(steps)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
+				}
+				return steps
+			}})
 		case noHalf:
-			step, name := j.letIn(c, g.Source)
-			way := []Step{step}
-			ways = append(ways, append(way, j.with(changesOf(way)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name))))
+			ways = append(ways, way{2, func() []Step {
+				step, name := j.letIn(c, g.Source)
+				steps := []Step{step}
+				return append(steps, j.with(changesOf(steps)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
+			}})
 		}
 	}
-	entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), To: j.naming(g.Source)}
-	if ns := g.Source.workload.Namespace; ns != g.Destination.workload.Namespace {
-		entry.ToNamespaces = []string{ns}
-	}
-	step, provider := j.provideStep(g.Destination, entry)
-	provided := provider.Spec.Provides[len(provider.Spec.Provides)-1].Name
-	next := j.with([]Change{step.Change})
-	return append(ways, []Step{step, next.consumeStep(g.Source, j.consumeOf(g.Source, provider, provided))})
+	return append(ways, way{2, func() []Step {
+		entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), To: j.naming(g.Source)}
+		if ns := g.Source.workload.Namespace; ns != g.Destination.workload.Namespace {
+			entry.ToNamespaces = []string{ns}
+		}
+		step, provider := j.provideStep(g.Destination, entry)
+		provided := provider.Spec.Provides[len(provider.Spec.Provides)-1].Name
+		next := j.with([]Change{step.Change})
+		return []Step{step, next.consumeStep(g.Source, j.consumeOf(g.Source, provider, provided))}
+	}})
 }
 
 // letIn has a provider let a workload in: by what one part of the interface

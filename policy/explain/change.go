@@ -43,6 +43,9 @@ func changed[T bocage.Resource](list []T, changes []Change) []T {
 	if !slices.ContainsFunc(changes, func(c Change) bool { _, is := c.Object.(T); return is }) {
 		return list
 	}
+	if len(changes) == 1 {
+		return changedOnce(list, changes[0])
+	}
 	type name struct{ namespace, name string }
 	at := make(map[name]int, len(list))
 	out := slices.Clone(list)
@@ -74,6 +77,27 @@ func changed[T bocage.Resource](list []T, changes []Change) []T {
 	return kept
 }
 
+// changedOnce makes one change that is of the list's kind.
+func changedOnce[T bocage.Resource](list []T, c Change) []T {
+	o := c.Object.(T)
+	i := len(list) - 1 // of two of one name the last counts
+	for i >= 0 && (list[i].Meta().Name != o.Meta().Name || list[i].Meta().Namespace != o.Meta().Namespace) {
+		i--
+	}
+	out := make([]T, 0, len(list)+1)
+	switch {
+	case i < 0 && c.Delete:
+		return append(out, list...)
+	case i < 0:
+		return append(append(out, list...), o)
+	case !c.Delete:
+		out = append(out, list...)
+		out[i] = o
+		return out
+	}
+	return append(append(out, list[:i]...), list[i+1:]...)
+}
+
 // with returns a judge of the changed objects. Only what changed is read again.
 func (j *Judge) with(changes []Change) *Judge {
 	next := *j
@@ -82,19 +106,21 @@ func (j *Judge) with(changes []Change) *Judge {
 		effective[i] = Change{c.Object, c.Delete || !j.isValid(c.Object)}
 	}
 	next.in = Apply(j.in, effective)
-	var applications, profiles, others, places, policies bool
+	var applications, profiles, others, places, policies, exceptions bool
 	for _, c := range changes {
 		switch c.Object.(type) {
 		case *bocage.Application:
 			applications = true
 			sorted(&next.in.Applications)
 		case *bocage.Guardrail:
+			exceptions = true
 			sorted(&next.in.Guardrails)
 			next.in.Guardrails = slices.DeleteFunc(next.in.Guardrails, func(g *bocage.Guardrail) bool { return g.InForce() == nil })
 		case *bocage.InspectionProfile:
 			profiles = true
 			sorted(&next.in.Profiles)
 		case *bocage.Exception:
+			exceptions = true
 			sorted(&next.in.Exceptions)
 		case *bocage.Scope:
 			sorted(&next.in.Scopes)
@@ -110,8 +136,11 @@ func (j *Judge) with(changes []Change) *Judge {
 	if places {
 		next.place(next.in.Workloads)
 	}
+	if others {
+		next.zones = nil // they may be others
+	}
 	if policies {
-		next.kubernetes = newEvaluator(next.in)
+		next.kubernetes = next.newEvaluator()
 	}
 	switch {
 	case others:
@@ -123,24 +152,31 @@ func (j *Judge) with(changes []Change) *Judge {
 	if profiles {
 		next.deriveProfiles()
 	}
-	next.admitExceptions()
-	next.deriveSpares()
+	if exceptions {
+		next.admitExceptions()
+	}
+	if len(next.in.ThreatConditions)+len(next.spares) > 0 {
+		next.deriveSpares()
+	}
 	return &next
 }
 
 // About returns a judge of flows between a few workloads, which is given only what
 // can have a say there: their applications, the policies that select them, their
 // namespaces and hosts, all of them valid. Everything else is the receiver's, read
-// only once.
-func (j *Judge) About(part compile.Input) *Judge {
+// only once. Labels that are known are not put together again.
+func (j *Judge) About(part compile.Input, known ...Known) *Judge {
 	next := *j
+	next.known = known
 	next.in.Applications, next.in.NetworkPolicies, next.in.Namespaces, next.in.Hosts = part.Applications, part.NetworkPolicies, part.Namespaces, part.Hosts
 	sorted(&next.in.Applications)
 	sorted(&next.in.NetworkPolicies)
 	next.place(part.Workloads)
-	next.kubernetes = newEvaluator(next.in)
+	next.kubernetes = next.newEvaluator()
 	next.deriveApplications()
-	next.deriveSpares()
+	if len(next.in.ThreatConditions)+len(next.spares) > 0 {
+		next.deriveSpares()
+	}
 	return &next
 }
 

@@ -3,14 +3,33 @@ package explain
 import (
 	"encoding/json"
 	"regexp"
+	"slices"
 	"strings"
 )
 
-// plain is text that YAML reads as text without quotes.
-var plain = regexp.MustCompile(`^[A-Za-z0-9*][-A-Za-z0-9_./*]*$`)
+// number is text that begins with a digit and that YAML would read as something else
+// than text.
+var number = regexp.MustCompile(`^([0-9.]+([eE][0-9]+)?|0x[0-9A-Fa-f]+|0o[0-7]+|[0-9]{4}-[0-9]{2}-[0-9]{2})$`)
 
-// number is text that YAML would read as something else than text.
-var number = regexp.MustCompile(`^([0-9.]+([eE][0-9]+)?|0x[0-9A-Fa-f]+|0o[0-7]+|[0-9]{4}-[0-9]{2}-[0-9]{2}|true|false|null|yes|no|on|off|y|n|\*.*)$`)
+// isPlain reports whether YAML reads a text as text without quotes.
+func isPlain(text []byte) bool {
+	if len(text) == 0 || !isLetter(text[0]) && !isDigit(text[0]) { // * begins an alias
+		return false
+	}
+	for _, c := range text {
+		if !isLetter(c) && !isDigit(c) && c != '-' && c != '_' && c != '.' && c != '/' && c != '*' {
+			return false
+		}
+	}
+	if isDigit(text[0]) {
+		return !number.Match(text)
+	}
+	return len(text) > len("false") || !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}, string(text))
+}
+
+func isLetter(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' }
+
+func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 
 // flowYAML writes a value as people would in one line of a declaration.
 func flowYAML(value any) string {
@@ -35,8 +54,8 @@ func flowYAML(value any) string {
 			}
 			end++
 		}
-		if quoted, text := data[:end+1], string(data[1:end]); plain.MatchString(text) && !number.MatchString(text) {
-			b.WriteString(text)
+		if quoted, text := data[:end+1], data[1:end]; isPlain(text) {
+			b.Write(text)
 		} else {
 			b.Write(quoted)
 		}

@@ -33,6 +33,24 @@ type Judge struct {
 	// valid remembers, for one advice, which objects of its steps are valid: nil
 	// where none is being made.
 	valid map[bocage.Resource]bool
+	// known are labels that need not be put together again.
+	known []Known
+	// tried are the last steps that were judged, for who takes them.
+	tried *trial
+}
+
+// Known are the labels that a workload has in a zone. Nobody changes them.
+type Known struct {
+	Workload *bocage.Workload
+	Zone     string
+	Labels   map[string]string
+}
+
+// trial is what comes of steps.
+type trial struct {
+	steps []Step
+	judge *Judge
+	after Judgement
 }
 
 // NewJudge prepares to judge flows under the given objects.
@@ -40,7 +58,7 @@ func NewJudge(in compile.Input) *Judge {
 	j := &Judge{in: in}
 	j.admit()
 	j.place(in.Workloads)
-	j.kubernetes = newEvaluator(j.in)
+	j.kubernetes = j.newEvaluator()
 	j.derive()
 	return j
 }

@@ -2,7 +2,6 @@ package explain
 
 import (
 	"bocage.dev/bocage"
-	"bocage.dev/bocage/policy/compile"
 	"bocage.dev/bocage/policy/kubernetes"
 )
 
@@ -27,11 +26,21 @@ func (k *KubernetesSay) unanswered() bool {
 	return !k.Allows && k.Egress.Outcome == kubernetes.OutcomeAccept && k.Ingress.Outcome == kubernetes.OutcomeNone
 }
 
-func newEvaluator(in compile.Input) *kubernetes.Evaluator {
+func (j *Judge) newEvaluator() *kubernetes.Evaluator {
+	in := j.in
+	var labels map[*bocage.Workload]map[string]string
+	for _, k := range j.known {
+		if j.zones != nil && k.Zone == j.zones[k.Workload.Spec.Host] {
+			if labels == nil {
+				labels = make(map[*bocage.Workload]map[string]string, len(j.known))
+			}
+			labels[k.Workload] = k.Labels
+		}
+	}
 	// Workloads are given with each flow: it need not know all of them. What is not
 	// valid was left out before.
 	return kubernetes.NewEvaluator(kubernetes.Objects{Checked: true, Namespaces: in.Namespaces, Hosts: in.Hosts, Zones: in.Zones,
-		NetworkPolicies: in.NetworkPolicies, ClusterNetworkPolicies: in.ClusterNetworkPolicies})
+		NetworkPolicies: in.NetworkPolicies, ClusterNetworkPolicies: in.ClusterNetworkPolicies, ZoneOf: j.zones, Labels: labels})
 }
 
 // kubernetesOf asks what Kubernetes' policies say of the flow, to a destination that

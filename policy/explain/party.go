@@ -23,11 +23,21 @@ func (j *Judge) party(address netip.Addr) party {
 	p := party{address: address.Unmap()}
 	if w := j.workloads[p.address]; w != nil {
 		p.workload, p.zone = w, j.zones[w.Spec.Host]
-		p.labels = w.LabelsIn(p.zone)
+		p.labels = j.labelsOf(w, p.zone)
 	} else if p.address == j.somewhere {
 		p.called = j.called
 	}
 	return p
+}
+
+// labelsOf are the labels that a workload has in a zone. They are for reading.
+func (j *Judge) labelsOf(w *bocage.Workload, zone string) map[string]string {
+	for i := range j.known {
+		if k := &j.known[i]; k.Workload == w && k.Zone == zone {
+			return k.Labels
+		}
+	}
+	return w.LabelsIn(zone)
 }
 
 // String names the party for people.

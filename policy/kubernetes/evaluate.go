@@ -11,6 +11,7 @@ package kubernetes
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -32,6 +33,10 @@ type Objects struct {
 	ClusterNetworkPolicies []*bocage.ClusterNetworkPolicy
 	// Checked says that the policies are known to be valid.
 	Checked bool
+	// ZoneOf tells of hosts what Zones do, and Labels of workloads what these and the
+	// workloads do, where that is known. They are only read.
+	ZoneOf map[string]string
+	Labels map[*bocage.Workload]map[string]string
 }
 
 // Flow is what is asked about. From and To are the workloads that have the
@@ -119,13 +124,20 @@ type Evaluator struct {
 func NewEvaluator(o Objects) *Evaluator {
 	e := &Evaluator{
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
-		labels:     make(map[*bocage.Workload]map[string]string, len(o.Workloads)),
-		zones:      bocage.ZonesOfHosts(o.Zones),
+		labels:     o.Labels,
+		zones:      o.ZoneOf,
 		hosts:      o.Hosts,
 		policies:   map[string][]*bocage.NetworkPolicy{},
 	}
+	if e.zones == nil {
+		e.zones = bocage.ZonesOfHosts(o.Zones)
+	}
 	for _, n := range o.Namespaces {
 		e.namespaces[n.Name] = n.AllLabels()
+	}
+	if len(o.Workloads) > 0 {
+		e.labels = make(map[*bocage.Workload]map[string]string, len(o.Workloads))
+		maps.Copy(e.labels, o.Labels)
 	}
 	for _, w := range o.Workloads {
 		e.labels[w] = w.LabelsIn(e.zones[w.Spec.Host])

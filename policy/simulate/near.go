@@ -80,12 +80,15 @@ func (n *near) judge(from, to *bocage.Workload, f bocage.Flow) *explain.Judge {
 }
 
 func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
+	var known []explain.Known
 	for _, w := range ends {
 		if w == nil || slices.Contains(in.Workloads, w) {
 			continue
 		}
 		in.Workloads = append(in.Workloads, w)
-		labels := w.LabelsIn(n.zones[w.Spec.Host])
+		zone := n.zones[w.Spec.Host]
+		labels := w.LabelsIn(zone)
+		known = append(known, explain.Known{Workload: w, Zone: zone, Labels: labels})
 		n.applications.each(w.Namespace, labels, func(a *bocage.Application) { in.Applications = appendOnce(in.Applications, a) })
 		n.policies.each(w.Namespace, labels, func(p *bocage.NetworkPolicy) { in.NetworkPolicies = appendOnce(in.NetworkPolicies, p) })
 		if namespace := n.namespaces[w.Namespace]; namespace != nil {
@@ -95,7 +98,7 @@ func (n *near) add(in compile.Input, ends ...*bocage.Workload) *explain.Judge {
 			in.Hosts = appendOnce(in.Hosts, h)
 		}
 	}
-	return n.base.About(in)
+	return n.base.About(in, known...)
 }
 
 func appendOnce[T comparable](list []T, item T) []T {

@@ -11,6 +11,7 @@ import (
 // selector: those that ask for a label are found by it.
 type picking[T any] struct {
 	byLabel map[label][]pick[T]
+	keys    map[string][]string  // of labels that selectors are found by, by namespace
 	rest    map[string][]pick[T] // by namespace
 }
 
@@ -22,7 +23,7 @@ type pick[T any] struct {
 }
 
 func newPicking[T any]() picking[T] {
-	return picking[T]{map[label][]pick[T]{}, map[string][]pick[T]{}}
+	return picking[T]{map[label][]pick[T]{}, map[string][]string{}, map[string][]pick[T]{}}
 }
 
 func (p picking[T]) add(namespace string, s *bocage.Selector, object T) {
@@ -30,6 +31,7 @@ func (p picking[T]) add(namespace string, s *bocage.Selector, object T) {
 		if key != bocage.LabelAssurance { // which may be another one day: see mayPick
 			at := label{namespace, key, s.MatchLabels[key]}
 			p.byLabel[at] = append(p.byLabel[at], pick[T]{s, object})
+			p.keys[namespace] = appendOnce(p.keys[namespace], key)
 			return
 		}
 	}
@@ -45,8 +47,10 @@ func (p picking[T]) each(namespace string, labels map[string]string, visit func(
 			}
 		}
 	}
-	for key, value := range labels {
-		try(p.byLabel[label{namespace, key, value}])
+	for _, key := range p.keys[namespace] {
+		if value, has := labels[key]; has {
+			try(p.byLabel[label{namespace, key, value}])
+		}
 	}
 	try(p.rest[namespace])
 }
