@@ -168,7 +168,7 @@ var everyKind = sync.OnceValue(func() []Kind {
 				{"PORT", "spec.port", false}, {"ENFORCED", "status.conditions[Enforced]", false}}},
 		{Name: "Quarantine", Plural: "quarantines", Short: []string{"qt"}, Writer: "api",
 			New: func() Resource { return new(Quarantine) }, Columns: []Column{{"WORKLOAD", "spec.workload", false},
-				{"UNTIL", "spec.until", false}, {"REASON", "spec.reason", false}}},
+				{"UNTIL", "spec.until", false}, {"ENFORCED", "status.conditions[Enforced]", false}, {"REASON", "spec.reason", false}}},
 		{Name: "ThreatCondition", Plural: "threatconditions", Short: []string{"tc"}, Writer: "recognition",
 			New: func() Resource { return new(ThreatCondition) }, Columns: []Column{{"WORKLOAD", "spec.workload", false},
 				{"LEVEL", "spec.level", false}, {"EXPIRES", "spec.expires", false}, {"REASON", "spec.reason", false}}},

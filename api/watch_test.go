@@ -273,7 +273,13 @@ func TestWaitCondition(t *testing.T) {
 	defer cancel()
 	b.mustScope(t, "POST", "a", "")
 	done := make(chan error, 1)
-	go func() { done <- b.client.WaitCondition(ctx, kind("Scope"), "", "a", "Enforced", "True") }()
+	go func() {
+		said, err := b.client.WaitCondition(ctx, kind("Scope"), "", "a", "Enforced", "True")
+		if err == nil && said.Status != "True" {
+			err = fmt.Errorf("it is said to be %+v", said)
+		}
+		done <- err
+	}()
 	for _, status := range []string{"False", "True"} {
 		err := store.UpdateObject(ctx, b.store, kind("Scope"), "", "a", func(s *bocage.Scope) (bool, error) {
 			s.Status.Conditions = bocage.SetCondition(s.Status.Conditions, bocage.Condition{Type: "Enforced", Status: status, ObservedGeneration: 1})
@@ -288,7 +294,7 @@ func TestWaitCondition(t *testing.T) {
 	}
 	short, cancelShort := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancelShort()
-	err := b.client.WaitCondition(short, kind("Scope"), "", "a", "Proved", "True")
+	_, err := b.client.WaitCondition(short, kind("Scope"), "", "a", "Proved", "True")
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "nothing is said of it") {
 		t.Error(err)
 	}

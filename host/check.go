@@ -1,6 +1,7 @@
 package host
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -78,7 +79,7 @@ type Finding struct {
 	State    State    `json:"state"`
 	Severity Severity `json:"severity"`
 	Detail   string   `json:"detail"`
-	// Cure is there if the check did not pass.
+	// Cure is what to do if the check failed; or, if that is known, to have it asked.
 	Cure string `json:"cure,omitempty"`
 }
 
@@ -93,10 +94,13 @@ func Examine(ctx context.Context, checks []Check) []Finding {
 		answer := check.Ask(attempt)
 		cancel()
 		f := Finding{Code: check.Code, State: answer.State, Severity: check.Severity, Detail: answer.Detail}
-		if f.State == Failed || f.State == Unknown {
-			if f.Cure = answer.Cure; f.Cure == "" {
-				f.Cure = check.Cure
-			}
+		// A check's own cure is that of its failure, which nobody found where it could not
+		// be asked.
+		switch {
+		case f.State == Failed:
+			f.Cure = cmp.Or(answer.Cure, check.Cure)
+		case f.State == Unknown:
+			f.Cure = answer.Cure
 		}
 		findings = append(findings, f)
 	}

@@ -84,7 +84,7 @@ type processFacts struct {
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
 // the last ruleset applied before anything is asked of the network.
-func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) error {
+func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, ready func()) error {
 	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1), sighted: make(chan struct{}, 1),
 		process: processFacts{os.Getpid(), os.Geteuid(), time.Now().UTC()}}
 	a.starter.find(time.Now())
@@ -138,6 +138,9 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry) er
 	group.Go(func() error { return a.serveHealth(ctx) })
 	group.Go(func() error { return a.watchState(ctx) })
 	group.Go(func() error { return a.followLosses(ctx) })
+	if ready != nil {
+		ready()
+	}
 	if err := group.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}
@@ -452,7 +455,7 @@ func (a *agentProcess) dial(ctx context.Context, svid *identity.Keeper, bundle *
 			return nil, ctx.Err()
 		}
 		if time.Now().After(svid.SVID().Expires()) {
-			err = fmt.Errorf("the agent's certificate expired on %s: start it once with a new token, made by `bocage agent token %s`: %w", svid.SVID().Expires().Format(time.DateTime), a.cfg.Host, err)
+			err = fmt.Errorf("the agent's certificate expired on %s: start it once with a new token, made by `bocage agent token %s`: %w", moment(svid.SVID().Expires()), a.cfg.Host, err)
 		}
 		a.logger.Error("no controller takes this agent: the last ruleset stays in force", "again", wait, "error", err)
 		a.faults.set("controller", err.Error())

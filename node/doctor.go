@@ -22,7 +22,8 @@ import (
 // the kernel, what lies on disk. Each is got once.
 type patient struct {
 	cfg    Config
-	pid    int // of the process that holds the run folder; 0: none
+	pid    int   // of the process that holds the run folder; 0: none
+	unseen error // why nobody can tell whether there is one
 	report AgentReport
 	silent error // why there is no report
 	kernel dataplane.Examination
@@ -39,7 +40,8 @@ func Doctor(ctx context.Context, cfg Config) ([]host.Check, error) {
 		return nil, err
 	}
 	p := &patient{cfg: cfg, state: cfg.StateDir}
-	if pids := running(cfg.RunDir); len(pids) > 0 {
+	pids, unseen := holders(cfg.RunDir)
+	if p.unseen = unseen; len(pids) > 0 {
 		p.pid = pids[len(pids)-1] // the agent's, if it has one of its own
 	}
 	attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
@@ -65,6 +67,10 @@ func (p *patient) needsAgent(ask func() host.Answer) func(context.Context) host.
 			return ask()
 		case errors.Is(p.blind, fs.ErrNotExist) && p.pid == 0:
 			return host.Apart("no agent is installed here")
+		case errors.Is(p.silent, fs.ErrPermission):
+			return withoutRights(p.silent)
+		case p.pid == 0 && p.unseen != nil:
+			return withoutRights(p.unseen)
 		}
 		return host.Unclear(errors.New("no agent answers")).CuredBy("systemctl start bocage-agent")
 	}
@@ -81,8 +87,17 @@ func (p *patient) needsKernel(ask func() host.Answer) func(context.Context) host
 		case errors.Is(p.blind, fs.ErrNotExist):
 			return host.Unclear(fmt.Errorf("an agent runs, and %s is not there: it is in another mount namespace, or gone", p.cfg.PinDir()))
 		}
-		return host.Unclear(p.blind)
+		return withoutRights(p.blind)
 	}
+}
+
+// withoutRights is the answer to what could not be seen: for want of rights, as a rule.
+func withoutRights(err error) host.Answer {
+	answer := host.Unclear(err)
+	if errors.Is(err, fs.ErrPermission) {
+		answer = answer.CuredBy("run bocage doctor as root: user %d may not see it", os.Geteuid())
+	}
+	return answer
 }
 
 // processChecks ask what runs.
@@ -101,23 +116,26 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
 		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
-		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with three capabilities", Ask: agent(p.askCapabilities)},
+		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with two capabilities", Ask: agent(p.askCapabilities)},
 		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
 		{Code: "discovery.runtime", Severity: host.Degraded, Cure: "start the runtime, or name its socket with --runtime-socket; what runs keeps its identity meanwhile", Ask: agent(p.askRuntime)},
 		{Code: "discovery.governed", Severity: host.Degraded, Cure: "connect it to a bridge network: nothing can be enforced on what has no interface of its own on this host", Ask: agent(p.askGoverned)},
-		{Code: "inspection.up", Severity: host.Degraded, Cure: "see suricata.log in the run folder; flows with a duty to inspect follow their profile's failMode", Ask: agent(func() host.Answer { return up("the inspection engine", p.report.Inspection) })},
-		{Code: "decoys.up", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent; what would meet a decoy is dropped", Ask: agent(func() host.Answer { return up("the decoys", p.report.Decoys) })},
+		{Code: "inspection.up", Severity: host.Degraded, Cure: "see suricata.log in the run folder; flows with a duty to inspect follow their profile's failMode", Ask: agent(func() host.Answer { return up("the inspection engine is", p.report.Inspection) })},
+		{Code: "decoys.up", Severity: host.Degraded, Cure: "see journalctl -u bocage-agent; what would meet a decoy is dropped", Ask: agent(func() host.Answer { return up("the decoys are", p.report.Decoys) })},
 	}
 }
+
+// moment is a time as every screen writes it.
+func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
 func up(what string, f FunctionReport) host.Answer {
 	switch {
 	case !f.Wanted:
-		return host.Apart("%s is left out of this agent", what)
+		return host.Apart("%s left out of this agent", what)
 	case !f.Up:
-		return host.Ill("%s is not up", what)
+		return host.Ill("%s not up", what)
 	}
-	return host.Well("%s is up", what)
+	return host.Well("%s up", what)
 }
 
 func (p *patient) askRuntime() host.Answer {
@@ -144,6 +162,8 @@ func (p *patient) askRunning() host.Answer {
 	switch {
 	case p.pid != 0:
 		return host.Well("process %d", p.pid)
+	case p.unseen != nil:
+		return withoutRights(p.unseen)
 	case errors.Is(p.blind, fs.ErrNotExist):
 		return host.Apart("no agent is installed here")
 	}
@@ -153,8 +173,10 @@ func (p *patient) askRunning() host.Answer {
 func (p *patient) askAnswers() host.Answer {
 	switch {
 	case p.silent == nil:
-		return host.Well("host %s, since %s", p.report.Host, p.report.Started.Local().Format(time.DateTime))
-	case p.pid == 0:
+		return host.Well("host %s, since %s", p.report.Host, moment(p.report.Started))
+	case errors.Is(p.silent, fs.ErrPermission):
+		return withoutRights(p.silent)
+	case p.pid == 0 && p.unseen == nil:
 		return host.Apart("no agent runs")
 	case errors.Is(p.silent, fs.ErrNotExist):
 		return host.Apart("process %d is a controller only", p.pid)
@@ -173,7 +195,7 @@ func (p *patient) askGeneration() host.Answer {
 	if p.report.Generation == 0 {
 		return host.Ill("no ruleset is in force: everything passes")
 	}
-	return host.Well("generation %d since %s", p.report.Generation, p.report.Since.Local().Format(time.DateTime))
+	return host.Well("generation %d since %s", p.report.Generation, moment(p.report.Since))
 }
 
 func (p *patient) askApplied() host.Answer {
@@ -188,7 +210,7 @@ func (p *patient) askConfirmed() host.Answer {
 	case p.report.RevertedFrom != 0:
 		return host.Ill("nobody confirmed generation %d, so this host went back", p.report.RevertedFrom)
 	case time.Now().Before(p.report.ConfirmBy):
-		return host.Ill("generation %d goes back at %s unless it is confirmed", p.report.Generation, p.report.ConfirmBy.Local().Format(time.DateTime))
+		return host.Ill("generation %d goes back at %s unless it is confirmed", p.report.Generation, moment(p.report.ConfirmBy))
 	}
 	return host.Well("nothing waits to be confirmed")
 }
@@ -224,11 +246,11 @@ func (p *patient) askConnected() host.Answer {
 	if !p.report.Connected {
 		last := "ever"
 		if !p.report.Answered.IsZero() {
-			last = "since " + p.report.Answered.Local().Format(time.DateTime)
+			last = "since " + moment(p.report.Answered)
 		}
 		return host.Ill("no controller has answered %s", last)
 	}
-	return host.Well("a controller answered at %s", p.report.Answered.Local().Format(time.TimeOnly))
+	return host.Well("a controller answered at %s", moment(p.report.Answered))
 }
 
 // certificateWarning is when an agent that renews at half of a certificate's life
@@ -249,11 +271,11 @@ func (p *patient) askCertificate() host.Answer {
 	}
 	switch left := time.Until(expires); {
 	case left <= 0:
-		return host.Ill("it expired on %s", expires.Local().Format(time.DateTime))
+		return host.Ill("it expired on %s", moment(expires))
 	case left < certificateWarning:
-		return host.Ill("it expires on %s and was not renewed", expires.Local().Format(time.DateTime)).CuredBy("see that a controller answers: agent.connected")
+		return host.Ill("it expires on %s and was not renewed", moment(expires)).CuredBy("see that a controller answers: agent.connected")
 	}
-	return host.Well("good until %s", expires.Local().Format(time.DateTime))
+	return host.Well("good until %s", moment(expires))
 }
 
 func (p *patient) askVersion() host.Answer {

@@ -122,8 +122,16 @@ func TestPatientFacts(t *testing.T) {
 		t.Errorf("a silent agent: %+v", f)
 	}
 	p.blind = errors.New("not in a bpffs")
-	if f := p.ask(t, "dataplane.pins"); f.State != host.Unknown {
+	if f := p.ask(t, "dataplane.pins"); f.State != host.Unknown || f.Cure != "" {
 		t.Errorf("a folder that cannot be read: %+v", f)
+	}
+	// Whoever may not look is told so, and nothing else: neither that nothing runs nor
+	// how to mend what nobody found.
+	p.blind, p.silent, p.unseen = fs.ErrPermission, fs.ErrPermission, fs.ErrPermission
+	for _, code := range []string{"agent.running", "agent.answers", "agent.applied", "dataplane.fill"} {
+		if f := p.ask(t, code); f.State != host.Unknown || !strings.Contains(f.Cure, "as root") {
+			t.Errorf("%s without rights: %+v", code, f)
+		}
 	}
 }
 

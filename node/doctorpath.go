@@ -417,6 +417,11 @@ func (p *patient) askWritable() host.Answer {
 	if st.Flags&unix.ST_RDONLY != 0 {
 		return host.Ill("the file system of %s is mounted read-only", p.state)
 	}
+	if err := unix.Faccessat(unix.AT_FDCWD, p.state, unix.W_OK|unix.X_OK, unix.AT_EACCESS); errors.Is(err, fs.ErrPermission) {
+		return withoutRights(fmt.Errorf("write in %s: %w", p.state, err)) // the folder is its users' own
+	} else if err != nil {
+		return host.Ill("write in %s: %v", p.state, err)
+	}
 	return host.Well("%s can be written", p.state)
 }
 

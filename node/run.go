@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -18,7 +19,8 @@ import (
 )
 
 // Run makes the process that the configuration describes and serves until ctx
-// ends. With both roles in one process the agent is admitted at once.
+// ends. With both roles in one process the agent is admitted at once. It calls ready
+// once every role does its work: an agent when what it has is enforced again.
 func Run(ctx context.Context, cfg Config, ready func()) error {
 	cfg, err := cfg.Complete()
 	if err != nil {
@@ -66,9 +68,8 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		}
 	}
 	if cfg.Agent {
-		group.Go(func() error { return runAgent(ctx, cfg, registry) })
-	}
-	if ready != nil {
+		group.Go(func() error { return runAgent(ctx, cfg, registry, ready) })
+	} else if ready != nil {
 		ready()
 	}
 	if err := notify("READY=1"); err != nil {
@@ -177,33 +178,54 @@ func pidFile(cfg Config) string {
 	return agentPIDFile
 }
 
-// running returns the processes that hold the run folder.
+// running returns the processes that hold the run folder, as far as that can be seen.
 func running(dir string) []int {
-	var pids []int
-	for _, name := range []string{otherPIDFile, agentPIDFile} {
-		if pid := runningAs(filepath.Join(dir, name)); pid != 0 {
-			pids = append(pids, pid)
-		}
-	}
+	pids, _ := holders(dir)
 	return pids
 }
 
+// holders returns the processes that hold the run folder, and why there may be others
+// that cannot be seen.
+func holders(dir string) ([]int, error) {
+	var pids []int
+	var unseen error
+	for _, name := range []string{otherPIDFile, agentPIDFile} {
+		pid, err := holder(filepath.Join(dir, name))
+		if unseen == nil {
+			unseen = err
+		}
+		if pid != 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, unseen
+}
+
 func runningAs(path string) int {
+	pid, _ := holder(path)
+	return pid
+}
+
+// holder returns the process that holds a file; 0 is none.
+func holder(path string) (int, error) {
 	file, err := openWord(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
 	if err != nil {
-		return 0
+		return 0, err
 	}
 	defer file.Close()
 	if syscall.Flock(int(file.Fd()), syscall.LOCK_SH|syscall.LOCK_NB) == nil {
-		return 0 // nobody holds it: left by a killed process
+		return 0, nil // nobody holds it: left by a killed process
 	}
-	data, err := readWord(path)
+	word, err := readWord(path)
 	if err != nil {
-		return 0
+		return 0, err
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(data))
+	pid, err := strconv.Atoi(strings.TrimSpace(word))
 	if err != nil {
-		return 0
+		return 0, fmt.Errorf("%s holds %q, which is no process", path, word)
 	}
-	return pid
+	return pid, nil
 }

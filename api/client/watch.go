@@ -156,8 +156,10 @@ func eachLine(body io.Reader, each func([]byte) error) error {
 var errDone = errors.New("done")
 
 // WaitCondition waits until an object's condition has a status such as True for
-// its present generation.
-func (c *Client) WaitCondition(ctx context.Context, kind bocage.Kind, namespace, name, condition, status string) error {
+// its present generation, and returns the condition: also with an error, what was
+// said of it last.
+func (c *Client) WaitCondition(ctx context.Context, kind bocage.Kind, namespace, name, condition, status string) (bocage.Condition, error) {
+	var said bocage.Condition
 	last := "it is not there"
 	err := c.Watch(ctx, kind, ListOptions{Namespace: namespace, FieldSelector: "metadata.name=" + name}, func(e Event) error {
 		data, err := json.Marshal(e.Object)
@@ -177,7 +179,7 @@ func (c *Client) WaitCondition(ctx context.Context, kind bocage.Kind, namespace,
 			if !strings.EqualFold(found.Type, condition) {
 				continue
 			}
-			last = fmt.Sprintf("it is %s: %s", found.Status, found.Message)
+			said, last = found, fmt.Sprintf("it is %s: %s", found.Status, found.Message)
 			current := found.ObservedGeneration == 0 || found.ObservedGeneration >= e.Object.Meta().Generation
 			if e.Type != Deleted && current && strings.EqualFold(found.Status, status) {
 				return errDone
@@ -186,9 +188,9 @@ func (c *Client) WaitCondition(ctx context.Context, kind bocage.Kind, namespace,
 		return nil
 	})
 	if errors.Is(err, errDone) {
-		return nil
+		return said, nil
 	}
-	return fmt.Errorf("wait for %s=%s of %s %s (%s): %w", condition, status, kind.Name, name, last, err)
+	return said, fmt.Errorf("wait for %s=%s of %s %s (%s): %w", condition, status, kind.Name, name, last, err)
 }
 
 // Flows gives each record to each, until there are none left or, when following,

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -54,7 +56,7 @@ func (e *env) incidentCommand() *cobra.Command {
 func (e *env) printIncident(incident *bocage.Incident) error {
 	s := incident.Status
 	fmt.Fprintf(e.out, "%s  %s, %s: %s\n", incident.Name, s.Severity, s.Phase, oneLine(s.Title))
-	fmt.Fprintf(e.out, "  %s to %s, score %.1f, %s\n", s.First.Local().Format(time.DateTime), s.Last.Local().Format(time.TimeOnly), s.Score, strings.Join(s.Techniques, " "))
+	fmt.Fprintf(e.out, "  %s to %s, score %.1f, %s\n", moment(s.First), moment(s.Last), s.Score, strings.Join(s.Techniques, " "))
 	for _, entity := range s.Entities {
 		fmt.Fprintf(e.out, "  %-9s %s %s\n", entity.Role, entity.Type, entity.Name)
 	}
@@ -63,7 +65,7 @@ func (e *env) printIncident(incident *bocage.Incident) error {
 		if evidence.Decisive {
 			decisive = ", decisive"
 		}
-		fmt.Fprintf(e.out, "  %s  %-12s %s (weight %.1f%s, seen %d times)\n", evidence.Time.Local().Format(time.TimeOnly), evidence.Kind, oneLine(evidence.Text), evidence.Weight, decisive, evidence.Count)
+		fmt.Fprintf(e.out, "  %s  %-12s %s (weight %.1f%s, seen %d %s)\n", moment(evidence.Time), evidence.Kind, oneLine(evidence.Text), evidence.Weight, decisive, evidence.Count, plural(int(evidence.Count), "time"))
 		if e.output == "wide" {
 			for _, record := range evidence.Records {
 				fmt.Fprintf(e.out, "              %s\n", record)
@@ -78,12 +80,18 @@ func (e *env) printIncident(incident *bocage.Incident) error {
 
 func (e *env) quarantineCommand() *cobra.Command {
 	var reason string
-	var duration time.Duration
+	var duration, wait time.Duration
 	add := &cobra.Command{Use: "add NAMESPACE/NAME", Short: "Cut a workload off, established connections included", Args: cobra.ExactArgs(1),
+		Long: `Cut a workload off, established connections included, and wait until it is. The exit
+code is 5 if it is declared and no host has been seen to enforce it: it comes into force
+on each host as soon as that takes it.`,
 		Example: "  bocage quarantine add shop/web --for 15m --reason 'odd outbound traffic'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("for") && duration <= 0 {
 				return usage("--for %s is not a time to come: leave it out to quarantine until released", duration)
+			}
+			if wait < 0 {
+				return usage("--wait cannot be negative")
 			}
 			kind, _ := bocage.KindNamed("Quarantine")
 			quarantine := &bocage.Quarantine{
@@ -113,16 +121,47 @@ func (e *env) quarantineCommand() *cobra.Command {
 			}
 			until := "until it is released"
 			if duration > 0 {
-				until = "until " + quarantine.Spec.Until.Local().Format(time.DateTime)
+				until = "until " + moment(quarantine.Spec.Until)
 			}
-			fmt.Fprintf(e.out, "■ %s is quarantined %s\n  lift it: bocage quarantine release %s\n", args[0], until, args[0])
+			lift := fmt.Sprintf("  lift it: bocage quarantine release %s\n", args[0])
+			if wait == 0 {
+				fmt.Fprintf(e.out, "quarantine of %s declared, %s; `bocage quarantine ls` says whether it is enforced\n%s", args[0], until, lift)
+				return nil
+			}
+			if err := e.awaitEnforced(cmd.Context(), c, kind, quarantine.Name, wait); err != nil {
+				fmt.Fprintf(e.out, "quarantine of %s declared, %s\n%s", args[0], until, lift)
+				return err
+			}
+			fmt.Fprintf(e.out, "■ %s is quarantined %s\n%s", args[0], until, lift)
 			return nil
 		}}
 	add.Flags().StringVar(&reason, "reason", "", "why, for those who find it")
 	add.Flags().DurationVar(&duration, "for", 0, "end it by itself, such as 15m (default: until released)")
+	add.Flags().DurationVar(&wait, "wait", enforcePatience, "how long to wait until it is enforced; 0: only declare it")
 	release := &cobra.Command{Use: "release NAMESPACE/NAME", Short: "Lift a quarantine, a person's or recognition's", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return e.release(cmd, args[0]) }}
 	return noun("quarantine", "Workloads that are cut off", e.listCommand("Quarantine", "List quarantines that people declared"), add, release)
+}
+
+// enforcePatience is how long a command waits for what it declared to come into force.
+const enforcePatience = 10 * time.Second
+
+// awaitEnforced waits until every host concerned enforces an object. What is not, in
+// time, is an error that says who has not taken it.
+func (e *env) awaitEnforced(ctx context.Context, c *client.Client, kind bocage.Kind, name string, wait time.Duration) error {
+	within, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	said, err := c.WaitCondition(within, kind, "", name, bocage.ConditionEnforced, "True")
+	switch {
+	case err == nil && said.Reason == "NoWorkloads":
+		return &exitError{exitNotReady, fmt.Sprintf("%s %s is declared, and nothing enforces it: %s", kind.Name, name, said.Message)}
+	case err == nil:
+		return nil
+	case ctx.Err() == nil && within.Err() != nil:
+		why := cmp.Or(said.Message, "no controller has said anything of it")
+		return &exitError{exitNotReady, fmt.Sprintf("%s %s is declared, and was not in force within %s: %s (`bocage get hosts` tells which agents answer)", kind.Name, name, wait, why)}
+	}
+	return err
 }
 
 // release deletes whatever holds the workload: quarantines and threat conditions.
@@ -188,7 +227,7 @@ func (e *env) decoyCommand() *cobra.Command {
 			if _, err := c.ApplyObject(cmd.Context(), kind, decoy, client.WriteOptions{Force: true}); err != nil {
 				return err
 			}
-			fmt.Fprintf(e.out, "Decoy %s declared: refused connections to port %d meet it\n", args[0], port)
+			fmt.Fprintf(e.out, "Decoy %s declared: refused connections to port %d meet it on each host that has taken it (`bocage decoy ls`: ENFORCED)\n", args[0], port)
 			return nil
 		}}
 	add.Flags().StringVar(&protocol, "protocol", "ssh", "what it speaks")

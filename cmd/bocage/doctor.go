@@ -74,11 +74,25 @@ func chosen(checks []host.Check, names []string) ([]host.Check, error) {
 	return kept, nil
 }
 
-// printFindings lists what passed shortly and what did not with its cure.
+// lack is why checks could not be asked, and what would help.
+type lack struct{ detail, cure string }
+
+// printFindings lists what passed shortly and what did not with its cure; and what
+// could not be asked by what was missing, each once.
 func (e *env) printFindings(findings []host.Finding) {
-	marks := map[host.State]string{host.Passed: "✓", host.Failed: "✗", host.Unknown: "?", host.Skipped: "·"}
+	marks := map[host.State]string{host.Passed: "✓", host.Failed: "✗", host.Skipped: "·"}
 	apart := 0
+	var unasked []lack
+	codes := map[lack][]string{}
 	for _, f := range findings {
+		if f.State == host.Unknown {
+			why := lack{f.Detail, f.Cure}
+			if codes[why] == nil {
+				unasked = append(unasked, why)
+			}
+			codes[why] = append(codes[why], f.Code)
+			continue
+		}
 		if f.State == host.Skipped && len(findings) > 1 {
 			apart++
 			continue
@@ -92,8 +106,15 @@ func (e *env) printFindings(findings []host.Finding) {
 			fmt.Fprintf(e.out, "  %s: %s\n", f.Severity, f.Cure)
 		}
 	}
+	for _, why := range unasked {
+		fmt.Fprintf(e.out, "? not asked: %s\n", why.detail)
+		if why.cure != "" {
+			fmt.Fprintf(e.out, "  %s\n", why.cure)
+		}
+		fmt.Fprintf(e.out, "  %s\n", strings.Join(codes[why], ", "))
+	}
 	if apart > 0 {
-		fmt.Fprintf(e.out, "· %d more checks have nothing to ask here: see -o json\n", apart)
+		fmt.Fprintf(e.out, "· %d more %s nothing to ask here: see -o json\n", apart, either(apart, "check has", "checks have"))
 	}
 }
 

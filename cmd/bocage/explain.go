@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,15 +49,58 @@ The exit code is 0 if the flow is allowed and 4 if it, or one of many, is refuse
 			if err := e.printExplanation(explanation); err != nil {
 				return err
 			}
+			if at != "" && query.Generation == 0 {
+				e.warnYounger(cmd.Context(), c, query.At, explanation.Generation)
+			}
 			return explained(explanation.Verdict.Allowed())
 		}}
 	cmd.Flags().StringVar(&protocol, "protocol", "TCP", "TCP, UDP, ICMP, ...")
 	cmd.Flags().StringVar(&generation, "generation", "", "explain under a kept generation, such as g41 (default: the one in force)")
-	cmd.Flags().StringVar(&at, "at", "", "the moment to decide for, such as 2026-11-24T18:00:00Z (default: now)")
+	cmd.Flags().StringVar(&at, "at", "", "the moment to decide for, such as 2026-11-24T18:00:00Z (default: now); by the generation in force now, unless --generation names that of the moment")
 	cmd.Flags().StringVar(&name, "name", "", "the DNS name that FROM was told the address TO has")
 	cmd.Flags().BoolVar(&event, "event", false, "explain the flow records on standard input")
 	e.outputFlag(cmd)
 	return cmd
+}
+
+// warnYounger says where an answer about the past comes from a generation that was
+// not made yet then.
+func (e *env) warnYounger(ctx context.Context, c *client.Client, at time.Time, number uint64) {
+	kind, _ := bocage.KindNamed("Generation")
+	objects, _, err := c.List(ctx, kind, client.ListOptions{})
+	if err != nil {
+		if at.Before(time.Now().Add(-time.Second)) {
+			fmt.Fprintf(e.err, "! this is what g%d says, and nobody can tell whether that was in force then: %v\n", number, err)
+		}
+		return
+	}
+	if text := younger(objects, at, number); text != "" {
+		fmt.Fprintln(e.err, "! "+text)
+	}
+}
+
+// younger compares a moment with when the generation that was asked was made.
+func younger(objects []bocage.Resource, at time.Time, number uint64) string {
+	var asked, then *bocage.Generation
+	for _, object := range objects {
+		g, ok := object.(*bocage.Generation)
+		if !ok {
+			continue
+		}
+		if g.Status.Number == number {
+			asked = g
+		}
+		if !g.Status.Compiled.After(at) && (then == nil || g.Status.Number > then.Status.Number) {
+			then = g
+		}
+	}
+	switch {
+	case asked == nil || !asked.Status.Compiled.After(at):
+		return ""
+	case then == nil:
+		return fmt.Sprintf("g%d was made at %s, after %s, and no generation is kept from before that: what was in force then may have decided otherwise", number, moment(asked.Status.Compiled), moment(at))
+	}
+	return fmt.Sprintf("g%d was made at %s, after %s: for what the newest one of that moment says, add --generation %s", number, moment(asked.Status.Compiled), moment(at), then.Name)
 }
 
 func explained(allowed bool) error {

@@ -223,6 +223,9 @@ func cellText(cell any) string {
 	}
 }
 
+// moment is a time as every screen writes it: the form in which objects carry it too.
+func moment(t time.Time) string { return t.UTC().Format(time.RFC3339) }
+
 // fewOf lists the first of many names, and how many there are besides.
 func fewOf(names []string, most int) string {
 	text := strings.Join(names[:min(len(names), most)], ", ")

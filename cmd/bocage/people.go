@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -87,7 +86,7 @@ the controller's start.`,
 			if err := os.WriteFile(path, []byte(session.Token+"\n"), 0o600); err != nil {
 				return fmt.Errorf("leave the session: %w", err)
 			}
-			fmt.Fprintf(e.out, "%s is %s until %s; the session is in %s\n", session.Person.Name, session.Person.Role, session.Expires.Local().Format(time.DateTime), path)
+			fmt.Fprintf(e.out, "%s is %s until %s; the session is in %s\n", session.Person.Name, session.Person.Role, moment(session.Expires), path)
 			return nil
 		}}
 	cmd.Flags().StringVar(&admin, "admin-token", node.AdminTokenFile(node.DefaultStateDir), "file with the one-time token")
@@ -179,7 +178,7 @@ func (e *env) sessionsCommand() *cobra.Command {
 			table := tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(table, "NAME\tROLE\tNAMESPACES\tMADE BY\tUNTIL")
 			for _, s := range sessions {
-				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", s.Person.Name, s.Person.Role, dash(strings.Join(s.Person.Namespaces, ",")), dash(s.Person.Maker), s.Expires.Local().Format(time.DateTime))
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", s.Person.Name, s.Person.Role, dash(strings.Join(s.Person.Namespaces, ",")), dash(s.Person.Maker), moment(s.Expires))
 			}
 			return table.Flush()
 		}}
@@ -256,7 +255,7 @@ the controller that answers. It is for administrators and auditors.`,
 					what += " (dry run)"
 				}
 				message, _, _ := strings.Cut(entry.Message, "\n")
-				_, err := fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%.100s\n", entry.Sequence, entry.Time.Local().Format(time.DateTime),
+				_, err := fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%.100s\n", entry.Sequence, moment(entry.Time),
 					entry.Who, dash(entry.From), entry.Verb, what, entry.Code, message)
 				return err
 			})

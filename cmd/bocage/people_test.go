@@ -195,3 +195,44 @@ func TestApplyInParts(t *testing.T) {
 		t.Errorf("again: %d, %d unchanged, %d created: %s", code, again, rest, errs)
 	}
 }
+
+// A quarantine is said to be one once it is: until then people are told who has not
+// taken it, by an exit code too.
+func TestQuarantineInForce(t *testing.T) {
+	objects := mem.New()
+	o := newOffice(t, objects)
+	if _, errs, code := o.run(t, "", "apiVersion: bocage.dev/v1\nkind: Workload\nmetadata: {name: web, namespace: shop}\nspec: {host: h9, interface: bct9, addresses: [192.0.2.1]}\n", "apply", "-f", "-"); code != exitOK {
+		t.Fatal(errs)
+	}
+	kind, _ := bocage.KindNamed("Quarantine")
+	for _, c := range []struct {
+		said      bocage.Condition
+		wait      string
+		code      int
+		out, errs string
+	}{
+		{bocage.Condition{}, "50ms", exitNotReady, "quarantine of shop/web declared, until it is released", "was not in force within 50ms: no controller has said"},
+		{bocage.Condition{}, "0s", exitOK, "`bocage quarantine ls` says whether it is enforced", ""},
+		{bocage.Condition{}, "-1s", exitUsage, "", "--wait cannot be negative"},
+		{bocage.Condition{Status: "False", Message: "1 of 1 hosts concerned have not taken it yet: h9"}, "2s", exitNotReady, "declared", "have not taken it yet: h9"},
+		{bocage.Condition{Status: "True", Reason: "NoWorkloads", Message: "it is nowhere"}, "1m", exitNotReady, "declared", "nothing enforces it: it is nowhere"},
+		{bocage.Condition{Status: "True", Reason: "AllHosts"}, "1m", exitOK, "■ shop/web is quarantined until it is released", ""},
+	} {
+		if c.said.Status != "" {
+			if err := store.UpdateObject(t.Context(), objects, kind, "", "shop.web", func(q *bocage.Quarantine) (bool, error) {
+				c.said.Type, c.said.ObservedGeneration = bocage.ConditionEnforced, q.Generation
+				q.Status.Conditions = bocage.SetCondition(q.Status.Conditions, c.said)
+				return true, nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		out, errs, code := o.run(t, "", "", "quarantine", "add", "shop/web", "--wait", c.wait)
+		if code != c.code || !strings.Contains(out, c.out) || !strings.Contains(errs, c.errs) || strings.Contains(out, "■") != (c.said.Reason == "AllHosts") {
+			t.Errorf("%+v: exit code %d, %q, %q", c, code, out, errs)
+		}
+	}
+	if out, _, _ := o.run(t, "", "", "quarantine", "ls"); !strings.Contains(out, "ENFORCED") || !strings.Contains(out, "True") {
+		t.Errorf("the list says %q", out)
+	}
+}

@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -251,7 +250,7 @@ func (e *env) printPlannedEdges(sign string, edges []bocage.PlannedEdge) error {
 	table := tabwriter.NewWriter(e.out, 2, 0, 2, ' ', 0)
 	for _, edge := range edges {
 		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%d\t%d seen, %d answered\tlast %s", sign, edge.Source, edge.Destination,
-			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, edge.Last.Local().Format(time.DateTime))
+			edge.Protocol, edge.DestinationPort, edge.Flows, edge.Replied, moment(edge.Last))
 		if sign == "~" {
 			fmt.Fprintf(table, "\towes %s, owed %s", dutiesText(edge.After), dutiesText(edge.Before))
 		}
@@ -280,5 +279,5 @@ func spanText(s bocage.Span) string {
 	if s.First.IsZero() || s.Last.IsZero() {
 		return ""
 	}
-	return fmt.Sprintf(" from %s to %s", s.First.Local().Format(time.DateTime), s.Last.Local().Format(time.DateTime))
+	return fmt.Sprintf(" from %s to %s", moment(s.First), moment(s.Last))
 }

@@ -37,7 +37,7 @@ error for review. Nothing is applied.`,
 			}
 			if len(result.Applications) == 0 {
 				if result.Declared > 0 {
-					fmt.Fprintf(e.err, "nothing to suggest: what was declared allows %d %s that were seen\n", result.Declared, plural(result.Declared, "kind of flow"))
+					fmt.Fprintf(e.err, "nothing to suggest: what was declared allows %d %s seen\n", result.Declared, either(result.Declared, "kind of flow", "kinds of flow"))
 					return e.printSuggestion(bocage.SuggestResult{Review: result.Review, Why: result.Why})
 				}
 				return fmt.Errorf("no answered flow was seen yet: is there traffic? `bocage observe -f` shows it")
@@ -60,7 +60,7 @@ error for review. Nothing is applied.`,
 // besides, and what is left out and why.
 func (e *env) printSuggestion(result bocage.SuggestResult) error {
 	if result.Covered > 0 {
-		fmt.Fprintf(e.err, "covers %d %s that were seen and answered", result.Covered, plural(result.Covered, "kind of flow"))
+		fmt.Fprintf(e.err, "covers %d %s seen and answered", result.Covered, either(result.Covered, "kind of flow", "kinds of flow"))
 		if result.Unseen > 0 {
 			fmt.Fprintf(e.err, "; opens %d between pairs that were not seen, since members of one application are taken to be alike", result.Unseen)
 		}
@@ -69,7 +69,7 @@ func (e *env) printSuggestion(result bocage.SuggestResult) error {
 	if len(result.Review) == 0 {
 		return nil
 	}
-	fmt.Fprintf(e.err, "left out for your review, %d %s:\n", len(result.Review), plural(len(result.Review), "kind of flow"))
+	fmt.Fprintf(e.err, "left out for your review, %d %s:\n", len(result.Review), either(len(result.Review), "kind of flow", "kinds of flow"))
 	table := tabwriter.NewWriter(e.err, 2, 0, 2, ' ', 0)
 	for i, edge := range result.Review {
 		why := ""

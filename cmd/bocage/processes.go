@@ -138,7 +138,7 @@ func (e *env) sessionCommand() *cobra.Command {
 				return err
 			}
 			fmt.Fprintln(e.out, session.Token)
-			fmt.Fprintf(e.err, "%s is %s until %s\n", session.Person.Name, session.Person.Role, session.Expires.Local().Format(time.DateTime))
+			fmt.Fprintf(e.err, "%s is %s until %s\n", session.Person.Name, session.Person.Role, moment(session.Expires))
 			return nil
 		}}
 	cmd.Flags().StringVar(&person.Role, "role", "viewer", "admin, policy-admin, responder, owner, auditor or viewer")

@@ -58,7 +58,7 @@ func (e *env) clientWith(token string) (*client.Client, error) {
 		}
 		if time.Now().After(own.Expires().Add(identity.ClockTolerance)) {
 			return nil, fmt.Errorf("the client certificate %s in %s ended on %s: have a new one made with `bocage user certificate`",
-				own.ID(), e.certificate, own.Expires().Local().Format(time.DateTime))
+				own.ID(), e.certificate, moment(own.Expires()))
 		}
 	}
 	return client.New(client.Config{

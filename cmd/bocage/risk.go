@@ -82,7 +82,7 @@ func (e *env) acceptRiskCommand() *cobra.Command {
 			if err := e.acceptRisk(cmd.Context(), c, args, period); err != nil {
 				return err
 			}
-			fmt.Fprintf(e.out, "%s may cut sessions until %s\n", strings.Join(args, ", "), time.Now().Add(period).Local().Format(time.DateTime))
+			fmt.Fprintf(e.out, "%s may cut sessions until %s\n", strings.Join(args, ", "), moment(time.Now().Add(period)))
 			return nil
 		}}
 	cmd.Flags().DurationVar(&period, "for", riskPeriod, "how long")
@@ -140,12 +140,12 @@ func (e *env) printFailsafe(s hostFailsafe) {
 	for _, f := range s.Failsafe {
 		end := ""
 		if !f.Until.IsZero() {
-			end = ", whose sessions are over, until " + f.Until.Local().Format(time.DateTime)
+			end = ", whose sessions are over, until " + moment(f.Until)
 		}
 		fmt.Fprintf(e.out, "  failsafe %s is left alone for %s%s\n", f.Interface, strings.Join(f.For, ", "), end)
 	}
 	if time.Now().Before(s.RiskAccepted.Until) {
-		fmt.Fprintf(e.out, "  accepted that sessions are cut, until %s, by %s\n", s.RiskAccepted.Until.Local().Format(time.DateTime), s.RiskAccepted.By)
+		fmt.Fprintf(e.out, "  accepted that sessions are cut, until %s, by %s\n", moment(s.RiskAccepted.Until), s.RiskAccepted.By)
 	}
 	if len(s.Sessions)+len(s.Failsafe) == 0 {
 		fmt.Fprintln(e.out, "  no session is live, and no interface is left alone")

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -81,7 +80,7 @@ func (e *env) printRollout(s bocage.RolloutStatus) error {
 		fmt.Fprintf(e.out, ": %s", stageText(s.Stage))
 	}
 	if !s.Deadline.IsZero() {
-		fmt.Fprintf(e.out, ", until %s", s.Deadline.Local().Format(time.DateTime))
+		fmt.Fprintf(e.out, ", until %s", moment(s.Deadline))
 	}
 	fmt.Fprintln(e.out)
 	if s.NewlyRefused > 0 {
@@ -171,7 +170,7 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 				proved = c.Status
 			}
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, inForce, stage, proved, s.Rules, s.Compiled.Local().Format(time.DateTime), e.historyText(s, back))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", g.Name, inForce, stage, proved, s.Rules, moment(s.Compiled), e.historyText(s, back))
 	}
 	return table.Flush()
 }

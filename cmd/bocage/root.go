@@ -110,11 +110,14 @@ func run(ctx context.Context, e *env, args []string) int {
 	}
 }
 
-func plural(n int, word string) string {
+func plural(n int, word string) string { return either(n, word, word+"s") }
+
+// either picks the words for one thing or for many.
+func either(n int, one, many string) string {
 	if n == 1 {
-		return word
+		return one
 	}
-	return word + "s"
+	return many
 }
 
 func (e *env) rootCommand() *cobra.Command {

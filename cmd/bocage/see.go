@@ -75,7 +75,7 @@ func (e *env) printFlow(record bocage.FlowRecord) error {
 // flowLine is one flow for people.
 func flowLine(r bocage.FlowRecord, wide bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s → %s %s", r.Time.Local().Format("15:04:05.000"),
+	fmt.Fprintf(&b, "%s %s → %s %s", moment(r.Time),
 		end(r.SourceWorkload, r.SourceAddress), end(r.DestinationWorkload, r.DestinationAddress), r.Protocol)
 	if r.Protocol.HasPorts() {
 		fmt.Fprintf(&b, "/%d", r.DestinationPort)
@@ -98,9 +98,13 @@ func flowLine(r bocage.FlowRecord, wide bool) string {
 		fmt.Fprintf(&b, ", %s", greetingText(r.Greeting))
 	}
 	if r.Kind != bocage.EventStart || wide {
-		fmt.Fprintf(&b, "  [%s", r.Kind)
+		what := r.Kind.String()
+		if r.Kind == bocage.EventRefused && r.Verdict.Allowed() {
+			what = "would be refused" // its scope merely observes
+		}
+		fmt.Fprintf(&b, "  [%s", what)
 		if r.Packets > 0 {
-			fmt.Fprintf(&b, " %d packets %d B", r.Packets, r.Bytes)
+			fmt.Fprintf(&b, " %d %s %d B", r.Packets, either(int(r.Packets), "packet", "packets"), r.Bytes)
 		}
 		b.WriteString("]")
 	}

@@ -55,7 +55,7 @@ makes certificates; nobody else vouches for others.`,
 			if err := svid.SaveFile(path); err != nil {
 				return fmt.Errorf("keep the certificate: %w", err)
 			}
-			fmt.Fprintf(e.out, "%s is %s until %s; key and certificate are in %s\n", args[0], made.ID, made.Expires.Local().Format(time.DateTime), path)
+			fmt.Fprintf(e.out, "%s is %s until %s; key and certificate are in %s\n", args[0], made.ID, moment(made.Expires), path)
 			if len(made.Roles) == 0 {
 				subjects := append([]string{made.ID}, groupSubjects(groups)...)
 				fmt.Fprintf(e.err, "! nobody gave them a role yet: name %s in a RoleBinding\n", strings.Join(subjects, " or "))
