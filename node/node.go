@@ -92,6 +92,7 @@ const (
 	DefaultStateDir        = "/var/lib/bocage"
 	DefaultRunDir          = "/run/bocage"
 	DefaultBPFFS           = "/sys/fs/bpf/bocage"
+	unitBPFFS              = "/run/bocage/bpf" // that of the agent's systemd unit
 	DefaultTrustDomain     = "bocage.internal"
 	DefaultAPIListen       = "127.0.0.1:8443"
 	DefaultTransportListen = "127.0.0.1:4222"

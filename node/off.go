@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -37,10 +38,23 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 		}
 		say("✓ %s", what)
 	}
-	for _, pid := range running(cfg.RunDir) {
+	pids := running(cfg.RunDir)
+	for _, pid := range pids {
 		step(fmt.Sprintf("process %d stopped", pid), stop(ctx, pid))
 	}
-	step("kernel hooks and maps removed: nothing is filtered", removeHooks(ctx, cfg.PinDir()))
+	_, missing := os.Lstat(cfg.PinDir())
+	step("kernel hooks and maps of "+cfg.PinDir()+" removed", removeHooks(ctx, cfg.PinDir()))
+	others, err := otherInstallations(cfg)
+	switch {
+	case err != nil:
+		step("look for what else enforces", err)
+	case len(others) == 0:
+		say("✓ nothing is filtered")
+	case len(pids) == 0 && missing != nil: // so it is probably one of these that was meant
+		step("nothing is filtered", fmt.Errorf("nothing of host %s was there, and %s", cfg.Host, stillEnforcing(others)))
+	default:
+		say("! %s", stillEnforcing(others))
+	}
 	step("inspection engine removed", suricata.Remove(cfg.inspectionConfig()))
 	step("decoys removed", deception.Remove(deception.Config{
 		Host: cfg.Host, Namespace: cfg.decoyNamespace(), Dir: cfg.agentDir("decoys"), Logger: cfg.Logger,
@@ -51,6 +65,30 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 	}
 	_ = os.Remove(filepath.Dir(cfg.PinDir())) // unless another installation is in it
 	return errors.Join(faults...)
+}
+
+// otherInstallations lists the folders in which others than this installation pin what
+// enforces, as far as they are where installations usually are.
+func otherInstallations(cfg Config) ([]string, error) {
+	var found []string
+	parents := []string{cfg.BPFFS, DefaultBPFFS, unitBPFFS}
+	slices.Sort(parents)
+	for _, parent := range slices.Compact(parents) {
+		entries, err := os.ReadDir(parent)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		for _, e := range entries {
+			if dir := filepath.Join(parent, e.Name()); e.IsDir() && dir != cfg.PinDir() {
+				found = append(found, dir)
+			}
+		}
+	}
+	return found, nil
+}
+
+func stillEnforcing(dirs []string) string {
+	return fmt.Sprintf("another installation still enforces (%s): `bocage off --host NAME` takes it away, with the --run-dir that it was started with", strings.Join(dirs, ", "))
 }
 
 // removeOwn removes what this installation made in a folder, and the folder if

@@ -114,6 +114,24 @@ func TestRootOffFindsWhatWasPrepared(t *testing.T) {
 	}
 }
 
+// Whoever names an installation that is not there is told of those that are, and never
+// that nothing is filtered.
+func TestRootOffTellsOfOthers(t *testing.T) {
+	run, pins, prepare := prepares(t)
+	prepare("nobody")
+	other := filepath.Join(filepath.Dir(run), "other")
+	if err := errors.Join(os.Mkdir(other, 0o755), os.WriteFile(filepath.Join(other, "bpffs"), []byte(filepath.Dir(pins)), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("bocage", "off", "--host", "h2", "--run-dir", other, "--state-dir", other+".state").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), pins) || strings.Contains(string(out), "✓ nothing is filtered") {
+		t.Errorf("off of another: %v: %s", err, out)
+	}
+	if _, err := os.Lstat(pins); err != nil {
+		t.Errorf("it took %s away: %v", pins, err)
+	}
+}
+
 // A link in the run folder, where others may write, leads root nowhere.
 func TestRootPrepareFollowsNoLinkInTheRunFolder(t *testing.T) {
 	run, _, prepare := prepares(t)

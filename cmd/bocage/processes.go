@@ -192,6 +192,9 @@ func (e *env) offCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "off", Short: "Take everything down: process, kernel hooks, engine, decoys; works without a controller",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 {
+				return &exitError{exitNotReady, "taking hooks out of the kernel needs root: run it with sudo"}
+			}
 			cfg.RunDir, cfg.TrustDomain, cfg.Logger = e.runDir, e.trustDomain, e.logger(slog.LevelWarn)
 			return node.Off(cmd.Context(), cfg, purge, func(format string, args ...any) {
 				fmt.Fprintf(e.out, format+"\n", args...)
