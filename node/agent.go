@@ -83,8 +83,9 @@ type processFacts struct {
 }
 
 // runAgent keeps enforcement going first of all: kernel state is taken over and
-// the last ruleset applied before anything is asked of the network.
-func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, ready func()) error {
+// the last ruleset applied before anything is asked of the network. Standing is called
+// once that is so: whoever starts workloads may go on.
+func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, standing func()) error {
 	a := &agentProcess{cfg: cfg, logger: cfg.Logger.With("host", cfg.Host), registry: registry, applied: make(chan struct{}, 1), sighted: make(chan struct{}, 1),
 		process: processFacts{os.Getpid(), os.Geteuid(), time.Now().UTC()}}
 	a.starter.find(time.Now())
@@ -123,6 +124,7 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, re
 	}
 	group.Go(func() error { return a.discoverer.Run(ctx) })
 	group.Go(func() error { return loop.Run(ctx) })
+	group.Go(func() error { a.awaitStanding(ctx); standing(); return nil })
 	group.Go(func() error {
 		return a.keepUp(ctx, "greetings", func(ctx context.Context) error { return a.dataplane.Listen(ctx, a.events.Greeting) })
 	})
@@ -138,13 +140,26 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, re
 	group.Go(func() error { return a.serveHealth(ctx) })
 	group.Go(func() error { return a.watchState(ctx) })
 	group.Go(func() error { return a.followLosses(ctx) })
-	if ready != nil {
-		ready()
-	}
 	if err := group.Wait(); !errors.Is(err, context.Canceled) {
 		return err
 	}
 	return nil
+}
+
+// standPatience is how long others wait for what was in force before to be so again: an
+// agent that was never told anything has nothing to wait for.
+const standPatience = 5 * time.Second
+
+func (a *agentProcess) awaitStanding(ctx context.Context) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for begun := time.Now(); a.since.Load() == nil && time.Since(begun) < standPatience; {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // reportedDataplane notes when a ruleset came into force, for the Host's status.
@@ -475,6 +490,10 @@ func (a *agentProcess) faultText() string {
 	}
 	status := a.loop.Status()
 	for _, port := range status.Missing {
+		if i := slices.IndexFunc(status.Attached, func(a dataplane.Attachment) bool { return a.Port.Identity == port.Identity && a.Port.Interface == port.Interface }); i >= 0 {
+			lines = append(lines, fmt.Sprintf("%s of %s has another name now (interface %d), and is enforced on all the same: mend spec.interface", port.Interface, port.Workload, status.Attached[i].Ifindex))
+			continue
+		}
 		lines = append(lines, fmt.Sprintf("%s of %s is not there to be enforced on", port.Interface, port.Workload))
 	}
 	for _, wire := range status.Cut {

@@ -68,8 +68,15 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 		}
 	}
 	if cfg.Agent {
-		group.Go(func() error { return runAgent(ctx, cfg, registry, ready) })
-	} else if ready != nil {
+		standing := make(chan struct{})
+		group.Go(func() error { return runAgent(ctx, cfg, registry, func() { close(standing) }) })
+		select {
+		case <-standing:
+		case <-ctx.Done():
+			return ended(group.Wait())
+		}
+	}
+	if ready != nil {
 		ready()
 	}
 	if err := notify("READY=1"); err != nil {

@@ -55,6 +55,33 @@ func TestFold(t *testing.T) {
 	}
 }
 
+// An interface that is renamed stays enforced, unless another workload is declared at
+// its new name; one that is gone does not.
+func TestFoldKeepsRenamedInterfaces(t *testing.T) {
+	web, other := port("web", 101), port("web2", 102)
+	at := func(ifindex uint32, p bocage.Port) dataplane.Attachment {
+		return dataplane.Attachment{Ifindex: ifindex, Port: p}
+	}
+	for name, test := range map[string]struct {
+		ports []bocage.Port
+		links []host.Link
+		have  []dataplane.Attachment
+		want  []dataplane.Attachment
+	}{
+		"renamed":                             {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, web)}},
+		"renamed, and attached by another":    {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, port("web2", 101))}, []dataplane.Attachment{at(4, web)}},
+		"somebody else's now":                 {[]bocage.Port{web, other}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, other)}},
+		"gone":                                {[]bocage.Port{web}, []host.Link{veth(5, "web2", 2)}, []dataplane.Attachment{at(4, web)}, nil},
+		"nobody stood there":                  {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, nil, nil},
+		"the name is there again, on another": {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2), veth(5, "web", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(5, web)}},
+	} {
+		got := Fold(Scene{Ruleset: &bocage.Ruleset{Ports: test.ports}, Links: test.links, Have: test.have})
+		if !reflect.DeepEqual(got.Attachments, test.want) {
+			t.Errorf("%s: %+v, want %+v", name, got.Attachments, test.want)
+		}
+	}
+}
+
 // veth is a link on a bridge.
 func veth(index uint32, name string, bridge uint32) host.Link {
 	return host.Link{Index: index, Name: name, Kind: "veth", Master: bridge, Ethernet: true, PeerNamespace: 7}

@@ -19,7 +19,7 @@ type Watch struct{ Bridges, Uplinks []string }
 type Wanted struct {
 	Attachments []dataplane.Attachment // by ifindex
 	Wires       []dataplane.Wire       // by name
-	Missing     []bocage.Port          // declared in the ruleset, without an interface
+	Missing     []bocage.Port          // declared in the ruleset, without an interface of that name
 	Unfit       []bocage.Port          // on interfaces that carry no frames
 	Cut         []bocage.Wire          // wires without one of their interfaces
 }
@@ -62,6 +62,7 @@ func Fold(s Scene) Wanted {
 			}
 		}
 	}
+	want.keepRenamed(&s, named)
 	watched := s.watched()
 	for _, l := range s.Links {
 		bridge, watched := watched[l.Master]
@@ -73,6 +74,28 @@ func Fold(s Scene) Wanted {
 	}
 	slices.SortFunc(want.Attachments, func(a, b dataplane.Attachment) int { return cmp.Compare(a.Ifindex, b.Ifindex) })
 	return want
+}
+
+// keepRenamed keeps enforcement points at interfaces that have lost the name by which
+// they are declared, unless somebody else is declared at them: a name is no reason to let
+// a workload go. They stay among the missing, so that it is told.
+func (want *Wanted) keepRenamed(s *Scene, named map[uint32]bool) {
+	for _, p := range want.Missing {
+		theirs := func(a dataplane.Attachment) bool {
+			return a.Port.Identity == p.Identity && p.Identity != bocage.IdentityUnknown && !named[a.Ifindex]
+		}
+		i := slices.IndexFunc(s.Have, func(a dataplane.Attachment) bool { return theirs(a) && a.Port.Interface == p.Interface })
+		if i < 0 { // what an agent before attached goes by its name of today
+			i = slices.IndexFunc(s.Have, theirs)
+		}
+		if i < 0 {
+			continue
+		}
+		if l, ok := s.link(func(l host.Link) bool { return l.Index == s.Have[i].Ifindex }); ok && l.Ethernet {
+			named[l.Index] = true
+			want.Attachments = append(want.Attachments, dataplane.Attachment{Ifindex: l.Index, Port: p})
+		}
+	}
 }
 
 // linkOf finds a port's interface: by its name, or where an instance is named by
