@@ -24,7 +24,7 @@ func ParseDomainName(text string) (DomainName, error) {
 	name := strings.ToLower(strings.TrimSuffix(text, "."))
 	for i := range len(text) {
 		if text[i] >= 0x80 {
-			return "", fmt.Errorf("%q has letters beyond ASCII: write the name in its A-label form, xn--...", text)
+			return "", fmt.Errorf("%q has letters beyond ASCII: write the name in its A-label form, which begins with xn--", text)
 		}
 	}
 	if len(name) > longestDomainName {

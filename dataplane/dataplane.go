@@ -120,10 +120,10 @@ func (c Config) Validate() error {
 		faults = append(faults, fmt.Errorf("EventBytes %d is not a power of two of at least 4096", c.EventBytes))
 	}
 	if c.NameLeast < 0 || c.NameLeast > mostNamed {
-		faults = append(faults, fmt.Errorf("NameLeast %s is not between 0 and %s", c.NameLeast, mostNamed))
+		faults = append(faults, fmt.Errorf("an address under a name is kept %s: that is not between 0 and %s", c.NameLeast, mostNamed))
 	}
 	if c.Pickup < 0 {
-		faults = append(faults, fmt.Errorf("Pickup %s is negative", c.Pickup))
+		faults = append(faults, fmt.Errorf("the time for picking up connections, %s, is negative", c.Pickup))
 	}
 	slices.SortFunc(faults, func(a, b error) int { return compareText(a.Error(), b.Error()) })
 	return errors.Join(faults...)

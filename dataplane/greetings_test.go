@@ -199,15 +199,12 @@ func TestRootGreetingsOutOfOrder(t *testing.T) {
 			}
 			is := func(s *stream, want bocage.Greeted) {
 				t.Helper()
-				for {
-					g := awaitGreeting(t, told, s.server)
-					if g.Flow.SourcePort != s.client {
-						t.Fatalf("told of another flow: %+v", g)
-					}
-					if g.ServerName != want.ServerName || g.Ambiguous != want.Ambiguous || want.ServerName != "" && g.ALPN[0] != "h2" {
-						t.Fatalf("told %+v, want %+v", g.Greeted, want)
-					}
-					return
+				g := awaitGreeting(t, told, s.server)
+				if g.Flow.SourcePort != s.client {
+					t.Fatalf("told of another flow: %+v", g)
+				}
+				if g.ServerName != want.ServerName || g.Ambiguous != want.Ambiguous || want.ServerName != "" && g.ALPN[0] != "h2" {
+					t.Fatalf("told %+v, want %+v", g.Greeted, want)
 				}
 			}
 			named := bocage.Greeted{ServerName: "db.example.org"}

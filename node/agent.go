@@ -490,7 +490,9 @@ func (a *agentProcess) faultText() string {
 	}
 	status := a.loop.Status()
 	for _, port := range status.Missing {
-		if i := slices.IndexFunc(status.Attached, func(a dataplane.Attachment) bool { return a.Port.Identity == port.Identity && a.Port.Interface == port.Interface }); i >= 0 {
+		if i := slices.IndexFunc(status.Attached, func(a dataplane.Attachment) bool {
+			return a.Port.Identity == port.Identity && a.Port.Interface == port.Interface
+		}); i >= 0 {
 			lines = append(lines, fmt.Sprintf("%s of %s has another name now (interface %d), and is enforced on all the same: mend spec.interface", port.Interface, port.Workload, status.Attached[i].Ifindex))
 			continue
 		}

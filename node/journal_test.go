@@ -216,13 +216,13 @@ func TestShelfReadsManyAmendments(t *testing.T) {
 // amender answers with what differs from what the agent has, as controllers do, and
 // counts. Generations are its rulesets, in order.
 type amender struct {
-	sign              *signer
-	mu                sync.Mutex
-	all               []*bocage.Ruleset
-	wholes, amended   int
-	bases             []uint64
-	spoil             func(*bocage.Amendment)
-	confirmed, losing uint64
+	sign            *signer
+	mu              sync.Mutex
+	all             []*bocage.Ruleset
+	wholes, amended int
+	bases           []uint64
+	spoil           func(*bocage.Amendment)
+	confirmed       uint64
 }
 
 func (c *amender) answer(q rulesetQuestion) (a rulesetAnswer) {

@@ -57,7 +57,6 @@ type slot struct {
 	count       int
 	factsAt     time.Time
 	factsTotal  int
-	victims     int // distinct, as far as the slot remembers them
 }
 
 func newCorrelator(idle time.Duration, adopt func(evidence.Party, time.Time) string) *correlator {

@@ -111,7 +111,7 @@ func TestRestartAndReplayChangeNothing(t *testing.T) {
 		default:
 		}
 		// Evidence after the restart goes on in the same incident.
-		r, _ = s.run(nil)
+		s.run(nil)
 		s.send("h1", bocage.Batch{Flows: s.scanOf("dev/red", "shop/cache", 1, 100)})
 		s.until("the incident to grow", func() bool {
 			return len(s.incidents()) == 2 && strings.Contains(state(), "scanned 2 addresses and 500 ports")

@@ -47,7 +47,7 @@ func serve(ctx context.Context, dir string, s settings) error {
 	}
 	registry, ok := prometheus.DefaultRegisterer.(*prometheus.Registry) // where etcd counts
 	if !ok {
-		return errors.New("Prometheus' default registry is another's")
+		return errors.New("the default registry of Prometheus is another's")
 	}
 	trail := ""
 	if s.Trail {

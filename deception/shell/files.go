@@ -26,7 +26,6 @@ type file struct {
 	modified time.Time
 	private  bool   // only root reads it
 	program  string // the command that it runs
-	link     string
 }
 
 // files is the tree: what the machine came with, and over it what was changed.

@@ -88,7 +88,6 @@ const (
 	mostNetworks   = 1 << 12
 	mostPods       = 1 << 14
 	mostLabels     = 1 << 10 // of one container
-	mostAddresses  = 64      // of one attachment
 	mostAttached   = 64      // networks of one container
 	mostText       = 1 << 12 // bytes of a name or a label's value
 	mostList       = 64 << 20

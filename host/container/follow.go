@@ -54,9 +54,6 @@ func (r *Runtime) Follow(ctx context.Context, each func(Inventory)) error {
 	closer() // ends the reader, which is waited for
 	for range news {
 	}
-	if ctx.Err() != nil && err == nil {
-		err = ctx.Err()
-	}
 	return fmt.Errorf("follow containers of %s: %w", r.socket, err)
 }
 

@@ -107,9 +107,7 @@ func (c *compiler) replaceApplications(d *change) {
 		kept[a.NamespacedName()] = a
 		d.offers = d.offers || c.withData[a]
 		d.neighbours = append(d.neighbours, a.NamespacedName())
-		for _, use := range a.uses {
-			d.used = append(d.used, use)
-		}
+		d.used = append(d.used, a.uses...)
 		prefixesOf(a.Application, c.pop.namePrefix(-1, nil))
 		namesOf(a.Application, c.pop.domains.count(-1))
 		c.leave(a)

@@ -273,9 +273,9 @@ func (r refusal) equal(o refusal) bool {
 
 // units are those of everyone but Applications.
 type units struct {
-	admission, prefixes, conditions                               unit // told only
-	zones, threats, responses, quarantines, guardrails            unit
-	kubernetes, scopes, decoys, contradictions, profiles, emptied unit
-	babel                                                         unit      // told only
-	refusals, refused                                             []refusal // of threat conditions
+	admission, prefixes, conditions                      unit // told only
+	zones, threats, responses, quarantines, guardrails   unit
+	kubernetes, scopes, decoys, contradictions, profiles unit
+	babel                                                unit      // told only
+	refusals, refused                                    []refusal // of threat conditions
 }

@@ -29,10 +29,7 @@ const (
 	kindWorkload
 )
 
-const (
-	kindCount = 16
-	allKinds  = kindWorkload<<1 - 1
-)
+const kindCount = 16
 
 var kindNames = [kindCount]string{"Application", "Guardrail", "Scope", "InspectionProfile", "Decoy", "Quarantine", "ThreatCondition",
 	"Exception", "Response", "AddressGroup", "Zone", "Namespace", "NetworkPolicy", "ClusterNetworkPolicy", "Host", "Workload"}

@@ -239,12 +239,6 @@ func LetInNamespaces(provider *bocage.Application, i int) []string {
 	}
 }
 
-// LetsIn reports whether the provider's half of the i-th provide picks a workload.
-func LetsIn(provider *bocage.Application, i int, namespace string, labels map[string]string) bool {
-	open := LetInNamespaces(provider, i)
-	return (open == nil || slices.Contains(open, namespace)) && provider.Spec.Provides[i].To.Matches(labels)
-}
-
 // LetInAdvice says how the provider's half would let in workloads of a namespace
 // with these labels.
 func LetInAdvice(provider *bocage.Application, i int, namespace string, labels map[string]string) string {
