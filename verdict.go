@@ -1,6 +1,9 @@
 package bocage
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // Verdict is what policy says of a flow and what the dataplane did to a packet.
 // The numbers are part of the contract with the eBPF programs: never reused.
@@ -39,7 +42,7 @@ func (v *Verdict) UnmarshalText(text []byte) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("verdict %q is not one of %v", text, verdictNames)
+	return fmt.Errorf("verdict %q is not one of %s", text, strings.Join(verdictNames, ", "))
 }
 
 // ReasonCode says which kind of fact decided. The numbers are part of the

@@ -108,7 +108,7 @@ func (s *Server) identify(r *http.Request) (Person, error) {
 		}
 		return certifiedPerson(id, identity.Groups(r.TLS.PeerCertificates[0])), nil
 	}
-	return Person{}, unauthorized("nobody is named: use the unix socket, a client certificate or a bearer token")
+	return Person{}, unauthorized("nobody is named: use the unix socket on a controller's host, a client certificate (--certificate) or a bearer token (--token-file, or `bocage login`)")
 }
 
 func unauthorized(format string, args ...any) *problem {

@@ -187,7 +187,7 @@ func (p Person) allowed(a access) (bool, string) {
 		if a.kind.Writer == "api" {
 			return false, "there is no such verb: " + strings.Join(verbsOf(a.kind), ", ")
 		}
-		return false, "it is written by the " + a.kind.Writer + " room and not by people"
+		return false, "it is written by the system and not by people"
 	}
 	var why []string
 	for _, grant := range p.Grants {

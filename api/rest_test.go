@@ -121,7 +121,7 @@ func TestRequests(t *testing.T) {
 		{"initial events without a match", "GET", scopesPath + "?watch=1&sendInitialEvents=true", "", "", 400, "NotOlderThan"},
 		{"a watch of the future", "GET", scopesPath + "?watch=1&resourceVersion=1000000", "", "", 504, "Too large resource version"},
 
-		{"writing what a room writes", "POST", "/apis/bocage.dev/v1/generations", jsonType, "{}", 403, "written by the policy room"},
+		{"writing what a room writes", "POST", "/apis/bocage.dev/v1/generations", jsonType, "{}", 403, "written by the system"},
 		{"a namespace without a name", "POST", "/api/v1/namespaces", jsonType, `{"apiVersion":"v1","kind":"Namespace"}`, 422, "metadata.name"},
 		{"a namespace that nothing is in", "GET", "/api/v1/namespaces/none", "", "", 404, "not found"},
 		{"the root", "GET", "/", "", "", 200, `"/openapi/v3"`},

@@ -43,9 +43,9 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 	}
 	switch {
 	case q.Decision != 0 && !known:
-		return bocage.Explanation{}, fmt.Errorf("decision %s is not known any more: ask without it, to be told what is decided now", q.Decision)
+		return bocage.Explanation{}, declined("decision %s is not known any more: ask without it, to be told what is decided now", q.Decision)
 	case forgotten && !known:
-		return bocage.Explanation{}, fmt.Errorf("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
+		return bocage.Explanation{}, declined("generation %d is not kept: see bocage get generations for those that are, or leave it out to be told what is decided now", q.Generation)
 	}
 	if q.At.IsZero() {
 		// What another controller made by a clock that is ahead holds from its moment on:

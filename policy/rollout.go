@@ -64,15 +64,21 @@ func (p *Policy) Rollout(ctx context.Context, who string, request bocage.Rollout
 	}
 }
 
+// declined is the answer to a request that makes no sense as things stand: a fault of
+// the request, not of the controller.
+func declined(format string, args ...any) error {
+	return bocage.Faults{{Message: fmt.Sprintf(format, args...)}}
+}
+
 // request changes the record as a person asks for.
 func (p *Policy) request(ctx context.Context, r record, who string, request bocage.RolloutRequest) (record, notice, error) {
 	switch request.Action {
 	case actionConfirm:
 		if request.Generation != 0 && request.Generation != r.Base.Number {
-			return r, notice{}, fmt.Errorf("generation %d is not in force, %d is: confirm that, or nothing", request.Generation, r.Base.Number)
+			return r, notice{}, declined("generation %d is not in force, %d is: confirm that, or nothing", request.Generation, r.Base.Number)
 		}
 		if r.ConfirmBy.IsZero() && r.Pin == nil && r.Ended == nil {
-			return r, notice{}, fmt.Errorf("generation %d is in force and nothing waits for being confirmed", r.Base.Number)
+			return r, notice{}, declined("generation %d is in force and nothing waits for being confirmed", r.Base.Number)
 		}
 		message := fmt.Sprintf("%s confirmed generation %d", who, r.Base.Number)
 		if r.Pin != nil || r.Ended != nil {
@@ -109,17 +115,17 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 		return r, notice{from, "RolledBack", message, true}, nil
 	case actionPromote:
 		if r.Candidate == nil {
-			return r, notice{}, errors.New("nothing is on its way into force: there is no stage to end")
+			return r, notice{}, declined("nothing is on its way into force: there is no stage to end")
 		}
 		if request.Generation != 0 && request.Generation != r.Candidate.Number {
-			return r, notice{}, fmt.Errorf("generation %d is not on its way into force, %d is", request.Generation, r.Candidate.Number)
+			return r, notice{}, declined("generation %d is not on its way into force, %d is", request.Generation, r.Candidate.Number)
 		}
 		c := *r.Candidate
 		c.Hurry = true
 		r.Candidate = &c
 		return r, notice{c.Number, "Promoted", fmt.Sprintf("%s ended the stage %s", who, c.Stage), false}, nil
 	}
-	return r, notice{}, fmt.Errorf("%q is none of confirm, rollback and promote", request.Action)
+	return r, notice{}, declined("%q is none of confirm, rollback and promote", request.Action)
 }
 
 // keepGuardrails has a rollback leave the guardrails in force, and what excepts from
@@ -145,7 +151,7 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pin
 	}
 	_, policy := composed(back, kept)
 	if _, now := composed(kept, kept); now.hash == policy.hash {
-		return fmt.Errorf("generation %d differs from what is in force in guardrails and their exceptions only, about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
+		return declined("generation %d differs from what is in force in guardrails and their exceptions only, about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
 	}
 	pinned.Policy, pinned.Kept = policy.name(), r.Base.Policy
 	return nil
@@ -216,7 +222,7 @@ func (p *Policy) shelf(ctx context.Context) ([]shelfList, error) {
 // people who see the same trouble mean one step.
 func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelfList, error) {
 	if number == 0 && (r.Pin != nil || r.Ended != nil) {
-		return shelfList{}, fmt.Errorf("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
+		return shelfList{}, declined("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
 	}
 	lists, err := p.shelf(ctx)
 	if err != nil {
@@ -226,7 +232,7 @@ func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelf
 		if i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Number == number }); i >= 0 {
 			return lists[i], nil
 		}
-		return shelfList{}, fmt.Errorf("generation %d: %w: see bocage policy history", number, errNotKept)
+		return shelfList{}, declined("generation %d: %v: see bocage policy history", number, errNotKept)
 	}
 	before := r.Stood
 	if r.Candidate != nil {
@@ -239,7 +245,7 @@ func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelf
 			return lists[i], nil
 		}
 	}
-	return shelfList{}, errors.New("there is no generation before to go back to")
+	return shelfList{}, declined("there is no generation before to go back to")
 }
 
 // effect waits until this controller has made something of a request.

@@ -10,10 +10,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -205,7 +207,16 @@ func (c *Client) unreachable(err error) error {
 	if c.config.Socket != "" {
 		where = c.config.Socket
 	}
-	return fmt.Errorf("reach the controller at %s: %w (is it running? try: bocage doctor)", where, err)
+	advice := "is it running? try: bocage doctor"
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		advice = "the socket is root's and its group's: use --server and `bocage login`, or ask as root"
+	case errors.As(err, &authority) || errors.As(err, &name):
+		advice = "it is another's certificate: is --ca the trust bundle of that controller, and --trust-domain its own?"
+	}
+	return fmt.Errorf("reach the controller at %s: %w (%s)", where, err, advice)
 }
 
 // status is Kubernetes' metav1.Status, as far as it is read here.

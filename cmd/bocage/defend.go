@@ -17,7 +17,7 @@ import (
 func (e *env) listCommand(kind, short string) *cobra.Command {
 	cmd := &cobra.Command{Use: "ls", Short: short, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return e.list(cmd.Context(), kind) }}
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, objectForms)
 	return cmd
 }
 
@@ -49,7 +49,7 @@ func (e *env) incidentCommand() *cobra.Command {
 			}
 			return e.printIncident(incident)
 		}}
-	e.outputFlag(show)
+	e.outputFlag(show, objectForms)
 	return noun("incident", "Incidents that recognition raised", e.listCommand("Incident", "List incidents"), show)
 }
 

@@ -39,7 +39,7 @@ from which severity on: needed, degraded or advice.`,
 			findings := host.Examine(cmd.Context(), checks)
 			switch e.output {
 			case "json", "jsonl", "yaml":
-				err = e.printValue(findings)
+				err = printEach(e, findings)
 			default:
 				e.printFindings(findings)
 			}
@@ -50,7 +50,7 @@ from which severity on: needed, degraded or advice.`,
 		}}
 	e.nodeFlags(cmd, &cfg)
 	cmd.Flags().StringVar(&failAt, "fail-at", failAt, "least severity that makes the exit code other than 0")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

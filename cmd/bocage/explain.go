@@ -59,7 +59,7 @@ The exit code is 0 if the flow is allowed and 4 if it, or one of many, is refuse
 	cmd.Flags().StringVar(&at, "at", "", "the moment to decide for, such as 2026-11-24T18:00:00Z (default: now); by the generation in force now, unless --generation names that of the moment")
 	cmd.Flags().StringVar(&name, "name", "", "the DNS name that FROM was told the address TO has")
 	cmd.Flags().BoolVar(&event, "event", false, "explain the flow records on standard input")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

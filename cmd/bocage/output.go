@@ -8,19 +8,27 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
 	"bocage.dev/bocage/manifest"
 )
 
-var outputs = []string{"table", "wide", "json", "yaml", "jsonl", "name"}
+// Forms of output: of objects, of answers that are no objects, and of streams of
+// records, which have no end that YAML could be written at.
+var (
+	objectForms = []string{"table", "wide", "json", "yaml", "jsonl", "name"}
+	answerForms = []string{"table", "wide", "json", "yaml", "jsonl"}
+	streamForms = []string{"table", "wide", "json", "jsonl"}
+)
 
-// outputFlag adds -o. Unset it is a table for a terminal and for a pipe alike,
-// but for streams of records, which are JSON lines when piped.
-func (e *env) outputFlag(cmd *cobra.Command) {
+// outputFlag adds -o with the forms that the command has. Unset it is a table for a
+// terminal and for a pipe alike, but for flows, which are JSON lines when piped.
+func (e *env) outputFlag(cmd *cobra.Command, outputs []string) {
 	cmd.Flags().StringVarP(&e.output, "output", "o", "", strings.Join(outputs, "|"))
 	_ = cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp))
 	check := cmd.PreRunE
@@ -86,6 +94,9 @@ type printer struct {
 	kind  bocage.Kind
 	table *tabwriter.Writer
 	begun bool
+	// widths are those of the columns of a table whose rows come one by one: each is as
+	// wide as its widest cell so far.
+	widths []int
 }
 
 func (e *env) newPrinter(kind bocage.Kind) *printer {
@@ -127,11 +138,40 @@ func (p *printer) row(event string, object bocage.Resource) error {
 		}
 		header, row = append(header, column.Name), append(row, value)
 	}
-	if !p.begun {
-		fmt.Fprintln(p.table, strings.Join(header, "\t"))
-		p.begun = true
+	write := func(cells []string) error {
+		if event != "" {
+			return p.aligned(cells)
+		}
+		_, err := fmt.Fprintln(p.table, strings.Join(cells, "\t"))
+		return err
 	}
-	_, err = fmt.Fprintln(p.table, strings.Join(row, "\t"))
+	if !p.begun {
+		p.begun = true
+		if err := write(header); err != nil {
+			return err
+		}
+	}
+	return write(row)
+}
+
+// aligned writes a row at once, below those that were written. A cell that is wider
+// than all before it widens its column from then on.
+func (p *printer) aligned(cells []string) error {
+	if p.widths == nil {
+		p.widths = make([]int, len(cells))
+		p.widths[0] = len(client.Modified)
+		p.widths[1] = 24 // names: what comes first need not be the longest
+	}
+	var b strings.Builder
+	for i, cell := range cells {
+		width := utf8.RuneCountInString(cell)
+		p.widths[i] = max(p.widths[i], width)
+		b.WriteString(cell)
+		if i < len(cells)-1 {
+			b.WriteString(strings.Repeat(" ", p.widths[i]-width+3))
+		}
+	}
+	_, err := fmt.Fprintln(p.env.out, b.String())
 	return err
 }
 
@@ -139,10 +179,7 @@ func (p *printer) row(event string, object bocage.Resource) error {
 func (p *printer) event(event string, object bocage.Resource) error {
 	switch p.env.output {
 	case "", "table", "wide":
-		if err := p.row(event, object); err != nil {
-			return err
-		}
-		return p.flush()
+		return p.row(event, object)
 	case "json", "jsonl":
 		return json.NewEncoder(p.env.out).Encode(struct {
 			Type   string          `json:"type"`
@@ -172,6 +209,20 @@ func (e *env) printValue(value any) error {
 		encoder.SetIndent("", "  ")
 		return encoder.Encode(value)
 	}
+}
+
+// printEach writes a list: as JSON lines one of it a line, and as JSON or YAML a list
+// also where it is empty.
+func printEach[T any](e *env, values []T) error {
+	if e.output != "jsonl" {
+		return e.printValue(append([]T{}, values...))
+	}
+	for _, value := range values {
+		if err := e.printValue(value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // printRows writes the answer of a hunt.

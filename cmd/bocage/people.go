@@ -146,7 +146,7 @@ func (e *env) whoamiCommand() *cobra.Command {
 			}
 			return nil
 		}}
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 
@@ -173,7 +173,7 @@ func (e *env) sessionsCommand() *cobra.Command {
 				return err
 			}
 			if e.output != "" && e.output != "table" && e.output != "wide" {
-				return e.printValue(sessions)
+				return printEach(e, sessions)
 			}
 			table := tabwriter.NewWriter(e.out, 0, 0, 3, ' ', 0)
 			fmt.Fprintln(table, "NAME\tROLE\tNAMESPACES\tMADE BY\tUNTIL")
@@ -183,7 +183,7 @@ func (e *env) sessionsCommand() *cobra.Command {
 			return table.Flush()
 		}}
 	cmd.Flags().StringVar(&end, "end", "", "end every session of this name, and those that were made with them")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 
@@ -223,6 +223,9 @@ func (e *env) approveCommand() *cobra.Command {
 	return cmd
 }
 
+// shortMessage is how many letters of a message the trail's table shows unless it is wide.
+const shortMessage = 100
+
 func (e *env) auditCommand() *cobra.Command {
 	var from uint64
 	var who string
@@ -236,6 +239,7 @@ the controller that answers. It is for administrators and auditors.`,
 				return err
 			}
 			var table *tabwriter.Writer
+			told := false
 			if e.output == "" || e.output == "table" || e.output == "wide" {
 				table = tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(table, "ENTRY\tTIME\tWHO\tFROM\tVERB\tWHAT\tCODE\tMESSAGE")
@@ -254,19 +258,23 @@ the controller that answers. It is for administrators and auditors.`,
 				if entry.DryRun {
 					what += " (dry run)"
 				}
-				message, _, _ := strings.Cut(entry.Message, "\n")
-				_, err := fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%.100s\n", entry.Sequence, moment(entry.Time),
+				message := strings.ReplaceAll(entry.Message, "\n", "; ")
+				if text := []rune(message); len(text) > shortMessage && e.output != "wide" {
+					message = string(text[:shortMessage]) + "…"
+				}
+				told = true
+				_, err := fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", entry.Sequence, moment(entry.Time),
 					entry.Who, dash(entry.From), entry.Verb, what, entry.Code, message)
 				return err
 			})
-			if table != nil {
+			if table != nil && (told || err == nil) {
 				err = errors.Join(err, table.Flush())
 			}
 			return err
 		}}
 	cmd.Flags().Uint64Var(&from, "from", 0, "number of the first entry")
 	cmd.Flags().StringVar(&who, "who", "", "only what this person did")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, streamForms)
 	cmd.AddCommand(e.auditVerifyCommand())
 	return cmd
 }
@@ -302,7 +310,7 @@ and cannot know whether entries are missing at the end.`,
 			return nil
 		}}
 	cmd.Flags().StringVar(&dir, "dir", "", "check the trail in this folder")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

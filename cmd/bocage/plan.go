@@ -68,7 +68,7 @@ not put it in force, because a live administrator's session would be cut.`,
 	pathsFlag(cmd, &base.files, "base", "", "file or folder with what is declared now, instead of a controller; may be repeated")
 	cmd.Flags().StringVar(&base.options.Default, "default", gather.DefaultDeclared, "with --base, what happens where nobody says anything: declared (as a controller does: accept between Pods only), kubernetes (accept), or deny")
 	cmd.Flags().BoolVarP(&base.quiet, "quiet", "q", false, "with --base, no notes on standard error")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

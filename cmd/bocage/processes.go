@@ -120,6 +120,21 @@ func (e *env) controllerCommand() *cobra.Command {
 	return cmd
 }
 
+// How long the API makes credentials, and risks that are accepted, good for at most.
+const (
+	mostSession     = 30 * 24 * time.Hour
+	mostCertificate = 7 * 24 * time.Hour
+	mostRisk        = time.Hour
+)
+
+// lasting refuses a --for that the API would take for another, or in words of its own.
+func lasting(life, most time.Duration) error {
+	if life < time.Second || life > most {
+		return usage("--for %s is out of range: from 1s to %s", life, most)
+	}
+	return nil
+}
+
 // sessionCommand makes a bearer token for people and tools that come by HTTPS.
 func (e *env) sessionCommand() *cobra.Command {
 	person := client.Person{}
@@ -129,6 +144,9 @@ func (e *env) sessionCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			person.Name = args[0]
+			if err := lasting(life, mostSession); err != nil {
+				return err
+			}
 			c, err := e.client()
 			if err != nil {
 				return err
@@ -144,7 +162,7 @@ func (e *env) sessionCommand() *cobra.Command {
 	cmd.Flags().StringVar(&person.Role, "role", "viewer", "admin, policy-admin, responder, owner, auditor or viewer")
 	cmd.Flags().StringSliceVarP(&person.Namespaces, "namespace", "n", nil, "namespaces of an owner or viewer (a viewer's default: all)")
 	cmd.Flags().StringSliceVar(&person.Groups, "group", nil, "groups that the person is in")
-	cmd.Flags().DurationVar(&life, "for", 12*time.Hour, "how long it is good for")
+	cmd.Flags().DurationVar(&life, "for", 12*time.Hour, "how long it is good for, at most 720h")
 	return cmd
 }
 

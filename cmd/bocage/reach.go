@@ -35,7 +35,7 @@ policy is that of files, otherwise the one in force.`,
 	from.flags(cmd)
 	cmd.Flags().IntVar(&query.Hops, "hops", 0, "how far to look (default: to the end)")
 	cmd.Flags().BoolVar(&query.Uninspected, "uninspected", false, "leave out flows that the inspection engine sees")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 
@@ -124,6 +124,6 @@ With -f the policy is that of files, otherwise the one in force.`,
 		}}
 	from.flags(cmd)
 	cmd.Flags().StringSliceVarP(&namespaces, "namespace", "n", nil, "only workloads of these namespaces (default: all)")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }

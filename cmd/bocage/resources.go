@@ -71,13 +71,36 @@ func (e *env) clientWith(token string) (*client.Client, error) {
 func kindArgument(name string) (bocage.Kind, error) {
 	kind, ok := bocage.KindNamed(name)
 	if !ok {
-		known := ""
+		near := ""
 		for _, k := range bocage.Kinds() {
-			known += " " + k.Plural
+			for _, word := range append([]string{k.Plural, strings.ToLower(k.Name)}, k.Short...) {
+				if near == "" && (strings.TrimSuffix(strings.ToLower(name), "s") == word || len(name) > 3 && strings.HasPrefix(word, strings.ToLower(name))) {
+					near = fmt.Sprintf(": did you mean %s?", k.Plural)
+				}
+			}
 		}
-		return kind, usage("there is no kind %q; there are:%s", name, known)
+		return kind, usage("there is no kind %q%s; there are: %s", name, near, kindNames())
 	}
 	return kind, nil
+}
+
+// kindNames lists the kinds as they are asked for.
+func kindNames() string {
+	var names []string
+	for _, k := range bocage.Kinds() {
+		names = append(names, k.Plural)
+	}
+	return strings.Join(names, ", ")
+}
+
+// someKind wants a kind first, and says which there are if there is none.
+func someKind(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fmt.Errorf("name a kind: %s", kindNames())
+		}
+		return cobra.RangeArgs(least, most)(cmd, args)
+	}
 }
 
 func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -111,10 +134,14 @@ func (s *scopeFlags) options() client.ListOptions {
 
 func (e *env) getCommand() *cobra.Command {
 	var scope scopeFlags
-	cmd := &cobra.Command{Use: "get KIND [NAME]", Short: "Show objects", Args: cobra.RangeArgs(1, 2),
+	cmd := &cobra.Command{Use: "get KIND [NAME] | get KIND/NAME", Short: "Show objects", Args: someKind(1, 2),
+		Long:              "Show objects. Kinds are " + kindNames() + ".",
 		ValidArgsFunction: completeKinds,
 		Example:           "  bocage get workloads\n  bocage get application shop/api -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if kind, name, found := strings.Cut(args[0], "/"); found && len(args) == 1 {
+				args = []string{kind, name} // as -o name writes it
+			}
 			kind, err := kindArgument(args[0])
 			if err != nil {
 				return err
@@ -144,7 +171,7 @@ func (e *env) getCommand() *cobra.Command {
 			return e.printObjects(kind, objects)
 		}}
 	scope.add(cmd)
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, objectForms)
 	return cmd
 }
 
@@ -164,7 +191,7 @@ func objectName(kind bocage.Kind, namespace, name string) (string, string, error
 
 func (e *env) watchCommand() *cobra.Command {
 	var scope scopeFlags
-	cmd := &cobra.Command{Use: "watch KIND", Short: "Show objects, then every change of them", Args: cobra.ExactArgs(1),
+	cmd := &cobra.Command{Use: "watch KIND", Short: "Show objects, then every change of them", Args: someKind(1, 1),
 		ValidArgsFunction: completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, err := kindArgument(args[0])
@@ -182,7 +209,7 @@ func (e *env) watchCommand() *cobra.Command {
 			})
 		}}
 	scope.add(cmd)
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, objectForms)
 	return cmd
 }
 
@@ -193,7 +220,12 @@ func (e *env) applyCommand() *cobra.Command {
 		Long: `Declare objects: all of them, or none if any has a fault. What would cut a live
 administrator's session on some host is refused with exit code 6; --accept-risk
 declares it all the same, and lets the hosts put it in force.`,
-		Args: cobra.NoArgs,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return fmt.Errorf("files are named with -f: bocage apply -f %s", args[0])
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			documents, err := e.read(files)
 			if err != nil {

@@ -75,6 +75,9 @@ func (e *env) acceptRiskCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "accept-risk HOST...", Short: "Let hosts put in force for a while what cuts administrators' sessions",
 		Args: cobra.MinimumNArgs(1), Example: "  bocage policy accept-risk h1 --for 5m",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := lasting(period, mostRisk); err != nil {
+				return err
+			}
 			c, err := e.client()
 			if err != nil {
 				return err
@@ -107,21 +110,21 @@ func (e *env) failsafeCommand() *cobra.Command {
 			var safes []hostFailsafe
 			for _, o := range objects {
 				if h, ok := o.(*bocage.Host); ok && (len(args) == 0 || h.Name == args[0]) {
-					safes = append(safes, hostFailsafe{h.Name, h.Status.Sessions, h.Status.Failsafe, h.Status.RiskAccepted})
+					safes = append(safes, hostFailsafe{h.Name, append([]bocage.AdministratorSession{}, h.Status.Sessions...), h.Status.Failsafe, h.Status.RiskAccepted})
 				}
 			}
 			if len(args) == 1 && len(safes) == 0 {
 				return fmt.Errorf("there is no host %s: see bocage get hosts", args[0])
 			}
 			if e.output != "" && e.output != "table" && e.output != "wide" {
-				return e.printValue(safes)
+				return printEach(e, safes)
 			}
 			for _, s := range safes {
 				e.printFailsafe(s)
 			}
 			return nil
 		}}
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

@@ -55,7 +55,7 @@ func (e *env) rolloutCommand(action, short, long, example string) *cobra.Command
 	if action == "rollback" {
 		cmd.Use, cmd.Args = "rollback [gN]", cobra.MaximumNArgs(1)
 	}
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 
@@ -130,7 +130,7 @@ func (e *env) historyCommand() *cobra.Command {
 			}
 			return e.printHistory(objects)
 		}}
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, objectForms)
 	return cmd
 }
 

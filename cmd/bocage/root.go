@@ -22,8 +22,8 @@ const (
 	exitFailed     = 1
 	exitUsage      = 2
 	exitDifference = 3 // plan: something would change
-	exitDenied     = 4 // explain: the flow is refused
-	exitNotReady   = 5 // doctor: something that is needed is missing
+	exitDenied     = 4 // explain: the flow is refused (who may not ask gets exitFailed)
+	exitNotReady   = 5 // doctor: something that is needed is missing; quarantine: not in force yet
 	exitRisky      = 6 // refused because it might cut you off
 	exitDisagree   = 7 // trace: the programs in the kernel and the model differ
 )
@@ -129,7 +129,7 @@ workloads, outside all of them. Start with "bocage up" (monitor mode: nothing is
 refused), look with "bocage observe -f", and let "bocage policy suggest" write
 the first policy.
 
-Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 denied, 5 not ready,
+Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 the flow is refused, 5 not ready,
 6 refused as risky, 7 kernel and model disagree.`,
 		SilenceUsage: true, SilenceErrors: true,
 		Args: cobra.NoArgs,

@@ -60,7 +60,7 @@ func (e *env) observeCommand() *cobra.Command {
 	flags.BoolVar(&query.WouldRefuse, "would-refuse", false, "only what passes because its scope merely observes")
 	flags.DurationVar(&since, "since", 0, "how far back, such as 10m")
 	flags.IntVar(&query.Limit, "limit", 0, "stop after so many flows")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, streamForms)
 	return cmd
 }
 
@@ -162,7 +162,7 @@ func (e *env) huntCommand() *cobra.Command {
 			return e.printRows(result)
 		}}
 	cmd.Flags().IntVar(&limit, "limit", 1000, "largest number of rows")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

@@ -98,3 +98,25 @@ func TestYounger(t *testing.T) {
 		}
 	}
 }
+
+// The rows of a watch stand below each other though each is written at once.
+func TestWatchColumns(t *testing.T) {
+	var out strings.Builder
+	e := &env{out: &out}
+	kind, _ := bocage.KindNamed("Scope")
+	p := e.newPrinter(kind)
+	for event, name := range map[string]string{"added": "a", "modified": "a-longer-name"} {
+		if err := p.event(event, &bocage.Scope{ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: bocage.ScopeSpec{Mode: bocage.ModeObserve}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	if len(lines) != 3 {
+		t.Fatalf("got %q", lines)
+	}
+	for _, line := range lines[1:] {
+		if strings.Index(line, "observe") != strings.Index(lines[0], "MODE") {
+			t.Errorf("the column MODE is not above its values:\n%s", out.String())
+		}
+	}
+}

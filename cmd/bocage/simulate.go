@@ -74,7 +74,7 @@ code is 1 if a probe could not be decided.`,
 	cmd.Flags().BoolVar(&advice, "advice", true, "say of each answer what the smallest change would be; without, answers come many times as fast")
 	cmd.Flags().BoolVar(&matrix, "matrix", false, "print who may open what to whom, among all workloads")
 	cmd.Flags().StringSliceVarP(&namespaces, "namespace", "n", nil, "only workloads of these namespaces in the matrix")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

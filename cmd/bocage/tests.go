@@ -29,7 +29,7 @@ The exit code is 1 if a case fails. -o wide lists those that pass, too.`,
 		}}
 	from.flags(cmd)
 	cmd.Flags().BoolVar(&live, "live", false, "ask the controller, with the files applied to what is in force")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

@@ -76,7 +76,7 @@ and the model disagree, which is a fault of Bocage.`,
 	flags.StringVar(&payload, "payload", "", "what it carries, in hexadecimal, or @FILE")
 	flags.StringVar(&capture, "pcap", "", "capture file with the whole packet")
 	flags.IntVar(&packet, "packet", 1, "which packet of --pcap")
-	e.outputFlag(cmd)
+	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 

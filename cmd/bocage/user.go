@@ -33,6 +33,9 @@ makes certificates; nobody else vouches for others.`,
   bocage --server https://127.0.0.1:8443 --ca bundle.pem --certificate alice.pem whoami`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := lasting(life, mostCertificate); err != nil {
+				return err
+			}
 			c, err := e.client()
 			if err != nil {
 				return err
