@@ -290,7 +290,7 @@ func TestRootChangeover(t *testing.T) {
 	defer held.Close()
 	quarantined := func(what string) {
 		t.Helper()
-		p.ok("", "quarantine", "add", "shop/cache", "--for", "30m", "--reason", "test")
+		p.ok("", "quarantine", "add", "shop/cache", "--wait", "0s", "--for", "30m", "--reason", "test")
 		took := p.cacheAnswers(false)
 		p.inForce()
 		t.Logf("%s: a quarantine is in the dataplane %.1f s after it was declared", what, took.Seconds())
@@ -321,7 +321,7 @@ func TestRootChangeover(t *testing.T) {
 	}
 	p.openStore()
 	p.answers("c1")
-	p.ok("", "quarantine", "add", "shop/cache", "--for", "30m", "--reason", "lost")
+	p.ok("", "quarantine", "add", "shop/cache", "--wait", "0s", "--for", "30m", "--reason", "lost")
 	p.cacheAnswers(false)
 	lost := p.inForce()
 	p.must(p.store.Close())

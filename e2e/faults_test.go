@@ -186,7 +186,7 @@ spec: {signatures: 'drop http any any -> any any (msg:"x"; contnt:"x"; sid:1;)'}
 
 // deadController: enforcement and expiry go on; what is refused stays refused.
 func (s *site) deadController(t *testing.T) {
-	s.ok("", "quarantine", "add", "shop/cache", "--for", "6s", "--reason", "test")
+	s.ok("", "quarantine", "add", "shop/cache", "--wait", "0s", "--for", "6s", "--reason", "test")
 	s.inForce()
 	if open, err := s.lab.Connects(t.Context(), "shop/api", "shop/cache", 6379, 500*time.Millisecond); err != nil || open {
 		t.Fatalf("a quarantined workload answers: %v, %v", open, err)
@@ -258,7 +258,7 @@ func (s *site) fullDisk(t *testing.T) {
 		return errors.New("not told yet")
 	})
 	t.Logf("told %.1f s after there was room again", took.Seconds())
-	s.ok("", "quarantine", "add", "shop/cache", "--for", "1s")
+	s.ok("", "quarantine", "add", "shop/cache", "--wait", "0s", "--for", "1s")
 	// The tmpfs goes before the site is taken down.
 	s.kill9("h1")
 	s.must(syscall.Unmount(small, 0))

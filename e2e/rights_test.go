@@ -88,7 +88,7 @@ func TestRootAgentWithItsUnitsRights(t *testing.T) {
 		s.kill9("h2")
 		passes("what is declared passes without an agent")
 		s.start("h2")
-		s.ok("", "quarantine", "add", "shop/db", "--for", "1h")
+		s.ok("", "quarantine", "add", "shop/db", "--wait", "0s", "--for", "1h")
 		s.await(30*time.Second, "the agent cuts a workload off", func() error {
 			if s.lab.Query(t.Context(), "shop/api") == nil {
 				return errors.New("a query was answered")
