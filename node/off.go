@@ -43,11 +43,18 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 		step(fmt.Sprintf("process %d stopped", pid), stop(ctx, pid))
 	}
 	_, missing := os.Lstat(cfg.PinDir())
-	step("kernel hooks and maps of "+cfg.PinDir()+" removed", removeHooks(ctx, cfg.PinDir()))
+	_, never := readWord(filepath.Join(cfg.RunDir, pinsFile))
+	elsewhere := never == nil && missing != nil && !host.IsBPFFS(nearest(cfg.BPFFS))
+	if elsewhere {
+		step("find what enforces", fmt.Errorf("an agent was to pin it in %s, and no bpffs is mounted there: in another mount namespace (ip netns exec makes one) this sees nothing of it; run `bocage off` again where the agent ran, or by nsenter --net", cfg.PinDir()))
+	} else {
+		step("kernel hooks and maps of "+cfg.PinDir()+" removed", removeHooks(ctx, cfg.PinDir()))
+	}
 	others, err := otherInstallations(cfg)
 	switch {
 	case err != nil:
 		step("look for what else enforces", err)
+	case elsewhere:
 	case len(others) == 0:
 		say("✓ nothing is filtered")
 	case len(pids) == 0 && missing != nil: // so it is probably one of these that was meant
@@ -59,12 +66,25 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 	step("decoys removed", deception.Remove(deception.Config{
 		Host: cfg.Host, Namespace: cfg.decoyNamespace(), Dir: cfg.agentDir("decoys"), Logger: cfg.Logger,
 	}))
+	if elsewhere { // what is left there says where to look
+		return errors.Join(faults...)
+	}
 	step(cfg.RunDir+" cleared", removeOwn(cfg.RunDir, "api.sock", "agent.sock", otherPIDFile, agentPIDFile, hostFile, pinsFile, "inspection"))
 	if purge {
 		step(cfg.StateDir+" cleared", removeOwn(cfg.StateDir, "controller", "agent"))
 	}
 	_ = os.Remove(filepath.Dir(cfg.PinDir())) // unless another installation is in it
 	return errors.Join(faults...)
+}
+
+// nearest is the folder itself or the first above it that there is.
+func nearest(dir string) string {
+	for {
+		if _, err := os.Lstat(dir); err == nil || dir == "/" {
+			return dir
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // otherInstallations lists the folders in which others than this installation pin what

@@ -130,6 +130,18 @@ func TestRootOffTellsOfOthers(t *testing.T) {
 	if _, err := os.Lstat(pins); err != nil {
 		t.Errorf("it took %s away: %v", pins, err)
 	}
+	// Nor is it said where what enforces is in a bpffs that cannot be seen from here.
+	word := filepath.Join(other, "bpffs")
+	if err := errors.Join(os.MkdirAll(other, 0o755), os.WriteFile(word, []byte(filepath.Join(other, "unmounted")), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	out, err = exec.Command("bocage", "off", "--host", "h2", "--run-dir", other, "--state-dir", other+".state").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "no bpffs is mounted there") || strings.Contains(string(out), "nothing is filtered") {
+		t.Errorf("off where no bpffs is: %v: %s", err, out)
+	}
+	if _, err := os.Stat(word); err != nil {
+		t.Errorf("what says where to look is gone: %v", err)
+	}
 }
 
 // A link in the run folder, where others may write, leads root nowhere.
