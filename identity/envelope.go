@@ -97,6 +97,21 @@ func (b *Bundle) Open(envelope []byte, kind string, now time.Time) (payload []by
 	return opened.payload, id, nil
 }
 
+// SignedUntil is when the certificate ends that an envelope shows of its signer. That is
+// only what it says: [Bundle.Open] at that moment opens what was signed by one whom the
+// anchors vouched for then, for what counts as much however long ago it was signed.
+func SignedUntil(envelope []byte) (time.Time, error) {
+	opened, err := parseEnvelope(envelope)
+	if err != nil {
+		return time.Time{}, err
+	}
+	leaf, err := x509.ParseCertificate(opened.chain[0])
+	if err != nil {
+		return time.Time{}, err
+	}
+	return leaf.NotAfter, nil
+}
+
 func checkKind(kind string) error {
 	if kind == "" || len(kind) > maxKind {
 		return fmt.Errorf("kind %.80q of an envelope has %d bytes: want 1 to %d", kind, len(kind), maxKind)

@@ -87,6 +87,29 @@ func swapTails(t *testing.T, content, tail []byte) []byte {
 	return append(bytes.Clone(content[:cut(content)]), tail[cut(tail):]...)
 }
 
+// An envelope opens at the last moment of its signer, however long ago that was, and
+// what is none has no such moment.
+func TestSignedUntil(t *testing.T) {
+	a := newAuthority(t)
+	s := issue(t, a, "/agent/h1")
+	sealed, err := s.Sign("batch", []byte("events"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until, err := identity.SignedUntil(sealed)
+	if err != nil || !until.Equal(s.Expires()) {
+		t.Errorf("%v, %v; want %v", until, err, s.Expires())
+	}
+	if _, _, err := a.Bundle().Open(sealed, "batch", until); err != nil {
+		t.Error(err)
+	}
+	for length := range len(sealed) {
+		if _, err := identity.SignedUntil(sealed[:length]); err == nil {
+			t.Errorf("its first %d bytes have one", length)
+		}
+	}
+}
+
 func TestSignRefuses(t *testing.T) {
 	s := issue(t, newAuthority(t), "/agent/h1")
 	for _, kind := range []string{"", string(make([]byte, 65))} {

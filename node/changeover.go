@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/identity"
 	"bocage.dev/bocage/policy"
 )
 
@@ -126,20 +127,26 @@ func (s *shelf) amendmentAt(series uint64, at int64) ([]byte, error) {
 	return envelope, err
 }
 
-// proved is the highest generation in what a host shows that a controller signed.
+// proved is the highest generation in what a host shows that a controller signed, however
+// long ago: all that it can do is to raise a number, and what was quiet for longer than a
+// certificate lives has to prove as much.
 func (c *controllerProcess) proved(host string, proofs [][]byte) uint64 {
 	highest := uint64(0)
 	for _, envelope := range proofs[:min(len(proofs), 2)] {
-		bundle, now := c.authority.Bundle(), c.clock.Now()
-		if rs, err := openRuleset(bundle, bocage.SignedRuleset, envelope, host, now); err == nil {
+		bundle := c.authority.Bundle()
+		then, err := identity.SignedUntil(envelope)
+		if err != nil {
+			continue
+		}
+		if rs, err := openRuleset(bundle, bocage.SignedRuleset, envelope, host, then); err == nil {
 			highest = max(highest, rs.Generation)
 		}
-		if payload, err := openSigned(bundle, bocage.SignedAmendment, envelope, now); err == nil {
+		if payload, err := openSigned(bundle, bocage.SignedAmendment, envelope, then); err == nil {
 			if amendment, err := policy.DecodeAmendment(payload); err == nil {
 				highest = max(highest, amendment.Generation)
 			}
 		}
-		if confirmation, err := openConfirmation(bundle, envelope, now); err == nil {
+		if confirmation, err := openConfirmation(bundle, envelope, then); err == nil {
 			highest = max(highest, confirmation.Generation)
 		}
 	}

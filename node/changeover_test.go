@@ -78,6 +78,12 @@ func TestProofs(t *testing.T) {
 			t.Errorf("an amendment proves %d, not %d", got, n)
 		}
 	}
+	later := &controllerProcess{authority: c.authority, clock: newSiteClock(func() (time.Time, time.Duration) {
+		return time.Now().Round(0).Add(48 * time.Hour), time.Hour
+	})}
+	if got := later.proved("h1", shelf.proofs()); got != 12 {
+		t.Errorf("when its signer's certificate has ended it proves %d", got)
+	}
 	forged := newSigner(t)
 	if got := c.proved("h1", [][]byte{forged.sign(bocage.SignedConfirm, bocage.Confirmation{Generation: 99}), []byte("no envelope")}); got != 0 {
 		t.Errorf("what somebody else signed proves %d", got)
