@@ -59,6 +59,12 @@ func TestFold(t *testing.T) {
 // its new name; one that is gone does not.
 func TestFoldKeepsRenamedInterfaces(t *testing.T) {
 	web, other := port("web", 101), port("web2", 102)
+	before := port("web2", 101) // as the dataplane reads it of the kernel
+	before.Workload, before.Instance = "", ""
+	before.MAC = "02:00:00:00:00:0a" // and this one was declared as another writes it
+	web.MAC = "02-00-00-00-00-0A"
+	otherMAC, noMAC := before, before
+	otherMAC.MAC, noMAC.MAC = "02:00:00:00:00:99", ""
 	at := func(ifindex uint32, p bocage.Port) dataplane.Attachment {
 		return dataplane.Attachment{Ifindex: ifindex, Port: p}
 	}
@@ -68,12 +74,15 @@ func TestFoldKeepsRenamedInterfaces(t *testing.T) {
 		have  []dataplane.Attachment
 		want  []dataplane.Attachment
 	}{
-		"renamed":                             {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, web)}},
-		"renamed, and attached by another":    {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, port("web2", 101))}, []dataplane.Attachment{at(4, web)}},
-		"somebody else's now":                 {[]bocage.Port{web, other}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, other)}},
-		"gone":                                {[]bocage.Port{web}, []host.Link{veth(5, "web2", 2)}, []dataplane.Attachment{at(4, web)}, nil},
-		"nobody stood there":                  {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, nil, nil},
-		"the name is there again, on another": {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2), veth(5, "web", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(5, web)}},
+		"renamed":                              {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, web)}},
+		"renamed, and attached by another":     {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, before)}, []dataplane.Attachment{at(4, web)}},
+		"attached by another, of another MAC":  {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, otherMAC)}, nil},
+		"attached by another, no MAC declared": {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, noMAC)}, []dataplane.Attachment{at(4, web)}},
+		"declared elsewhere, not there yet":    {[]bocage.Port{port("web3", 101)}, []host.Link{veth(4, "web", 2)}, []dataplane.Attachment{at(4, web)}, nil},
+		"somebody else's now":                  {[]bocage.Port{web, other}, []host.Link{veth(4, "web2", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(4, other)}},
+		"gone":                                 {[]bocage.Port{web}, []host.Link{veth(5, "web2", 2)}, []dataplane.Attachment{at(4, web)}, nil},
+		"nobody stood there":                   {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2)}, nil, nil},
+		"the name is there again, on another":  {[]bocage.Port{web}, []host.Link{veth(4, "web2", 2), veth(5, "web", 2)}, []dataplane.Attachment{at(4, web)}, []dataplane.Attachment{at(5, web)}},
 	} {
 		got := Fold(Scene{Ruleset: &bocage.Ruleset{Ports: test.ports}, Links: test.links, Have: test.have})
 		if !reflect.DeepEqual(got.Attachments, test.want) {

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
+	"net"
 	"slices"
 	"strings"
 
@@ -82,11 +84,12 @@ func Fold(s Scene) Wanted {
 func (want *Wanted) keepRenamed(s *Scene, named map[uint32]bool) {
 	for _, p := range want.Missing {
 		theirs := func(a dataplane.Attachment) bool {
-			return a.Port.Identity == p.Identity && p.Identity != bocage.IdentityUnknown && !named[a.Ifindex]
+			return a.Port.Identity == p.Identity && p.Identity != bocage.IdentityUnknown && !named[a.Ifindex] &&
+				(a.Port.MAC == "" || p.MAC == "" || sameMAC(a.Port.MAC, p.MAC))
 		}
 		i := slices.IndexFunc(s.Have, func(a dataplane.Attachment) bool { return theirs(a) && a.Port.Interface == p.Interface })
-		if i < 0 { // what an agent before attached goes by its name of today
-			i = slices.IndexFunc(s.Have, theirs)
+		if i < 0 { // what an agent before attached goes by its name of today, and names nobody
+			i = slices.IndexFunc(s.Have, func(a dataplane.Attachment) bool { return theirs(a) && a.Port.Workload == "" })
 		}
 		if i < 0 {
 			continue
@@ -96,6 +99,13 @@ func (want *Wanted) keepRenamed(s *Scene, named map[uint32]bool) {
 			want.Attachments = append(want.Attachments, dataplane.Attachment{Ifindex: l.Index, Port: p})
 		}
 	}
+}
+
+// sameMAC compares them however they are written.
+func sameMAC(a, b string) bool {
+	first, err := net.ParseMAC(a)
+	second, other := net.ParseMAC(b)
+	return err == nil && other == nil && bytes.Equal(first, second)
 }
 
 // linkOf finds a port's interface: by its name, or where an instance is named by
