@@ -598,6 +598,25 @@ func removeLayout(dir string) error {
 	return os.RemoveAll(dir)
 }
 
+// Enforces reports whether anything is attached that is pinned under a PinDir: programs
+// that are only prepared are not, nor is what others than Bocage pin there.
+func Enforces(pinDir string) (bool, error) {
+	entries, err := os.ReadDir(pinDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	for _, entry := range entries {
+		if !entry.IsDir() {
+			continue
+		}
+		links, err := linksIn(filepath.Join(pinDir, entry.Name(), "link"))
+		if err != nil || len(links) > 0 {
+			return len(links) > 0, err
+		}
+	}
+	return false, nil
+}
+
 // Remove takes all enforcement off and forgets all state under a PinDir. It
 // needs no Dataplane, and refuses while a process has the folder open. Nothing
 // is left: nil also if there was nothing.

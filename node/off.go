@@ -99,7 +99,15 @@ func otherInstallations(cfg Config) ([]string, error) {
 			return nil, err
 		}
 		for _, e := range entries {
-			if dir := filepath.Join(parent, e.Name()); e.IsDir() && dir != cfg.PinDir() {
+			dir := filepath.Join(parent, e.Name())
+			if !e.IsDir() || dir == cfg.PinDir() {
+				continue
+			}
+			enforces, err := dataplane.Enforces(dir)
+			if err != nil {
+				return nil, err
+			}
+			if enforces {
 				found = append(found, dir)
 			}
 		}
