@@ -194,6 +194,23 @@ func (p *pair) start(name string) {
 	p.nodes[name] = cmd
 }
 
+// ends waits until a process has ended by itself, and returns how.
+func (p *pair) ends(name string) error {
+	p.t.Helper()
+	cmd, ended := p.nodes[name], make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(time.Minute):
+	}
+	_ = cmd.Process.Kill()
+	<-ended
+	delete(p.nodes, name)
+	p.t.Fatalf("%s should have ended, and went on for a minute", name)
+	return nil
+}
+
 // end ends the controllers, before the hosts are taken down.
 func (p *pair) end() {
 	for _, c := range []string{"c1", "c2"} {
@@ -329,7 +346,7 @@ func TestRootChangeover(t *testing.T) {
 	p.must(os.Rename(backup, data))
 	p.openStore()
 	for _, c := range []string{"c1", "c2"} {
-		if err := p.nodes[c].Wait(); err == nil {
+		if err := p.ends(c); err == nil {
 			t.Errorf("%s ended as if all was well", c)
 		}
 		if log, err := os.ReadFile(filepath.Join(p.dir, c+".log")); err != nil || !strings.Contains(string(log), "restored from a backup") {
