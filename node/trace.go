@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -61,9 +62,22 @@ func (a *agentProcess) trace(p bocage.TracePacket) (bocage.Trace, error) {
 			return bocage.Trace{}, err
 		}
 	}
-	passage, err := a.dataplane.Trace(dataplane.Question{Ifindex: at.Ifindex, From: direction == bocage.DirectionFrom, Frame: frame})
-	if err != nil {
-		return bocage.Trace{}, err
+	var passage dataplane.Passage
+	for tries := 3; ; tries-- { // a hardware address may be learned while the programs are loaded
+		if passage, err = a.dataplane.Trace(dataplane.Question{Ifindex: at.Ifindex, From: direction == bocage.DirectionFrom, Frame: frame}); err != nil {
+			return bocage.Trace{}, err
+		}
+		if len(p.Frame) > 0 || tries == 1 {
+			break
+		}
+		anew, err := a.frame(p, at, direction, source, destination)
+		if err != nil {
+			return bocage.Trace{}, err
+		}
+		if bytes.Equal(anew, frame) {
+			break
+		}
+		frame = anew
 	}
 	t := bocage.Trace{Host: a.cfg.Host, Interface: at.Port.Interface, Direction: direction, Workload: at.Port.Workload,
 		Frame: frame, Outcome: string(passage.Outcome), Target: linkName(passage.Target)}

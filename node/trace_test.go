@@ -42,6 +42,10 @@ func TestRootTrace(t *testing.T) {
 	s.enforce(t, s.ruleset(1, true))
 	from, to := bocage.DirectionFrom, bocage.DirectionTo
 	echoReply := uint8(0)
+	work, err := host.LinkNamed(s.there, "eth0")
+	must(t, err)
+	unknown := make([]byte, 40) // by its own address: it may be known by then, since IPv6 sends by itself
+	copy(unknown[6:], work.MAC)
 	for _, c := range []struct {
 		packet              bocage.TracePacket
 		direction           bocage.Direction
@@ -60,7 +64,7 @@ func TestRootTrace(t *testing.T) {
 			"dropped", "rule", "the default decides", bocage.ReasonDefaultDeny},
 		{bocage.TracePacket{Source: "a/b", Destination: s.local.String(), Protocol: bocage.ProtocolICMP, ICMPType: &echoReply}, from,
 			"dropped", "decision", "invalid-state", bocage.ReasonInvalidState},
-		{bocage.TracePacket{Interface: "work0", Direction: &from, Frame: make([]byte, 40)}, from, "dropped", "", "", bocage.ReasonDefaultDeny},
+		{bocage.TracePacket{Interface: "work0", Direction: &from, Frame: unknown}, from, "dropped", "", "", bocage.ReasonDefaultDeny},
 	} {
 		trace, err := s.trace(t, c.packet)
 		if err != nil {
