@@ -124,7 +124,12 @@ func runAgent(ctx context.Context, cfg Config, registry *prometheus.Registry, st
 	}
 	group.Go(func() error { return a.discoverer.Run(ctx) })
 	group.Go(func() error { return loop.Run(ctx) })
-	group.Go(func() error { a.awaitStanding(ctx); standing(); return nil })
+	group.Go(func() error {
+		if a.awaitStanding(ctx); ctx.Err() == nil { // else a part of it has failed
+			standing()
+		}
+		return nil
+	})
 	group.Go(func() error {
 		return a.keepUp(ctx, "greetings", func(ctx context.Context) error { return a.dataplane.Listen(ctx, a.events.Greeting) })
 	})
@@ -287,33 +292,46 @@ const engineMTU = 9216
 // frames have become longer than its links take: they would be lost in silence.
 func (a *agentProcess) runInspection(ctx context.Context) error {
 	for ctx.Err() == nil {
-		mtu := max(engineMTU, a.largestMTU())
-		if mtu > suricata.MaxMTU {
-			a.faults.set("inspection-mtu", fmt.Sprintf("frames of %d bytes cannot be inspected, only up to %d: give the workloads' interfaces a smaller MTU", mtu, suricata.MaxMTU))
-			mtu = suricata.MaxMTU
-		} else {
-			a.faults.clear("inspection-mtu")
-		}
+		mtu := max(engineMTU, a.inspectedMTU())
 		fits, outgrown := context.WithCancel(ctx)
 		go every(fits, 2*time.Second, func() error {
-			if min(a.largestMTU(), suricata.MaxMTU) > mtu {
+			if a.inspectedMTU() > mtu {
 				outgrown()
 			}
 			return nil
 		})
 		err := a.inspect(fits, mtu)
+		longer := fits.Err() != nil
 		outgrown()
-		if err != nil {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !longer:
 			return err
 		}
-		if ctx.Err() == nil {
-			a.logger.Info("inspection begins anew, for longer frames", "bytes", a.largestMTU())
-			if err := a.dataplane.SetInspection(dataplane.Inspection{}); err != nil { // its links go
-				return err
-			}
+		a.logger.Info("inspection begins anew, for longer frames", "bytes", a.largestMTU())
+		a.faults.set("inspection", "inspection begins anew, for longer frames: its flows follow their profile's failMode")
+		if err := a.dataplane.SetInspection(dataplane.Inspection{}); err != nil { // its links go
+			return err
 		}
 	}
 	return nil
+}
+
+// inspectedMTU is how long frames get that are to be inspected, and notes whether there
+// are some that cannot be.
+func (a *agentProcess) inspectedMTU() int {
+	mtu := a.largestMTU()
+	a.noteFrames(mtu)
+	return min(mtu, suricata.MaxMTU)
+}
+
+func (a *agentProcess) noteFrames(mtu int) {
+	if mtu <= suricata.MaxMTU {
+		a.faults.clear("inspection-mtu")
+		return
+	}
+	a.faults.set("inspection-mtu", fmt.Sprintf("frames of %d bytes cannot be inspected, only up to %d: give the workloads' interfaces a smaller MTU", mtu, suricata.MaxMTU))
 }
 
 // largestMTU is the largest among the enforcement points' interfaces, in bytes.

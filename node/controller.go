@@ -405,12 +405,12 @@ func cutWords(refused map[string]string) map[string]string {
 func (c *controllerProcess) noticeSilence(ctx context.Context) error {
 	const silence, comeBack = 3 * statusEvery, 6 * statusEvery
 	kind, _ := bocage.KindNamed("Host")
-	there := time.Now() // since when this controller was not away
+	there := time.Now().Round(0) // since when this controller was not away, sleep counted
 	looked := there
 	return every(ctx, statusEvery, func() error {
 		objects, _, err := store.Objects(ctx, c.store, kind)
-		now := time.Now()
-		if err != nil || now.Sub(looked) > 2*statusEvery {
+		now := time.Now().Round(0)
+		if slept := now.Sub(looked); err != nil || slept > 2*statusEvery || slept < 0 { // or the clock was set
 			there = now
 		}
 		if looked = now; err != nil {

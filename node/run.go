@@ -20,7 +20,8 @@ import (
 
 // Run makes the process that the configuration describes and serves until ctx
 // ends. With both roles in one process the agent is admitted at once. It calls ready
-// once every role does its work: an agent when what it has is enforced again.
+// once every role does its work: an agent when what it has is enforced again. systemd is
+// told then too, but waits for no agent that is not admitted yet.
 func Run(ctx context.Context, cfg Config, ready func()) error {
 	cfg, err := cfg.Complete()
 	if err != nil {
@@ -67,23 +68,39 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 			return ended(group.Wait())
 		}
 	}
+	standing := make(chan struct{})
 	if cfg.Agent {
-		standing := make(chan struct{})
 		group.Go(func() error { return runAgent(ctx, cfg, registry, func() { close(standing) }) })
-		select {
-		case <-standing:
-		case <-ctx.Done():
-			return ended(group.Wait())
-		}
+	} else {
+		close(standing)
 	}
-	if ready != nil {
-		ready()
+	announce(ctx, group, cfg, standing, standPatience, ready)
+	return ended(group.Wait())
+}
+
+// announce calls ready once everything stands. It tells systemd when patience is over at
+// the latest: an agent that waits to be admitted has nothing to enforce, and nobody who
+// starts workloads shall wait with it, nor it be ended for having waited.
+func announce(ctx context.Context, group *errgroup.Group, cfg Config, standing <-chan struct{}, patience time.Duration, ready func()) {
+	limit := time.NewTimer(patience)
+	defer limit.Stop()
+	select {
+	case <-standing:
+	case <-limit.C:
+	case <-ctx.Done():
+		return
 	}
 	if err := notify("READY=1"); err != nil {
 		cfg.Logger.Warn("tell that it is ready", "error", err)
 	}
 	group.Go(func() error { return beat(ctx, func() bool { return true }) })
-	return ended(group.Wait())
+	select {
+	case <-standing:
+		if ready != nil && ctx.Err() == nil {
+			ready()
+		}
+	case <-ctx.Done():
+	}
 }
 
 // ended is nil for a part that ended because it was told to.
