@@ -201,14 +201,14 @@ func TestShelfReadsManyAmendments(t *testing.T) {
 	}
 	before := heap()
 	opened := openShelf(dir, have, "h1", slog.New(slog.DiscardHandler))
-	after := heap()
 	if rs, _ := opened.standing(time.Now()); rs.Generation != last.Generation || rs.Digest != last.Digest {
 		t.Errorf("generation %d stands, want %d", rs.Generation, last.Generation)
 	}
 	one := uint64(unsafe.Sizeof(bocage.Peer{})) * peers
-	if after > before+(mostUnconfirmed+4)*one {
-		t.Errorf("%d MB are held for rulesets of %d MB", (after-before)>>20, one>>20)
-	}
+	// What tests before this one have left behind comes and goes beside it.
+	hosttest.Await(t, fmt.Sprintf("no more to be held than some rulesets of %d MB", one>>20), func() bool {
+		return heap() <= before+(mostUnconfirmed+4)*one
+	})
 	runtime.KeepAlive(sh)
 	runtime.KeepAlive(opened)
 }
