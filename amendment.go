@@ -150,7 +150,7 @@ func (r *Ruleset) Amend(a *Amendment) (after func() *Ruleset, err error) {
 		out := others.Copy()
 		out.Generation, out.Digest, out.ConfirmBy, out.Host = generation, digest, confirmBy, host
 		next := &rulesetIndex{peers: peers.made(), groups: groups.made(), rules: rules.made(), reasons: reasons.made(),
-			decisions: decisions.made(), refused: refused.made(), rest: rest, namings: sync.OnceValue(func() namingIndex { return indexNamings(others.Namings) })}
+			decisions: decisions.made(), refused: refused.made(), rest: rest, namings: namingsOnce(others.Namings)}
 		out.Peers, out.Groups, out.Rules, out.Reasons = next.peers.list, next.groups.list, next.rules.list, next.reasons.list
 		out.Decisions, out.Refused = next.decisions.list, next.refused.list
 		out.indexOnce.Do(func() { out.index, out.like = next, nil })

@@ -3,6 +3,7 @@ package bocage
 import (
 	"cmp"
 	"slices"
+	"sync"
 )
 
 // Naming says once what Rules would say of every pair of many groups and many names:
@@ -77,6 +78,12 @@ func (r *Ruleset) IsApart(from, to Group) bool {
 
 // namingIndex is namings by name.
 type namingIndex map[Group][]*Naming
+
+// namingsOnce indexes namings when they are asked for. It holds the list alone: with the
+// ruleset that it is of, each amended ruleset would hold all before it.
+func namingsOnce(list []Naming) func() namingIndex {
+	return sync.OnceValue(func() namingIndex { return indexNamings(list) })
+}
 
 func indexNamings(list []Naming) namingIndex {
 	ix := namingIndex{}

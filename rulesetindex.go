@@ -55,7 +55,7 @@ func (r *Ruleset) indexed() *rulesetIndex {
 			decisions: newListPart(r.Decisions, before.decisions, indexDecisions, appendDecision),
 			refused:   newListPart(r.Refused, before.refused, indexRefused, appendRefusal),
 			rest:      sync.OnceValue(r.restDigest),
-			namings:   sync.OnceValue(func() namingIndex { return indexNamings(r.Namings) }),
+			namings:   namingsOnce(r.Namings),
 		}, nil
 	})
 	return r.index
