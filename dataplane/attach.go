@@ -103,6 +103,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if row.Identity != uint32(a.Port.Identity) {
 		row.Flags = 0 // another workload may well have another MAC
 	}
+	declared := false
 	row.Identity, row.Group = uint32(a.Port.Identity), uint32(a.Port.Group)
 	row.Flags &= portMACLearned
 	if a.Closed {
@@ -117,11 +118,7 @@ func (d *Dataplane) writePort(a Attachment) error {
 			return fmt.Errorf("MAC %q is not six bytes in hexadecimal", a.Port.MAC)
 		}
 		row.Mac, row.Flags = [6]byte(mac), row.Flags&^portMACLearned|portMACDeclared
-		if before.Mac != row.Mac || before.Flags&portMACDeclared == 0 {
-			if err := d.unlearn(a.Ifindex, row.Mac); err != nil {
-				return err
-			}
-		}
+		declared = before.Mac != row.Mac || before.Flags&portMACDeclared == 0
 	}
 	row.Address4, row.Address6 = bpf.KernelAddress{}, bpf.KernelAddress{}
 	more := make(map[bpf.KernelPortAddress]bool)
@@ -148,6 +145,11 @@ func (d *Dataplane) writePort(a Attachment) error {
 	if err := d.objects.Ports.Put(a.Ifindex, row); err != nil {
 		return fmt.Errorf("write port: %w", err)
 	}
+	if declared { // and nobody learns it any more
+		if err := d.unlearn(a.Ifindex, row.Mac); err != nil {
+			return err
+		}
+	}
 	cleared := false
 	err = clearRows(d.objects.PortAddresses, func(k bpf.KernelPortAddress) bool {
 		gone := k.Ifindex == a.Ifindex && !more[k]
@@ -160,8 +162,12 @@ func (d *Dataplane) writePort(a Attachment) error {
 	return errors.Join(err, d.rewireNow())
 }
 
-// unlearn has ports forget a MAC that they sent by and that is declared another's now.
+// unlearn has ports forget a MAC that they sent by and that is declared another's now,
+// also those that were just about to learn it as the declaration was written.
 func (d *Dataplane) unlearn(owner uint32, mac [6]byte) error {
+	if err := d.await(); err != nil {
+		return err
+	}
 	for ifindex, err := range keysIn[uint32](d.objects.Ports) {
 		var row bpf.KernelPort
 		if err != nil {

@@ -19,6 +19,7 @@ import (
 const (
 	sweepFlows   = 1
 	sweepReports = 2
+	sweepCrowded = 4
 
 	reportsPeriod = 250 * time.Millisecond
 	flowsPeriod   = time.Second
@@ -150,7 +151,10 @@ func (d *Dataplane) sweep(tables uint32) error {
 	if tables&sweepFlows == 0 {
 		return nil
 	}
-	live, err := d.endFlows(0)
+	d.mu.Lock()
+	lived := d.live
+	d.mu.Unlock()
+	live, err := d.endFlows(0, lived)
 	if err != nil {
 		return err
 	}

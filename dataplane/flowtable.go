@@ -37,18 +37,20 @@ const (
 	roundShift      = 30
 )
 
-// How many kinds of flows have a patience of their own, and the one whose patience is
-// that of picking up.
+// How many kinds of flows have a patience of their own; those that are over, by a reset
+// and by both ends; and the one whose patience is that of picking up.
 const (
 	kinds        = 8
+	kindClosed   = 0
 	kindSilenced = 6
+	kindFinished = 7
 )
 
 // flowTable is the table of flows as it lies in the kernel, read in place.
 type flowTable struct {
 	memory   []byte
 	rows     []bpf.KernelFlow
-	patience [kinds]uint32 // by kind; see sweep.c
+	patience [kinds]uint32 // by kind; see patience.h
 }
 
 func mapFlows(m *ebpf.Map, spec *ebpf.CollectionSpec) (*flowTable, error) {
@@ -92,9 +94,49 @@ func (t *flowTable) isOver(row *bpf.KernelFlow, beat uint32) bool {
 	return idle >= 0 && uint32(idle) >= t.patience[kindOf(row)]
 }
 
-// kindOf is the twin of kind_of in sweep.c.
+// crowding knows where rows may be wanted, so that what is finished goes early.
+type crowding struct {
+	table  bool // much of it is taken
+	share  uint64
+	rows   *ebpf.Map       // that owners hold
+	owners map[uint32]bool // that were looked at
+}
+
+// isOver says the same of a flow whose row may be wanted (see patience_with in patience.h).
+func (c *crowding) isOver(t *flowTable, row *bpf.KernelFlow, beat uint32) bool {
+	if t.isOver(row, beat) {
+		return true
+	}
+	idle := int32(beat - row.Seen)
+	if idle < 0 || uint32(idle) < t.patience[kindClosed] || kindOf(row) != kindFinished {
+		return false
+	}
+	return c.table || c.isPressed(holderOf(row))
+}
+
+func (c *crowding) isPressed(owner uint32) bool {
+	pressed, known := c.owners[owner]
+	if !known {
+		var holding bpf.KernelHolding
+		pressed = c.rows.Lookup(owner, &holding) == nil && c.share > 0 && holding.Rows > c.share/2
+		c.owners[owner] = pressed
+	}
+	return pressed
+}
+
+// crowding says where rows may be wanted when so many flows live.
+func (d *Dataplane) crowding(live uint64) (*crowding, error) {
+	var most bpf.KernelHolding
+	if err := d.objects.Shares.Lookup(uint32(0), &most); err != nil {
+		return nil, fmt.Errorf("read share of the table of flows: %w", err)
+	}
+	return &crowding{table: live > uint64(d.cfg.FlowEntries)/2, share: most.Rows, rows: d.objects.Holdings,
+		owners: make(map[uint32]bool)}, nil
+}
+
+// kindOf is the twin of kind_of in patience.h.
 func kindOf(row *bpf.KernelFlow) int {
-	const closed, opening, established, datagram, stream, other, finished = 0, 1, 2, 3, 4, 5, 7
+	const opening, established, datagram, stream, other = 1, 2, 3, 4, 5
 	const unproven = flowReset | flowEstablished | flowWatched
 	word := row.Word
 	switch bocage.Protocol(row.Key.Protocol) {
@@ -103,9 +145,9 @@ func kindOf(row *bpf.KernelFlow) int {
 		case word&unproven == unproven && row.Expects != 0:
 			return kindSilenced
 		case word&flowReset != 0:
-			return closed
+			return kindClosed
 		case word&flowFinished == flowFinished:
-			return finished
+			return kindFinished
 		case word&flowEstablished != 0:
 			return established
 		}
@@ -129,12 +171,21 @@ func holderOf(row *bpf.KernelFlow) uint32 {
 }
 
 // endFlows ends the flows that are over, and all that an interface owns, if it is
-// not 0; it returns how many live on. What the ring has no room for waits.
-func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
+// not 0; it is told how many lived, and returns how many live on. What the ring has no
+// room for waits.
+func (d *Dataplane) endFlows(ifindex uint32, lived uint64) (live uint64, err error) {
 	d.mapped.RLock()
 	defer d.mapped.RUnlock()
 	if d.flows == nil {
 		return 0, nil
+	}
+	crowding, err := d.crowding(lived)
+	if err != nil {
+		return 0, err
+	}
+	tables := uint32(sweepFlows)
+	if crowding.table {
+		tables |= sweepCrowded
 	}
 	beat := uint32(readClock().ns >> beatShift)
 	var list bpf.KernelEndings
@@ -142,7 +193,7 @@ func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
 	end := func() {
 		d.ending.Lock()
 		defer d.ending.Unlock()
-		order := bpf.KernelSweepOrder{Tables: sweepFlows, Ifindex: ifindex, Count: uint32(count)}
+		order := bpf.KernelSweepOrder{Tables: tables, Ifindex: ifindex, Count: uint32(count)}
 		if err = d.objects.Endings.Put(uint32(0), list); err == nil {
 			_, err = d.objects.Sweep.Run(&ebpf.RunOptions{Context: &order, ContextOut: &order})
 		}
@@ -150,7 +201,7 @@ func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
 	}
 	for number, row := range d.flows.live {
 		live++
-		if full || err != nil || !(d.flows.isOver(row, beat) || (ifindex != 0 && holderOf(row) == ifindex)) {
+		if full || err != nil || !(crowding.isOver(d.flows, row, beat) || (ifindex != 0 && holderOf(row) == ifindex)) {
 			continue
 		}
 		list.Row[count] = number
@@ -169,7 +220,7 @@ func (d *Dataplane) endFlows(ifindex uint32) (live uint64, err error) {
 
 // endFlowsOf ends all flows of an enforcement point that is no more.
 func (d *Dataplane) endFlowsOf(ifindex uint32) (err error) {
-	if d.live, err = d.endFlows(ifindex); err != nil {
+	if d.live, err = d.endFlows(ifindex, d.live); err != nil {
 		return err
 	}
 	if err := d.objects.Holdings.Delete(ifindex); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {

@@ -176,3 +176,46 @@ func TestRootHoldingsAreGivenBack(t *testing.T) {
 	k.age(7 * 24 * time.Hour)
 	hosttest.Await(t, "a sweep", func() bool { return held() == [4]uint64{} })
 }
+
+// What both ends have closed waits for what may be sent again only as long as its row is
+// not wanted: neither by its owner, nor by all together.
+func TestRootFinishedFlowsMakeRoom(t *testing.T) {
+	t.Parallel()
+	k := newCrowd(t, 1024)
+	live := func(lived uint64) (n uint64) {
+		k.age(11 * time.Second)
+		n, err := k.endFlows(0, lived)
+		must(t, err)
+		return n
+	}
+	finish := func() {
+		k.in(func() error {
+			for sport := range uint16(20) {
+				k.connect(k.a, k.b, 5000+sport)
+				k.send(k.a, k.b, bocage.ProtocolTCP, 5000+sport, 80, ack|fin)
+				k.send(k.b, k.a, bocage.ProtocolTCP, 80, 5000+sport, ack|fin)
+			}
+			return nil
+		})
+	}
+	finish()
+	k.in(func() error { k.connect(k.a, k.b, 6000); return nil })
+	for _, lived := range []uint64{0, 512} {
+		if n := live(lived); n != 21 {
+			t.Errorf("%d flows wait where %d lived: want 21", n, lived)
+		}
+	}
+	if n := live(513); n != 1 {
+		t.Errorf("%d flows wait where more than half of the table is taken: want the one that is open", n)
+	}
+	finish()
+	must(t, k.objects.Holdings.Put(k.b.ifindex, bpf.KernelHolding{Rows: 500}))
+	must(t, k.objects.Holdings.Put(k.a.ifindex, bpf.KernelHolding{Rows: 256}))
+	if n := live(0); n != 21 {
+		t.Errorf("%d flows wait where their owner holds half of its share: want 21", n)
+	}
+	must(t, k.objects.Holdings.Put(k.a.ifindex, bpf.KernelHolding{Rows: 400}))
+	if n := live(0); n != 1 {
+		t.Errorf("%d flows wait where their owner holds more than half of its share: want the one that is open", n)
+	}
+}

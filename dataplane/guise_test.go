@@ -4,12 +4,15 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/dataplane/bpf"
+	"bocage.dev/bocage/host"
 )
 
 // A packet for one that arrives in a frame to all or many is judged by no flow: so it does
@@ -337,6 +340,7 @@ func TestRootMACsOfOthers(t *testing.T) {
 	for _, w := range []*workload{a, c} {
 		w.port.MAC = ""
 	}
+	p.bridge(a, b, c)
 	p.attach(a, b)
 	must(t, p.Apply(ruleset(1, []bocage.Rule{{From: 21, To: 22, Protocol: bocage.ProtocolUDP, Ports: bocage.PortRange{First: 1, Last: 65535}, Decision: decideAllow}}, a, b, c)))
 	p.attach(c)
@@ -410,6 +414,157 @@ func TestRootMACsOfOthers(t *testing.T) {
 	}
 	if got := p.judgedHere(true, a.ifindex, sent(a, second).bytes()); got != next {
 		t.Errorf("by another one afterwards: program returned %d", int32(got))
+	}
+}
+
+// A MAC that is declared is its owner's, whoever learns it in the moment of its declaration.
+func TestRootMACsLearnedWhileTheyAreDeclared(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, c := p.workload(1, 101, 21), p.workload(3, 103, 23)
+	p.bridge(a, c)
+	a.port.MAC = ""
+	p.attach(a, c)
+	must(t, p.Apply(ruleset(1, nil, a, c)))
+	for i := range byte(40) {
+		a.port.Identity = 200 + bocage.Identity(i) // another workload has its first MAC before it
+		p.attach(a)
+		mac := net.HardwareAddr{2, 0, 0, 0, 8, i}
+		f := frame{from: [6]byte(mac), to: gatewayMAC(a), source: a.v4, dst: c.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 5000}
+		var sending sync.WaitGroup
+		stop, fault := make(chan struct{}), make(chan error, 1)
+		sending.Go(func() {
+			fault <- host.In(p.namespace, func() error {
+				for {
+					if _, err := p.objects.FromWorkload.Run(&ebpf.RunOptions{Data: f.bytes(), Context: skb{Ifindex: a.ifindex}}); err != nil {
+						return err
+					}
+					select {
+					case <-stop:
+						return nil
+					default:
+					}
+				}
+			})
+		})
+		c.port.MAC = mac.String()
+		p.attach(c)
+		close(stop)
+		sending.Wait()
+		must(t, <-fault)
+		var row bpf.KernelPort
+		must(t, p.objects.Ports.Lookup(a.ifindex, &row))
+		if row.Flags&portMACLearned != 0 && row.Mac == [6]byte(mac) {
+			t.Fatalf("MAC %s was learned as it was declared another's", mac)
+		}
+	}
+}
+
+// By which MAC a workload is sent to is a guess until it sends, and kept beside what it
+// says itself. Where the host routes, workloads may have the same one.
+func TestRootMACsOfWhoIsRouted(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a)
+	must(t, p.Apply(ruleset(1, []bocage.Rule{{From: 22, To: 21, Protocol: bocage.ProtocolUDP, Ports: bocage.PortRange{First: 1, Last: 65535}, Decision: decideAllow}}, a, b)))
+	b.port.MAC = ""
+	p.in(func() error { return p.writePort(Attachment{Ifindex: loopback, Port: b.port}) }) // where nobody else sends
+	row := func() (row bpf.KernelPort) {
+		must(t, p.objects.Ports.Lookup(uint32(loopback), &row))
+		return row
+	}
+	guess := [6]byte{2, 0, 0, 0, 7, 7}
+	arriving := frame{from: [6]byte(gatewayMACOf(b)), to: guess, source: a.v4, dst: b.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 5000}
+	p.judgedHere(false, loopback, arriving.bytes())
+	if got := row(); got.Guess != guess || got.Mac != [6]byte{} || got.Flags&portMACLearned != 0 {
+		t.Errorf("of who has sent nothing: guess %x, MAC %x, flags %x", got.Guess, got.Mac, got.Flags)
+	}
+	sent := frame{from: [6]byte(a.mac), to: gatewayMAC(b), source: b.v4, dst: a.v4, protocol: bocage.ProtocolUDP, sport: 4000, dport: 5000}
+	if got := p.judgedHere(true, loopback, sent.bytes()); got != next {
+		t.Errorf("by the MAC of a workload that is routed, too: program returned %d", int32(got))
+	}
+	if got := row(); got.Mac != [6]byte(a.mac) || got.Flags&portMACLearned == 0 {
+		t.Errorf("of who has sent: MAC %x, flags %x", got.Mac, got.Flags)
+	}
+}
+
+// What a workload gets by its own MAC for an address that is not its own is told, and
+// passes where nobody enforces; what is for another MAC is put aside.
+func TestRootPacketsForUndeclaredAddressesAreTold(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.workload(1, 101, 21), p.workload(2, 102, 22)
+	p.attach(a, b)
+	p.run()
+	for generation, want := range []uint32{next, dropped} {
+		rs := ruleset(uint64(generation+1), nil, a, b)
+		for i := range rs.Groups {
+			rs.Groups[i].Enforce = want == dropped
+		}
+		must(t, p.Apply(rs))
+		for i, destination := range []string{"10.88.0.9", "fd88::9"} {
+			f := frame{from: [6]byte(gatewayMACOf(b)), to: [6]byte(b.mac), source: a.v4, dst: netip.MustParseAddr(destination), protocol: bocage.ProtocolUDP, sport: 4000, dport: uint16(5000 + i)}
+			if f.dst.Is6() {
+				f.source = a.v6
+			}
+			if got := p.judgedHere(false, b.ifindex, f.bytes()); got != want {
+				t.Errorf("for %s: program returned %d, want %d", destination, int32(got), int32(want))
+			}
+			e := p.await("what was for "+destination, func(e bocage.FlowEvent) bool {
+				return e.Kind == bocage.EventRefused && e.Reason == bocage.ReasonSpoofed && e.DestinationPort == f.dport && (e.Verdict == bocage.VerdictDrop) == (want == dropped)
+			})
+			if e.Interface != b.ifindex || e.Would != bocage.VerdictDrop || e.Source != 101 || e.Destination != 102 {
+				t.Errorf("event %+v", e)
+			}
+		}
+	}
+}
+
+// What is malformed is refused by whom it names: nobody who is cut off sends or gets it,
+// nor is anybody who enforces reached or spoken for by it.
+func TestRootMalformedFramesNameSomebody(t *testing.T) {
+	t.Parallel()
+	p := newPlane(t)
+	a, b := p.neighbour(1, 101, 21), p.neighbour(2, 102, 22)
+	c, d := p.workload(3, 103, 23), p.workload(4, 104, 24)
+	p.attach(c)
+	p.wire(a, b, false, a)
+	many := [6]byte{3, 0, 0, 0, 0, 9}
+	udp := func(from [6]byte, to []byte, ends ...netip.Addr) []byte {
+		f := frame{from: from, to: [6]byte(to), source: ends[0], dst: ends[1], protocol: bocage.ProtocolUDP, sport: 4000, dport: 5000, payload: 64}
+		return f.bytes()
+	}
+	arp := func(w *workload, sender netip.Addr) []byte { // answers, of hardware as of IEEE 802
+		raw := append(append(slices.Repeat([]byte{255}, 6), w.mac...), 0x08, 0x06, 0, 6, 8, 0, 6, 4, 0, 2)
+		raw = append(append(append(raw, w.mac...), sender.AsSlice()...), make([]byte, 6)...)
+		return append(append(raw, sender.AsSlice()...), make([]byte, 18)...)
+	}
+	for generation := range uint64(2) {
+		rs := ruleset(generation+1, nil, a, b, c, d)
+		rs.Ports, rs.Groups = []bocage.Port{c.port}, []bocage.GroupInfo{{Group: 24, Enforce: true}}
+		wire := uint32(redirect)
+		if generation == 1 {
+			rs.Refused = []bocage.Refusal{{Identity: 101, Decision: decideQuarantine}}
+			wire = dropped
+		}
+		must(t, p.Apply(rs))
+		for name, test := range map[string]struct{ got, want uint32 }{
+			"IPv4 of a resident":               {p.crosses(a, udp(many, b.mac, a.v4, b.v4)), wire},
+			"IPv6 of a resident":               {p.crosses(a, udp(many, b.mac, a.v6, b.v6)), wire},
+			"IPv4 to a resident":               {p.crosses(b, udp(many, a.mac, b.v4, a.v4)), wire},
+			"IPv6 to a resident":               {p.crosses(b, udp(many, a.mac, b.v6, a.v6)), wire},
+			"ARP of a resident":                {p.crosses(a, arp(a, a.v4)), wire},
+			"of who is merely observed":        {p.judgedHere(true, c.ifindex, udp(many, gatewayMACOf(c), c.v4, b.v4)), next},
+			"to who enforces":                  {p.judgedHere(true, c.ifindex, udp(many, gatewayMACOf(c), c.v4, d.v4)), dropped},
+			"to who enforces by IPv6":          {p.judgedHere(true, c.ifindex, udp(many, gatewayMACOf(c), c.v6, d.v6)), dropped},
+			"ARP of who is merely observed":    {p.judgedHere(true, c.ifindex, arp(c, c.v4)), next},
+			"ARP that has an enforced address": {p.judgedHere(true, c.ifindex, arp(c, d.v4)), dropped},
+		} {
+			if test.got != test.want {
+				t.Errorf("ruleset %d, %s: program returned %d, want %d", generation+1, name, int32(test.got), int32(test.want))
+			}
+		}
 	}
 }
 

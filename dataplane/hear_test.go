@@ -387,7 +387,7 @@ func TestRootVerifyObserved(t *testing.T) {
 	if _, _, whole := play(t, a, b, b.v4, 500, http, 0, everyLine); !whole {
 		t.Fatal("refused where nobody enforces")
 	}
-	p.in(func() error { _, err := p.endFlows(a.ifindex); return err })
+	p.in(func() error { _, err := p.endFlows(a.ifindex, 0); return err })
 	p.await("an end with what was spoken", func(e bocage.FlowEvent) bool {
 		return e.Kind == bocage.EventEnd && e.DestinationPort == 500 && e.Spoken == bocage.SpeechHTTP
 	})

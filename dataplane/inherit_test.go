@@ -196,7 +196,7 @@ func TestRootFlowsMoveOnce(t *testing.T) {
 	if got := here(); len(got) != 1 || len(p.moves) != 2 {
 		t.Fatalf("flows %v were taken over, %d links wait", got, len(p.moves))
 	}
-	_, err = p.endFlows(a.ifindex)
+	_, err = p.endFlows(a.ifindex, 0)
 	must(t, err)
 	if got := here(); len(got) != 0 {
 		t.Fatalf("flows %v live on", got)

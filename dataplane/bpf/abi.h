@@ -327,8 +327,10 @@ struct port {
 	__u16 mtu;
 	__u32 across; // index of a wire's other interface
 	__u32 master; // index of the bridge that the interface is of; 0: none
+	__u8 guess[6]; // the MAC by which it was last sent to, while nobody knows the workload's
+	__u8 pad[2];
 };
-_Static_assert(sizeof(struct port) == 80, "port");
+_Static_assert(sizeof(struct port) == 88, "port");
 #define PORT_MAC_DECLARED 1
 #define PORT_MAC_LEARNED 2
 #define PORT_MORE_ADDRESSES 4 // than the two above: see port_addresses
@@ -722,6 +724,7 @@ struct sweep_order {
 _Static_assert(sizeof(struct sweep_order) == 24, "sweep_order");
 #define SWEEP_FLOWS 1
 #define SWEEP_REPORTS 2
+#define SWEEP_CROWDED 4 // much of the table is taken: what is finished goes early
 
 // Rows that the agent takes to be over, by number.
 #define ENDINGS 256

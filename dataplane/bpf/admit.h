@@ -77,7 +77,7 @@ static long look_for_mac(void *map, const __u32 *ifindex, const struct port *por
 }
 
 // Whether the workload sends by its own MAC. Where none was declared, that is the first by
-// which it sends, unless another port has that one: who sends by another's MAC has the
+// which it sends, unless another port of its bridge has that one: who sends by another's MAC has the
 // bridge bring him what is for the other.
 STAGE int claims_mac(const struct passage *at, struct port *port)
 {
@@ -86,11 +86,13 @@ STAGE int claims_mac(const struct passage *at, struct port *port)
 	const __u8 *mac = at->packet.source_mac;
 	if (is_mac_known(port))
 		return same_mac(port->mac, mac);
-	struct claim claim = {.ifindex = at->ifindex, .master = port->master};
-	memcpy(claim.mac, mac, 6);
-	bpf_for_each_map_elem(&ports, look_for_mac, &claim, 0);
-	if (claim.taken)
-		return false;
+	if (port->master) { // where the host routes, a MAC leads nobody astray
+		struct claim claim = {.ifindex = at->ifindex, .master = port->master};
+		memcpy(claim.mac, mac, 6);
+		bpf_for_each_map_elem(&ports, look_for_mac, &claim, 0);
+		if (claim.taken)
+			return false;
+	}
 	memcpy(port->mac, mac, 6);
 	port->flags |= PORT_MAC_LEARNED;
 	return true;
@@ -249,8 +251,8 @@ static __always_inline __u32 admit_received(const struct passage *at, struct por
 	if (port && port->identity && !(p->marks & PACKET_GROUP)) {
 		if (!is_mac_of(port, p->destination_mac))
 			return ADMIT_ASIDE;
-		if (!is_mac_known(port))
-			memcpy(port->mac, p->destination_mac, 6); // as far as is known, for steering
+		if (!is_mac_known(port)) // beside what it may learn meanwhile, for steering
+			memcpy(port->guess, p->destination_mac, 6);
 	}
 	if (is_lease_answer(at))
 		return ADMIT_LEASE;
@@ -258,7 +260,7 @@ static __always_inline __u32 admit_received(const struct passage *at, struct por
 	bool known = port && port->identity && !(is_unspecified(&port->address4) && is_unspecified(&port->address6));
 	if (known && !is_multicast(&p->destination) && !(p->marks & PACKET_GROUP) && !is_link_local6(&p->destination) &&
 	    !owns(at, port, &p->destination))
-		return ADMIT_ASIDE;
+		return is_mac_known(port) ? ADMIT_SPOOFED : ADMIT_ASIDE; // by its own MAC it is meant for it
 	if (p->marks & PACKET_NEIGHBOUR)
 		return admit_neighbour(at, port);
 	return ADMIT_ON;

@@ -20,7 +20,7 @@ STAGE int mac_before(struct __sk_buff *skb, __u32 ifindex, __u32 from, struct ma
 	if (!port || !mac)
 		return -1;
 	if (!(port->flags & PORT_WIRE)) {
-		memcpy(mac->bytes, port->mac, 6);
+		memcpy(mac->bytes, is_mac_known(port) ? port->mac : port->guess, 6);
 		return 0;
 	}
 	struct tag tag = {};

@@ -496,6 +496,8 @@ type KernelPort struct {
 	Mtu      uint16
 	Across   uint32
 	Master   uint32
+	Guess    [6]uint8
+	Pad      [2]uint8
 }
 
 type KernelPortAddress struct {

@@ -434,12 +434,15 @@ static __always_inline bool parse_ipv6(struct frame *f, struct packet *p)
 static __always_inline bool parse_arp(struct frame *f, struct packet *p)
 {
 	struct arp *arp = header_at(f, sizeof(struct ethernet), sizeof(*arp));
-	if (!arp || arp->hardware != bswap16(1) || arp->protocol != bswap16(ETHERNET_IPV4) ||
-	    arp->hardware_length != 6 || arp->protocol_length != 4)
+	if (!arp)
 		return false;
-	p->type = bswap16(arp->operation);
+	// Also of what is malformed: there are those who believe it of other hardware, too.
 	p->source = address4(arp->sender);
 	p->target = p->destination = address4(arp->target);
+	if (arp->hardware != bswap16(1) || arp->protocol != bswap16(ETHERNET_IPV4) || arp->hardware_length != 6 ||
+	    arp->protocol_length != 4)
+		return false;
+	p->type = bswap16(arp->operation);
 	p->bytes = sizeof(*arp);
 	p->has_mac = 1;
 	memcpy(p->said_mac, arp->sender_mac, 6);
@@ -459,8 +462,6 @@ static __always_inline bool parse(struct frame *f, struct packet *p)
 	p->bytes = f->length - sizeof(*eth);
 	if (eth->destination[0] & 1)
 		p->marks |= PACKET_GROUP;
-	if (eth->source[0] & 1)
-		return false;
 	bool whole;
 	switch (p->ethertype) {
 	case ETHERNET_IPV4:
@@ -470,14 +471,14 @@ static __always_inline bool parse(struct frame *f, struct packet *p)
 		whole = parse_ipv6(f, p);
 		break;
 	case ETHERNET_ARP:
-		return parse_arp(f, p);
+		return parse_arp(f, p) && !(eth->source[0] & 1);
 	case ETHERNET_VLAN:
-	case ETHERNET_SERVICE:
-		return header_at(f, sizeof(*eth), sizeof(struct tag)); // what is tagged has a type
+	case ETHERNET_SERVICE: // what is tagged has a type
+		return header_at(f, sizeof(*eth), sizeof(struct tag)) && !(eth->source[0] & 1);
 	default:
-		return true;
+		return !(eth->source[0] & 1);
 	}
-	if (!whole)
+	if (!whole || (eth->source[0] & 1)) // nobody sends by a group's MAC
 		return false;
 	if (is_multicast(&p->source) || same(&p->source, &p->destination))
 		return false;

@@ -7,29 +7,8 @@
 // when its event found room. Which flows may be over the agent sees for itself, in
 // the table; what ends is decided here.
 
-#include "table.h"
+#include "patience.h"
 
-// For how many beats nothing may come of a flow, by its kind. The agent reads them
-// from here.
-#define KIND_CLOSED 0
-#define KIND_OPENING 1
-#define KIND_ESTABLISHED 2
-#define KIND_DATAGRAM 3
-#define KIND_STREAM 4
-#define KIND_OTHER 5
-#define KIND_SILENCED 6
-#define KIND_FINISHED 7
-#define KINDS 8
-const volatile __u32 patience[KINDS] = {
-	[KIND_CLOSED] = 10 * SECOND >> BEAT_SHIFT,
-	[KIND_OPENING] = 120 * SECOND >> BEAT_SHIFT,
-	[KIND_ESTABLISHED] = 5ULL * 86400 * SECOND >> BEAT_SHIFT, // as nf_conntrack
-	[KIND_DATAGRAM] = 30 * SECOND >> BEAT_SHIFT,
-	[KIND_STREAM] = 120 * SECOND >> BEAT_SHIFT,
-	[KIND_OTHER] = 600 * SECOND >> BEAT_SHIFT,
-	[KIND_SILENCED] = 10 * SECOND >> BEAT_SHIFT, // Open configures it
-	[KIND_FINISHED] = 120 * SECOND >> BEAT_SHIFT, // what was said last may be sent again for so long (RFC 1122, 4.2.3.5)
-};
 #define ANSWER_PERIOD (400 * MILLISECOND)
 #define DARK_PERIOD (5 * SECOND)
 #define QUESTION_PERIOD (60 * SECOND)
@@ -38,32 +17,11 @@ struct round {
 	__u64 now;
 };
 
-static __always_inline __u32 kind_of(const struct flow *flow, __u64 word)
-{
-	switch (flow->key.protocol) {
-	case PROTOCOL_TCP:
-		// The reset may have been for us only: as long as such a flow could be taken for one
-		// that was there before the point was, it is kept, and so is what it owes.
-		if ((word & (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED)) == (FLOW_RESET | FLOW_ESTABLISHED | FLOW_WATCHED) &&
-		    flow->expects)
-			return KIND_SILENCED;
-		if (FLOW_CLOSED(word))
-			return word & FLOW_RESET ? KIND_CLOSED : KIND_FINISHED;
-		return word & FLOW_ESTABLISHED ? KIND_ESTABLISHED : KIND_OPENING;
-	case PROTOCOL_UDP:
-		return word & FLOW_REPLIED ? KIND_STREAM : KIND_DATAGRAM;
-	case PROTOCOL_ICMP:
-	case PROTOCOL_ICMPV6:
-		return KIND_DATAGRAM;
-	}
-	return KIND_OTHER;
-}
-
 // Ends a flow if it is over, or its owner is gone.
 #define KEPT 0
 #define ENDED 1
 #define UNTOLD 2 // the ring has no room
-STAGE int end_if_over(__u32 number, __u32 owner, __u64 now)
+STAGE int end_if_over(__u32 number, __u32 owner, __u64 now, __u32 crowded)
 {
 	struct flow *flow = number ? row_at(number) : NULL;
 	if (!flow)
@@ -73,7 +31,7 @@ STAGE int end_if_over(__u32 number, __u32 owner, __u64 now)
 		return KEPT;
 	bool orphan = owner && owner_of(flow) == owner;
 	__u32 idle = (__u32)(now >> BEAT_SHIFT) - flow->seen;
-	if (!orphan && ((__s32)idle < 0 || idle < patience[kind_of(flow, word)]))
+	if (!orphan && ((__s32)idle < 0 || idle < patience_with(flow, word, crowded)))
 		return KEPT;
 	if (end_flow(flow, number, word, false))
 		return ENDED;
@@ -85,7 +43,7 @@ static __always_inline void sweep_flows(struct sweep_order *order, __u64 now)
 	__u32 zero = 0, owner = order->ifindex;
 	struct endings *list = bpf_map_lookup_elem(&endings, &zero);
 	for (__u32 i = 0; list && i < ENDINGS && i < order->count; i++) {
-		int end = end_if_over(list->row[i], owner, now);
+		int end = end_if_over(list->row[i], owner, now, order->tables & SWEEP_CROWDED);
 		order->ended += end == ENDED;
 		if (end == UNTOLD) {
 			order->full = 1;
