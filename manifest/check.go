@@ -206,7 +206,7 @@ func (c *checker) checkString(n *node, path string) {
 	switch {
 	case n.Kind != scalar:
 		c.fault(&c.wrong, n, path, "is %s where text is needed", describe(n))
-	case n.Tag == "!!bool" && n.boolean:
+	case n.boolean && (n.Tag == "!!bool" || strings.Contains(path, ".matchExpressions[")): // of labels, as in maps
 		c.fault(&c.wrong, n, path, "%s", mustQuote(n.Value))
 	case n.Tag != "!!str" && n.Tag != "!!timestamp":
 		c.fault(&c.wrong, n, path, "is %s where text is needed: write %q", describe(n), n.Value)

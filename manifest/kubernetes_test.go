@@ -238,8 +238,11 @@ func TestYesAndNo(t *testing.T) {
 	}
 	for _, word := range []string{"y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"} {
 		for text, want := range map[string]string{
-			policy("legacy: "+word, ""):        `f.yaml:7: spec.podSelector.matchLabels[legacy]: is true or false where text is needed: quote it, as "` + word + `"`,
-			policy(word+": legacy", ""):        `f.yaml:7: spec.podSelector.matchLabels: ` + word + ` is true or false where text is needed: quote it, as "` + word + `"`,
+			policy("legacy: "+word, ""): `f.yaml:7: spec.podSelector.matchLabels[legacy]: is true or false where text is needed: quote it, as "` + word + `"`,
+			policy(word+": legacy", ""): `f.yaml:7: spec.podSelector.matchLabels: ` + word + ` is true or false where text is needed: quote it, as "` + word + `"`,
+			policy("a: b", "    matchExpressions:\n    - {key: legacy, operator: In, values: [a, "+word+"]}\n"):    `f.yaml:9: spec.podSelector.matchExpressions[0].values[1]: is true or false where text is needed: quote it, as "` + word + `"`,
+			policy("a: b", "    matchExpressions:\n    - {key: "+word+", operator: Exists}\n"):                     `f.yaml:9: spec.podSelector.matchExpressions[0].key: is true or false where text is needed: quote it, as "` + word + `"`,
+			policy("a: b", "    matchExpressions:\n    - {key: '"+word+"', operator: In, values: ['"+word+"']}\n"): "",
 			policy("legacy: '"+word+"'", ""):   "",
 			policy("legacy: \""+word+"\"", ""): "",
 			policy("legacy: !!str "+word, ""):  "",

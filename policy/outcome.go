@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -147,7 +146,7 @@ func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.Po
 		blocking[t.NamespacedName()] = t.Spec.Blocks
 	}
 	var texts []string
-	for _, result := range results {
+	for i, result := range results {
 		if result.Passed || !blocking[result.Test] {
 			continue
 		}
@@ -155,7 +154,7 @@ func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.Po
 		switch {
 		case aboveOwners(result.By.Kind):
 			texts = append(texts, text+", which no PolicyTest keeps out")
-		case inForce != nil && inForce.failed(result, tests):
+		case inForce != nil && inForce.failed(i, tests):
 			texts = append(texts, text+", as before")
 		case blocked == "":
 			blocked = text
@@ -188,9 +187,10 @@ func (o *outcome) test(tests []*bocage.PolicyTest) []bocage.TestResult {
 	return o.simulator().Test(valid)
 }
 
-// failed reports whether a case of one of these tests fails here, too. What is in force
-// may not have been tested, if it went ahead, or not with these tests.
-func (o *outcome) failed(result bocage.TestResult, tests []*bocage.PolicyTest) bool {
+// failed reports whether the case that the i-th result of these tests is about fails
+// here, too: by its place, since cases may share a name. What is in force may not have
+// been tested, if it went ahead, or not with these tests.
+func (o *outcome) failed(i int, tests []*bocage.PolicyTest) bool {
 	results := o.tests
 	if results == nil || !same(o.testsOf, tests) {
 		run := o.tried.Load()
@@ -200,9 +200,7 @@ func (o *outcome) failed(result bocage.TestResult, tests []*bocage.PolicyTest) b
 		}
 		results = run.results
 	}
-	return slices.ContainsFunc(results, func(r bocage.TestResult) bool {
-		return r.Test == result.Test && r.Case == result.Case && !r.Passed
-	})
+	return !results[i].Passed
 }
 
 func resultText(r bocage.TestResult) string {

@@ -99,6 +99,10 @@ type pin struct {
 	// Kept names the policy whose guardrails and exceptions stay, where two people
 	// decide about those: Policy is that of Number with them (see composed).
 	Kept string `json:"kept,omitempty"`
+	// Unconfirmed names the policy of Number with the guardrails and exceptions of
+	// Confirmed, which it becomes if nobody confirms those of Kept in time; empty where
+	// the two have the same.
+	Unconfirmed string `json:"unconfirmed,omitempty"`
 }
 
 // ended is a rollout that came to nothing.
@@ -193,8 +197,16 @@ func (r record) turn(live string, spec bocage.RolloutSpec, f facts, now time.Tim
 	return r, notices
 }
 
-// goBack pins the last version that nobody has to confirm.
+// goBack pins the last version that nobody has to confirm. Of a rollback in force, of
+// which nobody has confirmed the guardrails that it keeps, those alone go back: the
+// person's decision stands.
 func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
+	if r.Pin != nil && r.Pin.Unconfirmed != "" {
+		back := *r.Pin
+		back.Policy, back.Kept, back.From = back.Unconfirmed, r.Confirmed.Policy, r.Base.Number
+		r.Pin, r.ConfirmBy = &back, time.Time{}
+		return r, []notice{{back.From, reason, fmt.Sprintf("%s: its guardrails and exceptions go back to those of generation %d", why, r.Confirmed.Number), true}}
+	}
 	r.Pin = &pin{version: r.Confirmed, At: now, From: r.Base.Number, Why: why}
 	r.ConfirmBy = time.Time{}
 	return r, []notice{{r.Pin.From, reason, fmt.Sprintf("%s: back to the policy of generation %d", why, r.Confirmed.Number), true}}

@@ -153,9 +153,49 @@ func TestRollbackBeforeItIsConfirmed(t *testing.T) {
 			time.Sleep(11 * time.Minute)
 			b.settle()
 			b.poll(agents...)
-			if agents[1].allows(apiIP, dbIP, s.dbApp.Spec.Provides[0].Port) == confirmed {
-				t.Errorf("confirmed %v: the guardrail is not as somebody, or nobody, wanted it", confirmed)
+			// With the word what is declared is in force; without, what was rolled back to,
+			// and of the guardrails those that were there before.
+			declared := agents[1].allows(apiIP, dbIP, s.dbApp.Spec.Provides[0].Port)
+			if back := agents[1].allows(apiIP, dbIP, 5432); declared || back == confirmed {
+				t.Errorf("confirmed %v: declared %v, rolled back %v: not as somebody, or nobody, wanted it", confirmed, declared, back)
+			}
+			if !confirmed {
+				b.again()
+				b.settle()
+				b.poll(agents...)
+				if !agents[1].allows(apiIP, dbIP, 5432) {
+					t.Error("after a restart it is something else")
+				}
+				b.stage(bocage.StageRolledBack)
 			}
 		})
 	}
+}
+
+// TestRollbackOfWhatNobodyConfirmed: a rollback does not undo itself once the time is
+// over in which what it left was to be confirmed.
+func TestRollbackOfWhatNobodyConfirmed(t *testing.T) {
+	inBubble(t, func(b *bench) {
+		s, agents := twoPeople(b)
+		b.declare(rollout(bocage.RolloutSpec{ConfirmSeconds: 600}))
+		b.settle()
+		s.apiApp.Spec.Provides[0].Port = 8081
+		b.declare(s.apiApp)
+		b.settle()
+		b.poll(agents...)
+		b.stage(bocage.StageConfirming)
+		status, err := b.rooms[0].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback", Generation: 1})
+		if err != nil || !status.Deadline.IsZero() {
+			t.Fatalf("rollback: %+v, %v", status, err)
+		}
+		for range 2 {
+			b.settle()
+			b.poll(agents...)
+			if api := agents[1]; !api.allows(apiIP, dbIP, 5432) || api.allows(apiIP, dbIP, 5433) {
+				t.Error("it is not as in generation 1")
+			}
+			b.stage(bocage.StageRolledBack)
+			time.Sleep(11 * time.Minute)
+		}
+	})
 }

@@ -107,10 +107,10 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 		}
 		if r.Pin = pinned; r.Pin.Kept != "" {
 			message += ", with the guardrails and exceptions in force, about which two people decide"
-		} else {
-			r.ConfirmBy = time.Time{}
 		}
-		// What nobody has confirmed of what is kept still goes back by itself.
+		if r.Pin.Unconfirmed == "" {
+			r.ConfirmBy = time.Time{} // else what nobody has confirmed of what is kept goes back by itself
+		}
 		r.Candidate, r.Ended = nil, nil
 		return r, notice{from, "RolledBack", message, true}, nil
 	case actionPromote:
@@ -154,6 +154,22 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pin
 		return declined("generation %d differs from what is in force in guardrails and their exceptions only, about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
 	}
 	pinned.Policy, pinned.Kept = policy.name(), r.Base.Policy
+	if r.ConfirmBy.IsZero() {
+		return nil
+	}
+	i = slices.IndexFunc(lists, func(l shelfList) bool { return l.Of == r.Confirmed.Policy })
+	if i < 0 {
+		return fmt.Errorf("find the guardrails that were confirmed last: %w", errNotKept)
+	}
+	lists[i].Rest = nil
+	confirmed, _, err := readSnapshot(ctx, p.store, lists[i])
+	if err != nil {
+		return err
+	}
+	if !sameDeclared(confirmed.Guardrails, kept.Guardrails) || !sameDeclared(confirmed.Exceptions, kept.Exceptions) {
+		_, policy = composed(back, confirmed)
+		pinned.Unconfirmed = policy.name()
+	}
 	return nil
 }
 
@@ -309,6 +325,9 @@ func (r record) held() string {
 		with := ""
 		if r.Pin.Kept != "" {
 			with = ", with the guardrails and exceptions that were in force"
+		}
+		if r.Pin.Policy == r.Pin.Unconfirmed {
+			with = ", with the guardrails and exceptions that were confirmed last"
 		}
 		return fmt.Sprintf("held: rolled back to g%d by %s%s; bocage policy confirm lets go", r.Pin.Number, r.Pin.By, with)
 	case r.Pin != nil:

@@ -145,6 +145,11 @@ func TestBlockingIsOfRegressions(t *testing.T) {
 		return &bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: name}, Spec: bocage.PolicyTestSpec{Blocks: true, Cases: []bocage.PolicyTestCase{
 			{From: "shop/web", To: to, Port: port, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}}}}
 	}
+	twins := policyTest("twins", "shop/api", 8080)
+	twins.Spec.Cases = append(policyTest("", "shop/db", 1).Spec.Cases, twins.Spec.Cases...)
+	for i := range twins.Spec.Cases {
+		twins.Spec.Cases[i].Name = "of one name"
+	}
 	web := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "web"}}}
 	api := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "api"}}}
 	corporate := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "corporate"}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{{From: web, To: api}}}}
@@ -163,6 +168,7 @@ func TestBlockingIsOfRegressions(t *testing.T) {
 		{"a guardrail decides", policyTest("web-needs-api", "shop/api", 8080), corporate, false, "decided by Guardrail corporate spec.never[0], which no PolicyTest keeps out"},
 		{"an administrator's policy decides", policyTest("web-needs-api", "shop/api", 8080), admin, false, "decided by ClusterNetworkPolicy corporate spec.ingress[0]"},
 		{"an owner takes back his contract", policyTest("web-needs-api", "shop/api", 8080), nil, true, ""},
+		{"an owner takes back his contract, and a case of the same name fails already", twins, nil, true, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(b *bench) {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"unicode"
 	"unicode/utf8"
 )
@@ -13,12 +14,16 @@ import (
 // declarations and from the network are anybody's. What it writes for such a
 // character JSON reads as the same character; YAML it leaves as it is, which would not.
 type screen struct {
-	to   io.Writer
-	env  *env
-	held []byte // the beginning of a character
+	to  io.Writer
+	env *env
+
+	mu   sync.Mutex // answers and warnings come from several at once
+	held []byte     // the beginning of a character
 }
 
 func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.env.output == "yaml" {
 		return s.to.Write(p)
 	}
@@ -46,6 +51,8 @@ func (s *screen) Write(p []byte) (int, error) {
 
 // end writes what was held back.
 func (s *screen) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if len(s.held) > 0 {
 		_, _ = s.to.Write(s.held)
 		s.held = nil

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -39,5 +40,25 @@ func TestScreenKeepsCharactersWhole(t *testing.T) {
 	s.end()
 	if got, want := out.String(), "→ \\u202e é\\u001b[0m\t\xff\n\xe2\x80"; got != want {
 		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestScreenTakesSeveralWriters: what several write at once comes whole, in some order.
+func TestScreenTakesSeveralWriters(t *testing.T) {
+	var out bytes.Buffer
+	s := &screen{to: &out, env: &env{}}
+	const each = 100
+	var writers sync.WaitGroup
+	for range 4 {
+		writers.Go(func() {
+			for range each {
+				_, _ = s.Write([]byte("→ a line\n"))
+			}
+		})
+	}
+	writers.Wait()
+	s.end()
+	if out.String() != strings.Repeat("→ a line\n", 4*each) {
+		t.Errorf("%d bytes, not whole lines", out.Len())
 	}
 }

@@ -24,7 +24,9 @@ func isPlain(text []byte) bool {
 	if isDigit(text[0]) {
 		return !number.Match(text)
 	}
-	return len(text) > len("false") || !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}, string(text))
+	return len(text) > len("false") || !slices.ContainsFunc([]string{"true", "false", "null", "yes", "no", "on", "off", "y", "n"}, func(word string) bool {
+		return strings.EqualFold(word, string(text))
+	})
 }
 
 func isLetter(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' }
