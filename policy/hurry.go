@@ -112,7 +112,7 @@ func (b *build) tightened(from *outcome) (*outcome, bool) {
 		return b.refusing(from, tight), true
 	}
 	blocking := slices.DeleteFunc(slices.Clone(b.v.tests), func(t *bocage.PolicyTest) bool { return !t.Spec.Blocks })
-	if failed, _ := blockedBy(tight.test(blocking), from, b.v.tests); failed != "" {
+	if failed, _ := tight.blockedBy(tight.test(blocking), from, blocking); failed != "" {
 		b.p.logger.Warn("what tightens does not go ahead", slog.String("for", failed))
 		return nil, false
 	}

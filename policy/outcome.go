@@ -123,7 +123,7 @@ func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocag
 	if !known {
 		results = o.test(tests)
 	}
-	blocked, spared := blockedBy(results, inForce, tests)
+	blocked, spared := o.blockedBy(results, inForce, tests)
 	if failed := prove.Failed(proofs); len(failed) > 0 {
 		blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
 	}
@@ -139,11 +139,16 @@ func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocag
 // blockedBy says which test that blocks fails and keeps back what it was run on; empty
 // if none does. A case does so only if it holds in what is in force: else whoever may
 // write one that fails holds up everybody. And nobody keeps out what is decided above
-// him: of that it is only told. spared lists the cases that fail all the same.
-func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) (blocked, spared string) {
+// him: of that it is only told. Of a case about many flows each counts by itself. spared
+// lists the cases that fail all the same.
+func (o *outcome) blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) (blocked, spared string) {
 	blocking := map[string]bool{}
+	var cases []bocage.PolicyTestCase // by result
 	for _, t := range tests {
 		blocking[t.NamespacedName()] = t.Spec.Blocks
+		if len(t.Validate()) == 0 {
+			cases = append(cases, t.Spec.Cases...)
+		}
 	}
 	var texts []string
 	for i, result := range results {
@@ -151,6 +156,13 @@ func blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.Po
 			continue
 		}
 		text := fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(result))
+		if inForce != nil && blocked == "" && (aboveOwners(result.By.Kind) || inForce.failed(i, tests)) {
+			if other, found := o.simulator().Regression(inForce.simulator(), cases[i], aboveOwners); found {
+				other.Case, other.Because = result.Case, result.Because
+				blocked = fmt.Sprintf("PolicyTest %s failed: %s", result.Test, resultText(other))
+				continue
+			}
+		}
 		switch {
 		case aboveOwners(result.By.Kind):
 			texts = append(texts, text+", which no PolicyTest keeps out")

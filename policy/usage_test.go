@@ -150,6 +150,9 @@ func TestBlockingIsOfRegressions(t *testing.T) {
 	for i := range twins.Spec.Cases {
 		twins.Spec.Cases[i].Name = "of one name"
 	}
+	many := policyTest("many", "", 8080)
+	many.Spec.Cases[0].From, many.Spec.Cases[0].FromAll = "", &bocage.Side{Namespaces: []string{"shop"}}
+	many.Spec.Cases[0].To = "shop/api"
 	web := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "web"}}}
 	api := bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "api"}}}
 	corporate := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "corporate"}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{{From: web, To: api}}}}
@@ -169,6 +172,7 @@ func TestBlockingIsOfRegressions(t *testing.T) {
 		{"an administrator's policy decides", policyTest("web-needs-api", "shop/api", 8080), admin, false, "decided by ClusterNetworkPolicy corporate spec.ingress[0]"},
 		{"an owner takes back his contract", policyTest("web-needs-api", "shop/api", 8080), nil, true, ""},
 		{"an owner takes back his contract, and a case of the same name fails already", twins, nil, true, ""},
+		{"an owner takes back his contract, and another flow of the case fails already", many, nil, true, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(b *bench) {

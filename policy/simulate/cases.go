@@ -48,12 +48,12 @@ func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
 		result.Got = err.Error()
 		return result
 	}
-	sources, err := s.party("from", c.From, c.FromAll, protocol, ports.First)
+	sources, err := s.party("from", c.From, c.FromAll, protocol, ports.First, nil)
 	if err != nil {
 		result.Got = err.Error()
 		return result
 	}
-	destinations, err := s.party("to", c.To, c.ToAll, protocol, ports.First)
+	destinations, err := s.party("to", c.To, c.ToAll, protocol, ports.First, nil)
 	if err != nil {
 		result.Got = err.Error()
 		return result
@@ -84,6 +84,49 @@ func (s *Simulator) testCase(c bocage.PolicyTestCase) bocage.TestResult {
 		result.Flow = "" // all of them
 	}
 	return result
+}
+
+// Regression finds a flow of a case that does not hold, did before, and is not decided
+// by an object of a kind that is excused. Test says of a case that fails the first
+// flow that does; another may fail for another reason.
+func (s *Simulator) Regression(before *Simulator, c bocage.PolicyTestCase, excused func(kind string) bool) (bocage.TestResult, bool) {
+	now, then := s.in.Now, before.in.Now
+	if !c.At.IsZero() {
+		now, then = c.At, c.At
+	}
+	s, before = s.at(now), before.at(then)
+	protocol, ports, err := bocage.Transport(c.Port, 0, c.Protocol)
+	if err != nil {
+		return bocage.TestResult{}, false
+	}
+	sources, err := s.party("from", c.From, c.FromAll, protocol, ports.First, before)
+	if err != nil {
+		return bocage.TestResult{}, false
+	}
+	destinations, err := s.party("to", c.To, c.ToAll, protocol, ports.First, before)
+	if err != nil {
+		return bocage.TestResult{}, false
+	}
+	as := func(m member) member {
+		m.end = before.peers.find(m.end.Address)
+		return m
+	}
+	for _, from := range sources {
+		for _, to := range destinations {
+			if from.end.Address.Is4() != to.end.Address.Is4() || !carries(from.end, protocol) {
+				continue
+			}
+			result := bocage.TestResult{Want: wanted(c.Expect)}
+			if s.caseBetween(c, &result, from, to, protocol, now); result.Passed || excused(result.By.Kind) {
+				continue
+			}
+			was := result
+			if before.caseBetween(c, &was, as(from), as(to), protocol, then); was.Passed {
+				return result, true
+			}
+		}
+	}
+	return bocage.TestResult{}, false
 }
 
 // namedCase decides a case about one flow, which holds if it does in each family of
@@ -213,8 +256,8 @@ type member struct {
 }
 
 // party finds the ends that a case means. Of many that policy cannot tell apart,
-// one stands for all.
-func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.Protocol, port uint16) ([]member, error) {
+// one stands for all; nor could that before, if there is one.
+func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.Protocol, port uint16, before *Simulator) ([]member, error) {
 	if all == nil {
 		resolve := s.Destination
 		if field == "from" {
@@ -233,7 +276,7 @@ func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.
 		}
 		return members, nil
 	}
-	members, err := s.side(*all, protocol, port)
+	members, err := s.side(*all, protocol, port, before)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%sAll: %w", field, err)
@@ -245,16 +288,18 @@ func (s *Simulator) party(field, name string, all *bocage.Side, protocol bocage.
 
 // side lists who a Side means: workloads, addresses outside, or, if it is empty,
 // both, the world included.
-func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16) ([]member, error) {
+func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16, before *Simulator) ([]member, error) {
 	var members []member
 	type alike struct {
-		group   int32
-		refusal int32
-		v4      bool
+		who, was who
+		v4       bool
 	}
 	seen := map[alike]bool{}
 	add := func(name string, end End) {
-		a := alike{end.group, end.refusal, end.Address.Is4()}
+		a := alike{who: end.who, v4: end.Address.Is4()}
+		if before != nil {
+			a.was = before.peers.find(end.Address).who
+		}
 		if !seen[a] {
 			seen[a] = true
 			members = append(members, member{name: name, end: end})
@@ -284,6 +329,13 @@ func (s *Simulator) side(side bocage.Side, protocol bocage.Protocol, port uint16
 	for _, prefix := range prefixes {
 		for _, end := range s.outside(prefix) {
 			add(end.Address.String(), end)
+		}
+		if before != nil {
+			for _, end := range before.outside(prefix) {
+				if end = s.peers.find(end.Address); end.peer == none || s.rs.Peers[end.peer].Workload == "" {
+					add(end.Address.String(), end)
+				}
+			}
 		}
 	}
 	return members, nil
