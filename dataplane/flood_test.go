@@ -46,9 +46,10 @@ func TestRootFloodFromEveryProcessor(t *testing.T) {
 	}
 	c, err := p.Counters()
 	must(t, err)
-	// A run that a signal interrupts is run again, so there may be a few more.
+	// A run of each packets that a signal interrupts is run again: what it had offered is
+	// counted, too, and everything below is held against what was counted.
 	offered := int(c.Refused[bocage.ReasonDefaultDeny].Packets)
-	if least := processors * ports * each; offered < least || offered > least+least/1000 || c.Lost != 0 || c.Folded != 0 {
+	if least := processors * ports * each; offered < least || offered > 2*least || c.Lost != 0 || c.Folded != 0 {
 		t.Errorf("%d packets: counters %+v", least, c)
 	}
 	told, all, events := map[uint16]int{}, 0, 0
