@@ -43,8 +43,8 @@ func Off(ctx context.Context, cfg Config, purge bool, say func(format string, ar
 		step(fmt.Sprintf("process %d stopped", pid), stop(ctx, pid))
 	}
 	_, missing := os.Lstat(cfg.PinDir())
-	_, never := readWord(filepath.Join(cfg.RunDir, pinsFile))
-	elsewhere := never == nil && missing != nil && !host.IsBPFFS(nearest(cfg.BPFFS))
+	_, unsaid := readWord(filepath.Join(cfg.RunDir, pinsFile))
+	elsewhere := unsaid == nil && missing != nil && !host.IsBPFFS(nearest(cfg.BPFFS))
 	if elsewhere {
 		step("find what enforces", fmt.Errorf("an agent was to pin it in %s, and no bpffs is mounted there: in another mount namespace (ip netns exec makes one) this sees nothing of it; run `bocage off` again where the agent ran, or by nsenter --net", cfg.PinDir()))
 	} else {
