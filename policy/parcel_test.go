@@ -134,7 +134,7 @@ func TestMillionRulesInPieces(t *testing.T) {
 	less := whole.Copy()
 	less.Rules = whole.Rules[1:]
 	q, next := serving(t, less, map[string][2]uint64{"h1": {8, 0}})
-	q.given.note(nil, rs)
+	q.deliveries.note(nil, rs)
 	if a, err := q.answer(next, "h1", Question{Have: 7, Base: 7, Pieces: true}); err != nil || len(a.Amendment) == 0 || a.Parcel != nil {
 		t.Errorf("the next ruleset: %v", err)
 	}
@@ -243,7 +243,7 @@ func TestParcelOfADifference(t *testing.T) {
 	had := &bocage.Ruleset{Host: "h1", Generation: 7, Default: 1, Decisions: whole.Decisions[:1]}
 	had.Digest = had.ContentDigest()
 	p, s := serving(t, whole, map[string][2]uint64{"h1": {8, 0}})
-	p.given.note(nil, had)
+	p.deliveries.note(nil, had)
 	a, err := p.answer(s, "h1", Question{Have: 7, Base: 7, Pieces: true})
 	if err != nil || a.Parcel == nil || a.Parcel.Kind != bocage.SignedRuleset || a.Amendment != nil {
 		t.Fatalf("%d bytes of an amendment, %v", len(a.Amendment), err)
@@ -287,11 +287,11 @@ func TestParcelsMakeRoom(t *testing.T) {
 	before.Host, before.Generation = "h1", 6
 	before.Decisions = append(slices.Clone(before.Decisions), bocage.Decision{ID: 3, Verdict: bocage.VerdictDrop, Code: bocage.ReasonDefaultDeny})
 	before.Digest = before.ContentDigest()
-	p.given.note(nil, before)
+	p.deliveries.note(nil, before)
 	if a, err := p.answer(s, "h1", q); err != nil || len(a.Amendment) == 0 {
 		t.Errorf("a small difference waits for room: %v", err)
 	}
-	p.given = givenBook{}
+	p.deliveries = deliveries{}
 	made = 1
 	for number := range others.parcel.Sums {
 		if _, err := p.Piece(t.Context(), "h2", others.name, number); err != nil {

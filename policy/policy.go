@@ -112,24 +112,24 @@ type Policy struct {
 	// tightens shows what has to be known of what goes ahead of its proofs.
 	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
-	mirror   *mirror
-	report   chan struct{}           // holds a token when statuses may have to change
-	replays  chan struct{}           // holds a token when recorded flows may have to be replayed
-	current  atomic.Pointer[outcome] // what is declared now, compiled
-	active   atomic.Pointer[outcome] // what is in force
-	served   atomic.Pointer[served]  // what hosts are answered from
-	replayed atomic.Pointer[trial]   // of the last candidate
-	uses     atomic.Pointer[useBook] // what is known of usage
-	tested   atomic.Pointer[testRun] // the last run of tests besides those of the builder
-	past     past                    // of generations that were in force
-	tried    past                    // of candidates
-	counters counters
-	numbered atomic.Uint64 // the highest number that this controller knows of
-	notices  *noticeBoard
-	recalled recalled
-	planned  planProver
-	given    givenBook // what hosts were given last
-	parcels  parcels   // what hosts fetch in pieces
+	mirror     *mirror
+	report     chan struct{}           // holds a token when statuses may have to change
+	replays    chan struct{}           // holds a token when recorded flows may have to be replayed
+	current    atomic.Pointer[outcome] // what is declared now, compiled
+	active     atomic.Pointer[outcome] // what is in force
+	served     atomic.Pointer[served]  // what hosts are answered from
+	replayed   atomic.Pointer[trial]   // of the last candidate
+	uses       atomic.Pointer[useBook] // what is known of usage
+	tested     atomic.Pointer[testRun] // the last run of tests besides those of the builder
+	past       past                    // of generations that were in force
+	tried      past                    // of candidates
+	counters   counters
+	numbered   atomic.Uint64 // the highest number that this controller knows of
+	notices    *noticeBoard
+	recalled   recalled
+	planned    planProver
+	deliveries deliveries // what hosts were given last
+	parcels    parcels    // what hosts fetch in pieces
 	// What is asked for again while it is being made is made once. What agents say is
 	// in the keys: each kind of question has its own.
 	answering, repacking singleflight.Group
@@ -192,7 +192,7 @@ func (p *Policy) Run(ctx context.Context) error {
 	group.Go(func() error { return p.follow(ctx) })
 	group.Go(func() error { return p.followRecord(ctx) })
 	group.Go(func() error { return p.build(ctx) })
-	group.Go(func() error { return p.rest(ctx) })
+	group.Go(func() error { return p.collectGarbage(ctx) })
 	group.Go(func() error { return p.replayFlows(ctx) })
 	group.Go(func() error { return p.reportStatuses(ctx) })
 	group.Go(func() error { return p.countUsage(ctx) })

@@ -328,7 +328,7 @@ func newMeasured(b *testing.B) *measured {
 }
 
 // rest collects garbage between edits, as a controller does when it has nothing
-// else to do (policy.rest): what that costs is told apart, of all edits together.
+// else to do (policy/garbage.go): what that costs is told apart, of all edits together.
 func (m *measured) rest() {
 	metrics.Read(m.collection)
 	if live, all := m.collection[0].Value.Uint64(), m.collection[1].Value.Uint64(); all > live+live/2 {

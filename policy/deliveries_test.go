@@ -84,9 +84,9 @@ func TestAmendments(t *testing.T) {
 
 // What is remembered of what hosts were given is bounded, and the longest unused goes.
 func TestGivenIsBounded(t *testing.T) {
-	var g givenBook
+	var g deliveries
 	large := func(host string) *bocage.Ruleset {
-		return &bocage.Ruleset{Host: host, Generation: 1, Rules: make([]bocage.Rule, givenRows/3)}
+		return &bocage.Ruleset{Host: host, Generation: 1, Rules: make([]bocage.Rule, deliveredRows/3)}
 	}
 	for _, host := range []string{"a", "b"} {
 		g.note(nil, large(host))
@@ -95,7 +95,7 @@ func TestGivenIsBounded(t *testing.T) {
 		t.Error("what is remembered is another generation's")
 	}
 	g.note(nil, large("c"))
-	if g.of("b", 1) != nil || g.of("a", 1) == nil || g.of("c", 1) == nil || g.rows > givenRows {
+	if g.of("b", 1) != nil || g.of("a", 1) == nil || g.of("c", 1) == nil || g.rows > deliveredRows {
 		t.Errorf("%d rows of %d hosts are remembered", g.rows, g.order.Len())
 	}
 	g.note(g.of("a", 1), &bocage.Ruleset{Host: "a", Generation: 2})
@@ -105,15 +105,15 @@ func TestGivenIsBounded(t *testing.T) {
 	if g.of("a", 2) == nil || g.of("a", 1) != nil {
 		t.Error("what a host has is not what it said")
 	}
-	if g.order.Len() != len(g.hosts) || g.rows > givenRows {
+	if g.order.Len() != len(g.hosts) || g.rows > deliveredRows {
 		t.Errorf("%d rows of %d hosts are remembered", g.rows, g.order.Len())
 	}
 }
 
 // Peers that many rulesets have together count once, and for as long as any has them.
 func TestGivenCountsWhatIsShared(t *testing.T) {
-	var g givenBook
-	peers := func() []bocage.Peer { return make([]bocage.Peer, givenRows/3/4) } // a quarter of all there is room for
+	var g deliveries
+	peers := func() []bocage.Peer { return make([]bocage.Peer, deliveredRows/3/4) } // a quarter of all there is room for
 	cut := func(host string, generation uint64, of []bocage.Peer) *bocage.Ruleset {
 		return &bocage.Ruleset{Host: host, Generation: generation, Peers: of}
 	}
@@ -128,7 +128,7 @@ func TestGivenCountsWhatIsShared(t *testing.T) {
 	for i := range uint64(10) {
 		g.note(nil, cut(fmt.Sprint("h", i), 2+i, peers()))
 	}
-	if g.rows > givenRows || g.order.Len() > 5 || g.order.Len() == 0 {
+	if g.rows > deliveredRows || g.order.Len() > 5 || g.order.Len() == 0 {
 		t.Errorf("%d hosts are remembered, by %d rows", g.order.Len(), g.rows)
 	}
 	for g.order.Len() > 0 {

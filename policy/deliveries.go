@@ -9,16 +9,16 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// givenRows bounds what is remembered of what hosts were given, in rows of about 24
+// deliveredRows bounds what is remembered of what hosts were given, in rows of about 24
 // bytes: some 100 MB. Hosts that are forgotten get a whole ruleset next time.
-const givenRows = 4 << 20
+const deliveredRows = 4 << 20
 
-// givenBook remembers what each host has and what it was given last, which it may
+// deliveries remembers what each host has and what it was given last, which it may
 // never have got, to tell the next ruleset by how it differs.
-type givenBook struct {
+type deliveries struct {
 	mu    sync.Mutex // guards what follows
 	hosts map[string]*list.Element
-	order list.List // of *given, the longest unused first
+	order list.List // of *delivery, the longest unused first
 	rows  int
 	// shared counts who holds a list that rulesets of one generation have together,
 	// by its first element.
@@ -27,70 +27,70 @@ type givenBook struct {
 
 type sharedList struct{ holders, rows int }
 
-// given is what one host was given: it had the first when it was given the second.
-type given struct{ has, last *bocage.Ruleset }
+// delivery is what one host was given: it had the first when it was given the second.
+type delivery struct{ has, last *bocage.Ruleset }
 
 // count counts what an entry holds, or (by -1) holds no longer; mu is held.
-func (g *givenBook) count(entry *given, by int) {
-	g.countOne(entry.last, by)
+func (d *deliveries) count(entry *delivery, by int) {
+	d.countOne(entry.last, by)
 	if entry.has != nil && entry.has != entry.last {
-		g.countOne(entry.has, by)
+		d.countOne(entry.has, by)
 	}
 }
 
 // countOne counts a ruleset: what it has of its own with a little for the entry itself,
 // and the peers and groups of the whole that it is cut of, which go when the last host
 // that was given something of that whole is given something else.
-func (g *givenBook) countOne(rs *bocage.Ruleset, by int) {
-	g.rows += by * (64 + len(rs.Rules) + len(rs.Reasons) + 8*len(rs.Decisions) + 8*len(rs.Ports) + len(rs.Refused) + 8*len(rs.Names) + 8*len(rs.Decoys))
+func (d *deliveries) countOne(rs *bocage.Ruleset, by int) {
+	d.rows += by * (64 + len(rs.Rules) + len(rs.Reasons) + 8*len(rs.Decisions) + 8*len(rs.Ports) + len(rs.Refused) + 8*len(rs.Names) + 8*len(rs.Decoys))
 	if len(rs.Peers) > 0 {
-		g.countShared(&rs.Peers[0], 3*len(rs.Peers), by)
+		d.countShared(&rs.Peers[0], 3*len(rs.Peers), by)
 	}
 	if len(rs.Groups) > 0 {
-		g.countShared(&rs.Groups[0], len(rs.Groups), by)
+		d.countShared(&rs.Groups[0], len(rs.Groups), by)
 	}
 }
 
-func (g *givenBook) countShared(first any, rows, by int) {
-	list, known := g.shared[first]
+func (d *deliveries) countShared(first any, rows, by int) {
+	list, known := d.shared[first]
 	if !known {
 		list.rows = rows
-		g.rows += rows
+		d.rows += rows
 	}
 	if list.holders += by; list.holders > 0 {
-		g.shared[first] = list
+		d.shared[first] = list
 		return
 	}
-	delete(g.shared, first)
-	g.rows -= list.rows
+	delete(d.shared, first)
+	d.rows -= list.rows
 }
 
 // hasRoom reports whether another host can be remembered without forgetting one.
-func (g *givenBook) hasRoom() bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.rows < givenRows*9/10
+func (d *deliveries) hasRoom() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.rows < deliveredRows*9/10
 }
 
 // of returns what a host has as a generation, or nil. It has got it then.
-func (g *givenBook) of(host string, generation uint64) *bocage.Ruleset {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	e := g.hosts[host]
+func (d *deliveries) of(host string, generation uint64) *bocage.Ruleset {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	e := d.hosts[host]
 	if e == nil {
 		return nil
 	}
-	entry := e.Value.(*given)
+	entry := e.Value.(*delivery)
 	switch generation {
 	case entry.last.Generation:
-		g.count(entry, -1)
+		d.count(entry, -1)
 		entry.has = entry.last
-		g.count(entry, 1)
+		d.count(entry, 1)
 	case generationOf(entry.has):
 	default:
 		return nil
 	}
-	g.order.MoveToBack(e)
+	d.order.MoveToBack(e)
 	return entry.has
 }
 
@@ -102,28 +102,28 @@ func generationOf(rs *bocage.Ruleset) uint64 {
 }
 
 // note remembers what a host is given that has a ruleset, or of which that is not known.
-func (g *givenBook) note(has, next *bocage.Ruleset) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.hosts == nil {
-		g.hosts, g.shared = map[string]*list.Element{}, map[any]sharedList{}
+func (d *deliveries) note(has, next *bocage.Ruleset) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hosts == nil {
+		d.hosts, d.shared = map[string]*list.Element{}, map[any]sharedList{}
 	}
-	if e := g.hosts[next.Host]; e != nil {
-		g.forget(e)
+	if e := d.hosts[next.Host]; e != nil {
+		d.forget(e)
 	}
-	entry := &given{has, next}
-	g.hosts[next.Host] = g.order.PushBack(entry)
-	g.count(entry, 1)
-	for g.rows > givenRows && g.order.Len() > 1 {
-		g.forget(g.order.Front())
+	entry := &delivery{has, next}
+	d.hosts[next.Host] = d.order.PushBack(entry)
+	d.count(entry, 1)
+	for d.rows > deliveredRows && d.order.Len() > 1 {
+		d.forget(d.order.Front())
 	}
 }
 
 // forget takes an entry out; mu is held.
-func (g *givenBook) forget(e *list.Element) {
-	entry := g.order.Remove(e).(*given)
-	g.count(entry, -1)
-	delete(g.hosts, entry.last.Host)
+func (d *deliveries) forget(e *list.Element) {
+	entry := d.order.Remove(e).(*delivery)
+	d.count(entry, -1)
+	delete(d.hosts, entry.last.Host)
 }
 
 // enforced signs what a host is to enforce: how it differs from what it has as
@@ -135,7 +135,7 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 	if payload != nil {
 		return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)
 	}
-	before := p.given.of(host, q.Base)
+	before := p.deliveries.of(host, q.Base)
 	if noRoom != nil && before == nil {
 		return noRoom
 	}
@@ -144,7 +144,7 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 		return err
 	}
 	cut := e.numbered(host, number, confirmBy)
-	p.given.note(before, cut)
+	p.deliveries.note(before, cut)
 	if before != nil {
 		if d, err := bocage.Difference(before, cut); err == nil && d.Size() <= (len(cut.Peers)+len(cut.Rules))/4+64 {
 			payload, err := encodeAmendment(d)
@@ -173,7 +173,7 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 // for it: where there is no room for all, they would take turns with every question.
 func (p *Policy) remake(host string, q Question, at store.Revision) {
 	s := p.served.Load()
-	if q.Base == 0 || s == nil || s.revision != at || s.record.Hosts[host][0] != q.Base || p.given.of(host, q.Base) != nil || !p.given.hasRoom() {
+	if q.Base == 0 || s == nil || s.revision != at || s.record.Hosts[host][0] != q.Base || p.deliveries.of(host, q.Base) != nil || !p.deliveries.hasRoom() {
 		return
 	}
 	enforced, _ := s.of(host)
@@ -181,6 +181,6 @@ func (p *Policy) remake(host string, q Question, at store.Revision) {
 		return
 	}
 	if e, err := enforced.encoder(); err == nil {
-		p.given.note(nil, e.numbered(host, q.Base, s.confirmBy(host)))
+		p.deliveries.note(nil, e.numbered(host, q.Base, s.confirmBy(host)))
 	}
 }
