@@ -15,74 +15,75 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// build is one turn of the builder: from what is declared and agreed now to what
-// is agreed next.
+// build is one turn of the builder: from the declarations and the agreed record of now
+// to the next record.
 type build struct {
 	p        *Policy
 	v        view
 	spec     bocage.RolloutSpec
-	now      time.Time // that controllers agree on
+	now      time.Time // as controllers agree on it
 	began    time.Time // by this machine
 	was      record
 	revision store.Revision // of was
 	next     record
 	notices  []notice
-	prev     *served // what was came to, nil where this process does not know
-	// lost cannot be read, and nothing is known of it (see unreadable.go).
+	prev     *served // was with its outcomes; nil if this process does not have them
+	// lost are objects that cannot be read and of which no earlier version is known (see
+	// unreadable.go).
 	lost []unreadable
 
-	live            *outcome // what is declared, where it was compiled
-	base, candidate *outcome
-	held            *outcome // a new generation that a proof or a test keeps back
-	fresh           bool     // base needs a number of its own
-	freshCandidate  bool
+	live               *outcome // what is declared, where it was compiled
+	base, candidate    *outcome
+	blocked            *outcome // a new generation that a proof or a test keeps back
+	newBaseNumber      bool     // base needs a number of its own
+	newCandidateNumber bool
 
-	since  store.Revision // revision as it was at the beginning
-	inputs store.Revision // declarations up to here are in
-	ahead  bool           // only what tightens is new (see hurry.go)
-	came   []*lateProofs  // what is told of generations that went ahead
-	more   bool           // something newer is declared that has to be proved in turn
+	firstRevision store.Revision // revision as it was at the beginning
+	inputs        store.Revision // declarations up to here are in
+	ahead         bool           // this turn only tightens (see tightening.go)
+	lateProofs    []*lateProofs  // to be reported of generations that went ahead
+	moreToProve   bool           // newer declarations still have to be proved
 
-	notified bool // agents know that it is worth while to ask
+	notified bool // agents were told to ask for something new
 }
 
-// buildOnce brings into force what should be now. It returns when to look again
-// although nothing changed. The steps:
+// buildOnce brings into force what should be in force now. It returns when to build
+// again even if nothing changes. The steps:
 //
-//  1. mend: what cannot be read is as it was known last (unreadable.go)
-//  2. go ahead: what only tightens comes into force before the rest, which has its
-//     turn after that in any case (hurry.go)
-//  3. turn: what people, time and hosts' reports make of rollouts (record.go)
-//  4. base, candidate: compile, prove and test both
-//  5. place: which hosts get something new, and under which number (place.go)
+//  1. mend: for objects that cannot be read, use their last known version (unreadable.go)
+//  2. go ahead: changes that only tighten come into force before everything else, which
+//     always has the next turn (tightening.go)
+//  3. turn: advance or end rollouts, by people's requests, time and hosts' reports (record.go)
+//  4. base, candidate: compile, prove and test both (proving.go)
+//  5. place: decide which hosts get something new, and under which number (place.go)
 //  6. write: one transaction, refused if another controller was faster (publish.go)
-//  7. settle: answer hosts from it, and tell
+//  7. settle: answer hosts from the new record, and report
 func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
-	mayGoAhead := !p.wentAhead // twice in a row, everything else would wait for ever
+	mayGoAhead := !p.wentAhead // never twice in a row: everything else would wait for ever
 	p.wentAhead = false
 	if mayGoAhead {
 		select {
-		case <-p.mirror.hurried: // it is in the view
+		case <-p.mirror.tightening: // it is in the view
 		default:
 		}
 	}
-	p.collect()
+	p.collectProofs()
 	b := &build{p: p, v: p.mirror.view(), began: time.Now()}
 	var err error
 	if b.was, b.revision, err = readRecord(ctx, p.store); err != nil {
 		return time.Time{}, err
 	}
-	if again, err := p.goOn(ctx, b.was); again || err != nil {
+	if again, err := p.continueNumbering(ctx, b.was); again || err != nil {
 		return p.now(), err
 	}
 	b.now = b.was.moment(p.now())
 	p.builtFor = b.now
-	b.since = b.revision
+	b.firstRevision = b.revision
 	if b.was.Inputs > b.v.revision && b.was.Inputs < b.revision { // else it was written in another store
 		return time.Time{}, errBehind
 	}
-	if !p.library.known || p.library.at != b.revision {
-		if err := p.library.learn(ctx, p.store, b.revision); err != nil {
+	if !p.snapshots.known || p.snapshots.at != b.revision {
+		if err := p.snapshots.load(ctx, p.store, b.revision); err != nil {
 			return time.Time{}, err
 		}
 	}
@@ -117,18 +118,18 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	if b.unchanged() {
-		p.proofsFollow(b.since, b.revision)
+		p.proofsFollow(b.firstRevision, b.revision)
 	}
 	b.settle(ctx)
-	b.owe()
+	b.proveLater()
 	return b.again(), nil
 }
 
-// named compiles a policy with today's rest: the one that is declared, or one that
-// is kept.
-func (b *build) named(ctx context.Context, name string) (*outcome, error) {
+// compileNamed compiles a policy with today's environment: the declared policy, or one
+// that is kept with an earlier generation.
+func (b *build) compileNamed(ctx context.Context, name string) (*outcome, error) {
 	if name == b.v.policy.name() {
-		b.live = b.p.compilers[0].compile(b.p, b.v.input, b.v.policy, b.v.rest, b.was.Number+1, b.now)
+		b.live = b.p.compilers[0].compile(b.p, b.v.input, b.v.policy, b.v.environment, b.was.Number+1, b.now)
 		return b.live, nil
 	}
 	held, err := b.p.policyNamed(ctx, name)
@@ -138,10 +139,10 @@ func (b *build) named(ctx context.Context, name string) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.p.compilers[1].compile(b.p, withPolicy(b.v.input, held.input), held.snapshot, b.v.rest, b.was.Number+1, b.now), nil
+	return b.p.compilers[1].compile(b.p, withPolicy(b.v.input, held.input), held.snapshot, b.v.environment, b.was.Number+1, b.now), nil
 }
 
-// heldPolicy is a policy that is not the declared one, or will not be for long.
+// heldPolicy is a policy in force that is not, or may soon not be, the declared one.
 type heldPolicy struct {
 	input    compile.Input
 	snapshot *snapshot
@@ -152,11 +153,11 @@ func (p *Policy) policyNamed(ctx context.Context, name string) (heldPolicy, erro
 	if held, known := p.policies[name]; known {
 		return held, nil
 	}
-	list, known := p.library.policyNamed(name)
+	list, known := p.snapshots.policyNamed(name)
 	if !known {
 		return heldPolicy{}, fmt.Errorf("find the policy in force: %w", errNotKept)
 	}
-	list.Rest = nil
+	list.Environment = nil
 	input, _, err := readSnapshot(ctx, p.store, list)
 	if err != nil {
 		return heldPolicy{}, err
@@ -173,8 +174,8 @@ func (p *Policy) policyNamed(ctx context.Context, name string) (heldPolicy, erro
 // compose makes the policy of a rollback that keeps guardrails, which no generation
 // had before. It is kept with the generation that it comes to.
 func (p *Policy) compose(ctx context.Context, pin pin) (heldPolicy, error) {
-	to, there := p.library.lists[pin.Number]
-	kept, known := p.library.policyNamed(pin.Kept)
+	to, there := p.snapshots.lists[pin.Number]
+	kept, known := p.snapshots.policyNamed(pin.Kept)
 	if !there || !known {
 		return heldPolicy{}, fmt.Errorf("go back to generation %d with the guardrails in force: %w", pin.Number, errNotKept)
 	}
@@ -188,11 +189,11 @@ func (p *Policy) compose(ctx context.Context, pin pin) (heldPolicy, error) {
 	return held, nil
 }
 
-// makeBase compiles what is to be in force on all hosts but the canaries. What
-// must not come into force leaves the one in force, tightened.
+// makeBase compiles what is to be in force on all hosts but the canaries. If that is
+// blocked, the generation in force stays, tightened by today's conditions.
 func (b *build) makeBase(ctx context.Context) error {
 	for {
-		o, err := b.named(ctx, b.next.Base.Policy)
+		o, err := b.compileNamed(ctx, b.next.Base.Policy)
 		if err != nil {
 			return err
 		}
@@ -200,7 +201,7 @@ func (b *build) makeBase(ctx context.Context) error {
 		changed := b.next.Base.Policy != b.was.Base.Policy || b.was.Base.Number == 0
 		promoted := changed && b.next.Base.Number > b.was.Base.Number && digest == b.next.Base.Digest
 		if promoted || !changed && digest == b.was.Base.Digest {
-			b.base = b.known(o).numbered(b.next.Base.Number)
+			b.base = b.withKnownResults(o).numbered(b.next.Base.Number)
 			return nil
 		}
 		if !changed && b.prev != nil && b.prev.base != nil && differs(b.prev.base, o).none() {
@@ -213,17 +214,17 @@ func (b *build) makeBase(ctx context.Context) error {
 			before = b.prev.base
 		}
 		if before != nil && differs(before, o).OnlyRefused {
-			b.base, b.fresh = b.refusing(before, o), true
+			b.base, b.newBaseNumber = b.refusing(before, o), true
 			return nil
 		}
 		if o, err = b.verified(ctx, o); err != nil {
 			return err
 		}
-		if o = b.unread(o); o.blocked == "" {
-			b.base, b.fresh = o, true
+		if o = b.holdIfIncomplete(o); o.blocked == "" {
+			b.base, b.newBaseNumber = o, true
 			return nil
 		}
-		b.hold(o)
+		b.block(o)
 		if b.was.Base.Number == 0 {
 			b.next.Base = version{}
 			return nil // nothing was ever in force
@@ -235,8 +236,8 @@ func (b *build) makeBase(ctx context.Context) error {
 	}
 }
 
-// refusing takes over the proofs of what differs only in who is cut off: nothing
-// that they are about is another, and a quarantine must not wait for them.
+// refusing takes over the proofs of an outcome that differs only in which identities are
+// quarantined: the proofs are not about those, and a quarantine must not wait for them.
 func (b *build) refusing(before, o *outcome) *outcome {
 	copied := *o.carrying(&outcome{proofs: before.proofs, early: before.early})
 	for _, g := range b.v.generations {
@@ -247,8 +248,8 @@ func (b *build) refusing(before, o *outcome) *outcome {
 	return copied.complete()
 }
 
-// known adds to an outcome what is known of the same content.
-func (b *build) known(o *outcome) *outcome {
+// withKnownResults adds known proofs and test results of the same content to an outcome.
+func (b *build) withKnownResults(o *outcome) *outcome {
 	if proofs := b.p.proofsOf(o); proofs != nil && o.proofs == nil {
 		copied := *o
 		copied.proofs = proofs
@@ -265,24 +266,24 @@ func (b *build) known(o *outcome) *outcome {
 	return o
 }
 
-// hold notes that an outcome is kept back.
-func (b *build) hold(o *outcome) {
+// block records that an outcome may not come into force.
+func (b *build) block(o *outcome) {
 	b.next.Candidate = nil
 	if w := b.was.Blocked; w != nil && w.Digest == o.output.Digest() {
-		b.held = o.numbered(w.Number)
+		b.blocked = o.numbered(w.Number)
 		b.next.Blocked = w
 		return
 	}
 	b.next.Number++
-	b.held = o.numbered(b.next.Number)
+	b.blocked = o.numbered(b.next.Number)
 	b.next.Blocked = &version{b.next.Number, o.output.Digest(), o.policy.name()}
 	b.notices = append(b.notices, notice{b.next.Number, "Blocked", fmt.Sprintf("generation %d is kept back, %s", b.next.Number, o.blocked), true})
 }
 
-// tighten gives the generation in force today's threat conditions and quarantines,
-// where the rest of today would break a proof. Should even that break one, only
-// those who are cut off anew are added, which can only close. A process that knows
-// nothing of the generation in force leaves it as it is.
+// tighten gives the generation in force today's threat conditions and quarantines, when
+// the rest of today's input would break a proof. If even that breaks a proof, only the new
+// quarantines are added, which can only close. A process that does not have the input of
+// the generation in force leaves it as it is.
 func (b *build) tighten(ctx context.Context, o *outcome) error {
 	in, err := b.inForce(ctx)
 	if err != nil || in == nil {
@@ -292,17 +293,17 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 	input := in.input
 	input.Quarantines, input.ThreatConditions = b.v.input.Quarantines, b.v.input.ThreatConditions
 	input.Now, input.Generation = b.now, b.was.Number+1
-	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, rest: in.rest.tightened(input), at: b.now}
+	tight := &outcome{input: input, output: compile.Compile(input), policy: in.policy, environment: in.environment.tightened(input), at: b.now}
 	b.p.counters.compiled.Add(1)
 	if tight.output.Digest() == b.was.Base.Digest {
-		b.base = b.known(tight.complete()).numbered(b.was.Base.Number)
+		b.base = b.withKnownResults(tight.complete()).numbered(b.was.Base.Number)
 		return nil
 	}
 	if tight, err = b.verified(ctx, tight.complete()); err != nil {
 		return err
 	}
 	if tight.blocked == "" {
-		b.base, b.fresh = tight, true
+		b.base, b.newBaseNumber = tight, true
 		return nil
 	}
 	more := in.output.Ruleset().WithRefusals(o.output.Ruleset())
@@ -312,73 +313,73 @@ func (b *build) tighten(ctx context.Context, o *outcome) error {
 	}
 	more.Digest = tight.output.Digest()
 	tight.output = tight.output.Replaced(more)
-	b.base, b.fresh = tight.carrying(in), true
+	b.base, b.newBaseNumber = tight.carrying(in), true
 	return nil
 }
 
-// inForce finds what the generation in force was compiled from, nil if that is
-// kept nowhere.
+// inForce returns the outcome in force, compiled again from its snapshot if necessary; nil
+// if that is not kept.
 func (b *build) inForce(ctx context.Context) (*outcome, error) {
 	if b.prev != nil && b.prev.base != nil {
 		return b.prev.base, nil
 	}
-	list, known := b.p.library.lists[b.was.Base.Number]
-	if !known || list.Rest == nil {
+	list, known := b.p.snapshots.lists[b.was.Base.Number]
+	if !known || list.Environment == nil {
 		return nil, nil
 	}
 	input, _, err := readSnapshot(ctx, b.p.store, list)
 	if err != nil {
 		return nil, err
 	}
-	held, err := b.p.policyNamed(ctx, list.Of)
+	held, err := b.p.policyNamed(ctx, list.PolicyName)
 	if err != nil {
 		return nil, err
 	}
-	rest, err := namedSnapshot(shelfList{Number: list.Number, Policy: list.Rest})
+	rest, err := namedSnapshot(snapshotList{Number: list.Number, Policy: list.Environment})
 	if err != nil {
 		return nil, err
 	}
-	o := &outcome{input: input, output: compile.Compile(input), policy: held.snapshot, rest: rest, number: list.Number, at: b.now}
+	o := &outcome{input: input, output: compile.Compile(input), policy: held.snapshot, environment: rest, number: list.Number, at: b.now}
 	b.p.counters.compiled.Add(1)
 	return o.complete(), nil
 }
 
-// makeCandidate compiles what is declared, where that is on its way into force.
+// makeCandidate compiles what is declared, if a rollout of it is under way.
 func (b *build) makeCandidate(ctx context.Context) error {
 	c := b.next.Candidate
 	if c == nil {
-		// Authors are told of what they declared, even while something else holds.
-		_, err := b.named(ctx, b.v.policy.name())
+		// Compiled for its findings: authors see them while another policy is in force.
+		_, err := b.compileNamed(ctx, b.v.policy.name())
 		return err
 	}
-	o, err := b.named(ctx, c.Policy)
+	o, err := b.compileNamed(ctx, c.Policy)
 	if err != nil {
 		return err
 	}
 	was := b.was.Candidate
 	same := was != nil && was.Policy == c.Policy
 	if same && was.Digest == o.output.Digest() {
-		b.candidate = b.known(o).numbered(c.Number)
+		b.candidate = b.withKnownResults(o).numbered(c.Number)
 		return nil
 	}
 	if o, err = b.verified(ctx, o); err != nil {
 		return err
 	}
-	if o = b.unread(o); o.blocked != "" {
-		b.hold(o)
+	if o = b.holdIfIncomplete(o); o.blocked != "" {
+		b.block(o)
 		return nil
 	}
-	b.candidate, b.freshCandidate = o, true
+	b.candidate, b.newCandidateNumber = o, true
 	return nil
 }
 
-// again is when something ends by itself.
+// again returns the next moment at which something begins or ends by itself.
 func (b *build) again() time.Time {
-	if b.more {
+	if b.moreToProve {
 		return b.now
 	}
 	moments := []time.Time{}
-	for _, o := range []*outcome{b.live, b.base, b.candidate, b.held} {
+	for _, o := range []*outcome{b.live, b.base, b.candidate, b.blocked} {
 		if o != nil {
 			moments = append(moments, o.output.Expires)
 		}
@@ -386,7 +387,7 @@ func (b *build) again() time.Time {
 	if deadline := b.next.deadline(b.spec); deadline.After(b.now) {
 		moments = append(moments, deadline)
 	} else if c := b.next.Candidate; c != nil && c.Stage == bocage.StageCanary {
-		moments = append(moments, b.now.Add(time.Second)) // it waits for a canary's word
+		moments = append(moments, b.now.Add(time.Second)) // it waits for a canary's report
 	}
 	first := time.Time{}
 	for _, m := range moments {
@@ -397,7 +398,7 @@ func (b *build) again() time.Time {
 	return first
 }
 
-// unchanged reports whether there is nothing to agree on.
+// unchanged reports whether the record stays as it is.
 func (b *build) unchanged() bool {
 	return sameButInputs(b.was, b.next)
 }
@@ -410,7 +411,7 @@ func sameButInputs(was, is record) bool {
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
-// settle answers hosts from what was agreed, and tells everybody concerned.
+// settle makes the new record the one that hosts are answered from, and reports it.
 func (b *build) settle(ctx context.Context) {
 	p := b.p
 	s := &served{record: b.next, revision: b.revision, spec: b.spec, base: b.base, candidate: b.candidate, inputs: b.inputs}
@@ -421,9 +422,9 @@ func (b *build) settle(ctx context.Context) {
 		if o == nil {
 			continue
 		}
-		// The next compilation of the same is this one, with what was made of it.
+		// The next compilation of the same input returns this outcome, with its proofs and tests.
 		for _, line := range p.compilers {
-			if line.last != nil && line.last.output.Digest() == o.output.Digest() && line.last.policy.hash == o.policy.hash && line.last.rest.hash == o.rest.hash {
+			if line.last != nil && line.last.output.Digest() == o.output.Digest() && line.last.policy.hash == o.policy.hash && line.last.environment.hash == o.environment.hash {
 				line.last = o
 			}
 		}
@@ -438,18 +439,18 @@ func (b *build) settle(ctx context.Context) {
 	close(p.advanced)
 	p.advanced = make(chan struct{})
 	p.mu.Unlock()
-	if !b.notified && (before == nil || !before.record.Moved.Equal(s.record.Moved) || before.record.Said != s.record.Said) {
-		p.notify(s.record.Number) // another controller wrote it: its agents know, and those of this one do not
+	if !b.notified && (before == nil || !before.record.Moved.Equal(s.record.Moved) || before.record.ConfirmedUpTo != s.record.ConfirmedUpTo) {
+		p.notify(s.record.Number) // another controller wrote it and told its own agents only
 	}
 	if s.base != nil {
 		if last := p.active.Swap(s.base); last != nil && last.number != s.base.number {
-			p.past.remember(last.output.Outdated(s.base.output), last.number)
+			p.formerDecisions.remember(last.output.Outdated(s.base.output), last.number)
 		}
 	}
 	switch {
-	case b.held != nil:
-		p.current.Store(b.held)
-	case b.candidate != nil && (!b.ahead || b.freshCandidate):
+	case b.blocked != nil:
+		p.current.Store(b.blocked)
+	case b.candidate != nil && (!b.ahead || b.newCandidateNumber):
 		p.current.Store(b.candidate)
 	case b.live != nil:
 		p.current.Store(b.live)
@@ -457,7 +458,7 @@ func (b *build) settle(ctx context.Context) {
 		p.current.Store(s.base)
 	}
 	if c := b.next.Candidate; c != nil && s.candidate != nil && s.base != nil {
-		p.tried.remember(s.candidate.output.Outdated(s.base.output), s.candidate.number)
+		p.candidateDecisions.remember(s.candidate.output.Outdated(s.base.output), s.candidate.number)
 	}
 	for _, n := range b.notices {
 		p.announce(ctx, n, b)
@@ -466,7 +467,7 @@ func (b *build) settle(ctx context.Context) {
 	wake(p.replays)
 }
 
-// announce tells people of a turn that this controller made.
+// announce reports a step of a rollout that this controller took.
 func (p *Policy) announce(ctx context.Context, n notice, b *build) {
 	number := n.number
 	if number == 0 && b.next.Candidate != nil {

@@ -103,7 +103,7 @@ func TestTimeGoesBack(t *testing.T) {
 					p.TimeMoved()
 					b.settle()
 				} else {
-					b.wait(lookMost + time.Second)
+					b.wait(longestSleep + time.Second)
 				}
 				if v, _ := b.decide(webIP, apiIP, 8080, "h2"); v.Allowed() {
 					t.Error("the time went back, and who is quarantined is reached")

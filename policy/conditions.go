@@ -203,7 +203,7 @@ func (r *reporter) enforced(object *object, meta *bocage.ObjectMeta, old []bocag
 		return c
 	}
 	before := held(old, bocage.ConditionEnforced, meta.Generation)
-	fresh := patience - r.p.now().Sub(r.s.record.Moved)
+	fresh := enforcedGrace - r.p.now().Sub(r.s.record.Moved)
 	var waiting []string
 	for _, host := range hosts {
 		need := r.s.record.Hosts[host][0]

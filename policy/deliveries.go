@@ -9,19 +9,20 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// deliveredRows bounds what is remembered of what hosts were given, in rows of about 24
-// bytes: some 100 MB. Hosts that are forgotten get a whole ruleset next time.
+// deliveredRows bounds the remembered rulesets, in rows of about 24 bytes: some 100 MB.
+// Hosts that are forgotten get a whole ruleset next time.
 const deliveredRows = 4 << 20
 
-// deliveries remembers what each host has and what it was given last, which it may
-// never have got, to tell the next ruleset by how it differs.
+// deliveries remembers, for each host, the ruleset that it has and the one that it was
+// given last (which may not have arrived), so that the next one can be sent as an
+// amendment.
 type deliveries struct {
 	mu    sync.Mutex // guards what follows
 	hosts map[string]*list.Element
 	order list.List // of *delivery, the longest unused first
 	rows  int
-	// shared counts who holds a list that rulesets of one generation have together,
-	// by its first element.
+	// shared counts the holders of each list that rulesets of one generation share, by the
+	// list's first element.
 	shared map[any]sharedList
 }
 
@@ -38,9 +39,9 @@ func (d *deliveries) count(entry *delivery, by int) {
 	}
 }
 
-// countOne counts a ruleset: what it has of its own with a little for the entry itself,
-// and the peers and groups of the whole that it is cut of, which go when the last host
-// that was given something of that whole is given something else.
+// countOne counts a ruleset: its own lists, a little for the entry itself, and the peers
+// and groups that it shares with other hosts' rulesets of the same generation. These are
+// counted once, until the last holder is gone.
 func (d *deliveries) countOne(rs *bocage.Ruleset, by int) {
 	d.rows += by * (64 + len(rs.Rules) + len(rs.Reasons) + 8*len(rs.Decisions) + 8*len(rs.Ports) + len(rs.Refused) + 8*len(rs.Names) + 8*len(rs.Decoys))
 	if len(rs.Peers) > 0 {
@@ -72,7 +73,8 @@ func (d *deliveries) hasRoom() bool {
 	return d.rows < deliveredRows*9/10
 }
 
-// of returns what a host has as a generation, or nil. It has got it then.
+// of returns the ruleset that a host reports to have as a generation; nil if it is not
+// remembered. It notes that the host has got it.
 func (d *deliveries) of(host string, generation uint64) *bocage.Ruleset {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -101,7 +103,8 @@ func generationOf(rs *bocage.Ruleset) uint64 {
 	return rs.Generation
 }
 
-// note remembers what a host is given that has a ruleset, or of which that is not known.
+// note remembers that a host was given next. has is what it had before; nil if that is not
+// known.
 func (d *deliveries) note(has, next *bocage.Ruleset) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -126,9 +129,9 @@ func (d *deliveries) forget(e *list.Element) {
 	delete(d.hosts, entry.last.Host)
 }
 
-// enforced signs what a host is to enforce: how it differs from what it has as
-// generation base, where that is known, little, and no larger than a message, else the
-// whole.
+// enforced signs what a host is to enforce: an amendment of the ruleset that it has, if
+// that ruleset is remembered and the amendment is small and fits into a message; else the
+// whole ruleset.
 func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, confirmBy time.Time, q Question) error {
 	made := madeOf(number, confirmBy)
 	payload, noRoom := p.parcels.of(host, bocage.SignedRuleset, made)
@@ -155,8 +158,8 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 				a.Amendment, err = p.signed(bocage.SignedAmendment, host, payload)
 				return err
 			}
-			// Only whoever gave the ruleset before can make it: what every controller
-			// can give in pieces is the whole.
+			// Too large for a message, and only this controller could make its pieces: a
+			// parcel has to be one that every controller can make.
 		}
 	}
 	if noRoom != nil {
@@ -168,9 +171,9 @@ func (p *Policy) enforced(a *Answer, o *outcome, host string, number uint64, con
 	return p.enclose(a, &a.Ruleset, bocage.SignedRuleset, host, made, payload, q)
 }
 
-// remake makes again what a host was given by another controller, or by the process
-// before, so that what comes next need not be sent whole. No other host is forgotten
-// for it: where there is no room for all, they would take turns with every question.
+// remake makes again the ruleset that a host was given by another controller, or by this
+// one before a restart, so that the next one can be an amendment. It forgets no other host
+// for that: if there is not room for all, hosts would displace each other all the time.
 func (p *Policy) remake(host string, q Question, at store.Revision) {
 	s := p.served.Load()
 	if q.Base == 0 || s == nil || s.revision != at || s.record.Hosts[host][0] != q.Base || p.deliveries.of(host, q.Base) != nil || !p.deliveries.hasRoom() {

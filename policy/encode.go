@@ -21,11 +21,11 @@ const (
 	decodedMost = 1 << 30
 )
 
-// encoder writes the rulesets of one outcome's hosts. Peers, groups and the rules
-// with wildcards are the same in most of them and most of their size, so they are
-// written and compressed once: a ruleset is the host's own part, the shared peers
-// and groups, the host's own rules and the shared ones, and gzip members may
-// follow each other.
+// encoder writes the rulesets of one outcome's hosts. Peers, groups and the rules with
+// wildcards are the same for most hosts and make up most of the size, so they are encoded
+// and compressed only once. A ruleset is the concatenation of the host's own part, the
+// shared peers and groups, the host's own rules and the shared rules. Compressed, these
+// are gzip members, which may follow each other in one stream.
 type encoder struct {
 	whole *bocage.Ruleset
 	cut   func(host string) *bocage.Ruleset
@@ -59,11 +59,11 @@ type sharedPart struct {
 	Groups []bocage.GroupInfo `json:"groups"`
 }
 
-// newEncoder prepares to write the rulesets that cut makes out of a whole. Of an
-// encoder before, which may be nil, it takes over what is the same.
+// newEncoder prepares to write the rulesets that cut makes out of whole. It reuses what is
+// the same in an earlier encoder, which may be nil.
 func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset, before *encoder) (*encoder, error) {
 	if before != nil {
-		whole = whole.Copy().Like(before.whole) // what was summed up of it holds
+		whole = whole.Copy().Like(before.whole) // reuses its index and digests
 	}
 	if before != nil && same(before.whole.Peers, whole.Peers) && same(before.whole.Groups, whole.Groups) && same(before.whole.Rules, whole.Rules) {
 		e := *before
@@ -86,7 +86,8 @@ func newEncoder(whole *bocage.Ruleset, cut func(host string) *bocage.Ruleset, be
 	return e, nil
 }
 
-// middle is the JSON of an object's fields between those of another.
+// middle returns the JSON of an object's fields as they stand in the middle of another
+// object: with a comma before them and the beginning of the rules after them.
 func middle(fields any) ([]byte, error) {
 	b, err := json.Marshal(fields)
 	if err != nil {
@@ -96,7 +97,7 @@ func middle(fields any) ([]byte, error) {
 	return append(b[:len(b)-1], `,"rules":[`...), nil
 }
 
-// firstWildcard finds where the rules about anyone begin: they come last.
+// firstWildcard returns where the rules with wildcards begin: they come last.
 func firstWildcard(rules []bocage.Rule) int {
 	i := slices.IndexFunc(rules, func(r bocage.Rule) bool { return r.From == bocage.GroupAny || r.To == bocage.GroupAny })
 	if i < 0 {
@@ -105,14 +106,13 @@ func firstWildcard(rules []bocage.Rule) int {
 	return i
 }
 
-// same reports whether two lists are one.
+// same reports whether two slices are the same memory.
 func same[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// numbered is the ruleset of one host, with a number of its own. Its digest is that
-// of everything else in it, so that equal content is seen to be equal whatever it is
-// numbered.
+// numbered returns the ruleset of one host under its own number. The digest does not cover
+// the number, so that equal content has an equal digest.
 func (e *encoder) numbered(host string, number uint64, confirmBy time.Time) *bocage.Ruleset {
 	cut := e.cut(host)
 	cut.Generation, cut.ConfirmBy = number, confirmBy

@@ -6,13 +6,13 @@ import (
 	gc "runtime/metrics"
 )
 
-// leastGarbage is how much has to have gathered before it is collected at rest.
+// leastGarbage is how much garbage there must be before it is collected between builds.
 const leastGarbage = 64 << 20
 
-// collectGarbage collects after builds, while nobody waits for one. What a controller
-// knows of a large site takes a tenth of a second and more to go through: if the
-// collector began by itself, it would begin in the middle of an edit. So it begins
-// here, at half of the growth at which it would by itself.
+// collectGarbage runs the garbage collector after builds, while nobody waits for one. At
+// a large site one collection takes a tenth of a second or more, and if the runtime started
+// it, it would be in the middle of an edit. So it is started here, at half of the growth at
+// which the runtime would start it.
 func (p *Policy) collectGarbage(ctx context.Context) error {
 	samples := []gc.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
 	for {

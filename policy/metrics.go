@@ -65,7 +65,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	for _, m := range metrics() {
 		out <- prometheus.MustNewConstMetric(m.desc(), prometheus.CounterValue, float64(m.value(counters)))
 	}
-	out <- prometheus.MustNewConstMetric(unreadableDesc(), prometheus.GaugeValue, float64(c.p.mirror.unread()))
+	out <- prometheus.MustNewConstMetric(unreadableDesc(), prometheus.GaugeValue, float64(c.p.mirror.countUnreadable()))
 	s := c.p.served.Load()
 	if s == nil || s.record.Base.Number == 0 {
 		return

@@ -23,57 +23,57 @@ const page = 1000
 
 type digest [sha256.Size]byte
 
-// object is one resource as the store has it. Nobody changes it.
+// object is one resource as the store has it. It is immutable.
 type object struct {
 	key      string
 	kind     bocage.Kind
 	resource bocage.Resource
-	// input is the resource as it was when something that policy depends on
-	// changed last: the same pointer as long as nothing does, so that the
-	// compiler sees at once what is as it was.
+	// input is the resource as of the last change of something that policy depends on.
+	// Until the next such change the pointer stays the same, so that the compiler can
+	// recognise unchanged objects by comparing pointers.
 	input    bocage.Resource
 	changed  store.Revision // of input
 	value    []byte
 	revision store.Revision
 	print    digest // of what policy depends on
-	report   digest // of what statuses depend on besides
+	report   digest // of what only statuses depend on
 }
 
 // mirror is the controller's copy of the store's resources.
 type mirror struct {
-	changed chan struct{}          // holds a token when an input of policy changed
-	hurried chan struct{}          // holds a token when one of those tightens
-	kinds   map[string]bocage.Kind // that policy reads, by plural
+	changed    chan struct{}          // holds a token when an input of policy changed
+	tightening chan struct{}          // holds a token when one of those changes tightens
+	kinds      map[string]bocage.Kind // that policy reads, by plural
 
-	mu       sync.Mutex // guards the fields below
-	shelves  map[string]*shelf
-	revision store.Revision    // everything up to here is in
-	hurry    bool              // one of the changes tightens
-	onOther  func(bocage.Kind) // told of changes that only statuses depend on
-	rest     *buckets          // of everything that is no policy (see snapshot.go)
-	policies *buckets          // of what people declare as policy
-	// unreadable holds, by key, what cannot be read (see unreadable.go), toldOf
-	// whether people know of all of it.
+	mu          sync.Mutex // guards the fields below
+	byKind      map[string]*kindObjects
+	revision    store.Revision    // everything up to here is in
+	tightened   bool              // one of the changes tightens
+	onOther     func(bocage.Kind) // told of changes that only statuses depend on
+	environment *buckets          // the inventory, threat conditions, quarantines (see snapshot.go)
+	policies    *buckets          // of what people declare as policy
+	// unreadable holds, by key, the objects that cannot be read (see unreadable.go);
+	// toldOf says whether all of them were reported.
 	unreadable map[string]*unreadable
 	toldOf     bool
 }
 
 func newMirror() *mirror {
-	m := &mirror{changed: make(chan struct{}, 1), hurried: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, shelves: map[string]*shelf{},
-		rest: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, unreadable: map[string]*unreadable{}}
+	m := &mirror{changed: make(chan struct{}, 1), tightening: make(chan struct{}, 1), kinds: map[string]bocage.Kind{}, byKind: map[string]*kindObjects{},
+		environment: newBuckets(), policies: newBuckets(), onOther: func(bocage.Kind) {}, unreadable: map[string]*unreadable{}}
 	for _, kind := range bocage.Kinds() {
 		switch kind.Name {
 		case "Incident", "Event", "RoleBinding": // nothing here depends on them
 		default:
 			m.kinds[kind.Plural] = kind
-			m.shelves[kind.Plural] = newShelf()
+			m.byKind[kind.Plural] = newKindObjects()
 		}
 	}
 	return m
 }
 
-// shelf holds the objects of one kind. Its lists are replaced and never changed.
-type shelf struct {
+// kindObjects holds the objects of one kind. Its lists are replaced and never changed.
+type kindObjects struct {
 	objects map[string]*object
 	list    []*object       // sorted by key, but for the keys in pending
 	pending map[string]bool // keys that changed since list was made
@@ -81,12 +81,12 @@ type shelf struct {
 	stale   bool            // inputs are not those of list
 }
 
-func newShelf() *shelf {
-	return &shelf{objects: map[string]*object{}, pending: map[string]bool{}, stale: true}
+func newKindObjects() *kindObjects {
+	return &kindObjects{objects: map[string]*object{}, pending: map[string]bool{}, stale: true}
 }
 
-// put takes the place of what has the key; nil deletes it.
-func (s *shelf) put(key string, o *object) {
+// put replaces the object with the key; nil deletes it.
+func (s *kindObjects) put(key string, o *object) {
 	old := s.objects[key]
 	if old != nil || o != nil {
 		s.pending[key] = true
@@ -102,7 +102,7 @@ func (s *shelf) put(key string, o *object) {
 }
 
 // settled returns the sorted list.
-func (s *shelf) settled() []*object {
+func (s *kindObjects) settled() []*object {
 	if len(s.pending) == 0 {
 		return s.list
 	}
@@ -128,9 +128,9 @@ func (s *shelf) settled() []*object {
 	return s.list
 }
 
-// inputsOf returns what the compiler gets of a shelf: the same slice as long as
-// nothing in it changed.
-func inputsOf[T bocage.Resource](s *shelf) []T {
+// inputsOf returns the objects of a kind as the compiler gets them: the same slice as
+// long as nothing in it changes.
+func inputsOf[T bocage.Resource](s *kindObjects) []T {
 	list := s.settled()
 	if old, ok := s.inputs.([]T); ok && !s.stale {
 		return old
@@ -147,8 +147,8 @@ func inputsOf[T bocage.Resource](s *shelf) []T {
 func (m *mirror) urgent() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	hurry := m.hurry
-	m.hurry = false
+	hurry := m.tightened
+	m.tightened = false
 	return hurry
 }
 
@@ -223,7 +223,7 @@ func (m *mirror) put(key string, value []byte, revision store.Revision) {
 		if o, err = decode(kind, key, value, revision); err != nil {
 			m.mu.Lock()
 			defer m.mu.Unlock()
-			m.spoil(kind, key, revision, err)
+			m.markUnreadable(kind, key, revision, err)
 			return
 		}
 	}
@@ -234,8 +234,8 @@ func (m *mirror) put(key string, value []byte, revision store.Revision) {
 
 // take replaces one object; m.mu is held.
 func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Revision) {
-	shelf := m.shelves[kind.Plural]
-	old := shelf.objects[key]
+	objects := m.byKind[kind.Plural]
+	old := objects.objects[key]
 	if u := m.unreadable[key]; u != nil && u.revision < revision {
 		delete(m.unreadable, key)
 		m.toldOf = false
@@ -248,13 +248,13 @@ func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Re
 	if !changed {
 		o.input, o.changed = old.input, old.changed
 	}
-	shelf.put(key, o)
+	objects.put(key, o)
 	switch {
 	case changed && input(kind):
 		m.note(kind, key, o)
 		if tightens(kind) {
-			m.hurry = true
-			wake(m.hurried)
+			m.tightened = true
+			wake(m.tightening)
 		}
 		wake(m.changed)
 	case old == nil || o == nil || old.report != o.report:
@@ -276,7 +276,7 @@ func (m *mirror) bucketsOf(kind bocage.Kind) *buckets {
 	case kind.Name == "Generation" || kind.Name == "PolicyTest" || kind.Name == "Rollout":
 		return nil
 	}
-	return m.rest
+	return m.environment
 }
 
 // replace takes over a whole list, unless the watch has brought the mirror past
@@ -284,8 +284,8 @@ func (m *mirror) bucketsOf(kind bocage.Kind) *buckets {
 func (m *mirror) replace(entries []store.Entry, at store.Revision) {
 	m.mu.Lock()
 	known := make(map[string]store.Revision)
-	for _, shelf := range m.shelves {
-		for key, o := range shelf.objects {
+	for _, objects := range m.byKind {
+		for key, o := range objects.objects {
 			known[key] = o.revision
 		}
 	}
@@ -312,28 +312,28 @@ func (m *mirror) replace(entries []store.Entry, at store.Revision) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.hurry = true
-	wake(m.hurried)
+	m.tightened = true
+	wake(m.tightening)
 	wake(m.changed)
 	if at <= m.revision {
 		return
 	}
 	for _, o := range fresh {
-		if old := m.shelves[o.kind.Plural].objects[o.key]; old != nil && o.revision < old.revision && old.revision <= at {
-			m.take(o.kind, o.key, nil, at) // it never was there: the store was restored, and counts on from further up
+		if old := m.byKind[o.kind.Plural].objects[o.key]; old != nil && o.revision < old.revision && old.revision <= at {
+			m.take(o.kind, o.key, nil, at) // the store was restored to before it, and its revisions go on above ours
 		}
 		m.take(o.kind, o.key, o, o.revision)
 	}
 	for _, u := range spoiled {
-		m.spoil(u.kind, u.key, u.revision, u.err)
+		m.markUnreadable(u.kind, u.key, u.revision, u.err)
 	}
 	for key, u := range m.unreadable {
-		if !listed[key] && u.revision <= at { // nobody knew it, and it is gone
+		if !listed[key] && u.revision <= at { // unknown before, and gone by now
 			m.take(u.kind, key, nil, at)
 		}
 	}
-	for _, shelf := range m.shelves {
-		for key, o := range shelf.objects {
+	for _, objects := range m.byKind {
+		for key, o := range objects.objects {
 			if !listed[key] && o.revision <= at { // a newer one is our own write, which the watch will bring
 				m.take(o.kind, key, nil, at)
 			}

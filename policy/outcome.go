@@ -15,67 +15,68 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// outcome is one compilation with what came of it. Nobody changes it.
+// outcome is one compilation with its proofs and test results. It is immutable.
 type outcome struct {
-	input   compile.Input
-	output  compile.Output
-	policy  *snapshot // what the input was made of
-	rest    *snapshot
-	proofs  []bocage.Proof
-	early   []bocage.Proof // what was shown before it went ahead of its proofs
-	tests   []bocage.TestResult
-	testsOf []*bocage.PolicyTest // whose results those are
-	number  uint64
-	blocked string // why it may not come into force
-	spared  string // which tests that block fail and do not keep it back
-	lacks   bool   // since it may lack what cannot be read
-	at      time.Time
-	took    time.Duration
+	input       compile.Input
+	output      compile.Output
+	policy      *snapshot // what the input was made of
+	environment *snapshot
+	proofs      []bocage.Proof
+	early       []bocage.Proof // the quick proof with which it went ahead of the others
+	tests       []bocage.TestResult
+	testedBy    []*bocage.PolicyTest // the tests whose results these are
+	number      uint64
+	blocked     string // why it may not come into force
+	spared      string // blocking tests that fail and still do not block it
+	incomplete  bool   // blocked, because objects that cannot be read may be missing
+	at          time.Time
+	took        time.Duration
 
-	judge     func() *explain.Judge
-	simulator func() *simulate.Simulator
-	cutter    func() *compile.Cutter
-	encoder   func() (*encoder, error)
-	compared  *atomic.Pointer[difference] // with the outcome that it was compared with last
-	tried     *atomic.Pointer[testRun]    // of tests that it was not judged by
-	made      *made                       // shared with the outcomes before and after; may be nil
+	judge       func() *explain.Judge
+	simulator   func() *simulate.Simulator
+	cutter      func() *compile.Cutter
+	encoder     func() (*encoder, error)
+	compared    *atomic.Pointer[difference] // the last comparison with another outcome
+	lastTestRun *atomic.Pointer[testRun]    // of other tests than testedBy
+	derived     *derived                    // shared with the outcomes before and after; may be nil
 }
 
-// made is what was made of an outcome of a line last, to make the next of.
-type made struct {
+// derived holds the last cutter and encoder of a policyCompiler's outcomes. The next ones
+// are made from them incrementally.
+type derived struct {
 	cutter  atomic.Pointer[compile.Cutter]
 	encoder atomic.Pointer[encoder]
 }
 
-// complete makes what is only made where somebody asks for it.
+// complete sets up what is made lazily, when it is first asked for.
 func (o *outcome) complete() *outcome {
 	o.judge = sync.OnceValue(func() *explain.Judge { return explain.NewJudge(o.input) })
 	o.simulator = sync.OnceValue(func() *simulate.Simulator { return simulate.New(o.input, o.output.Ruleset()) })
-	if o.made == nil {
-		o.made = &made{}
+	if o.derived == nil {
+		o.derived = &derived{}
 	}
 	o.cutter = sync.OnceValue(func() *compile.Cutter {
-		cutter := o.made.cutter.Load().Follow(o.output.Ruleset(), o.input)
-		o.made.cutter.Store(cutter)
+		cutter := o.derived.cutter.Load().Follow(o.output.Ruleset(), o.input)
+		o.derived.cutter.Store(cutter)
 		return cutter
 	})
 	o.encoder = sync.OnceValues(func() (*encoder, error) {
-		e, err := newEncoder(o.output.Ruleset(), o.cutter().Cut, o.made.encoder.Load())
+		e, err := newEncoder(o.output.Ruleset(), o.cutter().Cut, o.derived.encoder.Load())
 		if err == nil {
-			o.made.encoder.Store(e)
+			o.derived.encoder.Store(e)
 		}
 		return e, err
 	})
-	o.compared, o.tried = &atomic.Pointer[difference]{}, &atomic.Pointer[testRun]{}
+	o.compared, o.lastTestRun = &atomic.Pointer[difference]{}, &atomic.Pointer[testRun]{}
 	return o
 }
 
-// carrying returns the outcome with what was shown and tested of another one, and
-// nothing of its own: it is not kept back.
+// carrying returns the outcome with the proofs and test results of another one instead of
+// its own. It is not blocked.
 func (o *outcome) carrying(from *outcome) *outcome {
 	copied := *o
-	copied.proofs, copied.early, copied.tests, copied.testsOf = from.proofs, from.early, from.tests, from.testsOf
-	copied.blocked, copied.spared, copied.lacks = "", "", false
+	copied.proofs, copied.early, copied.tests, copied.testedBy = from.proofs, from.early, from.tests, from.testedBy
+	copied.blocked, copied.spared, copied.incomplete = "", "", false
 	return copied.complete()
 }
 
@@ -90,36 +91,38 @@ func (o *outcome) numbered(number uint64) *outcome {
 	return copied.complete()
 }
 
-// line compiles one policy again and again as the rest changes.
-type line struct {
-	run  func(compile.Input) compile.Output
-	last *outcome
-	made *made
+// policyCompiler compiles one policy incrementally as its environment changes.
+type policyCompiler struct {
+	run     func(compile.Input) compile.Output
+	last    *outcome
+	derived *derived
 }
 
-func newLine() *line { return &line{run: compile.NewCompiler().Compile, made: &made{}} }
+func newPolicyCompiler() *policyCompiler {
+	return &policyCompiler{run: compile.NewCompiler().Compile, derived: &derived{}}
+}
 
 // compile makes the outcome of an input, or returns the last one if that is still
 // what it would be.
-func (l *line) compile(p *Policy, in compile.Input, policy, rest *snapshot, number uint64, now time.Time) *outcome {
-	if o := l.last; o != nil && o.policy.hash == policy.hash && o.rest.hash == rest.hash &&
+func (l *policyCompiler) compile(p *Policy, in compile.Input, policy, rest *snapshot, number uint64, now time.Time) *outcome {
+	if o := l.last; o != nil && o.policy.hash == policy.hash && o.environment.hash == rest.hash &&
 		!now.Before(o.input.Now) && (o.output.Expires.IsZero() || now.Before(o.output.Expires)) {
 		return o
 	}
 	in.Now, in.Generation = now, number
 	started := time.Now()
-	o := &outcome{input: in, output: l.run(in), policy: policy, rest: rest, number: number, at: now, made: l.made}
+	o := &outcome{input: in, output: l.run(in), policy: policy, environment: rest, number: number, at: now, derived: l.derived}
 	o.took = time.Since(started)
 	p.counters.compiled.Add(1)
 	l.last = o.complete()
 	return l.last
 }
 
-// judged returns the outcome with what was proved of it, tests it and says whether it
-// may come into force. inForce is what is in force now, nil if nothing is.
+// judged returns the outcome with its proofs, its test results and whether these block
+// it. inForce is the outcome in force now, nil if there is none.
 func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
 	results := o.tests
-	known := o.proofs != nil && o.tests != nil && same(o.testsOf, tests)
+	known := o.proofs != nil && o.tests != nil && same(o.testedBy, tests)
 	if !known {
 		results = o.test(tests)
 	}
@@ -132,15 +135,17 @@ func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocag
 	}
 	checked := *o
 	o = checked.complete()
-	o.proofs, o.tests, o.testsOf, o.blocked, o.spared = proofs, results, tests, blocked, spared
+	o.proofs, o.tests, o.testedBy, o.blocked, o.spared = proofs, results, tests, blocked, spared
 	return o
 }
 
-// blockedBy says which test that blocks fails and keeps back what it was run on; empty
-// if none does. A case does so only if it holds in what is in force: else whoever may
-// write one that fails holds up everybody. And nobody keeps out what is decided above
-// him: of that it is only told. Of a case about many flows each counts by itself. spared
-// lists the cases that fail all the same.
+// blockedBy evaluates the test results of an outcome. blocked names a failed case that
+// blocks it; empty if none does. spared lists the other failed cases of blocking tests.
+//
+// A failed case blocks only a regression, that is, if it holds in the outcome in force:
+// otherwise anybody who may write a failing test could stop everybody's changes. It does
+// not block if the failure was decided by a kind above namespace owners (aboveOwners). In
+// a case about many flows, each flow counts by itself.
 func (o *outcome) blockedBy(results []bocage.TestResult, inForce *outcome, tests []*bocage.PolicyTest) (blocked, spared string) {
 	blocking := map[string]bool{}
 	var cases []bocage.PolicyTestCase // by result
@@ -175,8 +180,8 @@ func (o *outcome) blockedBy(results []bocage.TestResult, inForce *outcome, tests
 	return blocked, joined(texts)
 }
 
-// aboveOwners reports whether objects of a kind decide over the heads of those who own
-// namespaces: so they do over those of their tests.
+// aboveOwners reports whether objects of a kind overrule the owners of namespaces, and
+// therefore their tests, too.
 func aboveOwners(kind string) bool {
 	switch kind {
 	case "Guardrail", "ClusterNetworkPolicy", "Quarantine", "ThreatCondition", "Response":
@@ -185,7 +190,7 @@ func aboveOwners(kind string) bool {
 	return false
 }
 
-// test runs tests on what came out.
+// test runs the valid tests on the outcome.
 func (o *outcome) test(tests []*bocage.PolicyTest) []bocage.TestResult {
 	valid := make([]*bocage.PolicyTest, 0, len(tests))
 	for _, t := range tests {
@@ -199,16 +204,16 @@ func (o *outcome) test(tests []*bocage.PolicyTest) []bocage.TestResult {
 	return o.simulator().Test(valid)
 }
 
-// failed reports whether the case that the i-th result of these tests is about fails
-// here, too: by its place, since cases may share a name. What is in force may not have
-// been tested, if it went ahead, or not with these tests.
+// failed reports whether the case of the i-th result of these tests fails on this outcome,
+// too. Cases are matched by position, since they may share a name. The tests are run if
+// they were not yet: an outcome that went ahead was not tested, or with other tests.
 func (o *outcome) failed(i int, tests []*bocage.PolicyTest) bool {
 	results := o.tests
-	if results == nil || !same(o.testsOf, tests) {
-		run := o.tried.Load()
+	if results == nil || !same(o.testedBy, tests) {
+		run := o.lastTestRun.Load()
 		if run == nil || !same(run.tests, tests) {
 			run = &testRun{o, tests, o.test(tests)}
-			o.tried.Store(run)
+			o.lastTestRun.Store(run)
 		}
 		results = run.results
 	}
@@ -228,8 +233,8 @@ func resultText(r bocage.TestResult) string {
 	return text
 }
 
-// served is what hosts are answered from: the record at a revision, with what its
-// versions compile to.
+// served is what hosts are answered from: the record at a revision, with the outcomes of
+// its versions.
 type served struct {
 	record    record
 	revision  store.Revision

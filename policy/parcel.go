@@ -16,35 +16,34 @@ import (
 )
 
 const (
-	// pieceBytes is what one piece of a parcel has, but for the last.
+	// pieceBytes is the size of each piece of a parcel except the last.
 	pieceBytes = 1 << 20
-	// parcelsMost bounds the payloads that wait here to be fetched, in bytes. One
-	// always finds a place.
+	// parcelsMost bounds the payloads that are held to be fetched, in bytes. A single one
+	// is always accepted.
 	parcelsMost = 256 << 20
-	// parcelRest is how long a parcel keeps its place when nobody fetches of it.
-	parcelRest = 20 * time.Second
-	// awayRest is how long it is remembered what found no room.
-	awayRest = 5 * time.Minute
+	// parcelIdle is how long a parcel is kept while nobody fetches pieces of it.
+	parcelIdle = 20 * time.Second
+	// rejectedMemory is how long it is remembered which parcels found no room.
+	rejectedMemory = 5 * time.Minute
 )
 
-// Bounds of a parcel that whoever fetches one holds it to.
+// Bounds of a parcel, which the receiver checks (Parcel.Check).
 const (
 	mostAround = 128 << 10 // of an envelope, besides its payload
 	leastPiece = 64 << 10
 	mostPiece  = 4 << 20
 )
 
-// Parcel stands for the envelope of a whole ruleset that no message takes: its payload
-// is fetched in pieces, of any controller, since each makes the same, and the envelope
-// is what it always is when all are there. Who signed it counts then, for what came in
-// it.
+// Parcel describes the envelope of a ruleset that is too large for one message. The agent
+// fetches its payload in pieces, from any controller, since each makes the same bytes. It
+// then puts the envelope together and verifies its signature as usual.
 type Parcel struct {
 	// Kind is the envelope's.
 	Kind string `json:"kind"`
 	// Head and Tail are the envelope before and behind its payload.
 	Head []byte `json:"head"`
 	Tail []byte `json:"tail"`
-	// Size is how many bytes the payload has, Each how many every piece but the last.
+	// Size is the size of the payload in bytes, Each that of every piece except the last.
 	Size int `json:"size"`
 	Each int `json:"each"`
 	// Sums are the SHA-256 of the pieces, in order.
@@ -60,7 +59,8 @@ func (p *Parcel) Name() string {
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
-// Check says what about a parcel cannot be, of one with a payload of at most some bytes.
+// Check returns an error if the description is inconsistent or exceeds a bound; most is the
+// largest payload that the caller accepts.
 func (p *Parcel) Check(most int) error {
 	switch {
 	case p.Size <= 0 || p.Size > most:
@@ -75,18 +75,18 @@ func (p *Parcel) Check(most int) error {
 	return nil
 }
 
-// Piece is where a piece of the payload begins and ends.
+// Piece returns where a piece of the payload begins and ends.
 func (p *Parcel) Piece(number int) (first, end int) {
 	return number * p.Each, min((number+1)*p.Each, p.Size)
 }
 
-// Is reports whether some bytes are a piece of the payload.
+// Is reports whether piece is the piece of the payload with this number.
 func (p *Parcel) Is(number int, piece []byte) bool {
 	sum := sha256.Sum256(piece)
 	return bytes.Equal(sum[:], p.Sums[number])
 }
 
-// ErrGone means that what a piece is asked of is not what a host is to get any more.
+// ErrGone means that the parcel is outdated: the host is to get something newer.
 var ErrGone = errors.New("this parcel is not to be had any more: ask for what is new")
 
 // errNoRoom means that others' parcels take all the room there is.
@@ -97,37 +97,37 @@ type parcels struct {
 	mu    sync.Mutex // guards what follows
 	held  map[parcelKey]*heldParcel
 	bytes int
-	// away are those that found no room, so that they are not made again before there
-	// is some.
-	away map[parcelKey]turnedAway
+	// rejected are those that found no room, so that they are not encoded again before
+	// there is room.
+	rejected map[parcelKey]rejectedParcel
 }
 
 // parcelKey is what a payload was made for: a host has one of a kind.
 type parcelKey struct{ host, kind string }
 
 type heldParcel struct {
-	made    string // of which ruleset (see madeOf)
+	made    string // identifies the ruleset (see madeOf)
 	name    string
 	payload []byte
 	parcel  Parcel // but for its Head and Tail
 	used    time.Time
-	fetched bool // the host was given all of it: it makes room first
+	fetched bool // the host was given all of it, so it is dropped first when room is needed
 }
 
-// turnedAway is what found no room: of which ruleset, of how many bytes, and when.
-type turnedAway struct {
+// rejectedParcel found no room: for which ruleset (see madeOf), of what size, and when.
+type rejectedParcel struct {
 	made  string
 	bytes int
 	at    time.Time
 }
 
-// madeOf tells payloads of one host and kind apart before they are made.
+// madeOf identifies a payload, among those of one host and kind, without encoding it.
 func madeOf(number uint64, confirmBy time.Time) string {
 	return fmt.Sprint(number, " ", confirmBy.UnixNano())
 }
 
-// of returns the payload that was made of a ruleset, or nil. It fails where one was
-// made that found no room, and there still is none.
+// of returns the held payload of a ruleset, or nil. It fails if that payload found no room
+// before and there still is none.
 func (b *parcels) of(host, kind, made string) ([]byte, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,13 +136,13 @@ func (b *parcels) of(host, kind, made string) ([]byte, error) {
 		h.used, h.fetched = time.Now(), false
 		return h.payload, nil
 	}
-	if away, known := b.away[key]; known && away.made == made && !b.room(away.bytes) {
+	if away, known := b.rejected[key]; known && away.made == made && !b.room(away.bytes) {
 		return nil, errNoRoom
 	}
 	return nil, nil
 }
 
-// has notes that a host has all that it is to get.
+// has notes that a host needs nothing new, so that its parcels may be dropped.
 func (b *parcels) has(host string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -153,21 +153,21 @@ func (b *parcels) has(host string) {
 	}
 }
 
-// gaveLast notes that a host was given the last piece: it asks for them in order.
+// gaveLast notes that a host was given the last piece. Hosts ask for pieces in order.
 func (b *parcels) gaveLast(h *heldParcel) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	h.fetched = true
 }
 
-// room lets go of what nobody fetches any more, and of what was fetched as far as it
-// takes for so many bytes, and reports whether there is room for them; mu is held.
+// room drops idle parcels, and as many fetched ones as necessary, to make room for so many
+// bytes. It reports whether there is room now; mu is held.
 func (b *parcels) room(bytes int) bool {
 	now := time.Now()
 	var fetched []parcelKey
 	for key, h := range b.held {
 		switch {
-		case now.Sub(h.used) > parcelRest:
+		case now.Sub(h.used) > parcelIdle:
 			b.drop(key)
 		case h.fetched:
 			fetched = append(fetched, key)
@@ -204,8 +204,8 @@ func (b *parcels) named(host, name string) *heldParcel {
 	return nil
 }
 
-// hold takes a payload in, in the place of the one of the same host and kind. Those that
-// were fetched, and those that nobody fetches any more, make room for it.
+// hold adds a payload, and replaces the earlier one of the same host and kind. It drops
+// fetched and idle parcels if there is no room.
 func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -215,12 +215,14 @@ func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, er
 		return h, nil
 	}
 	b.drop(key)
-	maps.DeleteFunc(b.away, func(other parcelKey, away turnedAway) bool { return other == key || now.Sub(away.at) > awayRest })
+	maps.DeleteFunc(b.rejected, func(other parcelKey, away rejectedParcel) bool {
+		return other == key || now.Sub(away.at) > rejectedMemory
+	})
 	if !b.room(len(payload)) {
-		if b.away == nil {
-			b.away = map[parcelKey]turnedAway{}
+		if b.rejected == nil {
+			b.rejected = map[parcelKey]rejectedParcel{}
 		}
-		b.away[key] = turnedAway{made, len(payload), now}
+		b.rejected[key] = rejectedParcel{made, len(payload), now}
 		return nil, errNoRoom
 	}
 	h := &heldParcel{made: made, payload: payload, used: now, parcel: Parcel{Kind: kind, Size: len(payload), Each: pieceBytes}}
@@ -237,7 +239,7 @@ func (b *parcels) hold(host, kind, made string, payload []byte) (*heldParcel, er
 	return h, nil
 }
 
-// around makes the parcel of an envelope, whose payload waits to be fetched.
+// around describes an envelope whose payload is h's.
 func (h *heldParcel) around(envelope []byte) (*Parcel, error) {
 	at := bytes.Index(envelope, h.payload)
 	if at < 0 {
@@ -248,11 +250,11 @@ func (h *heldParcel) around(envelope []byte) (*Parcel, error) {
 	return &parcel, parcel.Check(len(h.payload))
 }
 
-// isLarge reports whether no message takes an envelope around so many bytes.
+// isLarge reports whether an envelope with this payload is too large for one message.
 func isLarge(payload []byte) bool { return len(payload)+mostAround > answerMost }
 
-// Piece returns a piece of the payload of a parcel that a host was told of, by this
-// controller or another. Name and number are what the host sent.
+// Piece returns one piece of the payload of a parcel. The host may have got the description
+// of the parcel from another controller. Name and number are as the host sent them.
 func (p *Policy) Piece(_ context.Context, host, name string, number int) ([]byte, error) {
 	if sum, err := hex.DecodeString(name); err != nil || len(sum) != sha256.Size || number < 0 {
 		return nil, fmt.Errorf("no parcel has a piece %d of the name %.80q: ask for what is new", number, name)
@@ -276,8 +278,8 @@ func (p *Policy) Piece(_ context.Context, host, name string, number int) ([]byte
 	return h.payload[first:end], nil
 }
 
-// makeParcel makes a payload again that another controller told of, or this one a while
-// ago: it is the same as long as it is what the host is to get.
+// makeParcel encodes a payload again that another controller described, or that this one
+// has dropped. As long as the host is to get the same ruleset, the bytes are the same.
 func (p *Policy) makeParcel(host, name string) (*heldParcel, error) {
 	s := p.served.Load()
 	if s == nil {
@@ -300,7 +302,7 @@ func (p *Policy) makeParcel(host, name string) (*heldParcel, error) {
 			return nil, err
 		}
 		if held != nil {
-			continue // it is another one, or it would have been found
+			continue // it has another name, or Piece would have found it
 		}
 		payload, err := part.of.payload(host, part.number, part.confirmBy)
 		if err != nil {

@@ -207,11 +207,11 @@ func TestParcelsAreBounded(t *testing.T) {
 		if _, err := b.hold("a", bocage.SignedRuleset, "2", large); err != nil {
 			t.Errorf("the next of the same host: %v", err)
 		}
-		time.Sleep(parcelRest/2 + 1)
+		time.Sleep(parcelIdle/2 + 1)
 		if !holds("a", "2") || holds("a", "1") {
 			t.Error("what is held is not the newest")
 		}
-		time.Sleep(parcelRest/2 + 1)
+		time.Sleep(parcelIdle/2 + 1)
 		if _, err := b.hold("c", bocage.SignedRuleset, "1", large); err != nil {
 			t.Errorf("nobody fetches of one, and there is no room: %v", err)
 		}
@@ -219,7 +219,7 @@ func TestParcelsAreBounded(t *testing.T) {
 			t.Errorf("%d bytes are held", b.bytes)
 		}
 		// One that is larger than all the room finds some when it is alone.
-		time.Sleep(parcelRest + 1)
+		time.Sleep(parcelIdle + 1)
 		if _, err := b.hold("d", bocage.SignedRuleset, "1", make([]byte, parcelsMost+1)); err != nil || len(b.held) != 1 {
 			t.Errorf("%d are held, %v", len(b.held), err)
 		}
@@ -277,11 +277,11 @@ func TestParcelsMakeRoom(t *testing.T) {
 	if made != 1 || signed != 0 {
 		t.Errorf("made %d times and signed %d times, for nothing", made, signed)
 	}
-	s.record.Said = 5
+	s.record.ConfirmedUpTo = 5
 	if a, err := p.answer(s, "h1", Question{Pieces: true}); err != nil || len(a.Confirm) == 0 || a.Parcel != nil {
 		t.Errorf("what is there waits for what has no room: %v", err)
 	}
-	s.record.Said = 0
+	s.record.ConfirmedUpTo = 0
 	q := Question{Have: 6, Base: 6, Pieces: true}
 	before := ruleset.Copy()
 	before.Host, before.Generation = "h1", 6
@@ -301,8 +301,8 @@ func TestParcelsMakeRoom(t *testing.T) {
 			t.Fatalf("after piece %d of %d: %v", number, len(others.parcel.Sums), err)
 		}
 	}
-	if made != 2 || len(p.parcels.held) != 1 || len(p.parcels.away) != 0 {
-		t.Errorf("made %d times, %d are held, %d are away", made, len(p.parcels.held), len(p.parcels.away))
+	if made != 2 || len(p.parcels.held) != 1 || len(p.parcels.rejected) != 0 {
+		t.Errorf("made %d times, %d are held, %d are away", made, len(p.parcels.held), len(p.parcels.rejected))
 	}
 	large := make([]byte, parcelsMost)
 	if _, err := p.parcels.hold("h2", bocage.SignedRuleset, "2", large); !errors.Is(err, errNoRoom) {

@@ -9,11 +9,11 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// place says which hosts get something new, and numbers what they get. A host is
-// never given a number below one that it had.
+// place decides which hosts get something new, and numbers it. A host is never given a
+// lower number than one that it had.
 func (b *build) place() {
 	if b.base == nil && (b.prev == nil || b.prev.base == nil) {
-		return // nothing is known of what is in force: hosts keep what they have
+		return // the outcome in force is unknown: hosts keep what they have
 	}
 	base := b.base
 	if base == nil {
@@ -31,25 +31,25 @@ func (b *build) place() {
 		p.enforced, p.evaluated = s.of(host)
 		p.touched = b.touched(host, p.enforced) || b.was.Hosts[host][0] <= b.was.Floor
 		if p.evaluated != nil && !differs(p.enforced, p.evaluated).at(host) {
-			p.evaluated = nil // it would say the same
+			p.evaluated = nil // the candidate is the same for this host
 		}
 		p.other = p.evaluated != nil && b.evaluatesOther(host, p.evaluated)
 		plans[i] = p
 		if p.touched && max(b.was.Hosts[host][0], b.was.Floor) >= p.enforced.number {
 			if p.enforced == base {
-				b.fresh = true
+				b.newBaseNumber = true
 			} else {
-				b.freshCandidate = true
+				b.newCandidateNumber = true
 			}
 		}
 	}
-	// The base first: what is on its way comes after what it replaces.
+	// The base is numbered first: the candidate must have a higher number than what it replaces.
 	fresh := map[*outcome]*outcome{base: base, b.candidate: b.candidate}
-	if b.fresh {
+	if b.newBaseNumber {
 		b.next.Number++
 		fresh[base] = base.numbered(b.next.Number)
 	}
-	if b.candidate != nil && (b.freshCandidate || b.candidate.number <= fresh[base].number) {
+	if b.candidate != nil && (b.newCandidateNumber || b.candidate.number <= fresh[base].number) {
 		b.next.Number++
 		fresh[b.candidate] = b.candidate.numbered(b.next.Number)
 	}
@@ -83,11 +83,11 @@ func (b *build) place() {
 		b.next.Confirmed = b.next.Base
 	}
 	if b.was.Base.Number != 0 && b.next.Pin == nil && b.next.Base.Policy != b.was.Base.Policy {
-		b.next.Stood = b.was.left(b.was.Base.Policy)
+		b.next.FormerPolicies = b.was.withFormer(b.was.Base.Policy)
 	}
 }
 
-// touched reports whether what a host enforces is another than it has.
+// touched reports whether a host has to enforce something else than it has.
 func (b *build) touched(host string, now *outcome) bool {
 	if _, has := b.was.Hosts[host]; !has {
 		return true
@@ -103,7 +103,7 @@ func (b *build) touched(host string, now *outcome) bool {
 	return was.Digest != now.output.Digest()
 }
 
-// evaluatesOther is the same of what it evaluates beside.
+// evaluatesOther reports the same of the candidate that a host evaluates in shadow.
 func (b *build) evaluatesOther(host string, now *outcome) bool {
 	if b.was.Hosts[host][1] == 0 {
 		return true
@@ -128,21 +128,21 @@ func (b *build) hosts() []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// difference is how two outcomes differ, for hosts.
+// difference is how two outcomes differ in what hosts get.
 type difference struct {
 	compile.Difference
 	to      *outcome
-	touched map[string]bool // unless it is everywhere: the hosts for which they do
+	touched map[string]bool // the hosts for which they differ, unless that is everywhere
 }
 
 // none reports whether no host would see a difference.
 func (d *difference) none() bool { return !d.Everywhere && len(d.touched) == 0 }
 
-// at reports whether a host would.
+// at reports whether a host would see a difference.
 func (d *difference) at(host string) bool { return d.Everywhere || d.touched[host] }
 
-// differs compares what hosts get of two outcomes, apart from numbers. It errs
-// only towards saying that something differs.
+// differs compares what hosts get of two outcomes, apart from numbers. It may report a
+// difference where there is none, never the reverse.
 func differs(from, to *outcome) *difference {
 	if from == to {
 		return &difference{to: to}
@@ -159,8 +159,8 @@ func differs(from, to *outcome) *difference {
 	return d
 }
 
-// newcomersDiffer says whether somewhere an interface that nobody vouches for would
-// be treated in another way.
+// newcomersDiffer reports whether an interface without a known workload would be treated
+// differently on some host (see bocage.Newcomers).
 func newcomersDiffer(from, to *outcome) bool {
 	before, after := from.input, to.input
 	if same(before.Scopes, after.Scopes) && same(before.Zones, after.Zones) {
@@ -171,8 +171,8 @@ func newcomersDiffer(from, to *outcome) bool {
 		len(a) > 0 && !maps.Equal(bocage.ZonesOfHosts(before.Zones), bocage.ZonesOfHosts(after.Zones))
 }
 
-// placedDifference tells hosts by what is placed on them: enforcement points of
-// their own that changed, or whose group's rules did.
+// placedDifference returns the hosts on which a workload is placed that changed itself, or
+// whose group has other rules.
 func placedDifference(from, to *outcome, groups map[bocage.Group]bool) map[string]bool {
 	touched := to.output.HostsOf(groups) // the peers are equal in both
 	if same(from.input.Workloads, to.input.Workloads) {

@@ -2,18 +2,20 @@
 // store, compiles, proves and tests, brings new policy into force by the stages of
 // the Rollout, and signs one ruleset per host, numbered by generation.
 //
-// It promises that a generation whose proofs or blocking tests fail is recorded
-// and never published, that generation numbers only grow, also across restarts
-// and with several controllers at work, that nothing older ever replaces anything
-// newer, and that a change which tightens (a quarantine, a threat condition) waits
-// neither for others nor for a rollout, nor until all of it is proved (hurry.go):
-// what people declare as policy goes by stages, while the inventory, threat
-// conditions and quarantines are always today's. A host is given a new ruleset only
-// if what is in it has changed. The compiler, the proofs, simulation and
-// explanations live in packages below; this one does the input and output.
+// It promises:
 //
-// It never writes a declaration: of resources it writes Generations and Events,
-// and the status of the kinds that it reads.
+//   - A generation whose proofs or blocking tests fail is recorded and never published.
+//   - Generation numbers only grow, also across restarts and with several controllers.
+//   - An older generation never replaces a newer one.
+//   - A change that only tightens (a quarantine, a threat condition) waits neither for
+//     other changes, nor for a rollout, nor for the complete proofs (tightening.go).
+//   - Rollouts are about policy: what people declare comes into force by stages. The
+//     environment (the inventory, threat conditions, quarantines) is always today's.
+//   - A host is given a new ruleset only if its content has changed.
+//
+// The compiler, the proofs, simulation and explanations are in packages below; this one
+// does the input and output. It never writes a declaration: of resources it writes
+// Generations and Events, and the status of the kinds that it reads.
 //
 // Locks: whoever holds recalled.mu may take mirror.mu. No other two of this
 // package's locks are ever held together.
@@ -42,8 +44,8 @@ type Config struct {
 	Store store.Store
 	// Sign puts a payload into a signed envelope of a kind.
 	Sign func(kind string, payload []byte) ([]byte, error)
-	// Notify tells agents that it is worth while to ask. It must not block. Nil
-	// tells nobody.
+	// Notify tells agents that there may be something new for them. It must not block.
+	// Nil tells nobody.
 	Notify func(generation uint64)
 	// Edges returns recorded flows, for plans and rollouts to replay. Nil replays
 	// none.
@@ -59,8 +61,8 @@ type Config struct {
 	// Numbered is what [Policy.Numbered] returned in the last process of this
 	// controller.
 	Numbered uint64
-	// TwoPerson says that two people decide about guardrails: no one person puts one
-	// out of force by going back to what was declared before it.
+	// TwoPerson says that changes of guardrails need two people: then a rollback, which
+	// one person can ask for, leaves guardrails as they are.
 	TwoPerson bool
 	Logger    *slog.Logger
 }
@@ -78,21 +80,21 @@ func (c Config) Validate() error {
 }
 
 const (
-	// settle is how long ordinary changes are gathered, settleMost how long a
+	// settleTime is how long ordinary changes are gathered, settleMost how long a
 	// stream of them may put off compiling. What tightens does not wait.
-	settle     = 5 * time.Millisecond
+	settleTime = 5 * time.Millisecond
 	settleMost = 100 * time.Millisecond
 	// retryFirst and retryMost bound the pauses between attempts while the
 	// store does not answer.
 	retryFirst = 50 * time.Millisecond
 	retryMost  = 5 * time.Second
-	// lookMost is how long the builder sleeps at most before it looks at the clock, and
-	// lookRarely when it takes a turn although nothing is to end.
-	lookMost   = time.Minute
-	lookRarely = 24 * time.Hour
-	// patience is how long a declaration that was enforced before counts as
-	// enforced while agents take a new generation.
-	patience = 5 * time.Second
+	// longestSleep is how long the builder sleeps at most before it looks at the clock,
+	// idleWakeup after how long it takes a turn although nothing is about to end.
+	longestSleep = time.Minute
+	idleWakeup   = 24 * time.Hour
+	// enforcedGrace is how long a declaration that was enforced before still counts as
+	// enforced while agents fetch a new generation.
+	enforcedGrace = 5 * time.Second
 )
 
 // Policy runs the policy room. Several may share one store.
@@ -109,47 +111,47 @@ type Policy struct {
 	now       func() time.Time
 	logger    *slog.Logger
 	prove     func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
-	// tightens shows what has to be known of what goes ahead of its proofs.
+	// tightens is the quick proof before something goes ahead of its other proofs.
 	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
-	mirror     *mirror
-	report     chan struct{}           // holds a token when statuses may have to change
-	replays    chan struct{}           // holds a token when recorded flows may have to be replayed
-	current    atomic.Pointer[outcome] // what is declared now, compiled
-	active     atomic.Pointer[outcome] // what is in force
-	served     atomic.Pointer[served]  // what hosts are answered from
-	replayed   atomic.Pointer[trial]   // of the last candidate
-	uses       atomic.Pointer[useBook] // what is known of usage
-	tested     atomic.Pointer[testRun] // the last run of tests besides those of the builder
-	past       past                    // of generations that were in force
-	tried      past                    // of candidates
-	counters   counters
-	numbered   atomic.Uint64 // the highest number that this controller knows of
-	notices    *noticeBoard
-	recalled   recalled
-	planned    planProver
-	deliveries deliveries // what hosts were given last
-	parcels    parcels    // what hosts fetch in pieces
-	// What is asked for again while it is being made is made once. What agents say is
-	// in the keys: each kind of question has its own.
+	mirror             *mirror
+	report             chan struct{}           // holds a token when statuses may have to change
+	replays            chan struct{}           // holds a token when recorded flows may have to be replayed
+	current            atomic.Pointer[outcome] // what is declared now, compiled
+	active             atomic.Pointer[outcome] // what is in force
+	served             atomic.Pointer[served]  // what hosts are answered from
+	replayed           atomic.Pointer[trial]   // of the last candidate
+	uses               atomic.Pointer[useBook] // what is known of usage
+	tested             atomic.Pointer[testRun] // the last run of tests besides those of the builder
+	formerDecisions    decisionMemory          // of generations that were in force
+	candidateDecisions decisionMemory          // of candidates
+	counters           counters
+	numbered           atomic.Uint64 // the highest number that this controller knows of
+	notices            *noticeBoard
+	recalled           recalled
+	planned            planProver
+	deliveries         deliveries // what hosts were given last
+	parcels            parcels    // what hosts fetch in pieces
+	// Equal questions that arrive while an answer is being made share that answer.
+	// The keys hold what agents sent, so each kind of question has a group of its own.
 	answering, repacking singleflight.Group
 
 	mu       sync.Mutex    // guards the fields below
 	advanced chan struct{} // closed, and replaced, when served changes
 
-	places *whereabouts // of the reporter alone
+	places *placements // of the reporter alone
 
 	// Of the builder alone.
-	library   library
-	compilers [2]*line // of what is declared, and of what is in force if that is another
-	policies  map[string]heldPolicy
-	swept     bool
-	proving   *proving      // what is being proved
-	proved    []*proving    // what was proved last
-	shown     []shown       // of those and more, what it came to
-	wentAhead bool          // in the last turn, something that tightens did
-	builtFor  time.Time     // the moment that the last turn was for
-	built     chan struct{} // holds a token when a build is over
+	snapshots     snapshotIndex
+	compilers     [2]*policyCompiler // of what is declared, and of what is in force if that is another
+	policies      map[string]heldPolicy
+	swept         bool
+	proving       *proving       // what is being proved
+	proved        []*proving     // what was proved last
+	provedDigests []provedDigest // their results, and those of more runs
+	wentAhead     bool           // the last turn was a tightening that went ahead
+	builtFor      time.Time      // the moment that the last turn was for
+	built         chan struct{}  // holds a token when a build is over
 }
 
 // New makes the policy room of one controller.
@@ -172,7 +174,7 @@ func New(config Config) (*Policy, error) {
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
 		built:     make(chan struct{}, 1),
-		compilers: [2]*line{newLine(), newLine()}, policies: map[string]heldPolicy{},
+		compilers: [2]*policyCompiler{newPolicyCompiler(), newPolicyCompiler()}, policies: map[string]heldPolicy{},
 	}
 	p.numbered.Store(config.Numbered)
 	p.notices = newNoticeBoard(config.Store, config.Node, config.Logger)
@@ -255,18 +257,18 @@ func (p *Policy) build(ctx context.Context) error {
 				again = time.After(p.until(due))
 				continue
 			}
-		case <-p.finished():
+		case <-p.proofDone():
 		}
 		next, err := p.buildOnce(ctx)
 		wake(p.built)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case errors.Is(err, errHurry):
+		case errors.Is(err, errInterrupted):
 			due, again, pause = time.Time{}, time.After(0), retryFirst
 		case err != nil:
 			p.counters.failures.Add(1)
-			p.library.known = false
+			p.snapshots.known = false
 			if !errors.Is(err, store.ErrConflict) && !errors.Is(err, errBehind) {
 				p.logger.WarnContext(ctx, "publish policy", slog.Any("error", err), slog.Duration("retry", pause))
 			} else if err := p.resync(ctx); err != nil {
@@ -276,24 +278,24 @@ func (p *Policy) build(ctx context.Context) error {
 			pause = min(2*pause, retryMost)
 		default:
 			if next.IsZero() {
-				next = p.now().Add(lookRarely) // the time may go back to when something had not ended
+				next = p.now().Add(idleWakeup) // the time may go back to when something had not ended
 			}
 			due, again, pause = next, time.After(p.until(next)), retryFirst
 		}
 	}
 }
 
-// wentBack reports that the time is well before what was built for: a clock was wrong,
-// and what had not ended yet left out.
-func (p *Policy) wentBack() bool { return p.builtFor.Sub(p.now()) > apart }
+// wentBack reports that the time is well before the moment of the last build: a clock was
+// wrong, and that build left out things that have not ended yet.
+func (p *Policy) wentBack() bool { return p.builtFor.Sub(p.now()) > clockTolerance }
 
-// TimeMoved says that the agreed time is suddenly another.
+// TimeMoved tells the builder that the agreed time has jumped.
 func (p *Policy) TimeMoved() { wake(p.mirror.changed) }
 
-// until is how long the builder sleeps before a moment: not to the end where that is
-// far, since the clock may be set meanwhile, and another may be agreed on.
+// until is how long the builder sleeps before a moment. If that is far it sleeps less and
+// looks again, because the clock may be set meanwhile.
 func (p *Policy) until(moment time.Time) time.Duration {
-	return min(max(moment.Sub(p.now()), 0), lookMost)
+	return min(max(moment.Sub(p.now()), 0), longestSleep)
 }
 
 // gather waits until changes settle, unless one of them tightens.
@@ -304,7 +306,7 @@ func (p *Policy) gather(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-p.mirror.changed:
-		case <-time.After(settle):
+		case <-time.After(settleTime):
 			return nil
 		case <-latest:
 			return nil

@@ -377,7 +377,7 @@ func TestLoop(t *testing.T) {
 		b.wantActive("g2")
 		b.condition(get[*bocage.Application](b, "shop", "api").Status.Conditions, bocage.ConditionEnforced, "False", "Waiting")
 		b.condition(get[*bocage.Application](b, "shop", "web").Status.Conditions, bocage.ConditionEnforced, "True", "AllHosts")
-		time.Sleep(2 * patience)
+		time.Sleep(2 * enforcedGrace)
 		b.settle()
 		b.condition(get[*bocage.Application](b, "shop", "web").Status.Conditions, bocage.ConditionEnforced, "False", "Waiting")
 		b.taken(2, "h1", "h2")

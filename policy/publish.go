@@ -19,10 +19,9 @@ import (
 // keep is how many generations are remembered.
 const keep = 20
 
-// write agrees on what is next: the record, the Generations and what they were
-// compiled from, in one transaction if that fits into one. If not, what they were
-// compiled from goes first: a controller that dies on the way leaves chunks that
-// nobody names, which the next one sweeps up.
+// write stores the next record, the Generations and their snapshots, in one transaction
+// if that fits into one. If not, chunks of snapshots are written first: a controller that
+// dies in between leaves chunks that no list names, which the next one deletes (sweep).
 func (b *build) write(ctx context.Context) error {
 	p := b.p
 	if b.unchanged() && !b.proofsCame() {
@@ -30,13 +29,13 @@ func (b *build) write(ctx context.Context) error {
 	}
 	b.next.Inputs, b.next.AsOf = b.v.revision, b.now.UTC()
 	var chunkOps, final []store.Op
-	for _, o := range []*outcome{b.base, b.candidate, b.held} {
-		if o == nil || p.library.has(o) {
+	for _, o := range []*outcome{b.base, b.candidate, b.blocked} {
+		if o == nil || p.snapshots.has(o) {
 			continue
 		}
-		ops, list, err := p.library.shelve(o)
+		ops, list, err := p.snapshots.saveOps(o)
 		if err != nil {
-			p.library.known = false
+			p.snapshots.known = false
 			return err
 		}
 		for _, op := range ops {
@@ -51,7 +50,7 @@ func (b *build) write(ctx context.Context) error {
 		return err
 	}
 	final = append(final, generations...)
-	for _, op := range p.library.forget(func(l shelfList) bool { return !gone[l.Number] }, chunkOps) {
+	for _, op := range p.snapshots.deleteOps(func(l snapshotList) bool { return !gone[l.Number] }, chunkOps) {
 		if !slices.ContainsFunc(final, func(other store.Op) bool { return other.Key == op.Key }) {
 			final = append(final, op)
 		}
@@ -68,24 +67,24 @@ func (b *build) write(ctx context.Context) error {
 			return err
 		}
 		if was, err = p.store.Apply(ctx, append(part, op)...); err != nil {
-			p.library.known = false
+			p.snapshots.known = false
 			return fmt.Errorf("write generation %d: %w", b.next.Number, err)
 		}
-		p.library.wrote(part)
+		p.snapshots.noteWritten(part)
 	}
-	p.library.at, b.revision = was, was
+	p.snapshots.at, b.revision = was, was
 	p.applied(generations, was)
-	b.told(ctx)
+	b.announceWritten(ctx)
 	return nil
 }
 
-// lateProofs are what is said of a generation that went ahead of its proofs.
+// lateProofs are the results of proofs for a generation that went ahead of them.
 type lateProofs struct {
 	number uint64
-	proofs []bocage.Proof // nil: there will be none, since it was replaced before
+	proofs []bocage.Proof // nil: there will be none, because it was replaced before
 }
 
-// condition is what they make of the generation's condition Proved.
+// condition is the generation's condition Proved that follows from them.
 func (l *lateProofs) condition(now time.Time) bocage.Condition {
 	c := provedCondition(&outcome{proofs: l.proofs, at: now}, 1)
 	if l.proofs == nil {
@@ -94,7 +93,8 @@ func (l *lateProofs) condition(now time.Time) bocage.Condition {
 	return c
 }
 
-// late returns what is new to be said of the proofs of a generation; nil if nothing is.
+// late returns the outstanding results of a generation's proofs, if they can be reported
+// now; else nil.
 func (b *build) late(g *bocage.Generation) *lateProofs {
 	if !awaitsProofs(g) {
 		return nil
@@ -103,8 +103,8 @@ func (b *build) late(g *bocage.Generation) *lateProofs {
 	if b.base != nil && b.base.number == number && b.base.proofs != nil {
 		return &lateProofs{number, b.base.proofs}
 	}
-	if i := slices.IndexFunc(p.shown, func(s shown) bool { return s.digest == digest && s.proofs != nil }); i >= 0 {
-		return &lateProofs{number, p.shown[i].proofs}
+	if i := slices.IndexFunc(p.provedDigests, func(s provedDigest) bool { return s.digest == digest && s.proofs != nil }); i >= 0 {
+		return &lateProofs{number, p.provedDigests[i].proofs}
 	}
 	switch {
 	case conditionOf(g.Status.Conditions, bocage.ConditionProved).Reason == reasonReplaced:
@@ -117,10 +117,10 @@ func (b *build) late(g *bocage.Generation) *lateProofs {
 	return nil
 }
 
-// told counts, logs and notifies.
-func (b *build) told(ctx context.Context) {
+// announceWritten counts and logs what was written, and notifies agents.
+func (b *build) announceWritten(ctx context.Context) {
 	p := b.p
-	for _, l := range b.came {
+	for _, l := range b.lateProofs {
 		b.tellProofs(ctx, l)
 	}
 	if b.next.Base.Number != b.was.Base.Number {
@@ -142,8 +142,8 @@ func (b *build) told(ctx context.Context) {
 	p.notify(b.next.Number)
 }
 
-// tellProofs says what the proofs of a generation came to that went ahead of them. It
-// stays in force if one failed: what it only tightens would be opened.
+// tellProofs reports the results of proofs of a generation that went ahead of them. If one
+// failed, the generation still stays in force: going back would open what it closed.
 func (b *build) tellProofs(ctx context.Context, l *lateProofs) {
 	p, failed := b.p, prove.Failed(l.proofs)
 	number := slog.Uint64("generation", l.number)
@@ -185,12 +185,12 @@ func (b *build) sweep(ctx context.Context) error {
 	p.swept = true
 	var ops []store.Op
 	for after := ""; len(ops) < store.MaxOps/2; {
-		part, _, err := p.store.List(ctx, chunks, after, 16, 0) // few at a time: they are large
+		part, _, err := p.store.List(ctx, chunkPrefix, after, 16, 0) // few at a time: they are large
 		if err != nil {
-			return fmt.Errorf("list %s: %w", chunks, err)
+			return fmt.Errorf("list %s: %w", chunkPrefix, err)
 		}
 		for _, e := range part {
-			if hash := strings.TrimPrefix(e.Key, chunks); !p.library.there[hash] {
+			if hash := strings.TrimPrefix(e.Key, chunkPrefix); !p.snapshots.stored[hash] {
 				ops = append(ops, store.Op{Key: e.Key, Delete: true, IfWas: e.Revision})
 			}
 			after = e.Key
@@ -209,14 +209,14 @@ func (b *build) sweep(ctx context.Context) error {
 	if b.revision, err = p.store.Apply(ctx, append(ops, op)...); err != nil {
 		return fmt.Errorf("sweep up what no generation names: %w", err)
 	}
-	p.library.at = b.revision
+	p.snapshots.at = b.revision
 	return nil
 }
 
 // split divides writes into transactions that a store takes, the final ones all
 // in the last. One more write fits into each.
 func split(ops, final []store.Op) [][]store.Op {
-	const mostOps, mostBytes = store.MaxOps - 1, store.MaxApply - 2<<20 // the record may be large
+	const mostOps, mostBytes = store.MaxOps - 1, store.MaxApply - 2<<20 // leaves room for the record
 	size := func(op store.Op) int { return len(op.Key) + len(op.Value) }
 	finalBytes := 0
 	for _, op := range final {
@@ -254,7 +254,7 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 		there[o.resource.(*bocage.Generation).Status.Number] = o
 	}
 	byNumber := map[uint64]*bocage.Generation{}
-	for _, o := range []*outcome{b.base, b.candidate, b.held} {
+	for _, o := range []*outcome{b.base, b.candidate, b.blocked} {
 		if o != nil && there[o.number] == nil {
 			g := b.generation(o)
 			byNumber[o.number] = g
@@ -262,7 +262,7 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 			if err != nil {
 				return nil, nil, fmt.Errorf("encode generation %d: %w", o.number, err)
 			}
-			// A number is used once; what is here under this name is no record of ours.
+			// A number is used only once, so whatever has this name was not written by us.
 			ops = append(ops, store.Op{Key: kind.Key("", g.Name), Value: value, IfWas: store.AnyRevision})
 		}
 	}
@@ -288,7 +288,7 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 				g.Status.Proofs = proved.proofs
 			}
 			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, proved.condition(b.now))
-			b.came = append(b.came, proved)
+			b.lateProofs = append(b.lateProofs, proved)
 		}
 		g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = stage, active, confirmBy
 		value, err := store.EncodeObject(kind, &g)
@@ -311,7 +311,7 @@ func (b *build) stage(number uint64, was string) (stage string, active bool, con
 		return bocage.StageActive, true, time.Time{}
 	case next.Candidate != nil && number == next.Candidate.Number:
 		return next.Candidate.Stage, false, time.Time{}
-	case b.held != nil && number == b.held.number:
+	case b.blocked != nil && number == b.blocked.number:
 		return bocage.StageBlocked, false, time.Time{}
 	}
 	rolledBack := next.Pin != nil && next.Pin.From == number || next.Ended != nil && next.Ended.Number == number
@@ -325,8 +325,8 @@ func (b *build) stage(number uint64, was string) (stage string, active bool, con
 	return was, false, time.Time{}
 }
 
-// forgotten picks the generations that are too many. What only followed from the
-// inventory, so that a newer one has the same policy, goes first.
+// forgotten picks the generations to delete, if there are more than keep. Those after which
+// only the environment changed, so that a newer one has the same policy, go first.
 func (b *build) forgotten(all map[uint64]*bocage.Generation) map[uint64]bool {
 	gone := map[uint64]bool{}
 	numbers := make([]uint64, 0, len(all))
@@ -345,10 +345,10 @@ func (b *build) forgotten(all map[uint64]*bocage.Generation) map[uint64]bool {
 		needed[pin.Number] = true
 	}
 	const recent = 3
-	policyOf := func(number uint64) string { return b.p.library.lists[number].Of }
-	if n := len(b.next.Stood); n > 0 { // many attempts must not push out the way back
+	policyOf := func(number uint64) string { return b.p.snapshots.lists[number].PolicyName }
+	if n := len(b.next.FormerPolicies); n > 0 { // after many attempts it must still be possible to roll back
 		for _, number := range slices.Backward(numbers) {
-			if policyOf(number) == b.next.Stood[n-1] {
+			if policyOf(number) == b.next.FormerPolicies[n-1] {
 				needed[number] = true
 				break
 			}
@@ -515,7 +515,7 @@ func provedCondition(o *outcome, generation int64) bocage.Condition {
 		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
 	} else if o.blocked != "" {
 		c.Status, c.Reason, c.Message = "False", "TestFailed", o.blocked
-		if o.lacks {
+		if o.incomplete {
 			c.Reason = "Unreadable"
 		}
 	}

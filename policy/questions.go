@@ -69,7 +69,7 @@ func (p *Policy) Explain(ctx context.Context, q bocage.ExplainQuery) (bocage.Exp
 		e = o.explain(asked)
 	}
 	if known {
-		tell(&e, recorded, patterns, forgotten, q.Generation)
+		addRecorded(&e, recorded, patterns, forgotten, q.Generation)
 	}
 	return e, nil
 }
@@ -152,16 +152,16 @@ func (o *outcome) patternsOf(recorded bocage.Decision, e bocage.Explanation) []b
 // mostPatterns is how many names an explanation lists that a flow may have gone by.
 const mostPatterns = 16
 
-// tell has an explanation say what a recorded event was decided by. Where that is
-// not what the generation decides, both are told.
-func tell(e *bocage.Explanation, recorded bocage.Decision, patterns []bocage.DomainName, forgotten bool, generation uint64) {
+// addRecorded adds to an explanation the decision that a recorded event carries. If the
+// generation decides the flow differently, the explanation says both.
+func addRecorded(e *bocage.Explanation, recorded bocage.Decision, patterns []bocage.DomainName, forgotten bool, generation uint64) {
 	if e.Reason.Decision == recorded.ID && !forgotten {
 		return
 	}
 	layer := bocage.Layer{Name: "recorded", By: recorded.By,
 		Result: fmt.Sprintf("the event was decided by %s: %s (%s)", recorded.ID, recorded.Verdict, recorded.Code)}
 	if e.Reason.Decision != recorded.ID && len(patterns) > 1 {
-		layer.Result += "; it went by one of these names, and which one is not kept: " + listOf(patterns)
+		layer.Result += "; it went by one of these names, and which one is not kept: " + joinNames(patterns)
 	}
 	switch {
 	case forgotten:
@@ -178,8 +178,8 @@ func tell(e *bocage.Explanation, recorded bocage.Decision, patterns []bocage.Dom
 	}
 }
 
-// listOf lists the first of some names, and says how many more there are.
-func listOf(names []bocage.DomainName) string {
+// joinNames writes the first mostPatterns names, and how many more there are.
+func joinNames(names []bocage.DomainName) string {
 	var text strings.Builder
 	for i, name := range names[:min(len(names), mostPatterns)] {
 		if i > 0 {
@@ -202,7 +202,7 @@ func (p *Policy) inForce() *outcome {
 	return p.current.Load()
 }
 
-// asked understands a question.
+// asked parses a query.
 func (o *outcome) asked(q bocage.ExplainQuery) (asked, error) {
 	simulator := o.simulator()
 	_, name, err := simulator.Destination(q.To)
@@ -262,11 +262,11 @@ func (p *Policy) Decision(generation uint32, id bocage.DecisionID) (bocage.Decis
 	if id == 0 {
 		return bocage.Decision{}, false
 	}
-	tried, wasTried := p.tried.find(id)
+	tried, wasTried := p.candidateDecisions.find(id)
 	if wasTried && tried.generation == generation {
 		return tried.decision, true
 	}
-	left, wasLeft := p.past.find(id)
+	left, wasLeft := p.formerDecisions.find(id)
 	if wasLeft && int32(generation-left.generation) <= 0 {
 		return left.decision, true
 	}

@@ -11,7 +11,7 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// recalled holds the last generations that somebody asked for.
+// recalled caches the generations that were asked for most recently.
 type recalled struct {
 	mu       sync.Mutex // guards outcomes, and lets one be made at a time
 	outcomes []*outcome // the last asked first
@@ -20,9 +20,8 @@ type recalled struct {
 // mostRecalled is how many generations are held in memory besides those in force.
 const mostRecalled = 2
 
-// recall returns what a generation came to: from memory, or compiled again from
-// what was kept of it. Where its inventory was too large to be kept, today's takes
-// its place.
+// recall returns the outcome of a kept generation: from memory, or compiled again from its
+// snapshot. If its environment was too large to be kept, today's is used instead.
 func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 	if s := p.served.Load(); s != nil {
 		for _, o := range []*outcome{s.base, s.candidate} {
@@ -47,7 +46,7 @@ func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read generation %d: %w", number, err)
 	}
-	var list shelfList
+	var list snapshotList
 	if err := json.Unmarshal(entry.Value, &list); err != nil {
 		return nil, fmt.Errorf("read generation %d: %w", number, err)
 	}
@@ -63,11 +62,11 @@ func (p *Policy) recall(ctx context.Context, number uint64) (*outcome, error) {
 	if err != nil {
 		return nil, err
 	}
-	rest, err := namedSnapshot(shelfList{Number: number, Policy: list.Rest})
+	rest, err := namedSnapshot(snapshotList{Number: number, Policy: list.Environment})
 	if err != nil {
 		return nil, err
 	}
-	o := &outcome{input: in, output: compile.Compile(in), policy: policy, rest: rest, number: number, at: in.Now}
+	o := &outcome{input: in, output: compile.Compile(in), policy: policy, environment: rest, number: number, at: in.Now}
 	p.counters.compiled.Add(1)
 	p.recalled.outcomes = append([]*outcome{o.complete()}, p.recalled.outcomes...)
 	p.recalled.outcomes = p.recalled.outcomes[:min(len(p.recalled.outcomes), mostRecalled)]

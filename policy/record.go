@@ -21,25 +21,26 @@ const recordKey = "policy/record"
 type record struct {
 	// Number is the last generation that was numbered. It only grows.
 	Number uint64 `json:"number"`
-	// Floor is the last of the numbers that may have been given in a time that is lost
-	// (see renumber.go): what hosts have up to it is not what this record knows by it.
+	// Floor is the highest number that may have been given to a host without this record
+	// knowing, since the store was restored from a backup (see renumber.go). A ruleset up
+	// to it that a host has is not the one that this record has under its number.
 	Floor uint64 `json:"floor,omitempty"`
 	// Inputs is the store's revision up to which declarations went in.
 	Inputs store.Revision `json:"inputs"`
-	// AsOf is the moment that went in with them: of what ends and begins, what had.
+	// AsOf is the moment for which they were compiled.
 	AsOf time.Time `json:"asOf,omitzero"`
 	// Base is in force on every host but the canaries.
 	Base version `json:"base"`
 	// ConfirmBy is when Base goes back to Confirmed unless a person confirms it.
 	ConfirmBy time.Time `json:"confirmBy,omitzero"`
-	// Confirmed is the last Base that needed no confirmation, or had it.
+	// Confirmed is the last Base that was confirmed, or did not have to be.
 	Confirmed version `json:"confirmed"`
-	// Stood names the policies that were in force everywhere before that of Base
-	// and were left for another, not for what came before them: the last one last.
-	Stood []string `json:"stood,omitempty"`
-	// Said is the generation up to which a person confirmed.
-	Said uint64 `json:"said,omitempty"`
-	// Candidate is on its way.
+	// FormerPolicies names the policies that were in force everywhere before that of Base,
+	// the latest last. A policy that was rolled back is not among them.
+	FormerPolicies []string `json:"stood,omitempty"`
+	// ConfirmedUpTo is the last generation that a person confirmed.
+	ConfirmedUpTo uint64 `json:"said,omitempty"`
+	// Candidate is in a rollout; nil if there is none.
 	Candidate *candidate `json:"candidate,omitempty"`
 	// Pin holds the policy that a rollback went back to.
 	Pin *pin `json:"pin,omitempty"`
@@ -47,21 +48,22 @@ type record struct {
 	Ended *ended `json:"ended,omitempty"`
 	// Blocked names the policy that a proof or a test keeps back.
 	Blocked *version `json:"blocked,omitempty"`
-	// Hosts has, for each host, the generation with which its ruleset changed last,
-	// and that of what it evaluates beside it; 0 is nothing.
+	// Hosts has, for each host, the generation with which its ruleset changed last, and
+	// the generation of the candidate that it evaluates in shadow; 0 is none.
 	Hosts map[string][2]uint64 `json:"hosts,omitempty"`
 	// Moved is when one of those changed last.
 	Moved time.Time `json:"moved,omitzero"`
 }
 
-// apart is by how much the clocks of controllers that agree on the time may differ.
-const apart = 30 * time.Second
+// clockTolerance is by how much the clocks of controllers that agree on the time may
+// differ.
+const clockTolerance = 30 * time.Second
 
-// moment is the time that is built for. It does not go back behind what another
-// controller built for whose clock is a little ahead: what it took as ended or begun
-// would be undone, and done again, until this clock is as far.
+// moment is the time to build for. It does not go back behind that of a controller whose
+// clock is a little ahead: what had ended or begun by that clock would be undone, and done
+// again when this clock is as far.
 func (r record) moment(now time.Time) time.Time {
-	if ahead := r.AsOf.Sub(now); 0 < ahead && ahead <= apart {
+	if ahead := r.AsOf.Sub(now); 0 < ahead && ahead <= clockTolerance {
 		return r.AsOf
 	}
 	return now
@@ -81,10 +83,10 @@ type candidate struct {
 	Since time.Time `json:"since"` // of the stage
 	// Canary are the hosts that have it in that stage.
 	Canary []string `json:"canary,omitempty"`
-	// NewlyRefused is what the recorded flows came to so far.
+	// NewlyRefused counts the kinds of recorded flows that it would refuse newly.
 	NewlyRefused int64 `json:"newlyRefused,omitempty"`
-	// Hurry says that a person wants the stage to end now.
-	Hurry bool `json:"hurry,omitempty"`
+	// EndStage says that a person asked to end the stage now.
+	EndStage bool `json:"hurry,omitempty"`
 }
 
 // pin is a rollback in force.
@@ -105,7 +107,7 @@ type pin struct {
 	Unconfirmed string `json:"unconfirmed,omitempty"`
 }
 
-// ended is a rollout that came to nothing.
+// ended is a rollout that was given up.
 type ended struct {
 	version
 	Reason  string `json:"reason"` // one word
@@ -134,17 +136,17 @@ func (r record) op(was store.Revision) (store.Op, error) {
 
 // facts are what a rollout depends on besides time.
 type facts struct {
-	// replayed says that the recorded flows were run on the candidate; refused is
-	// how many kinds of them it would refuse newly, examples are some.
+	// replayed says that the recorded flows were replayed on the candidate; refused is
+	// how many kinds of them it would refuse newly, examples are some of these.
 	replayed bool
 	refused  int64
 	examples []string
-	// refusing are hosts that cannot apply what they were given, with their words,
-	// by the generation that it is about.
+	// refusing are the hosts that report that they cannot apply a generation, by its
+	// number.
 	refusing map[uint64][]string
-	// absent are canaries from which nothing can be learned.
+	// absent are canaries that give no information about the candidate.
 	absent []string
-	// unheard says that one was not heard from lately, and may yet be.
+	// unheard says that a canary has not reported lately, but may do so yet.
 	unheard bool
 }
 
@@ -155,10 +157,10 @@ type notice struct {
 	warning         bool
 }
 
-// turn says what should be in force now, given the policy that is declared (live)
-// and how rollouts go. It changes nothing but the policies, stages and times of a
-// record: what they compile to is the builder's business. The order of the cases
-// is the order of precedence.
+// turn returns the record as it should be now, given the name of the declared policy
+// (live), the rollout's specification and the facts. It sets only the policies, stages and
+// times of a record; the builder compiles them. The order of the cases is their
+// precedence.
 func (r record) turn(live string, spec bocage.RolloutSpec, f facts, now time.Time) (record, []notice) {
 	var notices []notice
 	if r.Candidate != nil { // nobody else sees what is changed here
@@ -197,9 +199,9 @@ func (r record) turn(live string, spec bocage.RolloutSpec, f facts, now time.Tim
 	return r, notices
 }
 
-// goBack pins the last version that nobody has to confirm. Of a rollback in force, of
-// which nobody has confirmed the guardrails that it keeps, those alone go back: the
-// person's decision stands.
+// goBack pins the last confirmed version. If a rollback by a person is in force and only
+// the guardrails that it keeps are unconfirmed, only these go back: the person's decision
+// stands.
 func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
 	if r.Pin != nil && r.Pin.Unconfirmed != "" {
 		back := *r.Pin
@@ -216,7 +218,7 @@ func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
 func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record, []notice) {
 	c := r.Candidate
 	var notices []notice
-	if c.NewlyRefused = max(c.NewlyRefused, f.refused); c.Stage != "" && !c.Hurry {
+	if c.NewlyRefused = max(c.NewlyRefused, f.refused); c.Stage != "" && !c.EndStage {
 		if reason, message := r.abort(spec, f); reason != "" {
 			r.Ended = &ended{c.version, reason, message}
 			r.Candidate = nil
@@ -230,20 +232,20 @@ func (r record) advance(spec bocage.RolloutSpec, f facts, now time.Time) (record
 		lasts := stageTime(stage, spec)
 		if c.Stage == stage {
 			over := !now.Before(c.Since.Add(lasts)) && (f.replayed || lasts == 0)
-			if !over && !c.Hurry {
+			if !over && !c.EndStage {
 				return r, notices
 			}
-			if stage == bocage.StageCanary && len(f.absent) > 0 && !c.Hurry {
-				// What was to be learned from them is not known, and a dead canary may say it all.
+			if stage == bocage.StageCanary && len(f.absent) > 0 && !c.EndStage {
+				// The stage has shown nothing, and the candidate itself may have killed the canary.
 				message := fmt.Sprintf("canary %s is gone or silent, or never took generation %d, so that nothing is known of how it went", f.absent[0], c.Number)
 				r.Ended = &ended{c.version, "CanaryLost", message}
 				r.Candidate = nil
 				return r, append(notices, notice{c.Number, "CanaryLost", message + ": the policy in force stays as it was", true})
 			}
-			if stage == bocage.StageCanary && f.unheard && !c.Hurry {
+			if stage == bocage.StageCanary && f.unheard && !c.EndStage {
 				return r, notices
 			}
-			c.Hurry = false
+			c.EndStage = false
 			continue
 		}
 		if lasts > 0 {
@@ -307,9 +309,10 @@ func (r record) abort(spec bocage.RolloutSpec, f facts) (reason, message string)
 	return "", ""
 }
 
-// left is Stood, once a policy is left for the next. Each is named once.
-func (r record) left(policy string) []string {
-	stood := slices.DeleteFunc(slices.Clone(r.Stood), func(p string) bool { return p == policy })
+// withFormer returns FormerPolicies after a policy was replaced by a newer one. Each is
+// named once.
+func (r record) withFormer(policy string) []string {
+	stood := slices.DeleteFunc(slices.Clone(r.FormerPolicies), func(p string) bool { return p == policy })
 	stood = append(stood, policy)
 	return stood[max(len(stood)-keep, 0):]
 }

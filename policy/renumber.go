@@ -9,36 +9,36 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// A store that was restored from a backup knows nothing of the generations that were
-// numbered since. Hosts have them: they would take nothing up to the highest number that
-// they ever took, and would take what gets one of those numbers now for what they have
-// already. So numbering goes on above all that was given, and every host is given what
-// is in force anew. How far it went is known to
+// A store that was restored from a backup does not know the generations that were numbered
+// after the backup, but hosts have them. A host takes nothing up to the highest number that
+// it ever took, and would believe that it already has a new generation with such a number.
+// So numbering continues above every number that was given to a host, and every host is
+// given what is in force again. The highest number is known to
 //
 //   - controllers, who note it beside their state (Config.Numbered);
 //   - hosts, who show what controllers signed for them. What they merely say does not
 //     count: one that lies would use up the numbers.
 
-// skipped is how many numbers are left out above the highest that is known to have been
-// given in a time that is lost: others may have been, such as of candidates.
-const skipped = 1000
+// numberGap is how many numbers are left out above the highest one that is known to have
+// been given: others may have been given, too, to candidates for instance.
+const numberGap = 1000
 
-// lost reports whether a host has what this record never gave it.
-func (r record) lost(host string, q Question) bool {
-	return r.Hosts[host][0] < q.Have || max(r.Said, r.Floor) < q.Confirmed
+// unknownTo reports whether a host has something that this record never gave it.
+func (r record) unknownTo(host string, q Question) bool {
+	return r.Hosts[host][0] < q.Have || max(r.ConfirmedUpTo, r.Floor) < q.Confirmed
 }
 
-// tooLate reports whether a host went back from what a person confirmed after all: the
-// word came when the host's time was over, which is earlier than the others' where a
-// canary's stage was longer than planned, since no controller was there to end it. It
-// would keep what was before for good. Nobody can have that said again without another
-// confirmation.
-func (r record) tooLate(host string, q Question) bool {
-	return q.Left != 0 && q.Left == r.Hosts[host][0] && r.Floor < q.Left && q.Left <= r.Said
+// revertedAfterConfirm reports whether a host went back from a generation that a person
+// then confirmed: the confirmation reached it after its deadline. That of a canary can be
+// earlier than that of the other hosts, if its stage was longer than planned because no
+// controller was there to end it. Such a host would keep the older generation for good, so
+// it has to be given what is in force under a new number.
+func (r record) revertedAfterConfirm(host string, q Question) bool {
+	return q.Left != 0 && q.Left == r.Hosts[host][0] && r.Floor < q.Left && q.Left <= r.ConfirmedUpTo
 }
 
-// foreign answers a host that has what the store never gave it.
-func (p *Policy) foreign(ctx context.Context, r record, host string, q Question) (Answer, error) {
+// answerUnknown answers a host that has something that the record never gave it.
+func (p *Policy) answerUnknown(ctx context.Context, r record, host string, q Question) (Answer, error) {
 	switch has := max(q.Have, q.Confirmed); {
 	case has <= r.Floor:
 		return Answer{}, nil // it is being numbered anew
@@ -53,7 +53,7 @@ func (p *Policy) foreign(ctx context.Context, r record, host string, q Question)
 	}
 }
 
-// renumber has numbering go on above a number that was given.
+// renumber makes numbering continue above a number that was given to a host.
 func (p *Policy) renumber(ctx context.Context, above uint64, whoKnows slog.Attr) error {
 	for {
 		r, revision, err := readRecord(ctx, p.store)
@@ -65,7 +65,7 @@ func (p *Policy) renumber(ctx context.Context, above uint64, whoKnows slog.Attr)
 		}
 		was := r.Number
 		if r.Floor = above; above > r.Number {
-			r.Floor += skipped
+			r.Floor += numberGap
 		}
 		r.Number = max(r.Number, r.Floor)
 		op, err := r.op(revision)
@@ -93,8 +93,9 @@ func (p *Policy) renumber(ctx context.Context, above uint64, whoKnows slog.Attr)
 	}
 }
 
-// goOn has numbering go on above what this controller knows to have been given.
-func (p *Policy) goOn(ctx context.Context, r record) (again bool, err error) {
+// continueNumbering makes numbering continue above the highest number that this controller
+// knows of, if the record is behind it.
+func (p *Policy) continueNumbering(ctx context.Context, r record) (again bool, err error) {
 	known := p.numbered.Load()
 	if known <= r.Number {
 		return false, nil

@@ -249,7 +249,7 @@ func TestConfirmedTooLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 3 {
-			if _, err := b.rooms[0].Answer(b.ctx, "h1", Question{Have: before.Hosts["h1"][0], Left: before.Hosts["h1"][0], Confirmed: before.Said}); err != nil {
+			if _, err := b.rooms[0].Answer(b.ctx, "h1", Question{Have: before.Hosts["h1"][0], Left: before.Hosts["h1"][0], Confirmed: before.ConfirmedUpTo}); err != nil {
 				t.Fatal(err)
 			}
 			b.settle()

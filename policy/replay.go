@@ -11,10 +11,10 @@ import (
 	"bocage.dev/bocage/policy/simulate"
 )
 
-// trial is what the recorded flows came to on a candidate.
+// trial is the result of replaying the recorded flows on a candidate.
 type trial struct {
 	policy   string    // of the candidate
-	since    time.Time // when the stage began that they were asked for in, which another's clock may say
+	since    time.Time // when the stage began, perhaps by another controller's clock
 	begun    time.Time // when the flows were asked for
 	edges    int
 	refused  int64
@@ -29,8 +29,8 @@ const (
 	mostExamples = 3
 )
 
-// replayFlows runs the recorded flows on the candidate, again and again while it
-// is in shadow or canary: what flows meanwhile is recorded, too.
+// replayFlows replays the recorded flows on the candidate, repeatedly while it is in shadow
+// or canary, because new flows are recorded meanwhile.
 func (p *Policy) replayFlows(ctx context.Context) error {
 	if p.edges == nil {
 		return nil
@@ -85,8 +85,8 @@ func (p *Policy) replayOnce(ctx context.Context, s *served) trial {
 // mostReplayed is how many recorded flows are decided together.
 const mostReplayed = 256
 
-// replay decides the recorded flows on the candidate, of those that were answered and
-// that the base allows.
+// replay counts the recorded flows that were answered and are allowed by the base, and
+// that the candidate would refuse.
 func (s *served) replay(r *trial, edges []bocage.Edge, at time.Time) {
 	was, is := s.base.simulator(), s.candidate.simulator()
 	before, after := make([]bocage.Flow, 0, mostReplayed), make([]bocage.Flow, 0, mostReplayed)
@@ -172,10 +172,10 @@ func (p *Policy) facts(r record, v view) facts {
 	return f
 }
 
-// absent lists the canaries from which nothing can be learned: hosts that have no
-// agent, whose agent is silent, or that never took what they were given. Whether one is
-// not heard for now, so that the stage cannot end yet, is told too: that may be
-// the controllers' fault, who were all away.
+// absent lists the canaries that give no information about the candidate: hosts without an
+// agent, with a silent agent, or that never took what they were given. unheard says that a
+// canary has not reported lately. Then the stage does not end yet, but the rollout is not
+// given up either: the controllers may have been away, not the canary.
 func (r record) absent(hosts []*bocage.Host, now time.Time) (absent []string, unheard bool) {
 	if r.Candidate == nil {
 		return nil, false

@@ -22,13 +22,13 @@ const (
 	actionPromote  = "promote"
 )
 
-// effectMost is how long a request waits until what it asked for is so.
-const effectMost = 10 * time.Second
+// effectTimeout is how long a request waits for its effect.
+const effectTimeout = 10 * time.Second
 
-// Rollout does what a person says of the newest generation, and returns how
-// things stand when it is done. Any controller may be asked.
+// Rollout carries out a person's request about the newest generation, and returns the
+// status of the rollout afterwards. Any controller may be asked.
 func (p *Policy) Rollout(ctx context.Context, who string, request bocage.RolloutRequest) (bocage.RolloutStatus, error) {
-	ctx, cancel := context.WithTimeout(ctx, effectMost)
+	ctx, cancel := context.WithTimeout(ctx, effectTimeout)
 	defer cancel()
 	for {
 		r, revision, err := readRecord(ctx, p.store)
@@ -60,17 +60,17 @@ func (p *Policy) Rollout(ctx context.Context, who string, request bocage.Rollout
 		p.notices.tell("Generation", "", generationName(said.number), said.reason, said.message, said.warning)
 		p.notify(next.Number)
 		wake(p.mirror.changed)
-		return p.effect(ctx, at)
+		return p.awaitEffect(ctx, at)
 	}
 }
 
-// declined is the answer to a request that makes no sense as things stand: a fault of
-// the request, not of the controller.
+// declined returns the error for a request that is not possible in the present state: a
+// fault of the request, not of the controller.
 func declined(format string, args ...any) error {
 	return bocage.Faults{{Message: fmt.Sprintf(format, args...)}}
 }
 
-// request changes the record as a person asks for.
+// request returns the record as a person asks to change it, and the notice about that.
 func (p *Policy) request(ctx context.Context, r record, who string, request bocage.RolloutRequest) (record, notice, error) {
 	switch request.Action {
 	case actionConfirm:
@@ -85,7 +85,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			message += ": what is declared may come into force again"
 		}
 		if !r.ConfirmBy.IsZero() {
-			r.Said = r.Base.Number
+			r.ConfirmedUpTo = r.Base.Number
 			r.Confirmed = r.Base
 		}
 		r.ConfirmBy, r.Pin, r.Ended = time.Time{}, nil, nil
@@ -96,10 +96,10 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			return r, notice{}, err
 		}
 		from := r.Base.Number
-		if r.Candidate != nil && to.Of == r.Base.Policy {
+		if r.Candidate != nil && to.PolicyName == r.Base.Policy {
 			from = r.Candidate.Number
 		}
-		pinned := &pin{version: version{Number: to.Number, Policy: to.Of}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
+		pinned := &pin{version: version{Number: to.Number, Policy: to.PolicyName}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
 			Why: "rolled back by " + who}
 		message := fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number)
 		if err := p.keepGuardrails(ctx, r, to, pinned); err != nil {
@@ -109,7 +109,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			message += ", with the guardrails and exceptions in force, about which two people decide"
 		}
 		if r.Pin.Unconfirmed == "" {
-			r.ConfirmBy = time.Time{} // else what nobody has confirmed of what is kept goes back by itself
+			r.ConfirmBy = time.Time{} // else the kept guardrails, which nobody has confirmed, go back at that time
 		}
 		r.Candidate, r.Ended = nil, nil
 		return r, notice{from, "RolledBack", message, true}, nil
@@ -121,24 +121,24 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			return r, notice{}, declined("generation %d is not on its way into force, %d is", request.Generation, r.Candidate.Number)
 		}
 		c := *r.Candidate
-		c.Hurry = true
+		c.EndStage = true
 		r.Candidate = &c
 		return r, notice{c.Number, "Promoted", fmt.Sprintf("%s ended the stage %s", who, c.Stage), false}, nil
 	}
 	return r, notice{}, declined("%q is none of confirm, rollback and promote", request.Action)
 }
 
-// keepGuardrails has a rollback leave the guardrails in force, and what excepts from
-// them, as they are, where two people decide about them.
-func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pinned *pin) error {
-	if !p.twoPerson || to.Of == r.Base.Policy {
+// keepGuardrails makes a rollback keep the guardrails in force and their exceptions, if two
+// people decide about those.
+func (p *Policy) keepGuardrails(ctx context.Context, r record, to snapshotList, pinned *pin) error {
+	if !p.twoPerson || to.PolicyName == r.Base.Policy {
 		return nil
 	}
-	lists, err := p.shelf(ctx)
+	lists, err := p.keptSnapshots(ctx)
 	if err != nil {
 		return err
 	}
-	i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Of == r.Base.Policy })
+	i := slices.IndexFunc(lists, func(l snapshotList) bool { return l.PolicyName == r.Base.Policy })
 	if i < 0 {
 		return fmt.Errorf("find the guardrails in force, which stay as they are: %w", errNotKept)
 	}
@@ -157,11 +157,11 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pin
 	if r.ConfirmBy.IsZero() {
 		return nil
 	}
-	i = slices.IndexFunc(lists, func(l shelfList) bool { return l.Of == r.Confirmed.Policy })
+	i = slices.IndexFunc(lists, func(l snapshotList) bool { return l.PolicyName == r.Confirmed.Policy })
 	if i < 0 {
 		return fmt.Errorf("find the guardrails that were confirmed last: %w", errNotKept)
 	}
-	lists[i].Rest = nil
+	lists[i].Environment = nil
 	confirmed, _, err := readSnapshot(ctx, p.store, lists[i])
 	if err != nil {
 		return err
@@ -173,9 +173,10 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to shelfList, pin
 	return nil
 }
 
-// readBoth reads the policy of a generation, and of that whose guardrails are kept.
-func (p *Policy) readBoth(ctx context.Context, to, from shelfList) (back, kept compile.Input, err error) {
-	to.Rest, from.Rest = nil, nil
+// readBoth reads the policy of the generation to go back to, and of the one whose
+// guardrails are kept.
+func (p *Policy) readBoth(ctx context.Context, to, from snapshotList) (back, kept compile.Input, err error) {
+	to.Environment, from.Environment = nil, nil
 	if back, _, err = readSnapshot(ctx, p.store, to); err != nil {
 		return back, kept, err
 	}
@@ -183,15 +184,15 @@ func (p *Policy) readBoth(ctx context.Context, to, from shelfList) (back, kept c
 	return back, kept, err
 }
 
-// sameDeclared says whether two lists in order hold the same declarations.
+// sameDeclared reports whether two sorted lists hold the same declarations.
 func sameDeclared[T bocage.Resource](a, b []T) bool {
 	return slices.EqualFunc(a, b, func(x, y T) bool {
 		return x.Meta().NamespacedName() == y.Meta().NamespacedName() && fingerprint(x) == fingerprint(y)
 	})
 }
 
-// composed is one policy with the guardrails and exceptions of another. What those may
-// name, and the one does not have any more, comes with them.
+// composed returns one policy with the guardrails and exceptions of another. AddressGroups
+// and InspectionProfiles that these may name are added if the first policy lacks them.
 func composed(policy, kept compile.Input) (compile.Input, *snapshot) {
 	policy.Guardrails, policy.Exceptions = kept.Guardrails, kept.Exceptions
 	policy.AddressGroups = withAbsent(policy.AddressGroups, kept.AddressGroups)
@@ -216,56 +217,56 @@ func withAbsent[T bocage.Resource](list, others []T) []T {
 	return list
 }
 
-// shelf lists the kept generations, the newest first.
-func (p *Policy) shelf(ctx context.Context) ([]shelfList, error) {
-	entries, _, err := listAll(ctx, p.store, snapshots)
+// keptSnapshots lists the kept generations, the newest first.
+func (p *Policy) keptSnapshots(ctx context.Context) ([]snapshotList, error) {
+	entries, _, err := listAll(ctx, p.store, snapshotPrefix)
 	if err != nil {
 		return nil, err
 	}
-	lists := make([]shelfList, len(entries))
+	lists := make([]snapshotList, len(entries))
 	for i, e := range entries {
 		if err := json.Unmarshal(e.Value, &lists[i]); err != nil {
 			return nil, fmt.Errorf("read %s: %w", e.Key, err)
 		}
 	}
-	slices.SortFunc(lists, func(a, b shelfList) int { return cmp.Compare(b.Number, a.Number) })
+	slices.SortFunc(lists, func(a, b snapshotList) int { return cmp.Compare(b.Number, a.Number) })
 	return lists, nil
 }
 
-// rollbackTo finds what to go back to: the generation that is named; else what is
-// in force, where something is on its way; else the last policy that was in force
-// before. What is declared and held already is not gone back from once more: two
-// people who see the same trouble mean one step.
-func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (shelfList, error) {
+// rollbackTo finds the generation to go back to: the one that is named; else the one in
+// force, if a candidate is in a rollout; else that of the last policy that was in force
+// before. If a rollback is in force already, a generation has to be named: two people who
+// see the same problem and both ask for a rollback mean one step, not two.
+func (p *Policy) rollbackTo(ctx context.Context, r record, number uint64) (snapshotList, error) {
 	if number == 0 && (r.Pin != nil || r.Ended != nil) {
-		return shelfList{}, declined("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
+		return snapshotList{}, declined("generation %d is in force already instead of what is declared, which is %s; to go back further, name a generation that bocage policy history lists", r.Base.Number, r.held())
 	}
-	lists, err := p.shelf(ctx)
+	lists, err := p.keptSnapshots(ctx)
 	if err != nil {
-		return shelfList{}, err
+		return snapshotList{}, err
 	}
 	if number != 0 {
-		if i := slices.IndexFunc(lists, func(l shelfList) bool { return l.Number == number }); i >= 0 {
+		if i := slices.IndexFunc(lists, func(l snapshotList) bool { return l.Number == number }); i >= 0 {
 			return lists[i], nil
 		}
-		return shelfList{}, declined("generation %d: %v: see bocage policy history", number, errNotKept)
+		return snapshotList{}, declined("generation %d: %v: see bocage policy history", number, errNotKept)
 	}
-	before := r.Stood
+	before := r.FormerPolicies
 	if r.Candidate != nil {
 		before = []string{r.Base.Policy}
 	}
 	for _, policy := range slices.Backward(before) {
-		if i := slices.IndexFunc(lists, func(l shelfList) bool {
-			return l.Of == policy && l.Number <= r.Base.Number && (r.Candidate != nil || policy != r.Base.Policy)
+		if i := slices.IndexFunc(lists, func(l snapshotList) bool {
+			return l.PolicyName == policy && l.Number <= r.Base.Number && (r.Candidate != nil || policy != r.Base.Policy)
 		}); i >= 0 {
 			return lists[i], nil
 		}
 	}
-	return shelfList{}, declined("there is no generation before to go back to")
+	return snapshotList{}, declined("there is no generation before to go back to")
 }
 
-// effect waits until this controller has made something of a request.
-func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutStatus, error) {
+// awaitEffect waits until this controller has built from the record at a revision.
+func (p *Policy) awaitEffect(ctx context.Context, at store.Revision) (bocage.RolloutStatus, error) {
 	for {
 		p.mu.Lock()
 		advanced := p.advanced
@@ -281,7 +282,7 @@ func (p *Policy) effect(ctx context.Context, at store.Revision) (bocage.RolloutS
 	}
 }
 
-// rolloutStatus says where rollouts stand.
+// rolloutStatus describes the present state of the rollout.
 func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 	r := s.record
 	status := bocage.RolloutStatus{Stage: bocage.StageActive, Generation: r.Base.Number, Active: r.Base.Number,
@@ -318,7 +319,7 @@ func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 	return status
 }
 
-// held says why what is declared is not in force; empty if nothing holds it.
+// held says why what is declared is held back; empty if it is not.
 func (r record) held() string {
 	switch {
 	case r.Pin != nil && r.Pin.By != "":

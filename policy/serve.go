@@ -11,34 +11,35 @@ import (
 	"bocage.dev/bocage"
 )
 
-// Question is what an agent says that it has.
+// Question is what an agent reports to have when it asks for something new.
 type Question struct {
 	// Have is the highest generation that it ever took, Candidate the one that it
-	// evaluates beside (0: none), Confirmed that of the last confirmation.
+	// evaluates in shadow (0: none), Confirmed that of the last confirmation.
 	Have, Candidate, Confirmed uint64
-	// Base is the generation whose ruleset it has and enforces, so that one that
-	// comes may be told by how it differs. 0: it wants the whole.
+	// Base is the generation whose ruleset it enforces, so that the answer may be an
+	// amendment of it. 0: it wants the whole ruleset.
 	Base uint64
-	// Pieces says that it fetches what no message takes in pieces.
+	// Pieces says that it can fetch a large payload in pieces (see Parcel).
 	Pieces bool
-	// Left is Have, if it went back from that since nobody had confirmed it in time.
+	// Left is Have if the agent went back from that generation, because nobody had
+	// confirmed it in time.
 	Left uint64
-	// Proves says that it can show what it has, and Shown that it did; Proved is the
-	// highest number in what it showed that controllers signed.
+	// Proves says that it can show the signed ruleset that it has, and Shown that it did.
+	// Proved is the highest generation in what it showed that a controller has signed.
 	Proves, Shown bool
 	Proved        uint64
 }
 
-// Answer is what is new for it: signed envelopes.
+// Answer is what is new for an agent: signed envelopes.
 type Answer struct {
 	Confirm, Ruleset, Candidate []byte
-	// Amendment is in the place of Ruleset, where little differs from Base.
+	// Amendment replaces Ruleset if little differs from Base.
 	Amendment []byte
-	// Parcel is in the place of Ruleset or Candidate, where no message takes it.
+	// Parcel replaces Ruleset or Candidate if that is too large for one message.
 	Parcel *Parcel
-	// NoCandidate ends the evaluation beside.
+	// NoCandidate ends the evaluation of a candidate.
 	NoCandidate bool
-	// Prove asks it to show what it has (see renumber.go).
+	// Prove asks the agent to show what it has (see renumber.go).
 	Prove bool
 }
 
@@ -48,13 +49,12 @@ func (a Answer) Empty() bool {
 }
 
 const (
-	// answerMost is the most that an answer's envelopes have, in bytes: what a
-	// question is answered with travels as text, in one message. What is larger is
-	// fetched in pieces.
+	// answerMost is the largest total size of an answer's envelopes, in bytes: an answer
+	// travels as text in one message. What is larger is fetched in pieces.
 	answerMost = 5 << 20
-	// catchUp is how long a question waits for this controller to have what
+	// catchUpTime is how long a question waits for this controller to have what
 	// another one has published already.
-	catchUp = 3 * time.Second
+	catchUpTime = 3 * time.Second
 )
 
 // errCutOff means that the store does not answer this controller.
@@ -68,7 +68,7 @@ var ErrNotYet = errors.New("this controller does not know yet what is in force")
 // is asked for, and is the same whichever controller is asked.
 func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, error) {
 	// An agent that has no answer goes to another controller, which may reach the store.
-	ctx, cancel := context.WithTimeout(ctx, catchUp)
+	ctx, cancel := context.WithTimeout(ctx, catchUpTime)
 	defer cancel()
 	r, revision, err := readRecord(ctx, p.store)
 	if ctx.Err() != nil {
@@ -78,13 +78,13 @@ func (p *Policy) Answer(ctx context.Context, host string, q Question) (Answer, e
 		return Answer{}, err
 	}
 	numbers, known := r.Hosts[host]
-	if known && r.lost(host, q) {
-		return p.foreign(ctx, r, host, q)
+	if known && r.unknownTo(host, q) {
+		return p.answerUnknown(ctx, r, host, q)
 	}
-	if known && r.tooLate(host, q) {
+	if known && r.revertedAfterConfirm(host, q) {
 		return Answer{}, p.renumber(ctx, q.Left, slog.String("host", host))
 	}
-	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.Said <= q.Confirmed {
+	if !known || numbers[0] <= q.Have && numbers[1] == q.Candidate && r.ConfirmedUpTo <= q.Confirmed {
 		p.parcels.has(host)
 		p.remake(host, q, revision)
 		return Answer{}, nil
@@ -116,8 +116,8 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 		return a, nil
 	}
 	var err error
-	if s.record.Said > q.Confirmed {
-		payload, err := json.Marshal(bocage.Confirmation{Generation: s.record.Said})
+	if s.record.ConfirmedUpTo > q.Confirmed {
+		payload, err := json.Marshal(bocage.Confirmation{Generation: s.record.ConfirmedUpTo})
 		if err != nil {
 			return a, err
 		}
@@ -152,8 +152,8 @@ func (p *Policy) answer(s *served, host string, q Question) (Answer, error) {
 	return a, nil
 }
 
-// without is an answer that lacks something: for want of room what is there already does
-// not wait, and the agent asks again at once.
+// without returns the answer so far if only room for a parcel is missing: the agent takes
+// that and asks again at once. Other errors are returned.
 func (a Answer) without(err error) (Answer, error) {
 	if errors.Is(err, errNoRoom) && !a.Empty() {
 		return a, nil
@@ -161,8 +161,8 @@ func (a Answer) without(err error) (Answer, error) {
 	return a, err
 }
 
-// confirmBy is when a host goes back by itself. Canaries have the time of their
-// stage, and then as long as everybody has.
+// confirmBy is when a host goes back by itself. A canary has the time of its stage and
+// then as long as every other host.
 func (s *served) confirmBy(host string) time.Time {
 	if !s.record.canary(host) {
 		return s.record.ConfirmBy
@@ -175,7 +175,7 @@ func (s *served) confirmBy(host string) time.Time {
 	return by.UTC().Truncate(time.Second)
 }
 
-// evaluated signs what a host is to evaluate beside what it enforces.
+// evaluated signs the candidate that a host is to evaluate in shadow.
 func (p *Policy) evaluated(a *Answer, o *outcome, host string, number uint64, q Question) error {
 	made := madeOf(number, time.Time{})
 	payload, err := p.parcels.of(host, bocage.SignedCandidate, made)
@@ -190,7 +190,7 @@ func (p *Policy) evaluated(a *Answer, o *outcome, host string, number uint64, q 
 	return p.enclose(a, &a.Candidate, bocage.SignedCandidate, host, made, payload, q)
 }
 
-// payload writes a host's part of an outcome.
+// payload encodes a host's part of an outcome.
 func (o *outcome) payload(host string, number uint64, confirmBy time.Time) ([]byte, error) {
 	e, err := o.encoder()
 	if err != nil {
@@ -199,8 +199,8 @@ func (o *outcome) payload(host string, number uint64, confirmBy time.Time) ([]by
 	return e.encode(e.numbered(host, number, confirmBy))
 }
 
-// enclose signs a payload and puts it into an answer: at its place there if a message
-// takes it, else as a parcel, if there is room for one.
+// enclose signs a payload and puts it into an answer: at place if one message can carry
+// it, else as a parcel, if there is room for one.
 func (p *Policy) enclose(a *Answer, place *[]byte, kind, host, made string, payload []byte, q Question) (err error) {
 	if !isLarge(payload) {
 		*place, err = p.signed(kind, host, payload)

@@ -66,7 +66,7 @@ func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
 		if err != nil || fresh == nil {
 			return err
 		}
-		if reason, message, warning := passage(object.resource, fresh); reason != "" {
+		if reason, message, warning := statusNotice(object.resource, fresh); reason != "" {
 			p.notices.tell(object.kind.Name, fresh.Meta().Namespace, fresh.Meta().Name, reason, message, warning)
 		}
 		if ops = append(ops, op); len(ops) < statusBatch {
@@ -125,22 +125,22 @@ func (p *Policy) writeStatuses(ctx context.Context, ops []store.Op) error {
 
 // reporter works out conditions for one outcome and one moment.
 type reporter struct {
-	p        *Policy
-	o        *outcome // of what is declared
-	s        *served
-	now      view
-	findings map[string][]compile.Finding // by "Kind namespace/name"
-	failed   []bocage.Proof
-	tests    []bocage.TestResult // of the generation in force
-	inForce  map[string]digest   // by key, where another policy is in force than is declared
-	held     string              // why that is so
-	reason   string
-	reported map[string]uint64            // by host
-	unwell   map[string]string            // what is wrong with hosts
-	refused  map[string]map[string]string // profiles with the engine's words, by host
-	where    *whereabouts
-	everyone []string // every host with an enforcement point
-	wait     time.Duration
+	p          *Policy
+	o          *outcome // of what is declared
+	s          *served
+	now        view
+	findings   map[string][]compile.Finding // by "Kind namespace/name"
+	failed     []bocage.Proof
+	tests      []bocage.TestResult // of the generation in force
+	inForce    map[string]digest   // by key, where another policy is in force than is declared
+	held       string              // why that is so
+	reason     string
+	reported   map[string]uint64            // by host
+	unwell     map[string]string            // what is wrong with hosts
+	refused    map[string]map[string]string // profiles with the engine's words, by host
+	placements *placements
+	everyone   []string // every host with an enforcement point
+	wait       time.Duration
 }
 
 func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
@@ -158,11 +158,11 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 			}
 		}
 	}
-	r.where = p.whereabouts(o.input)
-	r.everyone = r.where.everyone
+	r.placements = p.placements(o.input)
+	r.everyone = r.placements.everyone
 	r.compare()
 	if s.base != nil && len(now.tests) > 0 {
-		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testsOf, now.tests) {
+		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testedBy, now.tests) {
 			r.tests = p.testsInForce(s.base, now.tests)
 		}
 	}
@@ -244,9 +244,9 @@ func (r *reporter) status(object *object) (store.Op, bocage.Resource, error) {
 	return store.Op{Key: object.key, Value: value, IfWas: object.revision}, fresh.resource, err
 }
 
-// passage tells what people should know of how a status changes: that an exception
-// is over, and that a test begins to fail or to hold.
-func passage(before, after bocage.Resource) (reason, message string, warning bool) {
+// statusNotice returns the notice about a change of status that people should know of: an
+// exception has ended, a test begins to fail or to pass.
+func statusNotice(before, after bocage.Resource) (reason, message string, warning bool) {
 	switch after := after.(type) {
 	case *bocage.Exception:
 		was := conditionOf(before.(*bocage.Exception).Status.Conditions, bocage.ConditionCompiled)
@@ -287,7 +287,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	}
 	switch x := resource.(type) {
 	case *bocage.Application:
-		changed := all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected([]string{x.Namespace}, &x.Spec.Workload) }))
+		changed := all(&x.Status.Conditions, r.placements.hostsOf(object.input, func() []string { return r.selected([]string{x.Namespace}, &x.Spec.Workload) }))
 		changed = usage(&x.Status.Usage) || changed
 		missing := missing(findings)
 		changed = changed || !slices.Equal(missing, x.Status.Missing)
@@ -304,7 +304,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Response:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Scope:
-		return all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected(x.Spec.Namespaces, &x.Spec.Workload) }))
+		return all(&x.Status.Conditions, r.placements.hostsOf(object.input, func() []string { return r.selected(x.Spec.Namespaces, &x.Spec.Workload) }))
 	case *bocage.InspectionProfile:
 		want := r.conditions(object, meta, x.Status.Conditions, findings, r.everyone)
 		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, r.everyone)...)
@@ -319,7 +319,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Zone:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.NetworkPolicy:
-		return all(&x.Status.Conditions, r.where.of(object.input, func() []string { return r.selected([]string{x.Namespace}, nil) }))
+		return all(&x.Status.Conditions, r.placements.hostsOf(object.input, func() []string { return r.selected([]string{x.Namespace}, nil) }))
 	case *bocage.ClusterNetworkPolicy:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Workload:

@@ -14,12 +14,12 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// An object that cannot be read, damaged or written by a newer version, is not an
-// object that is gone: a guardrail that nobody can read must not stop to hold.
-// What was known of it last stays in force, also after a restart, when that is
-// read from what the newest generation was compiled from. Where nothing was ever
-// known of it, everything new is held back until it can be read or is deleted,
-// and what is in force stays, tightened by today's quarantines.
+// An object in the store may be unreadable: damaged, or written by a newer version. It
+// must not count as deleted, since an unreadable guardrail has to stay in force. So the
+// last version that could be read still counts. After a restart that version is taken
+// from the snapshot of the newest generation. If no readable version is known, nothing
+// new comes into force until the object can be read or is deleted; what is in force
+// stays, tightened by today's quarantines.
 
 // unreadable is one such object.
 type unreadable struct {
@@ -27,7 +27,7 @@ type unreadable struct {
 	key      string
 	revision store.Revision
 	err      error
-	held     bool // the last that was readable counts
+	held     bool // an earlier version is known and counts
 }
 
 // what names it and what is wrong.
@@ -37,10 +37,10 @@ func (u *unreadable) what() string {
 
 func (u *unreadable) name() string { return strings.TrimPrefix(u.key, u.kind.KeyPrefix()) }
 
-// spoil notes that an object cannot be read as of a revision; m.mu is held.
-func (m *mirror) spoil(kind bocage.Kind, key string, revision store.Revision, err error) {
-	shelf := m.shelves[kind.Plural]
-	old := shelf.objects[key]
+// markUnreadable notes that an object cannot be read as of a revision; m.mu is held.
+func (m *mirror) markUnreadable(kind bocage.Kind, key string, revision store.Revision, err error) {
+	objects := m.byKind[kind.Plural]
+	old := objects.objects[key]
 	was := m.unreadable[key]
 	if old != nil && old.revision >= revision || was != nil && was.revision >= revision {
 		return
@@ -50,9 +50,9 @@ func (m *mirror) spoil(kind bocage.Kind, key string, revision store.Revision, er
 	wake(m.changed)
 }
 
-// spoiled lists what cannot be read, sorted by key, and reports whether that is
-// another list than the last time.
-func (m *mirror) spoiled() (list []unreadable, news bool) {
+// listUnreadable lists what cannot be read, sorted by key, and reports whether the list
+// has changed since the last call.
+func (m *mirror) listUnreadable() (list []unreadable, news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, key := range slices.Sorted(maps.Keys(m.unreadable)) {
@@ -62,17 +62,16 @@ func (m *mirror) spoiled() (list []unreadable, news bool) {
 	return list, news
 }
 
-// unread counts what cannot be read.
-func (m *mirror) unread() int {
+// countUnreadable counts the objects that cannot be read.
+func (m *mirror) countUnreadable() int {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.unreadable)
 }
 
-// recover takes over what was known of an object before it became unreadable. The
-// revision is that of its creation at the earliest, so that whatever the watch
-// brings counts more.
-func (m *mirror) recover(u unreadable, resource bocage.Resource) {
+// restore puts in the earlier version of an object that is unreadable now. Its revision is
+// one below the unreadable one, so that whatever the watch brings replaces it.
+func (m *mirror) restore(u unreadable, resource bocage.Resource) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.unreadable[u.key]
@@ -84,17 +83,17 @@ func (m *mirror) recover(u unreadable, resource bocage.Resource) {
 		print: fingerprint(resource), report: reportPrint(resource)}, u.revision-1)
 }
 
-// mend looks after what cannot be read: what the newest generation knew of it
-// counts, and where nothing is known of it nothing new may come into force.
+// mend handles objects that cannot be read: it restores them from the newest snapshot, and
+// lists in lost those that are not there.
 func (b *build) mend(ctx context.Context) error {
 	p := b.p
-	list, news := p.mirror.spoiled()
+	list, news := p.mirror.listUnreadable()
 	if slices.ContainsFunc(list, func(u unreadable) bool { return !u.held }) {
-		if err := b.recall(ctx, list); err != nil {
+		if err := b.restoreUnreadable(ctx, list); err != nil {
 			return err
 		}
 		b.v = p.mirror.view()
-		list, _ = p.mirror.spoiled()
+		list, _ = p.mirror.listUnreadable()
 	}
 	for _, u := range list {
 		if !u.held && input(u.kind) {
@@ -107,10 +106,10 @@ func (b *build) mend(ctx context.Context) error {
 	return nil
 }
 
-// recall looks for objects in what the newest kept generation was compiled from.
-func (b *build) recall(ctx context.Context, list []unreadable) error {
+// restoreUnreadable restores objects from the snapshot of the newest kept generation.
+func (b *build) restoreUnreadable(ctx context.Context, list []unreadable) error {
 	p := b.p
-	kept := slices.SortedFunc(maps.Values(p.library.lists), func(x, y shelfList) int { return cmp.Compare(y.Number, x.Number) })
+	kept := slices.SortedFunc(maps.Values(p.snapshots.lists), func(x, y snapshotList) int { return cmp.Compare(y.Number, x.Number) })
 	if len(kept) == 0 {
 		return nil
 	}
@@ -125,13 +124,13 @@ func (b *build) recall(ctx context.Context, list []unreadable) error {
 	})
 	for _, u := range list {
 		if o := known[u.key]; o != nil && !u.held {
-			p.mirror.recover(u, o)
+			p.mirror.restore(u, o)
 		}
 	}
 	return nil
 }
 
-// tellUnreadable tells people, once for each state of the object.
+// tellUnreadable reports an unreadable object, once for each of its states.
 func (p *Policy) tellUnreadable(ctx context.Context, u unreadable) {
 	message := u.what() + "; what was known of it before stays in force: write it again, or delete it"
 	if !u.held {
@@ -145,9 +144,10 @@ func (p *Policy) tellUnreadable(ctx context.Context, u unreadable) {
 	p.notices.tell(u.kind.Name, namespace, name, "Unreadable", message, true)
 }
 
-// unread holds back a new outcome if it may lack something that cannot be read:
-// what is declared lacks it always, an older policy only if it is no policy.
-func (b *build) unread(o *outcome) *outcome {
+// holdIfIncomplete blocks a new outcome that may be incomplete because of lost objects.
+// The declared policy always is. An older policy was compiled before they were lost, so it
+// is only incomplete if one of them belongs to the environment.
+func (b *build) holdIfIncomplete(o *outcome) *outcome {
 	lost := b.lost
 	if o.policy.name() != b.v.policy.name() {
 		lost = slices.DeleteFunc(slices.Clone(lost), func(u unreadable) bool { return isPolicy(u.kind.Name) })
@@ -156,7 +156,7 @@ func (b *build) unread(o *outcome) *outcome {
 		return o
 	}
 	copied := *o
-	copied.lacks = true
+	copied.incomplete = true
 	if copied.blocked = lost[0].what(); len(lost) > 1 {
 		copied.blocked += fmt.Sprintf(" (and %d more)", len(lost)-1)
 	}

@@ -58,8 +58,8 @@ func TestUnreadableGuardrail(t *testing.T) {
 		if !b.told("Guardrail", "pci", "Unreadable", "stays in force") {
 			t.Errorf("nobody was told: %+v", b.events())
 		}
-		if p.mirror.unread() != 1 {
-			t.Errorf("%d are counted", p.mirror.unread())
+		if p.mirror.countUnreadable() != 1 {
+			t.Errorf("%d are counted", p.mirror.countUnreadable())
 		}
 		// Everything else goes on, and its status is told; nothing overwrites what
 		// cannot be read.
@@ -90,8 +90,8 @@ func TestUnreadableGuardrail(t *testing.T) {
 		// Written again it is as any other, and deleted it is gone.
 		b.declare(s.guardrail)
 		b.settle()
-		if p.mirror.unread() != 0 {
-			t.Errorf("%d are counted after it was mended", p.mirror.unread())
+		if p.mirror.countUnreadable() != 0 {
+			t.Errorf("%d are counted after it was mended", p.mirror.countUnreadable())
 		}
 		b.refusedByGuardrail("mended")
 		b.spoil(s.guardrail)
@@ -101,8 +101,8 @@ func TestUnreadableGuardrail(t *testing.T) {
 		if v, _ := b.decide(webIP, dbIP, 5432, "h1", "h2"); v != bocage.VerdictAllow {
 			t.Errorf("deleted, and still %s", v)
 		}
-		if p.mirror.unread() != 0 {
-			t.Errorf("%d are counted after it was deleted", p.mirror.unread())
+		if p.mirror.countUnreadable() != 0 {
+			t.Errorf("%d are counted after it was deleted", p.mirror.countUnreadable())
 		}
 	})
 }

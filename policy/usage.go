@@ -24,19 +24,20 @@ type DecisionUse struct {
 }
 
 const (
-	// usageKey is where controllers keep how much each declaration is used: below it,
-	// each what it counted; itself, where several that nothing tells apart share one
-	// history, and each time is counted by whoever takes it first.
+	// usageKey is where controllers keep how much each declaration is used. Each keeps
+	// what it counted under a key of its own below this one. Controllers that have neither
+	// an instance nor a name share the key itself; each period is then counted by the
+	// controller that writes first.
 	usageKey   = "policy/usage"
 	usageEvery = time.Minute
-	// usageLate is how long the events of a moment are waited for. What comes
-	// later is in the history and not in the count.
+	// usageLate is how long counting waits for the events of a moment. Later events are
+	// in the history and are not counted.
 	usageLate = 10 * time.Second
 	// usageMost bounds the fields that are counted; those that were not used for
 	// the longest time are dropped.
 	usageMost = 20_000
-	// usageRecalls bounds the kept generations that are asked in one turn for
-	// decisions that are no longer in force.
+	// usageRecalls bounds how many kept generations are compiled again in one turn, to
+	// look up decisions that are no longer in force.
 	usageRecalls = 4
 )
 
@@ -80,30 +81,30 @@ func (p *Policy) countUsage(ctx context.Context) error {
 }
 
 func (p *Policy) countOnce(ctx context.Context) error {
-	shelf, err := p.readUses(ctx)
+	counts, err := p.readUses(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		all := shelf.all()
+		all := counts.all()
 		all.index()
 		p.uses.Store(all)
 		wake(p.report)
 	}()
 	until := p.now().Add(-usageLate)
-	if shelf.own.Until.After(p.now()) { // by a clock that was wrong; until that moment comes, nothing would be counted
-		back := *shelf.own
+	if counts.own.Until.After(p.now()) { // by a clock that was wrong; until that moment comes, nothing would be counted
+		back := *counts.own
 		back.Until = until.Add(-usageEvery)
-		shelf.own = &back
+		counts.own = &back
 	}
-	if p.inForce() == nil || until.Sub(shelf.own.Until) < usageEvery/2 {
+	if p.inForce() == nil || until.Sub(counts.own.Until) < usageEvery/2 {
 		return nil // nothing to name decisions by, or who shares the history has just counted
 	}
-	uses, err := p.usage(ctx, shelf.own.Until, until)
+	uses, err := p.usage(ctx, counts.own.Until, until)
 	if err != nil {
 		return err
 	}
-	next := p.add(ctx, shelf.own, uses)
+	next := p.add(ctx, counts.own, uses)
 	next.Until = until
 	value, err := json.Marshal(next)
 	if err != nil {
@@ -112,32 +113,32 @@ func (p *Policy) countOnce(ctx context.Context) error {
 	if value, err = compress(value); err != nil {
 		return err
 	}
-	ops := []store.Op{{Key: p.usageOwn(), Value: value, IfWas: shelf.revision}}
-	if shelf.adopted != nil {
-		ops = append(ops, store.Op{Key: shelf.adopted.Key, Delete: true, IfWas: shelf.adopted.Revision})
+	ops := []store.Op{{Key: p.usageOwnKey(), Value: value, IfWas: counts.revision}}
+	if counts.adopted != nil {
+		ops = append(ops, store.Op{Key: counts.adopted.Key, Delete: true, IfWas: counts.adopted.Revision})
 	}
 	_, err = p.store.Apply(ctx, ops...)
 	switch {
 	case errors.Is(err, store.ErrConflict):
 		again, err := p.readUses(ctx) // another was faster
 		if err == nil {
-			shelf = again
+			counts = again
 		}
 		return err
 	case err != nil:
 		return fmt.Errorf("write how declarations are used: %w", err)
 	}
-	shelf.own = next
+	counts.own = next
 	return nil
 }
 
-// usageOwn is the key of what this controller counts: each has the history of the
-// agents that speak to it, and keeps it whatever name it goes by.
-func (p *Policy) usageOwn() string { return p.usageFormer()[0] }
+// usageOwnKey is the key of what this controller counts: the events of the agents that
+// speak to it. It stays the same if the controller is renamed.
+func (p *Policy) usageOwnKey() string { return p.usageKeys()[0] }
 
-// usageFormer are the keys that what it counted may stand at, the newest first: those
-// of versions before are its name's, and one that all controllers had.
-func (p *Policy) usageFormer() []string {
+// usageKeys are the keys under which its counts may be stored, the current one first.
+// Earlier versions used the controller's name, and before that one key for all.
+func (p *Policy) usageKeys() []string {
 	var keys []string
 	for _, name := range []string{p.instance, p.node} {
 		if name != "" {
@@ -147,27 +148,28 @@ func (p *Policy) usageFormer() []string {
 	return append(keys, usageKey)
 }
 
-// useShelf is what all controllers counted.
-type useShelf struct {
+// usageCounts is what all controllers counted.
+type usageCounts struct {
 	own      *useBook
 	revision store.Revision // of own
-	// adopted is where a version before kept what became this one's, if it did.
+	// adopted is the entry of an earlier version of the software from which own was taken;
+	// nil if it was not.
 	adopted *store.Entry
 	others  []*useBook
 }
 
-func (p *Policy) readUses(ctx context.Context) (useShelf, error) {
-	shelf := useShelf{own: &useBook{}, revision: store.Absent}
+func (p *Policy) readUses(ctx context.Context) (usageCounts, error) {
+	counts := usageCounts{own: &useBook{}, revision: store.Absent}
 	entries, _, err := p.store.List(ctx, usageKey, "", 0, 0)
 	if err != nil {
-		return shelf, fmt.Errorf("read how declarations are used: %w", err)
+		return counts, fmt.Errorf("read how declarations are used: %w", err)
 	}
-	keys := p.usageFormer()
+	keys := p.usageKeys()
 	best := len(keys)
 	for _, entry := range entries {
 		age := slices.Index(keys, entry.Key)
 		if age == 0 {
-			shelf.revision = entry.Revision
+			counts.revision = entry.Revision
 		}
 		book := &useBook{}
 		plain, err := decompress(entry.Value)
@@ -181,29 +183,29 @@ func (p *Policy) readUses(ctx context.Context) (useShelf, error) {
 			continue
 		}
 		if age < 0 || age > best {
-			shelf.others = append(shelf.others, book)
+			counts.others = append(counts.others, book)
 			continue
 		}
 		if best < len(keys) { // an older one was taken for its own
-			shelf.others = append(shelf.others, shelf.own)
+			counts.others = append(counts.others, counts.own)
 		}
-		best, shelf.own, shelf.adopted = age, book, nil
+		best, counts.own, counts.adopted = age, book, nil
 		if age > 0 {
-			shelf.adopted = &entry
+			counts.adopted = &entry
 		}
 	}
-	if shelf.revision != store.Absent && best > 0 {
+	if counts.revision != store.Absent && best > 0 {
 		// Its own cannot be read: what versions before kept was adopted long ago.
 		if best < len(keys) {
-			shelf.others = append(shelf.others, shelf.own)
+			counts.others = append(counts.others, counts.own)
 		}
-		shelf.own, shelf.adopted = &useBook{}, nil
+		counts.own, counts.adopted = &useBook{}, nil
 	}
-	return shelf, nil
+	return counts, nil
 }
 
-// all adds up what was counted.
-func (s useShelf) all() *useBook {
+// all adds up the counts of all controllers.
+func (s usageCounts) all() *useBook {
 	if len(s.others) == 0 {
 		return s.own
 	}

@@ -19,39 +19,39 @@ type view struct {
 	objects     map[string][]*object // by plural, sorted by key
 	revision    store.Revision
 	policy      *snapshot       // what people declare as policy
-	rest        *snapshot       // everything else that policy depends on
-	unreadable  map[string]bool // keys of what is as it was known last
+	environment *snapshot       // the rest of the input: the inventory, threat conditions, quarantines
+	unreadable  map[string]bool // keys of the objects that cannot be read (see unreadable.go)
 }
 
 func (m *mirror) view() view {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	v := view{revision: m.revision, objects: make(map[string][]*object, len(m.shelves)), unreadable: map[string]bool{}}
+	v := view{revision: m.revision, objects: make(map[string][]*object, len(m.byKind)), unreadable: map[string]bool{}}
 	for key := range m.unreadable {
 		v.unreadable[key] = true
 	}
-	for plural, shelf := range m.shelves {
-		v.objects[plural] = shelf.settled()
+	for plural, objects := range m.byKind {
+		v.objects[plural] = objects.settled()
 	}
 	v.input = compile.Input{
-		Applications:           inputsOf[*bocage.Application](m.shelves["applications"]),
-		Guardrails:             inputsOf[*bocage.Guardrail](m.shelves["guardrails"]),
-		Scopes:                 inputsOf[*bocage.Scope](m.shelves["scopes"]),
-		Profiles:               inputsOf[*bocage.InspectionProfile](m.shelves["inspectionprofiles"]),
-		Decoys:                 inputsOf[*bocage.Decoy](m.shelves["decoys"]),
-		Quarantines:            inputsOf[*bocage.Quarantine](m.shelves["quarantines"]),
-		ThreatConditions:       inputsOf[*bocage.ThreatCondition](m.shelves["threatconditions"]),
-		Workloads:              inputsOf[*bocage.Workload](m.shelves["workloads"]),
-		Exceptions:             inputsOf[*bocage.Exception](m.shelves["exceptions"]),
-		Responses:              inputsOf[*bocage.Response](m.shelves["responses"]),
-		AddressGroups:          inputsOf[*bocage.AddressGroup](m.shelves["addressgroups"]),
-		Zones:                  inputsOf[*bocage.Zone](m.shelves["zones"]),
-		Namespaces:             inputsOf[*bocage.Namespace](m.shelves["namespaces"]),
-		NetworkPolicies:        inputsOf[*bocage.NetworkPolicy](m.shelves["networkpolicies"]),
-		ClusterNetworkPolicies: inputsOf[*bocage.ClusterNetworkPolicy](m.shelves["clusternetworkpolicies"]),
-		Hosts:                  inputsOf[*bocage.Host](m.shelves["hosts"]),
+		Applications:           inputsOf[*bocage.Application](m.byKind["applications"]),
+		Guardrails:             inputsOf[*bocage.Guardrail](m.byKind["guardrails"]),
+		Scopes:                 inputsOf[*bocage.Scope](m.byKind["scopes"]),
+		Profiles:               inputsOf[*bocage.InspectionProfile](m.byKind["inspectionprofiles"]),
+		Decoys:                 inputsOf[*bocage.Decoy](m.byKind["decoys"]),
+		Quarantines:            inputsOf[*bocage.Quarantine](m.byKind["quarantines"]),
+		ThreatConditions:       inputsOf[*bocage.ThreatCondition](m.byKind["threatconditions"]),
+		Workloads:              inputsOf[*bocage.Workload](m.byKind["workloads"]),
+		Exceptions:             inputsOf[*bocage.Exception](m.byKind["exceptions"]),
+		Responses:              inputsOf[*bocage.Response](m.byKind["responses"]),
+		AddressGroups:          inputsOf[*bocage.AddressGroup](m.byKind["addressgroups"]),
+		Zones:                  inputsOf[*bocage.Zone](m.byKind["zones"]),
+		Namespaces:             inputsOf[*bocage.Namespace](m.byKind["namespaces"]),
+		NetworkPolicies:        inputsOf[*bocage.NetworkPolicy](m.byKind["networkpolicies"]),
+		ClusterNetworkPolicies: inputsOf[*bocage.ClusterNetworkPolicy](m.byKind["clusternetworkpolicies"]),
+		Hosts:                  inputsOf[*bocage.Host](m.byKind["hosts"]),
 	}
-	v.tests = inputsOf[*bocage.PolicyTest](m.shelves["policytests"])
+	v.tests = inputsOf[*bocage.PolicyTest](m.byKind["policytests"])
 	for _, o := range v.objects["hosts"] {
 		v.hosts = append(v.hosts, o.resource.(*bocage.Host))
 	}
@@ -59,7 +59,7 @@ func (m *mirror) view() view {
 	if rollouts := v.objects["rollouts"]; len(rollouts) > 0 {
 		v.rollout = rollouts[0].resource.(*bocage.Rollout)
 	}
-	v.policy, v.rest = m.policies.snapshot(), m.rest.snapshot()
+	v.policy, v.environment = m.policies.snapshot(), m.environment.snapshot()
 	return v
 }
 
@@ -71,7 +71,7 @@ func (m *mirror) find(key string) *object {
 	if !known {
 		return nil
 	}
-	return m.shelves[kind.Plural].objects[key]
+	return m.byKind[kind.Plural].objects[key]
 }
 
 // spec is what the rollout asks for; the zero value where there is none.
@@ -82,9 +82,9 @@ func (v view) spec() bocage.RolloutSpec {
 	return v.rollout.Spec
 }
 
-// isPolicy reports whether people declare policy with the kind: what a rollout
-// brings into force and a rollback takes back. The rest (the inventory, threat
-// conditions and quarantines) is as it is today, whatever policy is in force.
+// isPolicy reports whether a kind is policy: what a rollout brings into force and a
+// rollback takes back. The other kinds (the inventory, threat conditions, quarantines) are
+// the environment: their present state counts, whatever policy is in force.
 func isPolicy(kind string) bool {
 	switch kind {
 	case "Application", "Guardrail", "Scope", "InspectionProfile", "Decoy", "Exception", "Response", "AddressGroup",
@@ -94,7 +94,7 @@ func isPolicy(kind string) bool {
 	return false
 }
 
-// withPolicy returns today's input with the policy of another.
+// withPolicy returns an input with the environment of today and another policy.
 func withPolicy(today, policy compile.Input) compile.Input {
 	today.Applications, today.Guardrails, today.Scopes = policy.Applications, policy.Guardrails, policy.Scopes
 	today.Profiles, today.Decoys = policy.Profiles, policy.Decoys

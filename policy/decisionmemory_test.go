@@ -13,9 +13,9 @@ func TestDecisionsOfOtherGenerations(t *testing.T) {
 	says := func(id bocage.DecisionID, field string) []bocage.Decision {
 		return []bocage.Decision{{ID: id, By: []bocage.Ref{{Kind: "Guardrail", Name: "g", Field: field}}}}
 	}
-	p.past.remember(says(7, "spec.require.log"), 10)
-	p.tried.remember(says(7, "spec.require.rate"), 12)
-	p.tried.remember(says(8, "spec.require.verify"), 12)
+	p.formerDecisions.remember(says(7, "spec.require.log"), 10)
+	p.candidateDecisions.remember(says(7, "spec.require.rate"), 12)
+	p.candidateDecisions.remember(says(8, "spec.require.verify"), 12)
 	for _, c := range []struct {
 		generation uint32
 		id         bocage.DecisionID
@@ -39,7 +39,7 @@ func TestDecisionsOfOtherGenerations(t *testing.T) {
 		}
 	}
 	// Events carry the low half of a generation's number.
-	p.past.remember(says(7, "spec.require.witness"), 1<<32+5)
+	p.formerDecisions.remember(says(7, "spec.require.witness"), 1<<32+5)
 	if d, _ := p.Decision(1<<32-3, 7); d.By[0].Field != "spec.require.witness" {
 		t.Errorf("before the numbers began anew: %v", d.By)
 	}

@@ -9,8 +9,8 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// whereabouts is where workloads are, for as long as the inventory is the same.
-type whereabouts struct {
+// placements tells on which hosts workloads are. It is valid for one state of the inventory.
+type placements struct {
 	workloads []*bocage.Workload
 	zones     []*bocage.Zone
 	placedIn  map[string][]placement // workloads with an interface, by namespace
@@ -24,12 +24,12 @@ type placement struct {
 	labels     map[string]string
 }
 
-// whereabouts returns where workloads are. It is the reporter's alone.
-func (p *Policy) whereabouts(in compile.Input) *whereabouts {
+// placements returns where workloads are. Only the reporter calls it.
+func (p *Policy) placements(in compile.Input) *placements {
 	if w := p.places; w != nil && same(w.workloads, in.Workloads) && same(w.zones, in.Zones) {
 		return w
 	}
-	w := &whereabouts{workloads: in.Workloads, zones: in.Zones, placedIn: map[string][]placement{}, selected: map[bocage.Resource][]string{}}
+	w := &placements{workloads: in.Workloads, zones: in.Zones, placedIn: map[string][]placement{}, selected: map[bocage.Resource][]string{}}
 	hosts, zones := map[string]bool{}, bocage.ZonesOfHosts(in.Zones)
 	for _, x := range in.Workloads {
 		if x.Spec.Interface != "" {
@@ -45,8 +45,9 @@ func (p *Policy) whereabouts(in compile.Input) *whereabouts {
 // mostSelected bounds the objects whose hosts are remembered.
 const mostSelected = 1 << 17
 
-// of remembers the hosts of an object.
-func (w *whereabouts) of(object bocage.Resource, pick func() []string) []string {
+// hostsOf returns the hosts that an object concerns. It calls pick once and remembers the
+// result.
+func (w *placements) hostsOf(object bocage.Resource, pick func() []string) []string {
 	if hosts, known := w.selected[object]; known {
 		return hosts
 	}
@@ -85,10 +86,10 @@ func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
 		}
 	}
 	for _, namespace := range namespaces {
-		pick(r.where.placedIn[namespace])
+		pick(r.placements.placedIn[namespace])
 	}
 	if len(namespaces) == 0 {
-		for _, workloads := range r.where.placedIn {
+		for _, workloads := range r.placements.placedIn {
 			pick(workloads)
 		}
 	}
@@ -98,7 +99,7 @@ func (r *reporter) selected(namespaces []string, s *bocage.Selector) []string {
 // placed lists the host of one workload.
 func (r *reporter) placed(name string) []string {
 	namespace, short, _ := strings.Cut(name, "/")
-	for _, w := range r.where.placedIn[namespace] {
+	for _, w := range r.placements.placedIn[namespace] {
 		if w.name == short {
 			return []string{w.host}
 		}
