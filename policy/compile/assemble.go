@@ -86,9 +86,10 @@ func (c *compiler) assemble(d *change) {
 	}
 
 	var gone []bocage.Rule
-	share := c.hands.worth(len(g.gone) + len(g.come))
+	restated := g.restated(d.regrouped)
+	share := c.hands.worth(len(g.gone) + len(g.come) + 2*len(restated))
 	c.hands.together(share,
-		func() { gone = c.rules(g.gone) }, // while their decisions have numbers
+		func() { gone = c.rules(slices.Concat(g.gone, restated), c.groupBefore) }, // while their decisions have numbers
 		func() { c.use(g.gone, -1); c.use(g.come, 1) })
 	reasons := b.reasons
 	if g.reclassified {
@@ -97,7 +98,7 @@ func (c *compiler) assemble(d *change) {
 	shared := b.shared
 	sharing := g.reclassified || g.namings.altered || d.renumbered
 	if sharing {
-		g.share(d.renumbered)
+		g.share(d.renumbered || len(d.regrouped) > 0)
 		shared = g.namings.patches()
 	}
 	for _, list := range [4]struct {
@@ -125,7 +126,7 @@ func (c *compiler) assemble(d *change) {
 		// Numbers moved on since two hashes met: everything that carries one is written anew.
 		var all []entry
 		g.eachEntry(func(e entry) { all = append(all, e) })
-		rs.rules = newList[bocage.Rule](nil).exchange(nil, c.rules(all), bocage.CompareRules)
+		rs.rules = newList[bocage.Rule](nil).exchange(nil, c.rules(all, c.groupOf), bocage.CompareRules)
 		rs.peers, rs.groups = newList[bocage.Peer](nil), newList[bocage.GroupInfo](nil)
 		written.write(rs)
 		c.describe(rs, nil)
@@ -134,10 +135,12 @@ func (c *compiler) assemble(d *change) {
 		c.hands.together(share, func() {
 			written.write(rs)
 			c.describe(rs, d)
-			if g.reclassified && !g.stayed {
+			if g.reclassified && !(g.stayed && len(d.regrouped) == 0) {
 				c.giveReasons(rs)
 			}
-		}, func() { rs.rules = rs.rules.exchange(gone, c.rules(g.come), bocage.CompareRules) })
+		}, func() {
+			rs.rules = rs.rules.exchange(gone, c.rules(slices.Concat(g.come, restated), c.groupOf), bocage.CompareRules)
+		})
 	}
 	rs.fallback = c.idOf(0)
 	if sharing || moved {
@@ -162,7 +165,7 @@ func (c *compiler) refuse(rs *whole) {
 
 // rules writes entries as rules, in the order of bocage.CompareRules: by how much
 // they leave open, then by pair. Sorting entries costs less than sorting rules.
-func (c *compiler) rules(entries []entry) []bocage.Rule {
+func (c *compiler) rules(entries []entry, groupOf func(int32) bocage.Group) []bocage.Rule {
 	type placed struct {
 		place uint64
 		patch int32
@@ -172,7 +175,7 @@ func (c *compiler) rules(entries []entry) []bocage.Rule {
 	var wide [4][]placed // by which sides are anyone
 	n := 0
 	for _, e := range entries {
-		p := placed{patch: e.patch, from: c.groupOf(e.from), to: c.groupOf(e.to)}
+		p := placed{patch: e.patch, from: groupOf(e.from), to: groupOf(e.to)}
 		p.place = uint64(p.from)<<32 | uint64(p.to)
 		rank := 0
 		if e.from == anyone {
@@ -243,6 +246,14 @@ func (c *compiler) groupOf(i int32) bocage.Group {
 		return bocage.GroupAny
 	}
 	return c.pop.subjects[i].group
+}
+
+// groupBefore is the group that a subject had before the last change.
+func (c *compiler) groupBefore(i int32) bocage.Group {
+	if group, regrouped := c.groupsBefore[i]; regrouped {
+		return group
+	}
+	return c.groupOf(i)
 }
 
 // use counts the patches of entries in or out of use.
@@ -442,7 +453,7 @@ func (c *compiler) describe(rs *whole, d *change) {
 		b.enforced[i], b.senders[i], b.receivers[i] = enforced, senders[i], receivers[i]
 		return !same
 	}
-	came := map[int32]bool{}
+	came, regrouped := map[int32]bool{}, map[int32]bocage.Group{}
 	if !whole {
 		for _, i := range d.gone {
 			s := &c.pop.subjects[i]
@@ -451,14 +462,23 @@ func (c *compiler) describe(rs *whole, d *change) {
 				peersGone = append(peersGone, bocage.Peer{Prefix: s.prefix})
 			}
 		}
-		came = c.came
+		for _, group := range d.regrouped {
+			groupsGone = append(groupsGone, bocage.GroupInfo{Group: group})
+		}
+		came, regrouped = c.came, d.regrouped
+	}
+	isNew := func(i int32) bool {
+		if _, is := regrouped[i]; is {
+			return true
+		}
+		return len(came) > 0 && came[i]
 	}
 	if look {
 		var entering []uint64 // groups and their subjects: sorting these costs less than sorting what is said of them
 		parts := make([][]uint64, c.hands.count)
 		c.hands.divide(len(c.pop.subjects), func(hand, first, last int) {
 			for i := first; i < last; i++ {
-				if s := &c.pop.subjects[i]; i != worldSubject && !s.gone() && (altered(int32(i)) || whole || len(came) > 0 && came[int32(i)]) {
+				if s := &c.pop.subjects[i]; i != worldSubject && !s.gone() && (altered(int32(i)) || whole || isNew(int32(i))) {
 					parts[hand] = append(parts[hand], uint64(s.group)<<32|uint64(i))
 				}
 			}
@@ -470,7 +490,7 @@ func (c *compiler) describe(rs *whole, d *change) {
 			s := &c.pop.subjects[i]
 			groups = append(groups, bocage.GroupInfo{Group: s.group, Enforce: b.enforced[i], Name: s.name, Sender: b.senders[i], Receiver: b.receivers[i]})
 			switch {
-			case !whole && !came[i]:
+			case !whole && !isNew(i):
 				groupsGone = append(groupsGone, bocage.GroupInfo{Group: s.group})
 			case s.prefix.IsValid():
 				peers = append(peers, bocage.Peer{Prefix: s.prefix, Identity: bocage.IdentityWorld, Group: s.group})
@@ -549,7 +569,7 @@ func (c *compiler) giveReasons(rs *whole) {
 	for at, patch := range g.reasons {
 		entries = append(entries, entry{pair{g.sources.coarse[at.from].leader, g.targets.coarse[at.to].leader}, patch})
 	}
-	if reasons := c.rules(entries); !slices.Equal(reasons, rs.reasons) {
+	if reasons := c.rules(entries, c.groupOf); !slices.Equal(reasons, rs.reasons) {
 		rs.reasons = reasons
 	}
 }

@@ -55,14 +55,71 @@ func (c *compiler) replace(u *unit) {
 		return
 	}
 	kept := slices.Clone(old[:first])
-	c.withdrawn = append(c.withdrawn, old[first:len(old)-last]...)
-	for _, s := range stated[first : len(stated)-last] {
-		i := int32(len(c.statements))
-		c.statements = append(c.statements, s)
-		c.added = append(c.added, i)
+	middle := old[first : len(old)-last]
+	stays := c.matched(middle, stated[first:len(stated)-last])
+	left := map[int32]bool{}
+	for n, i := range stays {
+		if i == unset {
+			i = int32(len(c.statements))
+			c.statements = append(c.statements, stated[first+n])
+			c.added = append(c.added, i)
+		} else {
+			left[i] = true
+		}
 		kept = append(kept, i)
 	}
+	for _, i := range middle {
+		if !left[i] {
+			c.withdrawn = append(c.withdrawn, i)
+		}
+	}
 	u.statements = append(kept, old[len(old)-last:]...)
+}
+
+// mostTried bounds how many older statements one is compared with that says the same of
+// others.
+const mostTried = 16
+
+// matched finds for every statement which of the old ones says what it says, in whatever
+// order; unset: none. So an author who says something else in the middle is not taken to
+// say everything else anew.
+func (c *compiler) matched(old []int32, stated []statement) []int32 {
+	out := make([]int32, len(stated))
+	for n := range out {
+		out[n] = unset
+	}
+	if len(old) == 0 {
+		return out
+	}
+	type saying struct {
+		kind  kind
+		field string
+		name  string
+		ports string
+	}
+	of := func(s *statement) saying {
+		said := saying{kind: s.kind, ports: s.ports.key()}
+		if len(s.by) > 0 {
+			said.field, said.name = s.by[0].Field, s.by[0].Name
+		}
+		return said
+	}
+	known := make(map[saying][]int32, len(old))
+	for _, i := range old {
+		said := of(&c.statements[i])
+		known[said] = append(known[said], i)
+	}
+	for n := range stated {
+		said := of(&stated[n])
+		list := known[said]
+		for at, i := range list[:min(len(list), mostTried)] {
+			if c.keeps(i, &stated[n]) {
+				out[n], known[said] = i, slices.Delete(list, at, at+1)
+				break
+			}
+		}
+	}
+	return out
 }
 
 // resided is a statement whose sides hold other subjects now, with the old sides.

@@ -52,9 +52,10 @@ type change struct {
 	// Subjects that nobody is left in, that are new, and that have other members.
 	gone, come, altered []int32
 	goneKeys            []string
-	left                []*bocage.Workload // workloads that are not where they were, as they were
-	moved               []int32            // workloads that are in other subjects or came, by place
-	renumbered          bool               // subjects that stayed have other groups
+	regrouped           map[int32]bocage.Group // subjects that stayed and took another key, with the groups that they had
+	left                []*bocage.Workload     // workloads that are not where they were, as they were
+	moved               []int32                // workloads that are in other subjects or came, by place
+	renumbered          bool                   // subjects that stayed have other groups
 
 	subjects bool           // some subject is gone, new or has other members
 	prefixes []netip.Prefix // that are named and were not, or are no longer

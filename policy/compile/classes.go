@@ -2,6 +2,7 @@ package compile
 
 import (
 	"encoding/binary"
+	"maps"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -132,8 +133,8 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 	}
 	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
 	sources, targets := g.sources.coarse, g.targets.coarse
-	g.divide(&g.sources, added, withdrawn, came, d.gone)
-	g.divide(&g.targets, added, withdrawn, came, d.gone)
+	g.divide(&g.sources, added, withdrawn, came, d)
+	g.divide(&g.targets, added, withdrawn, came, d)
 	g.stayed = g.explicit != nil && len(added)+len(withdrawn) == 0 && !d.renumbered && g.sources.stay(sources) && g.targets.stay(targets)
 	if g.stayed {
 		return
@@ -333,7 +334,7 @@ func (g *grid) strong(statements []int32) []int32 {
 
 // divide puts the subjects into classes. Only those that changed statements name,
 // that came and that are gone are looked at.
-func (g *grid) divide(k *classes, added, withdrawn, came, gone []int32) {
+func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
 	subjects := g.c.pop.subjects
 	for len(k.sums) < len(subjects) {
 		k.sums = append(k.sums, [2]uint64{})
@@ -374,7 +375,7 @@ func (g *grid) divide(k *classes, added, withdrawn, came, gone []int32) {
 		for s := len(before); s < len(subjects); s++ {
 			k.of[s] = unset
 		}
-		touched = append(append(touched, came...), gone...)
+		touched = append(append(touched, came...), d.gone...)
 		slices.Sort(touched)
 		touched = slices.Compact(touched)
 	}
@@ -409,7 +410,11 @@ func (g *grid) divide(k *classes, added, withdrawn, came, gone []int32) {
 			slices.Sort(k.list[i].members)
 		}
 	}
-	for i := range left {
+	led := maps.Clone(left)
+	for i := range d.regrouped {
+		led[k.of[i]] = true
+	}
+	for i := range led {
 		g.lead(&k.list[i])
 	}
 	k.touched, k.changed = touched, left

@@ -203,8 +203,9 @@ type compiler struct {
 	statements       []statement // all that were ever stated, by number
 	added, withdrawn []int32
 	resided          []resided
-	came             map[int32]bool // subjects that came with the last change
-	dead             int            // statements that were withdrawn
+	came             map[int32]bool         // subjects that came with the last change
+	groupsBefore     map[int32]bocage.Group // subjects that have another group since the last change, with the one before
+	dead             int                    // statements that were withdrawn
 
 	refusals   []refusal                      // those that are being stated
 	cutOff     []refusal                      // all of them, one for each workload

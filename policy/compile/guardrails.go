@@ -247,6 +247,8 @@ func (c *compiler) resolve(matches ...bocage.CellMatch) []block {
 		}
 		part.to.list = append(part.to.list, t)
 	}
+	// Not in the order of whom they are about: those who come or go change it.
+	slices.Sort(keys)
 	blocks := make([]block, 0, len(keys))
 	for _, key := range keys {
 		blocks = append(blocks, *byPorts[key])

@@ -55,11 +55,18 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 	if !p.changePrefixes(d) {
 		return false
 	}
-	at, few := p.askedOtherwise(p.asked.changed())
+	questions := p.asked.changed()
+	at, few := p.mayAnswerOtherwise(questions)
 	if !few {
 		return false
 	}
-	for name := range differing(threats, p.threats) {
+	asked := askedOtherwise(questions)
+	p.forgetPicks(asked)
+	elsewhere := differing(threats, p.threats)
+	if len(elsewhere) == 0 && !d.of(kindZone) {
+		at = p.regroup(at, asked, d)
+	}
+	for name := range elsewhere {
 		if i, known := c.in.find(name); known {
 			at = append(at, i)
 		}
@@ -73,6 +80,7 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 	}
 	p.renumber(d)
 	d.subjects = len(d.gone)+len(d.come)+len(d.altered) > 0
+	c.groupsBefore = d.regrouped
 	c.came = map[int32]bool{}
 	for _, i := range d.come {
 		c.came[i] = true
@@ -170,9 +178,9 @@ func (p *population) addWorkloads() {
 	p.labels = indexLabels(p.in.workloads)
 }
 
-// askedOtherwise lists the workloads that may answer otherwise since the questions
+// mayAnswerOtherwise lists the workloads that may answer otherwise since the questions
 // changed; false if they are too many to look at one by one.
-func (p *population) askedOtherwise(questions []any) (at []int32, few bool) {
+func (p *population) mayAnswerOtherwise(questions []any) (at []int32, few bool) {
 	few = true
 	scan := func(concerned func(*bocage.Workload) bool) {
 		for i, w := range p.in.workloads {
@@ -356,17 +364,23 @@ func (p *population) number() {
 	p.subjects[worldSubject].group = bocage.GroupWorld
 }
 
-// renumber gives the subjects that came their groups.
+// renumber gives the subjects that came, or took another key, their groups.
 func (p *population) renumber(d *change) {
 	keys := make([]string, len(d.come))
 	for n, i := range d.come {
 		keys[n] = p.subjects[i].key
+	}
+	for i := range d.regrouped {
+		keys = append(keys, p.subjects[i].key)
 	}
 	for _, key := range p.numbers.change(d.goneKeys, keys) {
 		p.subjects[p.byKey[key]].group = bocage.Group(p.numbers.of(key))
 		d.renumbered = true
 	}
 	for _, i := range d.come {
+		p.subjects[i].group = bocage.Group(p.numbers.of(p.subjects[i].key))
+	}
+	for i := range d.regrouped {
 		p.subjects[i].group = bocage.Group(p.numbers.of(p.subjects[i].key))
 	}
 }
@@ -429,20 +443,26 @@ func (p *population) eachKey(w *bocage.Workload, visit func(key []byte, pairs []
 
 // addGroup makes a subject of workloads like the given one.
 func (p *population) addGroup(key string, pairs []string, block netip.Prefix, w *bocage.Workload) int32 {
-	s := subject{key: key, name: w.Namespace, namespace: w.Namespace, block: block}
+	s := subject{key: key, name: p.nameOf(w, pairs), namespace: w.Namespace, block: block}
 	p.lookAt(&s, w)
-	for _, pair := range pairs {
-		s.name += " " + pair
-	}
-	if len(p.threats) > 0 {
-		for _, t := range p.threats[w.NamespacedName()] {
-			s.name += " (" + string(t.Spec.Level) + ": " + t.Name + ")"
-		}
-	}
 	s.enforce = slices.ContainsFunc(p.in.scopes, func(scope *bocage.Scope) bool {
 		return scope.Spec.Mode == bocage.ModeEnforce && s.picked(scope.Spec.Namespaces, &scope.Spec.Workload)
 	})
 	return p.addSubject(s)
+}
+
+// nameOf is how people read of workloads that answer like the given one.
+func (p *population) nameOf(w *bocage.Workload, pairs []string) string {
+	name := []byte(w.Namespace)
+	for _, pair := range pairs {
+		name = append(append(name, ' '), pair...)
+	}
+	if len(p.threats) > 0 {
+		for _, t := range p.threats[w.NamespacedName()] {
+			name = append(append(append(append(append(name, " ("...), t.Spec.Level...), ": "...), t.Name...), ')')
+		}
+	}
+	return string(name)
 }
 
 // lookAt makes a workload the one that tells of its subject.

@@ -19,7 +19,7 @@ func (g *grid) update(d *change) bool {
 	}
 	sourcesOf, spelled := g.sources.of, g.spelled
 	before := g.lay
-	if g.reclassified = g.reclassified || len(d.gone)+len(d.come) > 0; g.reclassified {
+	if g.reclassified = g.reclassified || len(d.gone)+len(d.come)+len(d.regrouped) > 0; g.reclassified {
 		if before == nil {
 			before = g.reasoned()
 		}
