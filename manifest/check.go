@@ -138,9 +138,6 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 	case reflect.String:
 		c.checkString(n, path)
 	case reflect.Bool:
-		if n.boolean {
-			n.Tag = "!!bool"
-		}
 		if n.Kind != scalar || n.Tag != "!!bool" {
 			c.fault(&c.wrong, n, path, "is %s where true or false is needed", describe(n))
 		}
@@ -206,7 +203,7 @@ func (c *checker) checkString(n *node, path string) {
 	switch {
 	case n.Kind != scalar:
 		c.fault(&c.wrong, n, path, "is %s where text is needed", describe(n))
-	case n.boolean && (n.Tag == "!!bool" || strings.Contains(path, ".matchExpressions[")): // of labels, as in maps
+	case n.boolean && n.Tag == "!!bool":
 		c.fault(&c.wrong, n, path, "%s", mustQuote(n.Value))
 	case n.Tag != "!!str" && n.Tag != "!!timestamp":
 		c.fault(&c.wrong, n, path, "is %s where text is needed: write %q", describe(n), n.Value)
@@ -241,7 +238,10 @@ func (c *checker) checkJSON(n *node, typ reflect.Type, path string) {
 	if err == nil {
 		err = json.Unmarshal(data, reflect.New(typ).Interface())
 	}
-	if err != nil {
+	switch {
+	case err != nil && n.boolean:
+		c.fault(&c.wrong, n, path, "%s", mustQuote(n.Value))
+	case err != nil:
 		c.fault(&c.wrong, n, path, "%v", err)
 	}
 }

@@ -2,6 +2,7 @@ package manifest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -255,14 +256,36 @@ func TestYesAndNo(t *testing.T) {
 			}
 		}
 	}
-	// Elsewhere a letter alone is a name, as it is in YAML 1.2.
+	// So in every place of text, of our own kinds too.
 	for name, want := range map[string]string{
 		"no": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "no"`, "Off": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "Off"`,
-		"y": "", "n": "", "'no'": "",
+		"y": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "y"`, "N": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "N"`,
+		"'y'": "", "\"n\"": "", "'no'": "", "yes1": "",
 	} {
 		_, faults := Read("f.yaml", []byte(head+"kind: Scope\nmetadata: {name: "+name+"}\nspec: {mode: observe}\n"))
 		if len(faults) > 1 || len(faults) == 1 && faults[0].String() != want || len(faults) == 0 && want != "" {
 			t.Errorf("%s gave %v, want %s", name, faults, want)
+		}
+	}
+	for text, want := range map[string][]string{
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: y}\nspec: {podSelector: {}, ingress: [{ports: [{port: n, protocol: y}]}]}\n": {
+			`f.yaml:3: metadata.namespace: is true or false where text is needed: quote it, as "y"`,
+			`f.yaml:4: spec.ingress[0].ports[0].port: is true or false where text is needed: quote it, as "n"`,
+			`f.yaml:4: spec.ingress[0].ports[0].protocol: is true or false where text is needed: quote it, as "y"`,
+		},
+		head + "kind: Application\nmetadata: {name: a, namespace: a}\nspec:\n  workload: {matchLabels: {app: a}}\n  provides: [{name: p, port: 80, to: {}, toNamespaces: ['x',\n    y]}]\n  consumes: [{external: n, port: y}]\n": {
+			`f.yaml:7: spec.provides[0].toNamespaces[1]: is true or false where text is needed: quote it, as "y"`,
+			`f.yaml:8: spec.consumes[0].external: is true or false where text is needed: quote it, as "n"`,
+			`f.yaml:8: spec.consumes[0].port: is true or false where a whole number is needed`,
+		},
+	} {
+		_, faults := Read("f.yaml", []byte(text))
+		var got []string
+		for _, fault := range faults {
+			got = append(got, fault.String())
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s\ngave %q\nwant %q", text, got, want)
 		}
 	}
 	// So in kinds of which others know the fields.

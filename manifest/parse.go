@@ -501,8 +501,8 @@ func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
 	case yaml.ScalarNode:
 		tag := y.ShortTag()
 		boolean := tag == "!!str" && y.Style == 0 && isBoolean(y.Value)
-		if boolean && len(y.Value) > 1 {
-			tag = "!!bool" // a letter alone is a name as often: check tells by its place
+		if boolean {
+			tag = "!!bool"
 		}
 		switch tag {
 		case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!merge":

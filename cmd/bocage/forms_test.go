@@ -106,8 +106,8 @@ func TestSimulateReadsFilesAsTheyComeIn(t *testing.T) {
 func TestSimulateSaysWhatIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
 		"apiVersion: bocage.dev/v1\nkind: Application\nmetadata: {name: a, namespace: x}\nspec: {workload: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: NotIn, values: [a]}]}}\n": "note: Application x/a spec.workload (standard input:1): it can never match, whoever joins",
-		"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: never}\nspec: {never: [{to: {namespaces: [y]}}]}\n---\n" +
-			"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: grant}\nspec: {grant: [{from: {namespaces: [x]}, to: {namespaces: [y]}, ports: [{port: 443}]}]}\n": "! Guardrail grant spec.grant[0] (standard input:6): allows nothing: Guardrail never spec.never[0] (standard input:1) refuses all of it, whoever joins",
+		"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: never}\nspec: {never: [{to: {namespaces: [\"y\"]}}]}\n---\n" +
+			"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: grant}\nspec: {grant: [{from: {namespaces: [x]}, to: {namespaces: [\"y\"]}, ports: [{port: 443}]}]}\n": "! Guardrail grant spec.grant[0] (standard input:6): allows nothing: Guardrail never spec.never[0] (standard input:1) refuses all of it, whoever joins",
 		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: x}\nspec: {podSelector: {}, \"\\e[2J\": 1}\n": `standard input:4: spec.\x1b[2J: is unknown`,
 	} {
 		_, errs, _ := invoke(t, text, "simulate", "-f", "-", "--matrix")

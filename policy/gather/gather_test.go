@@ -235,8 +235,8 @@ func TestControllers(t *testing.T) {
 
 // TestOrderOfFiles: the same files in any order and cut give the same input.
 func TestOrderOfFiles(t *testing.T) {
-	texts := []string{workload, isolate, pod("b", "x", ""), pod("a", "y", ""), pod("c", "z", "spec: {hostNetwork: true}\n"),
-		"---\napiVersion: v1\nkind: Node\nmetadata: {name: n}\n", "---\napiVersion: v1\nkind: Node\nmetadata: {name: m}\n"}
+	texts := []string{workload, isolate, pod("b", "x", ""), pod("a", "v", ""), pod("c", "z", "spec: {hostNetwork: true}\n"),
+		"---\napiVersion: v1\nkind: Node\nmetadata: {name: q}\n", "---\napiVersion: v1\nkind: Node\nmetadata: {name: m}\n"}
 	var first string
 	r := rand.New(rand.NewPCG(1, 1))
 	for range 20 {

@@ -260,6 +260,8 @@ func probeMessage(err error, raw []byte) string {
 		return "port: is text where a number is needed"
 	case errors.As(err, &wrong) && wrong.Field == "port":
 		return fmt.Sprintf("port: %s is not a number from 0 to 65535", strings.TrimPrefix(wrong.Value, "number "))
+	case errors.As(err, &wrong) && wrong.Value == "bool":
+		return fmt.Sprintf("%s: is true or false where text is needed: quote it", wrong.Field)
 	case errors.As(err, &wrong):
 		return fmt.Sprintf("%s: is %s where text is needed", wrong.Field, wrong.Value)
 	case strings.Contains(text, "parsing time"):
