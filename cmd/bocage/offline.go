@@ -29,7 +29,7 @@ func (o *offline) flags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	pathsFlag(cmd, &o.files, "file", "f", "file or folder with resources, ours or Kubernetes', or - for standard input; may be repeated")
 	pathsFlag(cmd, &o.workloads, "workloads", "", "file with more Workloads or Pods; may be repeated")
-	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens to the flows of workloads where nobody says anything (a node of a cluster is let reach and be reached by what is no workload, and two other ends that are none are refused): kubernetes (accept), deny, declared (as a controller does: accept between Pods only), or auto (that, and Workloads count as Pods where there are Kubernetes' policies and none of Bocage's)")
+	flags.StringVar(&o.options.Default, "default", gather.DefaultAuto, "what happens to flows of which nobody says anything: kubernetes (all are accepted, as in a cluster), deny (all are refused, those of Pods and nodes too), declared (as a controller decides: Pods and nodes may open and be opened to, Workloads and what is no workload may not), or auto (as declared, but Workloads count as Pods where there are Kubernetes' policies and none of Bocage's)")
 	flags.BoolVar(&o.options.Strict, "strict", false, "refuse files with kinds that are not read, instead of leaving those out")
 	flags.StringVar(&o.at, "at", "", "the moment that is asked about, such as 2026-11-24T18:00:00Z (default: now)")
 	flags.BoolVarP(&o.quiet, "quiet", "q", false, "no notes on standard error")
@@ -86,6 +86,7 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 	simulator, output := simulate.Compile(gathered.Input)
 	simulator.Locate(gathered.Place)
 	simulator.Names(gathered.Names, gathered.Gone)
+	simulator.Bystanders(o.bystanders())
 	if len(output.Faults) > 0 {
 		return nil, nil, e.refuse(output.Faults)
 	}
@@ -124,6 +125,17 @@ func (e *env) tellFindings(findings []compile.Finding) {
 			fmt.Fprintf(e.err, "%s and %d more %s\n", kind.mark, more, kind.more)
 		}
 	}
+}
+
+// bystanders is what becomes of flows between ends that are no workloads, by --default.
+func (o *offline) bystanders() simulate.Bystanders {
+	switch o.options.Default {
+	case gather.DefaultKubernetes:
+		return simulate.BystandersAccepted
+	case gather.DefaultDeny:
+		return simulate.BystandersRefused
+	}
+	return simulate.BystandersOfClusters
 }
 
 // refuse shows the faults of files of which nothing is decided then.

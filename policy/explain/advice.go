@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -66,8 +67,12 @@ func (j *Judge) orEnforce(a Advice, g *Judgement) Advice {
 // from the judgement on as things are.
 func (j *Judge) opening(g Judgement, f bocage.Flow) []Step {
 	var steps []Step
-	for range mostRounds {
+	asThingsAre := j
+	for round := range mostRounds {
 		if g.Would.Allowed() {
+			if round > 1 {
+				return asThingsAre.needed(steps, f)
+			}
 			return steps
 		}
 		next := j.clear(&g, f)
@@ -83,6 +88,24 @@ func (j *Judge) opening(g Judgement, f bocage.Flow) []Step {
 		}
 	}
 	return nil
+}
+
+// needed leaves out the steps without which the flow is allowed too: one that clears an
+// obstacle may clear another before it. What later steps build on stays.
+func (j *Judge) needed(steps []Step, f bocage.Flow) []Step {
+	for i := 0; i < len(steps) && len(steps) > 1; {
+		without := slices.Delete(slices.Clone(steps), i, i+1)
+		if !slices.ContainsFunc(without[i:], func(s Step) bool { return sameObject(s.Change.Object, steps[i].Change.Object) }) && !j.refused(without, f) {
+			steps = without
+		} else {
+			i++
+		}
+	}
+	return steps
+}
+
+func sameObject(a, b bocage.Resource) bool {
+	return reflect.TypeOf(a) == reflect.TypeOf(b) && a.Meta().Name == b.Meta().Name && a.Meta().Namespace == b.Meta().Namespace
 }
 
 // clear finds what takes away the obstacle that decides.
@@ -239,8 +262,9 @@ func (j *Judge) clearResponses(g *Judgement) []Step {
 			continue
 		}
 		responses = append(responses, g.Responses[refuses])
+		from, to := g.refuses(r)
 		for _, t := range j.prevailing(g) {
-			if by := ref("ThreatCondition", t, "spec.level"); j.answers(r, t) && !slices.Contains(conditions, by) {
+			if by := ref("ThreatCondition", t, "spec.level"); j.answers(r, t) && (t.isSource && from || !t.isSource && to) && !slices.Contains(conditions, by) {
 				conditions = append(conditions, by)
 				if t.Spec.Expires.After(until) {
 					until = t.Spec.Expires
@@ -251,10 +275,24 @@ func (j *Judge) clearResponses(g *Judgement) []Step {
 	return j.lift(conditions, until, ", to which "+refList(responses)+" answers")
 }
 
+// refuses reports whether a response refuses what comes from those that it answers
+// for, and what goes to them.
+func (g *Judgement) refuses(r *bocage.Response) (from, to bool) {
+	for _, by := range g.Responses {
+		if by.Name == r.Name {
+			_, is := index(by.Field, "spec.then.refuseFrom")
+			from, to = from || is, to || !is
+		}
+	}
+	return from, to
+}
+
 // clearImpossible makes duties possible that cannot be kept.
 func (j *Judge) clearImpossible(g *Judgement, f bocage.Flow) []Step {
 	var steps []Step
 	done := map[string]bool{}
+	var highest int
+	var asked bocage.Ref
 	for _, by := range g.Impossible {
 		var required *bocage.Duties
 		switch by.Kind {
@@ -278,40 +316,45 @@ func (j *Judge) clearImpossible(g *Judgement, f bocage.Flow) []Step {
 				fmt.Sprintf("declare the InspectionProfile %s that %s names", required.Inspect, by)})
 			continue
 		}
-		steps = append(steps, j.vouch(g, *required, by, done)...)
+		if wanted, _ := bocage.AssuranceLevel(required.Assurance); wanted > highest {
+			highest, asked = wanted, by // who is vouched for so far is so for all who ask
+		}
+	}
+	if highest > 0 {
+		steps = append(steps, vouch(g, highest, asked)...)
 	}
 	return steps
 }
 
 // vouch raises the assurance of the ends that fall short.
-func (j *Judge) vouch(g *Judgement, required bocage.Duties, by bocage.Ref, done map[string]bool) []Step {
+func vouch(g *Judgement, wanted int, by bocage.Ref) []Step {
 	var steps []Step
-	wanted, _ := bocage.AssuranceLevel(required.Assurance)
-	for _, p := range []party{g.Source, g.Destination} {
-		if p.workload == nil || p.assurance() >= wanted || done[required.Assurance+" "+p.String()] {
+	ends := []party{g.Source, g.Destination}
+	if g.ToItself() {
+		ends = ends[:1]
+	}
+	for _, p := range ends {
+		if p.workload == nil || p.assurance() >= wanted {
 			continue
 		}
-		done[required.Assurance+" "+p.String()] = true
 		after := *p.workload
-		after.Status.Assurance = required.Assurance
-		steps = append(steps, Step{Change{Object: &after}, fmt.Sprintf("have the identity of %s vouched for at %s, as %s asks; it is at L%d",
-			p, required.Assurance, by, p.assurance())})
+		after.Status.Assurance = fmt.Sprintf("L%d", wanted)
+		steps = append(steps, Step{Change{Object: &after}, fmt.Sprintf("have the identity of %s vouched for at L%d, as %s asks; it is at L%d",
+			p, wanted, by, p.assurance())})
 	}
 	return steps
 }
 
 // adviseToRefuse finds what would have to be withdrawn.
 func (j *Judge) adviseToRefuse(g *Judgement, f bocage.Flow) Advice {
-	a := Advice{Otherwise: []Step{j.neverStep(g, f)}}
-	if steps := j.withdrawals(g); j.possible(steps) {
-		if after := j.with(changesOf(steps)).Judge(f); !after.Would.Allowed() {
-			a.Steps = steps
-		}
-	}
+	a := Advice{Steps: j.withdrawals(g, f), Otherwise: []Step{j.neverStep(g, f)}}
 	if len(a.Steps) == 0 {
 		a.Steps, a.Otherwise = a.Otherwise, nil
 		a.Text = "to refuse it, " + textOf(a.Steps)
-		if g.Code == bocage.ReasonKubernetes && len(g.Kubernetes.By) == 0 {
+		switch {
+		case g.Kubernetes.ownNode():
+			a.Text = "a node always reaches the Pods that run on it, whatever NetworkPolicies say: " + a.Text
+		case g.Code == bocage.ReasonKubernetes && len(g.Kubernetes.By) == 0:
 			a.Text = "no policy selects a Pod there, and Kubernetes accepts what none decides: " + a.Text
 		}
 		return a

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/kubernetes"
 )
 
 // mostNear bounds how many half contracts are tried for an advice.
@@ -105,30 +106,37 @@ func (j *Judge) contractWays(g *Judgement, f bocage.Flow) []way {
 		case consumerHalf:
 			ways = append(ways, way{1, func() []Step {
 				step, name := j.letIn(c, g.Source)
-				steps := []Step{step}
-				if consumed := c.consumer.Spec.Consumes[c.consume].Interface; consumed != "" && consumed != name {
-					steps = append(steps, j.with(changesOf(steps)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
-				}
-				return steps
+				return j.consumed(g, []Step{step}, c.provider, name)
 			}})
 		case noHalf:
-			ways = append(ways, way{2, func() []Step {
+			ways = append(ways, way{1, func() []Step {
 				step, name := j.letIn(c, g.Source)
-				steps := []Step{step}
-				return append(steps, j.with(changesOf(steps)).consumeStep(g.Source, j.consumeOf(g.Source, c.provider, name)))
+				return j.consumed(g, []Step{step}, c.provider, name)
 			}})
 		}
 	}
-	return append(ways, way{2, func() []Step {
+	return append(ways, way{1, func() []Step {
 		entry := bocage.Provide{Name: interfaceName(f), Port: portOf(f), Protocol: protocolOf(f), To: j.naming(g.Source)}
 		if ns := g.Source.workload.Namespace; ns != g.Destination.workload.Namespace {
 			entry.ToNamespaces = []string{ns}
 		}
 		step, provider := j.provideStep(g.Destination, entry)
 		provided := provider.Spec.Provides[len(provider.Spec.Provides)-1].Name
-		next := j.with([]Change{step.Change})
-		return []Step{step, next.consumeStep(g.Source, j.consumeOf(g.Source, provider, provided))}
+		return j.consumed(g, []Step{step}, provider, provided)
 	}})
+}
+
+// consumed adds that the source consumes the interface which the steps make, unless
+// it says so already: of the whole application, or of what had no such interface.
+func (j *Judge) consumed(g *Judgement, steps []Step, provider *bocage.Application, name string) []Step {
+	for _, a := range j.of(g.Source) {
+		for _, c := range a.Spec.Consumes {
+			if c.Service != "" && serviceOf(a, c) == provider.NamespacedName() && (c.Interface == "" || c.Interface == name) {
+				return steps
+			}
+		}
+	}
+	return append(steps, j.with(changesOf(steps)).consumeStep(g.Source, j.consumeOf(g.Source, provider, name)))
 }
 
 // letIn has a provider let a workload in: by what one part of the interface
@@ -267,21 +275,60 @@ func (j *Judge) naming(p party) bocage.Selector {
 	return itself(p.workload)
 }
 
-// withdrawals take away everything that allows the flow: of contracts, the
-// consumer's half, for the provider's may serve others.
-func (j *Judge) withdrawals(g *Judgement) []Step {
+// withdrawals take away what allows the flow, and nothing besides: of contracts the
+// consumer's half, for the provider's may serve others; of what Kubernetes' policies
+// say one end, for either refuses it.
+func (j *Judge) withdrawals(g *Judgement, f bocage.Flow) []Step {
+	ends := [][]bocage.Ref{nil}
+	if k := g.Kubernetes; k.Allows && len(k.By) > 0 {
+		ends = nil
+		for _, end := range []kubernetes.Direction{k.Ingress, k.Egress} {
+			if end.Outcome == kubernetes.OutcomeAccept && len(end.By) > 0 {
+				ends = append(ends, end.By)
+			}
+		}
+	}
+	var best []Step
+	for _, end := range ends {
+		steps := j.withdrawing(append(slices.Clone(g.Allows), single(end)...))
+		if !j.possible(steps) || !j.refused(steps, f) {
+			continue
+		}
+		for i := 0; i < len(steps) && len(steps) > 1; {
+			// An Admin tier's refusal leaves nothing to withdraw for others.
+			if without := slices.Delete(slices.Clone(steps), i, i+1); j.refused(without, f) {
+				steps = without
+			} else {
+				i++
+			}
+		}
+		if best == nil || len(steps) < len(best) {
+			best = steps
+		}
+	}
+	return best
+}
+
+// refused reports whether a flow is refused once steps are made.
+func (j *Judge) refused(steps []Step, f bocage.Flow) bool {
+	after := j.with(changesOf(steps)).Judge(f)
+	return !after.Would.Allowed()
+}
+
+// withdrawing takes everything away that is said, object by object.
+func (j *Judge) withdrawing(said [][]bocage.Ref) []Step {
 	type object struct{ kind, namespace, name string }
 	fields := map[object][]string{}
-	said := map[bocage.Ref]bool{}
+	seen := map[bocage.Ref]bool{}
 	var order []object
-	for _, by := range append(slices.Clone(g.Allows), single(g.Kubernetes.By)...) {
+	for _, by := range said {
 		half := by[len(by)-1]
 		o := object{half.Kind, half.Namespace, half.Name}
 		if fields[o] == nil {
 			order = append(order, o)
 		}
-		if !said[half] {
-			said[half] = true
+		if !seen[half] {
+			seen[half] = true
 			fields[o] = append(fields[o], half.Field)
 		}
 	}

@@ -53,6 +53,9 @@ func (j *Judge) tell(e *bocage.Explanation, rs *bocage.Ruleset, g *Judgement, f 
 	e.Source, e.Destination, e.Generation = rs.Lookup(f.Source), rs.Lookup(f.Destination), rs.Generation
 	decision, _ := rs.Decision(e.Reason.Decision)
 	e.Decider = Decider(decision)
+	if node, decides := j.ownNode(g); decides && e.Verdict.Allowed() && e.Decider.Kind == "Default" {
+		e.Decider = node
+	}
 	e.Layers = append(e.Layers, j.layers(g, f)...)
 	if e.Verdict.Allowed() && e.Reason.Would.Allowed() {
 		e.Duties = g.Duties

@@ -1,6 +1,8 @@
 package explain
 
 import (
+	"slices"
+
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/kubernetes"
 )
@@ -24,6 +26,31 @@ type KubernetesSay struct {
 // accepts it at the destination, which is closed by default.
 func (k *KubernetesSay) unanswered() bool {
 	return !k.Allows && k.Egress.Outcome == kubernetes.OutcomeAccept && k.Ingress.Outcome == kubernetes.OutcomeNone
+}
+
+// ownNode says that NetworkPolicies isolate the destination and that none of their
+// rules lets the source in: it comes in since it is the node that the Pod runs on.
+func (k *KubernetesSay) ownNode() bool {
+	return k.Ingress.Outcome == kubernetes.OutcomeAccept && len(k.Ingress.By) == 0
+}
+
+// OwnNode is the host that decides about a flow by being what its destination runs
+// on, which no policy can keep out; false where something else decides.
+func (j *Judge) OwnNode(f bocage.Flow) (bocage.Ref, bool) {
+	g := j.Judge(f)
+	return j.ownNode(&g)
+}
+
+func (j *Judge) ownNode(g *Judgement) (bocage.Ref, bool) {
+	if !g.Would.Allowed() || len(g.Allows) > 0 || len(g.Kubernetes.By) > 0 || !g.Kubernetes.ownNode() {
+		return bocage.Ref{}, false
+	}
+	for _, h := range j.in.Hosts {
+		if i := slices.Index(h.Spec.Addresses, g.Source.address); i >= 0 && h.Name == g.Destination.workload.Spec.Host {
+			return ref("Host", h, at("spec.addresses", i)), true
+		}
+	}
+	return bocage.Ref{}, false
 }
 
 func (j *Judge) newEvaluator() *kubernetes.Evaluator {

@@ -269,7 +269,7 @@ func outcomeText(d kubernetes.Direction) string {
 	switch d.Outcome {
 	case kubernetes.OutcomeAccept:
 		if len(d.By) == 0 {
-			return "accepted: a node may always reach its Pods"
+			return "accepted: no rule allows it, but a node always reaches the Pods that run on it"
 		}
 		return "accepted"
 	case kubernetes.OutcomeIsolated:

@@ -240,7 +240,7 @@ func (j *Judge) closing(f bocage.Flow, name bocage.DomainName) []Step {
 		var next []Step
 		switch {
 		case bare.Would.Allowed():
-			next = j.withdrawals(&bare)
+			next = j.withdrawals(&bare, f)
 		case len(open) == 0:
 			return steps
 		default:
@@ -248,7 +248,7 @@ func (j *Judge) closing(f bocage.Flow, name bocage.DomainName) []Step {
 			for _, n := range open {
 				consumed.Allows = append(consumed.Allows, n.Allows...)
 			}
-			if next = j.withdrawals(&consumed); len(consumed.Allows) == 0 {
+			if next = j.withdrawing(consumed.Allows); len(consumed.Allows) == 0 {
 				if step, ok := j.withoutName(open[0].Kubernetes.By, name); ok {
 					next = []Step{step}
 				}

@@ -52,6 +52,9 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	}
 	input := Merge(s.Declared, objects, s.Now)
 	simulator, output := simulate.Compile(input)
+	if s.InForce != nil {
+		simulator.BystandersAs(s.InForce)
+	}
 	result.Faults, result.Findings = sortFindings(output.Findings(), objects)
 	if len(result.Faults) > 0 {
 		result.Findings = nil

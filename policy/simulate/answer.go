@@ -40,6 +40,7 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		answer.Error = err.Error()
 		return answer, nothing
 	}
+	f := bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment}
 	verdict, reason := s.decideOne(q, p.Port, moment)
 	answer.Families = s.families(q, p.Port, moment, reason)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
@@ -52,7 +53,11 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 	if reason.Would.Allowed() {
 		answer.Duties = duties(decision)
 	}
-	if decider, ok := Decider(decision); ok {
+	decider, ok := Decider(decision)
+	if !ok && answer.Verdict == "allow" && s.isOnItsHost(q.from, q.to) {
+		decider, ok = s.near().judge(nil, s.workloadAt(q.to), f).OwnNode(f)
+	}
+	if ok {
 		file, line := s.place(decider)
 		answer.Decision = bocage.SimulateDecision{Kind: decider.Kind, Namespace: decider.Namespace, Name: decider.Name, Field: decider.Field, File: file, Line: line}
 	}
@@ -60,8 +65,15 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		return answer, nothing // no ruleset decided it, so none has to change
 	}
 	return answer, func() string {
-		return s.missing(q, bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment})
+		return s.missing(q, f)
 	}
+}
+
+// isOnItsHost reports whether the source has an address of the host that the
+// destination runs on, which Kubernetes' policies cannot keep out.
+func (s *Simulator) isOnItsHost(from, to End) bool {
+	w := s.workloadAt(to)
+	return w != nil && w.Spec.Host != "" && s.workloadAt(from) == nil && slices.Contains(s.hosts[w.Spec.Host], from.Address)
 }
 
 // decide is Decide, and accepts what Kubernetes accepts where rulesets, which speak
@@ -73,10 +85,39 @@ func (s *Simulator) decide(from, to End, protocol bocage.Protocol, port uint16, 
 		return bocage.VerdictAllow, accepted
 	}
 	verdict, reason := s.Decide(from, to, protocol, port, at)
-	if reason.Code == bocage.ReasonDefaultDeny && s.isNodes(from, to) {
+	if reason.Code == bocage.ReasonDefaultDeny && s.acceptsBystanders(from, to) {
 		return bocage.VerdictAllow, accepted
 	}
 	return verdict, reason
+}
+
+// Bystanders is what becomes of flows neither end of which is a workload: nobody can
+// declare anything about them but guardrails, and no enforcement point sees them.
+type Bystanders uint8
+
+// What becomes of bystanders' flows. Of zero, those of the nodes of a cluster are
+// accepted, as in Kubernetes, and all others refused.
+const (
+	BystandersOfClusters Bystanders = iota
+	BystandersAccepted
+	BystandersRefused
+)
+
+// Bystanders has flows between ends that are no workloads be answered so. It is to be
+// called before anything is asked.
+func (s *Simulator) Bystanders(b Bystanders) { s.bystanders = b }
+
+// BystandersAs has them be answered as another Simulator answers them.
+func (s *Simulator) BystandersAs(other *Simulator) { s.bystanders = other.bystanders }
+
+func (s *Simulator) acceptsBystanders(from, to End) bool {
+	switch s.bystanders {
+	case BystandersAccepted:
+		return s.workloadAt(from) == nil && s.workloadAt(to) == nil
+	case BystandersRefused:
+		return false
+	}
+	return s.isNodes(from, to)
 }
 
 // isItself reports whether both ends are one Pod. Its addresses may be in several

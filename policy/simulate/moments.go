@@ -58,7 +58,7 @@ func (s *Simulator) at(moment time.Time) *Simulator {
 	}
 	then := newSimulator(in, out.Ruleset())
 	then.reject(out.Findings())
-	then.moments, then.place, then.others, then.gone = m, s.place, s.others, s.gone
+	then.moments, then.place, then.others, then.gone, then.bystanders = m, s.place, s.others, s.gone, s.bystanders
 	m.keep(then, moment, out.Expires)
 	return then
 }

@@ -37,8 +37,9 @@ type Simulator struct {
 	hosts     map[string][]netip.Addr
 	rejected  map[string]string // workloads that take no effect, with the reason
 
-	others map[string][]netip.Addr
-	gone   map[string]string
+	others     map[string][]netip.Addr
+	gone       map[string]string
+	bystanders Bystanders
 
 	near    func() *near
 	moments *moments
