@@ -42,94 +42,110 @@ func (c *compiler) forget(u *unit) { c.hear(u, func() {}) }
 // replace takes what was stated for what the unit says now.
 func (c *compiler) replace(u *unit) {
 	old, stated := u.statements, c.stated
-	same := func(i int32, s *statement) bool { return c.keeps(i, s) }
 	first := 0
-	for first < len(old) && first < len(stated) && same(old[first], &stated[first]) {
+	for first < len(old) && first < len(stated) && c.keeps(old[first], &stated[first]) {
 		first++
 	}
 	last := 0
-	for last < len(old)-first && last < len(stated)-first && same(old[len(old)-1-last], &stated[len(stated)-1-last]) {
+	for last < len(old)-first && last < len(stated)-first && c.keeps(old[len(old)-1-last], &stated[len(stated)-1-last]) {
 		last++
 	}
 	if first+last == len(old) && len(old) == len(stated) {
 		return
 	}
-	kept := slices.Clone(old[:first])
-	middle := old[first : len(old)-last]
-	stays := c.matched(middle, stated[first:len(stated)-last])
-	left := map[int32]bool{}
-	for n, i := range stays {
+	left, kept := c.matched(old[first:len(old)-last], stated[first:len(stated)-last])
+	c.withdrawn = append(c.withdrawn, left...)
+	now := append(make([]int32, 0, len(stated)), old[:first]...)
+	for n, i := range kept {
 		if i == unset {
 			i = int32(len(c.statements))
 			c.statements = append(c.statements, stated[first+n])
 			c.added = append(c.added, i)
-		} else {
-			left[i] = true
 		}
-		kept = append(kept, i)
+		now = append(now, i)
 	}
-	for _, i := range middle {
-		if !left[i] {
-			c.withdrawn = append(c.withdrawn, i)
-		}
-	}
-	u.statements = append(kept, old[len(old)-last:]...)
+	u.statements = append(now, old[len(old)-last:]...)
 }
 
-// mostTried bounds how many older statements one is compared with that says the same of
-// others.
-const mostTried = 16
+// trait is what statements have in common of which one may take the place of another.
+type trait struct {
+	kind      kind
+	guardrail string
+	owed      *owed
+	by        bocage.Ref // the first of them
+	ports     protocolRange
+	all       bool
+}
 
-// matched finds for every statement which of the old ones says what it says, in whatever
-// order; unset: none. So an author who says something else in the middle is not taken to
-// say everything else anew.
-func (c *compiler) matched(old []int32, stated []statement) []int32 {
-	out := make([]int32, len(stated))
-	for n := range out {
-		out[n] = unset
+func (s *statement) trait() trait {
+	t := trait{kind: s.kind, guardrail: s.guardrail, owed: s.owed, all: s.ports.all}
+	if len(s.by) > 0 {
+		t.by = s.by[0]
 	}
-	if len(old) == 0 {
-		return out
+	if len(s.ports.ranges) > 0 {
+		t.ports = s.ports.ranges[0]
 	}
-	type saying struct {
-		kind  kind
-		field string
-		name  string
-		ports string
+	return t
+}
+
+// mostAlike is how many statements of one trait are held against each other.
+const mostAlike = 16
+
+// matched finds which of the old statements is kept for each of those that are stated,
+// unset: none, and which are left. Those that say the same of the same go first.
+func (c *compiler) matched(old []int32, stated []statement) (left, kept []int32) {
+	kept = make([]int32, len(stated))
+	for n := range kept {
+		kept[n] = unset
 	}
-	of := func(s *statement) saying {
-		said := saying{kind: s.kind, ports: s.ports.key()}
-		if len(s.by) > 0 {
-			said.field, said.name = s.by[0].Field, s.by[0].Name
-		}
-		return said
+	if len(old) == 0 || len(stated) == 0 {
+		return old, kept
 	}
-	known := make(map[saying][]int32, len(old))
-	for _, i := range old {
-		said := of(&c.statements[i])
-		known[said] = append(known[said], i)
+	byTrait, taken := make(map[trait][]int, len(old)), make([]bool, len(old))
+	for at, i := range old {
+		t := c.statements[i].trait()
+		byTrait[t] = append(byTrait[t], at)
 	}
-	for n := range stated {
-		said := of(&stated[n])
-		list := known[said]
-		for at, i := range list[:min(len(list), mostTried)] {
-			if c.keeps(i, &stated[n]) {
-				out[n], known[said] = i, slices.Delete(list, at, at+1)
-				break
+	for _, keeps := range [2]func(int32, *statement) bool{c.keepsSame, c.keeps} {
+		for n := range stated {
+			if kept[n] != unset {
+				continue
+			}
+			t := stated[n].trait()
+			candidates := byTrait[t]
+			for k, at := range candidates[:min(len(candidates), mostAlike)] {
+				if keeps(old[at], &stated[n]) {
+					kept[n], taken[at] = old[at], true
+					byTrait[t] = slices.Delete(candidates, k, k+1)
+					break
+				}
 			}
 		}
 	}
-	return out
+	for at, i := range old {
+		if !taken[at] {
+			left = append(left, i)
+		}
+	}
+	return left, kept
 }
 
 // resided is a statement whose sides hold other subjects now, with the old sides.
 type resided struct {
 	statement int32
 	from, to  side
+	shifted   bool // subjects that stayed are among those
+}
+
+// keepsSame reports whether a statement says what was said before, of the same subjects.
+func (c *compiler) keepsSame(i int32, s *statement) bool {
+	old := &c.statements[i]
+	return old.from.equal(s.from) && old.to.equal(s.to) && old.alike(s)
 }
 
 // keeps reports whether a statement says what was said before. If it says it of
-// the subjects that took the place of others, it stays too, with other sides.
+// the subjects that took the place of others, or is broad and says it of a few others,
+// it stays too, with other sides.
 func (c *compiler) keeps(i int32, s *statement) bool {
 	old := &c.statements[i]
 	if !old.alike(s) {
@@ -138,12 +154,43 @@ func (c *compiler) keeps(i int32, s *statement) bool {
 	if old.from.equal(s.from) && old.to.equal(s.to) {
 		return true
 	}
-	if c.broad(old) != c.broad(s) || !c.replaced(old.from, s.from) || !c.replaced(old.to, s.to) {
+	if c.broad(old) != c.broad(s) {
 		return false
 	}
-	c.resided = append(c.resided, resided{i, old.from, old.to})
+	shifted := !c.replaced(old.from, s.from) || !c.replaced(old.to, s.to)
+	if shifted && !(c.broad(s) && nearly(old.from, s.from) && nearly(old.to, s.to)) {
+		return false
+	}
+	c.resided = append(c.resided, resided{i, old.from, old.to, shifted})
 	old.from, old.to = s.from, s.to
 	return true
+}
+
+// nearly reports whether most of two sides are the same.
+func nearly(a, b side) bool {
+	if a.any || b.any {
+		return a.any == b.any
+	}
+	if most := len(a.list) + len(b.list); 4*max(len(a.list), len(b.list)) > 3*most {
+		return false // whatever they share
+	}
+	return 4*len(differing(a.list, b.list)) <= len(a.list)+len(b.list)
+}
+
+// differing lists what only one of two sorted lists has, sorted.
+func differing(a, b []int32) []int32 {
+	var out []int32
+	for len(a) > 0 && len(b) > 0 {
+		switch {
+		case a[0] == b[0]:
+			a, b = a[1:], b[1:]
+		case a[0] < b[0]:
+			out, a = append(out, a[0]), a[1:]
+		default:
+			out, b = append(out, b[0]), b[1:]
+		}
+	}
+	return append(append(out, a...), b...)
 }
 
 // replaced reports whether a side differs from an older one only in subjects that

@@ -3,6 +3,7 @@ package compile
 import (
 	"encoding/binary"
 	"maps"
+	"math/bits"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -28,7 +29,6 @@ type classes struct {
 	list   []class // those without members stay, for they may come again
 	coarse []coarse
 
-	touched []int32        // room for the subjects that are looked at
 	changed map[int32]bool // classes that have other members since the last time
 }
 
@@ -104,8 +104,8 @@ func (s *statement) shape() shape {
 }
 
 // classify divides the subjects and relates the classes. Statements were added
-// to the broad ones or withdrawn from them, and subjects came.
-func (g *grid) classify(added, withdrawn []int32, d *change) {
+// to the broad ones or withdrawn from them, or are about others, and subjects came.
+func (g *grid) classify(added, withdrawn []int32, shifted []resided, d *change) {
 	came := d.come
 	var open []int32
 	for _, i := range g.broad {
@@ -122,7 +122,7 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 		g.sources = newClasses(func(s *statement) (own, other side) { return s.from, s.to })
 		g.targets = newClasses(func(s *statement) (own, other side) { return s.to, s.from })
 		g.bases, g.related, g.explicit = map[classPair]base{}, nil, nil
-		added, withdrawn, came = g.broad, nil, nil
+		added, withdrawn, shifted, came = g.broad, nil, nil, nil
 	}
 	if d.renumbered {
 		for _, k := range [2]*classes{&g.sources, &g.targets} {
@@ -133,9 +133,9 @@ func (g *grid) classify(added, withdrawn []int32, d *change) {
 	}
 	g.relaxed = len(g.c.pop.byKey) > g.c.spelled
 	sources, targets := g.sources.coarse, g.targets.coarse
-	g.divide(&g.sources, added, withdrawn, came, d)
-	g.divide(&g.targets, added, withdrawn, came, d)
-	g.stayed = g.explicit != nil && len(added)+len(withdrawn) == 0 && !d.renumbered && g.sources.stay(sources) && g.targets.stay(targets)
+	g.divide(&g.sources, added, withdrawn, shifted, came, d)
+	g.divide(&g.targets, added, withdrawn, shifted, came, d)
+	g.stayed = g.explicit != nil && len(added)+len(withdrawn)+len(shifted) == 0 && !d.renumbered && g.sources.stay(sources) && g.targets.stay(targets)
 	if g.stayed {
 		return
 	}
@@ -332,34 +332,44 @@ func (g *grid) strong(statements []int32) []int32 {
 	return out
 }
 
-// divide puts the subjects into classes. Only those that changed statements name,
-// that came and that are gone are looked at.
-func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
+// divide puts the subjects into classes. Only those that changed statements name or no
+// longer name, that came and that are gone are looked at.
+func (g *grid) divide(k *classes, added, withdrawn []int32, shifted []resided, came []int32, d *change) {
 	subjects := g.c.pop.subjects
 	for len(k.sums) < len(subjects) {
 		k.sums = append(k.sums, [2]uint64{})
 	}
-	touched := k.touched[:0]
+	touched := newMarks(len(subjects))
+	// sum has a statement name some subjects, or no longer.
+	sum := func(statement int32, named bool, list ...int32) {
+		low, high := scramble(uint64(statement)*2+1), scramble(uint64(statement)*2+2)
+		if !named {
+			low, high = -low, -high
+		}
+		for _, s := range list {
+			k.sums[s][0] += low
+			k.sums[s][1] += high
+		}
+		touched.set(list...)
+	}
 	for n, list := range [2][]int32{added, withdrawn} {
 		for _, i := range list {
 			own, _ := k.sides(&g.c.statements[i])
-			low, high := scramble(uint64(i)*2+1), scramble(uint64(i)*2+2)
-			if n == 1 {
-				low, high = -low, -high
-			}
-			for _, s := range own.list {
-				k.sums[s][0] += low
-				k.sums[s][1] += high
-			}
-			touched = append(touched, own.list...)
+			sum(i, n == 0, own.list...)
+		}
+	}
+	for _, r := range shifted {
+		now, _ := k.sides(&g.c.statements[r.statement])
+		was, _ := k.sides(&statement{from: r.from, to: r.to})
+		for _, s := range differing(was.list, now.list) {
+			sum(r.statement, now.contains(s), s)
 		}
 	}
 	for _, s := range came {
 		k.sums[s] = [2]uint64{}
 		for _, i := range g.broad {
 			if own, _ := k.sides(&g.c.statements[i]); !own.any && own.contains(s) {
-				k.sums[s][0] += scramble(uint64(i)*2 + 1)
-				k.sums[s][1] += scramble(uint64(i)*2 + 2)
+				sum(i, true, s)
 			}
 		}
 	}
@@ -367,21 +377,20 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
 	k.of = make([]int32, len(subjects))
 	copy(k.of, before)
 	if len(before) == 0 { // nobody is in a class yet
-		touched = touched[:0]
 		for s := range subjects {
-			k.of[s], touched = unset, append(touched, int32(s))
+			k.of[s] = unset
+			touched.set(int32(s))
 		}
 	} else {
 		for s := len(before); s < len(subjects); s++ {
 			k.of[s] = unset
 		}
-		touched = append(append(touched, came...), d.gone...)
-		slices.Sort(touched)
-		touched = slices.Compact(touched)
+		touched.set(came...)
+		touched.set(d.gone...)
 	}
 	first := len(k.list)
 	left, joined := map[int32]bool{}, map[int32][]int32{}
-	for _, s := range touched {
+	touched.each(func(s int32) {
 		was, is := k.of[s], int32(unset)
 		if !subjects[s].gone() {
 			var known bool
@@ -392,7 +401,7 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
 			}
 		}
 		if was == is {
-			continue
+			return
 		}
 		if k.of[s] = is; was != unset {
 			left[was] = true
@@ -400,7 +409,7 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
 		if is != unset {
 			joined[is] = append(joined[is], s)
 		}
-	}
+	})
 	for i := range left {
 		k.list[i].members = slices.DeleteFunc(k.list[i].members, func(s int32) bool { return k.of[s] != i })
 	}
@@ -417,9 +426,29 @@ func (g *grid) divide(k *classes, added, withdrawn, came []int32, d *change) {
 	for i := range led {
 		g.lead(&k.list[i])
 	}
-	k.touched, k.changed = touched, left
+	k.changed = left
 	g.fill(k, first)
 	g.group(k)
+}
+
+// marks is a set of subjects.
+type marks []uint64
+
+func newMarks(n int) marks { return make(marks, (n+63)/64) }
+
+func (b marks) set(subjects ...int32) {
+	for _, s := range subjects {
+		b[s/64] |= 1 << (s % 64)
+	}
+}
+
+// each visits them in order.
+func (b marks) each(visit func(int32)) {
+	for n, word := range b {
+		for ; word != 0; word &= word - 1 {
+			visit(int32(n*64 + bits.TrailingZeros64(word)))
+		}
+	}
 }
 
 // stay reports whether classes belong together as they did, led by the same ones.

@@ -168,23 +168,46 @@ func (c *compiler) stateProvides(a *application) {
 		if !specific(provide.To) {
 			continue
 		}
-		using := c.using(a, i)
-		var idle []string
-		for _, g := range c.pop.match(LetInNamespaces(a.Application, i), &provide.To) {
-			if _, found := slices.BinarySearch(using, g); !found {
-				idle = append(idle, c.pop.subjects[g].members[0].NamespacedName())
-			}
-		}
-		if len(idle) > 0 {
-			slices.Sort(idle)
+		if idle, count := c.idle(a, i); count > 0 {
 			c.findings.note(Ref("Application", a, field("spec.provides", i)), PeerMissing,
-				"%s let in to %q but no Application of theirs consumes it: %s", listed(shorten(idle)), provide.Name,
+				"%s let in to %q but no Application of theirs consumes it: %s", listed(shortened(idle, count)), provide.Name,
 				ConsumeAdvice(idle[0], a.Application, i))
 		}
 	}
 }
 
-// using lists the subjects that consume the i-th interface of a provider.
+// idle names the first of the groups of workloads that the i-th interface lets in by
+// name and that do not consume it, each by its first member, and counts all of them.
+func (c *compiler) idle(a *application, i int) (first []string, count int) {
+	provide := &a.Spec.Provides[i]
+	open := LetInNamespaces(a.Application, i)
+	invited, using := c.pop.match(open, &provide.To), c.using(a, i)
+	busy := func(g int32) bool {
+		_, found := slices.BinarySearch(using, g)
+		return found
+	}
+	count = len(invited) - len(intersect(invited, using))
+	if len(invited) > 4*mostNamed {
+		for _, invited := range c.pop.inOrder(open, &provide.To) {
+			if len(first) == min(mostNamed, count) {
+				break
+			}
+			if !busy(invited.subject) {
+				first = append(first, invited.name)
+			}
+		}
+		return first, count
+	}
+	for _, g := range invited {
+		if !busy(g) {
+			first = append(first, c.pop.subjects[g].members[0].NamespacedName())
+		}
+	}
+	slices.Sort(first)
+	return first[:min(mostNamed, count)], count
+}
+
+// using lists the subjects that consume the i-th interface of a provider, sorted.
 func (c *compiler) using(provider *application, i int) []int32 {
 	var out []int32
 	name := provider.NamespacedName()
@@ -196,7 +219,7 @@ func (c *compiler) using(provider *application, i int) []int32 {
 		}
 	}
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }
 
 // spoken makes a statement an allow on the ports of the provider's i-th
@@ -310,13 +333,18 @@ func withNamespace(labels map[string]string, namespace string) map[string]string
 	return out
 }
 
+// mostNamed is how many names a message has before it only counts.
+const mostNamed = 5
+
 // shorten keeps messages readable.
-func shorten(names []string) []string {
-	const most = 5
-	if len(names) <= most {
+func shorten(names []string) []string { return shortened(names, len(names)) }
+
+// shortened does where only the first of so many names are known.
+func shortened(names []string, count int) []string {
+	if count <= mostNamed {
 		return names
 	}
-	return append(slices.Clone(names[:most]), fmt.Sprintf("%d more", len(names)-most))
+	return append(slices.Clone(names[:mostNamed]), fmt.Sprintf("%d more", count-mostNamed))
 }
 
 func listed(names []string) string {

@@ -41,6 +41,59 @@ func TestFollowsEveryKindOfEdit(t *testing.T) {
 	}
 }
 
+// TestFollowsChangedPolicies changes drawn policies one after the other, as
+// BenchmarkOnePolicy100k does, and compares what follows with what comes from nothing.
+// Every third has an Application that others consume from offer cards or no longer.
+func TestFollowsChangedPolicies(t *testing.T) {
+	in := variedSite(2_000, 900)
+	compiler := compile.NewCompilerOfHands(256, 1<<10, 2)
+	compiler.Compile(in)
+	r := rand.New(rand.NewPCG(5, 6))
+	var back func(compile.Input) compile.Input
+	kind, shifted := "", 0
+	const edits = 300
+	for n := range edits {
+		switch {
+		case back != nil:
+			in, back = back(in), nil
+		case n%3 == 0:
+			in, kind = cards(in, r), "cards"
+		default:
+			in, back, kind = onePolicy(in, r, n)
+		}
+		have := compiler.Compile(in)
+		if shifted += compiler.Shifted(); n%15 > 0 {
+			continue // several edits between two comparisons, most of the time
+		}
+		want := compile.Compile(in)
+		compareJSON(t, kind, have.Ruleset(), want.Ruleset())
+		compareJSON(t, kind, have.Findings(), want.Findings())
+		if stale := compiler.Stale(); stale != "" {
+			t.Fatal(stale)
+		}
+	}
+	if shifted == 0 {
+		t.Error("no broad statement is ever kept for others")
+	}
+}
+
+// cards has an Application say that what it provides at 5432 is about cards, or that it
+// is not.
+func cards(in compile.Input, r *rand.Rand) compile.Input {
+	at := r.IntN(len(in.Applications))
+	a := *in.Applications[at]
+	a.Spec.Provides = slices.Clone(a.Spec.Provides)
+	provide := &a.Spec.Provides[0]
+	switch provide.Port = 5432; {
+	case len(provide.Data) > 0:
+		provide.Data = nil
+	default:
+		provide.Data = []string{"pci"}
+	}
+	in.Applications = replaced(in.Applications, at, &a)
+	return in
+}
+
 func compareJSON(t *testing.T, after string, have, want any) {
 	t.Helper()
 	a, err := json.Marshal(have)

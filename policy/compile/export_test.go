@@ -1,6 +1,11 @@
 package compile
 
-import "bocage.dev/bocage"
+import (
+	"fmt"
+	"slices"
+
+	"bocage.dev/bocage"
+)
 
 // CompileSpelling is Compile with another bound on how large sites may be whose
 // refusals are spelled out pair by pair.
@@ -34,3 +39,37 @@ func NewSparingCutter(rs *bocage.Ruleset, in Input, most int) *Cutter {
 
 // Told waits until findings are found out, and does not list them.
 func (o Output) Told() { o.findings.wait() }
+
+// Stale names a selector of which what is kept is not what it picks; empty: none.
+func (k *Compiler) Stale() string {
+	k.last.later.wait()
+	p := k.last.pop
+	for _, pick := range p.picks.byKey {
+		if now := p.pick(pick.namespaces, pick.selector); !slices.Equal(now, pick.list) {
+			return fmt.Sprintf("%q %+v picks %v, and %v is kept", pick.namespaces, *pick.selector, now, pick.list)
+		}
+		if !p.picks.ordered[pick] {
+			continue
+		}
+		var names []called
+		for _, i := range pick.list {
+			names = append(names, called{p.subjects[i].members[0].NamespacedName(), i})
+		}
+		slices.SortFunc(names, compareCalled)
+		if !slices.Equal(names, pick.names) {
+			return fmt.Sprintf("%q %+v picks %v in order, and %v is kept", pick.namespaces, *pick.selector, names, pick.names)
+		}
+	}
+	return ""
+}
+
+// Shifted counts the broad statements that the last change kept for others.
+func (k *Compiler) Shifted() int {
+	n := 0
+	for _, r := range k.last.resided {
+		if r.shifted {
+			n++
+		}
+	}
+	return n
+}

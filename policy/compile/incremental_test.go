@@ -49,6 +49,9 @@ func TestFollowsAnyEdits(t *testing.T) {
 			if a, b := wholeOutput(t, want), wholeOutput(t, have); a != b {
 				t.Fatalf("step %d: following gives\n%s\nfrom nothing it is\n%s\n%s", step, b, a, policytest.Describe(in))
 			}
+			if stale := compiler.Stale(); stale != "" {
+				t.Fatalf("step %d: %s", step, stale)
+			}
 			if step > 0 {
 				untouchedHosts(t, last, have, before, in)
 			}

@@ -61,8 +61,8 @@ func (c *compiler) settle(was *admitted, d *change) bool {
 		return false
 	}
 	asked := askedOtherwise(questions)
-	p.forgetPicks(asked)
-	elsewhere := differing(threats, p.threats)
+	p.picks.forget(asked)
+	elsewhere := differingThreats(threats, p.threats)
 	if len(elsewhere) == 0 && !d.of(kindZone) {
 		at = p.regroup(at, asked, d)
 	}
@@ -130,8 +130,8 @@ func (p *population) enforceAgain() {
 	}
 }
 
-// differing returns the names whose threat conditions are not the same.
-func differing(a, b map[string][]*bocage.ThreatCondition) map[string]bool {
+// differingThreats returns the names whose threat conditions are not the same.
+func differingThreats(a, b map[string][]*bocage.ThreatCondition) map[string]bool {
 	out := map[string]bool{}
 	for _, m := range [2]map[string][]*bocage.ThreatCondition{a, b} {
 		for name := range m {
@@ -324,29 +324,7 @@ func (p *population) move(at []int32, d *change) {
 	}
 	p.everyone = everyone
 	p.sortBlocks()
-	p.pickAgain(d)
-}
-
-// pickAgain brings up to date what selectors picked.
-func (p *population) pickAgain(d *change) {
-	if len(d.gone)+len(d.come) == 0 {
-		return
-	}
-	if len(d.gone)+len(d.come) > 256 {
-		clear(p.picked)
-		clear(p.pickedBy)
-		return
-	}
-	for _, pick := range p.picked {
-		for _, i := range d.gone {
-			pick.list = withoutNumber(pick.list, i)
-		}
-		for _, i := range d.come {
-			if i := i; !p.subjects[i].isDomain() && !p.subjects[i].prefix.IsValid() && p.subjects[i].picked(pick.namespaces, pick.selector) {
-				pick.list = withNumber(pick.list, i)
-			}
-		}
-	}
+	p.picks.follow(p, d)
 }
 
 // number gives every subject its group.

@@ -125,7 +125,7 @@ func (g *grid) build() {
 	}
 	g.mentionAll()
 	g.mentionNames()
-	g.classify(g.broad, nil, &change{})
+	g.classify(g.broad, nil, nil, &change{})
 	g.results = make([][]result, len(g.rows))
 	for from, row := range g.rows {
 		eachPair(row, func(to int32, mentions []mention) {

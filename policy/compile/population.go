@@ -2,7 +2,6 @@ package compile
 
 import (
 	"cmp"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -29,6 +28,7 @@ type subject struct {
 	zone      string
 	first     *bocage.Workload   // one of the members, who all answer alike, or the last that there was
 	members   []*bocage.Workload // in the order of their names
+	called    string             // the first member, while somebody has subjects in the order of names
 	enforce   bool
 	offers    []offer
 	// block is the longest that somebody asks for and that holds the members'
@@ -39,6 +39,9 @@ type subject struct {
 
 // gone reports whether nobody is there any more.
 func (s *subject) gone() bool { return s.key == "" }
+
+// isWorkloads reports whether it is a group of workloads, or was.
+func (s *subject) isWorkloads() bool { return s.first != nil }
 
 // isDomain reports whether it is a name in the DNS.
 func (s *subject) isDomain() bool { return s.domain != domain{} }
@@ -74,8 +77,7 @@ type population struct {
 	also      map[int32][]int32     // its other subjects
 	numbers   *numbering
 	threats   map[string][]*bocage.ThreatCondition // of single workloads, by name
-	picked    map[string]*pick                     // what selectors picked; nil: nothing is kept
-	pickedBy  map[asking]*pick                     // the same, by the selectors themselves
+	picks     *picks                               // what selectors picked
 	labels    *labelIndex
 
 	orchestrated bool // some workload is a Pod
@@ -99,8 +101,7 @@ func newPopulation(in *admitted) *population {
 		named:    map[netip.Prefix]int32{},
 		shadowed: map[netip.Addr]int32{},
 		also:     map[int32][]int32{},
-		picked:   map[string]*pick{},
-		pickedBy: map[asking]*pick{},
+		picks:    newPicks(),
 
 		zones:      zonesByHost(in.zones),
 		addresses:  byName(in.addressGroups),
@@ -158,61 +159,18 @@ func (p *population) match(namespaces []string, s *bocage.Selector) []int32 {
 			return list
 		}
 	}
-	if p.picked == nil {
-		return p.pick(namespaces, s)
+	if len(namespaces) > 1 || len(namespaces) == 1 && namespaces[0] == "" {
+		return p.picks.of(p, namespaces, s).list
 	}
-	one := len(namespaces) == 0
 	if len(namespaces) == 1 {
-		of.namespace, one = namespaces[0], namespaces[0] != ""
+		of.namespace = namespaces[0]
 	}
-	if known := p.pickedBy[of]; known != nil && one {
+	if known := p.picks.bySelector[of]; known != nil && !known.dropped {
 		return known.list
 	}
-	key := pickKey(namespaces, s)
-	known := p.picked[key]
-	if known == nil {
-		known = &pick{slices.Clone(namespaces), s, p.pick(namespaces, s)}
-		p.picked[key] = known
-	}
-	if one {
-		if len(p.pickedBy) > 4*len(p.picked)+1<<12 {
-			clear(p.pickedBy) // most of these selectors are of objects that are gone
-		}
-		p.pickedBy[of] = known
-	}
+	known := p.picks.of(p, namespaces, s)
+	p.picks.enter(of, known)
 	return known.list
-}
-
-// asking is a selector in one namespace, or in all. Objects are never changed, so
-// that the same one asks the same.
-type asking struct {
-	namespace string
-	selector  *bocage.Selector
-}
-
-// pick is what a selector picked.
-type pick struct {
-	namespaces []string
-	selector   *bocage.Selector
-	list       []int32
-}
-
-func pickKey(namespaces []string, s *bocage.Selector) string {
-	var b []byte
-	for _, ns := range namespaces {
-		b = append(append(b, ns...), 0)
-	}
-	b = append(b, 1)
-	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
-		b = append(append(append(append(b, key...), 0), s.MatchLabels[key]...), 0)
-	}
-	for _, r := range s.MatchExpressions {
-		b = append(append(append(append(b, 1), r.Key...), 0), r.Operator...)
-		for _, value := range r.Values {
-			b = append(append(b, 0), value...)
-		}
-	}
-	return string(b)
 }
 
 // oneLabel answers selectors that ask for one value of one label and nothing else.

@@ -82,7 +82,8 @@ func (g *grid) mentionAgain() {
 	for _, r := range g.c.resided {
 		s := &g.c.statements[r.statement]
 		if g.c.broad(s) {
-			continue // the subjects that came and went have everything classified again
+			g.reclassified = g.reclassified || r.shifted
+			continue // subjects that come and go have everything classified again
 		}
 		remove(r.statement, r.from, r.to)
 		add(r.statement, s.from, s.to)
@@ -244,7 +245,13 @@ func (g *grid) classifyAgain(d *change) bool {
 			g.broad, added = append(g.broad, i), append(added, i) // added ones have the highest numbers
 		}
 	}
-	g.classify(added, withdrawn, d)
+	var shifted []resided
+	for _, r := range g.c.resided {
+		if r.shifted {
+			shifted = append(shifted, r)
+		}
+	}
+	g.classify(added, withdrawn, shifted, d)
 	if g.relaxed != relaxed {
 		return false
 	}
@@ -263,16 +270,31 @@ func (g *grid) lookWhereStated() {
 	from, to := g.marksFrom, g.marksTo
 	var fromAll, toAll uint64
 	bit := uint64(1)
+	look := func(f, t side) {
+		// With more than 64, some share a bit, and a few pairs too many are looked at.
+		flag(from, &fromAll, f, bit)
+		flag(to, &toAll, t, bit)
+		bit = bit<<1 | bit>>63
+	}
 	for _, list := range [2][]int32{g.c.withdrawn, g.c.added} {
 		for _, i := range list {
-			s := &g.c.statements[i]
-			if !g.c.broad(s) {
-				continue
+			if s := &g.c.statements[i]; g.c.broad(s) {
+				look(s.from, s.to)
 			}
-			// With more than 64, some share a bit, and a few pairs too many are looked at.
-			flag(from, &fromAll, s.from, bit)
-			flag(to, &toAll, s.to, bit)
-			bit = bit<<1 | bit>>63
+		}
+	}
+	for _, r := range g.c.resided {
+		s := &g.c.statements[r.statement]
+		if !r.shifted {
+			continue
+		}
+		if other := differing(r.from.list, s.from.list); len(other) > 0 {
+			look(side{list: other}, r.to)
+			look(side{list: other}, s.to)
+		}
+		if other := differing(r.to.list, s.to.list); len(other) > 0 {
+			look(r.from, side{list: other})
+			look(s.from, side{list: other})
 		}
 	}
 	for f, row := range g.rows {

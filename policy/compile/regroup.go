@@ -192,40 +192,6 @@ func (p *population) indexAgain(subjects []int32, o *otherwise) {
 	}
 }
 
-// forgetPicks forgets what selectors picked that ask such questions: they are asked anew,
-// or nobody asks them any more and what they pick is not kept up to date by what
-// workloads answer.
-func (p *population) forgetPicks(o *otherwise) {
-	if len(o.labels) == 0 {
-		return
-	}
-	asks := func(key, value string) bool {
-		l := o.labels[key]
-		return l != nil && (l.which || l.values[value])
-	}
-	stale := func(k *pick) bool {
-		for key, value := range k.selector.MatchLabels {
-			if asks(key, value) {
-				return true
-			}
-		}
-		return slices.ContainsFunc(k.selector.MatchExpressions, func(r bocage.Requirement) bool {
-			l := o.labels[r.Key]
-			return l != nil && (l.which || len(r.Values) == 0 && l.exists || slices.ContainsFunc(r.Values, func(value string) bool { return l.values[value] }))
-		})
-	}
-	gone := map[*pick]bool{}
-	maps.DeleteFunc(p.picked, func(_ string, k *pick) bool {
-		if stale(k) {
-			gone[k] = true
-		}
-		return gone[k]
-	})
-	if len(gone) > 0 {
-		maps.DeleteFunc(p.pickedBy, func(_ asking, k *pick) bool { return gone[k] })
-	}
-}
-
 // restated lists what is said between subjects that have other groups now and everyone
 // else, but for what the last change has said anew anyhow.
 func (g *grid) restated(regrouped map[int32]bocage.Group) []entry {
