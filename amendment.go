@@ -10,15 +10,15 @@ import (
 	"time"
 )
 
-// Amendment is how the ruleset of a host differs from the one that the host has, so
-// that what it costs to send, to check and to enforce is what differs. It leads to
-// one content only, which its digest names: whoever has another one before, or gets
-// another one out of it, asks for the whole.
+// Amendment is the difference between two rulesets of a host: the one that the host has,
+// and the next one. So a change costs, to send, to check and to enforce, as much as it
+// changes. Digests name the content before and after. A host that has another content
+// before, or gets another one after, asks for the whole ruleset.
 type Amendment struct {
-	// From and FromDigest are the ruleset before (Ruleset.Generation, Digest).
+	// From and FromDigest name the ruleset before (Ruleset.Generation, Digest).
 	From       uint64 `json:"from"`
 	FromDigest string `json:"fromDigest"`
-	// Generation, Digest, Host and ConfirmBy are as in the Ruleset that it leads to.
+	// Generation, Digest, Host and ConfirmBy are those of the ruleset after.
 	Generation uint64    `json:"generation"`
 	Digest     string    `json:"digest"`
 	Host       string    `json:"host"`
@@ -30,39 +30,39 @@ type Amendment struct {
 	Reasons   Edits[Rule]      `json:"reasons,omitzero"`
 	Decisions Edits[Decision]  `json:"decisions,omitzero"`
 	Refused   Edits[Refusal]   `json:"refused,omitzero"`
-	// Rest is everything else, where something of it differs; else nil.
+	// Rest has all other fields of the ruleset after, if one of them differs; else nil.
 	Rest *Ruleset `json:"rest,omitempty"`
 }
 
-// Edits take rows out of a list and put others in, both in the list's order. What is
-// replaced is in both.
+// Edits are the rows that are removed from a list, and those that are added, each in the
+// list's order. A row that is replaced is in both.
 type Edits[T any] struct {
-	Gone []T `json:"gone,omitempty"`
-	Come []T `json:"come,omitempty"`
+	Removed []T `json:"gone,omitempty"`
+	Added   []T `json:"come,omitempty"`
 }
 
 // IsZero reports whether nothing changes.
-func (e Edits[T]) IsZero() bool { return len(e.Gone)+len(e.Come) == 0 }
+func (e Edits[T]) IsZero() bool { return len(e.Removed)+len(e.Added) == 0 }
 
 // SignedAmendment is the kind of signed envelope around the JSON of an Amendment,
 // compressed by gzip if it is large.
 const SignedAmendment = "amendment"
 
-// Size is how many rows an amendment names.
+// Size is the number of rows in the amendment.
 func (a *Amendment) Size() int {
-	return len(a.Peers.Gone) + len(a.Peers.Come) + len(a.Groups.Gone) + len(a.Groups.Come) + len(a.Rules.Gone) + len(a.Rules.Come) +
-		len(a.Reasons.Gone) + len(a.Reasons.Come) + len(a.Decisions.Gone) + len(a.Decisions.Come) + len(a.Refused.Gone) + len(a.Refused.Come)
+	return len(a.Peers.Removed) + len(a.Peers.Added) + len(a.Groups.Removed) + len(a.Groups.Added) + len(a.Rules.Removed) + len(a.Rules.Added) +
+		len(a.Reasons.Removed) + len(a.Reasons.Added) + len(a.Decisions.Removed) + len(a.Decisions.Added) + len(a.Refused.Removed) + len(a.Refused.Added)
 }
 
-// Places of rows in their lists.
+// The order of rows in their lists.
 func comparePeerPlaces(a, b Peer) int         { return a.Prefix.Compare(b.Prefix) }
 func compareGroupPlaces(a, b GroupInfo) int   { return cmp.Compare(a.Group, b.Group) }
 func compareDecisionPlaces(a, b Decision) int { return cmp.Compare(a.ID, b.ID) }
 func compareRefusalPlaces(a, b Refusal) int   { return cmp.Compare(a.Identity, b.Identity) }
 
-// Difference makes the amendment that leads from one ruleset to another, both with
-// the Digest of their content. Lists that are one are passed over. It fails where a
-// list is not in its order.
+// Difference makes the amendment that leads from one ruleset to another. Both must have
+// their Digest set. Lists that share their memory are not compared. It fails if a list is
+// not in its order.
 func Difference(from, to *Ruleset) (*Amendment, error) {
 	a := &Amendment{From: from.Generation, FromDigest: from.Digest, Generation: to.Generation, Digest: to.Digest, Host: to.Host, ConfirmBy: to.ConfirmBy,
 		Peers:     difference(from.Peers, to.Peers, comparePeerPlaces, appendPeer),
@@ -84,39 +84,23 @@ func difference[T any](from, to []T, compare func(a, b T) int, row func([]byte, 
 	if sameList(from, to) {
 		return e
 	}
-	for len(from) > 0 || len(to) > 0 {
-		order := 0
-		switch {
-		case len(from) == 0:
-			order = 1
-		case len(to) == 0:
-			order = -1
-		default:
-			order = compare(from[0], to[0])
+	eachMerged(from, to, compare, func(old, fresh *T) {
+		if old != nil && fresh != nil && bytes.Equal(row(nil, old), row(nil, fresh)) {
+			return
 		}
-		if order == 0 && !bytes.Equal(row(nil, &from[0]), row(nil, &to[0])) {
-			e.Gone, e.Come = append(e.Gone, from[0]), append(e.Come, to[0])
+		if old != nil {
+			e.Removed = append(e.Removed, *old)
 		}
-		if order < 0 {
-			e.Gone = append(e.Gone, from[0])
+		if fresh != nil {
+			e.Added = append(e.Added, *fresh)
 		}
-		if order > 0 {
-			e.Come = append(e.Come, to[0])
-		}
-		if order <= 0 {
-			from = from[1:]
-		}
-		if order >= 0 {
-			to = to[1:]
-		}
-	}
+	})
 	return e
 }
 
-// Amend checks an amendment of this ruleset, at the cost of what it changes: that it
-// is one, and that what comes of it is what its digest names. The ruleset that comes
-// of it is made when somebody asks for it, at the cost of copying the lists that
-// change.
+// Amend checks that an amendment applies to this ruleset and that the result has the
+// digest that the amendment names. The cost of the check is that of the changed rows. The
+// resulting ruleset is made when after is called, which copies the lists that change.
 func (r *Ruleset) Amend(a *Amendment) (after func() *Ruleset, err error) {
 	if a.From != r.Generation || a.FromDigest != r.Digest || a.Host != r.Host {
 		return nil, fmt.Errorf("the amendment is of generation %d of host %q, and this is generation %d of %q, or other content", a.From, a.Host, r.Generation, r.Host)
@@ -158,60 +142,62 @@ func (r *Ruleset) Amend(a *Amendment) (after func() *Ruleset, err error) {
 	}), nil
 }
 
-// edited is a part after edits: its sum, and the part itself once it is made.
+// edited is a list after edits: its sum, and a function that makes the list itself.
 type edited[T, X any] struct {
 	sum  sum
 	made func() *listPart[T, X]
 }
 
-var errNotThere = errors.New("what is to go is not there as it is said to be")
+var errRowMismatch = errors.New("what is to go is not there as it is said to be")
 
-// edit checks edits of a part, and says what comes of them.
+// edit checks the edits of a list, and returns the list after them. It sets fault if they
+// do not apply.
 func edit[T, X any](before *listPart[T, X], e Edits[T], compare func(a, b T) int, index func([]T) X, row func([]byte, *T) []byte, fault *error) edited[T, X] {
 	out := edited[T, X]{before.sum(), func() *listPart[T, X] { return before }}
 	if e.IsZero() {
 		return out
 	}
-	gone, come := make([]int, len(e.Gone)), make([]int, len(e.Come)) // places in the list before
-	for i := range e.Gone {
-		at, found := slices.BinarySearchFunc(before.list, e.Gone[i], compare)
-		if !found || i > 0 && at <= gone[i-1] || !bytes.Equal(row(nil, &before.list[at]), row(nil, &e.Gone[i])) {
-			*fault = errNotThere
+	removed, added := make([]int, len(e.Removed)), make([]int, len(e.Added)) // places in the list before
+	for i := range e.Removed {
+		at, found := slices.BinarySearchFunc(before.list, e.Removed[i], compare)
+		if !found || i > 0 && at <= removed[i-1] || !bytes.Equal(row(nil, &before.list[at]), row(nil, &e.Removed[i])) {
+			*fault = errRowMismatch
 			return out
 		}
-		gone[i] = at
-		out.sum.count(row(nil, &e.Gone[i]), minus)
+		removed[i] = at
+		out.sum.count(row(nil, &e.Removed[i]), minus)
 	}
-	for i := range e.Come {
-		at, found := slices.BinarySearchFunc(before.list, e.Come[i], compare)
-		if _, goes := slices.BinarySearch(gone, at); found && !goes || i > 0 && compare(e.Come[i-1], e.Come[i]) >= 0 {
+	for i := range e.Added {
+		at, found := slices.BinarySearchFunc(before.list, e.Added[i], compare)
+		if _, goes := slices.BinarySearch(removed, at); found && !goes || i > 0 && compare(e.Added[i-1], e.Added[i]) >= 0 {
 			*fault = errors.New("what is to come is there, or out of order")
 			return out
 		}
-		come[i] = at
-		out.sum.count(row(nil, &e.Come[i]), plus)
+		added[i] = at
+		out.sum.count(row(nil, &e.Added[i]), plus)
 	}
 	total := out.sum
 	out.made = func() *listPart[T, X] {
-		next := newListPart(splice(before.list, gone, e.Come, come), nil, index, row)
+		next := newListPart(splice(before.list, removed, e.Added, added), nil, index, row)
 		next.sum = func() sum { return total }
 		return next
 	}
 	return out
 }
 
-// splice makes a list without the rows at some places and with others before places.
-func splice[T any](list []T, gone []int, come []T, at []int) []T {
-	out := make([]T, 0, len(list)-len(gone)+len(come))
+// splice copies a list without the rows at the indices in removed, and with each row of
+// added before the index in at.
+func splice[T any](list []T, removed []int, added []T, at []int) []T {
+	out := make([]T, 0, len(list)-len(removed)+len(added))
 	from := 0
-	for len(gone) > 0 || len(come) > 0 {
-		if len(come) > 0 && (len(gone) == 0 || at[0] <= gone[0]) {
-			out = append(append(out, list[from:at[0]]...), come[0])
-			from, come, at = at[0], come[1:], at[1:]
+	for len(removed) > 0 || len(added) > 0 {
+		if len(added) > 0 && (len(removed) == 0 || at[0] <= removed[0]) {
+			out = append(append(out, list[from:at[0]]...), added[0])
+			from, added, at = at[0], added[1:], at[1:]
 			continue
 		}
-		out = append(out, list[from:gone[0]]...)
-		from, gone = gone[0]+1, gone[1:]
+		out = append(out, list[from:removed[0]]...)
+		from, removed = removed[0]+1, removed[1:]
 	}
 	return append(out, list[from:]...)
 }

@@ -34,18 +34,18 @@ type Provide struct {
 	EndPort uint16 `json:"endPort,omitempty"`
 	// Protocol is TCP (the default), UDP, SCTP, ICMP or ICMPv6.
 	Protocol string `json:"protocol,omitempty"`
-	// AppProtocol is what is spoken here, such as postgresql or tls: flows owe the
-	// duty to be verified (see Duties.Verify).
+	// AppProtocol is the application protocol, such as postgresql or tls. Flows owe the
+	// duty to speak it (see Duties.Verify).
 	AppProtocol string `json:"appProtocol,omitempty"`
-	// Data names the classes of data that pass here, such as pci.
+	// Data names the classes of the data that pass here, such as pci.
 	Data []string `json:"data,omitempty"`
 	// To selects who may consume it: workloads of the same namespace unless
 	// ToNamespaces says otherwise.
 	To Selector `json:"to,omitzero"`
 	// ToNamespaces lists consumers' namespaces; "*" is all of them.
 	ToNamespaces []string `json:"toNamespaces,omitempty"`
-	// ToExternal lists addresses outside the inventory that may consume it,
-	// without a half of their own.
+	// ToExternal lists addresses outside the inventory that may consume it. They need no
+	// second half of the contract.
 	ToExternal []netip.Prefix `json:"toExternal,omitempty"`
 }
 
@@ -56,11 +56,11 @@ type Consume struct {
 	// Interface is the name of one of the service's provides; empty means all.
 	Interface string `json:"interface,omitempty"`
 	// External is outside the inventory: a prefix, or a DNS name such as
-	// api.example.com or *.example.com. A name stands for the addresses that the
-	// workload itself was told, by a DNS server that policy lets it ask, as long as
-	// the answer may be kept.
+	// api.example.com or *.example.com. A name stands for the addresses in the DNS
+	// answers that the workload itself got, from servers that policy lets it ask, as
+	// long as these answers are valid.
 	External External `json:"external,omitzero"`
-	// Port, EndPort and Protocol say what is used at an External.
+	// Port, EndPort and Protocol belong to External; a service has its own.
 	Port     uint16 `json:"port,omitempty"`
 	EndPort  uint16 `json:"endPort,omitempty"`
 	Protocol string `json:"protocol,omitempty"`

@@ -5,26 +5,26 @@ import (
 	"time"
 )
 
-// Explanation answers why a flow gets its verdict, down to the object and the
-// field, and what the smallest change would be.
+// Explanation says why a flow gets its verdict, down to the object and the field, and the
+// smallest change that would reverse it.
 type Explanation struct {
 	Flow        Flow   `json:"flow"`
 	Source      Peer   `json:"sourcePeer"`
 	Destination Peer   `json:"destinationPeer"`
 	Generation  uint64 `json:"generation"`
-	// Name is the DNS name by which the source knows the destination; of a recorded
-	// flow, the pattern by which it was open. Empty: by none.
+	// Name is the DNS name by which the source knows the destination; for a recorded flow,
+	// the pattern of the name that opened it. Empty: none.
 	Name DomainName `json:"name,omitempty"`
-	// Anywhere says that the destination is wherever the name is, and its address one
-	// that stands for all of which nothing narrower than everything outside is declared.
+	// Anywhere says that only a name was asked about. Then the destination's address stands
+	// for every external address about which nothing specific is declared.
 	Anywhere bool `json:"anywhere,omitempty"`
-	// Elsewhere is what the same flow gets where more is declared of the address, and
-	// where the source does not know it by the name: as far as that is something else.
+	// Elsewhere is what the flow gets, if that differs, at addresses about which more is
+	// declared, and at addresses that the source does not know by the name.
 	Elsewhere []Elsewhere `json:"elsewhere,omitempty"`
 	Verdict   Verdict     `json:"verdict"`
 	Reason    Reason      `json:"reason"`
-	// Families is what the flow gets in each family of addresses, as in SimulateAnswer,
-	// where it was asked about by names and that is not the same.
+	// Families is what the flow gets in each address family, if it was asked about by
+	// workload names and the families differ (see SimulateAnswer).
 	Families map[string]string `json:"families,omitempty"`
 	// Decider is the object and field that decided.
 	Decider Ref `json:"decider"`
@@ -34,15 +34,15 @@ type Explanation struct {
 	Layers []Layer `json:"layers"`
 	// Duties are those of an allowed flow, with their authors.
 	Duties []Duty `json:"duties,omitempty"`
-	// Missing is the smallest change that would turn the verdict, if one exists.
+	// Missing is the smallest change that would reverse the verdict, if one exists.
 	Missing string `json:"missing,omitempty"`
 }
 
-// Elsewhere is what a flow gets that has a name for its destination, at some of the
-// addresses which that may have.
+// Elsewhere is what a flow to a DNS name gets at some of the addresses that the name may
+// have.
 type Elsewhere struct {
-	// Addresses are those outside that have the name then, More how many prefixes are
-	// left out. None: any that the source does not know by the name.
+	// Addresses are these addresses, More is how many prefixes are left out. None: any
+	// address that the source does not know by the name.
 	Addresses []netip.Prefix `json:"addresses,omitempty"`
 	More      int            `json:"more,omitempty"`
 	Verdict   Verdict        `json:"verdict"`
@@ -50,7 +50,7 @@ type Elsewhere struct {
 	Decider   Ref            `json:"decider"`
 }
 
-// Layer is one author's say.
+// Layer is the result of one author's declarations.
 type Layer struct {
 	Name   string `json:"name"`
 	By     []Ref  `json:"by,omitempty"`
@@ -72,8 +72,8 @@ type Edge struct {
 	DestinationPort uint16   `json:"destinationPort"`
 	Flows           int64    `json:"flows"`
 	Replied         int64    `json:"replied"` // flows that the destination answered
-	// Spoken is what its flows were heard to speak, all of them; other if some spoke
-	// something else or were not listened to, unknown if none said anything.
+	// Spoken is the protocol that all its flows were recognised to speak; other if they
+	// differ or some were not observed, unknown if none sent anything recognisable.
 	Spoken AppProtocol `json:"spoken,omitempty"`
 	First  time.Time   `json:"first"`
 	Last   time.Time   `json:"last"`

@@ -6,28 +6,28 @@ import (
 	"time"
 )
 
-// Piece is one IP fragment: which packet it is of, and which bytes of it it has.
+// Piece is one IP fragment: the packet that it belongs to, and its part of the bytes.
 type Piece struct {
-	// Flow is what the first piece's header says, At of it when the piece came. Of a
-	// later one only the addresses, the protocol of IPv4, and At count.
+	// Flow is that of the packet's headers, with At when the fragment came. For a later
+	// fragment only the addresses, the protocol (IPv4 only) and At count.
 	Flow Flow
 	ID   uint32
-	// Offset and Length are in bytes of what is behind the IP header (of IPv6, behind
-	// the fragment header). More says that this is not the last.
+	// Offset and Length are in bytes, counted from the end of the IP header (IPv6: of the
+	// fragment header). More says that this is not the last fragment.
 	Offset, Length int
 	More           bool
 }
 
-// Pieces is the model of how one enforcement point follows packets in pieces: Decide
-// with a memory of what was begun. The zero Pieces has seen none.
+// Pieces is the model of how one enforcement point tracks fragmented packets: Decide with
+// a memory of incomplete packets. The zero Pieces is ready for use.
 //
-// The first piece has the headers that policy judges. Later ones share its fate. A
-// piece is refused whose first was not seen or did not pass, that says again what
-// another has said, that is beyond the end, or that would leave a second stretch
-// missing; and a first piece while another packet with its id is begun.
+// The first fragment has the headers that policy decides on. Later ones get its verdict. A
+// later fragment is refused if the first one was not seen or did not pass, if it overlaps
+// another, if it is beyond the packet's end, or if it would leave a second gap. A first
+// fragment is refused while another packet with its id is incomplete.
 type Pieces struct {
 	begun map[packetID]*begun
-	most  int // forgets what nobody waits for when there are as many
+	most  int // when begun has as many entries, expired ones are dropped
 }
 
 type packetID struct {
@@ -36,7 +36,7 @@ type packetID struct {
 	id                  uint32
 }
 
-// begun is a packet of which the first piece was seen.
+// begun is a packet of which the first fragment was seen.
 type begun struct {
 	flow    Flow
 	refused ReasonCode // of the first, if all are to be for its reason
@@ -45,16 +45,16 @@ type begun struct {
 	until   time.Time
 }
 
-// How long the rest of a packet is expected: as long as receivers do.
+// How long later fragments are expected: as long as receivers wait for them.
 const (
 	piecesPeriod4 = 30 * time.Second
 	piecesPeriod6 = 60 * time.Second
 )
 
-// Whole reports whether the decision's flows must not come in pieces.
+// Whole reports whether the decision's flows must not be fragmented.
 func (d *Decision) Whole() bool { return d.Duties != nil && d.Verdict.Allowed() && d.Duties.Whole }
 
-// Decide decides on a piece, and remembers it if it passes.
+// Decide decides on a fragment, and remembers it if it passes.
 func (p *Pieces) Decide(r *Ruleset, piece Piece) (Verdict, Reason) {
 	at := piece.Flow.At
 	p.forget(at)

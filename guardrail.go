@@ -45,15 +45,15 @@ type GuardrailSpec struct {
 	Exceptions ExceptionTerms `json:"exceptions,omitzero"`
 }
 
-// Separate keeps apart workloads that have different values of a label. One
-// without the label differs from all that have it.
+// Separate refuses flows between workloads that have different values of a label. A
+// workload without the label differs from all that have it.
 type Separate struct {
-	// By is the label's key; "namespace" and "zone" stand for the labels of that
-	// name that every workload carries.
+	// By is the label's key. "namespace" and "zone" stand for the built-in labels
+	// bocage.dev/namespace and bocage.dev/zone.
 	By string `json:"by"`
 }
 
-// Label returns the key of the label that keeps apart.
+// Label returns the key of the label, with the built-in ones written out.
 func (s Separate) Label() string {
 	switch s.By {
 	case "namespace":
@@ -68,7 +68,7 @@ func (s Separate) Label() string {
 // in so many hops along allowed flows.
 type BlastRadius struct {
 	From Side `json:"from,omitzero"`
-	// MaxHops is how far is looked; 0 is to the end.
+	// MaxHops limits the number of hops; 0 is no limit.
 	MaxHops int `json:"maxHops,omitempty"`
 	// MaxWeight bounds the sum of the weights of what is reached: 1 for each
 	// workload, or the number in its label bocage.dev/weight.
@@ -78,14 +78,14 @@ type BlastRadius struct {
 // ExceptionTerms says on which terms a guardrail admits exceptions.
 type ExceptionTerms struct {
 	Allowed bool `json:"allowed,omitempty"`
-	// Max is the longest that one may last, such as 72h; empty: any time.
+	// Max is the longest time that one may last, such as 72h; empty means no limit.
 	Max string `json:"max,omitempty"`
 	// Approvers are who may approve one: names of people, or "group:NAME". None
 	// means that nobody has to.
 	Approvers []string `json:"approvers,omitempty"`
 }
 
-// Longest returns Max as a time; 0 is any.
+// Longest returns Max as a duration; 0 means no limit.
 func (t ExceptionTerms) Longest() time.Duration {
 	longest, err := time.ParseDuration(t.Max)
 	if err != nil {
@@ -109,8 +109,8 @@ type PortMatch struct {
 	Protocol string `json:"protocol,omitempty"`
 }
 
-// Duties are what an allowed flow owes. They are joined (the strictest of each
-// counts, profiles add up) and never removed by a lower author.
+// Duties are what an allowed flow owes. Those of all authors are joined: the strictest of
+// each counts, profiles add up, and no author can remove another's.
 type Duties struct {
 	// Inspect names the InspectionProfile that the flow is steered through. In a
 	// decision, several are joined by "+".
@@ -123,14 +123,14 @@ type Duties struct {
 	// Rate is the most new flows a second, such as 20/s, from each source to each
 	// destination, counted where they pass an enforcement point (see Limit).
 	Rate string `json:"rate,omitempty"`
-	// Whole asks that packets come whole: one in IP fragments is refused.
+	// Whole asks that packets are not fragmented: IP fragments are refused.
 	Whole bool `json:"whole,omitempty"`
-	// Witness asks that both ends' enforcement points report the flow.
+	// Witness asks that the enforcement points of both ends report the flow.
 	Witness bool `json:"witness,omitempty"`
 	// Provenance asks for a tag that proves where the connection comes from.
 	Provenance bool `json:"provenance,omitempty"`
-	// Assurance is the least that both workloads' identities must be vouched for:
-	// L0 (a port) to L5. What falls short is refused.
+	// Assurance is the lowest assurance level, L0 to L5, that the identities of both
+	// workloads must have (see WorkloadStatus.Assurance). Other flows are refused.
 	Assurance string `json:"assurance,omitempty"`
 }
 
@@ -169,7 +169,7 @@ func (d Duties) List() []string {
 	return out
 }
 
-// AssuranceLevel reads L0 to L5; false if it is none.
+// AssuranceLevel parses L0 to L5; false if s is none of these.
 func AssuranceLevel(s string) (int, bool) {
 	if len(s) != 2 || s[0] != 'L' || s[1] < '0' || s[1] > '5' {
 		return 0, false
@@ -205,14 +205,14 @@ var rateForm = regexp.MustCompile(`^[1-9][0-9]{0,5}/s$`)
 // GuardrailStatus is what the system says of it.
 type GuardrailStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
-	// Approval says what of the declaration a second person agreed to, where two
-	// decide on guardrails. None means that nobody has to.
+	// Approval says which generation of the declaration a second person approved, if two
+	// people have to decide on guardrails; else nil.
 	Approval *Approval `json:"approval,omitempty"`
 	Usage    []Usage   `json:"usage,omitempty"`
 }
 
-// InForce returns the declaration that counts: the newest that was approved
-// where two people decide, nil if there is none yet.
+// InForce returns the declaration that counts. If two people have to decide, that is the
+// last approved one; nil if none was approved yet.
 func (g *Guardrail) InForce() *GuardrailSpec {
 	if g.Status.Approval.Waits(g.Generation) {
 		return g.Status.Approval.Approved

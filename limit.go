@@ -8,21 +8,21 @@ import (
 	"time"
 )
 
-// Limit is how fast new flows may come where a decision owes a rate. It holds for
-// each pair of ends, by identity, over everything that owes the same declarations'
-// rates: neither many ports nor another generation make more of it.
+// Limit is the limit on new flows of a decision that owes a rate. Flows are counted for
+// each pair of identities, over all decisions that owe the rate of the same declarations:
+// other ports or a new generation do not give a source a new allowance.
 type Limit struct {
-	// Number tells limits apart, in every generation.
+	// Number identifies the limit, in every generation.
 	Number uint64
-	// Every is the time from one flow's turn to the next one's.
+	// Every is the interval between two flows.
 	Every time.Duration
 }
 
-// LimitAhead is how long before its turn a flow may come. So a quarter of a second's
-// worth may come at once, and one more.
+// LimitAhead is how long before its due time a flow is admitted: a burst of a quarter of a
+// second's worth of flows, and one more.
 const LimitAhead = 250 * time.Millisecond
 
-// Limit returns what the decision owes of a rate; false if it does not.
+// Limit returns the limit that the decision's rate sets; false if it owes no rate.
 func (d *Decision) Limit() (Limit, bool) {
 	if d.Duties == nil || !d.Verdict.Allowed() || d.Duties.RatePerSecond() <= 0 {
 		return Limit{}, false
@@ -43,8 +43,8 @@ func (d *Decision) Limit() (Limit, bool) {
 	return limit, true
 }
 
-// Take takes the turn of one more flow at a moment, if it has come, where due is that
-// of the last: the generic cell rate algorithm. Before the first, due is zero.
+// Take admits one more flow at a moment, or refuses it, by the generic cell rate algorithm.
+// due is the due time that the last call returned, zero before the first one.
 func (l Limit) Take(due, at time.Time) (time.Time, bool) {
 	turn := at
 	if due.After(at) {
@@ -56,11 +56,11 @@ func (l Limit) Take(due, at time.Time) (time.Time, bool) {
 	return turn.Add(l.Every), true
 }
 
-// Meter is the model of what counts new flows at one enforcement point: Decide with
-// a memory. The zero Meter has seen none.
+// Meter is the model of how one enforcement point counts new flows: Decide with a memory.
+// The zero Meter is ready for use.
 type Meter struct {
 	due  map[metered]time.Time
-	most int // forgets what is over when there are as many
+	most int // when due has as many entries, expired ones are dropped
 }
 
 type metered struct {
@@ -68,7 +68,7 @@ type metered struct {
 	source, destination Identity
 }
 
-// Open decides on a flow that begins at its own moment, and counts it if it may.
+// Open decides on a flow that begins at f.At, and counts it if it is admitted.
 func (m *Meter) Open(r *Ruleset, f Flow) (Verdict, Reason) {
 	verdict, reason := r.Decide(f)
 	decision, _ := r.Decision(reason.Decision)
@@ -91,7 +91,7 @@ func (m *Meter) Open(r *Ruleset, f Flow) (Verdict, Reason) {
 	return VerdictAllow, reason
 }
 
-// forget drops the turns that are over, which say nothing any more.
+// forget drops entries whose due time has passed, which have no effect any more.
 func (m *Meter) forget(at time.Time) {
 	if m.due == nil {
 		m.due, m.most = map[metered]time.Time{}, 1024

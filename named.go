@@ -6,13 +6,13 @@ import (
 	"slices"
 )
 
-// Name binds a pattern of DNS names to the group under which rules know it. No
-// peer has that group: whether an address outside goes by the name, and until
-// when, is what the enforcement point heard the DNS tell the workload.
+// Name binds a pattern of DNS names to the group that rules use for it. No peer has that
+// group: which external addresses have the name, and until when, the enforcement point
+// learns from the DNS answers that the workload gets.
 type Name struct {
 	Name DomainName `json:"name"`
-	// Tier is that of the ClusterNetworkPolicies that accept the name; empty: contracts
-	// consume it. Each of them knows the name by a group of its own.
+	// Tier is that of the ClusterNetworkPolicies that accept the name; empty if contracts
+	// consume it. The same name has a group of its own for each of these.
 	Tier  string `json:"tier,omitempty"`
 	Group Group  `json:"group"`
 }
@@ -22,24 +22,24 @@ func CompareNames(a, b Name) int {
 	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Tier, b.Tier))
 }
 
-// Ranks are places among the rules of ClusterNetworkPolicies, one in each tier. The
-// rule that stands first has the lowest; none has zero.
+// Ranks are places in the order of the rules of ClusterNetworkPolicies, one for each tier.
+// The first rule has the lowest rank; zero means none.
 type Ranks struct {
 	Admin    uint32 `json:"admin,omitempty"`
 	Baseline uint32 `json:"baseline,omitempty"`
 }
 
-// EveryRank is above those of all rules.
+// EveryRank is higher than the rank of any rule.
 const EveryRank = ^uint32(0)
 
-// YieldsToNames reports whether a refusal is merely the lack of an allow, which a
-// contract that consumes a name may give. What somebody refuses, no contract opens.
+// YieldsToNames reports whether a contract that consumes a name can open what the decision
+// refuses: only if it is refused because nothing allows it, not because somebody forbids it.
 func (d Decision) YieldsToNames() bool {
 	return !d.Verdict.Allowed() && (d.Code == ReasonDefaultDeny || d.Code == ReasonKubernetes && !d.Final)
 }
 
-// Yields tells before which rules that accept a name a refusal gives way: those whose
-// rank is lower in their tier.
+// Yields returns the ranks below which a rule of a ClusterNetworkPolicy that accepts a name
+// has precedence over the refusal.
 func (d Decision) Yields() Ranks {
 	switch {
 	case d.Verdict.Allowed() || d.Code != ReasonDefaultDeny && d.Code != ReasonKubernetes:
@@ -54,12 +54,12 @@ func (d Decision) Yields() Ranks {
 	return Ranks{Admin: EveryRank} // isolation, which the tier Admin precedes
 }
 
-// MayYield reports whether there can be a name that opens what was refused.
+// MayYield reports whether any name can open what the decision refuses.
 func (d Decision) MayYield() bool { return d.YieldsToNames() || d.Yields() != Ranks{} }
 
-// Opens reports whether a decision towards a name lets pass what was refused of an
-// address that goes by it. Only who consumes or accepts the name itself counts: what
-// others accept towards anywhere, they have said of the address.
+// Opens reports whether a decision towards a name allows a flow that was refused by
+// address. Only declarations about the name itself count: those about any destination have
+// already counted for the address.
 func (d Decision) Opens(refused Decision) bool {
 	if !d.Verdict.Allowed() {
 		return false
@@ -71,12 +71,11 @@ func (d Decision) Opens(refused Decision) bool {
 	return d.Ranks.Admin != 0 && d.Ranks.Admin < yields.Admin || d.Ranks.Baseline != 0 && d.Ranks.Baseline < yields.Baseline
 }
 
-// DecideNamed is Decide for a flow whose source was told, of the destination's
-// address, that it is that of these names, canonical ones, and may still go by
-// that. What the address itself is allowed or refused comes first, but for what a
-// ClusterNetworkPolicy accepts by name before Kubernetes refuses the address. A name
-// opens nothing but addresses outside the inventory: else whoever answers for a name
-// could open the way to a neighbour.
+// DecideNamed is Decide for a flow whose source knows the destination's address by these
+// names, in canonical form, from valid DNS answers. The decision about the address itself
+// comes first, except that a ClusterNetworkPolicy may accept the name before a later rule
+// refuses the address. A name opens only addresses outside the inventory: otherwise whoever
+// controls a DNS zone could open the way to a workload.
 func (r *Ruleset) DecideNamed(f Flow, names ...DomainName) (Verdict, Reason) {
 	source, destination := r.Lookup(f.Source), r.Lookup(f.Destination)
 	verdict, reason := r.decide(source, destination, f)
@@ -108,9 +107,9 @@ func portOf(f Flow) uint16 {
 	return f.DestinationPort
 }
 
-// NamesMayMean reports whether an address can be one that a name stands for: a
-// unicast one that is more than this host's or this link's. Others are never
-// outside in the sense of a contract, whatever the DNS says.
+// NamesMayMean reports whether a name can open an address: only a unicast one with a scope
+// beyond the host and the link. Other addresses are never external in the sense of a
+// contract, whatever the DNS says.
 func NamesMayMean(a netip.Addr) bool {
 	a = a.Unmap()
 	if !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
@@ -123,8 +122,7 @@ func NamesMayMean(a netip.Addr) bool {
 	return true
 }
 
-// NeverNamed lists the prefixes of the addresses that no name stands for: those of which
-// NamesMayMean says no.
+// NeverNamed lists the prefixes of the addresses for which NamesMayMean is false.
 func NeverNamed() []netip.Prefix {
 	four := func(a, b byte, bits int) netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{a, b}), bits) }
 	six := func(a, b byte, bits int) netip.Prefix {

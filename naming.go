@@ -6,16 +6,17 @@ import (
 	"sync"
 )
 
-// Naming says once what Rules would say of every pair of many groups and many names:
-// that everybody may reach fifty names is one Naming, and not a rule for each of them
-// from each group. A whole ruleset has Namings; what a host gets has rules instead.
+// Naming stands for rules from many groups to many DNS names: for every pair of a group
+// in From and a name in To it has the same cells. "Everybody may reach these fifty names"
+// is one Naming instead of fifty rules for each group. A whole ruleset has Namings; in a
+// host's ruleset they are written out as Rules.
 type Naming struct {
 	From  []Group     `json:"from"` // sorted
-	To    []Group     `json:"to"`   // of names, sorted
+	To    []Group     `json:"to"`   // groups of names (see Name), sorted
 	Cells []NamedCell `json:"cells"`
 }
 
-// NamedCell is a Rule without its groups; those of a Naming are in the order of
+// NamedCell is a Rule without its groups. The cells of a Naming are in the order of
 // CompareRules and never overlap within a protocol.
 type NamedCell struct {
 	Protocol Protocol   `json:"protocol"`
@@ -23,7 +24,7 @@ type NamedCell struct {
 	Decision DecisionID `json:"decision"`
 }
 
-// GroupPair is a group and a name.
+// GroupPair is a group, and the group of a DNS name.
 type GroupPair struct {
 	From Group `json:"from"`
 	To   Group `json:"to"`
@@ -39,12 +40,12 @@ func CompareGroupPairs(a, b GroupPair) int {
 	return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To))
 }
 
-// Equal reports whether two say the same.
+// Equal reports whether two Namings are equal.
 func (n Naming) Equal(o Naming) bool {
 	return (sameList(n.From, o.From) || slices.Equal(n.From, o.From)) && slices.Equal(n.To, o.To) && slices.Equal(n.Cells, o.Cells)
 }
 
-// appendRules appends what is said of one pair.
+// appendRules appends the rules that the naming stands for between one pair.
 func (n *Naming) appendRules(rules []Rule, from, to Group) []Rule {
 	for _, c := range n.Cells {
 		rules = append(rules, Rule{From: from, To: to, Protocol: c.Protocol, Ports: c.Ports, Decision: c.Decision})
@@ -52,7 +53,8 @@ func (n *Naming) appendRules(rules []Rule, from, to Group) []Rule {
 	return rules
 }
 
-// NamedRules are the rules that Namings stand for, from one group and in order.
+// NamedRules returns the rules that the Namings stand for from one group, in the order of
+// CompareRules.
 func (r *Ruleset) NamedRules(from Group) []Rule {
 	var rules []Rule
 	for i := range r.Namings {
@@ -70,17 +72,17 @@ func (r *Ruleset) NamedRules(from Group) []Rule {
 	return rules
 }
 
-// IsApart reports whether no Naming is about a pair, though its groups are in one.
+// IsApart reports whether a pair is excluded from the Namings (see Ruleset.Apart).
 func (r *Ruleset) IsApart(from, to Group) bool {
 	_, apart := slices.BinarySearchFunc(r.Apart, GroupPair{from, to}, CompareGroupPairs)
 	return apart
 }
 
-// namingIndex is namings by name.
+// namingIndex has the namings of each name.
 type namingIndex map[Group][]*Naming
 
-// namingsOnce indexes namings when they are asked for. It holds the list alone: with the
-// ruleset that it is of, each amended ruleset would hold all before it.
+// namingsOnce indexes namings on first use. It must not hold the ruleset: then each amended
+// ruleset would keep all earlier ones in memory.
 func namingsOnce(list []Naming) func() namingIndex {
 	return sync.OnceValue(func() namingIndex { return indexNamings(list) })
 }
@@ -95,7 +97,8 @@ func indexNamings(list []Naming) namingIndex {
 	return ix
 }
 
-// of returns what is said of a pair, apart or not; nil for nothing.
+// of returns the naming that has a pair, whether or not the pair is excluded by
+// Ruleset.Apart; nil if none has it.
 func (ix namingIndex) of(from, to Group) *Naming {
 	for _, n := range ix[to] {
 		if _, speaks := slices.BinarySearch(n.From, from); speaks {
@@ -117,7 +120,7 @@ func (n *Naming) find(protocol Protocol, port uint16) (DecisionID, bool) {
 	return 0, false
 }
 
-// named finds what is decided of a cell towards a name.
+// named returns the decision of a cell towards a name, by a rule or a naming.
 func (r *Ruleset) named(from, to Group, protocol Protocol, port uint16) (DecisionID, bool) {
 	ix := r.indexed()
 	if id, found := find(ix.rules.find(), from, to, protocol, port); found || len(r.Namings) == 0 {
@@ -130,32 +133,33 @@ func (r *Ruleset) named(from, to Group, protocol Protocol, port uint16) (Decisio
 	return n.find(protocol, port)
 }
 
-// SaidByNaming reports whether a Naming is about a pair.
-func (r *Ruleset) SaidByNaming(from, to Group) bool {
+// CoveredByNaming reports whether a Naming stands for the rules of a pair.
+func (r *Ruleset) CoveredByNaming(from, to Group) bool {
 	return len(r.Namings) > 0 && r.indexed().namings().of(from, to) != nil && !r.IsApart(from, to)
 }
 
-// EachRenamed visits groups of which the Namings of two rulesets say something else
-// towards some name, as often as it comes upon them: all of those, and seldom others.
-// altered tells of decisions whose number means something else in the second one.
-func EachRenamed(a, b []Naming, apartA, apartB []GroupPair, altered func(DecisionID) bool, visit func(Group)) {
-	all := func(list []Group) {
+// EachChangedTowardsNames visits the groups for which the Namings of two rulesets differ
+// towards some name. It may visit a group several times, and rarely one for which nothing
+// differs, but it never leaves one out. altered reports whether a decision id has another
+// meaning in the second ruleset.
+func EachChangedTowardsNames(a, b []Naming, apartA, apartB []GroupPair, altered func(DecisionID) bool, visit func(Group)) {
+	visitAll := func(list []Group) {
 		for _, g := range list {
 			visit(g)
 		}
 	}
 	for i := range b {
 		if slices.ContainsFunc(b[i].Cells, func(c NamedCell) bool { return altered(c.Decision) }) {
-			all(b[i].From)
+			visitAll(b[i].From)
 		}
 	}
 	eachOnlyInOne(apartA, apartB, CompareGroupPairs, func(p GroupPair) { visit(p.From) })
 	if sameList(a, b) {
 		return
 	}
-	was, is := indexNamings(a), indexNamings(b)
-	type lists struct{ a, b *Group } // the first of each
-	seen := map[lists]bool{}         // names that stand together have the same lists
+	before, after := indexNamings(a), indexNamings(b)
+	type lists struct{ a, b *Group } // identified by their first elements
+	seen := map[lists]bool{}         // the names of one naming share its list: compare it once
 	differ := func(x, y []Group) {
 		var key lists
 		if len(x) > 0 {
@@ -170,55 +174,41 @@ func EachRenamed(a, b []Naming, apartA, apartB []GroupPair, altered func(Decisio
 		}
 	}
 	compare := func(name Group) {
-		came := slices.Clone(is[name])
-		for _, n := range was[name] {
-			like := slices.IndexFunc(came, func(m *Naming) bool { return slices.Equal(m.Cells, n.Cells) })
-			if like < 0 {
+		unmatched := slices.Clone(after[name])
+		for _, n := range before[name] {
+			match := slices.IndexFunc(unmatched, func(m *Naming) bool { return slices.Equal(m.Cells, n.Cells) })
+			if match < 0 {
 				differ(n.From, nil)
 				continue
 			}
-			differ(n.From, came[like].From)
-			came = slices.Delete(came, like, like+1)
+			differ(n.From, unmatched[match].From)
+			unmatched = slices.Delete(unmatched, match, match+1)
 		}
-		for _, n := range came {
+		for _, n := range unmatched {
 			differ(nil, n.From)
 		}
 	}
-	for name := range was {
+	for name := range before {
 		compare(name)
 	}
-	for name := range is {
-		if was[name] == nil {
+	for name := range after {
+		if before[name] == nil {
 			compare(name)
 		}
 	}
 }
 
-// eachOnlyInOne visits what only one of two sorted lists has.
+// eachOnlyInOne visits the elements that only one of two sorted lists has.
 func eachOnlyInOne[T any](a, b []T, compare func(a, b T) int, visit func(T)) {
 	if sameList(a, b) {
 		return
 	}
-	for len(a) > 0 || len(b) > 0 {
-		order := 0
+	eachMerged(a, b, compare, func(x, y *T) {
 		switch {
-		case len(a) == 0:
-			order = 1
-		case len(b) == 0:
-			order = -1
-		default:
-			order = compare(a[0], b[0])
+		case y == nil:
+			visit(*x)
+		case x == nil:
+			visit(*y)
 		}
-		if order < 0 {
-			visit(a[0])
-		} else if order > 0 {
-			visit(b[0])
-		}
-		if order <= 0 {
-			a = a[1:]
-		}
-		if order >= 0 {
-			b = b[1:]
-		}
-	}
+	})
 }

@@ -65,7 +65,7 @@ func TestNamedRules(t *testing.T) {
 						if want, is := find(rules, from, to, protocol, port); is != found || want != id {
 							t.Fatalf("from %d to %d %s/%d: decision %d (%v), of the rules %d (%v)", from, to, protocol, port, id, found, want, is)
 						}
-						if found != rs.SaidByNaming(from, to) {
+						if found != rs.CoveredByNaming(from, to) {
 							t.Fatalf("from %d to %d: it is not said whether a naming is about it", from, to)
 						}
 					}
@@ -77,7 +77,7 @@ func TestNamedRules(t *testing.T) {
 
 // TestEachRenamed finds all groups of which two rulesets say something else, and none of
 // those of which they say the same where the decisions mean what they did.
-func TestEachRenamed(t *testing.T) {
+func TestEachChangedTowardsNames(t *testing.T) {
 	others := 0
 	rapid.Check(t, func(t *rapid.T) {
 		a, b := drawNamings(t), drawNamings(t)
@@ -89,7 +89,7 @@ func TestEachRenamed(t *testing.T) {
 		}
 		altered := DecisionID(rapid.SampledFrom([]int{0, 0, 1, 2}).Draw(t, "altered"))
 		found := map[Group]bool{}
-		EachRenamed(a.Namings, b.Namings, a.Apart, b.Apart, func(id DecisionID) bool { return id == altered }, func(g Group) { found[g] = true })
+		EachChangedTowardsNames(a.Namings, b.Namings, a.Apart, b.Apart, func(id DecisionID) bool { return id == altered }, func(g Group) { found[g] = true })
 		for g := Group(9); g < 17; g++ {
 			was, is := a.NamedRules(g), b.NamedRules(g)
 			differs := !slices.Equal(was, is)

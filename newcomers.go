@@ -2,21 +2,22 @@ package bocage
 
 import "slices"
 
-// Newcomers is a Scope that enforces, as an agent needs it for an interface that
-// nobody vouches for yet: by what its host knows of who may be behind it.
+// Newcomers is an enforcing Scope as an agent needs it for an interface whose workload is
+// not in the inventory yet. The agent applies it by the namespace and the labels that its
+// host has discovered.
 type Newcomers struct {
 	Namespaces []string `json:"namespaces,omitempty"` // none: every namespace
 	Workload   Selector `json:"workload,omitzero"`
 }
 
-// Means says whether the scope picks a workload of the namespace with these labels.
-func (n Newcomers) Means(namespace string, labels map[string]string) bool {
+// Picks reports whether the scope picks a workload of the namespace with these labels.
+func (n Newcomers) Picks(namespace string, labels map[string]string) bool {
 	return (len(n.Namespaces) == 0 || slices.Contains(n.Namespaces, namespace)) && n.Workload.Matches(labels)
 }
 
-// NewcomersOn tells what a scope means for newcomers on a host in a zone (empty:
-// none): what it asks of host and zone is answered, so that only what is not known
-// yet is left to ask. It is false for a scope that enforces nothing there.
+// NewcomersOn reduces a scope to what it asks of workloads on a host in a zone (empty:
+// none). Its requirements on host and zone are evaluated here, so that only those on
+// namespaces and other labels are left. It is false if the scope enforces nothing there.
 func NewcomersOn(scope *Scope, host, zone string) (Newcomers, bool) {
 	if scope.Spec.Mode != ModeEnforce {
 		return Newcomers{}, false

@@ -19,8 +19,9 @@ type PolicyTest struct {
 // PolicyTestSpec is the declaration.
 type PolicyTestSpec struct {
 	Cases []PolicyTestCase `json:"cases"`
-	// Blocks says that a generation is not activated in which a case fails that holds in
-	// the one in force, unless what is decided above owners of namespaces fails it.
+	// Blocks keeps a new generation from coming into force if a case that holds under the
+	// present one fails under the new one, unless a kind that overrules the owners of
+	// namespaces, such as a Guardrail, decided so.
 	Blocks bool `json:"blocks,omitempty"`
 }
 
@@ -28,9 +29,9 @@ type PolicyTestSpec struct {
 // expected of it.
 type PolicyTestCase struct {
 	Name string `json:"name,omitempty"`
-	// From and To are "namespace/name" of a workload or an address. To may be a DNS
-	// name: some address outside that it has, of which nothing narrower than everything
-	// outside is declared.
+	// From and To are "namespace/name" of a workload or an address. To may be a DNS name,
+	// which stands for an external address with this name about which nothing specific is
+	// declared.
 	From string `json:"from,omitempty"`
 	To   string `json:"to,omitempty"`
 	// FromAll and ToAll pick ends by namespace, label or address instead: the
@@ -43,11 +44,11 @@ type PolicyTestCase struct {
 	// At is the moment to decide for; zero is now.
 	At     time.Time         `json:"at,omitzero"`
 	Expect PolicyExpectation `json:"expect"`
-	// Because says why, for who breaks it.
+	// Because says why, for the person whose change breaks it.
 	Because string `json:"because,omitempty"`
 }
 
-// PolicyExpectation is what must come out. Empty parts are not compared.
+// PolicyExpectation is the expected result. Empty parts are not compared.
 type PolicyExpectation struct {
 	// Reach is allow or refuse.
 	Reach string `json:"reach"`

@@ -9,10 +9,10 @@ import (
 // workload or an address.
 type ExplainQuery struct {
 	From string `json:"from"`
-	// To may be a DNS name, too: some address outside that it has, of which nothing
-	// narrower than everything outside is declared.
+	// To may be a DNS name, too. It stands for an external address with this name about
+	// which nothing specific is declared.
 	To string `json:"to"`
-	// Name is a DNS name that the DNS told the source the address To has.
+	// Name is a DNS name by which the source knows the address To.
 	Name string `json:"name,omitempty"`
 	// Port is the destination port; 0 for protocols without ports.
 	Port     uint16   `json:"port,omitempty"`
@@ -21,8 +21,8 @@ type ExplainQuery struct {
 	At time.Time `json:"at,omitzero"`
 	// Generation is a kept generation to decide under; 0 is the one in force.
 	Generation uint64 `json:"generation,omitempty"`
-	// Decision is the one that a recorded event carries: the answer tells what it
-	// said. 0 is none.
+	// Decision is the one that a recorded event carries: the answer says what it was. 0 is
+	// none.
 	Decision DecisionID `json:"decision,omitempty"`
 }
 
@@ -63,8 +63,7 @@ type FlowRecord struct {
 	DestinationWorkload string `json:"destinationWorkload,omitempty"`
 	// Decider names the object and field that decided, as a Ref prints it.
 	Decider string `json:"decider,omitempty"`
-	// Greeting is what the client of TLS asked for, of a record of that kind. Its flow
-	// is the record's.
+	// Greeting is what the TLS client asked for, if the record is of that kind.
 	Greeting *Greeted `json:"greeting,omitempty"`
 }
 
@@ -88,9 +87,9 @@ type SuggestResult struct {
 	// would allow with the suggestion.
 	Declared int `json:"declared,omitempty"`
 	Covered  int `json:"covered,omitempty"`
-	// Unseen counts the pairs of workloads, for each port, that the suggestion
-	// would allow although nobody was seen to use them: members of one application
-	// are taken to be alike.
+	// Unseen counts the pairs of workloads, for each port, that the suggestion would allow
+	// although no such flow was recorded, because members of one application are treated
+	// alike.
 	Unseen int64 `json:"unseen,omitempty"`
 }
 
@@ -107,8 +106,8 @@ type PlanResult struct {
 	Proofs []Proof `json:"proofs,omitempty"`
 	// Reach lists the cells whose verdict changes.
 	Reach []ReachChange `json:"reach,omitempty"`
-	// Enforced are the workloads whose refusals begin to hold, Observed those whose
-	// refusals cease to: Scopes say so.
+	// Enforced are the workloads whose refused flows would be dropped from now on, Observed
+	// those whose would only be reported: because of changed Scopes.
 	Enforced []string `json:"enforced,omitempty"`
 	Observed []string `json:"observed,omitempty"`
 	// Replayed is the number of recorded edges that the candidate was run on.
@@ -129,7 +128,7 @@ type PlanResult struct {
 	Cut []CutSession `json:"cut,omitempty"`
 }
 
-// PlannedEdge is a recorded edge of which a plan changes something.
+// PlannedEdge is a recorded edge whose verdict or duties a plan changes.
 type PlannedEdge struct {
 	Edge
 	// By decides afterwards; Owner is the Application whose owner to ask.
@@ -146,7 +145,7 @@ type Span struct {
 	Last  time.Time `json:"last"`
 }
 
-// TestResult is what became of one case of a PolicyTest.
+// TestResult is the result of one case of a PolicyTest.
 type TestResult struct {
 	Test   string `json:"test"` // namespace/name
 	Case   string `json:"case"` // its name, or cases[N]
@@ -170,10 +169,10 @@ const (
 // SimulateProbe asks for one decision without any data center.
 type SimulateProbe struct {
 	From string `json:"from"` // namespace/name of a workload, or an address
-	// To is likewise; or a DNS name: some address outside that it has, of which
-	// nothing narrower than everything outside is declared.
+	// To is likewise; or a DNS name, which stands for an external address with this name
+	// about which nothing specific is declared.
 	To string `json:"to"`
-	// Name is a DNS name that the DNS told the source the address To has.
+	// Name is a DNS name by which the source knows the address To.
 	Name string `json:"name,omitempty"`
 	Port uint16 `json:"port,omitempty"`
 	// Protocol is TCP unless said otherwise.
@@ -185,29 +184,28 @@ type SimulateProbe struct {
 type SimulateAnswer struct {
 	SimulateProbe
 	Verdict string `json:"verdict"` // allow or deny
-	// Disposition is allow or inspect of what is allowed; drop, reject or decoy of
-	// what is refused.
+	// Disposition is allow or inspect for an allowed flow; drop, reject or decoy for a
+	// refused one.
 	Disposition string   `json:"disposition"`
 	Duties      []string `json:"duties"`
 	Reason      string   `json:"reason"`
-	// Decision is the place that decided; of default deny, empty.
+	// Decision is the object and the field that decided; empty for default deny.
 	Decision SimulateDecision `json:"decision"`
-	// Missing is the smallest change that would turn the verdict, if one exists.
+	// Missing is the smallest change that would reverse the verdict, if one exists.
 	Missing string `json:"missing,omitempty"`
 	// Enforced says that a scope enforces what is refused; otherwise an
 	// enforcement point would only report it.
 	Enforced bool `json:"enforced"`
-	// Families is what the flow gets in each family of addresses, by its name, where
-	// both ends have addresses of both and do not get the same in them: allow or deny,
-	// with the disposition or the duties where only those differ. The rest of the answer
-	// is about the first family that the ends have in common, in the order of the
-	// source's addresses.
+	// Families is set if both ends have addresses of both families and the families get
+	// different results. It has, by the name of the family, allow or deny, with the
+	// disposition or the duties if only those differ. All other fields are about the first
+	// family that the ends have in common, in the order of the source's addresses.
 	Families map[string]string `json:"families,omitempty"`
 	// Error says why the probe could not be decided. Then nothing else is set.
 	Error string `json:"error,omitempty"`
 }
 
-// SimulateDecision is a Ref with the file and the line apart.
+// SimulateDecision is a Ref with the file and the line in fields of their own.
 type SimulateDecision struct {
 	Kind      string `json:"kind,omitempty"`
 	Namespace string `json:"namespace,omitempty"`
@@ -234,8 +232,8 @@ type ReachCell struct {
 
 // ReachSet is an interval of ports with one decision.
 type ReachSet struct {
-	// Family is set where the two have addresses of both families and not the same is
-	// open in them.
+	// Family is set if the two have addresses of both families and these differ in what is
+	// open.
 	Family   string    `json:"family,omitempty"`
 	Protocol Protocol  `json:"protocol"`
 	Ports    PortRange `json:"ports"`
@@ -269,11 +267,11 @@ type BlastTarget struct {
 	Path     []string `json:"path"`
 }
 
-// RolloutRequest is what a person says of the newest generation.
+// RolloutRequest is a person's request about the newest generation.
 type RolloutRequest struct {
-	// Action is confirm (keep what is in force, and let go of what a rollback
-	// holds), rollback (go back to Generation, or to the one before), promote
-	// (end the present stage now), or accept-risk (let rulesets cut administrators'
+	// Action is confirm (keep what is in force; or, after a rollback, let what is declared
+	// come into force again), rollback (go back to Generation, or to the one before),
+	// promote (end the present stage now), or accept-risk (let rulesets cut administrators'
 	// sessions on Hosts for Seconds).
 	Action     string `json:"action"`
 	Generation uint64 `json:"generation,omitempty"`
@@ -297,27 +295,27 @@ type ReachChange struct {
 	By Ref `json:"by"`
 }
 
-// ApplyResult is what became of objects that were applied together. Either all
-// are valid, or nothing is written. What the store takes in one write is written
-// at once or not at all; more than that is written in parts.
+// ApplyResult is the result of applying objects together. If one of them is not valid,
+// nothing is written. Otherwise they are written in one transaction, or in several if they
+// are too many for one.
 type ApplyResult struct {
 	DryRun bool `json:"dryRun,omitempty"`
-	// Faults are those of all objects, or why a part could not be written. Without
-	// Objects beside them, nothing was applied.
+	// Faults are those of all objects, or why a transaction failed. If Objects is empty,
+	// nothing was applied.
 	Faults  Faults          `json:"faults,omitempty"`
 	Objects []AppliedObject `json:"objects,omitempty"`
 }
 
-// OutcomePending is the outcome of objects which were valid and not written.
+// OutcomePending is the outcome of valid objects that were not written.
 const OutcomePending = "pending"
 
-// AppliedObject is what became of one.
+// AppliedObject is the result of applying one object.
 type AppliedObject struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
 	Name      string `json:"name"`
-	// Outcome is created, configured or unchanged; pending if a part that could
-	// not be written held it.
+	// Outcome is created, configured or unchanged; pending if its transaction failed, or
+	// was not tried after one that failed.
 	Outcome string `json:"outcome"`
 	// Note says what it waits for, if it does not take effect yet.
 	Note string `json:"note,omitempty"`

@@ -9,38 +9,39 @@ import (
 )
 
 // Ruleset is compiled policy: everything that an enforcement point needs to
-// decide on its own. The policy room writes it; nobody changes it afterwards.
+// decide on its own. The policy room makes it, and it is immutable afterwards.
 // Two replicas that compile the same objects produce equal rulesets.
 type Ruleset struct {
 	// Generation numbers the ruleset. An agent never goes back.
 	Generation uint64 `json:"generation"`
 	// Digest is the SHA-256, in hex, of the canonical inputs; it names the
-	// generation's content wherever it was compiled. In what a host gets it is of
-	// everything else there but the generation and ConfirmBy.
+	// generation's content wherever it was compiled. In the ruleset of a host it is
+	// ContentDigest: that of all other fields except Generation and ConfirmBy.
 	Digest string `json:"digest"`
-	// Host is the host that this ruleset was cut for; empty for the whole.
+	// Host is the host whose part this is; empty for the whole ruleset.
 	Host string `json:"host,omitempty"`
-	// Peers maps addresses to who is there, sorted by Prefix. Longest prefix wins.
+	// Peers maps addresses to identities and groups, sorted by Prefix. Longest prefix wins.
 	Peers []Peer `json:"peers"`
 	// Groups describes each group that Peers name, sorted by number.
 	Groups []GroupInfo `json:"groups"`
-	// Names are the patterns of DNS names that rules lead to, sorted by name.
+	// Names are the patterns of DNS names that rules have as their destination, sorted by
+	// name.
 	Names []Name `json:"names,omitempty"`
 	// Rules are the cells that differ from the default, in the order of
 	// CompareRules. Ranges of equal From, To and Protocol never overlap.
 	Rules []Rule `json:"rules"`
-	// Namings are the rules that lead from many groups to many names, sorted by their
-	// first name and group: a name and a group stand in one of them at most. Those of a
-	// host are among its Rules.
+	// Namings stand for the rules from many groups to many names, in the order of
+	// CompareNamings. A pair of a group and a name is in one of them at most. A host's
+	// ruleset has these rules among its Rules instead.
 	Namings []Naming `json:"namings,omitempty"`
-	// Apart are the pairs of which no Naming says anything, though its groups are in
-	// one: Rules say all of them. Sorted.
+	// Apart are the pairs that are excluded from the Naming that has both their groups:
+	// for them only Rules count. Sorted.
 	Apart []GroupPair `json:"apart,omitempty"`
-	// Reasons say more precisely why cells are refused that rules with a wildcard or
-	// the default refuse anyhow, and whether by drop or by reject. They are rules
-	// between classes of groups, so that a guardrail between two halves of a site
-	// does not become a rule for every pair. They come after the exact pairs.
-	// Whoever only asks what is let through may pass over them.
+	// Reasons give a more precise reason, and disposition (drop or reject), to cells that
+	// rules with a wildcard, or the default, refuse anyway. They are rules between classes
+	// of groups (GroupInfo.Sender and Receiver), so that a guardrail between two halves of
+	// a site does not become a rule for every pair. They are looked up after the exact
+	// pairs. They never change whether a cell is allowed.
 	Reasons []Rule `json:"reasons,omitempty"`
 	// Decisions explains every id that rules and refusals carry, sorted by id.
 	Decisions []Decision `json:"decisions"`
@@ -50,8 +51,8 @@ type Ruleset struct {
 	Refused []Refusal `json:"refused,omitempty"`
 	// Profiles are the inspection profiles that decisions name, sorted by number.
 	Profiles []Profile `json:"profiles,omitempty"`
-	// Newcomers are the scopes that enforce, as they concern interfaces of Host that
-	// nobody vouches for yet.
+	// Newcomers are the enforcing scopes that may concern interfaces of Host whose workload
+	// is not known yet.
 	Newcomers []Newcomers `json:"newcomers,omitempty"`
 	// Ports are the enforcement points of Host, sorted by interface.
 	Ports []Port `json:"ports,omitempty"`
@@ -65,18 +66,18 @@ type Ruleset struct {
 
 	indexOnce sync.Once
 	index     *rulesetIndex
-	like      *rulesetIndex // of a ruleset with which this one has lists in common, or nil
+	like      *rulesetIndex // of a ruleset that shares lists with this one, or nil
 }
 
 // Kinds of signed envelope (see the identity package).
 const (
 	SignedRuleset   = "ruleset"   // a Ruleset of one host as JSON, compressed by gzip if it is large
-	SignedCandidate = "candidate" // likewise, to evaluate and never to enforce
+	SignedCandidate = "candidate" // the same, to evaluate in shadow and never to enforce
 	SignedConfirm   = "confirm"   // the JSON of a Confirmation
 	SignedBatch     = "batch"
 )
 
-// Confirmation tells agents that a generation stays.
+// Confirmation tells agents that a person has confirmed a generation.
 type Confirmation struct {
 	Generation uint64 `json:"generation"`
 }
@@ -101,8 +102,8 @@ type GroupInfo struct {
 	Enforce bool `json:"enforce"`
 	// Name is what the members have in common, for people.
 	Name string `json:"name"`
-	// Sender and Receiver are the groups under which Reasons know this one as a
-	// source and as a destination; zero: they do not. GroupWorld stands for itself.
+	// Sender and Receiver are the classes that Reasons use for this group as a source and
+	// as a destination; zero: Reasons do not concern it. GroupWorld is its own class.
 	Sender   Group `json:"sender,omitempty"`
 	Receiver Group `json:"receiver,omitempty"`
 }
@@ -124,13 +125,13 @@ type Decision struct {
 	Code    ReasonCode `json:"code"`
 	// Profile is the inspection profile of VerdictInspect; 0 otherwise.
 	Profile uint16 `json:"profile,omitempty"`
-	// Final says of a refusal with ReasonKubernetes that a policy forbids the cell;
-	// else it merely does not allow it, and a name may: see DecideNamed.
+	// Final says of a refusal with ReasonKubernetes that a policy forbids the cell.
+	// Otherwise policies only do not allow it, and a DNS name may: see DecideNamed.
 	Final bool `json:"final,omitempty"`
-	// Ranks are, of a decision towards a name, where the rule stands that accepts it;
-	// of a refusal, before which of those it gives way (see Yields).
+	// Ranks are, for a decision towards a name, the place of the rule that accepts it; for
+	// a refusal, the place before which such rules have precedence over it (see Yields).
 	Ranks Ranks `json:"ranks,omitzero"`
-	// Log asks for every flow of the cell to be kept in full detail.
+	// Log asks to record every flow of the cell in full detail.
 	Log bool `json:"log,omitempty"`
 	// Duties are all that an allowed flow owes, those of Profile and Log included;
 	// nil if there is none.
@@ -139,9 +140,9 @@ type Decision struct {
 	// controller dead: from then on Then decides. Zero: it has no end.
 	Until time.Time  `json:"until,omitzero"`
 	Then  DecisionID `json:"then,omitempty"`
-	// By lists the objects and fields that decided: the decider first, then
-	// those that added duties, then the exceptions without which a guardrail would
-	// have had a say.
+	// By lists the objects and fields that decided: the decider first, then those that
+	// added duties, then the exceptions without which a guardrail would have refused the
+	// cell or added a duty.
 	By []Ref `json:"by,omitempty"`
 }
 
@@ -164,7 +165,7 @@ type Profile struct {
 	Signatures string `json:"signatures"`
 }
 
-// MayRefuse is that of the InspectionProfile, or of several joined.
+// MayRefuse reports the same as InspectionProfile.MayRefuse.
 func (p Profile) MayRefuse() bool { return !p.FailOpen || signaturesMayBlock(p.Signatures) }
 
 // Port is one enforcement point: the host's side of a workload's interface.
@@ -175,8 +176,9 @@ type Port struct {
 	Workload  string       `json:"workload"` // namespace/name
 	MAC       string       `json:"mac,omitempty"`
 	Addresses []netip.Addr `json:"addresses"`
-	// Instance is the very thing behind it, where the host has to know that before
-	// the interface, whose name may be another's by now, gets the identity.
+	// Instance identifies what is behind the interface (see WorkloadSpec.Instance). If it
+	// is set, the host gives the identity to the interface only if that is still behind
+	// it: another workload may have an interface of the same name by now.
 	Instance string `json:"instance,omitempty"`
 }
 
@@ -186,12 +188,12 @@ type DecoyPlacement struct {
 	Protocol string `json:"protocol"`
 	Port     uint16 `json:"port"`
 	Banner   string `json:"banner,omitempty"`
-	// For are the addresses that the decoy stands in for; none: any. It tells
-	// apart decoys that share a port.
+	// For are the addresses for which the decoy answers; none: any. Decoys that share a
+	// port differ in it.
 	For []netip.Prefix `json:"for,omitempty"`
 }
 
-// Ref points at the place in a declaration that decided something.
+// Ref names the object and the field that decided something.
 type Ref struct {
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace,omitempty"`
@@ -302,8 +304,8 @@ func (r *Ruleset) Decision(id DecisionID) (Decision, bool) {
 	return d, ok
 }
 
-// Copy returns a ruleset that says the same, whose fields may be set before it is
-// asked anything. Its lists are those of the original: nobody changes what is in them.
+// Copy returns an equal ruleset whose fields may be set before its first use. It shares
+// the lists with the original: their elements must not be changed.
 func (r *Ruleset) Copy() *Ruleset {
 	return &Ruleset{
 		Generation: r.Generation, Digest: r.Digest, Host: r.Host, Peers: r.Peers, Groups: r.Groups, Names: r.Names, Rules: r.Rules, Namings: r.Namings, Apart: r.Apart, Reasons: r.Reasons,
@@ -312,9 +314,9 @@ func (r *Ruleset) Copy() *Ruleset {
 	}
 }
 
-// WithRefusals returns the ruleset with the refusals of another, where those last
-// longer than its own. It only tightens: an agent that goes back to an older
-// ruleset takes along who is cut off.
+// WithRefusals returns the ruleset with the refusals of another one added, where those
+// last longer than its own. It only tightens: an agent that goes back to an older ruleset
+// keeps the newer quarantines.
 func (r *Ruleset) WithRefusals(of *Ruleset) *Ruleset {
 	refused := make(map[Identity]Refusal, len(r.Refused)+len(of.Refused))
 	for _, refusal := range r.Refused {
@@ -362,10 +364,11 @@ func (d Decision) sameAs(other Decision) bool {
 	return d.ID == other.ID && d.Verdict == other.Verdict && d.Code == other.Code && d.Log == other.Log && slices.Equal(d.By, other.By)
 }
 
-// MostSuccessors bounds how many times a decision may give way to another.
+// MostSuccessors bounds the length of a chain of Decision.Then.
 const MostSuccessors = 8
 
-// at follows decisions that have ended to the one that counts at a moment.
+// at returns the decision that counts at a moment: it follows Then past decisions that
+// have ended.
 func (ix *rulesetIndex) at(id DecisionID, moment time.Time) Decision {
 	decisions := ix.decisions.find()
 	decision := decisions[id]

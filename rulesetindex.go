@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// rulesetIndex is a ruleset by what one asks it for, each list on its own and made
-// when somebody asks first. Rulesets with a list in common share what was made of it.
+// rulesetIndex holds an index and a digest of each list of a ruleset, made on first use.
+// Rulesets that share a list share its index and digest.
 type rulesetIndex struct {
 	peers     *listPart[Peer, peerIndex]
 	groups    *listPart[GroupInfo, map[Group]GroupInfo]
@@ -22,11 +22,11 @@ type rulesetIndex struct {
 	reasons   *listPart[Rule, map[pairKey][]Rule]
 	decisions *listPart[Decision, map[DecisionID]Decision]
 	refused   *listPart[Refusal, map[Identity]Refusal]
-	rest      func() [sha256.Size]byte // the digest of all else, but what is not content
+	rest      func() [sha256.Size]byte // the digest of all other content (see besides)
 	namings   func() namingIndex
 }
 
-// listPart is one list with what was made of it. Nobody changes it.
+// listPart is one list with its index and its digest. It is immutable.
 type listPart[T, X any] struct {
 	list []T
 	find func() X
@@ -40,7 +40,7 @@ func newListPart[T, X any](list []T, before *listPart[T, X], index func([]T) X, 
 	return &listPart[T, X]{list: list, find: sync.OnceValue(func() X { return index(list) }), sum: sync.OnceValue(func() sum { return sumOf(list, row) })}
 }
 
-// sameList reports whether two lists are one.
+// sameList reports whether two slices are the same memory.
 func sameList[T any](a, b []T) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 func (r *Ruleset) indexed() *rulesetIndex {
@@ -61,18 +61,17 @@ func (r *Ruleset) indexed() *rulesetIndex {
 	return r.index
 }
 
-// Like says that the ruleset has lists in common with another one, so that what was
-// made of those need not be made again. It returns the ruleset, which must not have
-// been asked anything yet.
+// Like reuses the indexes and digests of lists that the ruleset shares with another one.
+// It must be called before the ruleset's first use. It returns the ruleset.
 func (r *Ruleset) Like(other *Ruleset) *Ruleset {
 	r.like = other.indexed()
-	r.indexed() // the other one may go
+	r.indexed() // and hold the other one no longer
 	return r
 }
 
-// sum is a digest of a set of rows, whatever their order, which costs a change of
-// the set no more than the change: the sum of the rows' own digests. It tells
-// differences by mistake; that nobody makes one on purpose is for signatures.
+// sum is a digest of a set of rows that can be updated incrementally: the sum of the rows'
+// own digests. It finds accidental differences. It is no protection against somebody who
+// makes two contents with one sum on purpose; signatures are.
 type sum [sha256.Size / 8]uint64
 
 func (s *sum) count(row []byte, sign uint64) {
@@ -96,9 +95,9 @@ func sumOf[T any](list []T, row func([]byte, *T) []byte) (s sum) {
 	return s
 }
 
-// ContentDigest names what the ruleset says, whatever its generation and until when
-// that waits for a confirmation: the SHA-256, in hex, of the sums of its lists and
-// of all else as JSON.
+// ContentDigest names the content of the ruleset, which is everything except Generation,
+// Digest and ConfirmBy: the SHA-256, in hex, of the sums of its lists and of all other
+// fields as JSON.
 func (r *Ruleset) ContentDigest() string {
 	ix := r.indexed()
 	return contentDigest([...]sum{ix.peers.sum(), ix.groups.sum(), ix.rules.sum(), ix.reasons.sum(), ix.decisions.sum(), ix.refused.sum()}, ix.rest())
@@ -115,8 +114,8 @@ func contentDigest(sums [6]sum, rest [sha256.Size]byte) string {
 	return hex.EncodeToString(digest[:])
 }
 
-// besides is a ruleset with all that is neither in a list that amendments edit nor
-// about the generation.
+// besides returns a ruleset with the content that is in none of the lists that amendments
+// edit.
 func (r *Ruleset) besides() *Ruleset {
 	rest := r.Copy()
 	rest.Peers, rest.Groups, rest.Rules, rest.Reasons, rest.Decisions, rest.Refused = nil, nil, nil, nil, nil, nil
@@ -127,12 +126,12 @@ func (r *Ruleset) besides() *Ruleset {
 func (r *Ruleset) restDigest() [sha256.Size]byte {
 	text, err := json.Marshal(r.besides())
 	if err != nil {
-		text = fmt.Append(nil, "not to be written: ", err) // like nothing that can be
+		text = fmt.Append(nil, "not to be written: ", err) // equal to no valid JSON
 	}
 	return sha256.Sum256(text)
 }
 
-// The rows of lists as sums know them: every field, in an order and width of its own.
+// Encodings of rows for sums: every field, in a fixed order and width.
 
 func appendText(b []byte, text string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(text))), text...)
@@ -261,7 +260,8 @@ func (ix peerIndex) lengths(address netip.Addr) []int {
 	return ix.lengths6
 }
 
-// cell finds the decision of the most specific rule, in the order of CompareRules.
+// cell returns the decision of the most specific rule, in the order of CompareRules, with
+// Reasons after the exact pairs.
 func (ix *rulesetIndex) cell(from, to Group, protocol Protocol, port uint16, fallback DecisionID) DecisionID {
 	if !protocol.HasPorts() {
 		port = 0

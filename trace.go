@@ -9,36 +9,36 @@ import (
 	"time"
 )
 
-// TracePacket describes a packet that somebody asks about, at an enforcement point
-// of one host.
+// TracePacket describes a packet to trace at an enforcement point of one host.
 type TracePacket struct {
-	// Interface is the enforcement point's; empty: the one of whichever end is a
-	// workload there, the sending one's first.
+	// Interface is the enforcement point's. Empty: that of the source if it is a workload
+	// on this host, else that of the destination.
 	Interface string `json:"interface,omitempty"`
-	// Direction is seen from the workload behind it; nil: as Interface is found.
+	// Direction is seen from the workload behind the interface; nil: it follows from how
+	// Interface was found.
 	Direction *Direction `json:"direction,omitempty"`
-	// Source and Destination are addresses, or namespace/name of a workload.
-	// Destination may be a DNS name: an address that the source was told it has.
+	// Source and Destination are addresses, or namespace/name of a workload. Destination
+	// may be a DNS name; then the packet goes to an address that the source knows by it.
 	Source      string   `json:"source,omitempty"`
 	Destination string   `json:"destination,omitempty"`
 	Protocol    Protocol `json:"protocol,omitempty"`
-	// SourcePort of zero is 49152, the first that nobody is given.
+	// SourcePort of zero is 49152, the first dynamic port.
 	SourcePort      uint16 `json:"sourcePort,omitempty"`
 	DestinationPort uint16 `json:"destinationPort,omitempty"`
-	// Flags are those of TCP; none is syn.
+	// Flags are the TCP flags, such as syn and ack; none means syn.
 	Flags []string `json:"flags,omitempty"`
-	// ICMPType and ICMPCode of ICMP and ICMPv6; nil is an echo request.
+	// ICMPType and ICMPCode are for ICMP and ICMPv6; a nil type is an echo request.
 	ICMPType *uint8 `json:"icmpType,omitempty"`
 	ICMPCode uint8  `json:"icmpCode,omitempty"`
-	// SourceMAC and DestinationMAC; empty: those of the port's two ends.
+	// SourceMAC and DestinationMAC, if empty, are those of the two ends of the interface.
 	SourceMAC      string `json:"sourceMAC,omitempty"`
 	DestinationMAC string `json:"destinationMAC,omitempty"`
-	// Fragment makes it the first piece of a larger packet.
+	// Fragment makes it the first fragment of a larger packet.
 	Fragment bool   `json:"fragment,omitempty"`
 	VLAN     uint16 `json:"vlan,omitempty"`
 	Payload  []byte `json:"payload,omitempty"`
-	// Frame is the whole packet, of a capture for one. Then only Interface and
-	// Direction count besides.
+	// Frame is the whole packet, for instance from a capture. Then, of the other fields,
+	// only Interface and Direction count.
 	Frame []byte `json:"frame,omitempty"`
 }
 
@@ -109,41 +109,41 @@ func (p *TracePacket) Validate() Faults {
 	return faults
 }
 
-// Trace is what becomes of a described packet: what the programs in the kernel say
-// on their live maps, and what the model says beside them.
+// Trace is the result of tracing a packet: what the programs in the kernel decide on their
+// live maps, and beside it what the model decides.
 type Trace struct {
 	Host      string    `json:"host"`
 	Interface string    `json:"interface"`
 	Direction Direction `json:"direction"`
-	// Workload is behind the interface; empty: nobody vouches for it.
+	// Workload is the one behind the interface; empty: it is not known.
 	Workload string `json:"workload,omitempty"`
-	// Packet is the flow that the packet is of, as it goes; absent of what is not IP.
+	// Packet is the flow of the packet, in the packet's direction; nil if it is not IP.
 	Packet *Flow  `json:"packet,omitempty"`
 	Frame  []byte `json:"frame"`
-	// Outcome is passes, dropped, answered, steered or diverted; Target is the link
-	// that it leaves by where that is not its own.
+	// Outcome is passes, dropped, answered, steered or diverted. Target is the link by
+	// which the packet leaves, if that is not the one it would take without Bocage.
 	Outcome string `json:"outcome"`
 	Target  string `json:"target,omitempty"`
-	// Kernel is what the programs decide. Model is what Ruleset.DecideNamed does; absent
-	// where the enforcement point decides by itself.
+	// Kernel is the decision of the programs, Model that of Ruleset.DecideNamed; nil if the
+	// enforcement point decides without the ruleset.
 	Kernel TraceDecision  `json:"kernel"`
 	Model  *TraceDecision `json:"model,omitempty"`
 	Steps  []TraceStep    `json:"steps"`
-	// Names are those of the ruleset by which the source knows the destination's
-	// address, as the DNS told it.
+	// Names are the names in the ruleset by which the source knows the destination's
+	// address, from DNS answers.
 	Names []TraceName `json:"names,omitempty"`
-	// Disagreement says in what the two differ; empty: they agree.
+	// Disagreement says how Kernel and Model differ; empty if they agree.
 	Disagreement string `json:"disagreement,omitempty"`
 }
 
 // TraceName is a name by which a workload knows an address.
 type TraceName struct {
 	Name DomainName `json:"name"`
-	// Until new flows may go there.
+	// Until is when the name stops opening the address to new flows.
 	Until time.Time `json:"until"`
 }
 
-// TraceDecision is one side's word.
+// TraceDecision is the decision of one side: of the kernel or of the model.
 type TraceDecision struct {
 	Generation  uint64     `json:"generation"`
 	Source      Identity   `json:"source"`
@@ -170,13 +170,13 @@ func (d TraceDecision) String() string {
 	return text
 }
 
-// TraceStep is one step of the packet's way.
+// TraceStep is one step of the packet's path.
 type TraceStep struct {
 	Name string `json:"name"`
 	Said string `json:"said"`
 }
 
-// End reads an end of a packet: an address, or false for a workload's name.
+// End parses an end of a packet. It returns its address, or false if it is a name.
 func End(text string) (netip.Addr, bool) {
 	address, err := netip.ParseAddr(text)
 	return address.Unmap(), err == nil

@@ -70,14 +70,14 @@ const (
 	ReasonDarkAddress     ReasonCode = 23 // somebody asked for an address that nobody has
 	ReasonControl         ReasonCode = 24 // ARP, neighbour discovery: passed once anti-spoofing agreed
 	ReasonRelated         ReasonCode = 25 // an ICMP error that belongs to an allowed flow
-	// ReasonProtocolMismatch is a rule's in part: the decision that owes the duty to
-	// verify keeps its id, the enforcement point heard that the flow does not keep it.
+	// ReasonProtocolMismatch means that the flow does not speak the protocol that its
+	// decision requires (Duties.Verify). The reason carries the id of that decision.
 	ReasonProtocolMismatch ReasonCode = 26
-	// ReasonRateLimited likewise: the decision that owes the rate keeps its id, the
-	// enforcement point counted one new flow too many (see Limit).
+	// ReasonRateLimited means that the flow came too early for the rate that its decision
+	// owes (see Limit). The reason carries the id of that decision.
 	ReasonRateLimited ReasonCode = 27
-	// ReasonFragmented likewise: the decision that owes whole packets keeps its id on
-	// the first piece; what follows it has the reason alone.
+	// ReasonFragmented means that the packet is fragmented and its decision does not allow
+	// that (Duties.Whole). Only the first fragment carries the id of that decision.
 	ReasonFragmented ReasonCode = 28
 )
 

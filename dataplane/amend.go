@@ -36,9 +36,9 @@ func ChangeOf(a *bocage.Amendment) (c Change, ok bool) {
 	if a.Rest != nil {
 		return c, false
 	}
-	c = Change{Generation: a.Generation, ConfirmBy: a.ConfirmBy, PeersGone: a.Peers.Gone, PeersCome: a.Peers.Come,
-		RulesGone: a.Rules.Gone, RulesCome: a.Rules.Come, ReasonsGone: a.Reasons.Gone, ReasonsCome: a.Reasons.Come,
-		Groups: a.Groups.Come, Decisions: a.Decisions.Come, Refused: a.Refused.Come}
+	c = Change{Generation: a.Generation, ConfirmBy: a.ConfirmBy, PeersGone: a.Peers.Removed, PeersCome: a.Peers.Added,
+		RulesGone: a.Rules.Removed, RulesCome: a.Rules.Added, ReasonsGone: a.Reasons.Removed, ReasonsCome: a.Reasons.Added,
+		Groups: a.Groups.Added, Decisions: a.Decisions.Added, Refused: a.Refused.Added}
 	c.GroupsGone = goneOf(a.Groups, func(g bocage.GroupInfo) bocage.Group { return g.Group })
 	c.DecisionsGone = goneOf(a.Decisions, func(d bocage.Decision) bocage.DecisionID { return d.ID })
 	c.Lifted = goneOf(a.Refused, func(r bocage.Refusal) bocage.Identity { return r.Identity })
@@ -47,11 +47,11 @@ func ChangeOf(a *bocage.Amendment) (c Change, ok bool) {
 
 // goneOf lists the names of rows that go and that none comes in the place of.
 func goneOf[T any, N comparable](edits bocage.Edits[T], name func(T) N) (gone []N) {
-	come := make(map[N]bool, len(edits.Come))
-	for _, row := range edits.Come {
+	come := make(map[N]bool, len(edits.Added))
+	for _, row := range edits.Added {
 		come[name(row)] = true
 	}
-	for _, row := range edits.Gone {
+	for _, row := range edits.Removed {
 		if !come[name(row)] {
 			gone = append(gone, name(row))
 		}

@@ -164,7 +164,7 @@ func (s *Scene) closed(l host.Link, bridge discover.Network, enforced map[string
 	}
 	meant := func(who discover.Newcomer) bool {
 		return enforced[who.Workload] ||
-			slices.ContainsFunc(s.Ruleset.Newcomers, func(n bocage.Newcomers) bool { return n.Means(who.Namespace, who.Labels) })
+			slices.ContainsFunc(s.Ruleset.Newcomers, func(n bocage.Newcomers) bool { return n.Picks(who.Namespace, who.Labels) })
 	}
 	for _, b := range s.Found.Bindings {
 		if b.Ifindex == l.Index {

@@ -32,7 +32,7 @@ func (o Output) Compare(to Output) Difference {
 	altered := alteredDecisions(a, b)
 	groups, everyone := map[bocage.Group]bool{}, false
 	eachChangedRule(a.rules, b.rules, altered, func(r *bocage.Rule) { groups[r.From], groups[r.To] = true, true })
-	bocage.EachRenamed(a.namings, b.namings, a.apart, b.apart, func(id bocage.DecisionID) bool { return altered[id] }, func(g bocage.Group) { groups[g] = true })
+	bocage.EachChangedTowardsNames(a.namings, b.namings, a.apart, b.apart, func(id bocage.DecisionID) bool { return altered[id] }, func(g bocage.Group) { groups[g] = true })
 	senders, receivers := map[bocage.Group]bool{}, map[bocage.Group]bool{}
 	reasons := false
 	if !same(a.reasons, b.reasons) || len(altered) > 0 {

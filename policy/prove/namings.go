@@ -53,7 +53,7 @@ func (p *prover) namingsGap(described map[bocage.Group]bool, decided map[bocage.
 		}
 	}
 	for _, r := range rs.Rules {
-		if byName[r.To] != nil && rs.SaidByNaming(r.From, r.To) {
+		if byName[r.To] != nil && rs.CoveredByNaming(r.From, r.To) {
 			return fmt.Sprintf("a rule and a naming are from group %d to group %d", r.From, r.To)
 		}
 	}

@@ -110,7 +110,7 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 			old, rules = old[1:], rules[1:]
 		}
 	}
-	bocage.EachRenamed(before.Namings, now.Namings, before.Apart, now.Apart, func(id bocage.DecisionID) bool { return c.altered[id] },
+	bocage.EachChangedTowardsNames(before.Namings, now.Namings, before.Apart, now.Apart, func(id bocage.DecisionID) bool { return c.altered[id] },
 		func(g bocage.Group) { c.was[g], c.now[g] = true, true })
 	enforced, classes := enforcement(before), make(map[bocage.Group][2]bocage.Group, len(before.Groups))
 	for _, g := range before.Groups {

@@ -2,18 +2,18 @@ package bocage
 
 import "strings"
 
-// The forms of names and labels, as Kubernetes has them. They are asked about for
-// every object that is declared and every change that is thought through, so they
-// are read letter by letter instead of by regular expressions.
+// The forms of names and labels, as Kubernetes defines them. They are checked for every
+// object on every write and compilation, so this is done by character and not by regular
+// expressions, which are slower.
 
-// isDNSLabel reports whether a text is RFC 1123's label: what a namespace and an
-// interface may be called.
+// isDNSLabel reports whether a text is a DNS label (RFC 1123): the form of the names of
+// namespaces and interfaces.
 func isDNSLabel(s string) bool {
 	return len(s) <= 63 && isSpelled(s, isLowerAlphanumeric, isLowerOrHyphen)
 }
 
-// isDNSSubdomain reports whether a text is RFC 1123's subdomain, however long: what
-// an object may be called.
+// isDNSSubdomain reports whether a text is a DNS subdomain (RFC 1123) of any length: the
+// form of the names of objects.
 func isDNSSubdomain(s string) bool {
 	for {
 		label, rest, more := strings.Cut(s, ".")
@@ -53,8 +53,8 @@ func IsWorkloadName(s string) bool {
 		isSpelled(name, isLowerAlphanumeric, func(c byte) bool { return isLowerOrHyphen(c) || c == '.' })
 }
 
-// isSpelled reports whether a text begins and ends with letters of one kind and has
-// letters of another between.
+// isSpelled reports whether the first and last characters of a text satisfy end, and those
+// in between inner.
 func isSpelled(s string, end, inner func(byte) bool) bool {
 	if s == "" || !end(s[0]) || !end(s[len(s)-1]) {
 		return false
