@@ -76,9 +76,11 @@ func (b *batch) remove(ch *change) error {
 
 // admit finds what is wrong with a change beyond the object itself.
 func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, error) {
-	faults := metaFaults(ch.kind, resource.Meta())
+	faults, err := ch.metaFaults(resource.Meta())
+	if err != nil {
+		return nil, err
+	}
 	var more bocage.Faults
-	var err error
 	switch object := resource.(type) {
 	case *bocage.Workload:
 		more, err = b.claimsFree(object, true)

@@ -3,6 +3,8 @@ package api
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -12,6 +14,66 @@ import (
 
 	"bocage.dev/bocage"
 )
+
+// metaFaults finds what is wrong with the metadata of a change. What the object had
+// already is not held against it: a version before may have taken it.
+func (ch *change) metaFaults(meta *bocage.ObjectMeta) (bocage.Faults, error) {
+	if ch.old == nil {
+		return metaFaults(ch.kind, meta), nil
+	}
+	resource, err := typed(ch.kind, ch.old.object)
+	if err != nil {
+		return nil, err
+	}
+	was := resource.Meta()
+	fresh := *meta
+	fresh.Annotations = maps.Clone(meta.Annotations)
+	maps.DeleteFunc(fresh.Annotations, func(key, _ string) bool { _, had := was.Annotations[key]; return had })
+	faults := metaFaults(ch.kind, &fresh)
+	const most = validation.TotalAnnotationSizeLimitB
+	if size := annotationsSize(meta.Annotations); size > max(annotationsSize(was.Annotations), most) && annotationsSize(fresh.Annotations) <= most {
+		faults.Add("metadata.annotations", "Too long: may not be more than %d bytes", most)
+	}
+	if len(faults) == 0 {
+		return nil, nil
+	}
+	before := metaFaults(ch.kind, was)
+	return slices.DeleteFunc(faults, func(f bocage.Fault) bool {
+		if strings.HasPrefix(f.Field, "metadata.ownerReferences") {
+			return sameOwner(f.Field, meta.OwnerReferences, was.OwnerReferences)
+		}
+		if f.Field == "metadata.annotations" {
+			return false // of what is new
+		}
+		field, _, _ := strings.Cut(f.Field, "[") // the message names which it is
+		return slices.ContainsFunc(before, func(b bocage.Fault) bool {
+			at, _, _ := strings.Cut(b.Field, "[")
+			return at == field && b.Message == f.Message
+		})
+	}), nil
+}
+
+// sameOwner reports whether what a fault of an owner is about was there before: that
+// owner, or, of what owners must not have twice, all of them.
+func sameOwner(field string, owners, before []bocage.OwnerReference) bool {
+	same := func(a, b bocage.OwnerReference) bool { return reflect.DeepEqual(a, b) }
+	for i, owner := range owners {
+		rest, is := strings.CutPrefix(field, fmt.Sprintf("metadata.ownerReferences[%d]", i))
+		if is && rest != ".controller" {
+			return slices.ContainsFunc(before, func(b bocage.OwnerReference) bool { return same(owner, b) })
+		}
+	}
+	return slices.EqualFunc(owners, before, same)
+}
+
+// annotationsSize is what Kubernetes bounds of annotations.
+func annotationsSize(annotations map[string]string) int {
+	size := 0
+	for key, value := range annotations {
+		size += len(key) + len(value)
+	}
+	return size
+}
 
 // metaFaults finds what Kubernetes finds wrong with an object's metadata and the root
 // package does not look at: owners, finalizers, annotations, and what names are drawn

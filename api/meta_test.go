@@ -96,3 +96,42 @@ func TestRefusalsRead(t *testing.T) {
 			strings.Replace(scopeJSON("other", "enforce", ""), `"name"`, `"resourceVersion":"1","name"`, 1), nil, 400, "does not match the name on the URL"},
 	})
 }
+
+// TestMetadataOfBefore: what a version before took stays, and does not keep an object from
+// being changed; nothing wrong comes to it.
+func TestMetadataOfBefore(t *testing.T) {
+	old := bocage.ObjectMeta{Name: "a", Annotations: map[string]string{"Owner Team": "shop"}, Finalizers: []string{"nope"},
+		OwnerReferences: []bocage.OwnerReference{{APIVersion: "v1", Kind: "Event", Name: "e", UID: "1"}}}
+	was, err := untyped(kind("NetworkPolicy"), &bocage.NetworkPolicy{ObjectMeta: old})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		change func(*bocage.ObjectMeta)
+		faults int
+	}{
+		"nothing of it":      {func(m *bocage.ObjectMeta) { m.Labels = map[string]string{"a": "b"} }, 0},
+		"its value":          {func(m *bocage.ObjectMeta) { m.Annotations = map[string]string{"Owner Team": "bank"} }, 0},
+		"another key":        {func(m *bocage.ObjectMeta) { m.Annotations = map[string]string{"Owner Team": "shop", "An other": ""} }, 1},
+		"too large":          {func(m *bocage.ObjectMeta) { m.Annotations = map[string]string{"a": strings.Repeat("x", 300<<10)} }, 1},
+		"a finalizer before": {func(m *bocage.ObjectMeta) { m.Finalizers = []string{"example.com/x", "nope"} }, 0},
+		"another finalizer":  {func(m *bocage.ObjectMeta) { m.Finalizers = []string{"nope", "neither"} }, 1},
+		"an owner before": {func(m *bocage.ObjectMeta) {
+			m.OwnerReferences = append([]bocage.OwnerReference{{APIVersion: "v1", Kind: "Pod", Name: "p", UID: "2"}}, m.OwnerReferences...)
+		}, 0},
+		"the owner is another": {func(m *bocage.ObjectMeta) {
+			m.OwnerReferences = []bocage.OwnerReference{{APIVersion: "v1", Kind: "Event", Name: "f", UID: "1"}}
+		}, 1},
+	} {
+		meta := old
+		test.change(&meta)
+		ch := &change{access: access{kind: kind("NetworkPolicy")}, old: &stored{object: was}}
+		if faults, err := ch.metaFaults(&meta); err != nil || len(faults) != test.faults {
+			t.Errorf("%s: %v, %v; want %d", name, faults, err, test.faults)
+		}
+		ch.old = nil
+		if faults, err := ch.metaFaults(&meta); err != nil || len(faults) == 0 {
+			t.Errorf("%s, of a new object: %v, %v", name, faults, err)
+		}
+	}
+}
