@@ -147,7 +147,7 @@ var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0
 // would keep without any implementation being able to act on it: selectors that
 // cannot be read, and domain names in rules that do not accept.
 func (p *ClusterNetworkPolicy) Validate() Faults {
-	faults := append(validateMeta(&p.ObjectMeta, false), validateAnnotations(p.Annotations)...)
+	faults := validateMeta(&p.ObjectMeta, false)
 	spec := &p.Spec
 	if spec.Tier != TierAdmin && spec.Tier != TierBaseline {
 		faults.Add("spec.tier", "%q is not Admin or Baseline", spec.Tier)

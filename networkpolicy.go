@@ -139,7 +139,7 @@ const (
 
 // Validate implements Resource: it refuses what Kubernetes refuses.
 func (p *NetworkPolicy) Validate() Faults {
-	faults := append(validateMeta(&p.ObjectMeta, true), validateAnnotations(p.Annotations)...)
+	faults := validateMeta(&p.ObjectMeta, true)
 	faults = append(faults, validateLabelSelector(&p.Spec.PodSelector).Under("spec.podSelector")...)
 	for i, rule := range p.Spec.Ingress {
 		faults = append(faults, validateNetworkPolicyRule(rule.Ports, rule.From, "from").Under(fmt.Sprintf("spec.ingress[%d]", i))...)
@@ -306,9 +306,10 @@ func validateLabelSelector(s *Selector) Faults {
 // mostAnnotations bounds the bytes of an object's annotations, keys and values.
 const mostAnnotations = 256 << 10
 
-// validateAnnotations checks annotations as Kubernetes does: their keys are those
-// of labels, in any case.
-func validateAnnotations(annotations map[string]string) Faults {
+// ValidateAnnotations checks annotations as Kubernetes does: their keys are those
+// of labels, in any case. It is for what is being declared. No Validate asks for it:
+// policy does not cease to hold because an older version took a key.
+func ValidateAnnotations(annotations map[string]string) Faults {
 	var faults Faults
 	size := 0
 	for _, key := range slices.Sorted(maps.Keys(annotations)) {

@@ -94,8 +94,20 @@ func TestNetworkPolicyValidateMeta(t *testing.T) {
 		{"a bad annotation", ObjectMeta{Namespace: "bar", Name: "foo", Annotations: map[string]string{"a b": "c"}}, []string{"metadata.annotations[a b]"}},
 		{"large annotations", ObjectMeta{Namespace: "bar", Name: "foo", Annotations: map[string]string{"a": strings.Repeat("x", 256<<10)}}, []string{"metadata.annotations"}},
 	} {
-		checkFields(t, test.name, (&NetworkPolicy{ObjectMeta: test.meta}).Validate(), test.fields)
+		p := &NetworkPolicy{ObjectMeta: test.meta}
+		checkFields(t, test.name, append(p.Validate(), ValidateAnnotations(p.Annotations)...), test.fields)
 	}
+}
+
+// TestStoredAnnotations: what a policy was declared with before does not make it one
+// that is left out.
+func TestStoredAnnotations(t *testing.T) {
+	meta := ObjectMeta{Namespace: "bar", Name: "foo", Annotations: map[string]string{"Owner Team": "shop"}}
+	checkFields(t, "NetworkPolicy", (&NetworkPolicy{ObjectMeta: meta}).Validate(), nil)
+	meta.Namespace = ""
+	priority := int32(1)
+	p := &ClusterNetworkPolicy{ObjectMeta: meta, Spec: ClusterNetworkPolicySpec{Tier: TierAdmin, Priority: &priority, Subject: ClusterNetworkPolicySubject{Namespaces: &Selector{}}}}
+	checkFields(t, "ClusterNetworkPolicy", p.Validate(), nil)
 }
 
 func TestClusterNetworkPolicyValidate(t *testing.T) {

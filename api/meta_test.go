@@ -7,6 +7,7 @@ import (
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/api/client"
+	"bocage.dev/bocage/store"
 )
 
 // TestMetadata: what is wrong with metadata is refused as Kubernetes refuses it,
@@ -133,5 +134,85 @@ func TestMetadataOfBefore(t *testing.T) {
 		if faults, err := ch.metaFaults(&meta); err != nil || len(faults) == 0 {
 			t.Errorf("%s, of a new object: %v, %v", name, faults, err)
 		}
+	}
+}
+
+// TestChangesOfMetadataOfBefore: an object that a version before took, with what is
+// refused now, is changed in every way that there is, keeps what it had, and gets
+// nothing else that is wrong.
+func TestChangesOfMetadataOfBefore(t *testing.T) {
+	b := start(t, nil)
+	ctx := t.Context()
+	seed := func(kindName string, resource bocage.Resource) {
+		t.Helper()
+		k := kind(kindName)
+		meta := resource.Meta()
+		meta.UID, meta.Generation = "11111111-1111-1111-1111-111111111111", 1
+		meta.Annotations, meta.Finalizers = map[string]string{"Owner Team": "shop"}, []string{"nope"}
+		value, err := store.EncodeObject(k, resource)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.store.Apply(ctx, store.Op{Key: k.Key(meta.Namespace, meta.Name), Value: value, IfWas: store.AnyRevision}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seed("NetworkPolicy", &bocage.NetworkPolicy{ObjectMeta: bocage.ObjectMeta{Name: "web", Namespace: "shop"}})
+	seed("Scope", scope("all", bocage.ModeObserve))
+	seed("Incident", &bocage.Incident{ObjectMeta: bocage.ObjectMeta{Name: "case"}, Status: bocage.IncidentStatus{Phase: "open"}})
+	const old = `"annotations":{"Owner Team":"shop"},"finalizers":["nope"]`
+	object := func(metadata, types string) string {
+		return `{"apiVersion":"networking.k8s.io/v1","kind":"NetworkPolicy","metadata":{"name":"web","namespace":"shop",` + metadata + `},"spec":{"podSelector":{},"policyTypes":[` + types + `]}}`
+	}
+	const apply = "application/apply-patch+yaml"
+	web, incident := policiesPath+"/web", "/apis/bocage.dev/v1/incidents/case"
+	for _, test := range []struct {
+		what, method, path, media, body string
+		code                            int
+		said                            string
+	}{
+		{"update", "PUT", web, jsonType, object(old, `"Ingress"`), 200, ""},
+		{"update of the value", "PUT", web, jsonType, object(`"annotations":{"Owner Team":"bank"},"finalizers":["nope"]`, `"Ingress"`), 200, ""},
+		{"update with another key", "PUT", web, jsonType, object(`"annotations":{"Owner Team":"bank","An other":""},"finalizers":["nope"]`, `"Ingress"`), 422, "An other"},
+		{"merge patch", "PATCH", web, mergeType, `{"metadata":{"labels":{"a":"b"}}}`, 200, ""},
+		{"merge patch with another finalizer", "PATCH", web, mergeType, `{"metadata":{"finalizers":["nope","neither"]}}`, 422, "neither"},
+		{"JSON patch", "PATCH", web, "application/json-patch+json", `[{"op":"add","path":"/metadata/annotations/good","value":"x"}]`, 200, ""},
+		{"JSON patch with another key", "PATCH", web, "application/json-patch+json", `[{"op":"add","path":"/metadata/annotations/not good","value":"x"}]`, 422, "not good"},
+		{"strategic patch", "PATCH", web, "application/strategic-merge-patch+json", `{"spec":{"policyTypes":["Ingress","Egress"]}}`, 200, ""},
+		{"apply", "PATCH", web + "?fieldManager=m&force=true", apply, object(`"labels":{"c":"d"}`, `"Egress"`), 200, ""},
+		{"apply with another key", "PATCH", web + "?fieldManager=m&force=true", apply, object(`"annotations":{"An other":""}`, `"Egress"`), 422, "An other"},
+		{"apply that takes the old key", "PATCH", web + "?fieldManager=m&force=true", apply, object(old, `"Egress"`), 200, ""},
+		{"create beside", "POST", policiesPath, jsonType, strings.Replace(object(old, ""), `"web"`, `"api"`, 1), 422, "Owner Team"},
+		{"apply beside", "PATCH", policiesPath + "/api?fieldManager=m", apply, strings.Replace(object(old, ""), `"web"`, `"api"`, 1), 422, "Owner Team"},
+		{"update of a kind of our own", "PATCH", scopesPath + "/all", mergeType, `{"spec":{"mode":"enforce"}}`, 200, ""},
+		{"its status", "PATCH", incident + "/status", mergeType, `{"status":{"phase":"contained"}}`, 200, ""},
+		{"the case itself", "PATCH", incident, mergeType, `{"metadata":{"annotations":{"note":"x"}}}`, 200, ""},
+		{"the case with another key", "PATCH", incident, mergeType, `{"metadata":{"annotations":{"no te":"x"}}}`, 422, "no te"},
+		{"it lets the key go", "PATCH", incident, mergeType, `{"metadata":{"annotations":{"Owner Team":null}}}`, 200, ""},
+		{"and does not get it back", "PATCH", incident, mergeType, `{"metadata":{"annotations":{"Owner Team":"shop"}}}`, 422, "Owner Team"},
+	} {
+		if code, text, _ := b.raw(t, test.method, test.path, test.media, test.body); code != test.code || !strings.Contains(text, test.said) {
+			t.Errorf("%s: %d %.400s", test.what, code, text)
+		}
+	}
+	// Many at once.
+	many := func(annotation string) string {
+		return "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: all, annotations: {" + annotation + ": shop}}\nspec: {mode: observe}\n"
+	}
+	if _, err := b.client.Apply(ctx, documents(t, many("Owner Team")), client.WriteOptions{Force: true}); err != nil {
+		t.Errorf("applied among many: %v", err)
+	}
+	if _, err := b.client.Apply(ctx, documents(t, many("Not That")), client.WriteOptions{Force: true}); err == nil || !strings.Contains(err.Error(), "Not That") {
+		t.Errorf("applied among many with another key: %v", err)
+	}
+	// It goes, and with the finalizer that nobody could set today.
+	if code, text, _ := b.raw(t, "DELETE", web, "", ""); code != 200 || !strings.Contains(text, "deletionTimestamp") {
+		t.Errorf("deleted: %d %s", code, text)
+	}
+	if code, text, _ := b.raw(t, "PATCH", web, mergeType, `{"metadata":{"finalizers":null}}`); code != 200 {
+		t.Errorf("let go: %d %s", code, text)
+	}
+	if code, _, _ := b.raw(t, "GET", web, "", ""); code != 404 {
+		t.Errorf("it is there still: %d", code)
 	}
 }

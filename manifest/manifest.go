@@ -241,7 +241,12 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 	}
 	document := Document{Resource: resource, Source: tree.Source(""), tree: tree}
 	faults = append(unknown, wrong...)
-	for _, fault := range document.Place(resource.Validate()) {
+	found := resource.Validate()
+	switch resource.(type) {
+	case *bocage.NetworkPolicy, *bocage.ClusterNetworkPolicy: // as upstream refuses them
+		found = append(found, bocage.ValidateAnnotations(meta.Annotations)...)
+	}
+	for _, fault := range document.Place(found) {
 		if !follows(fault.Field, wrong) && !emptied(fault.Field, unknown) {
 			faults = append(faults, fault)
 		}
