@@ -20,6 +20,11 @@ type AddressGroupSpec struct {
 // AddressGroupStatus is what the system says of it.
 type AddressGroupStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
+	// Approval says what a second person has to agree to, or did, where two decide
+	// on what takes something out of guardrails' reach. None means that nobody has to.
+	Approval *Approval `json:"approval,omitempty"`
+	// Approved is the declaration that stays in force while a newer one waits.
+	Approved *AddressGroupSpec `json:"approved,omitempty"`
 }
 
 // Validate implements Resource.

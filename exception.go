@@ -1,9 +1,6 @@
 package bocage
 
-import (
-	"cmp"
-	"time"
-)
+import "time"
 
 // Exception lifts one guardrail from some cells for a while. It ends in the
 // enforcement points themselves, with every controller dead.
@@ -64,37 +61,6 @@ func (e *Exception) Validate() Faults {
 		faults.Add("spec.until", "%s is not after spec.from", e.Spec.Until.Format(time.RFC3339))
 	}
 	return faults
-}
-
-// Approval is what a second person said of a declaration.
-type Approval struct {
-	// Author is who wrote the generation of the object that waits or was approved.
-	Author string `json:"author,omitempty"`
-	// Authors are all who had a hand in what waits: who wrote since it was approved
-	// last, Author among them. None of them may approve it.
-	Authors []string `json:"authors,omitempty"`
-	// Approvers are who may approve it, besides its authors: names of people, or
-	// "group:NAME". None means every person with the role that writes the kind.
-	Approvers []string `json:"approvers,omitempty"`
-	// Generation is the object's generation that was approved last; 0 is none.
-	Generation int64     `json:"generation,omitempty"`
-	By         string    `json:"by,omitempty"`
-	At         time.Time `json:"at,omitzero"`
-	// Deleter is who deletes the object, where a second person has to agree to
-	// that: it stays in force until then.
-	Deleter string `json:"deleter,omitempty"`
-	// Approved is the guardrail's spec of that generation, which stays in force
-	// while a newer one waits.
-	Approved *GuardrailSpec `json:"approved,omitempty"`
-}
-
-// FinalizerApproval holds an object that is to be deleted until a second person
-// agrees that it goes.
-const FinalizerApproval = "bocage.dev/approval"
-
-// Waits reports whether the object as it stands has not been approved.
-func (a *Approval) Waits(generation int64) bool {
-	return a != nil && cmp.Compare(a.Generation, generation) != 0
 }
 
 // Usage says how much of a declaration is used.

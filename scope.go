@@ -34,6 +34,11 @@ const (
 // ScopeStatus is what the system says of it.
 type ScopeStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
+	// Approval says what a second person has to agree to, or did, where two decide
+	// on what takes something out of guardrails' reach. None means that nobody has to.
+	Approval *Approval `json:"approval,omitempty"`
+	// Approved is the declaration that stays in force while a newer one waits.
+	Approved *ScopeSpec `json:"approved,omitempty"`
 }
 
 // Validate implements Resource.
@@ -72,6 +77,11 @@ type InspectionProfileSpec struct {
 // InspectionProfileStatus is what the system says of it.
 type InspectionProfileStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
+	// Approval says what a second person has to agree to, or did, where two decide
+	// on what takes something out of guardrails' reach. None means that nobody has to.
+	Approval *Approval `json:"approval,omitempty"`
+	// Approved is the declaration that stays in force while a newer one waits.
+	Approved *InspectionProfileSpec `json:"approved,omitempty"`
 }
 
 // Validate implements Resource. The engine itself checks the signatures.

@@ -22,6 +22,11 @@ type ZoneSpec struct {
 // ZoneStatus is what the system says of it.
 type ZoneStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
+	// Approval says what a second person has to agree to, or did, where two decide
+	// on what takes something out of guardrails' reach. None means that nobody has to.
+	Approval *Approval `json:"approval,omitempty"`
+	// Approved is the declaration that stays in force while a newer one waits.
+	Approved *ZoneSpec `json:"approved,omitempty"`
 }
 
 // ZonesOfHosts tells the zone of each host that some zone lists: of several the

@@ -18,14 +18,15 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// Some declarations take effect once a second person agrees: guardrails where two
-// people decide, and exceptions whose guardrail names approvers, or whose author
-// could not decide alone. What was approved before stays in force meanwhile. Who
-// wrote a generation never approves it, with whatever token.
+// Some declarations take effect once a second person agrees: where two people decide,
+// guardrails and whatever may take something out of their reach (see bocage.Reach);
+// and exceptions whose guardrail names approvers, or whose author could not decide
+// alone. What was approved before stays in force meanwhile. Who wrote a generation
+// never approves it, with whatever token.
 
 const subresourceApproval = "approval"
 
-func approvable(kind bocage.Kind) bool { return kind.Name == "Guardrail" || kind.Name == "Exception" }
+func approvable(kind bocage.Kind) bool { return bocage.Approvable(kind.Name) }
 
 // awaitApproval notes in an object that is being written whether somebody has to
 // agree. Its spec has changed if the generation has.
@@ -56,7 +57,49 @@ func (b *batch) awaitApproval(ch *change, resource bocage.Resource) error {
 		}
 		o.Status.Approval = approval
 		ch.tellWaiting(approval, o.Generation)
+	default:
+		return b.awaitConsent(ch, resource, old)
 	}
+	return nil
+}
+
+// awaitConsent notes whether a change takes something out of guardrails' reach, so
+// that somebody has to agree. Whatever else is in force at once, what waited
+// included.
+func (b *batch) awaitConsent(ch *change, resource, old bocage.Resource) error {
+	consent, depends := bocage.ConsentOf(resource)
+	if !depends {
+		return nil
+	}
+	var counts bocage.Resource
+	if old != nil {
+		counts = bocage.AsAgreed(old)
+	}
+	why, err := b.server.weakens(b.ctx, counts, resource)
+	if err != nil {
+		return err
+	}
+	ch.told = nil
+	if why == "" {
+		*consent.Approval = nil
+		consent.Keep(nil)
+		return nil
+	}
+	approval, waited := &bocage.Approval{}, false
+	if *consent.Approval != nil {
+		*approval, waited = **consent.Approval, (*consent.Approval).Waits(old.Meta().Generation)
+	}
+	approval.Reason = why
+	if !waited {
+		approval.Generation = 0
+		if counts != nil {
+			approval.Generation = old.Meta().Generation
+		}
+	}
+	wrote(approval, ch.by.principal(), waited)
+	*consent.Approval = approval
+	consent.Keep(counts)
+	ch.tellWaiting(approval, resource.Meta().Generation)
 	return nil
 }
 
@@ -153,35 +196,57 @@ func (b *batch) approversOf(name string) (approvers []string, known bool, err er
 	return spec.Exceptions.Approvers, true, nil
 }
 
-// goesByTwo says whether two people decide that an object of a kind goes.
-func (s *Server) goesByTwo(kind bocage.Kind) bool {
-	return kind.Name == "Guardrail" && s.config.TwoPerson
+// twoDecide says whether there are objects of a kind about which two people decide.
+func (s *Server) twoDecide(kind bocage.Kind) bool {
+	return s.config.TwoPerson && approvable(kind) && kind.Name != "Exception"
 }
 
-// holdDeletion keeps a guardrail until a second person agrees that it goes. Only
-// people begin that: what its owner's end comes to, see sweepOwned.
+// goesByTwo says whether two people decide that an object goes.
+func (s *Server) goesByTwo(ctx context.Context, kind bocage.Kind, resource bocage.Resource) (bool, error) {
+	if !s.twoDecide(kind) {
+		return false, nil
+	}
+	if kind.Name == "Guardrail" {
+		return true, nil
+	}
+	why, err := s.weakens(ctx, bocage.AsAgreed(resource), nil)
+	return why != "", err
+}
+
+// holdDeletion keeps an object until a second person agrees that it goes, where two
+// decide about that. Only people begin it: what its owner's end comes to, see
+// sweepOwned.
 func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) error {
-	if !b.server.goesByTwo(ch.kind) || ch.approving != nil {
-		return nil
-	}
-	if !slices.Contains(object.GetFinalizers(), bocage.FinalizerApproval) {
-		object.SetFinalizers(append(object.GetFinalizers(), bocage.FinalizerApproval))
-	}
-	ch.told = nil
-	if object.GetDeletionTimestamp() != nil {
+	if !b.server.twoDecide(ch.kind) || ch.approving != nil {
 		return nil
 	}
 	resource, err := typed(ch.kind, object)
 	if err != nil {
 		return err
 	}
-	guardrail := resource.(*bocage.Guardrail)
-	if guardrail.Status.Approval == nil {
-		guardrail.Status.Approval = &bocage.Approval{Generation: guardrail.Generation, Approved: &guardrail.Spec}
+	meta := resource.Meta()
+	if held := slices.Contains(meta.Finalizers, bocage.FinalizerApproval); !held {
+		two, err := b.server.goesByTwo(b.ctx, ch.kind, resource)
+		if err != nil || !two {
+			return err
+		}
+		object.SetFinalizers(append(object.GetFinalizers(), bocage.FinalizerApproval))
+		meta.Finalizers = object.GetFinalizers()
 	}
-	guardrail.Status.Approval.Deleter = ch.by.principal()
-	ch.told = append(ch.told, notice{"DeletionWaits", guardrail.Status.Approval.Deleter + " deletes it: it stays in force until somebody else approves that: bocage approve guardrail " + ch.name})
-	changed, err := untyped(ch.kind, guardrail)
+	ch.told = nil
+	if meta.DeletionTimestamp != nil {
+		return nil
+	}
+	a := approvalOf(resource)
+	if *a == nil {
+		*a = &bocage.Approval{Generation: meta.Generation}
+		if g, ok := resource.(*bocage.Guardrail); ok {
+			(*a).Approved = &g.Spec
+		}
+	}
+	(*a).Deleter = ch.by.principal()
+	ch.told = append(ch.told, notice{"DeletionWaits", (*a).Deleter + " deletes it: it stays in force until somebody else approves that: " + approveCommand(ch.kind, ch.name)})
+	changed, err := untyped(ch.kind, resource)
 	if err != nil {
 		return err
 	}
@@ -189,9 +254,26 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 	return nil
 }
 
+// approvalOf is where an object carries its approval; nil if its kind needs none.
+func approvalOf(resource bocage.Resource) **bocage.Approval {
+	switch o := resource.(type) {
+	case *bocage.Guardrail:
+		return &o.Status.Approval
+	case *bocage.Exception:
+		return &o.Status.Approval
+	}
+	consent, _ := bocage.ConsentOf(resource)
+	return consent.Approval
+}
+
+// approveCommand is what people type to agree.
+func approveCommand(kind bocage.Kind, name string) string {
+	return "bocage approve " + strings.ToLower(kind.Name) + " " + name
+}
+
 // keepHold undoes what a person's write does to the hold of a deletion.
 func (b *batch) keepHold(ch *change, resource bocage.Resource) {
-	if !b.server.goesByTwo(ch.kind) || ch.approving != nil || ch.old == nil ||
+	if !b.server.twoDecide(ch.kind) || ch.approving != nil || ch.old == nil ||
 		!slices.Contains(ch.old.object.GetFinalizers(), bocage.FinalizerApproval) {
 		return
 	}
@@ -247,13 +329,7 @@ func (b *batch) approve(ch *change) error {
 		// Should its author be faster now, then that is not what was approved.
 		ch.approving.Generation = meta.Generation
 	}
-	var a *bocage.Approval
-	switch o := resource.(type) {
-	case *bocage.Guardrail:
-		a = o.Status.Approval
-	case *bocage.Exception:
-		a = o.Status.Approval
-	}
+	a := *approvalOf(resource)
 	deleting := meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval)
 	if err := ch.mayApprove(a, meta, deleting); err != nil {
 		return err
@@ -264,9 +340,11 @@ func (b *batch) approve(ch *change) error {
 		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
 	} else {
 		authors := strings.Join(authorsOf(a), " and ")
-		a.Generation, a.By, a.At, a.Authors = meta.Generation, by, b.server.now(), nil
+		a.Generation, a.By, a.At, a.Authors, a.Reason = meta.Generation, by, b.server.now(), nil, ""
 		if g, ok := resource.(*bocage.Guardrail); ok {
 			a.Approved = &g.Spec
+		} else if consent, depends := bocage.ConsentOf(resource); depends {
+			consent.Keep(nil)
 		}
 		ch.told = append(ch.told, notice{"Approved", fmt.Sprintf("%s approved generation %d, which %s wrote", by, meta.Generation, authors)})
 	}
@@ -334,8 +412,12 @@ func (ch *change) tellWaiting(a *bocage.Approval, generation int64) {
 	if len(a.Approvers) > 0 {
 		who = strings.Join(a.Approvers, " or ")
 	}
-	ch.told = append(ch.told, notice{"ApprovalWaits", fmt.Sprintf("%s wrote it, and %s has to approve it: bocage approve %s %s",
-		strings.Join(authorsOf(a), " and "), who, strings.ToLower(ch.kind.Name), ch.name)})
+	why := ""
+	if a.Reason != "" {
+		why = ", since " + a.Reason
+	}
+	ch.told = append(ch.told, notice{"ApprovalWaits", fmt.Sprintf("%s wrote it, and %s has to approve it%s: %s",
+		strings.Join(authorsOf(a), " and "), who, why, approveCommand(ch.kind, ch.name))})
 }
 
 // waiting says what a stored object still waits for, in words for who just wrote
@@ -348,13 +430,14 @@ func waiting(kind bocage.Kind, value []byte) string {
 		Metadata bocage.ObjectMeta `json:"metadata"`
 		Status   struct {
 			Approval *bocage.Approval `json:"approval"`
+			Approved json.RawMessage  `json:"approved"`
 		} `json:"status"`
 	}
 	if json.Unmarshal(value, &object) != nil {
 		return ""
 	}
 	meta, a := object.Metadata, object.Status.Approval
-	command := fmt.Sprintf("bocage approve %s %s", strings.ToLower(kind.Name), meta.Name)
+	command := approveCommand(kind, meta.Name)
 	switch {
 	case meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval):
 		return fmt.Sprintf("%s %s is not gone: it stays in force until a second person agrees to its deletion: %s", kind.Name, meta.Name, command)
@@ -365,11 +448,17 @@ func waiting(kind bocage.Kind, value []byte) string {
 	if len(a.Approvers) > 0 {
 		who = strings.Join(a.Approvers, " or ")
 	}
-	before := "it has no effect"
-	if a.Approved != nil {
+	before, why := "it has no effect", ""
+	switch {
+	case a.Approved != nil:
 		before = "what was approved before is in force"
+	case len(object.Status.Approved) > 0:
+		before = "what was declared before is in force"
 	}
-	return fmt.Sprintf("%s %s waits: %s until %s agrees to generation %d: %s", kind.Name, meta.Name, before, who, meta.Generation, command)
+	if a.Reason != "" {
+		why = ", since " + a.Reason
+	}
+	return fmt.Sprintf("%s %s waits%s: %s until %s agrees to generation %d: %s", kind.Name, meta.Name, why, before, who, meta.Generation, command)
 }
 
 const (

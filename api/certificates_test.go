@@ -179,7 +179,7 @@ func TestApprovalIsDescribed(t *testing.T) {
 	b := start(t, nil)
 	for _, path := range []string{"/apis/bocage.dev/v1", "/openapi/v2", "/openapi/v3/apis/bocage.dev/v1"} {
 		_, text, _ := b.raw(t, "GET", path, "", "", "Accept", "application/json")
-		for _, plural := range []string{"guardrails", "exceptions"} {
+		for _, plural := range []string{"guardrails", "exceptions", "scopes", "addressgroups", "inspectionprofiles", "zones"} {
 			want := `"/apis/bocage.dev/v1/` + plural + `/{name}/approval":{`
 			if path == "/apis/bocage.dev/v1" {
 				want = `"name":"` + plural + `/approval"`
@@ -188,8 +188,8 @@ func TestApprovalIsDescribed(t *testing.T) {
 				t.Errorf("%s says nothing of approving %s", path, plural)
 			}
 		}
-		if strings.Contains(text, "scopes/{name}/approval") || strings.Contains(text, `"scopes/approval"`) {
-			t.Errorf("%s: scopes can be approved", path)
+		if strings.Contains(text, "responses/{name}/approval") || strings.Contains(text, `"responses/approval"`) {
+			t.Errorf("%s: responses can be approved", path)
 		}
 	}
 	code, text, _ := b.raw(t, "GET", "/apis", "", "", "Accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")

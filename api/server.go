@@ -131,6 +131,7 @@ type Server struct {
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
 	bindings       *bindings
+	reach          *reach
 	recheck        time.Duration // of those who follow something
 	trail          *audit.Trail  // nil: none is kept
 	strangers      *rate.Limiter // of those that the trail names
@@ -196,6 +197,7 @@ func New(config Config) (*Server, error) {
 	}
 	s.view = newView(config.Store, s.logger, s.metrics)
 	s.bindings = &bindings{view: s.view}
+	s.reach = &reach{view: s.view}
 	if config.AuditDir != "" {
 		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store, Now: config.Now}); err != nil {
 			return nil, fmt.Errorf("api: %w", err)

@@ -264,12 +264,23 @@ func (s *Server) sweepOwned(ctx context.Context, t *tended) error {
 			solid++
 		}
 	}
+	two := false
+	if len(gone) > 0 && solid == 0 && s.twoDecide(t.kind.Kind) {
+		resource := t.kind.New()
+		err := json.Unmarshal(t.value, resource)
+		if err == nil {
+			two, err = s.goesByTwo(ctx, t.kind.Kind, resource)
+		}
+		if err != nil {
+			return err
+		}
+	}
 	switch {
 	case len(gone) == 0:
 		return nil
 	case solid > 0:
 		return s.disown(ctx, t, nil, gone...)
-	case s.goesByTwo(t.kind.Kind):
+	case two:
 		// Who names an owner, or deletes it, is one person. Where two decide, it stays
 		// as if it had none; who wants it gone deletes it.
 		return s.disown(ctx, t, []notice{{"OwnerGone", "what owned it is gone; it stays in force, since two people decide that it goes: bocage delete " +

@@ -28,9 +28,10 @@ type object struct {
 	key      string
 	kind     bocage.Kind
 	resource bocage.Resource
-	// input is the resource as of the last change of something that policy depends on.
-	// Until the next such change the pointer stays the same, so that the compiler can
-	// recognise unchanged objects by comparing pointers.
+	// input is the resource as it counts (see bocage.AsAgreed), as of the last change of
+	// something that policy depends on; nil if it does not count yet. Until the next such
+	// change the pointer stays the same, so that the compiler can recognise unchanged
+	// objects by comparing pointers.
 	input    bocage.Resource
 	changed  store.Revision // of input
 	value    []byte
@@ -135,9 +136,11 @@ func inputsOf[T bocage.Resource](s *kindObjects) []T {
 	if old, ok := s.inputs.([]T); ok && !s.stale {
 		return old
 	}
-	inputs := make([]T, len(list))
-	for i, o := range list {
-		inputs[i] = o.input.(T)
+	inputs := make([]T, 0, len(list))
+	for _, o := range list {
+		if o.input != nil {
+			inputs = append(inputs, o.input.(T))
+		}
 	}
 	s.inputs, s.stale = inputs, false
 	return inputs
@@ -164,15 +167,16 @@ func decode(kind bocage.Kind, key string, value []byte, revision store.Revision)
 	if err != nil {
 		return nil, err
 	}
-	return &object{key: key, kind: kind, resource: resource, input: resource, changed: revision, value: value, revision: revision,
-		print: fingerprint(resource), report: reportPrint(resource)}, nil
+	counts := bocage.AsAgreed(resource)
+	return &object{key: key, kind: kind, resource: resource, input: counts, changed: revision, value: value, revision: revision,
+		print: fingerprint(counts), report: reportPrint(resource)}, nil
 }
 
 // fingerprint covers what policy depends on, so that status writes and
 // heartbeats compile nothing.
 func fingerprint(resource bocage.Resource) digest {
 	if specOf(resource) == nil {
-		return digest{} // Generation
+		return digest{} // Generation, and what does not count
 	}
 	return printOf(relevant(resource))
 }
@@ -264,6 +268,9 @@ func (m *mirror) take(kind bocage.Kind, key string, o *object, revision store.Re
 
 // note tells the buckets of snapshots; m.mu is held.
 func (m *mirror) note(kind bocage.Kind, key string, o *object) {
+	if o != nil && o.input == nil {
+		o = nil // it does not count
+	}
 	if to := m.bucketsOf(kind); to != nil {
 		to.note(key, o)
 	}

@@ -35,7 +35,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 	situation := plan.Situation{
 		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
 		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: p.now(), Prove: p.planned.prove,
-		Hosts: p.mirror.view().hosts,
+		Hosts: p.mirror.view().hosts, TwoPeople: p.twoPerson,
 	}
 	if p.edges != nil {
 		var err error

@@ -98,10 +98,10 @@ type pin struct {
 	From uint64 `json:"from"`
 	// Why is said to people.
 	Why string `json:"why,omitempty"`
-	// Kept names the policy whose guardrails and exceptions stay, where two people
-	// decide about those: Policy is that of Number with them (see composed).
+	// Kept names the policy whose guardrails, and what decides their reach, stay, where
+	// two people decide about those: Policy is that of Number with them (see composed).
 	Kept string `json:"kept,omitempty"`
-	// Unconfirmed names the policy of Number with the guardrails and exceptions of
+	// Unconfirmed names the policy of Number with the guardrails of
 	// Confirmed, which it becomes if nobody confirms those of Kept in time; empty where
 	// the two have the same.
 	Unconfirmed string `json:"unconfirmed,omitempty"`
@@ -207,7 +207,7 @@ func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
 		back := *r.Pin
 		back.Policy, back.Kept, back.From = back.Unconfirmed, r.Confirmed.Policy, r.Base.Number
 		r.Pin, r.ConfirmBy = &back, time.Time{}
-		return r, []notice{{back.From, reason, fmt.Sprintf("%s: its guardrails and exceptions go back to those of generation %d", why, r.Confirmed.Number), true}}
+		return r, []notice{{back.From, reason, fmt.Sprintf("%s: its guardrails, exceptions and scopes go back to those of generation %d", why, r.Confirmed.Number), true}}
 	}
 	r.Pin = &pin{version: r.Confirmed, At: now, From: r.Base.Number, Why: why}
 	r.ConfirmBy = time.Time{}

@@ -62,14 +62,14 @@ func TestRollbackKeepsGuardrails(t *testing.T) {
 		web, api := agents[0], agents[1]
 		for _, number := range []uint64{0, 2} {
 			_, err := b.rooms[0].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback", Generation: number})
-			if err == nil || !strings.Contains(err.Error(), "in guardrails and their exceptions only") {
+			if err == nil || !strings.Contains(err.Error(), "in guardrails and what decides their reach only") {
 				t.Errorf("back to generation %d, which differs in guardrails only: %v", number, err)
 			}
 		}
 		b.wantActive("g4")
 		status, err := b.rooms[1].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback", Generation: 1})
 		if err != nil || status.Stage != bocage.StageRolledBack || status.Active != 5 ||
-			!strings.Contains(status.Conditions[0].Message, "with the guardrails and exceptions that were in force") {
+			!strings.Contains(status.Conditions[0].Message, "with the guardrails, exceptions and scopes that were in force") {
 			t.Fatalf("rollback: %+v, %v", status, err)
 		}
 		check := func(when string) {

@@ -106,7 +106,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			return r, notice{}, err
 		}
 		if r.Pin = pinned; r.Pin.Kept != "" {
-			message += ", with the guardrails and exceptions in force, about which two people decide"
+			message += ", with the guardrails, exceptions and scopes in force, about which two people decide"
 		}
 		if r.Pin.Unconfirmed == "" {
 			r.ConfirmBy = time.Time{} // else the kept guardrails, which nobody has confirmed, go back at that time
@@ -128,8 +128,9 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 	return r, notice{}, declined("%q is none of confirm, rollback and promote", request.Action)
 }
 
-// keepGuardrails makes a rollback keep the guardrails in force and their exceptions, if two
-// people decide about those.
+// keepGuardrails makes a rollback keep the guardrails in force and what decides their
+// reach, if two people decide about those: their exceptions, the scopes that enforce them,
+// and the address groups and profiles that they name.
 func (p *Policy) keepGuardrails(ctx context.Context, r record, to snapshotList, pinned *pin) error {
 	if !p.twoPerson || to.PolicyName == r.Base.Policy {
 		return nil
@@ -146,12 +147,12 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to snapshotList, 
 	if err != nil {
 		return err
 	}
-	if sameDeclared(back.Guardrails, kept.Guardrails) && sameDeclared(back.Exceptions, kept.Exceptions) {
+	if sameGuardrails(back, kept) {
 		return nil
 	}
 	_, policy := composed(back, kept)
 	if _, now := composed(kept, kept); now.hash == policy.hash {
-		return declined("generation %d differs from what is in force in guardrails and their exceptions only, about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
+		return declined("generation %d differs from what is in force in guardrails and what decides their reach only (exceptions, scopes, address groups, profiles), about which two people decide: change or delete those and have it approved, or name an older generation that bocage policy history lists", to.Number)
 	}
 	pinned.Policy, pinned.Kept = policy.name(), r.Base.Policy
 	if r.ConfirmBy.IsZero() {
@@ -166,7 +167,7 @@ func (p *Policy) keepGuardrails(ctx context.Context, r record, to snapshotList, 
 	if err != nil {
 		return err
 	}
-	if !sameDeclared(confirmed.Guardrails, kept.Guardrails) || !sameDeclared(confirmed.Exceptions, kept.Exceptions) {
+	if !sameGuardrails(confirmed, kept) {
 		_, policy = composed(back, confirmed)
 		pinned.Unconfirmed = policy.name()
 	}
@@ -191,12 +192,35 @@ func sameDeclared[T bocage.Resource](a, b []T) bool {
 	})
 }
 
-// composed returns one policy with the guardrails and exceptions of another. AddressGroups
-// and InspectionProfiles that these may name are added if the first policy lacks them.
+// sameGuardrails reports whether two policies have the same guardrails, with the same reach.
+func sameGuardrails(a, kept compile.Input) bool {
+	reach := reachOf(kept)
+	return sameDeclared(a.Guardrails, kept.Guardrails) && sameDeclared(a.Exceptions, kept.Exceptions) &&
+		sameDeclared(named(reach, a.Scopes), named(reach, kept.Scopes)) &&
+		sameDeclared(named(reach, a.AddressGroups), named(reach, kept.AddressGroups)) &&
+		sameDeclared(named(reach, a.Profiles), named(reach, kept.Profiles))
+}
+
+// reachOf returns what decides the reach of a policy's guardrails. Exceptions count even
+// after their end, so that the answer does not depend on the time.
+func reachOf(in compile.Input) bocage.Reach {
+	return bocage.ReachOf(in.Guardrails, in.Exceptions, in.Scopes, time.Time{})
+}
+
+// named returns those of the objects that decide the reach of guardrails.
+func named[T bocage.Resource](reach bocage.Reach, list []T) []T {
+	return slices.DeleteFunc(slices.Clone(list), func(o T) bool { return !reach.Depends(o) })
+}
+
+// composed returns one policy with the guardrails of another, and with what decides their
+// reach. AddressGroups and InspectionProfiles that these may name are added if the first
+// policy lacks them.
 func composed(policy, kept compile.Input) (compile.Input, *snapshot) {
+	reach := reachOf(kept)
 	policy.Guardrails, policy.Exceptions = kept.Guardrails, kept.Exceptions
-	policy.AddressGroups = withAbsent(policy.AddressGroups, kept.AddressGroups)
-	policy.Profiles = withAbsent(policy.Profiles, kept.Profiles)
+	policy.Scopes = withNamed(reach, policy.Scopes, kept.Scopes)
+	policy.AddressGroups = withAbsent(withNamed(reach, policy.AddressGroups, kept.AddressGroups), kept.AddressGroups)
+	policy.Profiles = withAbsent(withNamed(reach, policy.Profiles, kept.Profiles), kept.Profiles)
 	sortInput(&policy)
 	b := newBuckets()
 	each(policy, func(name string, resource bocage.Resource) {
@@ -207,6 +231,13 @@ func composed(policy, kept compile.Input) (compile.Input, *snapshot) {
 	return policy, b.snapshot()
 }
 
+// withNamed takes what guardrails depend on from the others, and the rest from the list.
+func withNamed[T bocage.Resource](reach bocage.Reach, list, others []T) []T {
+	list = slices.DeleteFunc(slices.Clone(list), func(o T) bool { return reach.Depends(o) })
+	return append(list, named(reach, others)...)
+}
+
+// withAbsent adds those of the others that the list has none of the name of.
 func withAbsent[T bocage.Resource](list, others []T) []T {
 	list = slices.Clone(list)
 	for _, o := range others {
@@ -325,10 +356,10 @@ func (r record) held() string {
 	case r.Pin != nil && r.Pin.By != "":
 		with := ""
 		if r.Pin.Kept != "" {
-			with = ", with the guardrails and exceptions that were in force"
+			with = ", with the guardrails, exceptions and scopes that were in force"
 		}
 		if r.Pin.Policy == r.Pin.Unconfirmed {
-			with = ", with the guardrails and exceptions that were confirmed last"
+			with = ", with the guardrails, exceptions and scopes that were confirmed last"
 		}
 		return fmt.Sprintf("held: rolled back to g%d by %s%s; bocage policy confirm lets go", r.Pin.Number, r.Pin.By, with)
 	case r.Pin != nil:

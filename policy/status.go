@@ -269,6 +269,9 @@ func statusNotice(before, after bocage.Resource) (reason, message string, warnin
 func (r *reporter) update(object *object, resource bocage.Resource, write bool) bool {
 	meta := resource.Meta()
 	findings := r.findings[nameOf(object.kind.Name, resource)]
+	if c, depends := bocage.ConsentOf(resource); depends && (*c.Approval).Waits(meta.Generation) {
+		findings = append([]compile.Finding{compile.Unapproved(object.kind.Name, resource, *c.Approval, c.Kept())}, findings...)
+	}
 	set := func(conditions *[]bocage.Condition, want ...bocage.Condition) bool {
 		return setConditions(conditions, want, write)
 	}
@@ -304,7 +307,11 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Response:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Scope:
-		return all(&x.Status.Conditions, r.placements.hostsOf(object.input, func() []string { return r.selected(x.Spec.Namespaces, &x.Spec.Workload) }))
+		if object.input == nil {
+			return all(&x.Status.Conditions, nil)
+		}
+		spec := &object.input.(*bocage.Scope).Spec // as it counts
+		return all(&x.Status.Conditions, r.placements.hostsOf(object.input, func() []string { return r.selected(spec.Namespaces, &spec.Workload) }))
 	case *bocage.InspectionProfile:
 		want := r.conditions(object, meta, x.Status.Conditions, findings, r.everyone)
 		return set(&x.Status.Conditions, r.unlessRefused(want, meta.Name, r.everyone)...)

@@ -196,13 +196,13 @@ func dash(text string) string {
 
 func (e *env) approveCommand() *cobra.Command {
 	var generation int64
-	cmd := &cobra.Command{Use: "approve KIND NAME", Short: "Agree, as a second person, to a guardrail, its deletion, or an exception",
+	cmd := &cobra.Command{Use: "approve KIND NAME", Short: "Agree, as a second person, to a guardrail, an exception, what takes from guardrails' reach, or a deletion",
 		Example: "  bocage get guardrail pci -o yaml\n  bocage approve guardrail pci --generation 3\n  bocage approve exception audit-tool",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, ok := bocage.KindNamed(args[0])
-			if !ok || kind.Name != "Guardrail" && kind.Name != "Exception" {
-				return usage("%q cannot be approved: guardrails and exceptions can", args[0])
+			if !ok || !bocage.Approvable(kind.Name) {
+				return usage("%q cannot be approved: guardrails, exceptions, scopes, address groups, inspection profiles and zones can", args[0])
 			}
 			c, err := e.client()
 			if err != nil {

@@ -119,6 +119,16 @@ func TestPeopleWithCertificates(t *testing.T) {
 	told(alice, "", "Guardrail pci not deleted yet: it stays in force until a second person agrees: bocage approve guardrail pci", "", "delete", "guardrail", "pci")
 	told(bob, "", "guardrails/pci: its deletion is approved", "", "approve", "guardrail", "pci")
 	told(alice, "", "", "not found", "get", "guardrail", "pci")
+
+	scope := func(mode string) string {
+		return "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: all}\nspec: {mode: " + mode + "}\n"
+	}
+	told(alice, scope("enforce"), "Scope all created", "", "apply", "-f", "-")
+	told(bob, scope("observe"), "Scope all configured",
+		"! Scope all waits, since it takes guardrails out of force for whom the scope picks: what was declared before is in force until somebody else than spiffe://test.local/user/bob agrees to generation 2: bocage approve scope all", "apply", "-f", "-")
+	told(bob, "", "", "a second person has to agree", "approve", "scope", "all")
+	told(alice, "", "scopes/all approved: generation 2 is in force", "", "approve", "scope", "all")
+	told(bob, "", "", `"responses" cannot be approved`, "approve", "responses", "x")
 }
 
 // TestGetNamespaces: get shows every namespace unless one is named, and with -A

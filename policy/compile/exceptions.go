@@ -1,6 +1,7 @@
 package compile
 
 import (
+	"fmt"
 	"strings"
 	"time"
 
@@ -15,10 +16,10 @@ func (a *admitted) inForce(guardrails []*bocage.Guardrail) []*bocage.Guardrail {
 		spec := g.InForce()
 		switch {
 		case spec == nil:
-			a.findings.reject(Ref("Guardrail", g, ""), NotApproved, "takes no effect until %s approves it: bocage approve guardrail %s", approvers(g.Status.Approval), g.Name)
+			a.findings = append(a.findings, Unapproved("Guardrail", g, g.Status.Approval, false))
 			continue
 		case spec != &g.Spec:
-			a.findings.reject(Ref("Guardrail", g, "spec"), NotApproved, "what was approved before stays in force until %s approves this: bocage approve guardrail %s", approvers(g.Status.Approval), g.Name)
+			a.findings = append(a.findings, Unapproved("Guardrail", g, g.Status.Approval, true))
 			approved := *g
 			approved.Spec = *spec
 			g = &approved
@@ -26,6 +27,23 @@ func (a *admitted) inForce(guardrails []*bocage.Guardrail) []*bocage.Guardrail {
 		out = append(out, g)
 	}
 	return out
+}
+
+// Unapproved tells the author of what waits for somebody else; stands says that a
+// declaration before it is in force meanwhile.
+func Unapproved(kind string, o bocage.Resource, a *bocage.Approval, stands bool) Finding {
+	f := Finding{Object: Ref(kind, o, ""), Reason: NotApproved, Rejected: true}
+	command := "bocage approve " + strings.ToLower(kind) + " " + o.Meta().Name
+	f.Message = fmt.Sprintf("takes no effect until %s approves it", approvers(a))
+	if stands {
+		f.Object.Field = "spec"
+		f.Message = fmt.Sprintf("what was approved before stays in force until %s approves this", approvers(a))
+	}
+	if a.Reason != "" {
+		f.Message += ", since " + a.Reason
+	}
+	f.Message += ": " + command
+	return f
 }
 
 // approvers says who may approve, for people.
@@ -73,7 +91,7 @@ func (a *admitted) excepts(e *bocage.Exception, g *bocage.Guardrail, now time.Ti
 			a.changesAt(e.Spec.Until.Add(-g.Spec.Exceptions.Longest()))
 		}
 	case e.Status.Approval.Waits(e.Generation):
-		a.findings.reject(Ref("Exception", e, ""), NotApproved, "takes no effect until %s approves it: bocage approve exception %s", approvers(e.Status.Approval), e.Name)
+		a.findings = append(a.findings, Unapproved("Exception", e, e.Status.Approval, false))
 	case !now.Before(e.Spec.Until):
 		a.findings.note(Ref("Exception", e, ""), Expired, "ended at %s", e.Spec.Until.UTC().Format(time.RFC3339))
 	case now.Before(begins):

@@ -102,7 +102,12 @@ func (g *Gatherer) Read(name string, data []byte) {
 // document takes one object of a kind that is known.
 func (g *Gatherer) document(d manifest.Document) {
 	in := &g.out.Input
-	switch o := d.Resource.(type) {
+	counts := bocage.AsAgreed(d.Resource) // of an export, what somebody still has to agree to does not
+	if counts == nil {
+		g.note("%s %s is left out: it waits for a second person, and nothing was in force before", d.Resource.Type().Kind, d.Resource.Meta().Name)
+		return
+	}
+	switch o := counts.(type) {
 	case *bocage.Application:
 		in.Applications, g.own = append(in.Applications, o), true
 	case *bocage.Guardrail:

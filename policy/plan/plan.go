@@ -10,6 +10,7 @@ package plan
 
 import (
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -38,6 +39,8 @@ type Situation struct {
 	// Edges are the recorded flows, Recorded whether any recording is kept.
 	Edges    []bocage.Edge
 	Recorded bool
+	// TwoPeople says that two decide on guardrails and on what decides their reach.
+	TwoPeople bool
 	// Now is the moment for which all is decided.
 	Now time.Time
 	// Prove proves a candidate.
@@ -65,7 +68,7 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	result.Proofs = s.Prove(input, candidate)
 	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))
 	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
-	result.Findings = append(result.Findings, approvals(s.Declared, objects)...)
+	result.Findings = append(result.Findings, approvals(s, objects)...)
 	begins, ends := enforcementChanges(s.Ruleset, candidate)
 	result.Enforced = limited(&result, "workloads whose refusals begin to hold", begins)
 	result.Observed = limited(&result, "workloads whose refusals cease to hold", ends)
@@ -137,13 +140,21 @@ func there(s Situation, object bocage.Resource) bool {
 
 // approvals tells of the objects that wait for a second person before what is
 // planned here comes true.
-func approvals(in compile.Input, objects []bocage.Resource) bocage.Faults {
+func approvals(s Situation, objects []bocage.Resource) bocage.Faults {
 	var out bocage.Faults
+	in := s.Declared
+	reach := bocage.ReachOf(in.Guardrails, in.Exceptions, in.Scopes, s.Now)
 	for _, object := range objects {
 		fault := bocage.Fault{Field: name(object), Source: object.Meta().Annotations[bocage.SourceAnnotation]}
 		switch o := object.(type) {
 		case *bocage.Guardrail:
-			if old, known, _ := find(in, object); known && old.(*bocage.Guardrail).Status.Approval != nil && !deleted(object) {
+			old, known, _ := find(in, object)
+			var was *bocage.Guardrail
+			if known {
+				was = old.(*bocage.Guardrail)
+			}
+			same := was != nil && was.InForce() != nil && reflect.DeepEqual(was.InForce(), &o.Spec) && !deleted(object)
+			if !same && (s.TwoPeople || was != nil && was.Status.Approval != nil && !deleted(object)) {
 				fault.Message = "a second person has to approve it before it counts: the plan is of what comes then"
 				out = append(out, fault)
 			}
@@ -154,6 +165,19 @@ func approvals(in compile.Input, objects []bocage.Resource) bocage.Faults {
 			}
 			if approvers := in.Guardrails[i].InForce().Exceptions.Approvers; len(approvers) > 0 {
 				fault.Message = "has to be approved by " + strings.Join(approvers, " or ") + " before it counts: the plan is of what comes then"
+				out = append(out, fault)
+			}
+		default:
+			before, known, _ := find(in, object)
+			after := object
+			if deleted(object) {
+				after = nil
+			}
+			if !known {
+				before = nil
+			}
+			if why := reach.Weakens(before, after); s.TwoPeople && why != "" {
+				fault.Message = "a second person has to approve it, since " + why + ": the plan is of what comes then"
 				out = append(out, fault)
 			}
 		}
