@@ -69,7 +69,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"get", "hosts"}, exitFailed, "", "bocage up"},
 		{[]string{"--server", "https://127.0.0.1:1", "get", "hosts"}, exitUsage, "", "--server needs --ca"},
 		{[]string{"quarantine", "add", "Not A Name"}, exitFailed, "", "is not namespace/name of a workload"},
-		{[]string{"approve", "scope", "x"}, exitUsage, "", "guardrails and exceptions can"},
+		{[]string{"approve", "decoy", "x"}, exitUsage, "", "guardrails, exceptions, scopes"},
 		{[]string{"doctor", "--fail-at", "never"}, exitUsage, "", "is not needed, degraded or advice"},
 		{[]string{"doctor", "kernel.nonsense"}, exitUsage, "", "there is no check"},
 		{[]string{"trace", "a/b", "c/d"}, exitUsage, "", "trace needs FROM, TO and PROTOCOL[/PORT]"},
