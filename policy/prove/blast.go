@@ -288,7 +288,7 @@ func (p *prover) families(g bocage.Group) uint8 {
 		// Where prefixes are everything, nobody of that family is left.
 		for i, all := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
 			everything := netip.PrefixFrom(all, 0)
-			if !slices.ContainsFunc(p.rs.Peers, func(peer bocage.Peer) bool { return peer.Prefix == everything }) && !p.taken(everything) {
+			if !slices.ContainsFunc(p.rs.Peers, func(peer bocage.Peer) bool { return peer.Prefix == everything }) && !p.covered(everything) {
 				family |= 1 << i
 			}
 		}
@@ -302,7 +302,7 @@ func (p *prover) families(g bocage.Group) uint8 {
 		}
 	}
 	for _, prefix := range m.prefixes {
-		if !p.taken(prefix) {
+		if !p.covered(prefix) {
 			add(prefix.Addr())
 		}
 	}

@@ -12,31 +12,31 @@ import (
 	"bocage.dev/bocage/policy/explain"
 )
 
-// Everyone names, in a comparison, whoever is not named in a line of its own.
+// Everyone is the name, in a comparison, of all ends that have no line of their own.
 const Everyone = "everyone else"
 
-// Compare lists the cells whose verdict, before scopes, or whose duties differ
-// between two rulesets as long as nothing ends, in the order of names.
+// Compare lists the cells for which two rulesets differ in the verdict (before scopes) or
+// the duties, sorted by name. Decisions that end later are compared as they are now.
 func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	c := newComparison(before, after)
-	told := map[[2]class]bool{}
-	tell := func(f, t class) {
-		if at := [2]class{f, t}; !told[at] {
-			told[at] = true
-			if !c.nobodys(f, t) {
+	compared := map[[2]class]bool{}
+	compare := func(f, t class) {
+		if at := [2]class{f, t}; !compared[at] {
+			compared[at] = true
+			if !c.cannotMeet(f, t) {
 				c.pair(f, t)
 			}
 		}
 	}
-	// Where one ruleset has a wildcard of one end and the other one of the other
-	// end, no line about everyone else tells what the pair gets.
+	// If one ruleset has a wildcard for one end and the other ruleset for the other end,
+	// the pair needs a line of its own: no line about everyone else covers it.
 	for _, f := range c.classes {
 		if c.plainFrom(f) {
 			continue
 		}
 		for _, t := range c.classes {
 			if !c.plainTo(t) {
-				tell(f, t)
+				compare(f, t)
 			}
 		}
 	}
@@ -44,23 +44,23 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 		for _, at := range r.exact {
 			for _, f := range classesOf(at.from) {
 				for _, t := range classesOf(at.to) {
-					tell(f, t)
+					compare(f, t)
 				}
 			}
 		}
 	}
 	named(c.before, func(g bocage.Group) []class { return c.byBefore[g] })
 	named(c.after, func(g bocage.Group) []class { return c.byAfter[g] })
-	c.rest(told)
+	c.everyoneElse(compared)
 	c.toNames(before, after)
 	slices.SortStableFunc(c.changes, func(a, b bocage.ReachChange) int { return compareChanges(a, b) })
 	return c.changes
 }
 
-// rest compares what those get who have no line of their own, given the pairs that do.
-// A line about everyone else stands for ends without a wildcard of their own; where each
-// pair of those is told by itself, or is nobody's, it would speak of nobody.
-func (c *comparison) rest(told map[[2]class]bool) {
+// everyoneElse compares the pairs that have no line of their own; compared are those that
+// have one. A line about everyone else stands for all ends without a wildcard of their own.
+// It is left out if every such pair has its own line, or cannot meet.
+func (c *comparison) everyoneElse(told map[[2]class]bool) {
 	froms, tos := 0, 0
 	var fromOf, toOf [families]int // of those with addresses of one family only, and of both
 	for _, f := range c.classes {
@@ -72,14 +72,14 @@ func (c *comparison) rest(told map[[2]class]bool) {
 			tos++
 			toOf[c.members[f].families()]++
 		}
-		if c.members[f].alone() { // who speaks to itself meets no enforcement point
+		if c.members[f].single() { // no enforcement point sees flows of a workload to itself
 			told[[2]class{f, f}] = true
 		}
 	}
-	both, to, from := 0, map[class]int{}, map[class]int{} // of those, told by themselves
+	both, to, from := 0, map[class]int{}, map[class]int{} // of those, compared already
 	for at := range told {
-		if c.members[at[0]].apart(c.members[at[1]]) {
-			continue // nobody speaks across families: those are counted below
+		if c.members[at[0]].disjoint(c.members[at[1]]) {
+			continue // no flow crosses address families: counted below
 		}
 		plainFrom, plainTo := c.plainFrom(at[0]), c.plainTo(at[1])
 		if plainFrom {
@@ -116,9 +116,9 @@ func (c *comparison) plainTo(t class) bool {
 	return !c.before.toAny[t.before] && !c.after.toAny[t.after]
 }
 
-// toNames notes the intervals in which a class gets something else than before towards
-// addresses outside that it knows by a DNS name: by one name at a time, and where that is
-// not what it gets there without. What changes wherever the name is, is said once.
+// toNames adds the changes of what a class gets towards external addresses that it knows by
+// a DNS name, for one name at a time, if they differ from the change without a name. A
+// change that does not depend on the address is listed only once.
 func (c *comparison) toNames(before, after *bocage.Ruleset) {
 	sources := func(of *bocage.Ruleset, group func(class) bocage.Group) map[bocage.Group]bool {
 		rows := rowsTowardsNames(of)
@@ -141,10 +141,10 @@ func (c *comparison) toNames(before, after *bocage.Ruleset) {
 			outside = append(outside, t)
 		}
 	}
-	type pairOf [2]saying
+	type pairOf [2]contentKey
 	known := map[pairOf][]namedChange{}
 	changesOf := func(f, t class) (pairOf, []namedChange) {
-		said := pairOf{was.saying(f.before, t.before), is.saying(f.after, t.after)}
+		said := pairOf{was.contentOf(f.before, t.before), is.contentOf(f.after, t.after)}
 		changes, seen := known[said]
 		if !seen {
 			changes = c.namedChanges(was, is, f, t)
@@ -152,7 +152,7 @@ func (c *comparison) toNames(before, after *bocage.Ruleset) {
 		}
 		return said, changes
 	}
-	besides := map[[2]pairOf][]namedChange{} // of the second, what is not of the first
+	besides := map[[2]pairOf][]namedChange{} // changes of the second that the first does not have
 	for _, f := range c.classes {
 		if len(was.rows[f.before])+len(is.rows[f.after]) == 0 {
 			continue
@@ -179,15 +179,16 @@ func (c *comparison) toNames(before, after *bocage.Ruleset) {
 	}
 }
 
-// namedChange is an interval in which a name makes something else of a cell than before.
+// namedChange is an interval of ports in which a name gives a cell another decision than
+// before.
 type namedChange struct {
 	name    bocage.DomainName
 	span    span
-	unnamed bocage.Protocol // stands for all that nothing names
+	unnamed bocage.Protocol // stands for all protocols that no rule names
 	was, is bocage.DecisionID
 }
 
-// notAmong lists the changes that others do not say.
+// notAmong lists the changes that others do not include.
 func notAmong(others, changes []namedChange) []namedChange {
 	said := map[namedChange][]bocage.PortRange{} // by changes without ports
 	for _, o := range others {
@@ -208,12 +209,12 @@ func notAmong(others, changes []namedChange) []namedChange {
 	return out
 }
 
-// namedChanges compares the cells of a pair as each name has them, in the order of names.
+// namedChanges compares the cells of a pair for each name, in the order of names.
 func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange {
 	spans := append(was.spans(from.before, to.before), is.spans(from.after, to.after)...)
 	unnamed := unnamedIn(spans)
 	listsBefore, lists := was.lists(from.before, to.before), is.lists(from.after, to.after)
-	namesBefore, names := was.listing(from.before), is.listing(from.after)
+	namesBefore, names := was.cursor(from.before), is.cursor(from.after)
 	same := map[[2]bocage.DecisionID]bool{}
 	last := map[bocage.DomainName]int{} // the last change of a name
 	var out []namedChange
@@ -255,9 +256,9 @@ func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange
 	return out
 }
 
-// openBy tells, of the names that open a cell, what is decided of whoever goes by one
-// alone.
-func (n *naming) openBy(bare bocage.DecisionID, names *listing, s span) map[bocage.DomainName]bocage.DecisionID {
+// openBy returns, for each name that opens a cell, the decision of a destination with this
+// name only.
+func (n *naming) openBy(bare bocage.DecisionID, names *nameCursor, s span) map[bocage.DomainName]bocage.DecisionID {
 	refused := n.decisions[bare]
 	if !refused.MayYield() {
 		return nil
@@ -293,7 +294,7 @@ func rowsTowardsNames(rs *bocage.Ruleset) map[bocage.Group]bool {
 	return out
 }
 
-// unnamedIn is the protocol that stands for all that nothing names.
+// unnamedIn returns a protocol that no span names; it stands for all of those.
 func unnamedIn(spans []span) bocage.Protocol {
 	other := bocage.Protocol(255)
 	for slices.ContainsFunc(spans, func(s span) bool { return s.protocol == other }) {
@@ -317,22 +318,22 @@ func compareChanges(a, b bocage.ReachChange) int {
 	return int(a.Ports.First) - int(b.Ports.First)
 }
 
-// class is who is in one group before and in one after.
+// class is the set of addresses that are in one group before and in one group after.
 type class struct{ before, after bocage.Group }
 
 var everyone = class{bocage.GroupAny, bocage.GroupAny}
 
-// addresses are those of a class.
+// addresses describes the addresses of a class.
 type addresses struct {
-	nameable  bool // a name can mean one of them
-	many      bool // some have a prefix in common
-	four, six int  // others
+	nameable  bool // a DNS name can stand for one of them
+	many      bool // there are prefixes of more than one address
+	four, six int  // single addresses
 	of        family
-	some      []string // whose they are, or what they are in: a few
+	examples  []string // workloads or prefixes, a few of them
 	more      int      // besides
 }
 
-// family is which families of addresses there are among some.
+// family is a set of address families.
 type family int
 
 const (
@@ -343,10 +344,10 @@ const (
 	families
 )
 
-// families are those of a class: the world has both.
+// families are those of a class. The world has both.
 func (a addresses) families() family { return a.of }
 
-// other is the family that those of one family only have nothing to do with.
+// other is the family that addresses of this one family cannot reach.
 func (f family) other() family {
 	switch f {
 	case onlyFour:
@@ -357,20 +358,22 @@ func (f family) other() family {
 	return noFamily // which no class has
 }
 
-// apart reports whether no two of them have addresses of the same family.
-func (a addresses) apart(b addresses) bool { return a.of|b.of == bothFamilies && a.of&b.of == noFamily }
-
-// nobodys reports whether no two ends of the classes can meet.
-func (c *comparison) nobodys(f, t class) bool {
-	return c.members[f].apart(c.members[t]) || f == t && c.members[f].alone()
+// disjoint reports whether the two have no address family in common.
+func (a addresses) disjoint(b addresses) bool {
+	return a.of|b.of == bothFamilies && a.of&b.of == noFamily
 }
 
-// mostMembers is how many of a class are named where its labels do not tell it from
-// another.
+// cannotMeet reports whether no flow between the two classes is possible.
+func (c *comparison) cannotMeet(f, t class) bool {
+	return c.members[f].disjoint(c.members[t]) || f == t && c.members[f].single()
+}
+
+// mostMembers is how many members of a class its name lists, if two classes would have the
+// same name otherwise.
 const mostMembers = 3
 
-// alone reports whether no two of them can meet.
-func (a addresses) alone() bool { return !a.many && a.four <= 1 && a.six <= 1 }
+// single reports whether no flow between two of the addresses is possible.
+func (a addresses) single() bool { return !a.many && a.four <= 1 && a.six <= 1 }
 
 func (a addresses) with(prefix netip.Prefix, whose string) addresses {
 	switch {
@@ -393,9 +396,9 @@ func (a addresses) with(prefix netip.Prefix, whose string) addresses {
 		whose = prefix.String()
 	}
 	switch {
-	case slices.Contains(a.some, whose) || !prefix.IsValid():
-	case len(a.some) < mostMembers:
-		a.some = append(a.some, whose)
+	case slices.Contains(a.examples, whose) || !prefix.IsValid():
+	case len(a.examples) < mostMembers:
+		a.examples = append(a.examples, whose)
 	default:
 		a.more++
 	}
@@ -415,7 +418,7 @@ type comparison struct {
 func newComparison(before, after *bocage.Ruleset) *comparison {
 	c := &comparison{before: newReach(before), after: newReach(after),
 		byBefore: map[bocage.Group][]class{}, byAfter: map[bocage.Group][]class{}, names: map[class]string{everyone: Everyone}, members: map[class]addresses{}}
-	was, is := newWhereabouts(before), newWhereabouts(after)
+	was, is := newGroupFinder(before), newGroupFinder(after)
 	seen := map[netip.Prefix]bool{}
 	add := func(prefix netip.Prefix, whose string) {
 		if seen[prefix] {
@@ -442,9 +445,9 @@ func newComparison(before, after *bocage.Ruleset) *comparison {
 	return c
 }
 
-// name gives every class a name of its own: that of its group afterwards, or before
-// where that tells more of them apart; then, where groups have the same labels, with the
-// family of its addresses; and at last with some of those who are in it.
+// name gives every class a different name: that of its group after, or before if that is
+// more specific. To equal names it adds the address family, and if they are still equal,
+// some members.
 func (c *comparison) name(was, is map[bocage.Group]string) {
 	for _, at := range c.classes {
 		name := is[at.after]
@@ -474,10 +477,10 @@ func (c *comparison) name(was, is map[bocage.Group]string) {
 		return ""
 	})
 	tell(func(a addresses) string {
-		if len(a.some) == 0 {
+		if len(a.examples) == 0 {
 			return ""
 		}
-		text := strings.Join(a.some, ", ")
+		text := strings.Join(a.examples, ", ")
 		if a.more > 0 {
 			text += fmt.Sprintf(" and %d more", a.more)
 		}
@@ -485,15 +488,15 @@ func (c *comparison) name(was, is map[bocage.Group]string) {
 	})
 }
 
-// whereabouts tells the group of a prefix.
-type whereabouts struct {
+// groupFinder finds the group of a prefix in a ruleset.
+type groupFinder struct {
 	exact map[netip.Prefix]bocage.Group
 	wide  []bocage.Peer // prefixes of more than one address, longest first
 	names map[bocage.Group]string
 }
 
-func newWhereabouts(rs *bocage.Ruleset) *whereabouts {
-	w := &whereabouts{exact: make(map[netip.Prefix]bocage.Group, len(rs.Peers)), names: map[bocage.Group]string{bocage.GroupWorld: "the world"}}
+func newGroupFinder(rs *bocage.Ruleset) *groupFinder {
+	w := &groupFinder{exact: make(map[netip.Prefix]bocage.Group, len(rs.Peers)), names: map[bocage.Group]string{bocage.GroupWorld: "the world"}}
 	for _, p := range rs.Peers {
 		w.exact[p.Prefix] = p.Group
 		if !p.Prefix.IsSingleIP() {
@@ -507,7 +510,7 @@ func newWhereabouts(rs *bocage.Ruleset) *whereabouts {
 	return w
 }
 
-func (w *whereabouts) group(prefix netip.Prefix) bocage.Group {
+func (w *groupFinder) group(prefix netip.Prefix) bocage.Group {
 	if g, ok := w.exact[prefix]; ok {
 		return g
 	}
@@ -519,7 +522,7 @@ func (w *whereabouts) group(prefix netip.Prefix) bocage.Group {
 	return bocage.GroupWorld
 }
 
-// pair notes the intervals in which two classes get something else than before.
+// pair adds the changes of what one class gets towards another.
 func (c *comparison) pair(from, to class) {
 	places := levels(from.before, to.before)
 	spans := c.before.spans(places)
@@ -530,12 +533,12 @@ func (c *comparison) pair(from, to class) {
 	})
 }
 
-// same reports whether two decisions, of before and after, do the same.
+// same reports whether a decision before and one after have the same effect.
 func (c *comparison) same(was, is bocage.Decision) bool {
 	return was.Verdict == is.Verdict && sameProfiles(c.before.profiles[was.Profile], c.after.profiles[is.Profile]) && slices.Equal(duties(was), duties(is))
 }
 
-// change notes an interval in which somebody gets something else than before.
+// change adds one change, unless the two decisions have the same effect.
 func (c *comparison) change(from, to string, s span, unnamed bocage.Protocol, was, is bocage.Decision) {
 	if c.same(was, is) {
 		return
@@ -552,8 +555,8 @@ func (c *comparison) change(from, to string, s span, unnamed bocage.Protocol, wa
 	c.changes = append(c.changes, change)
 }
 
-// author is who decides afterwards; where only the duties of what is allowed change, who
-// adds one, or who did and does not any more.
+// author returns who decides after. If only the duties of an allowed flow change, it is the
+// author of a duty that was added or removed.
 func (c *comparison) author(was, is bocage.Decision) bocage.Ref {
 	if was.Verdict.Allowed() && is.Verdict.Allowed() {
 		for _, two := range [][2]bocage.Decision{{is, was}, {was, is}} {
@@ -571,7 +574,7 @@ func (c *comparison) author(was, is bocage.Decision) bocage.Ref {
 	return explain.Decider(is)
 }
 
-// unnamed is the protocol that stands, in eachCell, for all that nothing names.
+// unnamed returns the protocol that stands, in eachCell, for all that no rule names.
 func (c *comparison) unnamed(from, to class, spans []span) bocage.Protocol {
 	named := map[bocage.Protocol]bool{}
 	for _, s := range spans {

@@ -44,7 +44,7 @@ type offer struct {
 
 // near narrows the vocabulary to what can matter for an obligation and an
 // allowing declaration: offers of who may be meant by both.
-func (v *vocabulary) near(o *obligation, a allowing) *vocabulary {
+func (v *vocabulary) near(o *obligation, a allowance) *vocabulary {
 	out := &vocabulary{zones: v.zones, zoneOf: v.zoneOf, groups: map[string]*bocage.AddressGroup{}, offers: map[string]map[string][]offer{}}
 	boxes := append([]box{o.cells, a.cells}, o.excuses...)
 	for _, b := range boxes {
@@ -80,7 +80,7 @@ func (v *vocabulary) nearOffers(class string, sides []bocage.Side, out *vocabula
 	for _, ns := range namespaces {
 		for _, o := range v.offers[class][ns] {
 			self := bocage.Side{Namespaces: []string{ns}, Workload: &o.by.Spec.Workload}
-			if !apartFrom(&self, sides) {
+			if !disjointFrom(&self, sides) {
 				out.offers[class][ns] = append(out.offers[class][ns], o)
 				out.objects = append(out.objects, o.by)
 			}
@@ -381,7 +381,7 @@ func (f *formula) solve(terms ...statement) map[string]bool {
 	for _, end := range []string{source, destination} {
 		all = append(all, f.natureOf(end)...)
 	}
-	return solved(every(all...))
+	return solve(every(all...))
 }
 
 // placed is what holds of zones, if anybody asks for them: they follow from the

@@ -11,44 +11,43 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// A proof about the workloads that are there ages with the next one that comes.
-// So the guardrails are proved for label sets too that nobody has yet: for every
-// declaration that allows and every guardrail that it could meet, a solver looks
-// for a flow between two imagined ends that both are about, and the compiler has
-// to refuse it, or to make it owe what the guardrail requires. Within one such
-// pair of declarations all flows are alike to the compiler, so one speaks for all.
+// A proof about the present workloads says nothing about the next one that is added. So the
+// guardrails are proved for label sets that no workload has yet, too. For every pair of a
+// declaration that allows something (allowance) and a guardrail that it could meet
+// (obligation), a SAT solver looks for a flow between two imaginary ends that both match,
+// the witness. The compiler must refuse this flow, or give it the duties that the guardrail
+// requires. To the compiler all flows of one such pair are alike, so one witness is enough.
 
-// mostWork bounds what one proof looks at anew. What is left over is looked at with the
-// next change of declarations, and the proof says so.
+// mostWork bounds the work of one proof. Pairs that are left over are checked after the
+// next changes of declarations, and the proof says so.
 const mostWork = 200_000
 
-// mostLeftOver bounds the work on what was left over before: who declared something
-// else waits for what is about it, and for little more.
+// mostLeftOver bounds the work on pairs that were left over earlier: the author of a new
+// declaration should wait for the pairs with it, and not much longer.
 const mostLeftOver = mostWork / 10
 
-// What is done for a pair of declarations: holding what the compiler says against it, and
-// at first solving it and imagining its ends.
+// The work of a pair: checking what the compiler decides; and, if no equal template and no
+// equal end exists yet, solving it and adding its ends.
 const (
-	workOfPair    = 1
-	workOfPicture = 5
-	workOfEnd     = 2
+	workOfPair     = 1
+	workOfTemplate = 5
+	workOfEnd      = 2
 )
 
-// future remembers the last proof, which depends on declarations alone, and of
-// which pairs of declarations it is made. What was shown of a pair stays shown
-// while both are as they were: other declarations can only refuse more and add
-// duties.
+// future remembers the last proof, which depends on declarations alone, and the pairs of
+// declarations that it consists of. What was proved of a pair stays valid as long as both
+// declarations stay the same: other declarations can only refuse more and add duties.
 type future struct {
 	known bool
 	last  compile.Input
-	met   map[string]*met // by what allows
-	// shownOf holds the objects that met names by their addresses, so that no
-	// other object can come to have one of those.
+	met   map[string]*obligationsMet // by what allows
+	// shownOf holds the objects whose pointers are in the keys of met, so that no new
+	// object gets the same pointer.
 	shownOf compile.Input
 	proof   bocage.Proof
 }
 
-// obligation is what a guardrail says of the flows in a box.
+// obligation is what a guardrail demands of the flows in a box.
 type obligation struct {
 	guardrail *bocage.Guardrail
 	field     string
@@ -57,50 +56,50 @@ type obligation struct {
 	excuses   []box
 	excepted  []*bocage.Exception // that excuses are of
 	holds     func(d bocage.Decision, allowed bool) bool
-	// name is what tells it apart from others. Nobody changes objects.
+	// name identifies the obligation by pointers to its objects, which are immutable.
 	name string
 	// plain obligations name no data and no groups; those about every port no ports.
 	plain, everyPort bool
 }
 
-// witness is an imagined flow that an obligation and an allowing declaration are
-// about.
+// witness is an imaginary flow that an obligation and an allowance both match.
 type witness struct {
 	obligation *obligation
-	from, to   imagined
+	from, to   imaginedEnd
 	name       bocage.DomainName // by which the source knows the destination; empty: by none
 	protocol   bocage.Protocol
 	port       uint16
 }
 
-// imagined is an end that does not exist.
-type imagined struct {
+// imaginedEnd is an end of a witness.
+type imaginedEnd struct {
 	outside bool
 	address netip.Addr        // of an outside end
 	labels  map[string]string // of a workload
-	figure  figure            // ends of which this is the same are one
+	key     endKey            // ends with the same key are the same end
 }
 
-// figure tells imagined ends apart that alike pairs have: by the picture, which end of it
-// that is, and what was replaced. Without a picture an end is like no other.
-type figure struct {
-	picture *picture
-	end     string
-	values  string
+// endKey identifies an imaginary end: by the template that it was made from, which end of
+// it that is, and the values that were put in. Without a template an end equals no other.
+type endKey struct {
+	template *template
+	end      string
+	values   string
 }
 
-// allowing is a declaration that allows the flows in a box.
-type allowing struct {
+// allowance is a declaration that allows the flows in a box.
+type allowance struct {
 	by    bocage.Ref
 	cells box
-	// called is a name of the destination, if that is what is allowed.
-	called bocage.DomainName
-	// objects are all that the box depends on, but for what besides tells.
+	// name is a DNS name of the destination, if the declaration is about one.
+	name bocage.DomainName
+	// objects are those that the box depends on; detail tells allowances with the same
+	// objects apart.
 	objects []bocage.Resource
-	besides string
+	detail  string
 }
 
-// prove says whether the guardrails hold for workloads to come.
+// prove proves that the guardrails hold for workloads that do not exist yet.
 func (v *future) prove(in compile.Input) bocage.Proof {
 	in.ThreatConditions, in.Quarantines, in.Responses, in.Workloads, in.Hosts, in.Scopes = nil, nil, nil, nil, nil, nil
 	in.Exceptions = slices.DeleteFunc(slices.Clone(in.Exceptions), func(e *bocage.Exception) bool {
@@ -123,18 +122,16 @@ func sameDeclarations(a, b compile.Input) bool {
 		slices.Equal(a.Namespaces, b.Namespaces)
 }
 
-// met is what was shown of one declaration that allows: with which obligations it
-// could meet.
-type met struct {
-	shown    map[string]bool // by obligation; whether a flow was possible
-	possible int             // how many were
-	named    bool            // towards a DNS name
-	left     bool            // some obligation was not looked at
+// obligationsMet is what was proved of one allowance: the obligations that it may meet.
+type obligationsMet struct {
+	shown      map[string]bool // by obligation; whether a flow was possible
+	possible   int             // how many were
+	named      bool            // towards a DNS name
+	incomplete bool            // some obligation was not looked at
 }
 
-// refresh proves what is new. Where guardrails and all that names refer to are what
-// they were, a declaration that is what it was, and of which nothing was left over,
-// meets nothing else than before.
+// refresh proves the pairs that are new. If the guardrails and everything that declarations
+// refer to are unchanged, an unchanged allowance without left-over pairs needs no check.
 func (v *future) refresh(in compile.Input) bocage.Proof {
 	words := vocabularyOf(in)
 	owed := obligations(in)
@@ -142,30 +139,30 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	begun := v.known && v.met != nil
 	stays := begun && sameSurroundings(v.shownOf, in)
 	var witnesses []witness
-	all := map[string]*met{}
+	all := map[string]*obligationsMet{}
 	work, done, again := 0, 0, 0
-	imagining := newImagining(words, owed)
-	look := func(o *obligation, a allowing, near *vocabulary) (fresh, may bool) {
+	finder := newWitnessFinder(words, owed)
+	look := func(o *obligation, a allowance, near *vocabulary) (fresh, may bool) {
 		fresh = !begun || !before[o.guardrail] || slices.ContainsFunc(o.excepted, func(e *bocage.Exception) bool { return !before[e] }) ||
 			slices.ContainsFunc(a.objects, func(o bocage.Resource) bool { return !before[o] }) ||
 			slices.ContainsFunc(near.objects, func(o bocage.Resource) bool { return !before[o] })
 		return fresh, work < mostWork && (fresh || again < mostLeftOver)
 	}
-	for _, a := range allowings(in) {
-		name := a.name()
+	for _, a := range allowances(in) {
+		name := a.key()
 		was := v.met[name]
-		if stays && was != nil && (!was.left || again >= mostLeftOver) {
+		if stays && was != nil && (!was.incomplete || again >= mostLeftOver) {
 			all[name] = was
 			continue
 		}
-		k := imagining.kind(a)
-		now := &met{shown: map[string]bool{}, named: a.called != ""}
+		k := finder.kind(a)
+		now := &obligationsMet{shown: map[string]bool{}, named: a.name != ""}
 		all[name] = now
 		for _, o := range owed {
-			if apart(o.cells, a.cells) {
+			if disjoint(o.cells, a.cells) {
 				continue
 			}
-			near, besides := imagining.near(o, k)
+			near, besides := finder.near(o, k)
 			key := o.name + besides
 			could, seen := false, false
 			if was != nil {
@@ -174,14 +171,14 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 			if !seen {
 				fresh, may := look(o, a, near)
 				if !may {
-					now.left = true
+					now.incomplete = true
 					continue
 				}
 				var w witness
-				if w, could = imagining.flow(o, k, near, besides); could {
+				if w, could = finder.flow(o, k, near, besides); could {
 					witnesses = append(witnesses, w)
 				}
-				if work = imagining.work(); !fresh {
+				if work = finder.work(); !fresh {
 					again += work - done
 				}
 				done = work
@@ -195,11 +192,11 @@ func (v *future) refresh(in compile.Input) bocage.Proof {
 	if counter == "" {
 		v.met, v.shownOf = all, in
 	}
-	return proof(told(all), whole("future"), counter)
+	return proof(coverageText(all), whole("future"), counter)
 }
 
-// told says how much was looked at.
-func told(all map[string]*met) string {
+// coverageText says how many pairs were checked.
+func coverageText(all map[string]*obligationsMet) string {
 	statement := "the guardrails hold for workloads to come"
 	pairs, possible, named, left := 0, 0, 0, 0
 	for _, m := range all {
@@ -207,7 +204,7 @@ func told(all map[string]*met) string {
 		if m.named {
 			named += m.possible
 		}
-		if m.left {
+		if m.incomplete {
 			left++
 		}
 	}
@@ -223,9 +220,8 @@ func told(all map[string]*met) string {
 	return statement
 }
 
-// sameSurroundings reports whether everything but who allows is what it was: the
-// guardrails, what excepts from them, and what their classes of data and groups of
-// addresses mean.
+// sameSurroundings reports whether everything except the allowances is unchanged: the
+// guardrails, their exceptions, data classes, AddressGroups and zones.
 func sameSurroundings(a, b compile.Input) bool {
 	offering := func(list []*bocage.Application) []*bocage.Application {
 		return slices.DeleteFunc(slices.Clone(list), func(a *bocage.Application) bool {
@@ -236,7 +232,7 @@ func sameSurroundings(a, b compile.Input) bool {
 		slices.Equal(a.AddressGroups, b.AddressGroups) && slices.Equal(a.Zones, b.Zones) && slices.Equal(offering(a.Applications), offering(b.Applications))
 }
 
-// objectsOf are the declarations that pairs are made of.
+// objectsOf returns the declarations that pairs are made of.
 func objectsOf(in compile.Input) map[bocage.Resource]bool {
 	out := make(map[bocage.Resource]bool, len(in.Applications)+len(in.Guardrails)+len(in.Exceptions)+len(in.AddressGroups)+len(in.ClusterNetworkPolicies))
 	for _, o := range in.ClusterNetworkPolicies {
@@ -257,9 +253,9 @@ func objectsOf(in compile.Input) map[bocage.Resource]bool {
 	return out
 }
 
-// name names what allows by the objects that it depends on. Nobody changes objects.
-func (a *allowing) name() string {
-	b := []byte(a.by.String() + " " + a.besides)
+// key identifies an allowance by pointers to its objects, which are immutable.
+func (a *allowance) key() string {
+	b := []byte(a.by.String() + " " + a.detail)
 	for _, object := range a.objects {
 		b = fmt.Appendf(b, " %p", object)
 	}
@@ -293,9 +289,9 @@ func anywhere() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 }
 
-// allowings lists every declaration that can allow something.
-func allowings(in compile.Input) []allowing {
-	var out []allowing
+// allowances lists every declaration that can allow something.
+func allowances(in compile.Input) []allowance {
+	var out []allowance
 	apps := byName(in.Applications)
 	providers := make(map[string]*bocage.Application, len(apps))
 	for _, a := range apps {
@@ -308,9 +304,9 @@ func allowings(in compile.Input) []allowing {
 			if c.External.IsValid() {
 				to := []netip.Prefix{c.External.Prefix}
 				if c.External.Name != "" {
-					to = anywhere() // whoever answers for the name says where it is
+					to = anywhere() // the name may have any external address
 				}
-				out = append(out, allowing{by: ref, called: anyOf(c.External.Name), objects: []bocage.Resource{a}, cells: box{from: []bocage.Side{self}, to: []bocage.Side{{External: to}},
+				out = append(out, allowance{by: ref, name: anyOf(c.External.Name), objects: []bocage.Resource{a}, cells: box{from: []bocage.Side{self}, to: []bocage.Side{{External: to}},
 					ports: [][]bocage.PortMatch{{{Port: c.Port, EndPort: c.EndPort, Protocol: c.Protocol}}}}})
 				continue
 			}
@@ -332,7 +328,7 @@ func allowings(in compile.Input) []allowing {
 				} else if slices.Contains(o.ToNamespaces, "*") {
 					open.Namespaces = nil
 				}
-				out = append(out, allowing{by: ref, objects: []bocage.Resource{a, provider}, cells: box{from: []bocage.Side{self, open},
+				out = append(out, allowance{by: ref, objects: []bocage.Resource{a, provider}, cells: box{from: []bocage.Side{self, open},
 					to:    []bocage.Side{{Namespaces: []string{provider.Namespace}, Workload: &provider.Spec.Workload}},
 					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
 				out[len(out)-1].by.Field += " " + o.Name // a pair for each interface
@@ -340,7 +336,7 @@ func allowings(in compile.Input) []allowing {
 		}
 		for i, o := range a.Spec.Provides {
 			if len(o.ToExternal) > 0 {
-				out = append(out, allowing{by: compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), objects: []bocage.Resource{a}, cells: box{
+				out = append(out, allowance{by: compile.Ref("Application", a, fmt.Sprintf("spec.provides[%d].toExternal", i)), objects: []bocage.Resource{a}, cells: box{
 					from: []bocage.Side{{External: o.ToExternal}}, to: []bocage.Side{self},
 					ports: [][]bocage.PortMatch{{{Port: o.Port, EndPort: o.EndPort, Protocol: o.Protocol}}}}})
 			}
@@ -349,19 +345,19 @@ func allowings(in compile.Input) []allowing {
 	for _, g := range byName(in.Guardrails) {
 		if spec := g.InForce(); spec != nil {
 			for i, grant := range spec.Grant {
-				out = append(out, allowing{by: compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), cells: boxOf(grant), objects: []bocage.Resource{g}})
+				out = append(out, allowance{by: compile.Ref("Guardrail", g, fmt.Sprintf("spec.grant[%d]", i)), cells: boxOf(grant), objects: []bocage.Resource{g}})
 			}
 		}
 	}
 	if len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) > 0 {
 		// What Kubernetes' policies leave open is open between Pods.
 		every := bocage.Side{Workload: &bocage.Selector{}}
-		out = append(out, allowing{by: bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, cells: box{from: []bocage.Side{every}, to: []bocage.Side{every}}})
+		out = append(out, allowance{by: bocage.Ref{Kind: "Namespace", Name: "kubernetes", Field: "default"}, cells: box{from: []bocage.Side{every}, to: []bocage.Side{every}}})
 	}
 	return append(out, acceptances(in)...)
 }
 
-// obligations lists what the guardrails say of cells.
+// obligations lists what the guardrails demand of cells.
 func obligations(in compile.Input) []*obligation {
 	var out []*obligation
 	for _, g := range byName(in.Guardrails) {
@@ -372,7 +368,7 @@ func obligations(in compile.Input) []*obligation {
 		var excuses []box
 		var excepted []*bocage.Exception
 		for _, e := range byName(in.Exceptions) {
-			if e.Spec.Guardrail == g.Name { // admitted or not: what might be excused is left out
+			if e.Spec.Guardrail == g.Name { // admitted or not: cells that may be excepted are left out
 				excuses, excepted = append(excuses, boxOf(e.Spec.Match)), append(excepted, e)
 			}
 		}
@@ -406,12 +402,13 @@ func obligations(in compile.Input) []*obligation {
 	return out
 }
 
-// apart reports, quickly, whether two boxes certainly share no flow.
-func apart(a, b box) bool {
+// disjoint reports whether two boxes certainly share no flow. It is quick, and may return
+// false for boxes that share none.
+func disjoint(a, b box) bool {
 	for _, ends := range [2][2][]bocage.Side{{a.from, b.from}, {a.to, b.to}} {
 		for n, sides := range ends {
 			for i := range sides {
-				if apartFrom(&sides[i], sides[:i]) || n == 1 && apartFrom(&sides[i], ends[0]) {
+				if disjointFrom(&sides[i], sides[:i]) || n == 1 && disjointFrom(&sides[i], ends[0]) {
 					return true
 				}
 			}
@@ -420,16 +417,16 @@ func apart(a, b box) bool {
 	return false
 }
 
-func apartFrom(x *bocage.Side, others []bocage.Side) bool {
+func disjointFrom(x *bocage.Side, others []bocage.Side) bool {
 	for i := range others {
-		if sidesApart(x, &others[i]) {
+		if sidesDisjoint(x, &others[i]) {
 			return true
 		}
 	}
 	return false
 }
 
-func sidesApart(x, y *bocage.Side) bool {
+func sidesDisjoint(x, y *bocage.Side) bool {
 	inside := func(s *bocage.Side) bool { return len(s.Namespaces) > 0 || s.Workload != nil || len(s.Data) > 0 }
 	if x.Outside() && inside(y) || y.Outside() && inside(x) {
 		return true
@@ -452,7 +449,7 @@ func sidesApart(x, y *bocage.Side) bool {
 	return false
 }
 
-// atLeast reports whether what is owed is no less than what is required.
+// atLeast reports whether owed includes everything that is required.
 func atLeast(owed, required bocage.Duties) bool {
 	every := func(of, wanted string) bool {
 		return wanted == "" || !slices.ContainsFunc(strings.Split(wanted, "+"), func(w string) bool { return !slices.Contains(strings.Split(of, "+"), w) })
@@ -463,8 +460,8 @@ func atLeast(owed, required bocage.Duties) bool {
 		(!required.Whole || owed.Whole) && (!required.Witness || owed.Witness) && (!required.Provenance || owed.Provenance) && owed.Assurance >= required.Assurance
 }
 
-// refute compiles the declarations for the imagined workloads and looks for a
-// witness that gets what it must not.
+// refute compiles the declarations for the imaginary workloads, and looks for a witness that
+// breaks its obligation.
 func refute(in compile.Input, witnesses []witness) string {
 	plain, named := make([]witness, 0, len(witnesses)), []witness(nil)
 	for _, w := range witnesses {
@@ -482,15 +479,15 @@ func refute(in compile.Input, witnesses []witness) string {
 
 func refuteAll(in compile.Input, witnesses []witness) string {
 	for len(witnesses) > 0 {
-		world := newImagination(in, witnesses)
+		world := newWorld(in, witnesses)
 		var held []witness
 		var flows []bocage.Flow
-		rest := witnesses[:0:0]
+		unplaced := witnesses[:0:0]
 		for _, w := range witnesses {
 			if flow, placed := world.place(w); placed {
 				held, flows = append(held, w), append(flows, flow)
 			} else {
-				rest = append(rest, w)
+				unplaced = append(unplaced, w)
 			}
 		}
 		rs := compile.Compile(world.in).Ruleset()
@@ -507,15 +504,15 @@ func refuteAll(in compile.Input, witnesses []witness) string {
 					reason.Would, by(d), w.obligation.guardrail.Name, w.obligation.field)
 			}
 		}
-		if len(rest) == len(witnesses) {
+		if len(unplaced) == len(witnesses) {
 			break // cannot be: an empty world takes at least one
 		}
-		witnesses = rest
+		witnesses = unplaced
 	}
 	return ""
 }
 
-func (e imagined) String() string {
+func (e imaginedEnd) String() string {
 	if e.outside {
 		return e.address.String()
 	}
@@ -526,23 +523,23 @@ func (e imagined) String() string {
 	return "a workload with " + strings.Join(pairs, ", ")
 }
 
-// imagination is a data center of imagined workloads.
-type imagination struct {
+// world is a data center of imaginary workloads.
+type world struct {
 	in      compile.Input
 	names   map[string]bool
 	outside map[netip.Addr]bool // where no workload may be
 	next    uint32
-	placed  map[placing]netip.Addr
+	placed  map[placeKey]netip.Addr
 }
 
-// placing is an end in a family of addresses.
-type placing struct {
-	figure figure
+// placeKey is an end in one address family.
+type placeKey struct {
+	figure endKey
 	four   bool
 }
 
-func newImagination(in compile.Input, witnesses []witness) *imagination {
-	m := &imagination{in: in, names: map[string]bool{}, outside: map[netip.Addr]bool{}, placed: map[placing]netip.Addr{}}
+func newWorld(in compile.Input, witnesses []witness) *world {
+	m := &world{in: in, names: map[string]bool{}, outside: map[netip.Addr]bool{}, placed: map[placeKey]netip.Addr{}}
 	for _, w := range witnesses {
 		m.outside[w.from.address], m.outside[w.to.address] = true, true
 	}
@@ -550,11 +547,11 @@ func newImagination(in compile.Input, witnesses []witness) *imagination {
 }
 
 // place puts the ends of a witness into the world; false if a name is taken there.
-func (m *imagination) place(w witness) (bocage.Flow, bool) {
+func (m *world) place(w witness) (bocage.Flow, bool) {
 	flow := bocage.Flow{Protocol: w.protocol, DestinationPort: w.port, At: m.in.Now}
 	four := w.from.address.Is4() || w.to.address.Is4()
-	for _, end := range []imagined{w.from, w.to} {
-		if _, there := m.placed[placing{end.figure, four}]; there {
+	for _, end := range []imaginedEnd{w.from, w.to} {
+		if _, there := m.placed[placeKey{end.key, four}]; there {
 			continue
 		}
 		if name := end.labels[bocage.LabelName]; name != "" && m.names[end.labels[bocage.LabelNamespace]+"/"+name] {
@@ -572,7 +569,7 @@ func (m *imagination) place(w witness) (bocage.Flow, bool) {
 }
 
 // address makes one that no workload has.
-func (m *imagination) address(four bool) netip.Addr {
+func (m *world) address(four bool) netip.Addr {
 	m.next++
 	n := m.next
 	if four {
@@ -582,8 +579,8 @@ func (m *imagination) address(four bool) netip.Addr {
 }
 
 // workload makes an imagined end real and returns its address.
-func (m *imagination) workload(end imagined, four bool) netip.Addr {
-	at := placing{end.figure, four}
+func (m *world) workload(end imaginedEnd, four bool) netip.Addr {
+	at := placeKey{end.key, four}
 	if address, there := m.placed[at]; there {
 		return address
 	}
@@ -610,7 +607,7 @@ func (m *imagination) workload(end imagined, four bool) netip.Addr {
 			w.Labels[key] = value
 		}
 	}
-	if end.figure.picture != nil {
+	if end.key.template != nil {
 		m.placed[at] = address
 	}
 	m.names[w.NamespacedName()] = true

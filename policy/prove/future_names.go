@@ -16,8 +16,8 @@ import (
 // acceptances lists the names that ClusterNetworkPolicies accept, for whom and at which
 // ports. What these policies refuse besides is left out: it would only hide what else
 // there is to see.
-func acceptances(in compile.Input) []allowing {
-	var out []allowing
+func acceptances(in compile.Input) []allowance {
+	var out []allowance
 	var places *places
 	for _, p := range byName(in.ClusterNetworkPolicies) {
 		var subject []bocage.Side
@@ -37,7 +37,7 @@ func acceptances(in compile.Input) []allowing {
 					}
 					for n, side := range subject {
 						ref := compile.Ref("ClusterNetworkPolicy", p, fmt.Sprintf("spec.egress[%d]", i))
-						out = append(out, allowing{by: ref, called: anyOf(name), objects: []bocage.Resource{p}, besides: fmt.Sprint(n, name, side.Namespaces, side.Workload),
+						out = append(out, allowance{by: ref, name: anyOf(name), objects: []bocage.Resource{p}, detail: fmt.Sprint(n, name, side.Namespaces, side.Workload),
 							cells: box{from: []bocage.Side{side}, to: []bocage.Side{{External: anywhere()}}, ports: [][]bocage.PortMatch{ports}}})
 					}
 				}

@@ -82,8 +82,8 @@ func TestGuardrailsMeetNames(t *testing.T) {
 			}
 			var witnesses []witness
 			for _, o := range obligations(in) {
-				for _, a := range allowings(in) {
-					if w, found := imagine(vocabularyOf(in).near(o, a), o, a); found && a.called != "" {
+				for _, a := range allowances(in) {
+					if w, found := imagine(vocabularyOf(in).near(o, a), o, a); found && a.name != "" {
 						witnesses = append(witnesses, w)
 					}
 				}
@@ -166,23 +166,23 @@ func TestFutureOfManyNames(t *testing.T) {
 		t.Errorf("%.0f allocations for %d pairs", allocated, names*prefixes)
 	}
 	words, owed := vocabularyOf(in), obligations(in)
-	imagining := newImagining(words, owed)
+	imagining := newWitnessFinder(words, owed)
 	var witnesses []witness
 	for _, o := range owed {
-		for _, a := range allowings(in) {
+		for _, a := range allowances(in) {
 			k := imagining.kind(a)
 			near, besides := imagining.near(o, k)
 			w, found := imagining.flow(o, k, near, besides)
-			if !found || string(w.name) != string(a.called) || w.from.labels["app"] != strings.TrimPrefix(a.by.Name, "shop/") || w.port != in.Applications[w.from.labels["app"][3]-'0'].Spec.Consumes[(w.port-1000)/2].Port {
+			if !found || string(w.name) != string(a.name) || w.from.labels["app"] != strings.TrimPrefix(a.by.Name, "shop/") || w.port != in.Applications[w.from.labels["app"][3]-'0'].Spec.Consumes[(w.port-1000)/2].Port {
 				t.Fatalf("%s: %+v", a.by, w)
 			}
 			witnesses = append(witnesses, w)
 		}
 	}
-	if solved := len(imagining.pictures); solved != prefixes {
+	if solved := len(imagining.templates); solved != prefixes {
 		t.Errorf("%d pairs were solved, want one for each prefix", solved)
 	}
-	world := newImagination(in, witnesses)
+	world := newWorld(in, witnesses)
 	for _, w := range witnesses {
 		if _, placed := world.place(w); !placed {
 			t.Fatalf("%s has no place", w.from)

@@ -83,13 +83,13 @@ func TestImaginesEveryMeeting(t *testing.T) {
 			}
 			witnesses := 0
 			for _, o := range obligations(in) {
-				for _, a := range allowings(in) {
+				for _, a := range allowances(in) {
 					w, found := imagine(vocabularyOf(in).near(o, a), o, a)
 					if !found {
 						continue
 					}
 					witnesses++
-					world := newImagination(in, []witness{w})
+					world := newWorld(in, []witness{w})
 					flow, _ := world.place(w)
 					calm := world.in
 					calm.Guardrails = nil
@@ -141,7 +141,7 @@ func TestImaginesAddresses(t *testing.T) {
 				in.Exceptions = []*bocage.Exception{{ObjectMeta: bocage.ObjectMeta{Name: "e"}, Spec: bocage.ExceptionSpec{
 					Guardrail: "g", Match: bocage.CellMatch{To: bocage.Side{External: test.lifted}}, Until: in.Now.Add(time.Hour)}}}
 			}
-			o, a := obligations(in)[0], allowings(in)[0]
+			o, a := obligations(in)[0], allowances(in)[0]
 			w, found := imagine(vocabularyOf(in).near(o, a), o, a)
 			if found != test.possible {
 				t.Fatalf("imagined: %t", found)
@@ -163,7 +163,7 @@ func TestFutureIsRefuted(t *testing.T) {
 	in := contract()
 	in.Guardrails = []*bocage.Guardrail{{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{
 		Never: []bocage.CellMatch{{From: bocage.Side{Workload: selecting("env", "In", "dev")}}}}}}
-	o, a := obligations(in)[0], allowings(in)[0]
+	o, a := obligations(in)[0], allowances(in)[0]
 	w, found := imagine(vocabularyOf(in).near(o, a), o, a)
 	if !found {
 		t.Fatal("no flow is imagined")

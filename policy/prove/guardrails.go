@@ -11,7 +11,7 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// guardrails proves what every guardrail says.
+// guardrails proves the statements of every guardrail.
 func (p *prover) guardrails() []bocage.Proof {
 	var proofs []bocage.Proof
 	for _, g := range byName(p.in.Guardrails) {
@@ -44,7 +44,8 @@ func (p *prover) guardrails() []bocage.Proof {
 	return proofs
 }
 
-// excuse is an exception as far as it is in force, or what else makes a cell right.
+// excuse is a region in which a statement need not hold: an exception while it is in force,
+// or a declaration that justifies the cell otherwise.
 type excuse struct {
 	region        region
 	begins, until time.Time
@@ -55,8 +56,7 @@ func (e excuse) holds(at time.Time) bool {
 	return e.always || !at.Before(e.begins) && at.Before(e.until)
 }
 
-// outlasts finds a moment from first until last (zero: for ever) at which no
-// excuse holds.
+// outlasts finds a moment between first and last (zero: no end) at which no excuse holds.
 func outlasts(first, last time.Time, excuses []excuse) (time.Time, bool) {
 	moments := []time.Time{first}
 	for _, e := range excuses {
@@ -94,9 +94,9 @@ func (p *prover) excuses(g *bocage.Guardrail, spec *bocage.GuardrailSpec) []excu
 	return out
 }
 
-// separate proves that workloads which differ in a label are apart. Whoever has
-// a wildcard of his own or a rule with the other end is looked at by himself; of
-// the rest one stands for all of the same value.
+// separate proves that no flow is allowed between workloads which differ in a label. Groups
+// with a wildcard, or with a rule for the other end, are checked one by one. Of all other
+// groups, one stands for all that have the same value.
 func (p *prover) separate(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excuses []excuse) bocage.Proof {
 	statement := fmt.Sprintf("Guardrail %s keeps workloads apart that differ in %s", g.Name, spec.Separate.Label())
 	ref := compile.Ref("Guardrail", g, "spec.separate")
@@ -123,7 +123,7 @@ func (p *prover) separate(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excus
 		}
 		return found == ""
 	}
-	reach := p.reach.telling(excuses, p.groups)
+	reach := p.reach.withExcuses(excuses, p.groups)
 	for _, at := range reach.exact {
 		if in(at.from, r.from) && in(at.to, r.to) && reach.mayAllow(at.from, at.to) && !visit(at.from, at.to) {
 			return proof(statement, ref, found)
@@ -190,21 +190,21 @@ func (p *prover) required(g *bocage.Guardrail, spec *bocage.GuardrailSpec, excus
 	}
 	if require.Assurance != "" {
 		add("assurance", "is between identities that are vouched for to "+require.Assurance, func(from, to bocage.Group, _ bocage.Decision) bool {
-			return p.falls(from, require.Assurance) || p.falls(to, require.Assurance)
+			return p.lacksAssurance(from, require.Assurance) || p.lacksAssurance(to, require.Assurance)
 		})
 	}
 	return proofs
 }
 
-// falls reports whether some workload of a group is vouched for less than asked.
-func (p *prover) falls(g bocage.Group, asked string) bool {
+// lacksAssurance reports whether some workload of a group has a lower level than required.
+func (p *prover) lacksAssurance(g bocage.Group, asked string) bool {
 	return slices.ContainsFunc(p.members[g].workloads, func(w *bocage.Workload) bool {
 		return cmp.Or(w.Status.Assurance, bocage.AssuranceOfDeclared) < asked
 	})
 }
 
-// holdsAnybody reports whether the region has a cell at all: a side may name nobody,
-// as an AddressGroup that is not declared does, and data that nobody offers.
+// holdsAnybody reports whether the region has a cell at all. A side may match nothing: an
+// AddressGroup that is not declared, or a data class that nobody offers.
 func (p *prover) holdsAnybody(r region) bool {
 	return slices.ContainsFunc(p.groups, func(g bocage.Group) bool { return in(g, r.from) }) &&
 		slices.ContainsFunc(p.groups, func(g bocage.Group) bool {
@@ -212,14 +212,14 @@ func (p *prover) holdsAnybody(r region) bool {
 		})
 }
 
-// hasPorts reports whether the region has a cell towards a receiver: where it asks for
-// data, at ports that it means and at which such data is offered. What several ranges
-// share begins where one of them does.
+// hasPorts reports whether the region has a cell towards a receiver. If the region names a
+// data class, the receiver must offer it on one of the region's ports. (An intersection of
+// port ranges begins at the first port of one of them, so checking those is enough.)
 func (p *prover) hasPorts(r region, to bocage.Group) bool {
 	return len(r.data) == 0 || slices.ContainsFunc(p.extent(r, to), func(s span) bool { return p.covers(r, to, s.protocol, s.ports.First) })
 }
 
-// cutByThreat looks for a cell in the region that an automated measure refuses.
+// cutByThreat looks for a cell in the region that a threat condition or a response refuses.
 func (p *prover) cutByThreat(r region) string {
 	if !p.holdsAnybody(r) {
 		return ""
@@ -240,7 +240,7 @@ func (p *prover) cutByThreat(r region) string {
 			}
 		}
 	}
-	// Only pairs that a rule with such a decision is about can be cut.
+	// Only pairs with a rule that has such a decision can be refused.
 	found := ""
 	look := func(from, to bocage.Group) bool {
 		p.reach.eachCell(from, to, p.extent(r, to), func(protocol bocage.Protocol, ports bocage.PortRange, id bocage.DecisionID) bool {
@@ -291,7 +291,7 @@ func (p *prover) cutByThreat(r region) string {
 	return found
 }
 
-// meant lists the groups in all of the sets that a rule's side covers.
+// meant lists the groups that a rule's side matches and that are in all of the sets.
 func (p *prover) meant(side bocage.Group, sets []map[bocage.Group]bool) []bocage.Group {
 	if side != bocage.GroupAny {
 		if in(side, sets) {

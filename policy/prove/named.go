@@ -27,7 +27,7 @@ func (p *prover) namedViolation(r region, excuses []excuse, wrong func(from, to 
 		return ""
 	}
 	type alike struct {
-		said      saying
+		said      contentKey
 		excused   string
 		assurance string
 	}
@@ -40,7 +40,7 @@ func (p *prover) namedViolation(r region, excuses []excuse, wrong func(from, to 
 			if m := p.members[from]; m == nil || len(m.workloads) == 0 || !in(from, r.from) {
 				continue
 			}
-			key := alike{said: n.saying(from, to), assurance: p.assurance(from)}
+			key := alike{said: n.contentOf(from, to), assurance: p.assurance(from)}
 			for _, e := range excuses {
 				key.excused += map[bool]string{true: "1", false: "0"}[in(from, e.region.from) && in(to, e.region.to)]
 			}
@@ -63,7 +63,7 @@ func (p *prover) openedAgainst(n *naming, from, to bocage.Group, r region, excus
 	for _, e := range excuses {
 		spans = append(spans, p.extent(e.region, to)...)
 	}
-	lists, names := n.lists(from, to), n.listing(from)
+	lists, names := n.lists(from, to), n.cursor(from)
 	for _, s := range intervals(spans) {
 		port := s.ports.First
 		named := names.at(s.protocol, port)
@@ -143,20 +143,20 @@ func (p *prover) looserByName(before *bocage.Ruleset, reachBefore *reach, groupB
 			was[i] = at
 		}
 	}
-	seen := map[[2]saying]bool{}
+	seen := map[[2]contentKey]bool{}
 	for _, to := range n.outside {
 		for _, from := range n.sources {
 			if concerned != nil && !concerned(from, to) {
 				continue
 			}
 			fromBefore, toBefore := groupBefore(from), groupBefore(to)
-			said := [2]saying{n.saying(from, to), base.saying(fromBefore, toBefore)}
+			said := [2]contentKey{n.contentOf(from, to), base.contentOf(fromBefore, toBefore)}
 			if seen[said] {
 				continue
 			}
 			seen[said] = true
 			lists, listsBefore := n.lists(from, to), base.lists(fromBefore, toBefore)
-			names, namesBefore := n.listing(from), base.listing(fromBefore)
+			names, namesBefore := n.cursor(from), base.cursor(fromBefore)
 			for _, s := range intervals(append(n.spans(from, to), base.spans(fromBefore, toBefore)...)) {
 				now, before := names.at(s.protocol, s.ports.First), namesBefore.at(s.protocol, s.ports.First)
 				if len(now) == 0 {
@@ -218,16 +218,16 @@ func (p *prover) looserOpen(base *naming, opens []opened, alone bocage.Decision,
 
 // differsByName finds a cell of a local group towards addresses outside of which names
 // make something else in a host's part than in the whole.
-func (p *prover) differsByName(part *naming, from bocage.Group, seen map[[2]saying]bool) string {
+func (p *prover) differsByName(part *naming, from bocage.Group, seen map[[2]contentKey]bool) string {
 	n := p.byNames()
 	for _, to := range n.outside {
-		said := [2]saying{n.saying(from, to), part.saying(from, to)}
+		said := [2]contentKey{n.contentOf(from, to), part.contentOf(from, to)}
 		if seen[said] {
 			continue
 		}
 		seen[said] = true
 		lists, here := n.lists(from, to), part.lists(from, to)
-		names, namesHere := n.listing(from), part.listing(from)
+		names, namesHere := n.cursor(from), part.cursor(from)
 		for _, s := range intervals(append(n.spans(from, to), part.spans(from, to)...)) {
 			bare, cut := n.decided(lists, s.protocol, s.ports.First), part.decided(here, s.protocol, s.ports.First)
 			named, namedHere := names.at(s.protocol, s.ports.First), namesHere.at(s.protocol, s.ports.First)

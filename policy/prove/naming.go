@@ -10,26 +10,26 @@ import (
 	"bocage.dev/bocage"
 )
 
-// naming reads what names open in a ruleset, for groups and whole intervals at once.
-// Two things meet there: what is decided of an address outside, of which here, unlike in
-// reach, it matters why it is refused; and what is decided of the name.
+// naming reads what DNS names open in a ruleset, for groups and whole intervals of ports.
+// It combines the decision about the external address, where, unlike in reach, the reason
+// of a refusal matters, with the decision about the name.
 type naming struct {
 	*reach
-	names    map[bocage.Group]int           // place in Ruleset.Names, which is the order in which they are tried
-	rows     map[bocage.Group][]bocage.Rule // rules towards names, by source; those with the same share them
-	sources  []bocage.Group                 // that have any, sorted
-	outside  []bocage.Group                 // addresses outside, the world first
-	cells    map[pair][]bocage.Rule         // from sources or anybody, to addresses outside or anybody
-	reasons  map[pair][]bocage.Rule         // by classes
-	sender   map[bocage.Group]bocage.Group  // class of a source
-	receiver map[bocage.Group]bocage.Group  // class of addresses outside
-	numbers  map[string]int32               // of what rules say
-	said     [3]map[pair]int32              // numbers of cells and reasons that were asked for
-	rowsSaid map[*bocage.Rule]int32         // likewise of rows, by the first
+	names          map[bocage.Group]int           // place in Ruleset.Names, which is the order in which they are tried
+	rows           map[bocage.Group][]bocage.Rule // rules towards names, by source; those with the same share them
+	sources        []bocage.Group                 // that have any, sorted
+	outside        []bocage.Group                 // addresses outside, the world first
+	cells          map[pair][]bocage.Rule         // from sources or anybody, to addresses outside or anybody
+	reasons        map[pair][]bocage.Rule         // by classes
+	sender         map[bocage.Group]bocage.Group  // class of a source
+	receiver       map[bocage.Group]bocage.Group  // class of addresses outside
+	numbers        map[string]int32               // of what rules say
+	contentNumbers [3]map[pair]int32              // numbers of cells and reasons that were asked for
+	rowNumbers     map[*bocage.Rule]int32         // likewise of rows, by the first
 }
 
-// newNaming reads the rules that matter to whoever has rules towards names, and to others
-// who are to be compared with somebody; r needs to know of decisions and profiles only.
+// newNaming reads the rules of the sources that have rules towards names, and of others, with
+// which such sources are to be compared. Of r only decisions and profiles are used.
 func newNaming(rs *bocage.Ruleset, r *reach, others map[bocage.Group]bool) *naming {
 	n := &naming{reach: r, names: make(map[bocage.Group]int, len(rs.Names)), rows: map[bocage.Group][]bocage.Rule{}, outside: []bocage.Group{bocage.GroupWorld},
 		cells: map[pair][]bocage.Rule{}, reasons: map[pair][]bocage.Rule{}, sender: map[bocage.Group]bocage.Group{}, receiver: map[bocage.Group]bocage.Group{},
@@ -79,8 +79,8 @@ func newNaming(rs *bocage.Ruleset, r *reach, others map[bocage.Group]bool) *nami
 	return n
 }
 
-// addNamings adds the rows that namings stand for. Sources that nothing else is said of,
-// and that are in the same namings, get one list, from nobody.
+// addNamings adds the rules that namings stand for. Sources that are in the same namings and
+// have no other rules towards names share one list, in which From is zero.
 func (n *naming) addNamings() {
 	apart := make(map[bocage.Group]bool, len(n.rs.Apart))
 	for _, p := range n.rs.Apart {
@@ -130,14 +130,14 @@ func valuesOf(of map[bocage.Group]bocage.Group) map[bocage.Group]bool {
 	return out
 }
 
-// lists are where a cell from a source to addresses outside is found, in the order of
-// looking: as the ruleset itself looks.
+// lists returns the rules that may decide a cell from a source to external addresses, in the
+// order in which the ruleset itself looks them up.
 func (n *naming) lists(from, to bocage.Group) [5][]bocage.Rule {
 	return [5][]bocage.Rule{n.cells[pair{from, to}], n.reasons[pair{n.sender[from], n.receiver[to]}], n.cells[pair{bocage.GroupAny, to}],
 		n.cells[pair{from, bocage.GroupAny}], n.cells[pair{}]}
 }
 
-// decided is what decides about a cell, of the address alone.
+// decided returns the decision of a cell by the address alone.
 func (n *naming) decided(lists [5][]bocage.Rule, protocol bocage.Protocol, port uint16) bocage.DecisionID {
 	for _, rules := range lists {
 		if id, found := ruleFor(rules, protocol, port); found {
@@ -159,63 +159,64 @@ func ruleFor(rules []bocage.Rule, protocol bocage.Protocol, port uint16) (bocage
 	return 0, false
 }
 
-// towards is what is decided of a cell towards one name.
-type towards struct {
+// nameDecision is the decision of a cell towards one name.
+type nameDecision struct {
 	name int // its place
 	id   bocage.DecisionID
 }
 
-// listing lists what is decided of a source's cells towards names, for one interval after
-// another. There may be many of both, so that no interval looks at all rules anew.
-type listing struct {
+// nameCursor returns the decisions of a source's cells towards names, for one interval of
+// ports after another. There may be many names and many intervals, so it moves along sorted
+// rules instead of searching all of them for every interval.
+type nameCursor struct {
 	n        *naming
 	rows     []bocage.Rule
 	protocol bocage.Protocol
 	begun    bool
-	coming   []listed // rules of the protocol that begin further on, by first port
-	open     []listed // those that count, in the order in which names are tried
-	out      []towards
+	ahead    []cursorRule // rules of the protocol that begin at higher ports, by first port
+	current  []cursorRule // rules that count at the present port, in the order in which names are tried
+	out      []nameDecision
 }
 
-// listed is a rule with its place among those of the source.
-type listed struct {
-	towards
+// cursorRule is a rule with its place among those of the source.
+type cursorRule struct {
+	nameDecision
 	ports bocage.PortRange
 	any   bool // of any protocol: where another names the protocol, that one counts
 	place int
 }
 
-func (n *naming) listing(from bocage.Group) *listing { return &listing{n: n, rows: n.rows[from]} }
+func (n *naming) cursor(from bocage.Group) *nameCursor { return &nameCursor{n: n, rows: n.rows[from]} }
 
-// at lists what is decided of a cell towards names, in the order in which they are tried.
-// It is asked in the order of intervals, and what it says holds until it is asked again.
-func (l *listing) at(protocol bocage.Protocol, port uint16) []towards {
+// at returns the decisions of a cell towards names, in the order in which names are tried.
+// It must be called with ascending intervals; the result is valid until the next call.
+func (l *nameCursor) at(protocol bocage.Protocol, port uint16) []nameDecision {
 	other := !l.begun || protocol != l.protocol
 	if other {
-		l.protocol, l.begun, l.coming, l.open = protocol, true, l.coming[:0], l.open[:0]
+		l.protocol, l.begun, l.ahead, l.current = protocol, true, l.ahead[:0], l.current[:0]
 		for i, r := range l.rows {
 			if r.Protocol == protocol || r.Protocol == bocage.ProtocolAny {
-				l.coming = append(l.coming, listed{towards{l.n.names[r.To], r.Decision}, r.Ports, r.Protocol != protocol, i})
+				l.ahead = append(l.ahead, cursorRule{nameDecision{l.n.names[r.To], r.Decision}, r.Ports, r.Protocol != protocol, i})
 			}
 		}
-		slices.SortFunc(l.coming, func(a, b listed) int { return int(a.ports.First) - int(b.ports.First) })
+		slices.SortFunc(l.ahead, func(a, b cursorRule) int { return int(a.ports.First) - int(b.ports.First) })
 	}
 	begin := 0
-	for begin < len(l.coming) && l.coming[begin].ports.First <= port {
+	for begin < len(l.ahead) && l.ahead[begin].ports.First <= port {
 		begin++
 	}
-	before := len(l.open)
-	l.open = slices.DeleteFunc(l.open, func(r listed) bool { return r.ports.Last < port })
-	if !other && begin == 0 && len(l.open) == before {
+	before := len(l.current)
+	l.current = slices.DeleteFunc(l.current, func(r cursorRule) bool { return r.ports.Last < port })
+	if !other && begin == 0 && len(l.current) == before {
 		return l.out
 	}
-	for _, r := range l.coming[:begin] {
+	for _, r := range l.ahead[:begin] {
 		if r.ports.Last >= port {
-			l.open = append(l.open, r)
+			l.current = append(l.current, r)
 		}
 	}
-	l.coming = l.coming[begin:]
-	slices.SortFunc(l.open, func(a, b listed) int {
+	l.ahead = l.ahead[begin:]
+	slices.SortFunc(l.current, func(a, b cursorRule) int {
 		switch {
 		case a.name != b.name:
 			return a.name - b.name
@@ -227,15 +228,15 @@ func (l *listing) at(protocol bocage.Protocol, port uint16) []towards {
 		return a.place - b.place
 	})
 	l.out = l.out[:0]
-	for _, r := range l.open {
+	for _, r := range l.current {
 		if len(l.out) == 0 || l.out[len(l.out)-1].name != r.name {
-			l.out = append(l.out, r.towards)
+			l.out = append(l.out, r.nameDecision)
 		}
 	}
 	return l.out
 }
 
-// spans lists where rules that matter for a pair begin and end.
+// spans lists the port ranges of all rules that may decide a pair.
 func (n *naming) spans(from, to bocage.Group) []span {
 	var out []span
 	note := func(rules []bocage.Rule) {
@@ -252,8 +253,8 @@ func (n *naming) spans(from, to bocage.Group) []span {
 	return out
 }
 
-// intervals are the pieces of all protocols' ports within which no span begins or ends.
-// One protocol that none names stands for all of those.
+// intervals divides the ports of all protocols into intervals in which no span begins or
+// ends. One protocol that no span names stands for all of those.
 func intervals(spans []span) []span {
 	cuts := map[bocage.Protocol][]uint32{}
 	for _, s := range spans {
@@ -276,7 +277,8 @@ func intervals(spans []span) []span {
 	return out
 }
 
-// sourcesBefore are the groups in another ruleset of those who have rules towards names.
+// sourcesBefore returns the groups, in another ruleset, of the sources that have rules towards
+// names.
 func (n *naming) sourcesBefore(groupBefore func(bocage.Group) bocage.Group) map[bocage.Group]bool {
 	out := make(map[bocage.Group]bool, len(n.sources))
 	for _, g := range n.sources {
@@ -285,28 +287,28 @@ func (n *naming) sourcesBefore(groupBefore func(bocage.Group) bocage.Group) map[
 	return out
 }
 
-// saying is what the rules that matter for a pair say, whoever it is: pairs of which that
-// is the same are alike.
-type saying [5]int32
+// contentKey identifies the content of all rules that may decide a pair, without its groups.
+// Pairs with equal keys are alike.
+type contentKey [5]int32
 
-func (n *naming) saying(from, to bocage.Group) saying {
-	return saying{n.rowsNumber(n.rows[from]), n.number(1, pair{from, to}, n.cells[pair{from, to}]),
+func (n *naming) contentOf(from, to bocage.Group) contentKey {
+	return contentKey{n.rowsNumber(n.rows[from]), n.number(1, pair{from, to}, n.cells[pair{from, to}]),
 		n.number(2, pair{n.sender[from], n.receiver[to]}, n.reasons[pair{n.sender[from], n.receiver[to]}]),
 		n.number(1, pair{bocage.GroupAny, to}, n.cells[pair{bocage.GroupAny, to}]), n.number(1, pair{from, bocage.GroupAny}, n.cells[pair{from, bocage.GroupAny}])}
 }
 
-// rowsNumber is the number of what rows say.
+// rowsNumber returns a number that identifies the content of rows.
 func (n *naming) rowsNumber(rows []bocage.Rule) int32 {
 	if len(rows) == 0 {
 		return 0
 	}
-	number, known := n.rowsSaid[&rows[0]]
+	number, known := n.rowNumbers[&rows[0]]
 	if !known {
 		number = n.numberOf(0, rows)
-		if n.rowsSaid == nil {
-			n.rowsSaid = map[*bocage.Rule]int32{}
+		if n.rowNumbers == nil {
+			n.rowNumbers = map[*bocage.Rule]int32{}
 		}
-		n.rowsSaid[&rows[0]] = number
+		n.rowNumbers[&rows[0]] = number
 	}
 	return number
 }
@@ -315,13 +317,13 @@ func (n *naming) number(kind int, at pair, rules []bocage.Rule) int32 {
 	if len(rules) == 0 {
 		return 0
 	}
-	number, known := n.said[kind][at]
+	number, known := n.contentNumbers[kind][at]
 	if !known {
 		number = n.numberOf(kind, rules)
-		if n.said[kind] == nil {
-			n.said[kind] = map[pair]int32{}
+		if n.contentNumbers[kind] == nil {
+			n.contentNumbers[kind] = map[pair]int32{}
 		}
-		n.said[kind][at] = number
+		n.contentNumbers[kind][at] = number
 	}
 	return number
 }
@@ -346,15 +348,15 @@ func (n *naming) numberOf(kind int, rules []bocage.Rule) int32 {
 	return number
 }
 
-// opened is a cell that is open by a name.
+// opened is the decision by which a name opens a cell.
 type opened struct {
 	name     int
 	decision bocage.Decision
 }
 
-// openAt lists the names that open a cell at a moment, in the order in which they are
-// tried, and what is decided of the address alone.
-func (n *naming) openAt(bare bocage.DecisionID, named []towards, at time.Time) (bocage.Decision, []opened) {
+// openAt returns the decision by the address alone, and the names that open the cell at a
+// moment, in the order in which they are tried.
+func (n *naming) openAt(bare bocage.DecisionID, named []nameDecision, at time.Time) (bocage.Decision, []opened) {
 	refused := n.at(bare, at)
 	if refused.Verdict.Allowed() {
 		return refused, nil
@@ -368,9 +370,9 @@ func (n *naming) openAt(bare bocage.DecisionID, named []towards, at time.Time) (
 	return refused, out
 }
 
-// moments are when one of the decisions of a cell begins, from now on, besides those given:
-// each once, for there may be many names and nothing that ends.
-func (n *naming) moments(moments []time.Time, now time.Time, bare bocage.DecisionID, named []towards) []time.Time {
+// moments adds to a list the moments, from now on, at which one of the decisions of a cell
+// begins, each once.
+func (n *naming) moments(moments []time.Time, now time.Time, bare bocage.DecisionID, named []nameDecision) []time.Time {
 	note := func(at time.Time, _ bocage.Decision) bool {
 		if !slices.ContainsFunc(moments, at.Equal) {
 			moments = append(moments, at)
@@ -384,12 +386,12 @@ func (n *naming) moments(moments []time.Time, now time.Time, bare bocage.Decisio
 	return moments
 }
 
-// called is a name that the pattern in a place means.
+// called returns a name that matches the pattern at a place in Ruleset.Names.
 func (n *naming) called(place int) bocage.DomainName {
 	return anyOf(n.rs.Names[place].Name)
 }
 
-// anyOf is a name that a pattern means.
+// anyOf returns a name that matches a pattern.
 func anyOf(pattern bocage.DomainName) bocage.DomainName {
 	return bocage.DomainName(strings.Replace(string(pattern), "*", "any", 1))
 }

@@ -33,12 +33,12 @@ func TestListing(t *testing.T) {
 				spans = append(spans, span{r.Protocol, r.Ports})
 			}
 		}
-		names := n.listing(source)
+		names := n.cursor(source)
 		for _, s := range intervals(spans) {
 			if rapid.IntRange(0, 3).Draw(t, "asked") == 0 {
 				continue // who knows that no name matters does not ask
 			}
-			var want []towards
+			var want []nameDecision
 			for name := range 4 {
 				var rules []bocage.Rule
 				for _, r := range n.rows[source] {
@@ -47,7 +47,7 @@ func TestListing(t *testing.T) {
 					}
 				}
 				if id, found := ruleFor(rules, s.protocol, s.ports.First); found {
-					want = append(want, towards{name, id})
+					want = append(want, nameDecision{name, id})
 				}
 			}
 			if got := names.at(s.protocol, s.ports.First); !slices.Equal(got, want) {

@@ -1,15 +1,25 @@
-// Package prove shows that a compiled ruleset keeps what the declarations
-// promise, for every pair of groups, every port and every moment at which a
-// decision ends, before anybody enforces it: each guardrail's never and separate
-// are empty but for admitted exceptions, each required duty is on every allowed
-// cell, blast radii stay within their bounds, no automation refuses what is
-// protected, threat conditions open nothing, every workload can be decided
-// about, each host's part agrees with the whole, guardrails hold for workloads
-// that do not exist yet, and a second opinion that shares no step with the
-// compiler says the same.
+// Package prove checks that a compiled ruleset keeps what the declarations promise, for
+// every pair of groups, every port and every moment at which a decision ends, before it is
+// enforced. Its statements, with the files that hold them:
 //
-// It promises a flow that breaks the statement where a proof fails. It never
-// changes the ruleset and trusts nothing that the compiler says of it.
+//   - Every workload and every flow has a decision (totality.go).
+//   - Nothing that a guardrail's never or separate refuses is allowed, except by admitted
+//     exceptions; each required duty is on every allowed cell (guardrails.go).
+//   - No threat condition and no response refuses what is protected, or adds a duty there
+//     that costs packets (guardrails.go, automation.go).
+//   - Blast radii stay within their bounds (blast.go).
+//   - Threat conditions, responses and quarantines open nothing (monotony.go).
+//   - Each host's part agrees with the whole ruleset (hostparts.go).
+//   - The guardrails hold for workloads that do not exist yet (future.go).
+//   - A second evaluator that shares no step with the compiler decides the same
+//     (opinion.go).
+//
+// All of these cover flows towards DNS names, too (naming.go, named.go). Tightening is the
+// quick check for what comes into force before Prove is done (tightening.go). Compare lists
+// how two rulesets differ (compare.go).
+//
+// A proof that fails has a counterexample: a flow that breaks the statement. The package
+// never changes the ruleset, and it relies on nothing that the compiler says about it.
 package prove
 
 import (
@@ -29,15 +39,15 @@ import (
 // workloads to come, second opinion.
 func Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof { return new(Prover).Prove(in, rs) }
 
-// Prover proves one generation after the other. It remembers what depends on
-// declarations alone, so that a change of the inventory or of the threat does
-// not prove that again, and whom sides mean while the inventory stays. Its zero value
-// works; it serves one caller at a time.
+// Prover proves successive generations. It remembers proofs that depend on declarations
+// alone, so that a change of the inventory or of threat conditions does not repeat them,
+// and which groups a Side matches as long as the inventory stays the same. Its zero value
+// is ready for use, by one caller at a time.
 type Prover struct {
-	future future
-	host   int // where looking at hosts' parts goes on
-	calm   *compile.Compiler
-	sides  sides
+	future         future
+	nextHost       int // where hostParts continues
+	withoutThreats *compile.Compiler
+	sides          sides
 }
 
 // Prove checks a ruleset that was compiled from the input; see [Prove].
@@ -46,40 +56,40 @@ func (v *Prover) Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 	p.sides = v.sides.of(in, rs)
 	proofs := []bocage.Proof{p.totality()}
 	proofs = append(proofs, p.guardrails()...)
-	return append(proofs, p.monotony(v.calmly), p.cuts(&v.host), v.future.prove(in), p.secondOpinion())
+	return append(proofs, p.monotony(v.compileWithoutThreats), p.hostParts(&v.nextHost), v.future.prove(in), p.secondOpinion())
 }
 
-// calmly compiles what would hold without threat conditions, following what was
-// compiled so before.
-func (v *Prover) calmly(in compile.Input) *bocage.Ruleset {
-	if v.calm == nil {
-		v.calm = compile.NewCompiler()
+// compileWithoutThreats compiles an input whose threat conditions were removed,
+// incrementally from the last such input.
+func (v *Prover) compileWithoutThreats(in compile.Input) *bocage.Ruleset {
+	if v.withoutThreats == nil {
+		v.withoutThreats = compile.NewCompiler()
 	}
-	return v.calm.Compile(in).Ruleset()
+	return v.withoutThreats.Compile(in).Ruleset()
 }
 
-// sides remembers which groups sides mean, while nothing changes that this depends on.
+// sides remembers which groups each Side matches, as long as the inventory stays the same.
 type sides struct {
-	workloads []*bocage.Workload
-	zones     []*bocage.Zone
-	groups    []*bocage.AddressGroup
-	peers     []bocage.Peer
-	means     map[string]map[bocage.Group]bool // by the side as JSON; nobody changes them
+	workloads    []*bocage.Workload
+	zones        []*bocage.Zone
+	groups       []*bocage.AddressGroup
+	peers        []bocage.Peer
+	groupsBySide map[string]map[bocage.Group]bool // by the side as JSON; nobody changes them
 }
 
-// of returns what is known of sides in a generation.
+// of returns the sides for a generation, emptied if the inventory has changed.
 func (s *sides) of(in compile.Input, rs *bocage.Ruleset) *sides {
-	if s.means == nil || !slices.Equal(s.workloads, in.Workloads) || !slices.Equal(s.zones, in.Zones) ||
+	if s.groupsBySide == nil || !slices.Equal(s.workloads, in.Workloads) || !slices.Equal(s.zones, in.Zones) ||
 		!slices.Equal(s.groups, in.AddressGroups) || !slices.Equal(s.peers, rs.Peers) {
 		*s = sides{workloads: in.Workloads, zones: in.Zones, groups: in.AddressGroups, peers: rs.Peers}
 	}
-	if s.means == nil || len(s.means) > mostSides {
-		s.means = map[string]map[bocage.Group]bool{}
+	if s.groupsBySide == nil || len(s.groupsBySide) > mostSides {
+		s.groupsBySide = map[string]map[bocage.Group]bool{}
 	}
 	return s
 }
 
-// mostSides bounds the sides that are remembered: each may mean all groups.
+// mostSides bounds the sides that are remembered: each may match all groups.
 const mostSides = 1 << 10
 
 // Failed returns the proofs that do not hold.
@@ -87,7 +97,7 @@ func Failed(proofs []bocage.Proof) []bocage.Proof {
 	return slices.DeleteFunc(slices.Clone(proofs), func(p bocage.Proof) bool { return p.Holds })
 }
 
-// prover knows who is in which group.
+// prover proves one generation. It knows which workloads and prefixes are in which group.
 type prover struct {
 	in      compile.Input
 	rs      *bocage.Ruleset
@@ -208,10 +218,10 @@ func (p *prover) side(s bocage.Side) map[bocage.Group]bool {
 	if err != nil {
 		return p.meantBy(s)
 	}
-	out, known := p.sides.means[string(key)]
+	out, known := p.sides.groupsBySide[string(key)]
 	if !known {
 		out = p.meantBy(s)
-		p.sides.means[string(key)] = out
+		p.sides.groupsBySide[string(key)] = out
 	}
 	return out
 }
@@ -395,7 +405,7 @@ func (p *prover) covers(r region, to bocage.Group, protocol bocage.Protocol, por
 // and that no exception excuses, at any moment at which its decision changes.
 func (p *prover) violation(r region, excuses []excuse, wrong func(from, to bocage.Group, d bocage.Decision) bool) string {
 	found := ""
-	reach := p.reach.telling(excuses, p.groups)
+	reach := p.reach.withExcuses(excuses, p.groups)
 	reach.eachAllowedPair(p.groups, func(g bocage.Group) bool { return in(g, r.from) }, func(g bocage.Group) bool { return in(g, r.to) },
 		len(r.data) == 0, func(from, to bocage.Group) bool {
 			found = p.violatedBy(from, to, r, excuses, wrong)

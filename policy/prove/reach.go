@@ -9,8 +9,8 @@ import (
 	"bocage.dev/bocage"
 )
 
-// reach reads a ruleset as the enforcement points do, but for groups and whole
-// intervals at once.
+// reach reads a ruleset as the enforcement points do, but for groups and whole intervals of
+// ports instead of single flows.
 type reach struct {
 	rs        *bocage.Ruleset
 	decisions map[bocage.DecisionID]bocage.Decision
@@ -21,9 +21,8 @@ type reach struct {
 	fromAny   map[bocage.Group]bool // groups with rules from them to anyone
 	toAny     map[bocage.Group]bool // groups with rules from anyone to them
 	wildcards bool                  // some rule with a wildcard allows something
-	apart     map[pair]bool         // pairs that no other may stand for, besides those in exact
-	// What is known of rules that say the same between others: numbers by what they
-	// say, and by pair.
+	special   map[pair]bool         // pairs that need a check of their own, besides those in exact
+	// Numbers that identify the content of a pair's rules: by content, and by pair.
 	byContent map[string]int32
 	contents  map[pair]int32
 }
@@ -84,12 +83,12 @@ func newReach(rs *bocage.Ruleset) *reach {
 	return r
 }
 
-// eachLink visits a decision and, in turn, those that follow when it ends, with
-// the moment at which each begins, until visit says no.
+// eachLink visits a decision and its successors, with the moment at which each begins, until
+// visit returns false.
 func (r *reach) eachLink(id bocage.DecisionID, now time.Time, visit func(time.Time, bocage.Decision) bool) {
 	at, d := now, r.decisions[id]
 	for range bocage.MostSuccessors + 1 {
-		over := !d.Until.IsZero() && !at.Before(d.Until) // it never counts
+		over := !d.Until.IsZero() && !at.Before(d.Until) // it never takes effect
 		if !over && !visit(at, d) || d.Until.IsZero() {
 			return
 		}
@@ -100,7 +99,7 @@ func (r *reach) eachLink(id bocage.DecisionID, now time.Time, visit func(time.Ti
 	}
 }
 
-// at is the decision that counts at a moment.
+// at returns the decision that counts at a moment.
 func (r *reach) at(id bocage.DecisionID, moment time.Time) bocage.Decision {
 	d := r.decisions[id]
 	for range bocage.MostSuccessors {
@@ -122,9 +121,9 @@ func (r *reach) everAllows(id bocage.DecisionID) bool {
 	return allows
 }
 
-// telling returns the reach with the groups that excuses tell from others marked,
-// so that none of them stands for one that is not excused.
-func (r *reach) telling(excuses []excuse, groups []bocage.Group) *reach {
+// withExcuses returns a reach in which the groups that excuses concern are marked as special,
+// so that none of them stands for a group that is not excused.
+func (r *reach) withExcuses(excuses []excuse, groups []bocage.Group) *reach {
 	if len(excuses) == 0 {
 		return r
 	}
@@ -137,7 +136,7 @@ func (r *reach) telling(excuses []excuse, groups []bocage.Group) *reach {
 	return &out
 }
 
-// mark notes the groups in all of the sets, unless that is everybody.
+// mark adds the groups that are in all of the sets to special, unless these are all groups.
 func mark(groups []bocage.Group, sets []map[bocage.Group]bool, special map[bocage.Group]bool) {
 	var picked []bocage.Group
 	for _, g := range groups {
@@ -153,7 +152,8 @@ func mark(groups []bocage.Group, sets []map[bocage.Group]bool, special map[bocag
 	}
 }
 
-// levels are where a pair's rules are found, in the order of looking.
+// levels returns the pairs, with wildcards, whose rules may decide a pair, in the order of
+// lookup.
 func levels(from, to bocage.Group) [4]pair {
 	return [4]pair{{from, to}, {bocage.GroupAny, to}, {from, bocage.GroupAny}, {bocage.GroupAny, bocage.GroupAny}}
 }
@@ -168,11 +168,11 @@ func (r *reach) mayAllow(from, to bocage.Group) bool {
 	return false
 }
 
-// eachAllowedPair visits pairs of the picked groups until visit says no, so that
-// every cell that some rule allows for some picked pair is allowed for a visited
-// one too. Ends without a wildcard of their own are alike where the pair has no
-// rule of its own: one of them stands for all, but for receivers only if alike
-// says that the caller does not tell them apart either.
+// eachAllowedPair visits pairs of the picked groups until visit returns false. Every cell
+// that is allowed for some picked pair is allowed for a visited one, too. It does not visit
+// all pairs: groups without a wildcard of their own are equivalent in pairs without a rule
+// of their own, so that one stands for all. For receivers that is done only if alike says
+// that the caller does not distinguish them either.
 func (r *reach) eachAllowedPair(groups []bocage.Group, from, to func(bocage.Group) bool, alike bool, visit func(from, to bocage.Group) bool) {
 	for _, at := range r.exact {
 		if from(at.from) && to(at.to) && r.mayAllow(at.from, at.to) && !visit(at.from, at.to) {
@@ -203,7 +203,7 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 		return specials
 	}
 	froms := func(t bocage.Group) []bocage.Group {
-		return stand(specialFrom, plainFrom, func(f bocage.Group) bool { return r.alone(f, t) })
+		return stand(specialFrom, plainFrom, func(f bocage.Group) bool { return r.hasOwnRules(f, t) })
 	}
 	for _, t := range specialTo {
 		for _, f := range froms(t) {
@@ -213,7 +213,7 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 		}
 	}
 	for _, f := range specialFrom {
-		for _, t := range stand(nil, plainTo, func(t bocage.Group) bool { return r.alone(f, t) }) {
+		for _, t := range stand(nil, plainTo, func(t bocage.Group) bool { return r.hasOwnRules(f, t) }) {
 			if r.mayAllow(f, t) && !visit(f, t) {
 				return
 			}
@@ -224,7 +224,7 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 	}
 	for _, t := range plainTo {
 		for _, f := range plainFrom {
-			if !r.alone(f, t) {
+			if !r.hasOwnRules(f, t) {
 				visit(f, t)
 				return
 			}
@@ -232,13 +232,14 @@ func (r *reach) eachWildcardPair(groups []bocage.Group, from, to func(bocage.Gro
 	}
 }
 
-// alone reports whether no other pair is like this one.
-func (r *reach) alone(from, to bocage.Group) bool {
+// hasOwnRules reports whether the pair has rules of its own, or must not be represented by
+// another pair.
+func (r *reach) hasOwnRules(from, to bocage.Group) bool {
 	at := pair{from, to}
-	return r.rules[at] != nil || r.apart[at]
+	return r.rules[at] != nil || r.special[at]
 }
 
-// content is a number for what the rules of a pair say, whoever it is; 0 for nothing.
+// content returns a number that identifies the content of a pair's rules; 0 if it has none.
 func (r *reach) content(at pair) int32 {
 	rules := r.rules[at]
 	if len(rules) == 0 {
@@ -266,7 +267,7 @@ func (r *reach) content(at pair) int32 {
 	return n
 }
 
-// spans lists the ranges of the rules in some places, every protocol's by its own.
+// spans lists the port ranges of the rules of some pairs.
 func (r *reach) spans(places [4]pair) []span {
 	var out []span
 	for _, at := range places {
@@ -293,9 +294,9 @@ func split(groups []bocage.Group, picked func(bocage.Group) bool, special map[bo
 	return specials, plains
 }
 
-// eachCell visits the intervals of a pair until visit says no. No rule and none
-// of the given spans begins or ends within an interval. One protocol that
-// nothing names stands for all of those.
+// eachCell visits the intervals of a pair until visit returns false. No rule and none of the
+// given spans begins or ends within an interval. One protocol that no rule names stands for
+// all of those.
 func (r *reach) eachCell(from, to bocage.Group, spans []span, visit func(bocage.Protocol, bocage.PortRange, bocage.DecisionID) bool) {
 	places := levels(from, to)
 	cuts := map[bocage.Protocol][]uint32{}
@@ -341,7 +342,7 @@ func (r *reach) eachCell(from, to bocage.Group, spans []span, visit func(bocage.
 	}
 }
 
-// lookUp finds the decision of a cell in the order that rulesets promise.
+// lookUp returns the decision of a cell, in the order of lookup of Ruleset.Decide.
 func (r *reach) lookUp(places [4]pair, protocol bocage.Protocol, port uint16) bocage.DecisionID {
 	for _, at := range places {
 		for _, p := range [2]bocage.Protocol{protocol, bocage.ProtocolAny} {

@@ -38,7 +38,8 @@ func every(of ...statement) statement { return joined(conjunction, truth, falseh
 
 func either(of ...statement) statement { return joined(disjunction, falsehood, truth, of) }
 
-// joined leaves out what is neutral, and is what decides alone if that is among them.
+// joined combines statements. It leaves out neutral ones, and returns the deciding one if
+// that is among them.
 func joined(as, neutral, decides form, of []statement) statement {
 	rest := make([]statement, 0, len(of))
 	for _, s := range of {
@@ -63,10 +64,10 @@ func joined(as, neutral, decides form, of []statement) statement {
 
 func implies(a, b statement) statement { return either(not(a), b) }
 
-// justOne says that just one of two holds.
+// justOne says that exactly one of two holds.
 func justOne(a, b statement) statement { return every(either(a, b), either(not(a), not(b))) }
 
-// oneOf says that just one of the named variables holds.
+// oneOf says that exactly one of the named variables holds.
 func oneOf(names []string) statement {
 	any := make([]statement, len(names))
 	for i, name := range names {
@@ -80,9 +81,9 @@ func oneOf(names []string) statement {
 	return every(all...)
 }
 
-// solved finds values of the variables with which the statement holds; nil if there
-// are none. What is left out may be anything.
-func solved(s statement) map[string]bool {
+// solve finds values of the variables for which the statement holds; nil if there are none.
+// Variables that are left out may have any value.
+func solve(s statement) map[string]bool {
 	c := clauses{numbers: map[string]int{}}
 	c.add(s)
 	if len(c.list) == 0 {
@@ -100,8 +101,8 @@ func solved(s statement) map[string]bool {
 	return model
 }
 
-// clauses are what the solver takes: in each, one of the numbers holds, negative
-// ones if what they number does not.
+// clauses is the input of the solver, in conjunctive normal form: of each clause at least one
+// literal must hold. A negative number is a negated variable.
 type clauses struct {
 	numbers map[string]int
 	last    int
@@ -132,8 +133,8 @@ func (c *clauses) numbersOf(parts []statement, needed bool) []int {
 	return out
 }
 
-// number names a statement by a number. If it is needed, the number holds only where
-// the statement does; else it holds at least there.
+// number returns a literal for a statement (Tseitin's transformation, with one direction
+// only). If it is needed, the literal implies the statement; else the statement implies it.
 func (c *clauses) number(s statement, needed bool) int {
 	switch s.form {
 	case named:

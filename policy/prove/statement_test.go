@@ -26,7 +26,7 @@ func TestSolvedAsTried(t *testing.T) {
 			}
 			return holds(all, values) && (one == 1 || len(among) == 0)
 		}
-		found := solved(asked)
+		found := solve(asked)
 		tried := false
 		values := map[string]bool{}
 		for bits := range 1 << len(names) {
@@ -102,10 +102,10 @@ func holds(s statement, values map[string]bool) bool {
 func TestSolvedInDepth(t *testing.T) {
 	a, b, c, d := variable("a"), variable("b"), variable("c"), variable("d")
 	deep := either(d, every(a, either(every(b, c), every(not(b), c))))
-	if model := solved(every(deep, not(c), not(a))); model == nil || !model["d"] {
+	if model := solve(every(deep, not(c), not(a))); model == nil || !model["d"] {
 		t.Errorf("solved with %v, want d alone", model)
 	}
-	if model := solved(every(deep, not(d), not(c))); model != nil {
+	if model := solve(every(deep, not(d), not(c))); model != nil {
 		t.Errorf("solved with %v, and there is no way", model)
 	}
 }

@@ -10,13 +10,12 @@ import (
 	"bocage.dev/bocage/policy/compile"
 )
 
-// Tightening shows what has to be known of a generation that is to be in force
-// before Prove is done with it: that it gives nobody more than the one before, so
-// that whatever was proved to be refused there stays refused, and that nothing
-// which tightens by itself refuses what a guardrail protects. It looks at whom the
-// change concerns and at nobody else.
+// Tightening is the check of a generation that comes into force before Prove is done. It
+// proves that the generation allows nobody more than the one before, so that what was
+// proved to be refused stays refused; and that no threat condition and no response refuses
+// what a guardrail protects. It checks only the groups that the change affects.
 func Tightening(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
-	c := newConcern(before, rs)
+	c := newAffected(before, rs)
 	p := &prover{in: in, rs: rs, reach: newReach(c.part(rs, c.now)), groups: slices.Sorted(maps.Keys(c.before)), members: map[bocage.Group]*members{}}
 	for _, g := range rs.Groups {
 		p.members[g.Group] = &members{name: g.Name}
@@ -30,7 +29,7 @@ func Tightening(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []
 	return proofs
 }
 
-// protected proves that nothing automatic refuses what guardrails protect.
+// protected proves that no threat condition and no response refuses what guardrails protect.
 func (p *prover) protected() []bocage.Proof {
 	p.sides = new(sides).of(p.in, p.rs)
 	var proofs []bocage.Proof
@@ -49,7 +48,7 @@ func (p *prover) protects(g *bocage.Guardrail, spec *bocage.GuardrailSpec) []boc
 		r := p.region(cells)
 		counter := p.cutByThreat(r)
 		if counter == "" {
-			counter = p.burdened(r)
+			counter = p.costlyDuty(r)
 		}
 		proofs = append(proofs, proof(fmt.Sprintf("no threat condition and no response refuses what Guardrail %s protects, or asks of it what may cost it packets", g.Name),
 			compile.Ref("Guardrail", g, fmt.Sprintf("spec.protect[%d]", i)), counter))
@@ -57,21 +56,21 @@ func (p *prover) protects(g *bocage.Guardrail, spec *bocage.GuardrailSpec) []boc
 	return proofs
 }
 
-// concern is whom two rulesets may treat differently.
-type concern struct {
-	was, now map[bocage.Group]bool         // groups of the one before, and of the one after
-	pairs    map[pair]bool                 // besides: pairs whose own rules are others
-	before   map[bocage.Group]bocage.Group // of a group: the one that its members were in
-	altered  map[bocage.DecisionID]bool    // whose number says something else
-	joined   bocage.Group                  // a group whose members were in several, if there is one
-	strange  netip.Prefix                  // one that only one of the two knows, if there is one
-	everyone bool
-	// reclassed says that somebody is in another class than before.
+// affected is the set of groups and pairs that two rulesets may treat differently.
+type affected struct {
+	was, now        map[bocage.Group]bool         // groups of the ruleset before, and of the one after
+	pairs           map[pair]bool                 // further pairs, whose own rules differ
+	before          map[bocage.Group]bocage.Group // for each group, the one that its members were in
+	altered         map[bocage.DecisionID]bool    // ids whose decision differs
+	mergedGroup     bocage.Group                  // a group whose members were in several groups, if there is one
+	unmatchedPrefix netip.Prefix                  // a prefix that only one of the two has, if there is one
+	everyone        bool
+	// reclassed says that some group is in another class of Reasons than before.
 	reclassed bool
 }
 
-func newConcern(before, now *bocage.Ruleset) *concern {
-	c := &concern{was: map[bocage.Group]bool{}, now: map[bocage.Group]bool{}, pairs: map[pair]bool{},
+func newAffected(before, now *bocage.Ruleset) *affected {
+	c := &affected{was: map[bocage.Group]bool{}, now: map[bocage.Group]bool{}, pairs: map[pair]bool{},
 		before: map[bocage.Group]bocage.Group{bocage.GroupWorld: bocage.GroupWorld}}
 	c.comparePeers(before, now)
 	c.altered = alteredDecisions(before, now)
@@ -125,7 +124,7 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 	for g := range c.now {
 		c.was[c.groupBefore(g)] = true
 	}
-	for g, was := range c.before { // who was together with somebody concerned, and no longer is
+	for g, was := range c.before { // groups that were divided from an affected one
 		if c.was[was] {
 			c.now[g] = true
 		}
@@ -133,8 +132,8 @@ func newConcern(before, now *bocage.Ruleset) *concern {
 	return c
 }
 
-// comparePeers finds the groups that members came into or left.
-func (c *concern) comparePeers(before, now *bocage.Ruleset) {
+// comparePeers finds the groups whose members changed.
+func (c *affected) comparePeers(before, now *bocage.Ruleset) {
 	old := make(map[netip.Prefix]bocage.Group, len(before.Peers))
 	for _, p := range before.Peers {
 		old[p.Prefix] = p.Group
@@ -142,31 +141,30 @@ func (c *concern) comparePeers(before, now *bocage.Ruleset) {
 	for _, p := range now.Peers {
 		was, known := old[p.Prefix]
 		if delete(old, p.Prefix); !known {
-			c.strange = p.Prefix
+			c.unmatchedPrefix = p.Prefix
 		}
 		if other, known := c.before[p.Group]; known && other != was {
-			c.joined = p.Group
+			c.mergedGroup = p.Group
 		}
 		if c.before[p.Group] = was; was != p.Group {
 			c.was[was], c.now[p.Group] = true, true
 		}
 	}
 	for prefix := range old {
-		c.strange = prefix
+		c.unmatchedPrefix = prefix
 	}
 }
 
-// groupBefore is the group that the members of a group were in: itself, where
-// nobody is told otherwise, such as for names.
-func (c *concern) groupBefore(g bocage.Group) bocage.Group {
+// groupBefore returns the group that the members of a group were in; the group itself if it
+// has no members, as those of names.
+func (c *affected) groupBefore(g bocage.Group) bocage.Group {
 	if was, known := c.before[g]; known {
 		return was
 	}
 	return g
 }
 
-// alteredDecisions are those whose number says something else than before, now or
-// later.
+// alteredDecisions returns the ids whose decision, or a successor of it, differs from before.
 func alteredDecisions(before, now *bocage.Ruleset) map[bocage.DecisionID]bool {
 	profiles := map[uint16]bocage.Profile{}
 	for _, p := range before.Profiles {
@@ -187,12 +185,12 @@ func alteredDecisions(before, now *bocage.Ruleset) map[bocage.DecisionID]bool {
 			return owed
 		}
 		if known && (was.Verdict != d.Verdict || was.Profile != d.Profile || was.Log != d.Log || duties(&was) != duties(d) ||
-			was.Code != d.Code || was.Final != d.Final || was.Ranks != d.Ranks || // before which names it gives way
+			was.Code != d.Code || was.Final != d.Final || was.Ranks != d.Ranks || // which names have precedence over it
 			!was.Until.Equal(d.Until) || was.Then != d.Then || other[d.Profile]) {
 			altered[d.ID] = true
 		}
 	}
-	for more := len(altered) > 0; more; { // what gives way to something altered is altered
+	for more := len(altered) > 0; more; { // a decision with an altered successor is altered
 		more = false
 		for i := range now.Decisions {
 			if d := &now.Decisions[i]; !d.Until.IsZero() && altered[d.Then] && !altered[d.ID] {
@@ -203,9 +201,9 @@ func alteredDecisions(before, now *bocage.Ruleset) map[bocage.DecisionID]bool {
 	return altered
 }
 
-// part is a ruleset without the rules of pairs that are not concerned.
-// Rules of one end stay: concerned ones meet everybody.
-func (c *concern) part(rs *bocage.Ruleset, concerned map[bocage.Group]bool) *bocage.Ruleset {
+// part returns a ruleset without the rules of pairs that are not affected. Rules with a
+// wildcard stay, since they apply to affected groups, too.
+func (c *affected) part(rs *bocage.Ruleset, concerned map[bocage.Group]bool) *bocage.Ruleset {
 	if c.everyone {
 		return rs
 	}
@@ -216,7 +214,7 @@ func (c *concern) part(rs *bocage.Ruleset, concerned map[bocage.Group]bool) *boc
 		}
 	}
 	part.Apart = rs.Apart
-	crowds := map[*bocage.Group][]bocage.Group{} // by the first of those of whom there are too many
+	crowds := map[*bocage.Group][]bocage.Group{} // by the first group of a naming's list, which identifies it
 	for _, n := range rs.Namings {
 		few, known := crowds[&n.From[0]]
 		if !known {
@@ -234,13 +232,13 @@ func (c *concern) part(rs *bocage.Ruleset, concerned map[bocage.Group]bool) *boc
 	return part
 }
 
-// looser finds a flow of somebody concerned that is given more than before.
-func (c *concern) looser(p *prover, before *bocage.Ruleset) string {
-	if c.strange.IsValid() {
-		return fmt.Sprintf("%s is told apart by one of the two only", c.strange)
+// looser finds a flow of an affected group that gets more than before.
+func (c *affected) looser(p *prover, before *bocage.Ruleset) string {
+	if c.unmatchedPrefix.IsValid() {
+		return fmt.Sprintf("%s is told apart by one of the two only", c.unmatchedPrefix)
 	}
-	if c.joined != 0 {
-		return fmt.Sprintf("%s joins workloads that were told apart", p.who(c.joined))
+	if c.mergedGroup != 0 {
+		return fmt.Sprintf("%s joins workloads that were told apart", p.who(c.mergedGroup))
 	}
 	enforced, tight := enforcement(before), enforcement(p.rs)
 	for _, g := range p.groups {
@@ -258,8 +256,8 @@ func (c *concern) looser(p *prover, before *bocage.Ruleset) string {
 	if found := p.looserThan(base, c.groupBefore, concerned, "before"); found != "" || len(p.rs.Names) == 0 {
 		return found
 	}
-	// Why an address is refused decides whether a name opens it, and that a rule of nobody
-	// concerned may say otherwise: reasons are between classes.
+	// Whether a name opens an address depends on why the address is refused. Reasons are
+	// between classes of groups, so a changed one can matter for groups that are not affected.
 	named := func(from, to bocage.Group) bool { return concerned(from) || concerned(to) || c.pairs[pair{from, to}] }
 	if !slices.Equal(before.Names, p.rs.Names) || !slices.Equal(before.Reasons, p.rs.Reasons) || c.reclassed {
 		named = nil
@@ -267,7 +265,7 @@ func (c *concern) looser(p *prover, before *bocage.Ruleset) string {
 	return p.looserByName(before, base, c.groupBefore, named, "before")
 }
 
-// released tells of somebody who was cut off and no longer is, or not for as long.
+// released returns a text if a refusal of an identity ended, or ends earlier than before.
 func (p *prover) released(was bocage.Refusal) string {
 	for _, r := range p.rs.Refused {
 		if r.Identity == was.Identity && (r.Until.IsZero() || !was.Until.IsZero() && !r.Until.Before(was.Until)) {

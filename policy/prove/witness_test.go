@@ -25,11 +25,11 @@ func TestImaginesWhatIsThere(t *testing.T) {
 		words := vocabularyOf(in)
 		known := readerOf(in)
 		owed := obligations(in)
-		imagining := newImagining(words, owed)
+		imagining := newWitnessFinder(words, owed)
 		var all []witness
-		var about []allowing
+		var about []allowance
 		for _, o := range owed {
-			for _, a := range allowings(in) {
+			for _, a := range allowances(in) {
 				f, possible := known.meeting(o, a)
 				k := imagining.kind(a)
 				near, besides := imagining.near(o, k)
@@ -40,7 +40,7 @@ func TestImaginesWhatIsThere(t *testing.T) {
 				asked++
 				if possible {
 					there++
-					if skipped := apart(o.cells, a.cells); skipped || !found {
+					if skipped := disjoint(o.cells, a.cells); skipped || !found {
 						t.Fatalf("%s is a flow of %s and of %s of Guardrail %s, and none is imagined (skipped: %t)\n%s",
 							f, a.by, o.field, o.guardrail.Name, skipped, policytest.Describe(in))
 					}
@@ -50,7 +50,7 @@ func TestImaginesWhatIsThere(t *testing.T) {
 				}
 				imagined++
 				all, about = append(all, w), append(about, a)
-				world := newImagination(in, []witness{w})
+				world := newWorld(in, []witness{w})
 				world.in.Workloads = nil
 				f, _ = world.place(w)
 				if !readerOf(world.in).meets(o, a, f) {
@@ -59,9 +59,9 @@ func TestImaginesWhatIsThere(t *testing.T) {
 				}
 			}
 		}
-		solved += len(imagining.pictures)
+		solved += len(imagining.templates)
 		// Together ends are one that are alike.
-		world := newImagination(in, all)
+		world := newWorld(in, all)
 		world.in.Workloads = nil
 		flows, placed := make([]bocage.Flow, len(all)), make([]bool, len(all))
 		for i, w := range all {
@@ -100,7 +100,7 @@ func readerOf(in compile.Input) *reader {
 }
 
 // meeting finds a flow at the boundaries of the input that both are about.
-func (r *reader) meeting(o *obligation, a allowing) (bocage.Flow, bool) {
+func (r *reader) meeting(o *obligation, a allowance) (bocage.Flow, bool) {
 	var sources []netip.Addr
 	for _, address := range policytest.Addresses() {
 		if r.sides(slices.Concat(o.cells.from, a.cells.from), address, bocage.Flow{}) {
@@ -119,8 +119,8 @@ func (r *reader) meeting(o *obligation, a allowing) (bocage.Flow, bool) {
 }
 
 // meets reports whether an obligation and what allows are about a flow.
-func (r *reader) meets(o *obligation, a allowing, f bocage.Flow) bool {
-	if a.called != "" && !bocage.NamesMayMean(f.Destination) || !r.lies(o.cells, f) || !r.lies(a.cells, f) || slices.ContainsFunc(o.excuses, func(b box) bool { return r.lies(b, f) }) {
+func (r *reader) meets(o *obligation, a allowance, f bocage.Flow) bool {
+	if a.name != "" && !bocage.NamesMayMean(f.Destination) || !r.lies(o.cells, f) || !r.lies(a.cells, f) || slices.ContainsFunc(o.excuses, func(b box) bool { return r.lies(b, f) }) {
 		return false
 	}
 	if o.differ == "" {

@@ -32,7 +32,7 @@ func TestTaken(t *testing.T) {
 			for a := peer.Prefix.Addr(); peer.Prefix.Contains(a); a = a.Next() {
 				want = want && rs.Lookup(a).Prefix != peer.Prefix
 			}
-			if got := p.taken(peer.Prefix); got != want {
+			if got := p.covered(peer.Prefix); got != want {
 				t.Fatalf("%s is taken: %v, want %v, of %v", peer.Prefix, got, want, rs.Peers)
 			}
 		}

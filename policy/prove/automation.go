@@ -7,30 +7,31 @@ import (
 	"bocage.dev/bocage"
 )
 
-// What is protected owes automation nothing that may cost it packets. From whom a
-// decision has its duties is not asked of the ruleset, which might lie: a duty that
-// automation asks for now is excused only where a guardrail or a contract asks for it too.
+// On protected cells, threat conditions and responses may not add a duty that may cost
+// packets. The ruleset is not asked who requires a duty, since it may be wrong: a duty that
+// automation requires now is accepted only where a guardrail or a contract requires it, too.
 
-// burdened looks for a cell in the region that owes what only automation asks for.
-func (p *prover) burdened(r region) string {
-	for _, duty := range p.burdens() {
+// costlyDuty looks for a cell in the region that owes a costly duty which only automation
+// requires.
+func (p *prover) costlyDuty(r region) string {
+	for _, duty := range p.costlyDuties() {
 		owes := func(_, _ bocage.Group, d bocage.Decision) bool { return p.owes(d, duty) }
 		if !slices.ContainsFunc(p.rs.Decisions, func(d bocage.Decision) bool { return owes(0, 0, d) }) || !p.holdsAnybody(r) {
 			continue
 		}
-		if found := p.violation(r, p.asking(duty, false), owes); found != "" {
+		if found := p.violation(r, p.alsoRequiredBy(duty, false), owes); found != "" {
 			return found + ", which owes " + strings.Join(duty.List(), " ") + " to nobody else"
 		}
-		if found := p.namedViolation(r, p.asking(duty, true), owes); found != "" {
+		if found := p.namedViolation(r, p.alsoRequiredBy(duty, true), owes); found != "" {
 			return found + ", which owes " + strings.Join(duty.List(), " ") + " to nobody else"
 		}
 	}
 	return ""
 }
 
-// burdens are the duties that threat conditions and responses ask for now and that may
-// cost a flow packets, each on its own. Of whom they ask it is left open.
-func (p *prover) burdens() []bocage.Duties {
+// costlyDuties lists the duties that threat conditions and responses require now and that
+// may cost packets, one by one, whichever workloads they concern.
+func (p *prover) costlyDuties() []bocage.Duties {
 	var out []bocage.Duties
 	costly := map[string]bool{}
 	for _, profile := range p.in.Profiles {
@@ -66,24 +67,24 @@ func (p *prover) owes(d bocage.Decision, duty bocage.Duties) bool {
 	if duty.Inspect != "" {
 		return d.Verdict == bocage.VerdictInspect && slices.Contains(strings.Split(p.reach.profiles[d.Profile], "+"), duty.Inspect)
 	}
-	return d.Duties != nil && asks(*d.Duties, duty)
+	return d.Duties != nil && includes(*d.Duties, duty)
 }
 
-// asks reports whether one duty is among several.
-func asks(all, one bocage.Duties) bool {
+// includes reports whether one duty is among several.
+func includes(all, one bocage.Duties) bool {
 	return one.Inspect != "" && one.Inspect == all.Inspect ||
 		one.Verify != "" && slices.Contains(strings.Split(all.Verify, "+"), one.Verify) ||
 		one.Rate != "" && one.Rate == all.Rate || one.Whole && all.Whole ||
 		one.Assurance != "" && one.Assurance == all.Assurance
 }
 
-// asking are the cells of which a guardrail asks a duty, or in which an interface says
-// what is spoken. A name may mean anybody outside whom a guardrail means.
-func (p *prover) asking(duty bocage.Duties, byName bool) []excuse {
+// alsoRequiredBy returns the cells on which a guardrail requires the duty, or an interface
+// declares the protocol. A name may have any external address that a guardrail matches.
+func (p *prover) alsoRequiredBy(duty bocage.Duties, byName bool) []excuse {
 	var out []excuse
 	for _, g := range p.in.Guardrails {
 		spec := g.InForce()
-		if spec == nil || len(g.Validate()) > 0 || spec.Require == nil || !asks(*spec.Require, duty) {
+		if spec == nil || len(g.Validate()) > 0 || spec.Require == nil || !includes(*spec.Require, duty) {
 			continue
 		}
 		r := p.region(spec.Match)

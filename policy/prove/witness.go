@@ -13,54 +13,57 @@ import (
 	"bocage.dev/bocage"
 )
 
-// imagining finds flows that an obligation and an allowing declaration are about. Most
-// pairs of these are alike but for values of labels that only the one that allows asks
-// for, and for the numbers of ports: of those one is solved, and the others get what it
-// gets in their own words.
-type imagining struct {
-	words    *vocabulary
-	bare     *vocabulary       // of pairs that name no data and no groups
-	asked    map[labelled]bool // values that obligations and offers ask for
-	sides    map[string]int    // numbers of what is said of ends, by that as JSON
-	pictures map[pictureKey]*picture
-	ends     map[figure]bool
-	pairs    int
+// witnessFinder finds flows that an obligation and an allowance both match. Most pairs are
+// equal except for port numbers and for label values that only the allowance names. Of such
+// pairs one is solved, with placeholders for the values. The result is the template from
+// which the witnesses of the others are made.
+type witnessFinder struct {
+	words     *vocabulary
+	bare      *vocabulary       // for pairs that name no data classes and no AddressGroups
+	asked     map[labelled]bool // values that obligations and offered interfaces name
+	sides     map[string]int    // numbers of the ends' selectors with placeholders, by their JSON
+	templates map[templateKey]*template
+	ends      map[endKey]bool
+	pairs     int
 }
 
-// work is what was done.
-func (m *imagining) work() int {
-	return m.pairs*workOfPair + len(m.pictures)*workOfPicture + len(m.ends)*workOfEnd
+// work returns the work that was done so far.
+func (m *witnessFinder) work() int {
+	return m.pairs*workOfPair + len(m.templates)*workOfTemplate + len(m.ends)*workOfEnd
 }
 
 // labelled is a label with a value.
 type labelled struct{ key, value string }
 
-// picture is a flow as far as alike pairs have it in common.
-type picture struct {
+// template is a flow with placeholders, the solution for all pairs with the same
+// templateKey.
+type template struct {
 	possible bool
-	piece    int // that it is at, of those of the pair
-	from, to imagined
+	piece    int // index of its interval of ports, among those of the pair
+	from, to imaginedEnd
 }
 
-// kind is an allowing declaration as others may be that are like it.
+// kind is an allowance with placeholders for the values that only it names. Allowances that
+// are equal then share templates.
 type kind struct {
-	allowing
+	allowance
 	sides  int
-	cells  box      // of which values are replaced
-	values []string // that were, by number
-	said   string   // the values together
-	plain  bool     // it names no data and no groups
-	ports  cutting  // with obligations that name no ports
+	cells  box      // with placeholders
+	values []string // that were replaced, by the number of the placeholder
+	said   string   // the values joined
+	plain  bool     // it names no data classes and no AddressGroups
+	ports  cutting  // in pairs with obligations that name no ports
 }
 
-// cutting is how the ports of a pair are divided, and what alike pairs have of that.
+// cutting is how the ports of a pair are divided into intervals. shape is the same for pairs
+// that differ only in port numbers.
 type cutting struct {
 	pieces []span
 	shape  string
 }
 
-func newImagining(words *vocabulary, owed []*obligation) *imagining {
-	m := &imagining{words: words, bare: &vocabulary{zones: words.zones, zoneOf: words.zoneOf}, asked: map[labelled]bool{}, sides: map[string]int{}, pictures: map[pictureKey]*picture{}, ends: map[figure]bool{}}
+func newWitnessFinder(words *vocabulary, owed []*obligation) *witnessFinder {
+	m := &witnessFinder{words: words, bare: &vocabulary{zones: words.zones, zoneOf: words.zoneOf}, asked: map[labelled]bool{}, sides: map[string]int{}, templates: map[templateKey]*template{}, ends: map[endKey]bool{}}
 	ask := func(s bocage.Side) { m.renamed(s, func(at labelled) string { m.asked[at] = true; return at.value }) }
 	for _, o := range owed {
 		for _, b := range append([]box{o.cells}, o.excuses...) {
@@ -79,9 +82,9 @@ func newImagining(words *vocabulary, owed []*obligation) *imagining {
 	return m
 }
 
-// renamed is a side with other values of labels. Those of labels that mean something
-// besides stay as they are.
-func (m *imagining) renamed(s bocage.Side, other func(labelled) string) bocage.Side {
+// renamed returns a side with other label values. Values of labels with a built-in meaning
+// are kept.
+func (m *witnessFinder) renamed(s bocage.Side, other func(labelled) string) bocage.Side {
 	one := func(key, value string) string {
 		switch key {
 		case bocage.LabelName, bocage.LabelHost, bocage.LabelZone, bocage.LabelAssurance:
@@ -110,11 +113,11 @@ func (m *imagining) renamed(s bocage.Side, other func(labelled) string) bocage.S
 	return s
 }
 
-// replaced begins what stands for a value, and no value.
+// replaced is the prefix of placeholders. No label value begins with it.
 const replaced = "\x00"
 
-func (m *imagining) kind(a allowing) *kind {
-	k := &kind{allowing: a, plain: true}
+func (m *witnessFinder) kind(a allowance) *kind {
+	k := &kind{allowance: a, plain: true}
 	numbers := map[labelled]string{}
 	other := func(at labelled) string {
 		if m.asked[at] || at.value == "" || at.value == unaskedNamespace {
@@ -136,9 +139,9 @@ func (m *imagining) kind(a allowing) *kind {
 		k.cells.to = append(k.cells.to, m.renamed(s, other))
 		k.plain = k.plain && len(s.Data)+len(s.AddressGroups) == 0
 	}
-	said, err := json.Marshal([]any{k.cells.from, k.cells.to, a.called != ""})
-	if err != nil { // it is like no other
-		said = fmt.Appendf(nil, "%s %v", a.name(), err)
+	said, err := json.Marshal([]any{k.cells.from, k.cells.to, a.name != ""})
+	if err != nil { // treated as different from all others
+		said = fmt.Appendf(nil, "%s %v", a.key(), err)
 	}
 	number, known := m.sides[string(said)]
 	if !known {
@@ -153,8 +156,8 @@ func (m *imagining) kind(a allowing) *kind {
 	return k
 }
 
-// cutting is how ports are cut, in which pieces each known range begins and ends, and
-// which of the matches of the box that allows are about ports at all.
+// cutting returns how the ports are divided, with a shape that tells in which intervals each
+// range begins and ends, and which matches of the allowance name ports.
 func (f *formula) cutting(allows box) cutting {
 	shape := binary.AppendUvarint(nil, uint64(len(f.pieces)))
 	for _, p := range f.pieces {
@@ -174,20 +177,20 @@ func (f *formula) cutting(allows box) cutting {
 	return cutting{f.pieces, string(shape)}
 }
 
-// pictureKey says what alike pairs have in common.
-type pictureKey struct {
+// templateKey is what pairs with the same template have in common.
+type templateKey struct {
 	obligation *obligation
 	near       string
 	sides      int
 	ports      string
 }
 
-// near is what can matter for a pair besides the two, and a name for that.
-func (m *imagining) near(o *obligation, k *kind) (*vocabulary, string) {
+// near returns the other declarations that can matter for a pair, and a key for them.
+func (m *witnessFinder) near(o *obligation, k *kind) (*vocabulary, string) {
 	if o.plain && k.plain {
 		return m.bare, ""
 	}
-	near := m.words.near(o, k.allowing)
+	near := m.words.near(o, k.allowance)
 	var b []byte
 	for _, object := range near.objects {
 		b = fmt.Appendf(b, " %p", object)
@@ -195,39 +198,39 @@ func (m *imagining) near(o *obligation, k *kind) (*vocabulary, string) {
 	return near, string(b)
 }
 
-// flow finds a flow that both are about and that nothing excuses.
-func (m *imagining) flow(o *obligation, k *kind, near *vocabulary, besides string) (witness, bool) {
+// flow finds a witness of a pair: a flow that both match and that no exception excuses.
+func (m *witnessFinder) flow(o *obligation, k *kind, near *vocabulary, besides string) (witness, bool) {
 	ports := k.ports
 	if !o.plain || !o.everyPort || !k.plain {
-		ports = cut(near, o, k.allowing.cells).cutting(k.allowing.cells)
+		ports = cut(near, o, k.allowance.cells).cutting(k.allowance.cells)
 	}
-	key := pictureKey{o, besides, k.sides, ports.shape}
-	p, known := m.pictures[key]
+	key := templateKey{o, besides, k.sides, ports.shape}
+	p, known := m.templates[key]
 	if !known {
-		p = cut(near, o, k.cells).picture(o, k.cells, k.called != "")
-		m.pictures[key] = p
+		p = cut(near, o, k.cells).template(o, k.cells, k.name != "")
+		m.templates[key] = p
 	}
 	m.pairs++
 	if !p.possible {
 		return witness{}, false
 	}
-	w := p.of(o, k, ports.pieces)
-	w.from.figure, w.to.figure = figure{p, source, k.said}, figure{p, destination, k.said}
-	m.ends[w.from.figure], m.ends[w.to.figure] = true, true
+	w := p.witness(o, k, ports.pieces)
+	w.from.key, w.to.key = endKey{p, source, k.said}, endKey{p, destination, k.said}
+	m.ends[w.from.key], m.ends[w.to.key] = true, true
 	return w, true
 }
 
-// imagine finds a flow that both are about and that nothing excuses, of this pair alone.
-func imagine(near *vocabulary, o *obligation, a allowing) (witness, bool) {
+// imagine does the same for a single pair, without a template.
+func imagine(near *vocabulary, o *obligation, a allowance) (witness, bool) {
 	f := cut(near, o, a.cells)
-	p := f.picture(o, a.cells, a.called != "")
+	p := f.template(o, a.cells, a.name != "")
 	if !p.possible {
 		return witness{}, false
 	}
-	return p.of(o, &kind{allowing: a}, f.pieces), true
+	return p.witness(o, &kind{allowance: a}, f.pieces), true
 }
 
-// cut begins a formula about a pair.
+// cut makes the formula of a pair, with the ports divided into intervals.
 func cut(near *vocabulary, o *obligation, allows box) *formula {
 	f := newFormula(near)
 	for _, b := range append([]box{o.cells, allows}, o.excuses...) {
@@ -237,8 +240,8 @@ func cut(near *vocabulary, o *obligation, allows box) *formula {
 	return f
 }
 
-// picture solves a pair.
-func (f *formula) picture(o *obligation, allows box, called bool) *picture {
+// template solves the formula of a pair.
+func (f *formula) template(o *obligation, allows box, called bool) *template {
 	terms := []statement{f.in(o.cells), f.in(allows)}
 	for _, e := range o.excuses {
 		terms = append(terms, not(f.in(e)))
@@ -252,9 +255,9 @@ func (f *formula) picture(o *obligation, allows box, called bool) *picture {
 	}
 	model := f.solve(terms...)
 	if model == nil {
-		return &picture{}
+		return &template{}
 	}
-	p := &picture{}
+	p := &template{}
 	for i, piece := range f.pieces {
 		if model[pieceName(piece)] {
 			p.piece = i
@@ -267,9 +270,9 @@ func (f *formula) picture(o *obligation, allows box, called bool) *picture {
 	return p
 }
 
-// of is the flow in a pair's own words.
-func (p *picture) of(o *obligation, k *kind, pieces []span) witness {
-	w := witness{obligation: o, name: k.called, from: p.from.called(k.values), to: p.to.called(k.values), protocol: pieces[p.piece].protocol}
+// witness fills in the values and ports of a pair.
+func (p *template) witness(o *obligation, k *kind, pieces []span) witness {
+	w := witness{obligation: o, name: k.name, from: p.from.withValues(k.values), to: p.to.withValues(k.values), protocol: pieces[p.piece].protocol}
 	if !w.protocol.HasPorts() {
 		return w
 	}
@@ -285,15 +288,15 @@ func (p *picture) of(o *obligation, k *kind, pieces []span) witness {
 	return w
 }
 
-// called is an end with the values that were replaced.
-func (e imagined) called(values []string) imagined {
+// withValues returns the end with values in place of the placeholders.
+func (e imaginedEnd) withValues(values []string) imaginedEnd {
 	var labels map[string]string
 	for key, value := range e.labels {
 		if number, is := strings.CutPrefix(value, replaced); is {
 			if labels == nil {
 				labels = maps.Clone(e.labels)
 			}
-			i, _ := strconv.Atoi(number) // it was written so
+			i, _ := strconv.Atoi(number) // kind wrote it
 			labels[key] = values[i]
 		}
 	}
@@ -303,11 +306,11 @@ func (e imagined) called(values []string) imagined {
 	return e
 }
 
-// end reads an imagined end out of a model.
-func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
+// end reads an imaginary end from the solver's model.
+func (f *formula) end(end string, model map[string]bool) (imaginedEnd, bool) {
 	if model[end+" outside"] {
 		address, found := f.addressOf(end, model)
-		return imagined{outside: true, address: address}, found
+		return imaginedEnd{outside: true, address: address}, found
 	}
 	labels := map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(f.values)) {
@@ -325,7 +328,7 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 		}
 	}
 	if name := labels[bocage.LabelName]; !f.values[bocage.LabelName][name] {
-		delete(labels, bocage.LabelName) // whoever places it gives it one that nobody has
+		delete(labels, bocage.LabelName) // world.place gives it a unique name
 	}
 	if zone := labels[bocage.LabelZone]; zone != "" && !f.values[bocage.LabelHost][labels[bocage.LabelHost]] {
 		labels[bocage.LabelHost] = f.freeHost(zone)
@@ -333,11 +336,11 @@ func (f *formula) end(end string, model map[string]bool) (imagined, bool) {
 	if labels[bocage.LabelNamespace] == "" {
 		labels[bocage.LabelNamespace] = unaskedNamespace
 	}
-	return imagined{labels: labels}, true
+	return imaginedEnd{labels: labels}, true
 }
 
-// addressOf finds an address in the prefixes that the model is in, and in none
-// of the others.
+// addressOf finds an address that is in exactly those prefixes in which the model has the
+// end.
 func (f *formula) addressOf(end string, model map[string]bool) (netip.Addr, bool) {
 	candidates := []netip.Addr{netip.MustParseAddr("203.0.113.77"), netip.MustParseAddr("2001:db8:ffff::77")}
 	for p := range f.prefixes {

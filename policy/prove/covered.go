@@ -8,9 +8,9 @@ import (
 	"bocage.dev/bocage"
 )
 
-// taken reports whether longer prefixes leave nobody of a prefix: the longest one
-// says who has an address, so that nobody is in the group of the prefix by it.
-func (p *prover) taken(prefix netip.Prefix) bool {
+// covered reports whether longer prefixes cover all addresses of a prefix. Then no address
+// is in the group of the prefix, since the longest prefix decides.
+func (p *prover) covered(prefix netip.Prefix) bool {
 	prefix = canonical(prefix)
 	next, end := prefix.Addr(), lastOf(prefix)
 	i, _ := slices.BinarySearchFunc(p.peers, prefix, func(peer bocage.Peer, of netip.Prefix) int { return comparePrefixes(peer.Prefix, of) })
