@@ -199,7 +199,7 @@ func New(config Config) (*Server, error) {
 	s.bindings = &bindings{view: s.view}
 	s.reach = &reach{view: s.view}
 	if config.AuditDir != "" {
-		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store, Now: config.Now}); err != nil {
+		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store, Now: config.Now, Logger: s.logger}); err != nil {
 			return nil, fmt.Errorf("api: %w", err)
 		}
 	}

@@ -148,7 +148,7 @@ func TestTrailManyAtOnce(t *testing.T) {
 	if found := entriesOf(t, dir); len(found) != 40 {
 		t.Errorf("%d entries", len(found))
 	}
-	if _, err := audit.Verify(dir, nil); err != nil {
+	if _, err := audit.Verify(dir, 0, &audit.Verifier{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -191,7 +191,7 @@ func TestRootTrailFull(t *testing.T) {
 	if err := write("after"); err != nil {
 		t.Error(err)
 	}
-	if _, err := audit.Verify(filepath.Join(mount, "audit"), nil); err != nil {
+	if _, err := audit.Verify(filepath.Join(mount, "audit"), 0, &audit.Verifier{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -238,7 +238,7 @@ func TestTrailAfterKill(t *testing.T) {
 		if err := trail.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := audit.Verify(filepath.Join(dir, "audit"), nil); err != nil {
+		if _, err := audit.Verify(filepath.Join(dir, "audit"), 0, &audit.Verifier{}); err != nil {
 			t.Error(err)
 		}
 		for _, e := range entriesOf(t, filepath.Join(dir, "audit")) {

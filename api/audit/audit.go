@@ -6,7 +6,9 @@
 // of a write loses no acknowledged entry: what stands half-written is set aside,
 // and the trail says so. The newest hash is kept in the store too, where other
 // controllers have it, so that a trail which was rewritten as a whole, or cut at
-// its end, is noticed (see [Verify]).
+// its end, is noticed (see [Verifier]). That hash only goes forward: a trail that a
+// starting controller finds without what the store has the hash of goes on behind that
+// hash, with an entry that says what is missing, and does not hold from then on.
 //
 // It never holds a secret: bodies are named by their SHA-256.
 package audit
@@ -21,6 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,6 +110,8 @@ type Config struct {
 	Store store.Store
 	// Now says when entries were written; nil is this machine's clock.
 	Now func() time.Time
+	// Logger tells of a trail that is not whole; nil tells nobody.
+	Logger *slog.Logger
 }
 
 // Trail is the audit trail of one controller. Its methods may be called at once.
@@ -120,7 +125,10 @@ type Trail struct {
 	size   int64
 	last   Entry // newest on disk
 	broken error // why nothing more can be written
-	anchor uint64
+
+	// Of Run alone.
+	compared bool   // with what the store had when the trail was opened
+	anchor   uint64 // the newest entry of which the store has the hash
 }
 
 // waiting is what one caller appends.
@@ -137,6 +145,9 @@ func Open(config Config) (*Trail, error) {
 	}
 	if config.Now == nil {
 		config.Now = time.Now
+	}
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
 	}
 	if err := os.MkdirAll(config.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("audit: %w", err)
@@ -209,6 +220,7 @@ func (t *Trail) resume() (torn string, err error) {
 // Run writes what is appended, and keeps the anchor, until ctx ends.
 func (t *Trail) Run(ctx context.Context) error {
 	defer close(t.closed)
+	t.keepAnchor(ctx) // before anything new stands where something is missing
 	tick := time.NewTicker(anchorEvery)
 	defer tick.Stop()
 	for {
@@ -362,24 +374,85 @@ func syncDir(dir string) error {
 // keepAnchor writes the newest hash into the store if it is newer. A store that
 // does not answer gets it a moment later.
 func (t *Trail) keepAnchor(ctx context.Context) {
+	if t.config.Store == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, anchorEvery)
+	defer cancel()
+	if !t.compared {
+		if err := t.compare(ctx); err != nil {
+			return
+		}
+		t.compared = true
+	}
 	t.mu.Lock()
-	last, kept := t.last, t.anchor
+	last := t.last
 	t.mu.Unlock()
-	if t.config.Store == nil || last.Sequence == kept {
+	if last.Sequence == t.anchor {
 		return
 	}
 	value, err := json.Marshal(Anchor{Sequence: last.Sequence, Hash: last.Hash, Time: last.Time})
 	if err != nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, anchorEvery)
-	defer cancel()
 	if _, err := t.config.Store.Apply(ctx, store.Op{Key: anchorKey(t.config.Node), Value: value, IfWas: store.AnyRevision}); err != nil {
 		return
 	}
-	t.mu.Lock()
 	t.anchor = last.Sequence
+}
+
+// compare looks whether the entry that the store has the hash of is in the trail. If it
+// is not, whoever stopped the controller took it away, or the disk is another: the trail
+// goes on behind that entry, so that what is missing can be seen for good.
+func (t *Trail) compare(ctx context.Context) error {
+	anchor, known, err := ReadAnchor(ctx, t.config.Store, t.config.Node)
+	if err != nil || !known {
+		return err
+	}
+	t.mu.Lock()
+	last := t.last
 	t.mu.Unlock()
+	missing := ""
+	if anchor.Sequence > last.Sequence {
+		missing = fmt.Sprintf("entries %d to %d are missing: the store has the hash of entry %d", last.Sequence+1, anchor.Sequence, anchor.Sequence)
+	} else if !t.holds(anchor) {
+		missing = fmt.Sprintf("entry %d is not the one that the store has the hash of: the trail was rewritten, or begins behind it", anchor.Sequence)
+	}
+	if missing == "" {
+		t.anchor = anchor.Sequence
+		return nil
+	}
+	t.config.Logger.ErrorContext(ctx, "the audit trail is not whole", slog.String("dir", t.config.Dir), slog.String("missing", missing))
+	goOn := func(behind Entry) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.last = behind
+	}
+	goOn(Entry{Sequence: max(anchor.Sequence, last.Sequence), Hash: anchor.Hash})
+	err = t.write([]*waiting{{entries: []Entry{{Who: gapWho, Verb: gapVerb, Resource: "audit", Message: missing}}}})
+	if err != nil {
+		goOn(last)
+	}
+	return err
+}
+
+// An entry of these, from nowhere, says that what was before it was not there: what
+// clients ask for always comes from somewhere.
+const (
+	gapWho  = "system"
+	gapVerb = "miss"
+)
+
+func (e Entry) isGap() bool { return e.Who == gapWho && e.Verb == gapVerb && e.From == "" }
+
+// holds says whether the trail has the entry of an anchor, or begins right behind it.
+func (t *Trail) holds(anchor Anchor) bool {
+	found := false
+	err := ReadDir(t.config.Dir, anchor.Sequence, func(e Entry) error {
+		found = e.Sequence == anchor.Sequence && e.Hash == anchor.Hash || e.Sequence == anchor.Sequence+1 && e.Previous == anchor.Hash
+		return errEnough
+	})
+	return found && errors.Is(err, errEnough)
 }
 
 // Read visits the entries from a sequence number on, in order, as far as they were

@@ -74,7 +74,7 @@ func TestTrailHoldsOverRestarts(t *testing.T) {
 		if err != nil || !known || anchor.Sequence != uint64(10*(i+1)) {
 			t.Fatalf("anchor %+v, %v, %v", anchor, known, err)
 		}
-		summary, err := audit.Verify(dir, map[uint64]string{anchor.Sequence: anchor.Hash})
+		summary, err := audit.Verify(dir, 0, &audit.Verifier{Anchors: map[uint64]string{anchor.Sequence: anchor.Hash}})
 		if err != nil || summary.Entries != uint64(10*(i+1)) {
 			t.Fatalf("%+v, %v", summary, err)
 		}
@@ -96,7 +96,7 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	group.Wait()
 	stop()
-	if summary, err := audit.Verify(dir, nil); err != nil || summary.Entries != 400 {
+	if summary, err := audit.Verify(dir, 0, &audit.Verifier{}); err != nil || summary.Entries != 400 {
 		t.Fatalf("%+v, %v", summary, err)
 	}
 }
@@ -157,7 +157,7 @@ func TestTampering(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			summary, err := audit.Verify(dir, map[uint64]string{anchor.Sequence: anchor.Hash})
+			summary, err := audit.Verify(dir, 0, &audit.Verifier{Anchors: map[uint64]string{anchor.Sequence: anchor.Hash}})
 			var broken *audit.Break
 			switch {
 			case test.at == "":
@@ -210,7 +210,7 @@ func TestTexts(t *testing.T) {
 		t.Errorf("%d were read: %v", read, err)
 	}
 	stop()
-	if summary, err := audit.Verify(dir, nil); err != nil || summary.Entries != uint64(len(texts)) {
+	if summary, err := audit.Verify(dir, 0, &audit.Verifier{}); err != nil || summary.Entries != uint64(len(texts)) {
 		t.Errorf("%+v, %v", summary, err)
 	}
 }
@@ -273,7 +273,7 @@ func TestRewrittenTrail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := audit.Verify(forged, map[uint64]string{anchor.Sequence: anchor.Hash}); err == nil || !strings.Contains(err.Error(), "rewritten") {
+	if _, err := audit.Verify(forged, 0, &audit.Verifier{Anchors: map[uint64]string{anchor.Sequence: anchor.Hash}}); err == nil || !strings.Contains(err.Error(), "rewritten") {
 		t.Fatal(err)
 	}
 }
@@ -295,7 +295,7 @@ func TestKilledWhileWriting(t *testing.T) {
 	trail, stop = open(t, audit.Config{Dir: dir, Node: "c1"})
 	add(t, trail, 1)
 	stop()
-	summary, err := audit.Verify(dir, nil)
+	summary, err := audit.Verify(dir, 0, &audit.Verifier{})
 	if err != nil || summary.Entries != 5 { // three, the recovery, one
 		t.Fatalf("%+v, %v", summary, err)
 	}
@@ -325,7 +325,7 @@ func FuzzVerify(f *testing.F) {
 		if err := os.WriteFile(filepath.Join(dir, "audit-00000000000000000001.jsonl"), data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := audit.Verify(dir, nil); err == nil {
+		if _, err := audit.Verify(dir, 0, &audit.Verifier{}); err == nil {
 			// There is one text for what it says.
 			var lines []string
 			if err := audit.ReadDir(dir, 0, func(e audit.Entry) error {
@@ -341,4 +341,123 @@ func FuzzVerify(f *testing.F) {
 			_ = trail.Close()
 		}
 	})
+}
+
+// Whoever stops a controller can do to its files what he likes: what the store has the
+// hash of has to be there when it begins again, or is known to be missing for good.
+func TestCutWhileStopped(t *testing.T) {
+
+	cut := func(entries int) func([]string) []string { return func(all []string) []string { return all[:entries] } }
+	for name, c := range map[string]struct {
+		change  func(lines []string) []string
+		missing string // of the entry that says so; empty: nothing is
+	}{
+		"untouched":          {cut(10), ""},
+		"its end":            {cut(4), "entries 5 to 10 are missing"},
+		"all but its end":    {func(all []string) []string { return all[8:] }, ""},
+		"everything":         {cut(0), "entries 1 to 10 are missing"},
+		"rewritten":          {func([]string) []string { return strings.SplitAfter(string(rewritten(t)), "\n") }, "entry 10 is not the one"},
+		"rewritten, shorter": {func([]string) []string { return strings.SplitAfter(string(rewritten(t)), "\n")[:3] }, "entries 4 to 10 are missing"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, kept := t.TempDir(), mem.New()
+			trail, stop := open(t, audit.Config{Dir: dir, Node: "c1", Store: kept})
+			add(t, trail, 10)
+			stop()
+			file := only(t, dir)
+			data, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left := strings.Join(c.change(strings.SplitAfter(strings.TrimSuffix(string(data), "\n"), "\n")), ""); left == "" {
+				err = os.Remove(file)
+			} else {
+				err = os.WriteFile(file, []byte(strings.TrimSuffix(left, "\n")+"\n"), 0o600)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			for round := range 3 { // what is missing stays missing, and is told once
+				trail, stop := open(t, audit.Config{Dir: dir, Node: "c1", Store: kept})
+				add(t, trail, 1)
+				stop()
+				anchor, _, err := audit.ReadAnchor(context.Background(), kept, "c1")
+				if err != nil {
+					t.Fatal(err)
+				}
+				if anchor.Sequence <= 10 {
+					t.Fatalf("round %d: the store's hash is of entry %d, and was of entry 10", round, anchor.Sequence)
+				}
+				anchors := map[uint64]string{anchor.Sequence: anchor.Hash}
+				_, err = audit.Verify(dir, 0, &audit.Verifier{Anchors: anchors})
+				if c.missing == "" {
+					if err != nil {
+						t.Fatalf("round %d: %v", round, err)
+					}
+					continue
+				}
+				if err == nil {
+					t.Fatalf("round %d: the trail holds", round)
+				}
+				told, behind := 0, uint64(0)
+				if err := audit.ReadDir(dir, 0, func(e audit.Entry) error {
+					if strings.Contains(e.Message, c.missing) {
+						told, behind = told+1, e.Sequence+1
+					}
+					return nil
+				}); err != nil || told != 1 {
+					t.Fatalf("round %d: %q is told %d times, %v", round, c.missing, told, err)
+				}
+				if _, err := audit.Verify(dir, behind, &audit.Verifier{Anchors: anchors}); err != nil && round > 0 {
+					t.Fatalf("round %d: what came after does not hold: %v", round, err)
+				}
+			}
+		})
+	}
+}
+
+// rewritten is a trail of ten other entries, each of which names the one before.
+func rewritten(t *testing.T) []byte {
+	t.Helper()
+	dir := t.TempDir()
+	trail, stop := open(t, audit.Config{Dir: dir, Node: "c1"})
+	for range 10 {
+		if err := trail.Append(context.Background(), audit.Entry{Who: "mallory", Verb: "get"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	data, err := os.ReadFile(only(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.TrimSuffix(data, []byte("\n"))
+}
+
+func TestNotedHash(t *testing.T) {
+	dir := t.TempDir()
+	trail, stop := open(t, audit.Config{Dir: dir, Node: "c1"})
+	add(t, trail, 3)
+	stop()
+	noted, err := audit.Verify(dir, 0, &audit.Verifier{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	trail, stop = open(t, audit.Config{Dir: dir, Node: "c1"})
+	add(t, trail, 3)
+	stop()
+	if _, err := audit.Verify(dir, 0, &audit.Verifier{Has: noted.Hash}); err != nil {
+		t.Error(err)
+	}
+	file := only(t, dir)
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, bytes.Join(bytes.SplitAfter(data, []byte("\n"))[:2], nil), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := audit.Verify(dir, 0, &audit.Verifier{Has: noted.Hash}); err == nil || !strings.Contains(err.Error(), noted.Hash) {
+		t.Errorf("the trail without its end holds: %v", err)
+	}
 }

@@ -48,7 +48,7 @@ func TestRootFullDisk(t *testing.T) {
 		t.Error(trail.Fault())
 	}
 	stop()
-	summary, err := audit.Verify(filepath.Join(dir, "trail"), nil)
+	summary, err := audit.Verify(filepath.Join(dir, "trail"), 0, &audit.Verifier{})
 	if err != nil || summary.Entries != uint64(written)+1 {
 		t.Fatalf("%d were acknowledged: %+v, %v", written+1, summary, err)
 	}

@@ -30,8 +30,12 @@ type Summary struct {
 type Verifier struct {
 	// Anchors are hashes that somebody else kept, by sequence number.
 	Anchors map[uint64]string
+	// Has is the hash of an entry that has to be there, as somebody noted it; empty
+	// asks for none.
+	Has string
 
 	summary Summary
+	has     bool
 	before  string // the hash that the first entry names
 }
 
@@ -44,6 +48,8 @@ func (v *Verifier) Next(e Entry) error {
 		return err
 	case hash != e.Hash:
 		return &Break{at, "is not what was written: its hash is another"}
+	case e.isGap():
+		return &Break{at, fmt.Sprintf("says what its controller found when it began: %s. What came after is checked from entry %d on", e.Message, e.Sequence+1)}
 	case v.summary.Entries > 0 && e.Sequence != v.summary.Last+1:
 		return &Break{at, fmt.Sprintf("follows entry %d: what was between is missing", v.summary.Last)}
 	case v.summary.Entries > 0 && e.Previous != v.summary.Hash:
@@ -57,6 +63,7 @@ func (v *Verifier) Next(e Entry) error {
 	if v.summary.Entries == 0 {
 		v.summary.First, v.before = e.Sequence, e.Previous
 	}
+	v.has = v.has || e.Hash == v.Has
 	v.summary.Entries++
 	v.summary.Last, v.summary.Hash = e.Sequence, e.Hash
 	return nil
@@ -65,6 +72,9 @@ func (v *Verifier) Next(e Entry) error {
 // End says what the trail was, or that its end is missing, or that it begins behind
 // what the store knows of it.
 func (v *Verifier) End() (Summary, error) {
+	if v.Has != "" && !v.has {
+		return v.summary, &Break{"entry", fmt.Sprintf("with the hash %s is missing: the trail ends at entry %d", v.Has, v.summary.Last)}
+	}
 	for sequence, hash := range v.Anchors {
 		switch {
 		case sequence+1 == v.summary.First && hash != v.before:
@@ -78,10 +88,9 @@ func (v *Verifier) End() (Summary, error) {
 	return v.summary, nil
 }
 
-// Verify checks the trail in a folder against itself and against the anchors.
-func Verify(dir string, anchors map[uint64]string) (Summary, error) {
-	v := Verifier{Anchors: anchors}
-	if err := ReadDir(dir, 0, v.Next); err != nil {
+// Verify checks the trail in a folder, from a sequence number on.
+func Verify(dir string, from uint64, v *Verifier) (Summary, error) {
+	if err := ReadDir(dir, from, v.Next); err != nil {
 		return v.summary, err
 	}
 	return v.End()

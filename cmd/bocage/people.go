@@ -280,19 +280,27 @@ the controller that answers. It is for administrators and auditors.`,
 }
 
 func (e *env) auditVerifyCommand() *cobra.Command {
-	var dir string
+	var dir, last string
+	var from uint64
 	cmd := &cobra.Command{Use: "verify", Short: "Check that nothing was changed in, taken out of or cut off the audit trail",
 		Long: `Check that every entry of the audit trail is what was written and names the one
 before, and that the trail is the one whose newest hash the store keeps, where
 every controller has it. With --dir it reads a folder, without any controller,
-and cannot know whether entries are missing at the end.`,
-		Args: cobra.NoArgs,
+and cannot know whether entries are missing at the end: --last takes the hash
+that an earlier check, or the store, had. A trail that a controller found without
+its end when it began does not hold for good; --from checks what came after.`,
+		Example: "  bocage audit verify\n  bocage audit verify --dir /mnt/backup/audit --last 1f6b…", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			summary, against, err := audit.Summary{}, "", error(nil)
-			if dir != "" {
-				summary, err = audit.Verify(dir, nil)
-			} else {
-				summary, against, err = e.verifyTrail(cmd)
+			v, against := &audit.Verifier{Has: last}, ""
+			summary, err := audit.Summary{}, error(nil)
+			switch {
+			case dir == "":
+				summary, against, err = e.verifyTrail(cmd, from, v)
+			case last == "":
+				summary, err = audit.Verify(dir, from, v)
+				against = "; whether entries are missing at the end is not known without --last"
+			default:
+				summary, err = audit.Verify(dir, from, v)
 			}
 			var broken *audit.Break
 			switch {
@@ -300,22 +308,28 @@ and cannot know whether entries are missing at the end.`,
 				return &exitError{exitFailed, "the audit trail is broken: " + broken.Error()}
 			case err != nil:
 				return err
+			case summary.Entries == 0 && from > 0:
+				return &exitError{exitFailed, fmt.Sprintf("the audit trail has no entry from %d on", from)}
+			case summary.Entries == 0:
+				return &exitError{exitFailed, "the audit trail has no entries: if there ever were some, they were taken away"}
 			case e.output == "json":
 				return e.printValue(summary)
 			}
 			fmt.Fprintf(e.out, "✓ %d entries, %d to %d%s\n  %s\n", summary.Entries, summary.First, summary.Last, against, summary.Hash)
-			if summary.First > 1 {
+			if summary.First > max(from, 1) {
 				fmt.Fprintf(e.out, "  older entries are elsewhere: the trail here begins at entry %d\n", summary.First)
 			}
 			return nil
 		}}
 	cmd.Flags().StringVar(&dir, "dir", "", "check the trail in this folder")
+	cmd.Flags().StringVar(&last, "last", "", "an entry with this hash has to be there")
+	cmd.Flags().Uint64Var(&from, "from", 0, "check from this entry on")
 	e.outputFlag(cmd, answerForms)
 	return cmd
 }
 
 // verifyTrail checks the trail of the controller that answers.
-func (e *env) verifyTrail(cmd *cobra.Command) (audit.Summary, string, error) {
+func (e *env) verifyTrail(cmd *cobra.Command, from uint64, v *audit.Verifier) (audit.Summary, string, error) {
 	c, err := e.client()
 	if err != nil {
 		return audit.Summary{}, "", err
@@ -325,12 +339,12 @@ func (e *env) verifyTrail(cmd *cobra.Command) (audit.Summary, string, error) {
 	if err != nil {
 		return audit.Summary{}, "", err
 	}
-	v, against := audit.Verifier{}, "; the store has no hash of it yet"
+	against := "; the store has no hash of it yet"
 	if anchor, ok := anchors[controller]; ok {
 		v.Anchors = map[uint64]string{anchor.Sequence: anchor.Hash}
 		against = fmt.Sprintf(", as the store has it at entry %d", anchor.Sequence)
 	}
-	err = c.Audit(cmd.Context(), 0, v.Next)
+	err = c.Audit(cmd.Context(), from, v.Next)
 	var refused *client.Error
 	if errors.As(err, &refused) && strings.Contains(refused.Message, "damaged") {
 		return audit.Summary{}, "", &audit.Break{At: controller, What: refused.Message}
