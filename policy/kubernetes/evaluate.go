@@ -2,10 +2,10 @@
 // about one flow: NetworkPolicy (networking.k8s.io/v1) and ClusterNetworkPolicy
 // (policy.networking.k8s.io/v1alpha2), tier by tier, as upstream documents them.
 //
-// It promises to answer from the objects alone, one flow at a time and in the
-// plainest way: the judge asks it, and the compiler's tables are checked against
-// it, so it shares no code with the compiler. It never decides what comes of a
-// flow: contracts, guardrails and threat conditions have their say elsewhere.
+// It promises to answer from the objects alone, one flow at a time and in the simplest way.
+// Package explain uses it, and the compiler is checked against it, so it shares no code
+// with the compiler. Its answer is only Kubernetes' part of a decision: contracts,
+// guardrails and threat conditions are not considered here.
 package kubernetes
 
 import (
@@ -33,13 +33,13 @@ type Objects struct {
 	ClusterNetworkPolicies []*bocage.ClusterNetworkPolicy
 	// Checked says that the policies are known to be valid.
 	Checked bool
-	// ZoneOf tells of hosts what Zones do, and Labels of workloads what these and the
-	// workloads do, where that is known. They are only read.
+	// ZoneOf (the zone of each host) and Labels (the labels of workloads, with those that
+	// every workload carries) may be given if they are known already. They are only read.
 	ZoneOf map[string]string
 	Labels map[*bocage.Workload]map[string]string
 }
 
-// Flow is what is asked about. From and To are the workloads that have the
+// Flow is the flow to evaluate. From and To are the workloads that have the
 // addresses, nil for addresses outside the inventory: nodes, Pods on their
 // node's network and the rest of the world.
 //
@@ -52,8 +52,8 @@ type Flow struct {
 	Protocol            bocage.Protocol
 	// Port is the destination's; it counts for protocols that have ports.
 	Port uint16
-	// Patterns are those of DNS names by which the source knows the destination, in
-	// canonical form. They count for what is outside and may have a name.
+	// Patterns are the patterns of DNS names by which the source knows the destination, in
+	// canonical form. They count for external addresses only.
 	Patterns []bocage.DomainName
 }
 
@@ -91,19 +91,18 @@ type Direction struct {
 
 // Result is what Kubernetes' policies say of a flow.
 type Result struct {
-	// Allows says that nothing denies the flow and that somebody accepts it who may:
-	// a rule at the destination, or its default with the default or a rule at the
-	// source; or a ClusterNetworkPolicy at the source, which speaks for every end.
+	// Allows says that no end denies the flow and that one of these accepts it: a rule at
+	// the destination; the destination's default, together with the default or a rule at
+	// the source; or a ClusterNetworkPolicy at the source, which may open any destination.
 	Allows bool
-	// Refuses says that an Admin-tier rule denies it: nobody may allow it.
+	// Refuses says that an Admin-tier rule denies it: nobody else can allow it.
 	Refuses bool
-	// By are the places that refuse or, if none does, that allow; the source's
-	// first. The default allows by nobody.
+	// By are the rules that refuse or, if none does, that allow; the source's first. It is
+	// empty if the default allows.
 	By []bocage.Ref
-	// Withheld are the isolating NetworkPolicies or the Baseline-tier rule that
-	// keep the flow from being allowed; others may allow it still. Where both ends
-	// withhold it, they are the destination's: a closed destination is closed by
-	// the same authors to everyone.
+	// Withheld are the isolating NetworkPolicies or the Baseline-tier rule because of which
+	// Kubernetes does not allow the flow; contracts and grants still may. If both ends
+	// withhold it, they are the destination's, which are the same for every source.
 	Withheld []bocage.Ref
 	// Egress is the source's, Ingress the destination's.
 	Egress, Ingress Direction
@@ -167,7 +166,7 @@ func NewEvaluator(o Objects) *Evaluator {
 	return e
 }
 
-// Evaluate says what Kubernetes' policies decide.
+// Evaluate returns what Kubernetes' policies decide about a flow.
 func (e *Evaluator) Evaluate(f Flow) Result {
 	f.Source, f.Destination = f.Source.Unmap(), f.Destination.Unmap()
 	r := Result{
@@ -194,9 +193,9 @@ func (e *Evaluator) Evaluate(f Flow) Result {
 	return r
 }
 
-// consent reports whether somebody accepts the flow who may. Whoever writes a
-// NetworkPolicy speaks for the workloads that it selects and for nobody else: its
-// egress rules open no destination that is closed by default.
+// consent reports whether the flow is accepted by an end that may accept it. A NetworkPolicy
+// may open only the workloads that it selects: its egress rules open no destination that is
+// closed by default.
 func (r Result) consent() bool {
 	if r.Ingress.Outcome == OutcomeAccept {
 		return true
@@ -207,7 +206,7 @@ func (r Result) consent() bool {
 	return r.Egress.Outcome == OutcomeAccept && slices.ContainsFunc(r.Egress.By, func(by bocage.Ref) bool { return by.Kind == "ClusterNetworkPolicy" })
 }
 
-// way is the direction in which a workload is looked at.
+// way is the direction of a flow, seen from a workload.
 type way bool
 
 const (
@@ -222,12 +221,12 @@ func (w way) rule(i int) string {
 	return fmt.Sprintf("spec.egress[%d]", i)
 }
 
-// direction goes through the tiers of one end.
+// direction evaluates the tiers of one end, in order.
 func (e *Evaluator) direction(f Flow, subject *bocage.Workload, way way) Direction {
 	if subject == nil {
 		return Direction{Outcome: OutcomeDefault}
 	}
-	if !same(f.From, f.To) { // nothing comes between a workload and itself
+	if !same(f.From, f.To) { // no policy applies between a workload and itself
 		if d, decided := e.tier(e.admin, f, subject, way, OutcomeDenyAdmin); decided {
 			return d
 		}
@@ -306,7 +305,8 @@ func (e *Evaluator) firstRule(p *bocage.ClusterNetworkPolicy, f Flow, way way) (
 	return "", 0
 }
 
-// egressPeer matches a destination. A domain name matches what the source knows by it.
+// egressPeer reports whether a peer matches the destination. A domain name matches the
+// addresses that the source knows by it.
 func (e *Evaluator) egressPeer(peer bocage.ClusterNetworkPolicyEgressPeer, f Flow) bool {
 	switch {
 	case peer.Nodes != nil:
@@ -357,8 +357,8 @@ func portMatches(p *bocage.ClusterNetworkPolicyPort, port uint16) bool {
 	return p.Number != nil && *p.Number == int32(port)
 }
 
-// namedPort reports whether the destination names its port so. protocol narrows
-// which of its ports count; zero does not.
+// namedPort reports whether the destination's port has this name. Only ports of the protocol
+// count; zero means any.
 func namedPort(f Flow, name string, protocol bocage.Protocol) bool {
 	if f.To == nil {
 		return false
@@ -379,8 +379,8 @@ func protocolNamed(name string) bocage.Protocol {
 	return bocage.ProtocolTCP
 }
 
-// networkPolicies unites the NetworkPolicies that select the workload: if there
-// is one, it allows only what any of them allows.
+// networkPolicies evaluates the NetworkPolicies that select the workload. If there are any,
+// only what one of them allows is allowed.
 func (e *Evaluator) networkPolicies(f Flow, subject *bocage.Workload, way way) (Direction, bool) {
 	var isolating, allowing []bocage.Ref
 	for _, p := range e.policies[subject.Namespace] {
@@ -411,8 +411,8 @@ func (e *Evaluator) networkPolicies(f Flow, subject *bocage.Workload, way way) (
 	return Direction{OutcomeIsolated, isolating}, true
 }
 
-// concerns reports whether the policy is about the direction. Without policy
-// types it is about ingress, and about egress if it has egress rules.
+// concerns reports whether the policy applies to the direction. Without policy types it
+// applies to ingress, and to egress if it has egress rules.
 func concerns(p *bocage.NetworkPolicy, way way) bool {
 	switch {
 	case len(p.Spec.PolicyTypes) == 0:

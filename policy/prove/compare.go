@@ -53,7 +53,7 @@ func Compare(before, after *bocage.Ruleset) []bocage.ReachChange {
 	named(c.after, func(g bocage.Group) []class { return c.byAfter[g] })
 	c.everyoneElse(compared)
 	c.toNames(before, after)
-	slices.SortStableFunc(c.changes, func(a, b bocage.ReachChange) int { return compareChanges(a, b) })
+	slices.SortStableFunc(c.changes, compareChanges)
 	return c.changes
 }
 
@@ -212,7 +212,9 @@ func notAmong(others, changes []namedChange) []namedChange {
 // namedChanges compares the cells of a pair for each name, in the order of names.
 func (c *comparison) namedChanges(was, is *naming, from, to class) []namedChange {
 	spans := append(was.spans(from.before, to.before), is.spans(from.after, to.after)...)
-	unnamed := unnamedIn(spans)
+	unnamed := unnamedProtocol(func(p bocage.Protocol) bool {
+		return slices.ContainsFunc(spans, func(s span) bool { return s.protocol == p })
+	})
 	listsBefore, lists := was.lists(from.before, to.before), is.lists(from.after, to.after)
 	namesBefore, names := was.cursor(from.before), is.cursor(from.after)
 	same := map[[2]bocage.DecisionID]bool{}
@@ -294,28 +296,8 @@ func rowsTowardsNames(rs *bocage.Ruleset) map[bocage.Group]bool {
 	return out
 }
 
-// unnamedIn returns a protocol that no span names; it stands for all of those.
-func unnamedIn(spans []span) bocage.Protocol {
-	other := bocage.Protocol(255)
-	for slices.ContainsFunc(spans, func(s span) bool { return s.protocol == other }) {
-		other--
-	}
-	return other
-}
-
 func compareChanges(a, b bocage.ReachChange) int {
-	for _, pair := range [][2]string{{a.From, b.From}, {a.To, b.To}} {
-		if pair[0] != pair[1] {
-			if pair[0] < pair[1] {
-				return -1
-			}
-			return 1
-		}
-	}
-	if a.Protocol != b.Protocol {
-		return int(a.Protocol) - int(b.Protocol)
-	}
-	return int(a.Ports.First) - int(b.Ports.First)
+	return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.First, b.Ports.First))
 }
 
 // class is the set of addresses that are in one group before and in one group after.
@@ -585,11 +567,7 @@ func (c *comparison) unnamed(from, to class, spans []span) bocage.Protocol {
 			named[rule.Protocol] = rule.Protocol != bocage.ProtocolAny || named[rule.Protocol]
 		}
 	}
-	other := bocage.Protocol(255)
-	for named[other] {
-		other--
-	}
-	return other
+	return unnamedProtocol(func(p bocage.Protocol) bool { return named[p] })
 }
 
 func adjacent(a, b bocage.ReachChange) bool {

@@ -260,20 +260,11 @@ func intervals(spans []span) []span {
 	for _, s := range spans {
 		cuts[s.protocol] = append(cuts[s.protocol], uint32(s.ports.First), uint32(s.ports.Last)+1)
 	}
-	other := bocage.Protocol(255)
-	for cuts[other] != nil {
-		other--
-	}
-	cuts[other] = nil
 	var out []span
-	for _, protocol := range slices.Sorted(maps.Keys(cuts)) {
-		edges := append(cuts[protocol], 0, 65536)
-		slices.Sort(edges)
-		edges = slices.Compact(edges)
-		for i := range edges[:len(edges)-1] {
-			out = append(out, span{protocol, bocage.PortRange{First: uint16(edges[i]), Last: uint16(edges[i+1] - 1)}})
-		}
-	}
+	eachInterval(cuts, func(protocol bocage.Protocol, ports bocage.PortRange) bool {
+		out = append(out, span{protocol, ports})
+		return true
+	})
 	return out
 }
 

@@ -313,33 +313,35 @@ func (r *reach) eachCell(from, to bocage.Group, spans []span, visit func(bocage.
 	for _, s := range spans {
 		cut(s.protocol, s.ports)
 	}
-	other := bocage.Protocol(255)
-	for cuts[other] != nil {
-		other--
-	}
+	eachInterval(cuts, func(protocol bocage.Protocol, ports bocage.PortRange) bool {
+		return visit(protocol, ports, r.lookUp(places, protocol, ports.First))
+	})
+}
+
+// eachInterval visits the intervals into which cuts divide the ports of each protocol, until
+// visit returns false. One protocol that has no cuts stands for all of those.
+func eachInterval(cuts map[bocage.Protocol][]uint32, visit func(bocage.Protocol, bocage.PortRange) bool) {
+	other := unnamedProtocol(func(p bocage.Protocol) bool { return cuts[p] != nil })
 	cuts[other] = nil
-	protocols := make([]bocage.Protocol, 0, len(cuts))
-	for p := range cuts {
-		protocols = append(protocols, p)
-	}
-	slices.Sort(protocols)
-	for _, p := range protocols {
-		edges := append(cuts[p], 0)
+	for _, protocol := range slices.Sorted(maps.Keys(cuts)) {
+		edges := append(cuts[protocol], 0, 65536)
 		slices.Sort(edges)
 		edges = slices.Compact(edges)
-		for i, first := range edges {
-			if first > 65535 {
-				break
-			}
-			last := uint32(65535)
-			if i+1 < len(edges) {
-				last = edges[i+1] - 1
-			}
-			if !visit(p, bocage.PortRange{First: uint16(first), Last: uint16(last)}, r.lookUp(places, p, uint16(first))) {
+		for i := range edges[:len(edges)-1] {
+			if !visit(protocol, bocage.PortRange{First: uint16(edges[i]), Last: uint16(edges[i+1] - 1)}) {
 				return
 			}
 		}
 	}
+}
+
+// unnamedProtocol returns a protocol that is not named, to stand for all of those.
+func unnamedProtocol(named func(bocage.Protocol) bool) bocage.Protocol {
+	other := bocage.Protocol(255)
+	for named(other) {
+		other--
+	}
+	return other
 }
 
 // lookUp returns the decision of a cell, in the order of lookup of Ruleset.Decide.

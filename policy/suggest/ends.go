@@ -9,7 +9,7 @@ import (
 	"bocage.dev/bocage/policy/explain"
 )
 
-// member is a workload with the application that it comes to belong to.
+// member is a workload with its group.
 type member struct {
 	workload *bocage.Workload
 	labels   map[string]string
@@ -21,14 +21,7 @@ func (m *member) name() string { return m.workload.NamespacedName() }
 // findEnds indexes the inventory.
 func (s *suggestion) findEnds() {
 	s.judge = explain.NewJudge(s.in)
-	zones := map[string]string{}
-	sortedZones := slices.Clone(s.in.Zones)
-	slices.SortFunc(sortedZones, func(a, b *bocage.Zone) int { return cmp.Compare(b.Name, a.Name) })
-	for _, z := range sortedZones {
-		for _, host := range z.Spec.Hosts {
-			zones[host] = z.Name
-		}
-	}
+	zones := bocage.ZonesOfHosts(s.in.Zones)
 	sorted := slices.Clone(s.in.Workloads)
 	slices.SortFunc(sorted, func(a, b *bocage.Workload) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Status.Identity, b.Status.Identity))
@@ -49,11 +42,11 @@ func (s *suggestion) findEnds() {
 	}
 }
 
-// line is what edges between the same ends say of one port.
+// line is the sum of all edges between two ends on one port.
 type line struct {
 	edge                        bocage.Edge
 	source, destination         *member // nil outside
-	sourceName, destinationName string  // namespace/name or an address; empty if it is nobody
+	sourceName, destinationName string  // namespace/name or an address; empty if it is neither
 }
 
 func (l *line) service() service {
@@ -79,7 +72,7 @@ func compareLines(a, b *line) int {
 		cmp.Compare(a.edge.Flows, b.edge.Flows), cmp.Compare(a.edge.Replied, b.edge.Replied))
 }
 
-// resolve finds out who the ends are, and joins edges that say the same.
+// resolve finds the ends of the edges, and joins edges with the same ends and port.
 func (s *suggestion) resolve(edges []bocage.Edge) []*line {
 	type key struct {
 		source, destination string
@@ -115,13 +108,13 @@ func (l *line) join(e bocage.Edge) {
 		l.edge.Last = e.Last
 	}
 	l.edge.Spoken = alike(l.edge.Spoken, e.Spoken)
-	// Of two ways to write one end, the same one wins whoever came first.
+	// An end may be written in two ways; the smaller text wins, whatever the order.
 	l.edge.Source, l.edge.Destination = min(l.edge.Source, e.Source), min(l.edge.Destination, e.Destination)
 	l.edge.DestinationPort = min(l.edge.DestinationPort, e.DestinationPort)
 }
 
-// end resolves a workload's name or an address; the name is empty if it is
-// neither, or nobody that a rule can name.
+// end resolves a workload's name or an address. The name is empty if it is neither, or an
+// address that no rule can name.
 func (s *suggestion) end(text string) (name string, m *member) {
 	if m := s.ends[text]; m != nil {
 		return text, m

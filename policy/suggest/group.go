@@ -11,8 +11,7 @@ import (
 	"bocage.dev/bocage"
 )
 
-// group is a set of workloads that make an application: a declared one, or one
-// that labels name.
+// group is the workloads of one application: a declared one, or one that labels define.
 type group struct {
 	namespace string
 	declared  *bocage.Application
@@ -30,12 +29,13 @@ type group struct {
 
 func (g *group) key() string { return g.namespace + "/" + g.name }
 
-// namingKeys are the labels by which people name applications, best first.
-func namingKeys() []string { return []string{"app.kubernetes.io/name", "app", "k8s-app"} }
+// nameLabelKeys are the labels by which people name applications, the best first.
+func nameLabelKeys() []string { return []string{"app.kubernetes.io/name", "app", "k8s-app"} }
 
-// naming is the label that names a workload: its own name if no label does.
-func naming(w *bocage.Workload) (key, value string) {
-	for _, key := range namingKeys() {
+// nameLabel returns the label that names a workload's application; the workload's own name
+// if there is none.
+func nameLabel(w *bocage.Workload) (key, value string) {
+	for _, key := range nameLabelKeys() {
 		if value := w.Labels[key]; value != "" {
 			return key, value
 		}
@@ -43,20 +43,21 @@ func naming(w *bocage.Workload) (key, value string) {
 	return bocage.LabelName, w.Name
 }
 
-// grouping is one way to make groups of the workloads of a namespace.
+// grouping is one way to divide the workloads of a namespace into groups: of returns the
+// labels of a workload's group.
 type grouping struct {
-	worse float64 // how much worse than usual people read its selectors
-	of    func(*member) map[string]string
+	penalty float64 // bits to add for selectors that are harder to read
+	of      func(*member) map[string]string
 }
 
-// group divides the inventory into applications: the declared ones, and of the
-// rest of each namespace those that describe what was seen in the fewest words.
+// group divides the inventory into applications: the declared ones, and for the other
+// workloads of each namespace the grouping with the shortest description.
 func (s *suggestion) group(lines []*line) {
 	byName := map[string]*group{}
 	for _, a := range s.in.Applications {
 		byName[a.NamespacedName()] = &group{namespace: a.Namespace, declared: a, name: a.Name, selector: a.Spec.Workload}
 	}
-	rest := map[string][]*member{}
+	undeclared := map[string][]*member{}
 	var namespaces []string
 	for _, m := range s.members {
 		if owners := s.ownersOf(m); len(owners) > 0 && byName[owners[0]] != nil {
@@ -66,10 +67,10 @@ func (s *suggestion) group(lines []*line) {
 			}
 			continue
 		}
-		if rest[m.workload.Namespace] == nil {
+		if undeclared[m.workload.Namespace] == nil {
 			namespaces = append(namespaces, m.workload.Namespace)
 		}
-		rest[m.workload.Namespace] = append(rest[m.workload.Namespace], m)
+		undeclared[m.workload.Namespace] = append(undeclared[m.workload.Namespace], m)
 	}
 	about := map[string][]*line{}
 	for _, l := range lines {
@@ -81,9 +82,9 @@ func (s *suggestion) group(lines []*line) {
 	}
 	slices.Sort(namespaces)
 	for _, namespace := range namespaces {
-		best := shortest(rest[namespace], about[namespace])
+		best := shortestDescription(undeclared[namespace], about[namespace])
 		byKey := map[string]*group{}
-		for _, m := range rest[namespace] {
+		for _, m := range undeclared[namespace] {
 			labels := best.of(m)
 			key := labelText(labels)
 			g := byKey[key]
@@ -110,29 +111,29 @@ func (s *suggestion) ownersOf(m *member) []string {
 	return s.judge.Owners(m.workload.Spec.Addresses[0])
 }
 
-// byNaming groups by the label that names each workload.
-func byNaming() grouping {
+// byNameLabel groups by nameLabel.
+func byNameLabel() grouping {
 	return grouping{of: func(m *member) map[string]string {
-		key, value := naming(m.workload)
+		key, value := nameLabel(m.workload)
 		return map[string]string{key: value}
 	}}
 }
 
-// shortest chooses among the ways to group by the labels that are there: the one
-// by which the least is to be written. What is to be written is the applications
-// and contracts, and which of the pairs that they allow were really seen.
-func shortest(members []*member, lines []*line) grouping {
-	ways := []grouping{byNaming()}
-	for _, key := range telling(members) {
+// shortestDescription chooses the grouping with the minimum description length. The
+// description consists of the applications and contracts, and of a list of which pairs that
+// they allow were really seen. So it weighs few contracts against precise ones.
+func shortestDescription(members []*member, lines []*line) grouping {
+	ways := []grouping{byNameLabel()}
+	for _, key := range distinguishingLabels(members) {
 		ways = append(ways,
-			grouping{worse: 4, of: func(m *member) map[string]string {
+			grouping{penalty: 4, of: func(m *member) map[string]string {
 				if value, has := m.workload.Labels[key]; has {
 					return map[string]string{key: value}
 				}
-				return byNaming().of(m)
+				return byNameLabel().of(m)
 			}},
-			grouping{worse: 2, of: func(m *member) map[string]string {
-				labels := byNaming().of(m)
+			grouping{penalty: 2, of: func(m *member) map[string]string {
+				labels := byNameLabel().of(m)
 				if value, has := m.workload.Labels[key]; has && labels[bocage.LabelName] == "" {
 					labels[key] = value
 				}
@@ -141,21 +142,21 @@ func shortest(members []*member, lines []*line) grouping {
 	}
 	best, least := ways[0], math.Inf(1)
 	for _, way := range ways {
-		if length := way.length(members, lines); length < least {
+		if length := way.descriptionLength(members, lines); length < least {
 			best, least = way, length
 		}
 	}
 	return best
 }
 
-// telling lists the labels that tell kinds of workload apart, rather than one
-// instance from the next.
-func telling(members []*member) []string {
+// distinguishingLabels lists the label keys that distinguish kinds of workloads, and not
+// single instances of one kind.
+func distinguishingLabels(members []*member) []string {
 	const mostKeys = 12
 	values := map[string]map[string]int{}
 	for _, m := range members {
 		for key, value := range m.workload.Labels {
-			if slices.Contains(namingKeys(), key) || strings.HasPrefix(key, "bocage.dev/") || perInstance.MatchString(key) {
+			if slices.Contains(nameLabelKeys(), key) || strings.HasPrefix(key, "bocage.dev/") || perInstance.MatchString(key) {
 				continue
 			}
 			if values[key] == nil {
@@ -177,7 +178,7 @@ func telling(members []*member) []string {
 			keys = append(keys, key)
 		}
 	}
-	// The labels that most workloads carry tell most.
+	// Keys with few values come first.
 	slices.SortFunc(keys, func(a, b string) int {
 		return cmp.Or(cmp.Compare(len(values[a]), len(values[b])), cmp.Compare(a, b))
 	})
@@ -185,9 +186,9 @@ func telling(members []*member) []string {
 }
 
 var (
-	// perInstance are keys that controllers put onto each instance or revision.
+	// perInstance matches keys that controllers set for each instance or revision.
 	perInstance = regexp.MustCompile(`(hash|revision|generation|pod-name|pod-index|completion-index|controller-uid|job-name|uid|instance-id)$`)
-	// machineMade are values that nobody chose.
+	// machineMade matches generated values.
 	machineMade = regexp.MustCompile(`^([0-9a-f]{8,}|[0-9a-f]{8}-[0-9a-f]{4}-.*|.{41,})$`)
 )
 
@@ -195,13 +196,13 @@ func generated(value string) bool {
 	return machineMade.MatchString(value) && (len(value) > 40 || strings.ContainsAny(value, "0123456789"))
 }
 
-// length is how much is to be written, in bits or thereabouts.
-func (way grouping) length(members []*member, lines []*line) float64 {
+// descriptionLength estimates the length of the description in bits.
+func (way grouping) descriptionLength(members []*member, lines []*line) float64 {
 	const (
 		perApplication = 16
 		perContract    = 24
-		perByName      = 8 // one more for a selector that names one workload
-		doubt          = 2 // what is allowed and unseen weighs more than words
+		perByName      = 8 // in addition, for a selector that names a single workload
+		unseenWeight   = 2 // allowed pairs that were not seen weigh more than text
 	)
 	of := make(map[*member]string, len(members))
 	size := map[string]int{}
@@ -221,7 +222,7 @@ func (way grouping) length(members []*member, lines []*line) float64 {
 		case m.group != nil:
 			return m.group.key(), max(len(m.group.members), 1)
 		default:
-			key, value := naming(m.workload)
+			key, value := nameLabel(m.workload)
 			return m.workload.Namespace + " " + key + " " + value, 1
 		}
 	}
@@ -247,12 +248,12 @@ func (way grouping) length(members []*member, lines []*line) float64 {
 		if !used[key] {
 			continue
 		}
-		total += perApplication + way.worse
+		total += perApplication + way.penalty
 		if byName[key] {
 			total += perByName
 		}
 	}
-	// Sums of floats depend on their order: add what is whole first.
+	// Sums of floating-point numbers depend on their order, so the order is fixed here.
 	total += float64(perContract * len(contracts))
 	bits := map[extent]int{}
 	for _, x := range contracts {
@@ -264,13 +265,13 @@ func (way grouping) length(members []*member, lines []*line) float64 {
 	}
 	slices.SortFunc(extents, func(a, b extent) int { return cmp.Or(cmp.Compare(a.seen, b.seen), cmp.Compare(a.allowed, b.allowed)) })
 	for _, x := range extents {
-		total += doubt * float64(bits[x]) * which(x.seen, x.allowed)
+		total += unseenWeight * float64(bits[x]) * selectionBits(x.seen, x.allowed)
 	}
 	return total
 }
 
-// which is how many bits say which of the allowed pairs were seen.
-func which(seen, allowed int) float64 {
+// selectionBits is how many bits it takes to say which of the allowed pairs were seen.
+func selectionBits(seen, allowed int) float64 {
 	if allowed <= seen {
 		return 0
 	}
@@ -278,7 +279,7 @@ func which(seen, allowed int) float64 {
 	return float64(allowed) * (-share*math.Log2(share) - (1-share)*math.Log2(1-share))
 }
 
-// labelText names labels in one canonical way.
+// labelText writes labels in canonical form.
 func labelText(labels map[string]string) string {
 	pairs := make([]string, 0, len(labels))
 	for key, value := range labels {
@@ -288,8 +289,8 @@ func labelText(labels map[string]string) string {
 	return strings.Join(pairs, " ")
 }
 
-// nameGroups gives new applications the names that their labels say, made fit for
-// objects, and ones that nobody has in the namespace.
+// nameGroups gives new applications names that are made of their labels' values, valid as
+// names of objects and unique in the namespace.
 func (s *suggestion) nameGroups() {
 	taken := map[string]bool{}
 	for _, g := range s.groups {
@@ -323,10 +324,10 @@ func labelValues(labels map[string]string) string {
 		keys = append(keys, key)
 	}
 	rank := func(key string) int {
-		if i := slices.Index(namingKeys(), key); i >= 0 {
+		if i := slices.Index(nameLabelKeys(), key); i >= 0 {
 			return i
 		}
-		return len(namingKeys())
+		return len(nameLabelKeys())
 	}
 	slices.SortFunc(keys, func(a, b string) int { return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b)) })
 	values := make([]string, len(keys))

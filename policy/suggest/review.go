@@ -9,26 +9,26 @@ import (
 	"bocage.dev/bocage"
 )
 
-// ephemeral is where ports begin that clients are given (RFC 6335 has 49152,
-// Linux 32768).
+// ephemeral is the lowest port that is assigned to clients dynamically (49152 in RFC 6335,
+// 32768 in Linux).
 const ephemeral = 32768
 
-// What makes an edge doubtful.
+// Thresholds from which on an edge is doubtful.
 const (
-	fruitless = 10 // so many unanswered targets make a source suspicious
-	walk      = 20 // so many rarely used ports of one destination are a scan
-	replies   = 3  // so many high ports between two ends are no service
-	rare      = 2  // flows
+	manyUnanswered = 10 // unanswered targets of one source
+	scannedPorts   = 20 // rarely used ports between two ends: a scan
+	manyHighPorts  = 3  // high ports between two ends: not a service
+	rareFlows      = 2  // flows of an edge, at most
 )
 
-// setApart returns what looks like use. What policy allows already is counted;
-// what nobody answered, what cannot be named or opened, and the rare attempts of
-// a source that mostly meets nobody or walks through ports go to review.
-func (s *suggestion) setApart(lines []*line) []*line {
+// selectUsual returns the edges that look like normal use. It counts those that policy
+// allows already. To review go edges that were not answered, that no contract can name or
+// open, and rare ones that look like a search for targets or a port scan.
+func (s *suggestion) selectUsual(lines []*line) []*line {
 	type ends struct{ source, destination string }
 	type tally struct{ answered, unanswered int }
 	bySource := map[string]*tally{}
-	walked, high := map[ends]int{}, map[ends]int{}
+	rarePorts, high := map[ends]int{}, map[ends]int{}
 	for _, l := range lines {
 		t := bySource[l.sourceName]
 		if t == nil {
@@ -41,8 +41,8 @@ func (s *suggestion) setApart(lines []*line) []*line {
 			t.answered++
 		}
 		e := ends{l.sourceName, l.destinationName}
-		if l.edge.Flows <= rare && l.edge.Protocol.HasPorts() {
-			walked[e]++
+		if l.edge.Flows <= rareFlows && l.edge.Protocol.HasPorts() {
+			rarePorts[e]++
 		}
 		if l.edge.DestinationPort >= ephemeral && l.edge.Protocol.HasPorts() {
 			high[e]++
@@ -51,29 +51,29 @@ func (s *suggestion) setApart(lines []*line) []*line {
 	var usual []*line
 	for _, l := range lines {
 		e, t := ends{l.sourceName, l.destinationName}, bySource[l.sourceName]
-		seldom := l.edge.Flows <= rare
+		isRare := l.edge.Flows <= rareFlows
 		switch {
 		case l.sourceName == "" || l.destinationName == "":
-			s.setAside(l, "an end is neither a workload that is there nor an address that a contract can name")
+			s.addReview(l, "an end is neither a workload that is there nor an address that a contract can name")
 		case l.source == nil && l.destination == nil:
-			s.setAside(l, "neither end is a workload: only a Guardrail's grant could allow it")
+			s.addReview(l, "neither end is a workload: only a Guardrail's grant could allow it")
 		case l.edge.Protocol == bocage.ProtocolAny || l.edge.Protocol.HasPorts() && l.edge.DestinationPort == 0:
-			s.setAside(l, "no contract can name its protocol or port")
+			s.addReview(l, "no contract can name its protocol or port")
 		case s.allowedAlready(l):
 			s.declared++
 		case l.edge.Replied == 0:
-			s.setAside(l, "nobody answered")
-		case seldom && t.unanswered >= fruitless && t.unanswered > 2*t.answered:
-			s.setAside(l, fmt.Sprintf("rare, and its source met nobody at %d of %d other targets: it may be searching", t.unanswered, t.unanswered+t.answered-1))
-		case seldom && walked[e] >= walk:
-			s.setAside(l, fmt.Sprintf("rare, and one of %d ports that its source tried there: it may be a scan", walked[e]))
-		case l.edge.DestinationPort >= ephemeral && l.edge.Protocol.HasPorts() && high[e] >= replies:
-			s.setAside(l, fmt.Sprintf("one of %d high ports between the two: such ports are given to clients, or agreed on elsewhere", high[e]))
+			s.addReview(l, "nobody answered")
+		case isRare && t.unanswered >= manyUnanswered && t.unanswered > 2*t.answered:
+			s.addReview(l, fmt.Sprintf("rare, and its source met nobody at %d of %d other targets: it may be searching", t.unanswered, t.unanswered+t.answered-1))
+		case isRare && rarePorts[e] >= scannedPorts:
+			s.addReview(l, fmt.Sprintf("rare, and one of %d ports that its source tried there: it may be a scan", rarePorts[e]))
+		case l.edge.DestinationPort >= ephemeral && l.edge.Protocol.HasPorts() && high[e] >= manyHighPorts:
+			s.addReview(l, fmt.Sprintf("one of %d high ports between the two: such ports are given to clients, or agreed on elsewhere", high[e]))
 		default:
 			usual = append(usual, l)
 		}
 	}
-	return s.refusedApart(usual)
+	return s.reviewRefused(usual)
 }
 
 func (s *suggestion) flow(l *line) bocage.Flow {
@@ -91,8 +91,8 @@ func (s *suggestion) flow(l *line) bocage.Flow {
 		Protocol: l.edge.Protocol, DestinationPort: l.service().port}
 }
 
-// allowedAlready reports whether somebody declares the line. That Kubernetes
-// accepts what no policy is about is nobody's declaration.
+// allowedAlready reports whether a declaration allows the edge. What Kubernetes accepts by
+// default, because no policy selects its ends, does not count.
 func (s *suggestion) allowedAlready(l *line) bool {
 	if s.nothingDeclared() {
 		return false
@@ -105,8 +105,8 @@ func (s *suggestion) nothingDeclared() bool {
 	return len(s.in.Applications)+len(s.in.Guardrails)+len(s.in.NetworkPolicies)+len(s.in.ClusterNetworkPolicies)+len(s.in.Quarantines)+len(s.in.ThreatConditions) == 0
 }
 
-// refusedApart sets apart what somebody refuses whom no contract can overrule.
-func (s *suggestion) refusedApart(lines []*line) []*line {
+// reviewRefused sends to review what somebody refuses whom no contract can overrule.
+func (s *suggestion) reviewRefused(lines []*line) []*line {
 	if s.nothingDeclared() {
 		return lines
 	}
@@ -119,17 +119,17 @@ func (s *suggestion) refusedApart(lines []*line) []*line {
 		for _, ref := range g.By {
 			by = append(by, ref.String())
 		}
-		s.setAside(l, "refused, so that no contract can open it, by "+strings.Join(by, " and "))
+		s.addReview(l, "refused, so that no contract can open it, by "+strings.Join(by, " and "))
 		return true
 	})
 }
 
-// setRareApart sets apart what two applications did once or twice while others
-// did what they do often: one more contract for it is a person's decision.
-func (s *suggestion) setRareApart(lines []*line) []*line {
+// reviewRare sends to review what two applications did only once or twice, if the usual
+// contract was used often: whether that needs a contract is a person's decision.
+func (s *suggestion) reviewRare(lines []*line) []*line {
 	const (
 		enough = 10 // contracts to compare with
-		often  = 10 // flows of the one in the middle
+		often  = 10 // flows of the median contract
 	)
 	type contract struct {
 		from, to string
@@ -159,10 +159,10 @@ func (s *suggestion) setRareApart(lines []*line) []*line {
 	}
 	return slices.DeleteFunc(lines, func(l *line) bool {
 		n := flows[key(l)]
-		if n > rare {
+		if n > rareFlows {
 			return false
 		}
-		s.setAside(l, fmt.Sprintf("rare: seen %d times in all, where half of what is seen comes %d times or more", n, counts[len(counts)/2]))
+		s.addReview(l, fmt.Sprintf("rare: seen %d times in all, where half of what is seen comes %d times or more", n, counts[len(counts)/2]))
 		return true
 	})
 }

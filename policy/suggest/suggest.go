@@ -1,12 +1,12 @@
-// Package suggest writes Applications that cover what was seen: at the level of
-// labels, few, and named as people name things.
+// Package suggest writes Applications that cover recorded flows: as few as possible, with
+// selectors by label, and with the names that people use.
 //
-// It promises that the suggestion, compiled together with what is declared,
-// allows every answered edge that it does not set apart for review; that it says
-// why an edge was set apart, and how many pairs of workloads it would allow that
-// were not seen; and that the same edges give the same suggestion in any order.
-// What is declared already is extended and never suggested again. It never
-// applies anything, and never suggests what nobody answered.
+// It promises that the suggestion, compiled together with what is declared, allows every
+// answered edge that it does not put on the list for review. It says why an edge is on
+// that list, and how many pairs of workloads the suggestion would allow without a recorded
+// flow. The same edges in any order give the same suggestion. Declared Applications are
+// extended, not suggested again. The package never applies anything, and never suggests
+// flows that were not answered.
 package suggest
 
 import (
@@ -19,28 +19,29 @@ import (
 	"bocage.dev/bocage/policy/simulate"
 )
 
-// Suggest draws Applications of the namespaces (none: all) from edges, among
-// workloads of which nothing is declared yet.
+// Suggest makes Applications of the namespaces (none: all) from edges, for workloads about
+// which nothing is declared yet.
 func Suggest(edges []bocage.Edge, workloads []*bocage.Workload, namespaces []string) bocage.SuggestResult {
 	return Extend(edges, compile.Input{Workloads: workloads}, namespaces)
 }
 
-// Extend draws what the declarations lack to allow the edges. Edges that a person
-// should look at first come back as Review. The steps, in the order of the files
-// that hold them:
+// Extend makes the Applications, new ones and extended ones, that are missing to allow the
+// edges. Edges that a person should look at first are in Review. The steps, in the order of
+// the files that hold them:
 //
-//  1. resolve: who the ends of each edge are (ends.go)
-//  2. set apart what policy allows already and what is doubtful (review.go)
-//  3. group: which labels make applications of the workloads (group.go)
-//  4. gather what each application offers and uses, addresses outside as prefixes
+//  1. resolve the ends of each edge (ends.go)
+//  2. leave out what policy allows already, and put doubtful edges on the list for review
+//     (review.go)
+//  3. group the workloads into applications, by labels (group.go)
+//  4. gather what each application offers and uses, external addresses as prefixes
 //     (gather.go, outside.go)
-//  5. write contracts, and see whether they allow every edge (write.go)
+//  5. write the contracts, and verify that they allow every edge (write.go)
 func Extend(edges []bocage.Edge, in compile.Input, namespaces []string) bocage.SuggestResult {
 	s := &suggestion{in: in}
 	s.findEnds()
-	usual := s.setApart(s.resolve(edges))
+	usual := s.selectUsual(s.resolve(edges))
 	s.group(usual)
-	usual = s.setRareApart(usual)
+	usual = s.reviewRare(usual)
 	s.gather(usual)
 	s.write()
 	usual = s.verify(usual)
@@ -60,7 +61,7 @@ func Extend(edges []bocage.Edge, in compile.Input, namespaces []string) bocage.S
 	return result
 }
 
-// suggestion carries one drawing from step to step.
+// suggestion is the state that the steps share.
 type suggestion struct {
 	in       compile.Input
 	judge    *explain.Judge
@@ -72,16 +73,15 @@ type suggestion struct {
 	review   []reviewed
 }
 
-// reviewed is an edge that is set apart.
+// reviewed is an edge on the list for review.
 type reviewed struct {
 	line *line
 	why  string
 }
 
-func (s *suggestion) setAside(l *line, why string) { s.review = append(s.review, reviewed{l, why}) }
+func (s *suggestion) addReview(l *line, why string) { s.review = append(s.review, reviewed{l, why}) }
 
-// verify replays the edges on the suggestion. What it does not allow after all is
-// set apart.
+// verify replays the edges on the suggestion. Those that it does not allow go to review.
 func (s *suggestion) verify(usual []*line) []*line {
 	var changes []explain.Change
 	for _, g := range s.groups {
@@ -96,11 +96,11 @@ func (s *suggestion) verify(usual []*line) []*line {
 		to, errTo := simulator.Resolve(l.destinationName)
 		source, destination, ok := simulate.Ends(from, to)
 		if errFrom != nil || errTo != nil || !ok {
-			s.setAside(l, "an end takes no effect in policy, so that no contract can be about it")
+			s.addReview(l, "an end takes no effect in policy, so that no contract can be about it")
 			continue
 		}
 		if _, reason := simulator.Decide(source, destination, l.edge.Protocol, l.service().port, s.in.Now); !reason.Would.Allowed() {
-			s.setAside(l, "no contract of applications allows it: see bocage explain")
+			s.addReview(l, "no contract of applications allows it: see bocage explain")
 			continue
 		}
 		covered = append(covered, l)
@@ -108,8 +108,7 @@ func (s *suggestion) verify(usual []*line) []*line {
 	return covered
 }
 
-// unseen counts the pairs of members that new contracts allow and that no edge
-// showed.
+// unseen counts the pairs of members that the contracts allow without a recorded edge.
 func (s *suggestion) unseen(usual []*line) int64 {
 	type contract struct {
 		from, to *group

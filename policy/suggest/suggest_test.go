@@ -100,7 +100,7 @@ func TestRoundTrip(t *testing.T) {
 		var workloads []*bocage.Workload
 		for i := range rapid.IntRange(1, 10).Draw(t, "workloads") {
 			labels := map[string]string{}
-			for _, key := range namingKeys() {
+			for _, key := range nameLabelKeys() {
 				if rapid.IntRange(0, 2).Draw(t, "has") == 0 {
 					labels[key] = rapid.SampledFrom([]string{"a", "B_c", "w1"}).Draw(t, "value")
 				}
@@ -142,7 +142,7 @@ func TestRoundTrip(t *testing.T) {
 		class := func(end string) string {
 			for _, w := range workloads {
 				if w.NamespacedName() == end {
-					key, value := naming(w)
+					key, value := nameLabel(w)
 					return w.Namespace + " " + key + " " + value
 				}
 			}

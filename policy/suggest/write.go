@@ -13,7 +13,7 @@ import (
 	"bocage.dev/bocage"
 )
 
-// offer is one provide with the groups that it is for.
+// offer is one entry of provides, with the groups that it admits.
 type offer struct {
 	provide bocage.Provide
 	first   service
@@ -25,15 +25,15 @@ func (o *offer) covers(sv service) bool {
 	return o.first.protocol == sv.protocol && o.first.port <= sv.port && sv.port <= o.last
 }
 
-// write makes the Application objects: first what everybody offers, then, knowing
-// the names of interfaces, what everybody consumes.
+// write makes the Application objects: first all provides, and then, with the names of
+// their interfaces, all consumes.
 func (s *suggestion) write() {
 	sizes := map[string]int{} // groups of each namespace
 	for _, g := range s.groups {
 		sizes[g.namespace]++
 	}
 	for _, g := range s.groups {
-		g.written = begin(g)
+		g.written = newApplication(g)
 		s.writeProvides(g, sizes)
 	}
 	for _, g := range s.groups {
@@ -41,8 +41,8 @@ func (s *suggestion) write() {
 	}
 }
 
-// begin is the declared object, or an empty one.
-func begin(g *group) *bocage.Application {
+// newApplication returns a copy of the declared object, or a new one.
+func newApplication(g *group) *bocage.Application {
 	a := &bocage.Application{
 		TypeMeta:   bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Application"},
 		ObjectMeta: bocage.ObjectMeta{Namespace: g.namespace, Name: g.name},
@@ -62,13 +62,13 @@ func (s *suggestion) writeProvides(g *group, sizes map[string]int) {
 	services := slices.SortedFunc(maps.Keys(g.provides), compareServices)
 	var wanted []offer
 	for i := 0; i < len(services); {
-		c := s.notLetIn(g, services[i])
+		c := s.uncoveredConsumers(g, services[i])
 		j := i
 		for j+1 < len(services) && services[j+1].protocol == services[i].protocol && services[j+1].port == services[j].port+1 &&
-			s.notLetIn(g, services[j+1]).equal(c) {
+			s.uncoveredConsumers(g, services[j+1]).equal(c) {
 			j++
 		}
-		wanted = append(wanted, split(g, services[i], services[j].port, c, sizes)...)
+		wanted = append(wanted, splitOffers(g, services[i], services[j].port, c, sizes)...)
 		i = j + 1
 	}
 	taken := map[string]bool{}
@@ -90,16 +90,16 @@ func (s *suggestion) writeProvides(g *group, sizes map[string]int) {
 	}
 }
 
-// notLetIn is who consumes a service and is not let in by what is declared. What
-// lets others in becomes an offer.
-func (s *suggestion) notLetIn(g *group, sv service) *consumers {
+// uncoveredConsumers returns the consumers of a service that no declared provides entry
+// admits. Entries that admit others become offers.
+func (s *suggestion) uncoveredConsumers(g *group, sv service) *consumers {
 	c := g.provides[sv]
 	if g.declared == nil {
 		return c
 	}
-	left := &consumers{groups: map[*group]bool{}, outside: slices.Clone(c.outside), spoken: c.spoken}
+	uncovered := &consumers{groups: map[*group]bool{}, outside: slices.Clone(c.outside), spoken: c.spoken}
 	for consumer := range c.groups {
-		left.groups[consumer] = true
+		uncovered.groups[consumer] = true
 	}
 	for _, p := range g.declared.Spec.Provides {
 		protocol, ports, err := bocage.Transport(p.Port, p.EndPort, p.Protocol)
@@ -108,22 +108,22 @@ func (s *suggestion) notLetIn(g *group, sv service) *consumers {
 		}
 		o := offer{provide: p, first: service{protocol, ports.First}, last: ports.Last}
 		for consumer := range c.groups {
-			if left.groups[consumer] && letsIn(g, p, consumer) {
-				delete(left.groups, consumer)
+			if uncovered.groups[consumer] && admits(g, p, consumer) {
+				delete(uncovered.groups, consumer)
 				o.by = append(o.by, consumer)
 			}
 		}
-		left.outside = slices.DeleteFunc(left.outside, func(inner netip.Prefix) bool {
+		uncovered.outside = slices.DeleteFunc(uncovered.outside, func(inner netip.Prefix) bool {
 			return slices.ContainsFunc(p.ToExternal, func(outer netip.Prefix) bool { return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr()) })
 		})
 		if len(o.by) > 0 {
 			g.offers = append(g.offers, o)
 		}
 	}
-	return left
+	return uncovered
 }
 
-func letsIn(g *group, p bocage.Provide, consumer *group) bool {
+func admits(g *group, p bocage.Provide, consumer *group) bool {
 	open := slices.Contains(p.ToNamespaces, "*") || slices.Contains(p.ToNamespaces, consumer.namespace) ||
 		len(p.ToNamespaces) == 0 && consumer.namespace == g.namespace
 	return open && !slices.ContainsFunc(consumer.members, func(m *member) bool { return !p.To.Matches(m.labels) })
@@ -134,26 +134,27 @@ func (c *consumers) equal(o *consumers) bool {
 }
 
 const (
-	// Where so many groups of a namespace, and nearly all of them, consume a
-	// service, it is for everybody there: each still has to declare its need.
-	crowd     = 5
-	nearlyAll = 0.8
+	// If at least so many groups of a namespace, and at least this share of them, consume
+	// a service, it is offered to the whole namespace. Each consumer still has to declare
+	// its need.
+	leastConsumers = 5
+	leastShare     = 0.8
 )
 
-// split writes a provide for each way in which consumers are named. Namespaces
-// share one only if the same names are meant in each, so that nobody is let in
-// who was not seen.
-func split(g *group, first service, last uint16, c *consumers, sizes map[string]int) []offer {
+// splitOffers makes one offer for each form of selector that its consumers need. Namespaces
+// share an offer only if it selects consumers that were seen in each of them, so that
+// nobody else is admitted.
+func splitOffers(g *group, first service, last uint16, c *consumers, sizes map[string]int) []offer {
 	base := bocage.Provide{Port: first.port, Protocol: protocolName(first.protocol), AppProtocol: declaredAs(c.spoken, first.protocol)}
 	if last != first.port {
 		base.EndPort = last
 	}
-	for _, p := range g.written.Spec.Provides { // what is said of the port holds for all who use it
+	for _, p := range g.written.Spec.Provides { // the port's data classes and protocol are the same for all its consumers
 		if protocol, ports, err := bocage.Transport(p.Port, p.EndPort, p.Protocol); err == nil && protocol == first.protocol && ports.Contains(first.port) && ports.Contains(last) {
 			base.Data, base.AppProtocol = p.Data, p.AppProtocol
 		}
 	}
-	offers := crowds(base, first, last, c, sizes)
+	offers := offersToNamespaces(base, first, last, c, sizes)
 	open := map[*group]bool{}
 	for _, o := range offers {
 		for _, consumer := range o.by {
@@ -164,7 +165,7 @@ func split(g *group, first service, last uint16, c *consumers, sizes map[string]
 	byWay := map[namedWay][]*group{}
 	for consumer := range c.groups {
 		if !open[consumer] {
-			way := namedWay{formOf(consumer), consumer.namespace}
+			way := namedWay{selectorForm(consumer), consumer.namespace}
 			byWay[way] = append(byWay[way], consumer)
 		}
 	}
@@ -179,7 +180,7 @@ func split(g *group, first service, last uint16, c *consumers, sizes map[string]
 	})
 	for _, m := range meanings {
 		o := offer{provide: base, first: first, last: last, by: byMeaning[m]}
-		o.provide.To = selecting(o.by)
+		o.provide.To = selectorFor(o.by)
 		o.provide.ToNamespaces = namespacesOf(g, o.by)
 		offers = append(offers, o)
 	}
@@ -192,16 +193,16 @@ func split(g *group, first service, last uint16, c *consumers, sizes map[string]
 	return offers
 }
 
-// crowds is a provide for everybody of the namespaces in which nearly everybody
-// consumes it, if there are any.
-func crowds(base bocage.Provide, first service, last uint16, c *consumers, sizes map[string]int) []offer {
+// offersToNamespaces returns an offer to all groups of the namespaces in which nearly all
+// of them consume the service; none if there is no such namespace.
+func offersToNamespaces(base bocage.Provide, first service, last uint16, c *consumers, sizes map[string]int) []offer {
 	consuming := map[string]int{}
 	for consumer := range c.groups {
 		consuming[consumer.namespace]++
 	}
 	var namespaces []string
 	for namespace, n := range consuming {
-		if n >= crowd && float64(n) >= nearlyAll*float64(sizes[namespace]) {
+		if n >= leastConsumers && float64(n) >= leastShare*float64(sizes[namespace]) {
 			namespaces = append(namespaces, namespace)
 		}
 	}
@@ -211,7 +212,7 @@ func crowds(base bocage.Provide, first service, last uint16, c *consumers, sizes
 	slices.Sort(namespaces)
 	o := offer{provide: base, first: first, last: last}
 	o.provide.ToNamespaces = namespaces
-	all := len(namespaces) >= crowd && float64(len(namespaces)) >= nearlyAll*float64(len(sizes))
+	all := len(namespaces) >= leastConsumers && float64(len(namespaces)) >= leastShare*float64(len(sizes))
 	if all {
 		o.provide.ToNamespaces = []string{"*"}
 	}
@@ -235,9 +236,9 @@ func namespacesOf(g *group, consumers []*group) []string {
 	return namespaces
 }
 
-// formOf is equal for groups that one selector can name together: by values of
-// one label, under the same further conditions. Others are named alone.
-func formOf(g *group) string {
+// selectorForm is equal for groups that one selector can select together: by values of one
+// label, with the same further conditions. Other groups have a form of their own.
+func selectorForm(g *group) string {
 	key, _ := oneLabel(g.selector)
 	further, err := json.Marshal(g.selector.MatchExpressions)
 	if key == "" || err != nil {
@@ -247,7 +248,7 @@ func formOf(g *group) string {
 	return key + " " + string(further)
 }
 
-// oneLabel is the only label that a selector compares; empty if there are more.
+// oneLabel returns the only label that a selector compares; empty if there are more.
 func oneLabel(s bocage.Selector) (key, value string) {
 	if len(s.MatchLabels) == 1 {
 		for key, value = range s.MatchLabels {
@@ -257,7 +258,7 @@ func oneLabel(s bocage.Selector) (key, value string) {
 	return "", ""
 }
 
-// valuesOf lists, sorted, what names groups of one form.
+// valuesOf lists, sorted, the label values of groups of one form.
 func valuesOf(groups []*group) []string {
 	var out []string
 	for _, g := range groups {
@@ -268,8 +269,8 @@ func valuesOf(groups []*group) []string {
 	return slices.Compact(out)
 }
 
-// selecting picks the members of groups of one form.
-func selecting(groups []*group) bocage.Selector {
+// selectorFor returns the selector for the members of groups of one form.
+func selectorFor(groups []*group) bocage.Selector {
 	s := groups[0].selector
 	key, _ := oneLabel(s)
 	values := valuesOf(groups)
