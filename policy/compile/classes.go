@@ -30,6 +30,7 @@ type classes struct {
 	coarse []coarse
 
 	changed map[int32]bool // classes that have other members since the last time
+	pruned  int            // how many classes there were when they were pruned last
 }
 
 // class is subjects that the same broad statements name.

@@ -98,13 +98,14 @@ func Compile(in Input) Output { return NewCompiler().Compile(in) }
 type Compiler struct {
 	spelled int
 	narrow  int
+	left    int
 	hands   hands
 	last    *compiler
 }
 
 // NewCompiler returns a Compiler that knows nothing yet.
 func NewCompiler() *Compiler {
-	return &Compiler{spelled: mostSpelled, narrow: mostNarrowAllowed, hands: allHands()}
+	return &Compiler{spelled: mostSpelled, narrow: mostNarrowAllowed, left: mostLeft, hands: allHands()}
 }
 
 // Compile makes the ruleset. The steps, in the order of the files that hold them:
@@ -126,7 +127,7 @@ func (k *Compiler) Compile(in Input) Output {
 	c := k.last
 	k.last = nil // whatever happens on the way, nothing half-done is kept
 	if c == nil {
-		c = newCompiler(&admitted{}, k.spelled, k.narrow, k.hands)
+		c = newCompiler(&admitted{}, k)
 	} else {
 		c.later.wait()
 	}
@@ -134,7 +135,7 @@ func (k *Compiler) Compile(in Input) Output {
 	d := &change{kinds: c.in.admit(in), first: c.pop == nil}
 	if !c.follow(in, &was, d) {
 		// Too much is another now: only what was found out of the objects is kept.
-		c = newCompiler(c.in, k.spelled, k.narrow, k.hands)
+		c = newCompiler(c.in, k)
 		d = &change{first: true}
 		c.follow(in, &admitted{}, d)
 	}
@@ -143,8 +144,8 @@ func (k *Compiler) Compile(in Input) Output {
 	return c.output(in)
 }
 
-func newCompiler(in *admitted, spelled, narrow int, hands hands) *compiler {
-	c := &compiler{in: in, spelled: spelled, narrow: narrow, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}, hands: hands}
+func newCompiler(in *admitted, k *Compiler) *compiler {
+	c := &compiler{in: in, spelled: k.spelled, narrow: k.narrow, left: k.left, told: told{counts: map[Finding]int32{}}, owed: map[string]*owed{}, hands: k.hands}
 	c.judge = &judge{c: c, decide: c.decide}
 	return c
 }
@@ -174,7 +175,8 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 // crowded reports whether most of what is kept is of no use any more.
 func (c *compiler) crowded() bool {
 	const room = 1 << 16
-	return c.statements != nil && (c.dead > len(c.statements)/2+room || len(c.decisions.list) > 2*c.book.decisions.used()+room)
+	return c.statements != nil && (c.dead > len(c.statements)/2+room || len(c.decisions.list) > 2*c.book.decisions.used()+room ||
+		len(c.grid.tables.list) > 2*len(c.grid.tables.byCause)+room)
 }
 
 func (c *compiler) output(in Input) Output {
@@ -189,6 +191,7 @@ type compiler struct {
 	now     time.Time
 	spelled int // most subjects of a site whose refusals are spelled out
 	narrow  int // most pairs of a narrow statement
+	left    int // most statements and classes left behind of which something is known
 	pop     *population
 
 	applications
@@ -206,6 +209,7 @@ type compiler struct {
 	came             map[int32]bool         // subjects that came with the last change
 	groupsBefore     map[int32]bocage.Group // subjects that have another group since the last change, with the one before
 	dead             int                    // statements that were withdrawn
+	pruned           int                    // how many of those are thrown away
 
 	refusals   []refusal                      // those that are being stated
 	cutOff     []refusal                      // all of them, one for each workload

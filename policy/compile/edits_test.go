@@ -71,6 +71,9 @@ func TestFollowsChangedPolicies(t *testing.T) {
 		if stale := compiler.Stale(); stale != "" {
 			t.Fatal(stale)
 		}
+		if left := compiler.Leftover(); left > 0 {
+			t.Fatalf("after edit %d, %d things are known of statements and classes that are no more", n, left)
+		}
 	}
 	if shifted == 0 {
 		t.Error("no broad statement is ever kept for others")

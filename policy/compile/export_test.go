@@ -73,3 +73,25 @@ func (k *Compiler) Shifted() int {
 	}
 	return n
 }
+
+// Leftover counts what is known of statements that were withdrawn and of classes that
+// nobody is in.
+func (k *Compiler) Leftover() int {
+	c, n := k.last, 0
+	c.later.wait()
+	for _, known := range [2]map[string]int32{c.decisions.byCause, c.grid.tables.byCause} {
+		for cause := range known {
+			if c.namesWithdrawn(cause) {
+				n++
+			}
+		}
+	}
+	for _, side := range [2]*classes{&c.grid.sources, &c.grid.targets} {
+		for _, i := range side.bySum {
+			if len(side.list[i].members) == 0 {
+				n++
+			}
+		}
+	}
+	return n
+}

@@ -28,6 +28,7 @@ func (c *compiler) tell(d *change) {
 			c.statements[i] = statement{}
 		}
 		c.dead += len(c.withdrawn)
+		c.prune()
 		l.findings = c.told.list()
 		close(l.found)
 	}

@@ -19,9 +19,10 @@ const mostPicked = 1 << 23
 // picks keeps what selectors picked.
 type picks struct {
 	byKey      map[string]*pick
-	bySelector map[asking]*pick // the same, by the selectors themselves
-	size       int              // how many subjects are in them together, about
-	ordered    map[*pick]bool   // those whose names are in order
+	bySelector map[asking]*pick         // the same, by the selectors themselves
+	size       int                      // how many subjects are in them together, about
+	ordered    map[*pick]bool           // those whose names are in order
+	byLabel    map[label]map[*pick]bool // the same, by the labels that they ask for
 }
 
 // asking is a selector in one namespace, or in all. Objects are never changed, so
@@ -33,6 +34,7 @@ type asking struct {
 
 // pick is what a selector picked.
 type pick struct {
+	key        string
 	namespaces []string
 	selector   *bocage.Selector
 	list       []int32
@@ -54,7 +56,7 @@ func compareCalled(a, b called) int {
 }
 
 func newPicks() *picks {
-	return &picks{byKey: map[string]*pick{}, bySelector: map[asking]*pick{}, ordered: map[*pick]bool{}}
+	return &picks{byKey: map[string]*pick{}, bySelector: map[asking]*pick{}, ordered: map[*pick]bool{}, byLabel: map[label]map[*pick]bool{}}
 }
 
 // of returns what a selector picks.
@@ -62,14 +64,36 @@ func (k *picks) of(p *population, namespaces []string, s *bocage.Selector) *pick
 	key := pickKey(namespaces, s)
 	known := k.byKey[key]
 	if known == nil {
-		known = &pick{namespaces: slices.Clone(namespaces), selector: s, list: p.pick(namespaces, s)}
+		known = &pick{key: key, namespaces: slices.Clone(namespaces), selector: s, list: p.pick(namespaces, s)}
 		if k.size += len(known.list); k.size > mostPicked {
 			*k = *newPicks()
 			k.size = len(known.list)
 		}
 		k.byKey[key] = known
+		eachAsked(s, func(l label) {
+			if k.byLabel[l] == nil {
+				k.byLabel[l] = map[*pick]bool{}
+			}
+			k.byLabel[l][known] = true
+		})
 	}
 	return known
+}
+
+// eachAsked visits the labels that a selector asks for, without a value where it asks
+// whether one is there.
+func eachAsked(s *bocage.Selector, visit func(label)) {
+	for key, value := range s.MatchLabels {
+		visit(label{key, value})
+	}
+	for _, r := range s.MatchExpressions {
+		for _, value := range r.Values {
+			visit(label{r.Key, value})
+		}
+		if len(r.Values) == 0 {
+			visit(label{r.Key, ""})
+		}
+	}
 }
 
 // enter notes which selector asked for what is kept.
@@ -84,31 +108,35 @@ func (k *picks) enter(of asking, known *pick) {
 // are asked anew, or nobody asks them and what they pick is not kept up to date by what
 // workloads answer.
 func (k *picks) forget(o *otherwise) {
-	if len(o.labels) == 0 {
-		return
-	}
-	asks := func(key, value string) bool {
-		l := o.labels[key]
-		return l != nil && (l.which || l.values[value])
-	}
-	drops := func(s *bocage.Selector) bool {
-		for key, value := range s.MatchLabels {
-			if asks(key, value) {
-				return true
+	for key, l := range o.labels {
+		for value := range l.values {
+			k.drop(label{key, value})
+		}
+		if l.exists {
+			k.drop(label{key, ""})
+		}
+		if l.which {
+			for asked := range k.byLabel {
+				if asked.key == key {
+					k.drop(asked)
+				}
 			}
 		}
-		return slices.ContainsFunc(s.MatchExpressions, func(r bocage.Requirement) bool {
-			l := o.labels[r.Key]
-			return l != nil && (l.which || len(r.Values) == 0 && l.exists || slices.ContainsFunc(r.Values, func(value string) bool { return l.values[value] }))
-		})
 	}
-	for key, pick := range k.byKey {
-		if drops(pick.selector) {
-			pick.dropped = true
-			k.size -= len(pick.list)
-			delete(k.byKey, key)
-			delete(k.ordered, pick)
-		}
+}
+
+// drop drops what selectors picked that ask for a label.
+func (k *picks) drop(l label) {
+	for pick := range k.byLabel[l] {
+		pick.dropped = true
+		k.size -= len(pick.list)
+		delete(k.byKey, pick.key)
+		delete(k.ordered, pick)
+		eachAsked(pick.selector, func(l label) {
+			if delete(k.byLabel[l], pick); len(k.byLabel[l]) == 0 {
+				delete(k.byLabel, l)
+			}
+		})
 	}
 }
 

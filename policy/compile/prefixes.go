@@ -22,7 +22,7 @@ func (p *population) addPrefixes() {
 	p.addDomains()
 	// Room for prefixes that come later: their numbers stay below those of workloads.
 	first := len(p.subjects)
-	p.workloads = first + first/4 + 64
+	p.workloads = first + first/2 + 512
 	p.subjects = append(p.subjects, make([]subject, p.workloads-first)...)
 	for i := p.workloads - 1; i >= first; i-- {
 		p.spare = append(p.spare, int32(i))
