@@ -176,7 +176,7 @@ func (c *compiler) follow(in Input, was *admitted, d *change) bool {
 func (c *compiler) crowded() bool {
 	const room = 1 << 16
 	return c.statements != nil && (c.dead > len(c.statements)/2+room || len(c.decisions.list) > 2*c.book.decisions.used()+room ||
-		len(c.grid.tables.list) > 2*len(c.grid.tables.byCause)+room)
+		len(c.grid.tables.list) > 4*len(c.grid.tables.byCause)+2*room)
 }
 
 func (c *compiler) output(in Input) Output {
