@@ -91,6 +91,9 @@ const (
 	ConditionEnforced = "Enforced" // every agent concerned has taken that generation
 	ConditionDegraded = "Degraded" // something promised is not being kept
 	ConditionReady    = "Ready"    // the thing works
+	// Of a Generation: how it came into force, or why it did not or does no more. There
+	// is none where it simply came, and made way for the next.
+	ConditionRolledOut = "RolledOut"
 	// Of a Host: whether every workload that it saw is in the inventory, and whether
 	// an enforcement point stands in front of each.
 	ConditionDiscovered = "Discovered"

@@ -43,6 +43,7 @@ const (
 	StageActive     = "Active"
 	StageConfirming = "Confirming" // in force, and going back unless confirmed
 	StageRolledBack = "RolledBack"
+	StageEnded      = "Ended" // its rollout ended by itself before it was in force everywhere
 	StageBlocked    = "Blocked"
 	StageSuperseded = "Superseded"
 )

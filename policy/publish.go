@@ -24,7 +24,7 @@ const keep = 20
 // dies in between leaves chunks that no list names, which the next one deletes (sweep).
 func (b *build) write(ctx context.Context) error {
 	p := b.p
-	if b.unchanged() && !b.proofsCame() {
+	if b.unchanged() && !b.proofsCame() && !b.stagesLag() {
 		return b.sweep(ctx)
 	}
 	b.next.Inputs, b.next.AsOf = b.v.revision, b.now.UTC()
@@ -290,6 +290,9 @@ func (b *build) generationOps() (ops []store.Op, gone map[uint64]bool, err error
 			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, proved.condition(b.now))
 			b.lateProofs = append(b.lateProofs, proved)
 		}
+		if c, happened := b.rolledOut(number, old.Status.Stage, stage); happened {
+			g.Status.Conditions = bocage.SetCondition(g.Status.Conditions, c)
+		}
 		g.Status.Stage, g.Status.Active, g.Status.ConfirmBy = stage, active, confirmBy
 		value, err := store.EncodeObject(kind, &g)
 		if err != nil {
@@ -314,11 +317,13 @@ func (b *build) stage(number uint64, was string) (stage string, active bool, con
 	case b.blocked != nil && number == b.blocked.number:
 		return bocage.StageBlocked, false, time.Time{}
 	}
-	rolledBack := next.Pin != nil && next.Pin.From == number || next.Ended != nil && next.Ended.Number == number
 	switch was {
 	case bocage.StageShadow, bocage.StageCanary, bocage.StageActive, bocage.StageConfirming, "":
-		if rolledBack {
+		switch {
+		case next.Pin != nil && next.Pin.From == number:
 			return bocage.StageRolledBack, false, time.Time{}
+		case next.Ended != nil && next.Ended.Number == number:
+			return bocage.StageEnded, false, time.Time{}
 		}
 		return bocage.StageSuperseded, false, time.Time{}
 	}

@@ -40,6 +40,8 @@ type record struct {
 	FormerPolicies []string `json:"stood,omitempty"`
 	// ConfirmedUpTo is the last generation that a person confirmed.
 	ConfirmedUpTo uint64 `json:"said,omitempty"`
+	// ConfirmedBy is the person who did.
+	ConfirmedBy string `json:"saidBy,omitempty"`
 	// Candidate is in a rollout; nil if there is none.
 	Candidate *candidate `json:"candidate,omitempty"`
 	// Pin holds the policy that a rollback went back to.
@@ -87,6 +89,8 @@ type candidate struct {
 	NewlyRefused int64 `json:"newlyRefused,omitempty"`
 	// EndStage says that a person asked to end the stage now.
 	EndStage bool `json:"hurry,omitempty"`
+	// EndedBy is the person who asked last.
+	EndedBy string `json:"hurriedBy,omitempty"`
 }
 
 // pin is a rollback in force.
@@ -96,8 +100,9 @@ type pin struct {
 	At time.Time `json:"at"`
 	// From is what it went back from.
 	From uint64 `json:"from"`
-	// Why is said to people.
-	Why string `json:"why,omitempty"`
+	// Why is said to people; Reason is it in one word.
+	Why    string `json:"why,omitempty"`
+	Reason string `json:"reason,omitempty"`
 	// Kept names the policy whose guardrails, and what decides their reach, stay, where
 	// two people decide about those: Policy is that of Number with them (see composed).
 	Kept string `json:"kept,omitempty"`
@@ -209,7 +214,7 @@ func (r record) goBack(now time.Time, reason, why string) (record, []notice) {
 		r.Pin, r.ConfirmBy = &back, time.Time{}
 		return r, []notice{{back.From, reason, fmt.Sprintf("%s: its guardrails, exceptions and scopes go back to those of generation %d", why, r.Confirmed.Number), true}}
 	}
-	r.Pin = &pin{version: r.Confirmed, At: now, From: r.Base.Number, Why: why}
+	r.Pin = &pin{version: r.Confirmed, At: now, From: r.Base.Number, Why: why, Reason: reason}
 	r.ConfirmBy = time.Time{}
 	return r, []notice{{r.Pin.From, reason, fmt.Sprintf("%s: back to the policy of generation %d", why, r.Confirmed.Number), true}}
 }

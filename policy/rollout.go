@@ -85,7 +85,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			message += ": what is declared may come into force again"
 		}
 		if !r.ConfirmBy.IsZero() {
-			r.ConfirmedUpTo = r.Base.Number
+			r.ConfirmedUpTo, r.ConfirmedBy = r.Base.Number, who
 			r.Confirmed = r.Base
 		}
 		r.ConfirmBy, r.Pin, r.Ended = time.Time{}, nil, nil
@@ -100,7 +100,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			from = r.Candidate.Number
 		}
 		pinned := &pin{version: version{Number: to.Number, Policy: to.PolicyName}, By: who, At: p.now().UTC().Truncate(time.Second), From: from,
-			Why: "rolled back by " + who}
+			Why: "rolled back by " + who, Reason: "RolledBack"}
 		message := fmt.Sprintf("%s went back from generation %d to the policy of generation %d", who, from, to.Number)
 		if err := p.keepGuardrails(ctx, r, to, pinned); err != nil {
 			return r, notice{}, err
@@ -121,7 +121,7 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 			return r, notice{}, declined("generation %d is not on its way into force, %d is", request.Generation, r.Candidate.Number)
 		}
 		c := *r.Candidate
-		c.EndStage = true
+		c.EndStage, c.EndedBy = true, who
 		r.Candidate = &c
 		return r, notice{c.Number, "Promoted", fmt.Sprintf("%s ended the stage %s", who, c.Stage), false}, nil
 	}
@@ -339,7 +339,7 @@ func rolloutStatus(s *served, old []bocage.Condition) bocage.RolloutStatus {
 		c.Message = fmt.Sprintf("generation %d is on its way until %s", r.Candidate.Number, status.Deadline.Format(time.RFC3339))
 		status.NewlyRefused = r.Candidate.NewlyRefused
 	case r.Ended != nil:
-		status.Stage, status.Generation = bocage.StageRolledBack, r.Ended.Number
+		status.Stage, status.Generation = bocage.StageEnded, r.Ended.Number
 		c.Status, c.Reason, c.Message = "False", r.Ended.Reason, r.held()
 	case !r.ConfirmBy.IsZero():
 		status.Stage = bocage.StageConfirming

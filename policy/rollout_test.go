@@ -462,7 +462,11 @@ func TestAbort(t *testing.T) {
 				}
 				b.poll(agents...)
 				b.poll(agents...)
-				b.stage(bocage.StageRolledBack)
+				stage := bocage.StageEnded
+				if story.reason == "RolledBack" {
+					stage = bocage.StageRolledBack
+				}
+				b.stage(stage)
 				b.condition(get[*bocage.Rollout](b, "", bocage.RolloutName).Status.Conditions, bocage.ConditionReady, "False", story.reason)
 				agents[0].refuses, agents[1].refuses, agents[0].differs = 0, 0, 0
 				b.poll(agents...)
@@ -473,7 +477,7 @@ func TestAbort(t *testing.T) {
 				}
 				b.again()
 				b.wait(5 * time.Minute)
-				b.stage(bocage.StageRolledBack)
+				b.stage(stage)
 				b.condition(get[*bocage.Application](b, "shop", "api").Status.Conditions, bocage.ConditionEnforced, "False", "Held")
 				// Taking the declaration back makes peace.
 				s.apiApp.Spec.Provides[0].Port = 8080
@@ -501,7 +505,7 @@ func TestRollbackMeansWhatStood(t *testing.T) {
 		"a candidate whose rollout ended": func(b *bench, _ *shop, h1 *agent) {
 			h1.differs = 3
 			h1.poll()
-			b.stage(bocage.StageRolledBack)
+			b.stage(bocage.StageEnded)
 			h1.differs = 0
 			_, err := b.rooms[0].Rollout(b.ctx, "ann", bocage.RolloutRequest{Action: "rollback"})
 			if err == nil || !strings.Contains(err.Error(), "its rollout ended") {

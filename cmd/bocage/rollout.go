@@ -100,6 +100,8 @@ func stageText(stage string) string {
 		return "waiting for `bocage policy confirm`; otherwise agents go back"
 	case bocage.StageRolledBack:
 		return "rolled back; `bocage policy confirm` lets go of it"
+	case bocage.StageEnded:
+		return "its rollout ended before it was in force: `bocage policy history` says why"
 	case bocage.StageBlocked:
 		return "blocked by a proof or a test: `bocage get generations -o yaml` says which"
 	case "", bocage.StageActive:
@@ -155,7 +157,7 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 	for _, g := range generations {
 		s := g.Status
 		back := first[s.Digest]
-		if back == "" && s.Stage != bocage.StageBlocked && s.Stage != bocage.StageRolledBack {
+		if back == "" && s.Stage != bocage.StageBlocked && s.Stage != bocage.StageRolledBack && s.Stage != bocage.StageEnded {
 			first[s.Digest] = g.Name
 		}
 		inForce, stage, proved := "", s.Stage, "-"
@@ -175,25 +177,47 @@ func (e *env) printHistory(objects []bocage.Resource) error {
 	return table.Flush()
 }
 
-// historyText says what became of what a generation changed: it was kept back, or
-// rolled back on its way or in force; or it says what an earlier one did that was in
-// force, and takes changes back.
+// historyText says what became of what a generation changed: it was kept back, given up
+// in its rollout, or rolled back, by whom and why; or it says what an earlier one did that
+// was in force, and takes changes back.
 func (e *env) historyText(s bocage.GenerationStatus, back string) string {
 	text := e.changesText(s.Changed)
+	conditions := map[string]bocage.Condition{}
+	for _, c := range s.Conditions {
+		conditions[c.Type] = c
+	}
+	rolledOut := conditions[bocage.ConditionRolledOut].Message
 	switch {
 	case s.Stage == bocage.StageBlocked:
 		text = "kept back: " + text
-	case s.Stage == bocage.StageRolledBack:
+		if c := conditions[bocage.ConditionProved]; c.Status == "False" {
+			text += ": " + e.shortened(c.Message)
+		}
+	case s.Stage == bocage.StageEnded:
+		text = "never in force everywhere: " + text
+	case s.Stage == bocage.StageRolledBack && rolledOut == "":
 		text = "rolled back: " + text
 	case back != "" && len(s.Changed) > 0:
 		text = fmt.Sprintf("back to %s, without %s", back, text)
 	case back != "":
 		text = "back to " + back
 	}
-	for _, c := range s.Conditions {
-		if c.Type == bocage.ConditionTested && c.Status == "False" && s.Stage != bocage.StageBlocked {
-			text += "; PolicyTests fail, see -o yaml"
-		}
+	if rolledOut != "" {
+		text += ": " + e.shortened(rolledOut)
+	}
+	if c := conditions[bocage.ConditionTested]; c.Status == "False" && s.Stage != bocage.StageBlocked {
+		text += "; PolicyTests fail, see -o yaml"
+	}
+	return text
+}
+
+// fewLetters is how much of a reason a line of history tells; -o wide tells all of it.
+const fewLetters = 120
+
+func (e *env) shortened(text string) string {
+	text = oneLine(text)
+	if letters := []rune(text); e.output != "wide" && len(letters) > fewLetters {
+		return string(letters[:fewLetters]) + "... (-o wide tells all)"
 	}
 	return text
 }

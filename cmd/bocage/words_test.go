@@ -66,18 +66,27 @@ func TestHistory(t *testing.T) {
 	generation := func(name, digest, stage string, changed ...string) bocage.Resource {
 		return &bocage.Generation{ObjectMeta: bocage.ObjectMeta{Name: name}, Status: bocage.GenerationStatus{Digest: digest, Stage: stage, Changed: changed}}
 	}
+	told := func(name, digest, stage, kind, message string) bocage.Resource {
+		g := generation(name, digest, stage, "Scope s").(*bocage.Generation)
+		g.Status.Conditions = []bocage.Condition{{Type: kind, Status: "False", Message: message}}
+		return g
+	}
 	var out bytes.Buffer
 	if err := (&env{out: &out}).printHistory([]bocage.Resource{
 		generation("g1", "one", ""), generation("g2", "two", bocage.StageRolledBack, "Application a/b"), generation("g3", "three", "", "Scope s"),
 		generation("g4", "one", bocage.StageActive, "Scope s"), generation("g5", "four", bocage.StageActive, "Scope s", "Scope t", "Scope u", "Scope v"),
 		generation("g6", "five", bocage.StageBlocked, "Guardrail tp"), generation("g7", "five", bocage.StageSuperseded, "Guardrail tp"),
-		generation("g8", "five", bocage.StageActive),
+		generation("g8", "five", bocage.StageActive), told("g9", "six", bocage.StageEnded, bocage.ConditionRolledOut, "2 kinds of flow newly refused"),
+		told("g10", "seven", bocage.StageRolledBack, bocage.ConditionRolledOut, "rolled back by ann"),
+		told("g11", "eight", bocage.StageSuperseded, bocage.ConditionRolledOut, "replaced by generation 12 before anybody confirmed it"),
+		told("g12", "nine", bocage.StageBlocked, bocage.ConditionProved, strings.Repeat("x", 130)),
 	}); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(out.String(), "\n")
 	for i, want := range []string{"CHANGED", "-", "rolled back: Application a/b", "Scope s", "back to g1, without Scope s", "Scope s, Scope t, Scope u and 1 more",
-		"kept back: Guardrail tp", "Guardrail tp", "back to g7"} {
+		"kept back: Guardrail tp", "Guardrail tp", "back to g7", "never in force everywhere: Scope s: 2 kinds of flow newly refused",
+		"Scope s: rolled back by ann", "Scope s: replaced by generation 12 before anybody confirmed it", "kept back: Scope s: " + strings.Repeat("x", 120) + "... (-o wide tells all)"} {
 		if !strings.HasSuffix(lines[i], "   "+want) {
 			t.Errorf("%q does not end with %q", lines[i], want)
 		}
