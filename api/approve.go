@@ -245,7 +245,7 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 		}
 	}
 	(*a).Deleter = ch.by.principal()
-	ch.told = append(ch.told, notice{"DeletionWaits", (*a).Deleter + " deletes it: it stays in force until somebody else approves that: " + approveCommand(ch.kind, ch.name)})
+	ch.told = append(ch.told, notice{"DeletionWaits", (*a).Deleter + " deletes it: it stays in force until somebody else approves that: " + approveCommand(ch.kind, ch.name) + " --deletion"})
 	changed, err := untyped(ch.kind, resource)
 	if err != nil {
 		return err
@@ -286,7 +286,9 @@ func (b *batch) keepHold(ch *change, resource bocage.Resource) {
 type approval struct {
 	// Generation, if it is there, is the one that they looked at.
 	Generation int64 `json:"generation,omitempty"`
-	person     Person
+	// Deletion says that they agree that the object goes.
+	Deletion bool `json:"deletion,omitempty"`
+	person   Person
 }
 
 // approve serves the approval of one object:
@@ -303,7 +305,7 @@ func (s *Server) approve(c *call) error {
 	}
 	if text := strings.TrimSpace(string(data)); text != "" && text != "null" {
 		if err := json.Unmarshal(data, given); err != nil {
-			return badRequest("the approval cannot be read: %v: send {\"generation\": N}, or nothing", err)
+			return badRequest("the approval cannot be read: %v: send {\"generation\": N}, with \"deletion\": true where the object is to go", err)
 		}
 	}
 	ch, err := s.newChange(c)
@@ -383,6 +385,11 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 			what = "deleted it"
 		}
 		return refuse("%s %s, and a second person has to agree", p.principal(), what)
+	case deleting && !ch.approving.Deletion:
+		return conflict(ch.kind, ch.name, fmt.Sprintf("%s deleted it, and it goes once that is approved: look at it again, and say that it is the deletion that you agree to (%s --deletion, or \"deletion\": true)",
+			strings.Join(authors, " and "), approveCommand(ch.kind, ch.name)))
+	case !deleting && ch.approving.Deletion:
+		return conflict(ch.kind, ch.name, "nobody deletes it")
 	case ch.approving.Generation != meta.Generation:
 		return conflict(ch.kind, ch.name, fmt.Sprintf("generation %d was to be approved, and it is %d by now: look at it again", ch.approving.Generation, meta.Generation))
 	case !deleting && !a.Waits(meta.Generation):

@@ -125,9 +125,16 @@ func TestTwoPeople(t *testing.T) {
 	if g := b.guardrail(t, "g"); g.DeletionTimestamp == nil || g.InForce() == nil || g.Status.Approval.Deleter != "token:alice" {
 		t.Errorf("it waits to go: %+v", g)
 	}
-	_, err = alice.Approve(ctx, rails, "", "g", 0)
+	_, err = alice.ApproveDeletion(ctx, rails, "", "g", 0)
 	refused("the deletion by who deletes", "deleted it", err)
-	if _, err := bob.Approve(ctx, rails, "", "g", 0); err != nil {
+	// Who looked before it was deleted meant what it said.
+	if _, err := bob.Approve(ctx, rails, "", "g", b.guardrail(t, "g").Generation); !client.HasReason(err, client.ReasonConflict) || !strings.Contains(err.Error(), "token:alice deleted it") {
+		t.Errorf("the deletion by who does not know of it: %v", err)
+	}
+	if g := b.guardrail(t, "g"); g.InForce() == nil {
+		t.Error("it went")
+	}
+	if _, err := bob.ApproveDeletion(ctx, rails, "", "g", 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := b.client.Get(ctx, rails, "", "g"); !client.HasReason(err, client.ReasonNotFound) {

@@ -288,12 +288,12 @@ func (s *Server) flows(c *call) error {
 	if s.config.Functions.Flows == nil {
 		return notWired("keep flows")
 	}
-	if !s.limits.watch(c.person.Name) {
+	if !s.limits.watch(c.person.principal()) {
 		s.metrics.refused.WithLabelValues("watches").Inc()
 		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
 			"%d watches are open already, or %d of them are yours", s.limits.maxWatch, s.limits.share()).retryAfter(5)
 	}
-	defer s.limits.leave(c.person.Name)
+	defer s.limits.leave(c.person.principal())
 	ctx, cancel := context.WithCancel(c.r.Context())
 	defer cancel()
 	ended := make(chan struct{})

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -37,7 +38,9 @@ type OIDC struct {
 	// CAFile holds the certificates that the provider's may be signed by; empty
 	// is the system's.
 	CAFile string
-	// UsernameClaim holds the person's name; empty is email, else sub.
+	// UsernameClaim holds the person's name; empty is email. A token without it is
+	// refused: if another claim took its place, a client that leaves it out would make
+	// two people of one.
 	UsernameClaim string
 	// GroupsClaim holds one group or several; empty is groups.
 	GroupsClaim string
@@ -299,16 +302,10 @@ func textOf(raw json.RawMessage) (string, bool) {
 // nameIn finds the person's name. One that this controller gives itself, or that
 // a certificate could bear, is nobody's at a provider.
 func (o *singleSignOn) nameIn(claims map[string]json.RawMessage) (string, error) {
-	claim := o.config.UsernameClaim
-	if claim == "" {
-		claim = emailClaim
-		if _, ok := textOf(claims[claim]); !ok {
-			claim = "sub"
-		}
-	}
+	claim := cmp.Or(o.config.UsernameClaim, emailClaim)
 	name, ok := textOf(claims[claim])
 	if !ok || name == "" {
-		return "", fmt.Errorf("its claim %s, which names the person, is missing", claim)
+		return "", fmt.Errorf("its claim %s, which names the person, is missing: ask the provider for the scope that gives it, or have the controller go by another claim (--oidc-username-claim sub)", claim)
 	}
 	if verified, given := textOf(claims[emailVerified]); claim == emailClaim && given && verified != "true" {
 		return "", errors.New("its e-mail address is not verified by the provider")

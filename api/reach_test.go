@@ -145,10 +145,10 @@ func TestReachOfGuardrails(t *testing.T) {
 				t.Fatalf("%s, %s: it is not held: %+v", k.Name, way, counts)
 			}
 		}
-		if _, err := b.client.Approve(ctx, k, "", name, 0); err == nil || !strings.Contains(err.Error(), "a second person has to agree") {
+		if _, err := b.client.ApproveDeletion(ctx, k, "", name, 0); err == nil || !strings.Contains(err.Error(), "a second person has to agree") {
 			t.Errorf("%s: its deletion by who deletes: %v", k.Name, err)
 		}
-		if _, err := bob.Approve(ctx, k, "", name, 0); err != nil {
+		if _, err := bob.ApproveDeletion(ctx, k, "", name, 0); err != nil {
 			t.Errorf("%s: its deletion by another: %v", k.Name, err)
 		}
 		if code, _, _ := b.raw(t, "GET", path, "", ""); code != 404 {

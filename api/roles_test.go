@@ -176,6 +176,45 @@ func TestBindings(t *testing.T) {
 	}
 }
 
+// TestNamesOfTokens: whoever names a token of their own takes nobody's name by it, ends
+// nobody else's, and is held to the limits that they are held to themselves.
+func TestNamesOfTokens(t *testing.T) {
+	b := start(t, nil)
+	ctx := t.Context()
+	ci := b.named(t, "ci", RoleViewer)
+	mallory := b.as(t, RoleViewer) // token:tester, of root's making
+	session, err := b.certified(t, "/viewer/mallory").CreateSession(ctx, client.Person{Name: "ci", Role: "viewer"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if name := session.Person.Name; name != "token:spiffe://test.local/viewer/mallory/ci" {
+		t.Errorf("it is called %s", name)
+	}
+	forged := b.withToken(t, session.Token)
+	if _, err := forged.EndSessions(ctx, "token:ci"); !client.HasReason(err, client.ReasonNotFound) {
+		t.Errorf("a token of the same short name ended another's: %v", err)
+	}
+	if _, err := mallory.EndSessions(ctx, "ci"); !client.HasReason(err, client.ReasonNotFound) {
+		t.Errorf("somebody ended another's: %v", err)
+	}
+	if _, err := ci.WhoAmI(ctx); err != nil {
+		t.Errorf("after that: %v", err)
+	}
+	if n, err := b.certified(t, "/viewer/mallory").EndSessions(ctx, "ci"); err != nil || n != 1 {
+		t.Errorf("its maker ends it by its short name: %d, %v", n, err)
+	}
+
+	// One that was made before names were of their makers.
+	early := Person{Name: "token:ci", Grants: []Grant{{Role: RoleViewer}}, Maker: &Person{Name: "alice@example.org", Grants: []Grant{{Role: RoleViewer}}}}
+	kept, err := b.server.createSession(ctx, early, defaultSession)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if who, err := b.withToken(t, kept.Token).WhoAmI(ctx); err != nil || who.Name != "token:alice@example.org/ci" {
+		t.Errorf("%+v, %v", who, err)
+	}
+}
+
 // TestEndedSessions: a token that was stolen is worth nothing once it is ended,
 // nor is what was made with it.
 func TestEndedSessions(t *testing.T) {

@@ -146,7 +146,7 @@ func (s *Server) serve(c *call) error {
 		c.noteTurnedAway()
 		return err
 	}
-	if err := s.unhurried(c.person.Name); err != nil {
+	if err := s.unhurried(c.person.principal()); err != nil {
 		return err
 	}
 	if err := c.asThemselves(); err != nil {

@@ -62,8 +62,8 @@ func (s *Server) session(ctx context.Context, token string) (Person, error) {
 	if err != nil {
 		return Person{}, err
 	}
-	var session Session
-	if err := json.Unmarshal(entry.Value, &session); err != nil {
+	session, err := readSession(entry.Value)
+	if err != nil {
 		return Person{}, fmt.Errorf("read session: %w", err)
 	}
 	if !s.config.Now().Before(session.Expires) {
@@ -73,6 +73,28 @@ func (s *Server) session(ctx context.Context, token string) (Person, error) {
 		return Person{}, unlessEarly(session.Person.Name, entry.Value)
 	}
 	return s.heldTo(ctx, session.Person)
+}
+
+// readSession reads a session as the store has it. Of one that somebody made for
+// themselves, earlier versions kept the name that its maker chose and no more.
+func readSession(value []byte) (Session, error) {
+	var session Session
+	if err := json.Unmarshal(value, &session); err != nil {
+		return Session{}, err
+	}
+	if p := &session.Person; p.Maker != nil && !strings.HasPrefix(p.Name, p.Maker.tokens()) {
+		p.Name = p.Maker.tokens() + strings.TrimPrefix(p.Name, tokenName)
+	}
+	return session, nil
+}
+
+// tokens is what the names of the tokens that a person makes begin with. Nobody's are
+// called like somebody else's; whoever has the machine gives names of the site.
+func (p Person) tokens() string {
+	if p.aboveAll() {
+		return tokenName
+	}
+	return tokenName + p.principal() + "/"
 }
 
 // unlessEarly says what to do about a token without roles: earlier versions kept
@@ -181,7 +203,8 @@ func (s *Server) sweepSessions(ctx context.Context) ([]keptSession, error) {
 	now := s.config.Now()
 	for _, entry := range entries {
 		kept := keptSession{key: entry.Key, revision: entry.Revision}
-		if json.Unmarshal(entry.Value, &kept.Session) == nil && now.Before(kept.Expires) {
+		var unreadable error
+		if kept.Session, unreadable = readSession(entry.Value); unreadable == nil && now.Before(kept.Expires) {
 			left = append(left, kept)
 		} else if err := s.removeSession(ctx, kept); err != nil {
 			return nil, err
@@ -239,7 +262,7 @@ func (s *Server) makeSession(c *call) error {
 	if err := c.mayGive(&p); err != nil {
 		return err
 	}
-	p.Name = tokenName + p.Name
+	p.Name = c.person.tokens() + p.Name
 	session, err := s.createSession(c.r.Context(), p, ttl)
 	if err != nil {
 		return err
@@ -331,7 +354,7 @@ func (s *Server) endSessions(c *call) error {
 	}
 	ended := 0
 	for _, kept := range left {
-		named := kept.Person.Name == name || kept.Person.Name == tokenName+name
+		named := slices.Contains([]string{name, tokenName + name, c.person.tokens() + name}, kept.Person.Name)
 		if maker := kept.Person.Maker; maker != nil {
 			named = named || maker.Name == name || maker.Name == tokenName+name
 		}

@@ -158,9 +158,6 @@ func (s *Server) record(c *call, code int, problem string) error {
 	for i := range c.entries {
 		e := &c.entries[i]
 		e.Who, e.Role, e.From, e.DryRun = c.person.Name, c.person.rolesText(), from, c.dryRun
-		if c.person.Maker != nil {
-			e.Who += " of " + c.person.Maker.Name
-		}
 		if e.Who == "" {
 			e.Who = "stranger"
 		}

@@ -36,12 +36,12 @@ func (s *Server) watch(c *call) error {
 	if err != nil {
 		return err
 	}
-	if !s.limits.watch(c.person.Name) {
+	if !s.limits.watch(c.person.principal()) {
 		s.metrics.refused.WithLabelValues("watches").Inc()
 		return newProblem(http.StatusTooManyRequests, metav1.StatusReasonTooManyRequests,
 			"%d watches are open already, or %d of them are yours", s.limits.maxWatch, s.limits.share()).retryAfter(5)
 	}
-	defer s.limits.leave(c.person.Name)
+	defer s.limits.leave(c.person.principal())
 	s.metrics.watches.Inc()
 	defer s.metrics.watches.Dec()
 

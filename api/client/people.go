@@ -173,19 +173,29 @@ func (c *Client) AuditAnchors(ctx context.Context) (node string, anchors map[str
 	return answer.Node, answer.Anchors, err
 }
 
-// Approve agrees to a generation of an object that waits for a second person, or
-// to its deletion; 0 is the object as it stands. It returns the object as it is
-// then.
+// Approve agrees to a generation of an object that waits for a second person; 0 is the
+// object as it stands. It returns the object as it is then.
 func (c *Client) Approve(ctx context.Context, kind bocage.Kind, namespace, name string, generation int64) (bocage.Resource, error) {
+	return c.approve(ctx, kind, namespace, name, generation, false)
+}
+
+// ApproveDeletion agrees that an object goes whose deletion waits for a second person. It
+// returns the object as it was last.
+func (c *Client) ApproveDeletion(ctx context.Context, kind bocage.Kind, namespace, name string, generation int64) (bocage.Resource, error) {
+	return c.approve(ctx, kind, namespace, name, generation, true)
+}
+
+func (c *Client) approve(ctx context.Context, kind bocage.Kind, namespace, name string, generation int64, deletion bool) (bocage.Resource, error) {
 	path, err := objectPath(kind, namespace, name)
 	if err != nil {
 		return nil, err
 	}
-	var body []byte
-	if generation != 0 {
-		if body, err = json.Marshal(map[string]int64{"generation": generation}); err != nil {
-			return nil, err
-		}
+	body, err := json.Marshal(struct {
+		Generation int64 `json:"generation,omitempty"`
+		Deletion   bool  `json:"deletion,omitempty"`
+	}{generation, deletion})
+	if err != nil {
+		return nil, err
 	}
 	object := kind.New()
 	return object, c.do(ctx, request{method: http.MethodPost, path: path + "/approval", contentType: "application/json", body: body}, object)

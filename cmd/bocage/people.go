@@ -196,8 +196,9 @@ func dash(text string) string {
 
 func (e *env) approveCommand() *cobra.Command {
 	var generation int64
+	var deletion bool
 	cmd := &cobra.Command{Use: "approve KIND NAME", Short: "Agree, as a second person, to a guardrail, an exception, what takes from guardrails' reach, or a deletion",
-		Example: "  bocage get guardrail pci -o yaml\n  bocage approve guardrail pci --generation 3\n  bocage approve exception audit-tool",
+		Example: "  bocage get guardrail pci -o yaml\n  bocage approve guardrail pci --generation 3\n  bocage approve exception audit-tool\n  bocage approve guardrail pci --deletion",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind, ok := bocage.KindNamed(args[0])
@@ -208,18 +209,22 @@ func (e *env) approveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if deletion {
+				if _, err := c.ApproveDeletion(cmd.Context(), kind, "", args[1], generation); err != nil {
+					return err
+				}
+				fmt.Fprintf(e.out, "%s/%s: its deletion is approved\n", kind.Plural, args[1])
+				return nil
+			}
 			object, err := c.Approve(cmd.Context(), kind, "", args[1], generation)
 			if err != nil {
 				return err
-			}
-			if object.Meta().DeletionTimestamp != nil {
-				fmt.Fprintf(e.out, "%s/%s: its deletion is approved\n", kind.Plural, args[1])
-				return nil
 			}
 			fmt.Fprintf(e.out, "%s/%s approved: generation %d is in force\n", kind.Plural, args[1], object.Meta().Generation)
 			return nil
 		}}
 	cmd.Flags().Int64Var(&generation, "generation", 0, "approve this generation and no other (default: the one that is there)")
+	cmd.Flags().BoolVar(&deletion, "deletion", false, "agree that it goes")
 	return cmd
 }
 

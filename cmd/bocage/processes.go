@@ -42,7 +42,7 @@ func controllerFlags(cmd *cobra.Command, cfg *node.Config) {
 	flags.StringVar(&cfg.OIDC.Issuer, "oidc-issuer", "", "URL of the OpenID Connect provider whose tokens are accepted")
 	flags.StringVar(&cfg.OIDC.ClientID, "oidc-client-id", "", "audience that the provider's tokens must have")
 	flags.StringVar(&cfg.OIDC.CAFile, "oidc-ca-file", "", "certificates that the provider's is signed by (default: the system's)")
-	flags.StringVar(&cfg.OIDC.UsernameClaim, "oidc-username-claim", "", "claim that names the person (default: email, else sub)")
+	flags.StringVar(&cfg.OIDC.UsernameClaim, "oidc-username-claim", "", "claim that names the person (default: email; a token without it is refused)")
 	flags.StringVar(&cfg.OIDC.GroupsClaim, "oidc-groups-claim", "groups", "claim that names the person's groups")
 	flags.StringToStringVar(&cfg.OIDC.RequiredClaims, "oidc-required-claim", nil, "claim that tokens must have, as NAME=VALUE; may be repeated")
 	flags.DurationVar(&cfg.QuarantineFor, "quarantine-for", 15*time.Minute, "how long a quarantine by recognition lasts")
