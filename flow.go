@@ -49,26 +49,3 @@ func (r PortRange) String() string {
 		return fmt.Sprintf("%d-%d", r.First, r.Last)
 	}
 }
-
-// PortPrefix is a block of 2^(16-Bits) ports that starts at Port, the form in
-// which port intervals become kernel map keys.
-type PortPrefix struct {
-	Port uint16
-	Bits uint8 // 0 (all ports) to 16 (one port)
-}
-
-// Prefixes splits the range into the fewest aligned blocks, at most 30, in
-// ascending order.
-func (r PortRange) Prefixes() []PortPrefix {
-	var out []PortPrefix
-	for low, high := uint32(r.First), uint32(r.Last); low <= high; {
-		size, bits := uint32(1), uint8(16)
-		for bits > 0 && low%(size*2) == 0 && low+size*2-1 <= high {
-			size *= 2
-			bits--
-		}
-		out = append(out, PortPrefix{uint16(low), bits})
-		low += size
-	}
-	return out
-}

@@ -165,9 +165,6 @@ type Profile struct {
 	Signatures string `json:"signatures"`
 }
 
-// MayRefuse reports the same as InspectionProfile.MayRefuse.
-func (p Profile) MayRefuse() bool { return !p.FailOpen || signaturesMayBlock(p.Signatures) }
-
 // Port is one enforcement point: the host's side of a workload's interface.
 type Port struct {
 	Interface string       `json:"interface"`

@@ -74,6 +74,16 @@ func (b *bench) start() *Policy {
 	return p
 }
 
+// startShop declares a shop, runs a room and lets it bring the shop into force.
+func (b *bench) startShop() (*shop, *Policy) {
+	b.t.Helper()
+	s := newShop()
+	b.declare(s.all()...)
+	p := b.start()
+	b.settle()
+	return s, p
+}
+
 func (b *bench) stop() {
 	for _, cancel := range b.cancels {
 		cancel()
@@ -311,10 +321,7 @@ func (s *shop) all() []bocage.Resource {
 // TestLoop follows one declaration from the store to enforced and back.
 func TestLoop(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		_, p := b.startShop()
 		b.wantActive("g1")
 		if b.notices.Load() != 1 {
 			t.Fatalf("agents were told of generation %d", b.notices.Load())
@@ -390,10 +397,7 @@ func TestLoop(t *testing.T) {
 // TestQuarantine cuts a workload off, and time brings it back.
 func TestQuarantine(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		b.start()
-		b.settle()
+		b.startShop()
 		started := time.Now()
 		q := &bocage.Quarantine{ObjectMeta: bocage.ObjectMeta{Name: "web"}, Spec: bocage.QuarantineSpec{Workload: "shop/web", Until: started.Add(time.Minute)}}
 		b.declare(q)
@@ -432,10 +436,7 @@ func TestQuarantine(t *testing.T) {
 // keeps its number.
 func TestRestart(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		b.start()
-		b.settle()
+		s, _ := b.startShop()
 		b.remove(s.scope)
 		b.settle()
 		b.wantActive("g2")
@@ -483,10 +484,7 @@ func TestRestart(t *testing.T) {
 // TestFailedProof shows that what is not proved never gets out.
 func TestFailedProof(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		_, p := b.startShop()
 		b.taken(1, "h1", "h2")
 		b.settle()
 		p.prove = func(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
@@ -616,10 +614,7 @@ func TestBrokenWatchesAndConflicts(t *testing.T) {
 	inBubble(t, func(b *bench) {
 		fragile := &brittle{Store: b.store}
 		b.store = fragile
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		s, p := b.startShop()
 		fragile.breakWatches()
 		s.apiApp.Spec.Provides[0].Port = 9000
 		b.declare(s.apiApp)

@@ -18,10 +18,7 @@ import (
 // and for a moment to come.
 func TestExplainWhatWas(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		s, p := b.startShop()
 		q := bocage.ExplainQuery{From: "shop/web", To: "shop/api", Port: 8080, Protocol: bocage.ProtocolTCP}
 		was, err := p.Explain(b.ctx, q)
 		if err != nil || was.Verdict != bocage.VerdictAllow || was.Generation != 1 {

@@ -46,10 +46,7 @@ func (b *bench) logs(from, to string, port uint16) bool {
 // what opens something is not.
 func TestTighteningGoesAhead(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		s, p := b.startShop()
 		let := b.slowly(p)
 		wants := func(v bocage.Verdict, code bocage.ReasonCode, from, to string, port uint16) {
 			t.Helper()
@@ -142,10 +139,7 @@ func TestTighteningOfAnother(t *testing.T) {
 // conditions come: all of it comes into force in turn.
 func TestProofsWithoutEnd(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		s, p := b.startShop()
 		let := b.slowly(p)
 		reached := uint16(8080)
 		for i := range uint16(8) {
@@ -175,10 +169,7 @@ func TestProofsWithoutEnd(t *testing.T) {
 // then, tells it, and goes on when the condition is over.
 func TestProofFailsAfterwards(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		s, p := b.startShop()
 		p.prove = func(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 			proofs := prove.Prove(in, rs)
 			if len(in.ThreatConditions) > 0 && in.ThreatConditions[0].Spec.Expires.After(in.Now) {
@@ -237,10 +228,7 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(b *bench) {
-				s := newShop()
-				b.declare(s.all()...)
-				p := b.start()
-				b.settle()
+				_, p := b.startShop()
 				test.spoil(b, p)
 				b.slowly(p)
 				b.declare(condition("db", "shop/db", bocage.LevelQuarantine, time.Hour))
@@ -257,10 +245,7 @@ func TestTighteningThatBreaksSomething(t *testing.T) {
 // fails: without them too, or because of them, which no owner keeps out.
 func TestTighteningWhileATestFails(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		_, p := b.startShop()
 		b.slowly(p)
 		b.declare(&bocage.PolicyTest{ObjectMeta: bocage.ObjectMeta{Namespace: "shop", Name: "reports"}, Spec: bocage.PolicyTestSpec{Blocks: true,
 			Cases: []bocage.PolicyTestCase{{Name: "web reaches db", From: "shop/web", To: "shop/db", Port: 5432, Expect: bocage.PolicyExpectation{Reach: bocage.ReachAllow}}}}})
@@ -421,10 +406,7 @@ func TestTightenedSnapshot(t *testing.T) {
 // that there will be no proofs, or that one failed.
 func TestProofsOfWhatWasReplaced(t *testing.T) {
 	inBubble(t, func(b *bench) {
-		s := newShop()
-		b.declare(s.all()...)
-		p := b.start()
-		b.settle()
+		_, p := b.startShop()
 		let := make(chan struct{})
 		stopped := make(chan struct{})
 		b.stopping = append(b.stopping, stopped)

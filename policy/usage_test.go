@@ -176,10 +176,7 @@ func TestBlockingIsOfRegressions(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inBubble(t, func(b *bench) {
-				s := newShop()
-				b.declare(s.all()...)
-				b.start()
-				b.settle()
+				s, _ := b.startShop()
 				b.wantActive("g1")
 				b.declare(test.test) // a generation is in force by now
 				b.settle()

@@ -85,7 +85,7 @@ func (o *offline) load(e *env) (*simulate.Simulator, *gather.Gathered, error) {
 	gathered.Input.Now = now
 	simulator, output := simulate.Compile(gathered.Input)
 	simulator.Locate(gathered.Place)
-	simulator.Names(gathered.Names, gathered.Gone)
+	simulator.Names(gathered.Names, gathered.Unusable)
 	simulator.Bystanders(o.bystanders())
 	if len(output.Faults) > 0 {
 		return nil, nil, e.refuse(output.Faults)

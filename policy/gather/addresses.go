@@ -49,7 +49,7 @@ func (g *Gatherer) place() {
 		name := p.NamespacedName()
 		switch {
 		case p.Ended:
-			g.out.Gone[name] = "Pod " + name + " has ended: nothing is there any more"
+			g.out.Unusable[name] = "Pod " + name + " has ended: nothing is there any more"
 		case p.HostNetwork:
 			g.out.Names[name] = p.Spec.Addresses
 			if h := hosts[p.Spec.Host]; len(p.Spec.Addresses) == 0 && h != nil {

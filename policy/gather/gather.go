@@ -1,13 +1,11 @@
-// Package gather turns declarations from files into what the compiler takes, with
-// no controller at hand: our own kinds, and Namespaces, Pods, Nodes and network
-// policies as Kubernetes writes them.
+// Package gather makes the compiler's input of declarations in files, without a controller:
+// our own kinds, and Namespaces, Pods, Nodes and network policies as Kubernetes writes them.
 //
-// It promises every fault of every file at once, each with its file and line,
-// and that whatever it leaves out or fills in is said in a note: foreign kinds,
-// addresses of Pods that have none yet, numbers of workloads, defaults. The same
-// files in any order give the same input.
+// It promises to report all faults of all files at once, each with its file and line, and
+// to write a note about what it leaves out or fills in: foreign kinds, addresses of Pods
+// that have none yet, defaults. The same files in any order give the same input.
 //
-// It never decides anything, and never writes.
+// It never decides about flows, and never writes.
 package gather
 
 import (
@@ -35,31 +33,31 @@ const (
 // MaxBytes is the largest file that is read: a cluster's Pods in one piece.
 const MaxBytes = 256 << 20
 
-// Options say how files are read. The zero value is what people mean.
+// Options say how files are read. The zero value is the usual way.
 type Options struct {
-	// Default says what becomes of flows about which nobody says anything:
-	// "kubernetes" accepts those between any workloads, "deny" accepts none, not
-	// even those between Pods. "auto" (or empty) accepts those between Pods, and
-	// takes Workloads for Pods where there are Kubernetes' policies and none of
-	// Bocage's own. "declared" takes nobody for what it is not declared to be, as a
-	// controller does: flows between Pods are accepted, all others are not.
+	// Default says what happens to flows about which nothing is declared:
+	//   - "kubernetes" accepts them between any workloads.
+	//   - "deny" accepts none, not even between Pods.
+	//   - "declared" accepts them between Pods only, as a controller does.
+	//   - "auto" (or empty) is like "declared", but if there are Kubernetes' policies and
+	//     none of Bocage's own, Workloads count as Pods.
 	Default string
 	// Strict makes foreign kinds faults.
 	Strict bool
 }
 
-// Gathered is what the files hold.
+// Gathered is the content of the files.
 type Gathered struct {
 	// Input has everything but Now.
 	Input compile.Input
 	Tests []*bocage.PolicyTest
 	// Notes say, for people, what was left out or filled in.
 	Notes []string
-	// Names are what else can be named than workloads and hosts, with the
-	// addresses: Pods on their node's network.
+	// Names are names of ends besides workloads and hosts, with their addresses: Pods on
+	// their node's network.
 	Names map[string][]netip.Addr
-	// Gone are names and addresses that mean nobody, with the reason.
-	Gone map[string]string
+	// Unusable are names and addresses that cannot be an end of a flow, with the reason.
+	Unusable map[string]string
 
 	documents map[objectKey]manifest.Document
 }
@@ -73,19 +71,20 @@ type Gatherer struct {
 	faults  bocage.Faults
 	out     Gathered
 	pods    []kubernetes.Pod
-	// templates are of controllers whose Pods may be in the files, or not.
+	// templates are those of Deployments and the like, whose Pods may be in the files or
+	// not.
 	templates []template
 	services  []service
 	sources   map[objectKey]string // of workloads and hosts, by whatever kind declares them
-	foreign   map[string][]string  // kinds that are not read, with where they stand
-	own       bool                 // a policy of Bocage's own was declared
+	foreign   map[string][]string  // kinds that are not read, with the places of their objects
+	ownPolicy bool                 // a policy of Bocage's own was declared
 }
 
 // New prepares to collect.
 func New(options Options) *Gatherer {
 	g := &Gatherer{options: options, sources: map[objectKey]string{}, foreign: map[string][]string{},
-		out: Gathered{Names: map[string][]netip.Addr{}, Gone: map[string]string{}, documents: map[objectKey]manifest.Document{}}}
-	g.reader = manifest.Reader{Namespace: "default", Foreign: g.foreigner, MaxBytes: MaxBytes}
+		out: Gathered{Names: map[string][]netip.Addr{}, Unusable: map[string]string{}, documents: map[objectKey]manifest.Document{}}}
+	g.reader = manifest.Reader{Namespace: "default", Foreign: g.foreignObject, MaxBytes: MaxBytes}
 	return g
 }
 
@@ -94,34 +93,34 @@ func (g *Gatherer) Path(path string) {
 	g.faults = append(g.faults, g.reader.EachPath(path, g.document)...)
 }
 
-// Read adds what a stream held; name is the stream's, for messages.
+// Read adds the content of a stream; name is for messages.
 func (g *Gatherer) Read(name string, data []byte) {
 	g.faults = append(g.faults, g.reader.Each(name, data, g.document)...)
 }
 
-// document takes one object of a kind that is known.
+// document adds one object of a known kind.
 func (g *Gatherer) document(d manifest.Document) {
 	in := &g.out.Input
-	counts := bocage.AsAgreed(d.Resource) // of an export, what somebody still has to agree to does not
+	counts := bocage.AsAgreed(d.Resource) // in an export of a controller, unapproved changes do not count
 	if counts == nil {
 		g.note("%s %s is left out: it waits for a second person, and nothing was in force before", d.Resource.Type().Kind, d.Resource.Meta().Name)
 		return
 	}
 	switch o := counts.(type) {
 	case *bocage.Application:
-		in.Applications, g.own = append(in.Applications, o), true
+		in.Applications, g.ownPolicy = append(in.Applications, o), true
 	case *bocage.Guardrail:
-		in.Guardrails, g.own = append(in.Guardrails, o), true
+		in.Guardrails, g.ownPolicy = append(in.Guardrails, o), true
 	case *bocage.Exception:
-		in.Exceptions, g.own = append(in.Exceptions, o), true
+		in.Exceptions, g.ownPolicy = append(in.Exceptions, o), true
 	case *bocage.Response:
-		in.Responses, g.own = append(in.Responses, o), true
+		in.Responses, g.ownPolicy = append(in.Responses, o), true
 	case *bocage.Scope:
-		in.Scopes, g.own = append(in.Scopes, o), true
+		in.Scopes, g.ownPolicy = append(in.Scopes, o), true
 	case *bocage.InspectionProfile:
-		in.Profiles, g.own = append(in.Profiles, o), true
+		in.Profiles, g.ownPolicy = append(in.Profiles, o), true
 	case *bocage.Decoy:
-		in.Decoys, g.own = append(in.Decoys, o), true
+		in.Decoys, g.ownPolicy = append(in.Decoys, o), true
 	case *bocage.Quarantine:
 		in.Quarantines = append(in.Quarantines, o)
 	case *bocage.ThreatCondition:
@@ -154,15 +153,15 @@ func (g *Gatherer) document(d manifest.Document) {
 	case *bocage.PolicyTest:
 		g.out.Tests = append(g.out.Tests, o)
 	default:
-		return // records of the past and of the rollout decide nothing
+		return // Generations, Rollouts and the like do not decide about flows
 	}
 	meta := d.Resource.Meta()
 	d.JSON = nil
 	g.out.documents[objectKey{d.Resource.Type().Kind, meta.Namespace, meta.Name}] = d
 }
 
-// claim notes who has a name: a Pod and a Workload, or a Node and a Host, cannot
-// both have one.
+// claim notes that an object has a name. A Pod and a Workload, or a Node and a Host, cannot
+// have the same name.
 func (g *Gatherer) claim(kind string, meta *bocage.ObjectMeta, source string) bocage.Faults {
 	k := objectKey{kind, meta.Namespace, meta.Name}
 	if other, taken := g.sources[k]; taken {
@@ -173,8 +172,8 @@ func (g *Gatherer) claim(kind string, meta *bocage.ObjectMeta, source string) bo
 	return nil
 }
 
-// foreigner takes one object of another kind.
-func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
+// foreignObject adds one object of a kind that is not Bocage's.
+func (g *Gatherer) foreignObject(tree *manifest.Tree) bocage.Faults {
 	version, _ := tree.Text("apiVersion")
 	kind, _ := tree.Text("kind")
 	source := tree.Source("")
@@ -226,8 +225,8 @@ func (g *Gatherer) foreigner(tree *manifest.Tree) bocage.Faults {
 	return nil
 }
 
-// nameFaults checks a Pod's name, namespace and labels; a Workload's other rules
-// are not Kubernetes'.
+// nameFaults checks a Pod's name, namespace and labels. The other rules for Workloads do not
+// apply to Pods.
 func nameFaults(w *bocage.Workload) bocage.Faults {
 	var faults bocage.Faults
 	for _, f := range w.Validate() {
@@ -249,10 +248,10 @@ func (g *Gatherer) Done() (*Gathered, bocage.Faults) {
 		return nil, g.faults
 	}
 	g.noteForeign()
-	g.standIn()
+	g.addTemplatePods()
 	g.place()
-	g.number()
-	g.behindServices()
+	g.assignIdentities()
+	g.resolveServices()
 	g.defaults()
 	g.noteExceptions()
 	return &g.out, nil
@@ -262,7 +261,7 @@ func (g *Gatherer) note(format string, args ...any) {
 	g.out.Notes = append(g.out.Notes, fmt.Sprintf(format, args...))
 }
 
-// noteForeign says what was left out.
+// noteForeign adds notes about the kinds that were left out.
 func (g *Gatherer) noteForeign() {
 	kinds := make([]string, 0, len(g.foreign))
 	for kind := range g.foreign {
@@ -282,14 +281,14 @@ func (g *Gatherer) noteForeign() {
 	}
 }
 
-// decidesElsewhere reports whether a kind decides about flows wherever it is known,
-// as far as its name says: others' policies, and OpenShift's and Consul's.
+// decidesElsewhere reports whether a foreign kind is, by its name, a network policy of
+// another product.
 func decidesElsewhere(kind string) bool {
 	return strings.Contains(strings.ToLower(kind), "polic") || kind == "EgressFirewall" || kind == "ServiceIntentions"
 }
 
-// noteExceptions says which exceptions count although somebody has to approve
-// them: files know nothing of approvals.
+// noteExceptions adds notes about the exceptions that need an approval. They count as
+// approved, since files do not contain approvals.
 func (g *Gatherer) noteExceptions() {
 	approvers := map[string][]string{}
 	for _, r := range g.out.Input.Guardrails {
@@ -302,7 +301,7 @@ func (g *Gatherer) noteExceptions() {
 	}
 }
 
-// defaults says what becomes of flows about which nobody says anything.
+// defaults applies Options.Default: it decides which workloads count as Pods.
 func (g *Gatherer) defaults() {
 	in := &g.out.Input
 	orchestrator, only := "", ""
@@ -314,7 +313,7 @@ func (g *Gatherer) defaults() {
 	case DefaultDeny:
 		only = bocage.OrchestratorKubernetes // Pods become workloads like others
 	default:
-		if g.own || len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) == 0 ||
+		if g.ownPolicy || len(in.NetworkPolicies)+len(in.ClusterNetworkPolicies) == 0 ||
 			!slices.ContainsFunc(in.Workloads, func(w *bocage.Workload) bool { return w.Spec.Orchestrator == "" }) {
 			return
 		}
@@ -330,9 +329,9 @@ func (g *Gatherer) defaults() {
 	}
 }
 
-// number gives workloads without a number one that nobody has, in the order of
+// assignIdentities gives unused identities to workloads that have none, in the order of
 // their names.
-func (g *Gatherer) number() {
+func (g *Gatherer) assignIdentities() {
 	workloads := g.out.Input.Workloads
 	slices.SortFunc(workloads, func(a, b *bocage.Workload) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))

@@ -65,7 +65,7 @@ func TestPodsBecomeWorkloads(t *testing.T) {
 		!slices.Equal(names["a/elsewhere"], names["a/elsewhere-too"]) || slices.Equal(names["a/elsewhere"], names["a/nowhere"]) {
 		t.Errorf("Pods on their node's network: %v", names)
 	}
-	if out.Gone["a/done"] == "" {
+	if out.Unusable["a/done"] == "" {
 		t.Error("a Pod that has ended is there")
 	}
 }
@@ -168,8 +168,8 @@ func TestServices(t *testing.T) {
 		"fd00::7":         "fd00::7 is the address of Service x/web, and policies decide about the Pods behind it: name one of those, such as x/p",
 		"default/outside": "default/outside is a Service, and policies decide about the Pods behind it: name those",
 	}
-	if !maps.Equal(out.Gone, want) {
-		t.Errorf("%v", out.Gone)
+	if !maps.Equal(out.Unusable, want) {
+		t.Errorf("%v", out.Unusable)
 	}
 }
 
@@ -216,12 +216,12 @@ func TestControllers(t *testing.T) {
 		t.Errorf("%+v", w)
 	}
 	text := strings.Join(out.Notes, "\n")
-	if !strings.Contains(out.Gone["a/web"], "such as a/web-0") || !strings.Contains(out.Gone["a/there"], "such as a/there-5d4-x") {
-		t.Errorf("%v", out.Gone)
+	if !strings.Contains(out.Unusable["a/web"], "such as a/web-0") || !strings.Contains(out.Unusable["a/there"], "such as a/there-5d4-x") {
+		t.Errorf("%v", out.Unusable)
 	}
-	if !strings.Contains(out.Gone["a/idle"], "Deployment a/idle has no replicas") || !strings.Contains(text, "Deployment a/large has 1000 replicas, which are alike: 100 stand for them") ||
+	if !strings.Contains(out.Unusable["a/idle"], "Deployment a/idle has no replicas") || !strings.Contains(text, "Deployment a/large has 1000 replicas, which are alike: 100 stand for them") ||
 		!strings.Contains(text, "106 Pods stand for those that 5 controllers") {
-		t.Errorf("%v\n%s", out.Gone, text)
+		t.Errorf("%v\n%s", out.Unusable, text)
 	}
 	g := New(Options{})
 	g.Read("f.yaml", []byte(controller("apps/v1", "Deployment", "none", "{}")+controller("apps/v1", "Deployment", "odd", "{"+strings.ReplaceAll(of("a"), "80", "0")+"}")))

@@ -32,8 +32,9 @@ func (g *Gatherer) service(tree *manifest.Tree) {
 	g.services = append(g.services, s)
 }
 
-// behindServices tells who asks about a Service, or its address, whom to name instead.
-func (g *Gatherer) behindServices() {
+// resolveServices makes the names and addresses of Services unusable as ends, with the Pods
+// to name instead.
+func (g *Gatherer) resolveServices() {
 	for _, s := range g.services {
 		name := s.Metadata.NamespacedName()
 		instead := "the Pods behind it: name those"
@@ -44,12 +45,12 @@ func (g *Gatherer) behindServices() {
 			}
 		}
 		_, workload := g.sources[objectKey{"Workload", s.Metadata.Namespace, s.Metadata.Name}]
-		if _, known := g.out.Gone[name]; !known && !workload {
-			g.out.Gone[name] = fmt.Sprintf("%s is a Service, and policies decide about %s", name, instead)
+		if _, known := g.out.Unusable[name]; !known && !workload {
+			g.out.Unusable[name] = fmt.Sprintf("%s is a Service, and policies decide about %s", name, instead)
 		}
 		for _, text := range append(slices.Clone(s.Spec.ClusterIPs), s.Spec.ClusterIP) {
 			if address, err := netip.ParseAddr(text); err == nil {
-				g.out.Gone[address.Unmap().String()] = fmt.Sprintf("%s is the address of Service %s, and policies decide about %s", address, name, instead)
+				g.out.Unusable[address.Unmap().String()] = fmt.Sprintf("%s is the address of Service %s, and policies decide about %s", address, name, instead)
 			}
 		}
 	}

@@ -20,10 +20,10 @@ type template struct {
 // alike to policy.
 const mostStandIns = 100
 
-// standIn has Pods stand for those that controllers will make, in files that were
-// written by people: NAME-0 and so on, as a StatefulSet calls them. Where a Pod of
-// the template is in the files, as in what a cluster prints, its Pods are known.
-func (g *Gatherer) standIn() {
+// addTemplatePods adds the Pods that Deployments and the like will make, named NAME-0 and so
+// on, as a StatefulSet names them. If the files have a Pod with the template's labels, as
+// the output of a cluster has, nothing is added: its Pods are known.
+func (g *Gatherer) addTemplatePods() {
 	slices.SortFunc(g.templates, func(a, b template) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Kind, b.Kind))
 	})
@@ -51,7 +51,7 @@ func (g *Gatherer) standIn() {
 		}
 		name := t.NamespacedName()
 		if replicas == 0 {
-			g.out.Gone[name] = fmt.Sprintf("%s %s has no replicas: nothing is there", t.Kind, name)
+			g.out.Unusable[name] = fmt.Sprintf("%s %s has no replicas: nothing is there", t.Kind, name)
 			continue
 		}
 		controllers++
@@ -93,7 +93,7 @@ func (g *Gatherer) standIn() {
 func (g *Gatherer) meant(t template, pod string) {
 	name := t.NamespacedName()
 	if _, taken := g.sources[objectKey{"Workload", t.Namespace, t.Name}]; !taken {
-		g.out.Gone[name] = fmt.Sprintf("%s is a %s: name one of its Pods, such as %s/%s", name, t.Kind, t.Namespace, pod)
+		g.out.Unusable[name] = fmt.Sprintf("%s is a %s: name one of its Pods, such as %s/%s", name, t.Kind, t.Namespace, pod)
 	}
 }
 

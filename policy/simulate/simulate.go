@@ -135,9 +135,6 @@ func (s *Simulator) Names(others map[string][]netip.Addr, gone map[string]string
 // each of its fields stands. It is to be called before anything is asked.
 func (s *Simulator) Locate(place func(bocage.Ref) (file string, line int)) { s.place = place }
 
-// Now is the moment for which a question without one is answered.
-func (s *Simulator) Now() time.Time { return s.in.Now }
-
 // Workloads lists the names of the workloads that take effect, sorted.
 func (s *Simulator) Workloads() []string {
 	names := make([]string, len(s.workloads))
