@@ -17,6 +17,7 @@ type applications struct {
 	external  map[netip.Prefix][]*application // by the prefixes that they name
 	inviting  map[*application]bool           // that let in workloads of other namespaces by name
 	zoned     map[*application]bool           // that ask for zones
+	heard     map[*application]bool           // that spoke as consumers last
 }
 
 func newApplications(n int) applications {
@@ -115,7 +116,7 @@ func (c *compiler) replaceApplications(d *change) {
 	for _, o := range d.applicationsCome {
 		a := &application{Application: o}
 		if old := kept[o.NamespacedName()]; old != nil {
-			a.consumes, a.provides, a.prefixes, a.uses = old.consumes, old.provides, old.prefixes, old.uses
+			a.consumes, a.provides, a.prefixes, a.uses, a.idle = old.consumes, old.provides, old.prefixes, old.uses, old.idle
 			delete(kept, o.NamespacedName())
 		}
 		c.hear(&a.prefixes, func() { prefixesOf(a.Application, c.pop.namePrefix(1, &c.findings)) })
@@ -129,6 +130,7 @@ func (c *compiler) replaceApplications(d *change) {
 		for _, u := range []*unit{&a.consumes, &a.provides, &a.prefixes} {
 			c.forget(u)
 		}
+		c.told.change(a.idle, nil)
 	}
 }
 
@@ -166,6 +168,7 @@ func (c *compiler) sayApplications(d *change) {
 	if d.first {
 		c.statements = make([]statement, 0, 5*len(c.apps))
 	}
+	c.heard = consumers
 	uses := d.used
 	for _, a := range inOrder(consumers) {
 		uses = append(uses, a.uses...)

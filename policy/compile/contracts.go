@@ -12,10 +12,12 @@ import (
 type application struct {
 	*bocage.Application
 	groups   []int32
-	consumes unit  // what it states as a consumer
-	provides unit  // what it states as a provider
-	prefixes unit  // what it is told of the prefixes that it names
-	uses     []use // what is provided to it
+	consumes unit      // what it states as a consumer
+	provides unit      // what it states as a provider
+	prefixes unit      // what it is told of the prefixes that it names
+	uses     []use     // what is provided to it
+	idle     []Finding // of contracts that nobody is there for
+	alone    bool      // it has such contracts
 }
 
 // use is one interface that subjects consume with both halves of the contract.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 
 	"bocage.dev/bocage"
@@ -20,29 +19,37 @@ const mostSteps = 4096
 
 // proofs keeps which contracts are empty.
 type proofs struct {
-	empty    map[int32][]bocage.Ref // by statement: who empties it
-	together map[string]*together   // by those authors, where it takes several guardrails
-	excepted map[string]bool        // guardrails with an exception in force
+	empty    map[int32]emptied    // by statement
+	together map[string]*together // by those authors, where it takes several guardrails
+	excepted map[string]bool      // guardrails with an exception in force
+	bans     []ban                // what guardrails refuse, whoever joins
 }
+
+// emptied is who empties a contract: today, and, if that is so, whoever joins.
+type emptied struct{ by, ever []bocage.Ref }
 
 // noteContradictions tells the authors of what is empty, and those who empty it.
 func (c *compiler) noteContradictions(d *change) {
 	if d.first {
-		c.proofs = proofs{empty: map[int32][]bocage.Ref{}, together: map[string]*together{}}
+		c.proofs = proofs{empty: map[int32]emptied{}, together: map[string]*together{}}
 	}
 	r := c.refusers()
-	if d.subjects || d.offers || d.of(kindGuardrail, kindException, kindAddressGroup) {
+	if d.subjects || d.offers || d.of(kindGuardrail, kindException, kindAddressGroup, kindZone) {
 		c.hear(&c.units.contradictions, func() { c.noteEmptiedGuardrails(r) })
 	}
 	changed := map[string]bool{}
+	again := map[int32]bool{} // those that others empty than before
 	for _, i := range c.withdrawn {
 		c.prove(i, nil, changed)
 	}
 	for i := range c.contractsTouched(r) {
 		s := &c.statements[i]
 		by, _ := r.empties(block{s.from, s.to, s.ports})
-		c.prove(i, by, changed)
+		if c.prove(i, by, changed) {
+			again[i] = true
+		}
 	}
+	c.noteEmptyForEver(r, d, again)
 	for key := range changed {
 		c.noteTogether(key)
 	}
@@ -131,30 +138,16 @@ func (c *compiler) noteEmptiedGuardrails(r *refusers) {
 	}
 }
 
-// noteEmptied proves that a grant or a protection is empty: for ever, by what one
-// never says, or with the workloads of today, by what several say together.
+// noteEmptied proves that a grant or a protection is empty: for ever, or with the
+// workloads of today. Who grants hears too where others refuse a part of it.
 func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *bocage.CellMatch) {
-	r.steps = mostSteps
-	for _, g := range c.in.guardrails {
-		if r.steps--; r.steps < 0 {
-			return
+	if by := r.forever(c.pop.regions(m)); len(by) > 0 {
+		said := fmt.Sprintf("%s %s nothing: %s", ref, verb, refuseEver(by))
+		c.findings.reject(ref, Contradiction, "%s", said)
+		for _, author := range by {
+			c.findings.note(author, Contradiction, "%s", said)
 		}
-		if r.excepted[g.Name] || !holds(&g.Spec.Match, m) {
-			continue
-		}
-		for i := range g.Spec.Never {
-			if r.steps--; r.steps < 0 {
-				return
-			}
-			if !holds(&g.Spec.Never[i], m) {
-				continue
-			}
-			by := Ref("Guardrail", g, field("spec.never", i))
-			said := fmt.Sprintf("%s %s nothing: %s refuses all of it, whoever joins; narrow one of them", ref, verb, by)
-			c.findings.reject(ref, Contradiction, "%s", said)
-			c.findings.note(by, Contradiction, "%s", said)
-			return
-		}
+		return
 	}
 	var by []bocage.Ref
 	somebody := false
@@ -165,6 +158,9 @@ func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *boca
 		somebody = true
 		authors, empty := r.empties(b)
 		if !empty {
+			if verb == "allows" {
+				c.noteLessened(r, ref, m)
+			}
 			return
 		}
 		by = append(by, authors...)
@@ -180,27 +176,40 @@ func (c *compiler) noteEmptied(r *refusers, ref bocage.Ref, verb string, m *boca
 	}
 }
 
+// noteLessened tells who grants that others refuse a part of it today.
+func (c *compiler) noteLessened(r *refusers, ref bocage.Ref, m *bocage.CellMatch) {
+	var by []bocage.Ref
+	r.steps = mostSteps
+	for _, b := range c.resolve(*m) {
+		for _, i := range r.statements {
+			if r.steps--; r.steps < 0 {
+				break
+			}
+			if s := &c.statements[i]; !slices.Contains(by, s.by[0]) && s.ports.meets(b.ports) && !s.from.meet(b.from).empty() && !s.to.meet(b.to).empty() {
+				by = append(by, s.by...)
+			}
+		}
+	}
+	if by = canonical(by); len(by) > 0 {
+		verb := "refuse"
+		if len(by) == 1 {
+			verb = "refuses"
+		}
+		c.findings.note(ref, RefusedInPart, "%s %s a part of it today, which stays refused", listed(shorten(textsOf(by))), verb)
+	}
+}
+
 // prove notes who empties a contract; nobody says that it is not empty, or gone.
 // Its owners hear of it; the owners of guardrails only where it takes several of
 // them, for refusing is what a guardrail is for. changed collects the authors of
-// whom noteTogether has to be called.
-func (c *compiler) prove(i int32, by []bocage.Ref, changed map[string]bool) {
+// whom noteTogether has to be called. It reports whether these are others than before.
+func (c *compiler) prove(i int32, by []bocage.Ref, changed map[string]bool) bool {
 	by = canonical(slices.Clone(by))
-	old := c.proofs.empty[i]
+	old := c.proofs.empty[i].by
 	if slices.Equal(old, by) {
-		return
+		return false
 	}
-	s := &c.statements[i]
-	said := func(by []bocage.Ref) (out findings) {
-		if len(by) == 0 {
-			return nil
-		}
-		for _, half := range s.by {
-			out.note(half, Contradiction, "%s allows nothing today: %s", contractText(s.by), refuseAll(by))
-		}
-		return out
-	}
-	c.told.change(said(old), said(by))
+	c.empty(i, emptied{by: by})
 	for n, authors := range [2][]bocage.Ref{old, by} {
 		if !slices.ContainsFunc(authors, func(ref bocage.Ref) bool { return ref.Name != authors[0].Name }) {
 			continue
@@ -218,11 +227,31 @@ func (c *compiler) prove(i int32, by []bocage.Ref, changed map[string]bool) {
 		}
 		changed[key] = true
 	}
-	if len(by) == 0 {
+	return true
+}
+
+// empty notes who empties a contract now, and tells its owners.
+func (c *compiler) empty(i int32, e emptied) {
+	by := c.statements[i].by
+	c.told.change(c.proofs.empty[i].told(by), e.told(by))
+	if len(e.by) == 0 {
 		delete(c.proofs.empty, i)
 	} else {
-		c.proofs.empty[i] = by
+		c.proofs.empty[i] = e
 	}
+}
+
+// told is what the owners of a contract are told.
+func (e emptied) told(halves []bocage.Ref) (out findings) {
+	for _, half := range halves {
+		switch {
+		case len(e.ever) > 0:
+			out.note(half, Contradiction, "%s allows nothing: %s", contractText(halves), refuseEver(e.ever))
+		case len(e.by) > 0:
+			out.note(half, Contradiction, "%s allows nothing today: %s", contractText(halves), refuseAll(e.by))
+		}
+	}
+	return out
 }
 
 // noteTogether tells the owners of guardrails of the contracts that they empty
@@ -282,12 +311,21 @@ func refuseAll(by []bocage.Ref) string {
 	return joinRefs(by) + " together refuse all of it; narrow one of them"
 }
 
-func joinRefs(refs []bocage.Ref) string {
+func refuseEver(by []bocage.Ref) string {
+	if len(by) == 1 {
+		return by[0].String() + " refuses all of it, whoever joins; narrow one of them"
+	}
+	return joinRefs(by) + " together refuse all of it, whoever joins; narrow one of them"
+}
+
+func joinRefs(refs []bocage.Ref) string { return listed(textsOf(refs)) }
+
+func textsOf(refs []bocage.Ref) []string {
 	texts := make([]string, len(refs))
 	for i, ref := range refs {
 		texts[i] = ref.String()
 	}
-	return listed(texts)
+	return texts
 }
 
 func canonical(refs []bocage.Ref) []bocage.Ref {
@@ -302,6 +340,8 @@ type refusers struct {
 	statements []int32
 	excepted   map[string]bool // guardrails with an exception in force
 	everyone   []int32
+	bans       []ban // the same of whoever joins, once somebody asked
+	banned     bool  // somebody did
 	// steps is what may still be looked at before the proof is given up.
 	steps int
 }
@@ -531,64 +571,4 @@ func (p ports) minus(o ports) ports {
 		left = next
 	}
 	return ports{ranges: left}
-}
-
-// holds reports whether a match holds all that another does, whoever joins. It
-// may miss that it does.
-func holds(outer, inner *bocage.CellMatch) bool {
-	return sideHolds(&outer.From, &inner.From) && sideHolds(&outer.To, &inner.To) &&
-		(len(outer.Ports) == 0 || len(inner.Ports) > 0 && portMatches(inner.Ports).minus(portMatches(outer.Ports)).empty())
-}
-
-func sideHolds(outer, inner *bocage.Side) bool {
-	if outer.Outside() || inner.Outside() {
-		everyone := !outer.Outside() && len(outer.Namespaces) == 0 && outer.Workload == nil && len(outer.Data) == 0
-		return everyone || inner.Outside() && len(inner.AddressGroups) == 0 && !slices.ContainsFunc(inner.External, func(p netip.Prefix) bool {
-			p = canonicalPrefix(p)
-			return !slices.ContainsFunc(outer.External, func(q netip.Prefix) bool {
-				q = canonicalPrefix(q)
-				return q.Bits() <= p.Bits() && q.Contains(p.Addr())
-			})
-		})
-	}
-	if len(outer.Namespaces) > 0 && (len(inner.Namespaces) == 0 ||
-		slices.ContainsFunc(inner.Namespaces, func(ns string) bool { return !slices.Contains(outer.Namespaces, ns) })) {
-		return false
-	}
-	if len(outer.Data) > 0 && (len(inner.Data) == 0 ||
-		slices.ContainsFunc(inner.Data, func(class string) bool { return !slices.Contains(outer.Data, class) })) {
-		return false
-	}
-	if outer.Workload == nil {
-		return true
-	}
-	if len(inner.Namespaces) == 0 && inner.Workload == nil && len(inner.Data) == 0 {
-		return false // everyone, the world included
-	}
-	return implied(outer.Workload, inner.Workload)
-}
-
-// implied reports whether every workload that the narrow selector picks is
-// picked by the wide one.
-func implied(wide, narrow *bocage.Selector) bool {
-	given, asked := conjunction(narrow), conjunction(wide)
-	for key, want := range asked {
-		have := given[key]
-		in := slices.DeleteFunc(slices.Clone(have.in), func(v string) bool { return slices.Contains(have.notIn, v) })
-		among := func(values []string) bool {
-			return have.named && !slices.ContainsFunc(in, func(v string) bool { return !slices.Contains(values, v) })
-		}
-		noneOf := func(values []string) bool {
-			return have.absent || have.named && !slices.ContainsFunc(in, func(v string) bool { return slices.Contains(values, v) }) ||
-				!slices.ContainsFunc(values, func(v string) bool { return !slices.Contains(have.notIn, v) })
-		}
-		switch {
-		case want.named && !among(want.in),
-			want.exists && !want.named && !have.exists,
-			want.absent && !have.absent,
-			len(want.notIn) > 0 && !noneOf(want.notIn):
-			return false
-		}
-	}
-	return true
 }

@@ -36,6 +36,7 @@ const (
 	NotApproved         = "NotApproved"         // waits for a second person
 	NotBegun            = "NotBegun"            // an exception whose time is yet to come
 	Contradiction       = "Contradiction"       // a guardrail leaves nothing of what another says
+	RefusedInPart       = "RefusedInPart"       // guardrails refuse a part of what another grants
 	NeverSpoken         = "NeverSpoken"         // protocols that no flow can speak together, or not over this transport
 	DutyRecorded        = "DutyRecorded"        // a duty that enforcement points do not keep themselves
 	HostTaken           = "HostTaken"           // a host that stands in another zone

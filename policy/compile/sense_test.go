@@ -176,8 +176,8 @@ func TestProofsOfEmptiness(t *testing.T) {
 		{"a contract, by one", []*bocage.Guardrail{
 			guardrail("one", bocage.GuardrailSpec{Never: []bocage.CellMatch{to("api")}})},
 			map[string]string{
-				"Application shop/api spec.provides[0]": "allows nothing today: Guardrail one spec.never[0] refuses all of it",
-				"Application shop/web spec.consumes[0]": "allows nothing today",
+				"Application shop/api spec.provides[0]": "allows nothing: Guardrail one spec.never[0] refuses all of it, whoever joins",
+				"Application shop/web spec.consumes[0]": "whoever joins",
 			}, ""},
 		{"a contract, by two together", []*bocage.Guardrail{
 			guardrail("one", bocage.GuardrailSpec{Never: []bocage.CellMatch{ranged(8000, 8085)}}),
@@ -192,8 +192,14 @@ func TestProofsOfEmptiness(t *testing.T) {
 			guardrail("one", bocage.GuardrailSpec{Grant: []bocage.CellMatch{{From: bocage.Side{Workload: ptr(named("web"))}, To: bocage.Side{Workload: ptr(named("db"))}}}}),
 			guardrail("two", bocage.GuardrailSpec{Separate: &bocage.Separate{By: "app"}, Match: bocage.CellMatch{To: bocage.Side{Workload: ptr(named("db"))}}})},
 			map[string]string{
-				"Guardrail one spec.grant[0]": "Guardrail two spec.separate refuses all of it",
-				"Guardrail two spec.separate": "allows nothing today",
+				"Guardrail one spec.grant[0]": "Guardrail two spec.separate refuses all of it, whoever joins",
+				"Guardrail two spec.separate": "allows nothing: ",
+			}, "Guardrail one spec.grant[0]"},
+		{"a contract, today", []*bocage.Guardrail{
+			guardrail("one", bocage.GuardrailSpec{Never: []bocage.CellMatch{{To: bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{bocage.LabelName: "api"}}}}}})},
+			map[string]string{
+				"Application shop/api spec.provides[0]": "allows nothing today: Guardrail one spec.never[0] refuses all of it; narrow",
+				"Application shop/web spec.consumes[0]": "allows nothing today",
 			}, ""},
 		{"an exception is in force", []*bocage.Guardrail{
 			guardrail("one", bocage.GuardrailSpec{Grant: []bocage.CellMatch{to("db", 22)}}),
