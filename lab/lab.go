@@ -127,9 +127,27 @@ func describe(config Config) (*Lab, error) {
 	return &Lab{config: config, machines: machines(config.Prefix), places: places(config.Prefix)}, nil
 }
 
+// ValidName reports whether a lab may have a name: at most 12 lower-case letters and
+// digits, a letter first.
+func ValidName(name string) bool {
+	return regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`).MatchString(name)
+}
+
+// Exists reports whether something of a lab is there, whole or not.
+func Exists(name string) (bool, error) {
+	namespaces, err := namespacesOf(name)
+	if err != nil || len(namespaces) > 0 {
+		return err == nil, err
+	}
+	if _, err = os.Stat(Dir(name)); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // validPrefix keeps a name from meaning another lab's namespaces, or a path.
 func validPrefix(prefix string) error {
-	if !regexp.MustCompile(`^[a-z][a-z0-9]{0,11}$`).MatchString(prefix) {
+	if !ValidName(prefix) {
 		return fmt.Errorf("lab name %q: want at most 12 lower-case letters and digits, a letter first: %w", prefix, fs.ErrInvalid)
 	}
 	return nil

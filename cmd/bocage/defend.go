@@ -102,8 +102,8 @@ on each host as soon as that takes it.`,
 			if duration > 0 {
 				quarantine.Spec.Until = time.Now().Add(duration).UTC().Truncate(time.Second)
 			}
-			if err := quarantine.Validate().Err(); err != nil {
-				return err
+			if faults := quarantine.Validate(); len(faults) > 0 {
+				return usage("%s: `bocage get workloads` lists whom there is to cut off", faults[len(faults)-1].Message)
 			}
 			c, err := e.client()
 			if err != nil {

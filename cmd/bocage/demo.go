@@ -21,6 +21,9 @@ all did. It needs root, nmap, nginx, PostgreSQL, Redis and Suricata: "make demo"
 installs them.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := labName(cfg.Prefix); err != nil {
+				return err
+			}
 			if os.Geteuid() != 0 {
 				return &exitError{exitNotReady, "the demo makes network namespaces and needs root: run it with sudo"}
 			}
@@ -59,6 +62,14 @@ func (e *env) labCommand() *cobra.Command {
 		}}
 	down := &cobra.Command{Use: "down", Short: "Take a lab down, also after a crash", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			stands, err := lab.Exists(config.Prefix)
+			if err != nil {
+				return err
+			}
+			if !stands {
+				fmt.Fprintf(e.out, "there is no lab %s: nothing to take down (--name names another)\n", config.Prefix)
+				return nil
+			}
 			if err := lab.Down(config.Prefix); err != nil {
 				return err
 			}
@@ -75,5 +86,16 @@ func (e *env) labCommand() *cobra.Command {
 		}}
 	cmd := noun("lab", "Data centers in network namespaces, to try things on", up, down, workloads)
 	cmd.PersistentFlags().StringVar(&config.Prefix, "name", "lab", "beginning of the namespaces' names")
+	for _, child := range cmd.Commands() {
+		child.PreRunE = func(*cobra.Command, []string) error { return labName(config.Prefix) }
+	}
 	return cmd
+}
+
+// labName checks --name.
+func labName(name string) error {
+	if !lab.ValidName(name) {
+		return usage("--name %q cannot begin namespaces' names: at most 12 lower-case letters and digits can, a letter first", name)
+	}
+	return nil
 }

@@ -66,7 +66,7 @@ the controller's start.`,
 			}
 			secret, err := os.ReadFile(admin)
 			if err != nil {
-				return fmt.Errorf("read the one-time token: %w", err)
+				return fmt.Errorf("read the one-time token: %w: a new controller leaves it there until somebody logs in; --admin-token names another file", err)
 			}
 			c, err := e.clientWith(strings.TrimSpace(string(secret)))
 			if err != nil {

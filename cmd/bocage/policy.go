@@ -27,6 +27,9 @@ error for review. Nothing is applied.`,
 		Example: "  bocage policy suggest -n shop > shop.yaml\n  bocage apply -f shop.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if since < 0 {
+				return usage("--since cannot be negative")
+			}
 			c, err := e.client()
 			if err != nil {
 				return err
@@ -39,6 +42,9 @@ error for review. Nothing is applied.`,
 				if result.Declared > 0 {
 					fmt.Fprintf(e.err, "nothing to suggest: what was declared allows %d %s seen\n", result.Declared, either(result.Declared, "kind of flow", "kinds of flow"))
 					return e.printSuggestion(bocage.SuggestResult{Review: result.Review, Why: result.Why})
+				}
+				if len(namespaces) > 0 {
+					return fmt.Errorf("no answered flow of a workload%s was seen: `bocage get workloads` lists who is where, `bocage observe -f` shows traffic", inNamespaces(namespaces))
 				}
 				return fmt.Errorf("no answered flow was seen yet: is there traffic? `bocage observe -f` shows it")
 			}

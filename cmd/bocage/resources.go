@@ -40,6 +40,9 @@ func (e *env) clientWith(token string) (*client.Client, error) {
 	if e.server == "" {
 		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock"), Token: token})
 	}
+	if !strings.HasPrefix(e.server, "https://") {
+		return nil, usage("--server %q is not the URL of a controller's API such as https://127.0.0.1:8443", e.server)
+	}
 	if e.ca == "" {
 		return nil, usage("--server needs --ca: the trust bundle is the file authority/bundle.pem in the controller's state folder")
 	}

@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/api/client"
 	"bocage.dev/bocage/node"
 )
 
@@ -78,7 +80,7 @@ func run(ctx context.Context, e *env, args []string) int {
 	root.SetIn(e.in)
 	root.SetOut(e.out)
 	root.SetErr(e.err)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
@@ -90,6 +92,11 @@ func run(ctx context.Context, e *env, args []string) int {
 			fmt.Fprintln(e.err, "bocage: "+exit.text)
 		}
 		return exit.code
+	case errors.As(err, &faults) && onlyReads(cmd):
+		for _, fault := range faults {
+			fmt.Fprintln(e.err, "bocage: "+fault.String())
+		}
+		return exitFailed
 	case errors.As(err, &faults):
 		fmt.Fprintf(e.err, "bocage: %d %s; nothing was changed:\n", len(faults), plural(len(faults), "fault"))
 		for _, fault := range faults {
@@ -105,6 +112,9 @@ func run(ctx context.Context, e *env, args []string) int {
 		fmt.Fprintln(e.err, "bocage: "+err.Error())
 		if e.server == "" && (errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED)) && errors.As(err, new(*net.OpError)) {
 			fmt.Fprintln(e.err, "  start one here with `bocage up`, or name another with --server or --run-dir")
+		}
+		if plural, _, found := strings.Cut(err.Error(), ".bocage.dev "); found && client.HasReason(err, client.ReasonNotFound) {
+			fmt.Fprintf(e.err, "  `bocage get %s` lists those that there are\n", plural)
 		}
 		return exitFailed
 	}
@@ -122,7 +132,7 @@ func either(n int, one, many string) string {
 
 func (e *env) rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use:   "bocage",
+		Use: "bocage", Version: version,
 		Short: "A hedge around every workload of a data center",
 		Long: `Bocage filters, inspects, deceives, recognises and decides between any two
 workloads, outside all of them. Start with "bocage up" (monitor mode: nothing is
@@ -164,23 +174,11 @@ Exit codes: 0 ok, 1 failed, 2 usage, 3 difference found, 4 the flow is refused, 
 	group("defend", e.incidentCommand(), e.quarantineCommand(), e.decoyCommand())
 	root.AddCommand(e.versionCommand(), e.prepareCommand())
 	root.AddCommand(helperCommands()...)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetOut(e.out) // completion keeps what it is now
+	helpErrors(root)
 	usageErrors(root)
 	return root
-}
-
-// usageErrors makes wrong arguments exit with exitUsage.
-func usageErrors(command *cobra.Command) {
-	if check := command.Args; check != nil {
-		command.Args = func(cmd *cobra.Command, args []string) error {
-			if err := check(cmd, args); err != nil {
-				return usage("%v: see `%s --help`", err, cmd.CommandPath())
-			}
-			return nil
-		}
-	}
-	for _, child := range command.Commands() {
-		usageErrors(child)
-	}
 }
 
 // logger writes to standard error; quiet unless --debug for one-shot commands.

@@ -37,6 +37,11 @@ func (e *env) observeCommand() *cobra.Command {
 					return usage("--protocol: %v", err)
 				}
 			}
+			for _, end := range [][2]string{{"--from", query.From}, {"--to", query.To}} {
+				if err := flowEnd(end[0], end[1]); err != nil {
+					return err
+				}
+			}
 			if since < 0 || query.Limit < 0 {
 				return usage("--since and --limit cannot be negative")
 			}
@@ -48,7 +53,12 @@ func (e *env) observeCommand() *cobra.Command {
 				return err
 			}
 			e.endless = query.Follow
-			return c.Flows(cmd.Context(), query, e.printFlow)
+			seen := false
+			err = c.Flows(cmd.Context(), query, func(record bocage.FlowRecord) error { seen = true; return e.printFlow(record) })
+			if err == nil && !seen && !query.Follow {
+				fmt.Fprintln(e.err, "no flow that was asked for has been recorded: -f waits for some")
+			}
+			return err
 		}}
 	flags := cmd.Flags()
 	flags.BoolVarP(&query.Follow, "follow", "f", false, "go on showing flows as they happen")
@@ -151,6 +161,9 @@ func (e *env) huntCommand() *cobra.Command {
 		Example: `  bocage hunt "SELECT source, destination, destination_port, count(*) n FROM flows GROUP BY ALL ORDER BY n DESC LIMIT 10"`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if strings.TrimSpace(args[0]) == "" {
+				return usage("the question is empty: write it in SQL, such as \"SELECT * FROM flows LIMIT 10\"")
+			}
 			c, err := e.client()
 			if err != nil {
 				return err

@@ -60,6 +60,15 @@ code is 1 if a probe could not be decided.`,
 			case probes == "-" && from.stdin():
 				return usage("standard input cannot hold both the resources and the probes")
 			}
+			in, name := e.in, "standard input"
+			if !matrix && probes != "-" {
+				file, err := os.Open(probes)
+				if err != nil {
+					return fmt.Errorf("read the probes: %w", err)
+				}
+				defer file.Close()
+				in, name = file, probes
+			}
 			simulator, _, err := from.load(e)
 			if err != nil {
 				return err
@@ -67,7 +76,7 @@ code is 1 if a probe could not be decided.`,
 			if matrix {
 				return e.printMatrix(simulator, namespaces)
 			}
-			return e.answerProbes(simulator, probes, advice)
+			return e.answerProbes(simulator, in, name, advice)
 		}}
 	from.flags(cmd)
 	cmd.Flags().StringVar(&probes, "probes", "", "file with the flows to decide, or - for standard input")
@@ -79,16 +88,7 @@ code is 1 if a probe could not be decided.`,
 }
 
 // answerProbes answers a stream of probes in bounded memory.
-func (e *env) answerProbes(s *simulate.Simulator, file string, advice bool) error {
-	in, name := e.in, "standard input"
-	if file != "-" {
-		f, err := os.Open(file)
-		if err != nil {
-			return fmt.Errorf("read the probes: %w", err)
-		}
-		defer f.Close()
-		in, name = f, file
-	}
+func (e *env) answerProbes(s *simulate.Simulator, in io.Reader, name string, advice bool) error {
 	out := bufio.NewWriterSize(e.out, 64<<10)
 	b := &batch{answer: s.Answer, writer: e.newAnswerWriter(out), out: out}
 	if !advice {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -44,6 +45,9 @@ and the model disagree, which is a fault of Bocage.`,
 			trace, err := node.TracePacket(cmd.Context(), cfg, p)
 			if errors.Is(err, fs.ErrPermission) {
 				return fmt.Errorf("%w: the agent's socket is for root and the agent's own user", err)
+			}
+			if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+				return &exitError{exitFailed, fmt.Sprintf("ask the agent of this host: nobody answers at %s: is it running? `bocage doctor` looks, `bocage up` starts one, --run-dir names another folder", cfg.AgentSocket())}
 			}
 			if err != nil {
 				return err

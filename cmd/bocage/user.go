@@ -12,9 +12,7 @@ import (
 
 // userCommand gathers what makes credentials for people and ends them.
 func (e *env) userCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "user", Short: "Make credentials for people and tools, and end them"}
-	cmd.AddCommand(e.certificateCommand(), e.sessionCommand(), e.sessionsCommand())
-	return cmd
+	return noun("user", "Make credentials for people and tools, and end them", e.certificateCommand(), e.sessionCommand(), e.sessionsCommand())
 }
 
 // certificateCommand makes a client certificate whose key never leaves this place.

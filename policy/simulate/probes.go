@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"bocage.dev/bocage"
@@ -37,6 +38,8 @@ func Probes(name string, in io.Reader, each func(p bocage.SimulateProbe, at stri
 	switch {
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%s holds no probe: write one as JSON in a line", name)
+	case errors.Is(err, syscall.EISDIR):
+		return fmt.Errorf("%s is a folder: name a file with probes", name)
 	case err != nil:
 		return fmt.Errorf("read %s: %w", name, err)
 	case first == '{':
