@@ -43,8 +43,9 @@ func (o Output) Told() { o.findings.wait() }
 // Stale names a selector of which what is kept is not what it picks; empty: none.
 func (k *Compiler) Stale() string {
 	k.last.later.wait()
-	p := k.last.pop
+	p, size := k.last.pop, 0
 	for _, pick := range p.picks.byKey {
+		size += len(pick.list)
 		if now := p.pick(pick.namespaces, pick.selector); !slices.Equal(now, pick.list) {
 			return fmt.Sprintf("%q %+v picks %v, and %v is kept", pick.namespaces, *pick.selector, now, pick.list)
 		}
@@ -59,6 +60,9 @@ func (k *Compiler) Stale() string {
 		if !slices.Equal(names, pick.names) {
 			return fmt.Sprintf("%q %+v picks %v in order, and %v is kept", pick.namespaces, *pick.selector, names, pick.names)
 		}
+	}
+	if size != p.picks.size {
+		return fmt.Sprintf("%d subjects are kept, and %d are counted", size, p.picks.size)
 	}
 	return ""
 }

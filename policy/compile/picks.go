@@ -20,7 +20,7 @@ const mostPicked = 1 << 23
 type picks struct {
 	byKey      map[string]*pick
 	bySelector map[asking]*pick         // the same, by the selectors themselves
-	size       int                      // how many subjects are in them together, about
+	size       int                      // how many subjects are in them together
 	ordered    map[*pick]bool           // those whose names are in order
 	byLabel    map[label]map[*pick]bool // the same, by the labels that they ask for
 }
@@ -151,6 +151,7 @@ func (k *picks) follow(p *population, d *change) {
 		return
 	}
 	for _, pick := range k.byKey {
+		k.size -= len(pick.list)
 		for _, i := range d.gone {
 			pick.list = withoutNumber(pick.list, i)
 		}
@@ -159,6 +160,7 @@ func (k *picks) follow(p *population, d *change) {
 				pick.list = withNumber(pick.list, i)
 			}
 		}
+		k.size += len(pick.list)
 	}
 	for pick := range k.ordered {
 		for i, was := range renamed {
