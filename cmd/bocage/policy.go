@@ -22,8 +22,9 @@ func (e *env) suggestCommand() *cobra.Command {
 	var namespaces []string
 	cmd := &cobra.Command{Use: "suggest", Short: "Write Applications that cover the flows that were seen and answered",
 		Long: `Write Applications that cover the flows that were seen and answered, as YAML on
-standard output. Rare and unanswered flows are left out and listed on standard
-error for review. Nothing is applied.`,
+standard output. What nobody answered, what looks like a scan, and what is rare
+beside the rest is left out and listed on standard error for review. Nothing is
+applied.`,
 		Example: "  bocage policy suggest -n shop > shop.yaml\n  bocage apply -f shop.yaml",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"bocage.dev/bocage"
 )
@@ -16,7 +17,7 @@ const ephemeral = 32768
 // Thresholds from which on an edge is doubtful.
 const (
 	manyUnanswered = 10 // unanswered targets of one source
-	scannedPorts   = 20 // rarely used ports between two ends: a scan
+	scannedPorts   = 10 // rarely used ports between two ends: a scan
 	manyHighPorts  = 3  // high ports between two ends: not a service
 	rareFlows      = 2  // flows of an edge, at most
 )
@@ -124,16 +125,24 @@ func (s *suggestion) reviewRefused(lines []*line) []*line {
 	})
 }
 
-// reviewRare sends to review what two applications did only once or twice, if the usual
-// contract was used often: whether that needs a contract is a person's decision.
+// reviewRare sends to review what was seen only once or twice, and not for long, beside
+// what was used often: between two applications where the usual contract was; at a service
+// that others use often; and all of an application that does nothing else. Whether that
+// needs a contract is a person's decision. Where nothing was used often, the recording is
+// too short to tell.
 func (s *suggestion) reviewRare(lines []*line) []*line {
 	const (
-		enough = 10 // contracts to compare with
-		often  = 10 // flows of the median contract
+		enough = 10          // contracts to compare the median of
+		often  = 10          // flows
+		long   = time.Minute // a flow that goes on is no rare one, such as of a pool
 	)
 	type contract struct {
 		from, to string
 		service  service
+	}
+	type offer struct {
+		to      string
+		service service
 	}
 	key := func(l *line) contract {
 		c := contract{l.sourceName, l.destinationName, l.service()}
@@ -145,24 +154,41 @@ func (s *suggestion) reviewRare(lines []*line) []*line {
 		}
 		return c
 	}
-	flows := map[contract]int64{}
+	flows, lasts := map[contract]int64{}, map[contract]bool{}
 	for _, l := range lines {
-		flows[key(l)] += l.edge.Flows
+		c := key(l)
+		flows[c] += l.edge.Flows
+		lasts[c] = lasts[c] || l.edge.Last.Sub(l.edge.First) >= long
 	}
+	rare := func(c contract) bool { return flows[c] <= rareFlows && !lasts[c] }
 	counts := make([]int64, 0, len(flows))
-	for _, n := range flows {
+	usersMost, sourceUsual := map[offer]int64{}, map[string]bool{}
+	for c, n := range flows {
 		counts = append(counts, n)
+		of := offer{c.to, c.service}
+		usersMost[of] = max(usersMost[of], n)
+		sourceUsual[c.from] = sourceUsual[c.from] || !rare(c)
 	}
-	slices.Sort(counts)
-	if len(counts) < enough || counts[len(counts)/2] < often {
+	if len(counts) == 0 {
 		return lines
 	}
+	slices.Sort(counts)
+	median, most := counts[len(counts)/2], counts[len(counts)-1]
 	return slices.DeleteFunc(lines, func(l *line) bool {
-		n := flows[key(l)]
-		if n > rareFlows {
+		c := key(l)
+		n, others := flows[c], usersMost[offer{c.to, c.service}]
+		switch {
+		case !rare(c):
+			return false
+		case len(counts) >= enough && median >= often:
+			s.addReview(l, fmt.Sprintf("rare: seen %d times in all, where half of what is seen comes %d times or more", n, median))
+		case others >= often:
+			s.addReview(l, fmt.Sprintf("rare: seen %d times in all, where others use that service up to %d times", n, others))
+		case most >= often && !sourceUsual[c.from]:
+			s.addReview(l, fmt.Sprintf("rare: seen %d times in all, and its source does nothing more often, where others do something up to %d times", n, most))
+		default:
 			return false
 		}
-		s.addReview(l, fmt.Sprintf("rare: seen %d times in all, where half of what is seen comes %d times or more", n, counts[len(counts)/2]))
 		return true
 	})
 }

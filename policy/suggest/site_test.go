@@ -246,6 +246,30 @@ func TestWhy(t *testing.T) {
 	}
 }
 
+// TestRare tells what was tried once beside a site at work from what is used rarely but
+// for long, and takes what there is where nothing was used often.
+func TestRare(t *testing.T) {
+	in := compile.Input{Now: policytest.Now, Workloads: []*bocage.Workload{workload(1, "shop", "web", nil), workload(2, "shop", "api", nil), workload(3, "shop", "db", nil), workload(4, "dev", "red", nil)}}
+	pool := edge("shop/api", "shop/db", 5432, 1, 1)
+	pool.Last = pool.First.Add(10 * time.Minute)
+	tried := []bocage.Edge{edge("dev/red", "shop/web", 80, 1, 1), edge("dev/red", "shop/db", 5432, 2, 2),
+		{Source: "dev/red", Destination: "shop/api", Protocol: bocage.ProtocolICMP, Flows: 1, Replied: 1}}
+	for _, c := range []struct {
+		name   string
+		edges  []bocage.Edge
+		review int
+	}{
+		{"beside a site at work", append([]bocage.Edge{edge("shop/web", "shop/api", 8080, 50, 50), pool}, tried...), 3},
+		{"beside one that was hardly seen", append([]bocage.Edge{edge("shop/web", "shop/api", 8080, 3, 3), pool}, tried...), 0},
+		{"by who uses something else", append([]bocage.Edge{edge("dev/red", "shop/api", 8080, 50, 50)}, tried...), 0},
+		{"where others do often", append([]bocage.Edge{edge("dev/red", "shop/api", 8080, 50, 50), edge("shop/api", "shop/web", 80, 50, 50)}, tried...), 1},
+	} {
+		if result := check(t, c.edges, in); len(result.Review) != c.review {
+			t.Errorf("%s: for review: %v %v", c.name, result.Review, result.Why)
+		}
+	}
+}
+
 func TestPrefixes(t *testing.T) {
 	var world []netip.Addr
 	for i := range 64 {

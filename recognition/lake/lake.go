@@ -252,11 +252,15 @@ const maxEdges = 500_000
 // A flow that was answered and not listened to may have spoken anything, but for one
 // that carried nothing beyond handshakes, as checks of ports do. Where one of the two
 // points did not listen, the other's word counts.
+//
+// A connection over TCP of at most three packets that is closed was refused by its
+// destination (SYN, RST), or left before it was one (SYN, SYN and ACK, RST): what scans
+// leave behind is no answer.
 const edgesSQL = `
 WITH told AS (
   SELECT coalesce(nullif(source, ''), source_ip) AS src, coalesce(nullif(destination, ''), destination_ip) AS dst,
          protocol_number AS proto, destination_port AS port, direction, time_ms, event, packets,
-         CASE WHEN replied THEN concat_ws('/', host, interface, source_port, source_ip, destination_ip) END AS answered,
+         CASE WHEN replied AND NOT (protocol_number = 6 AND closed AND packets <= 3) THEN concat_ws('/', host, interface, source_port, source_ip, destination_ip) END AS answered,
          CASE WHEN spoken <> '' THEN spoken
               WHEN replied AND event IN ('end', 'update') AND NOT (packets <= 12 AND bytes <= 80 * packets) THEN 'unheard' END AS speech
   FROM flows

@@ -475,6 +475,14 @@ func TestEdges(t *testing.T) {
 		Reason: bocage.ReasonDarkAddress, Kind: bocage.EventRefused, Packets: 1}, bocage.DirectionFrom)
 	put(bocage.FlowEvent{Source: 20, Destination: 1, DestinationPort: 443, Kind: bocage.EventStart, Verdict: bocage.VerdictAllow,
 		Would: bocage.VerdictAllow}, bocage.DirectionFrom) // to the world
+	probe := bocage.FlowEvent{Source: 23, Destination: 21, Verdict: bocage.VerdictAllow, Would: bocage.VerdictDrop, Reason: bocage.ReasonDefaultDeny, Replied: true, Closed: true}
+	for port, packets := range map[uint16]uint32{23: 2, 25: 3, 80: 4} { // a closed port, one that was tried half, and a connection
+		probe.SourcePort, probe.DestinationPort = 50000+port, port
+		probe.Kind, probe.Packets = bocage.EventRefused, 1
+		put(probe, both...)
+		probe.Kind, probe.Packets = bocage.EventEnd, packets
+		put(probe, both...)
+	}
 	envelope, _ := json.Marshal(&b)
 	appendTo(t, log, "1", envelope)
 	land(t, l, log)
@@ -486,14 +494,14 @@ func TestEdges(t *testing.T) {
 	for _, e := range edges {
 		got = append(got, fmt.Sprintf("%s %s %s/%d %d %d %v", e.Source, e.Destination, e.Protocol, e.DestinationPort, e.Flows, e.Replied, e.First.Equal(morning)))
 	}
-	want := []string{"shop/web shop/api TCP/8080 5 5 true", "shop/api shop/db TCP/5432 3 1 true", "shop/web 10.1.0.9 TCP/443 1 0 true"}
+	want := []string{"shop/web shop/api TCP/8080 5 5 true", "shop/api shop/db TCP/5432 3 1 true", "dev/red shop/api TCP/23 1 0 true", "dev/red shop/api TCP/25 1 0 true", "dev/red shop/api TCP/80 1 1 true", "shop/web 10.1.0.9 TCP/443 1 0 true"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	if edges, err = l.Edges(t.Context(), morning.Add(time.Hour)); err != nil || len(edges) != 0 {
 		t.Errorf("later: %v, %v", edges, err)
 	}
-	if edges, err = l.Edges(t.Context(), time.Time{}); err != nil || len(edges) != 3 {
+	if edges, err = l.Edges(t.Context(), time.Time{}); err != nil || len(edges) != 6 {
 		t.Errorf("ever: %v, %v", edges, err)
 	}
 }
