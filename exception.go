@@ -2,8 +2,8 @@ package bocage
 
 import "time"
 
-// Exception lifts one guardrail from some cells for a while. It ends in the
-// enforcement points themselves, with every controller dead.
+// Exception lifts one guardrail from some cells for a limited time. The enforcement points
+// end it themselves, even if every controller is down.
 type Exception struct {
 	TypeMeta   `json:",inline"`
 	ObjectMeta `json:"metadata"`

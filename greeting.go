@@ -8,9 +8,9 @@ const (
 	MostALPN          = 16
 )
 
-// Greeting is what a client of TLS said before anything was encrypted: whom it asked
-// for and what it offered to speak inside. It is what the client claims, and nobody's
-// proof: a server need not heed it.
+// Greeting is what a TLS client sent in clear text at the beginning: the server name that it
+// asked for (SNI) and the protocols that it offered (ALPN). It is the client's claim and
+// proves nothing: a server may ignore it.
 type Greeting struct {
 	// Flow says whose greeting it is, with the counters of that moment. Its kind is
 	// EventGreeting.
@@ -20,17 +20,17 @@ type Greeting struct {
 
 // Greeted is what was said in a Greeting.
 type Greeted struct {
-	// ServerName is whom the client asked for (SNI), in lower case; empty if it did not
-	// say. What is no printable ASCII is escaped.
+	// ServerName is the server name that the client asked for (SNI), in lower case; empty
+	// if there was none. What is not printable ASCII is escaped.
 	ServerName string `json:"serverName,omitempty"`
-	// ALPN lists the protocols that it offered to speak inside, best first.
+	// ALPN lists the protocols that it offered, in its order of preference.
 	ALPN []string `json:"alpn,omitempty"`
-	// Hidden says that whom it truly asked for is encrypted, or that it pretends so
-	// (Encrypted Client Hello): ServerName is only who may decrypt it.
+	// Hidden says that the real server name is encrypted (Encrypted Client Hello), or that
+	// the client pretends so: ServerName is only the server that can decrypt it.
 	Hidden bool `json:"hidden,omitempty"`
-	// Ambiguous says that the client sent the same bytes twice and otherwise, as nobody
-	// does who has nothing to hide: which the server took is not known, and no name is told.
-	// Where one was told before the other copy came, this comes after it, and unsays it. It
-	// need not have been TLS: who first pretends to speak something else may hide a name.
+	// Ambiguous says that the client sent the same bytes of the stream twice, with different
+	// content. Which of them the server used is not known, so no name is reported. If one
+	// was reported before the second copy came, this record follows and revokes it. The
+	// first copy need not have been TLS: a client may pretend to speak something else first.
 	Ambiguous bool `json:"ambiguous,omitempty"`
 }

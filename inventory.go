@@ -26,20 +26,21 @@ type WorkloadSpec struct {
 	// Interface is the name of the host's side of its interface, or of the host's
 	// wire that the workload is at the inside of.
 	Interface string `json:"interface,omitempty"`
-	// MAC is the workload's own hardware address. Frames with another one are
-	// spoofed. Behind a router it is not seen on a wire, and is not to be said.
+	// MAC is the workload's own hardware address. Frames with another one are spoofed. For
+	// a workload behind a router it must be left out, since it is not seen on the wire.
 	MAC string `json:"mac,omitempty"`
 	// Addresses are the workload's own. Packets with another source are spoofed.
 	Addresses []netip.Addr `json:"addresses"`
 	// MoreInterfaces are those that it has besides Interface.
 	MoreInterfaces []WorkloadInterface `json:"moreInterfaces,omitempty"`
-	// Instance names the very thing that runs, such as a container by its ID, where
-	// an interface's name alone does not: the next one may get that. Its host knows.
+	// Instance identifies what runs, such as the ID of a container, where the name of an
+	// interface is not enough, because another container may get the same name. Its host
+	// sets it.
 	Instance string `json:"instance,omitempty"`
 	// Ports are the named ports that it listens on, for policies that say a name.
 	Ports []NamedPort `json:"ports,omitempty"`
-	// Orchestrator is "kubernetes" for a Pod: what no policy decides about it is
-	// accepted, as Kubernetes has it. Empty: what nobody declares is refused.
+	// Orchestrator is "kubernetes" for a Pod: its flows are accepted unless a policy decides
+	// otherwise, as in Kubernetes. Empty: its flows are refused unless somebody allows them.
 	Orchestrator string `json:"orchestrator,omitempty"`
 }
 
@@ -85,7 +86,7 @@ type WorkloadStatus struct {
 	// Assurance is how its identity is vouched for, L0 to L5; empty is L1, an
 	// address that is pinned to a port.
 	Assurance string `json:"assurance,omitempty"`
-	// VouchedBy is the host that saw it and says so; empty: somebody declared it.
+	// VouchedBy is the host that discovered it; empty: a person declared it.
 	VouchedBy string `json:"vouchedBy,omitempty"`
 	// VouchedLabels are the keys of those labels that the host gave it. The others
 	// are people's, and stay.
@@ -96,7 +97,7 @@ type WorkloadStatus struct {
 	Conditions []Condition `json:"conditions,omitempty"`
 }
 
-// AssuranceOfDeclared is that of a workload of which nothing else is known.
+// AssuranceOfDeclared is the level of a workload about which nothing else is known.
 const AssuranceOfDeclared = "L1"
 
 // AllLabels returns the workload's labels with those that every workload carries,
@@ -206,10 +207,10 @@ type Host struct {
 type HostSpec struct {
 	// Addresses are the host's own, for policies that mean the host itself.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
-	// MayPlace bounds what the host may vouch for: a host that somebody took over
-	// could otherwise give any identity to its own guests.
+	// MayPlace bounds the workloads that the host may discover: otherwise a compromised
+	// host could give any identity to its guests.
 	MayPlace Placeable `json:"mayPlace,omitzero"`
-	// Wires are pairs of its interfaces that it stands between.
+	// Wires are pairs of its interfaces between which it is inline.
 	Wires []Wire `json:"wires,omitempty"`
 }
 
@@ -237,23 +238,23 @@ type HostStatus struct {
 	LastSeen time.Time `json:"lastSeen,omitzero"`
 	// Ports counts the enforcement points that the agent keeps.
 	Ports int `json:"ports"`
-	// RefusedProfiles are those that the host's inspection engine does not take,
-	// by name, with the engine's words.
+	// RefusedProfiles are the profiles that the host's inspection engine does not accept,
+	// with the engine's message.
 	RefusedProfiles map[string]string `json:"refusedProfiles,omitempty"`
-	// Sessions are the live connections by which somebody is in command of the
-	// host: a ruleset that would cut one where it passes an enforcement point is not
-	// put in force, unless the risk is accepted.
+	// Sessions are the live connections by which the host is administered. A ruleset that
+	// would cut one is not put in force there, unless the risk is accepted.
 	Sessions []AdministratorSession `json:"sessions,omitempty"`
-	// Failsafe are the host's own interfaces that are left alone whatever policy says.
+	// Failsafe are the host's own interfaces that no enforcement point is put on, whatever
+	// policy says.
 	Failsafe []FailsafeEntry `json:"failsafe,omitempty"`
-	// RiskAccepted is who lets rulesets cut sessions all the same, and until when.
+	// RiskAccepted is who has accepted that rulesets may cut sessions, and until when.
 	RiskAccepted RiskAcceptance `json:"riskAccepted,omitzero"`
-	// Candidate is the generation that is evaluated beside the one in force, with
-	// the flows that it would have decided otherwise since it came.
+	// Candidate is the generation that is evaluated in shadow, CandidateDiffers the number
+	// of flows that it would have decided differently so far.
 	Candidate        uint64 `json:"candidate,omitempty"`
 	CandidateDiffers int64  `json:"candidateDiffers,omitempty"`
-	// RevertedFrom is a generation that was not confirmed in time, so that the
-	// agent went back by itself.
+	// RevertedFrom is a generation that was not confirmed in time, so that the agent went
+	// back by itself.
 	RevertedFrom uint64      `json:"revertedFrom,omitempty"`
 	Conditions   []Condition `json:"conditions,omitempty"`
 }
@@ -291,7 +292,7 @@ type GenerationStatus struct {
 	Groups   int     `json:"groups"`
 	Rules    int     `json:"rules"`
 	Proofs   []Proof `json:"proofs,omitempty"`
-	// Stage says where its rollout stands.
+	// Stage is the stage of its rollout.
 	Stage string `json:"stage,omitempty"`
 	// ConfirmBy is when agents go back unless it is confirmed.
 	ConfirmBy time.Time `json:"confirmBy,omitzero"`

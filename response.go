@@ -2,8 +2,8 @@ package bocage
 
 import "fmt"
 
-// Response says what a prevailing threat condition tightens beyond what its
-// level does by itself. It never touches what a guardrail protects.
+// Response declares what a threat condition tightens beyond what its level does by itself.
+// It never refuses what a guardrail protects.
 type Response struct {
 	TypeMeta   `json:",inline"`
 	ObjectMeta `json:"metadata"`
@@ -18,12 +18,12 @@ type ResponseSpec struct {
 	Then        ResponseThen `json:"then"`
 }
 
-// ResponseWhen says which threat conditions are answered: those that every part
-// matches.
+// ResponseWhen selects the threat conditions that the Response applies to. All its parts
+// must match.
 type ResponseWhen struct {
-	// Level is the lowest that is answered.
+	// Level is the lowest level that it applies to.
 	Level Level `json:"level"`
-	// Workloads narrows it to conditions of such workloads. Empty is all.
+	// Workloads restricts it to conditions about such workloads. Empty is all.
 	Workloads Side `json:"workloads,omitzero"`
 }
 
@@ -31,11 +31,11 @@ type ResponseWhen struct {
 type ResponseThen struct {
 	// Require adds duties to every flow that is allowed from or to them.
 	Require *Duties `json:"require,omitempty"`
-	// RefuseFrom refuses what they open to such destinations.
+	// RefuseFrom refuses flows from them to such destinations.
 	RefuseFrom []ResponseCell `json:"refuseFrom,omitempty"`
-	// RefuseTo refuses what such sources open to them.
+	// RefuseTo refuses flows from such sources to them.
 	RefuseTo []ResponseCell `json:"refuseTo,omitempty"`
-	// Disposition of what is refused from and to them: drop, reject or decoy.
+	// Disposition of refused flows from and to them: drop, reject or decoy.
 	Disposition string `json:"disposition,omitempty"`
 }
 

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// AdministratorSession is a live connection by which somebody is in command of a
-// host: a ruleset that would cut it cannot be taken back from there.
+// AdministratorSession is a live connection by which somebody administers a host. If a
+// ruleset cut it, the ruleset could not be taken back from there.
 type AdministratorSession struct {
 	// Service is what it serves: ssh, api (a person at a controller's API) or
 	// controller (the host's agent at a controller).
@@ -18,8 +18,8 @@ type AdministratorSession struct {
 	// From opened it to To. One of them is the host's own.
 	From netip.AddrPort `json:"from"`
 	To   netip.AddrPort `json:"to"`
-	// Interface is the link of the host by which its packets come; empty: the host
-	// speaks with itself.
+	// Interface is the host's link through which its packets come; empty: the connection is
+	// within the host.
 	Interface string `json:"interface,omitempty"`
 }
 
@@ -49,15 +49,15 @@ func (s AdministratorSession) Remote() netip.Addr {
 	return s.From.Addr()
 }
 
-// Flow is the session as policy decides it.
+// Flow is the session as a flow, for policy to decide.
 func (s AdministratorSession) Flow(at time.Time) Flow {
 	return Flow{Source: s.From.Addr(), Destination: s.To.Addr(), SourcePort: s.From.Port(), DestinationPort: s.To.Port(),
 		Protocol: ProtocolTCP, At: at}
 }
 
-// Cuts says whether the ruleset would end a session that passes an enforcement
-// point, and why. Quarantine and answers to threats do not count: whoever is cut
-// off for what they did must not keep policy away by holding a session open.
+// Cuts reports whether the ruleset would end a session that passes an enforcement point,
+// and why. Quarantines and responses to threats do not count: an attacker must not be able
+// to keep a ruleset away by holding a session open.
 func (r *Ruleset) Cuts(s AdministratorSession, port Port, at time.Time) (Reason, bool) {
 	verdict, reason := r.Decide(s.Flow(at))
 	switch {
@@ -71,8 +71,8 @@ func (r *Ruleset) Cuts(s AdministratorSession, port Port, at time.Time) (Reason,
 	return reason, false
 }
 
-// strict says whether an enforcement point that decides by itself refuses what
-// belongs to a session.
+// strict reports whether an enforcement point refuses packets of a session by itself,
+// without a rule.
 func (r *Ruleset) strict(group Group, s AdministratorSession) bool {
 	groups := r.indexed().groups.find()
 	return groups[group].Enforce || groups[r.Lookup(s.From.Addr()).Group].Enforce || groups[r.Lookup(s.To.Addr()).Group].Enforce
@@ -83,11 +83,11 @@ type CutSession struct {
 	AdministratorSession
 	Host   string `json:"host"`
 	Reason Reason `json:"reason"`
-	// By is the declaration that cuts it; of default deny, and where the
-	// enforcement point decides by itself, empty.
+	// By is the declaration that cuts it; empty for default deny, and if the enforcement
+	// point decides by itself.
 	By Ref `json:"by,omitzero"`
-	// Wire is the inline wire that takes the session's interface, so that nothing
-	// reaches the host by it any more, whatever is allowed; usually empty.
+	// Wire is the inline wire that uses the session's interface, if any. Then nothing
+	// reaches the host through it any more, whatever is allowed.
 	Wire string `json:"wire,omitempty"`
 }
 
@@ -150,14 +150,14 @@ type RiskAcceptance struct {
 	By    string    `json:"by,omitempty"`
 }
 
-// FailsafeEntry is an interface of a host's own that is left alone whatever policy
-// says, unless the administrator names it: what passes there no point refuses.
+// FailsafeEntry is one of the host's own interfaces that no enforcement point is put on,
+// whatever policy says, unless an administrator names it.
 type FailsafeEntry struct {
 	Interface string `json:"interface"`
-	// For is whom it is left alone for: the default route, the administrator who
-	// started the agent, a controller.
+	// For is the reason: the default route, the administrator who started the agent, or a
+	// controller.
 	For []string `json:"for"`
-	// Until is when it ends, if the administrator does not come back: set where it
-	// is for somebody alone whose last session has ended.
+	// Until is when the entry ends. It is set if its only reason is an administrator whose
+	// last session has ended, and who may come back.
 	Until time.Time `json:"until,omitzero"`
 }

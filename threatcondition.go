@@ -32,8 +32,8 @@ func (l Level) rank() int {
 	return -1
 }
 
-// ThreatCondition is a prevailing condition that policy reads. It names its
-// evidence and always expires, so that a wrong one heals.
+// ThreatCondition is a present threat that policy takes into account. It names its evidence
+// and always expires, so that a wrong one does no lasting harm.
 type ThreatCondition struct {
 	TypeMeta   `json:",inline"`
 	ObjectMeta `json:"metadata"`
