@@ -35,7 +35,9 @@ const (
 // verdict came from the enforcement point itself (a malformed packet, say).
 type DecisionID uint32
 
-func (d DecisionID) String() string { return "0x" + strconv.FormatUint(uint64(d), 16) }
+// String writes the number as JSON and tables have it, so that one can be looked for in
+// the other.
+func (d DecisionID) String() string { return strconv.FormatUint(uint64(d), 10) }
 
 // Protocol is an IP protocol number (IANA Assigned Internet Protocol Numbers).
 type Protocol uint8

@@ -26,7 +26,7 @@ func (s *Server) applyAll(c *call) error {
 	if err != nil {
 		return err
 	}
-	dry, err := dryRun(c.query["dryRun"])
+	dry, err := dryRun(verbPatch, c.query["dryRun"])
 	if err != nil {
 		return err
 	}

@@ -59,10 +59,13 @@ func TestDeletionAsAsked(t *testing.T) {
 	b := start(t, nil)
 	b.tell(t, []request{
 		{"make", "POST", policiesPath, jsonType, policyBody, nil, 201, ""},
-		{"unknown policy", "DELETE", policiesPath + "/web?propagationPolicy=Later", "", "", nil, 400, "Later"},
-		{"unknown policy for all", "DELETE", policiesPath + "?propagationPolicy=Later", "", "", nil, 400, "Later"},
+		{"what is no options", "DELETE", policiesPath + "/web", jsonType, `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"web"}}`, nil, 400, "DeleteOptions"},
+		{"another uid", "DELETE", policiesPath + "/web", jsonType, `{"preconditions":{"uid":"1"}}`, nil, 409, "UID in precondition: 1"},
+		{"another version", "DELETE", policiesPath + "/web", jsonType, `{"preconditions":{"resourceVersion":"1"}}`, nil, 409, "ResourceVersion in precondition: 1, ResourceVersion in object meta"},
+		{"unknown policy", "DELETE", policiesPath + "/web?propagationPolicy=Later", "", "", nil, 422, "Later"},
+		{"unknown policy for all", "DELETE", policiesPath + "?propagationPolicy=Later", "", "", nil, 422, "Later"},
 		{"no yes or no", "DELETE", policiesPath + "/web?orphanDependents=perhaps", "", "", nil, 400, "perhaps"},
-		{"both", "DELETE", policiesPath + "/web?orphanDependents=true&propagationPolicy=Orphan", "", "", nil, 400, "say the same"},
+		{"both", "DELETE", policiesPath + "/web?orphanDependents=true&propagationPolicy=Orphan", "", "", nil, 422, "says the same"},
 		{"another object", "DELETE", policiesPath + "/web", jsonType, `{"preconditions":{"uid":"another"}}`, nil, 409, "Precondition failed"},
 		{"still there", "GET", policiesPath + "/web", "", "", nil, 200, ""},
 	})

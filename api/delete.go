@@ -10,8 +10,6 @@ import (
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 )
 
 // delete serves DELETE of one object.
@@ -60,10 +58,14 @@ func (s *Server) newDeletion(c *call) (*change, *metav1.DeleteOptions, error) {
 		if err := json.Unmarshal(tree.JSON(), options); err != nil {
 			return nil, nil, badRequest("the DeleteOptions cannot be read: %v", err)
 		}
+		if options.Kind != "" && options.Kind != deleteOptions {
+			// Somebody meant something else, and what they asked for cannot be told.
+			return nil, nil, badRequest("the body is a %s, and what a deletion takes is DeleteOptions", options.Kind)
+		}
 	}
 	wanted := append(options.DryRun, c.query["dryRun"]...)
 	c.dryRun = len(wanted) > 0
-	ch.dryRun, err = dryRun(wanted)
+	ch.dryRun, err = dryRun(verbDelete, wanted)
 	return ch, options, err
 }
 
@@ -91,15 +93,11 @@ func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
 		return err
 	}
 	if p := options.Preconditions; p != nil {
-		wanted := &unstructured.Unstructured{Object: map[string]any{}}
-		if p.UID != nil {
-			wanted.SetUID(types.UID(*p.UID))
+		if is := ch.old.object.GetUID(); p.UID != nil && *p.UID != is {
+			return conflict(ch.kind, ch.name, fmt.Sprintf("Precondition failed: UID in precondition: %s, UID in object meta: %s", *p.UID, is))
 		}
-		if p.ResourceVersion != nil {
-			wanted.SetResourceVersion(*p.ResourceVersion)
-		}
-		if err := ch.precondition(wanted); err != nil {
-			return err
+		if is := formatRevision(ch.old.revision); p.ResourceVersion != nil && *p.ResourceVersion != is {
+			return conflict(ch.kind, ch.name, fmt.Sprintf("Precondition failed: ResourceVersion in precondition: %s, ResourceVersion in object meta: %s", *p.ResourceVersion, is))
 		}
 	}
 	object := ch.old.object.DeepCopy()

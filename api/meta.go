@@ -85,6 +85,9 @@ func metaFaults(kind bocage.Kind, meta *bocage.ObjectMeta) bocage.Faults {
 		checked.OwnerReferences = append(checked.OwnerReferences, metav1.OwnerReference{APIVersion: owner.APIVersion, Kind: owner.Kind, Name: owner.Name, UID: "checked"})
 	}
 	_ = json.Unmarshal(meta.ManagedFields, &checked.ManagedFields) // that they can be read was seen to
+	if len(checked.ManagedFields) == 1 && reflect.DeepEqual(checked.ManagedFields[0], metav1.ManagedFieldsEntry{}) {
+		checked.ManagedFields = nil // an empty entry is how clients drop all of them
+	}
 	// Names themselves the root package checks; one that a name is drawn from may stand
 	// beside a name, too.
 	name := func(name string, prefix bool) []string {
@@ -94,6 +97,9 @@ func metaFaults(kind bocage.Kind, meta *bocage.ObjectMeta) bocage.Faults {
 		return validation.NameIsDNSSubdomain(name, prefix)
 	}
 	for _, wrong := range validation.ValidateObjectMeta(&checked, false, name, fieldpath.NewPath("metadata")) {
+		if wrong.Field == "metadata.name" {
+			continue // the root package checks it
+		}
 		if !slices.ContainsFunc(faults, func(f bocage.Fault) bool { return related(f.Field, wrong.Field) }) || strings.Contains(wrong.Field, "finalizers") {
 			faults.Add(wrong.Field, "%s", wrong.ErrorBody())
 		}

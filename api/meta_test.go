@@ -216,3 +216,39 @@ func TestChangesOfMetadataOfBefore(t *testing.T) {
 		t.Errorf("it is there still: %d", code)
 	}
 }
+
+// TestManagedFieldsAreDropped: an empty entry drops the note of who owns which field, in
+// every form of change, as Kubernetes documents.
+func TestManagedFieldsAreDropped(t *testing.T) {
+	b := start(t, nil)
+	path := scopesPath + "/all"
+	owners := func() int {
+		t.Helper()
+		_, text, _ := b.raw(t, "GET", path, "", "")
+		u, err := decodeStored([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(u.GetManagedFields())
+	}
+	for _, test := range []struct{ what, media, body string }{
+		{"merge patch", mergeType, `{"metadata":{"managedFields":[{}]}}`},
+		{"JSON patch", "application/json-patch+json", `[{"op":"replace","path":"/metadata/managedFields","value":[{}]}]`},
+	} {
+		if code, text, _ := b.raw(t, "PATCH", path+"?fieldManager=m&force=true", "application/apply-patch+yaml", scopeJSON("all", "observe", "")); code > 201 {
+			t.Fatal(code, text)
+		}
+		if owners() == 0 {
+			t.Fatal("nobody owns anything")
+		}
+		if code, text, _ := b.raw(t, "PATCH", path, test.media, test.body); code != 200 {
+			t.Errorf("%s: %d %s", test.what, code, text)
+		}
+		if n := owners(); n != 0 {
+			t.Errorf("%s: %d entries are left", test.what, n)
+		}
+	}
+	if code, text, _ := b.raw(t, "POST", scopesPath, jsonType, `{"apiVersion":"bocage.dev/v1","kind":"Scope","metadata":{},"spec":{"mode":"observe"}}`); code != 422 || strings.Count(text, `"field":"metadata.name"`) != 1 {
+		t.Errorf("without a name: %d %s", code, text)
+	}
+}

@@ -36,6 +36,9 @@ func (s *Server) patch(c *call) error {
 	if err != nil {
 		return err
 	}
+	if c.query.Has("force") && types.PatchType(contentType) != types.ApplyYAMLPatchType {
+		return wrongOption(patchOptions, "force", "may not be specified for non-apply patch")
+	}
 	var prepare func(*batch) error
 	switch form := types.PatchType(contentType); form {
 	case types.ApplyYAMLPatchType:
@@ -63,7 +66,7 @@ func (s *Server) patch(c *call) error {
 func (s *Server) applyPatch(c *call, ch *change) (func(*batch) error, error) {
 	force := says(c.query, "force")
 	if c.query.Get("fieldManager") == "" {
-		return nil, badRequest("fieldManager is required for apply patch")
+		return nil, wrongOption(patchOptions, "fieldManager", "is required for apply patch")
 	}
 	data, err := c.readBody()
 	if err != nil {

@@ -193,10 +193,16 @@ func (s *Server) wantedPage(c *call) (at store.Revision, after string, err error
 	if err != nil {
 		return 0, "", err
 	}
+	if c.query.Get("sendInitialEvents") != "" {
+		return 0, "", wrongOption(listOptions, "sendInitialEvents", "is forbidden for list: it is for watches")
+	}
 	match := c.query.Get("resourceVersionMatch")
 	if token := c.query.Get("continue"); token != "" {
-		if match != "" || version > 0 {
-			return 0, "", badRequest("a continue token has its own resourceVersion: leave out resourceVersion and resourceVersionMatch")
+		if match != "" {
+			return 0, "", wrongOption(listOptions, "resourceVersionMatch", "is forbidden when continue is provided, which has a resourceVersion of its own")
+		}
+		if version > 0 {
+			return 0, "", badRequest("a continue token has its own resourceVersion: leave out resourceVersion")
 		}
 		next, err := decodeContinuation(token)
 		if err != nil || !strings.HasPrefix(next.After, c.prefix()) {
@@ -207,18 +213,18 @@ func (s *Server) wantedPage(c *call) (at store.Revision, after string, err error
 	switch {
 	case match == "" && c.query.Get("resourceVersion") != "" || match == string(metav1.ResourceVersionMatchNotOlderThan):
 		if c.query.Get("resourceVersion") == "" {
-			return 0, "", badRequest("resourceVersionMatch needs a resourceVersion")
+			return 0, "", wrongOption(listOptions, "resourceVersionMatch", "is forbidden unless resourceVersion is provided")
 		}
 		return 0, "", s.view.reach(c.r.Context(), version)
 	case match == "":
 		return 0, "", nil
 	case match == string(metav1.ResourceVersionMatchExact):
 		if version == 0 {
-			return 0, "", badRequest("resourceVersionMatch Exact needs a resourceVersion above 0")
+			return 0, "", wrongOption(listOptions, "resourceVersionMatch", "Exact needs a resourceVersion above 0")
 		}
 		return version, "", s.view.reach(c.r.Context(), version)
 	}
-	return 0, "", badRequest("resourceVersionMatch %q is neither Exact nor NotOlderThan", match)
+	return 0, "", wrongOption(listOptions, "resourceVersionMatch", "%q is neither Exact nor NotOlderThan", match)
 }
 
 func wantedRevision(query url.Values, key string) (store.Revision, error) {

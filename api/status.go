@@ -48,6 +48,36 @@ func badRequest(format string, args ...any) *problem {
 	return newProblem(http.StatusBadRequest, metav1.StatusReasonBadRequest, format, args...)
 }
 
+// wrongOption refuses what the options of a request say, as Kubernetes does: in the form
+// of an object of theirs that is invalid.
+func wrongOption(options, field, format string, args ...any) *problem {
+	message := fmt.Sprintf(format, args...)
+	p := newProblem(http.StatusUnprocessableEntity, metav1.StatusReasonInvalid, "%s.%s \"\" is invalid: %s: %s", options, metav1.GroupName, field, message)
+	p.Details = &metav1.StatusDetails{Group: metav1.GroupName, Kind: options, Causes: []metav1.StatusCause{
+		{Type: metav1.CauseTypeFieldValueInvalid, Field: field, Message: message}}}
+	return p
+}
+
+// Names of the options of requests.
+const (
+	listOptions   = "ListOptions"
+	deleteOptions = "DeleteOptions"
+	patchOptions  = "PatchOptions"
+)
+
+// optionsOf names the options of a write.
+func optionsOf(verb string) string {
+	switch verb {
+	case verbCreate:
+		return "CreateOptions"
+	case verbUpdate:
+		return "UpdateOptions"
+	case verbDelete, verbDeleteCollection:
+		return deleteOptions
+	}
+	return patchOptions
+}
+
 func notFound(kind bocage.Kind, name string) *problem {
 	return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound,
 		"%s %q not found", qualified(kind), name).about(kind, name)

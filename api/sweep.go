@@ -99,7 +99,7 @@ func (b *batch) hold(ch *change, object *unstructured.Unstructured, options *met
 	}
 	switch {
 	case options.PropagationPolicy != nil && orphan != nil:
-		return badRequest("propagationPolicy and orphanDependents say the same: send the first")
+		return wrongOption(deleteOptions, "propagationPolicy", "orphanDependents says the same: send the one or the other")
 	case options.PropagationPolicy != nil:
 		policy = *options.PropagationPolicy
 	case orphan != nil && *orphan:
@@ -113,7 +113,7 @@ func (b *batch) hold(ch *change, object *unstructured.Unstructured, options *met
 	case metav1.DeletePropagationOrphan:
 		finalizer = finalizerOrphan
 	default:
-		return badRequest("propagationPolicy %q is not Background, Foreground or Orphan", policy)
+		return wrongOption(deleteOptions, "propagationPolicy", "%q is not Background, Foreground or Orphan", policy)
 	}
 	if finalizer != "" {
 		if err := b.server.view.fresh(b.ctx); err != nil {

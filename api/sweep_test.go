@@ -125,7 +125,7 @@ func TestOwnersThatCannotBe(t *testing.T) {
 		}
 	}
 	b.wantScopes(t, "a c(a)")
-	if code, text, _ := b.raw(t, "DELETE", scopesPath+"/a", jsonType, `{"propagationPolicy":"Sideways"}`); code != 400 {
+	if code, text, _ := b.raw(t, "DELETE", scopesPath+"/a", jsonType, `{"propagationPolicy":"Sideways"}`); code != 422 {
 		t.Error(code, text)
 	}
 	if code, text, _ := b.raw(t, "DELETE", scopesPath+"/a?dryRun=All", jsonType, `{"propagationPolicy":"Foreground"}`); code != 200 {

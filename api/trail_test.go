@@ -290,7 +290,7 @@ func TestTrailOfDryRuns(t *testing.T) {
 		{"as kubectl asks", "DELETE", policiesPath + "/web", jsonType, options, nil, 200, ""},
 		{"all of them", "DELETE", policiesPath, jsonType, options, nil, 200, ""},
 		{"in the query", "DELETE", policiesPath + "/web?dryRun=All", "", "", nil, 200, ""},
-		{"misspelled", "DELETE", policiesPath + "/web", jsonType, `{"dryRun":["all"]}`, nil, 400, ""},
+		{"misspelled", "DELETE", policiesPath + "/web", jsonType, `{"dryRun":["all"]}`, nil, 422, ""},
 		{"still there", "GET", policiesPath + "/web", "", "", nil, 200, ""},
 		{"in earnest", "DELETE", policiesPath + "/web", jsonType, `{"kind":"DeleteOptions","apiVersion":"v1"}`, nil, 200, ""},
 	})
@@ -298,7 +298,7 @@ func TestTrailOfDryRuns(t *testing.T) {
 	for _, e := range entriesOf(t, dir) {
 		got = append(got, fmt.Sprintf("%s %d %v", e.Verb, e.Code, e.DryRun))
 	}
-	want := "create 201 false, delete 200 true, deletecollection 200 true, delete 200 true, delete 400 true, delete 200 false"
+	want := "create 201 false, delete 200 true, deletecollection 200 true, delete 200 true, delete 422 true, delete 200 false"
 	if text := strings.Join(got, ", "); text != want {
 		t.Errorf("the trail says %s, want %s", text, want)
 	}

@@ -110,9 +110,9 @@ func (s *Server) startWatch(c *call, selected selection) (*watchStart, error) {
 	match := c.query.Get("resourceVersionMatch")
 	switch {
 	case sendInitial == "" && match != "":
-		return nil, badRequest("resourceVersionMatch is for lists, and for watches with sendInitialEvents")
+		return nil, wrongOption(listOptions, "resourceVersionMatch", "is forbidden for watch unless sendInitialEvents is provided")
 	case sendInitial != "" && match != string(metav1.ResourceVersionMatchNotOlderThan):
-		return nil, badRequest("sendInitialEvents needs resourceVersionMatch=NotOlderThan")
+		return nil, wrongOption(listOptions, "resourceVersionMatch", "sendInitialEvents requires it to be NotOlderThan")
 	case c.query.Get("continue") != "":
 		return nil, badRequest("a watch has no pages: leave out continue")
 	}

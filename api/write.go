@@ -101,7 +101,7 @@ func decodeStored(value []byte) (*unstructured.Unstructured, error) {
 func (s *Server) newChange(c *call) (*change, error) {
 	ch := &change{access: c.access, version: c.version, name: c.name, by: c.person, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
 	if len(ch.manager) > 128 {
-		return nil, badRequest("fieldManager is longer than 128 characters")
+		return nil, wrongOption(optionsOf(c.verb), "fieldManager", "is longer than 128 characters")
 	}
 	if ch.manager == "" {
 		ch.manager, _, _ = strings.Cut(c.r.UserAgent(), "/")
@@ -115,17 +115,17 @@ func (s *Server) newChange(c *call) (*change, error) {
 		ch.validation = metav1.FieldValidationStrict
 	case metav1.FieldValidationStrict, metav1.FieldValidationWarn, metav1.FieldValidationIgnore:
 	default:
-		return nil, badRequest("fieldValidation %q is not Strict, Warn or Ignore", ch.validation)
+		return nil, wrongOption(optionsOf(c.verb), "fieldValidation", "%q is not Strict, Warn or Ignore", ch.validation)
 	}
 	var err error
-	ch.dryRun, err = dryRun(c.query["dryRun"])
+	ch.dryRun, err = dryRun(c.verb, c.query["dryRun"])
 	return ch, err
 }
 
-func dryRun(values []string) (bool, error) {
+func dryRun(verb string, values []string) (bool, error) {
 	for _, v := range values {
 		if v != metav1.DryRunAll {
-			return false, badRequest("dryRun %q is not All", v)
+			return false, wrongOption(optionsOf(verb), "dryRun", "%q is not All", v)
 		}
 	}
 	return len(values) > 0, nil

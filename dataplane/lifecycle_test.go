@@ -361,7 +361,7 @@ func TestRootApplyAllOrNothing(t *testing.T) {
 		{From: 21, To: 22, Protocol: 6, Ports: bocage.PortRange{First: 1, Last: 10}, Decision: decideAllow},
 		{From: 21, To: 22, Protocol: 6, Ports: bocage.PortRange{First: 10, Last: 20}, Decision: decideAllow}}, a, b)
 	for say, rs := range map[string]*bocage.Ruleset{"--table-entries addresses=": crowd, "--table-entries rules=": split,
-		"decision 0x63 is not among": wrong, "overlap": overlap, "no way back": ruleset(0, nil, a, b),
+		"decision 99 is not among": wrong, "overlap": overlap, "no way back": ruleset(0, nil, a, b),
 		"higher generation": ruleset(1, nil, a, b)} {
 		err := p.Apply(rs)
 		if err == nil || !strings.Contains(err.Error(), say) {

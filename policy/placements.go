@@ -15,6 +15,7 @@ type placements struct {
 	zones     []*bocage.Zone
 	placedIn  map[string][]placement // workloads with an interface, by namespace
 	everyone  []string
+	named     []string                     // every host that some workload names
 	selected  map[bocage.Resource][]string // by object as it was compiled: its hosts
 }
 
@@ -31,13 +32,15 @@ func (p *Policy) placements(in compile.Input) *placements {
 	}
 	w := &placements{workloads: in.Workloads, zones: in.Zones, placedIn: map[string][]placement{}, selected: map[bocage.Resource][]string{}}
 	hosts, zones := map[string]bool{}, bocage.ZonesOfHosts(in.Zones)
+	named := map[string]bool{}
 	for _, x := range in.Workloads {
+		named[x.Spec.Host] = true
 		if x.Spec.Interface != "" {
 			w.placedIn[x.Namespace] = append(w.placedIn[x.Namespace], placement{x.Name, x.Spec.Host, x.LabelsIn(zones[x.Spec.Host])})
 			hosts[x.Spec.Host] = true
 		}
 	}
-	w.everyone = slices.Sorted(maps.Keys(hosts))
+	w.everyone, w.named = slices.Sorted(maps.Keys(hosts)), slices.Sorted(maps.Keys(named))
 	p.places = w
 	return w
 }

@@ -140,6 +140,8 @@ type Policy struct {
 	advanced chan struct{} // closed, and replaced, when served changes
 
 	places *placements // of the reporter alone
+	// absentFrom is when workloads may be told again that their host is absent; of the reporter.
+	absentFrom time.Time
 
 	// Of the builder alone.
 	snapshots     snapshotIndex

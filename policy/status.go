@@ -78,7 +78,7 @@ func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
 	}
 	for _, plural := range slices.Sorted(maps.Keys(r.now.objects)) {
 		for _, object := range r.now.objects[plural] {
-			if w, is := object.resource.(*bocage.Workload); is && len(w.Status.Conditions) == 0 && len(r.findings[nameOf("Workload", w)]) == 0 {
+			if w, is := object.resource.(*bocage.Workload); is && len(w.Status.Conditions) == 0 && r.absent[w.Spec.Host].reason == "" && len(r.findings[nameOf("Workload", w)]) == 0 {
 				continue // there is nothing to tell of most
 			}
 			if object.kind.Name != "Generation" && (object.kind.Name == "Host" || object.changed > s.inputs) {
@@ -139,7 +139,9 @@ type reporter struct {
 	unwell     map[string]string            // what is wrong with hosts
 	refused    map[string]map[string]string // profiles with the engine's words, by host
 	placements *placements
-	everyone   []string // every host with an enforcement point
+	absent     map[string]absence // why a host that workloads name is not there
+	told       int                // workloads that were told in this turn that their host is absent, or has come
+	everyone   []string           // every host with an enforcement point
 	wait       time.Duration
 }
 
@@ -160,6 +162,7 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	}
 	r.placements = p.placements(o.input)
 	r.everyone = r.placements.everyone
+	r.absent = absentHosts(r.placements.named, now.hosts)
 	r.compare()
 	if s.base != nil && len(now.tests) > 0 {
 		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testedBy, now.tests) {
@@ -332,7 +335,8 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.Workload:
 		rejected := slices.ContainsFunc(findings, func(f compile.Finding) bool { return f.Rejected })
 		told := slices.ContainsFunc(x.Status.Conditions, func(c bocage.Condition) bool { return c.Type == bocage.ConditionAccepted })
-		return (rejected || told) && set(&x.Status.Conditions, accepted(meta, findings))
+		changed := (rejected || told) && set(&x.Status.Conditions, accepted(meta, findings))
+		return r.hostOf(x, write) || changed
 	case *bocage.Generation:
 		return x.Status.Active && x.Status.Number == r.s.record.Base.Number &&
 			set(&x.Status.Conditions, r.enforced(object, meta, nil, true, r.everyone))

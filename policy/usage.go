@@ -52,6 +52,9 @@ type useKey struct {
 type useBook struct {
 	Until time.Time `json:"until"`
 	Uses  []use     `json:"uses"`
+	// Folded is of the common book alone (see usagefold.go): how far the controllers had
+	// counted whose books it took over, by key.
+	Folded map[string]time.Time `json:"folded,omitempty"`
 
 	byObject map[useKey][]bocage.Usage
 }
@@ -129,7 +132,7 @@ func (p *Policy) countOnce(ctx context.Context) error {
 		return fmt.Errorf("write how declarations are used: %w", err)
 	}
 	counts.own = next
-	return nil
+	return p.foldGone(ctx, counts, until)
 }
 
 // usageOwnKey is the key of what this controller counts: the events of the agents that
@@ -155,17 +158,22 @@ type usageCounts struct {
 	// adopted is the entry of an earlier version of the software from which own was taken;
 	// nil if it was not.
 	adopted *store.Entry
-	others  []*useBook
+	others  []othersBook
+	// gone is the one of the others that holds what controllers counted that are gone;
+	// nil if there is none.
+	gone         *useBook
+	goneRevision store.Revision
 }
 
 func (p *Policy) readUses(ctx context.Context) (usageCounts, error) {
-	counts := usageCounts{own: &useBook{}, revision: store.Absent}
+	counts := usageCounts{own: &useBook{}, revision: store.Absent, goneRevision: store.Absent}
 	entries, _, err := p.store.List(ctx, usageKey, "", 0, 0)
 	if err != nil {
 		return counts, fmt.Errorf("read how declarations are used: %w", err)
 	}
 	keys := p.usageKeys()
 	best := len(keys)
+	var ownEntry store.Entry // that own was read from
 	for _, entry := range entries {
 		age := slices.Index(keys, entry.Key)
 		if age == 0 {
@@ -182,22 +190,28 @@ func (p *Policy) readUses(ctx context.Context) (usageCounts, error) {
 			p.logger.WarnContext(ctx, "what was counted of the use of declarations cannot be read", slog.String("at", entry.Key), slog.Any("error", err))
 			continue
 		}
+		if entry.Key == usageGone {
+			counts.gone, counts.goneRevision = book, entry.Revision
+		}
 		if age < 0 || age > best {
-			counts.others = append(counts.others, book)
+			counts.others = append(counts.others, othersBook{book, entry})
 			continue
 		}
 		if best < len(keys) { // an older one was taken for its own
-			counts.others = append(counts.others, counts.own)
+			counts.others = append(counts.others, othersBook{counts.own, ownEntry})
 		}
-		best, counts.own, counts.adopted = age, book, nil
+		best, counts.own, counts.adopted, ownEntry = age, book, nil, entry
 		if age > 0 {
 			counts.adopted = &entry
 		}
 	}
+	if best == len(keys) && counts.revision == store.Absent {
+		counts.goOn(keys)
+	}
 	if counts.revision != store.Absent && best > 0 {
 		// Its own cannot be read: what versions before kept was adopted long ago.
 		if best < len(keys) {
-			counts.others = append(counts.others, counts.own)
+			counts.others = append(counts.others, othersBook{counts.own, ownEntry})
 		}
 		counts.own, counts.adopted = &useBook{}, nil
 	}
@@ -210,25 +224,31 @@ func (s usageCounts) all() *useBook {
 		return s.own
 	}
 	sum := map[usedField]bocage.Usage{}
-	for _, book := range append([]*useBook{s.own}, s.others...) {
-		for _, u := range book.Uses {
-			f := usedField{u.useKey, u.Field}
-			k, known := sum[f]
-			if !known {
-				sum[f] = u.Usage
-				continue
-			}
-			k.Hits += u.Hits
-			if u.FirstSeen.Before(k.FirstSeen) {
-				k.FirstSeen = u.FirstSeen
-			}
-			if u.LastSeen.After(k.LastSeen) {
-				k.LastSeen = u.LastSeen
-			}
-			sum[f] = k
-		}
+	sumUses(sum, s.own)
+	for _, other := range s.others {
+		sumUses(sum, other.useBook)
 	}
 	return bookOf(sum)
+}
+
+// sumUses adds a book to a sum.
+func sumUses(sum map[usedField]bocage.Usage, book *useBook) {
+	for _, u := range book.Uses {
+		f := usedField{u.useKey, u.Field}
+		k, known := sum[f]
+		if !known {
+			sum[f] = u.Usage
+			continue
+		}
+		k.Hits += u.Hits
+		if u.FirstSeen.Before(k.FirstSeen) {
+			k.FirstSeen = u.FirstSeen
+		}
+		if u.LastSeen.After(k.LastSeen) {
+			k.LastSeen = u.LastSeen
+		}
+		sum[f] = k
+	}
 }
 
 // add counts what flows used. Whoever decided counts, and whoever added a duty.

@@ -389,7 +389,7 @@ func Views() []View {
 	}
 	point := Column{"interface", "BIGINT", "interface", "index of the enforcement point's interface"}
 	decided := []Column{
-		{"decision", "BIGINT", "firewall_rule_uid", "number of the decision, which other commands write in hex (printf('0x%x', decision)); bocage observe names its author as decider"},
+		{"decision", "BIGINT", "firewall_rule_uid", "number of the decision, as every command writes it; bocage observe names its author as decider"},
 		{"generation", "BIGINT", "generation", "of the ruleset that decided (low 32 bits)"},
 		{"direction", "VARCHAR", "direction", "from or to the workload behind the enforcement point"},
 	}
