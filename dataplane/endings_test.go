@@ -167,7 +167,7 @@ func TestChainsThatDoNotEnd(t *testing.T) {
 	loop := chained(1, verdicts[:2], moments[:2])
 	loop.Decisions[len(loop.Decisions)-1].Then = decideEnding
 	nowhere := chained(1, verdicts[:1], moments[:1])
-	for say, rs := range map[string]*bocage.Ruleset{"more than 8": tooLong, "in turn": loop, "0x15, which is not among": nowhere} {
+	for say, rs := range map[string]*bocage.Ruleset{"more than 8": tooLong, "in turn": loop, "21, which is not among": nowhere} {
 		if _, err := newContent(nameKey{}).read(rs, lists{}); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("error %v, want one that says %q", err, say)
 		}
