@@ -187,20 +187,58 @@ func (e *env) printPlan(plan bocage.PlanResult) error {
 	return e.printReplay(plan)
 }
 
+// fewReach is how many changes of reach of each kind are shown, if there are more than
+// three times as many; -o wide shows all.
+const fewReach = 30
+
+// reachSign tells reach that is gained, lost, or has other duties.
+func reachSign(change bocage.ReachChange) string {
+	switch {
+	case change.After.Allowed() && !change.Before.Allowed():
+		return "+"
+	case change.Before.Allowed() && !change.After.Allowed():
+		return "-"
+	}
+	return "~"
+}
+
+// shownReach picks the changes to show: all in their order; or of many the first of each
+// kind, what is lost first, with the number of those left out.
+func (e *env) shownReach(changes []bocage.ReachChange) (shown []bocage.ReachChange, left int) {
+	if e.output == "wide" || len(changes) <= 3*fewReach {
+		return changes, 0
+	}
+	counts := map[string]int{}
+	for _, sign := range []string{"-", "+", "~"} {
+		for _, change := range changes {
+			if reachSign(change) != sign {
+				continue
+			}
+			if counts[sign]++; counts[sign] <= fewReach {
+				shown = append(shown, change)
+			}
+		}
+	}
+	fmt.Fprintf(e.out, "%d changes of reach: %d lost, %d gained, %d with another disposition or other duties\n", len(changes), counts["-"], counts["+"], counts["~"])
+	return shown, len(changes) - len(shown)
+}
+
 func (e *env) printReach(plan bocage.PlanResult) error {
 	table := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
-	for _, change := range plan.Reach {
-		sign := "~"
-		switch {
-		case change.After.Allowed() && !change.Before.Allowed():
-			sign = "+"
-		case change.Before.Allowed() && !change.After.Allowed():
-			sign = "-"
-		}
-		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s%s\t%s\n", sign, change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, owing(change), change.By)
+	shown, left := e.shownReach(plan.Reach)
+	others := false
+	for _, change := range shown {
+		others = others || change.From == prove.Everyone || change.To == prove.Everyone
+		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s%s\t%s\n", reachSign(change), change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, owing(change), change.By)
 	}
 	if err := table.Flush(); err != nil {
 		return err
+	}
+	if left > 0 {
+		fmt.Fprintf(e.out, "  and %d more: -o wide shows them, -o json lists them\n", left)
+	}
+	if others {
+		fmt.Fprintf(e.out, "  (%s: every workload and address outside without a line of its own)\n", prove.Everyone)
 	}
 	if len(plan.Reach) == 0 {
 		fmt.Fprintln(e.out, "no reach changes")

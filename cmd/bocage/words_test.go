@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -90,5 +91,38 @@ func TestHistory(t *testing.T) {
 		if !strings.HasSuffix(lines[i], "   "+want) {
 			t.Errorf("%q does not end with %q", lines[i], want)
 		}
+	}
+}
+
+// TestPlanOfManyChanges: of thousands of changes a screen shows some of each kind, what is
+// lost first, and says how many there are; few are shown in their order.
+func TestPlanOfManyChanges(t *testing.T) {
+	var plan bocage.PlanResult
+	for i := range 200 {
+		change := bocage.ReachChange{From: fmt.Sprintf("ns app=a%03d", i), To: "everyone else", Before: bocage.VerdictDrop, After: bocage.VerdictAllow}
+		if i%20 == 19 {
+			change.Before, change.After = change.After, change.Before
+		}
+		plan.Reach = append(plan.Reach, change)
+	}
+	print := func(form string, of bocage.PlanResult) []string {
+		var out bytes.Buffer
+		if err := (&env{out: &out, output: form}).printReach(of); err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(strings.TrimSpace(out.String()), "\n")
+	}
+	lines := print("", plan)
+	if len(lines) != 1+10+fewReach+2 || lines[0] != "200 changes of reach: 10 lost, 190 gained, 0 with another disposition or other duties" ||
+		!strings.HasPrefix(lines[1], "- ns app=a019") || !strings.HasPrefix(lines[11], "+ ns app=a000") || !strings.Contains(lines[41], "and 160 more: -o wide") ||
+		!strings.Contains(lines[42], "(everyone else: every workload and address outside") {
+		t.Errorf("%d lines:\n%s", len(lines), strings.Join(lines, "\n"))
+	}
+	if lines := print("wide", plan); len(lines) != 201 || !strings.HasPrefix(lines[0], "+ ns app=a000") {
+		t.Errorf("wide: %d lines", len(lines))
+	}
+	plan.Reach = plan.Reach[:3*fewReach]
+	if lines := print("", plan); len(lines) != 3*fewReach+1 || !strings.HasPrefix(lines[19], "- ns app=a019") {
+		t.Errorf("few: %d lines", len(lines))
 	}
 }
