@@ -105,8 +105,9 @@ type ClusterNetworkPolicyProtocol struct {
 	TCP  *ClusterNetworkPolicyTransport `json:"tcp,omitempty"`
 	UDP  *ClusterNetworkPolicyTransport `json:"udp,omitempty"`
 	SCTP *ClusterNetworkPolicyTransport `json:"sctp,omitempty"`
-	// DestinationNamedPort is the name of a port of the destination.
-	DestinationNamedPort string `json:"destinationNamedPort,omitempty"`
+	// DestinationNamedPort is the name of a port of the destination. An empty one is
+	// taken, as upstream does, and names no port.
+	DestinationNamedPort *string `json:"destinationNamedPort,omitempty"`
 }
 
 // ClusterNetworkPolicyTransport narrows a protocol to ports; none is all of them.
@@ -141,7 +142,7 @@ const (
 )
 
 // domainName is what domainNames takes, the odd range of letters included.
-var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-Z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
+var domainName = regexp.MustCompile(`^(\*\.)?([a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.)+[a-zA-z0-9]([-a-zA-Z0-9_]*[a-zA-Z0-9])?\.?$`)
 
 // Validate implements Resource: it refuses what Kubernetes refuses, and what it
 // would keep without any implementation being able to act on it: selectors that
@@ -203,7 +204,7 @@ func (r *ClusterNetworkPolicyIngressRule) validate() Faults {
 func (r *ClusterNetworkPolicyEgressRule) validate() Faults {
 	faults := validateClusterRule(r.Name, r.Action, r.Protocols)
 	faults = append(faults, counted(len(r.To), 1, mostClusterPeers, "peers").Under("to")...)
-	byName := slices.ContainsFunc(r.Protocols, func(p ClusterNetworkPolicyProtocol) bool { return p.DestinationNamedPort != "" })
+	byName := slices.ContainsFunc(r.Protocols, func(p ClusterNetworkPolicyProtocol) bool { return p.DestinationNamedPort != nil })
 	for i := range r.To {
 		at := fmt.Sprintf("to[%d]", i)
 		faults = append(faults, r.To[i].validate().Under(at)...)
@@ -262,7 +263,7 @@ func validateClusterRule(name, action string, protocols []ClusterNetworkPolicyPr
 	}
 	faults = append(faults, counted(len(protocols), 1, mostClusterPeers, "protocols").Under("protocols")...)
 	for i, p := range protocols {
-		found := exactlyOne(part{"tcp", p.TCP != nil}, part{"udp", p.UDP != nil}, part{"sctp", p.SCTP != nil}, part{"destinationNamedPort", p.DestinationNamedPort != ""})
+		found := exactlyOne(part{"tcp", p.TCP != nil}, part{"udp", p.UDP != nil}, part{"sctp", p.SCTP != nil}, part{"destinationNamedPort", p.DestinationNamedPort != nil})
 		found = append(found, p.TCP.validate().Under("tcp")...)
 		found = append(found, p.UDP.validate().Under("udp")...)
 		found = append(found, p.SCTP.validate().Under("sctp")...)

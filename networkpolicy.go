@@ -159,6 +159,50 @@ func (p *NetworkPolicy) Validate() Faults {
 	return faults
 }
 
+// Warnings are about what Kubernetes takes and warns of: CIDRs with bits beyond their
+// length, which say no more than without them, and IPv6 in another form than RFC 5952's.
+// They are about a policy that is valid.
+func (p *NetworkPolicy) Warnings() Faults {
+	var warnings Faults
+	add := func(direction string, i int, list string, j int, field, text string) {
+		if warning := cidrWarning(text); warning != "" {
+			warnings.Add(fmt.Sprintf("spec.%s[%d].%s[%d].ipBlock.%s", direction, i, list, j, field), "%s", warning)
+		}
+	}
+	look := func(direction string, i int, list string, peers []NetworkPolicyPeer) {
+		for j, peer := range peers {
+			if peer.IPBlock == nil {
+				continue
+			}
+			add(direction, i, list, j, "cidr", peer.IPBlock.CIDR)
+			for k, text := range peer.IPBlock.Except {
+				add(direction, i, list, j, fmt.Sprintf("except[%d]", k), text)
+			}
+		}
+	}
+	for i, rule := range p.Spec.Ingress {
+		look("ingress", i, "from", rule.From)
+	}
+	for i, rule := range p.Spec.Egress {
+		look("egress", i, "to", rule.To)
+	}
+	return warnings
+}
+
+// cidrWarning is in Kubernetes' words (GetWarningsForCIDR of k8s.io/apimachinery).
+func cidrWarning(text string) string {
+	prefix, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil:
+		return ""
+	case prefix != prefix.Masked():
+		return fmt.Sprintf("CIDR value %q is ambiguous in this context (should be %q or %q?)", text, prefix.Masked(), netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen()))
+	case prefix.Addr().Is6() && prefix.String() != text:
+		return fmt.Sprintf("IPv6 CIDR value %q should be in RFC 5952 canonical format (%q)", text, prefix)
+	}
+	return ""
+}
+
 func validateNetworkPolicyRule(ports []NetworkPolicyPort, peers []NetworkPolicyPeer, list string) Faults {
 	var faults Faults
 	for i, port := range ports {

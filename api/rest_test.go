@@ -56,7 +56,7 @@ func TestRequests(t *testing.T) {
 		{"no body", "POST", scopesPath, jsonType, "", 400, "holds 0 objects"},
 		{"two objects", "POST", scopesPath, jsonType, "{}{}", 400, "holds 2 objects"},
 		{"protobuf", "POST", scopesPath, "application/vnd.kubernetes.protobuf", "k8s\x00", 415, "send application/json"},
-		{"YAML", "POST", scopesPath + "?dryRun=All", "application/yaml", "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: \"y\"}\nspec: {mode: observe}\n", 201, `"name":"y"`},
+		{"YAML", "POST", scopesPath + "?dryRun=All", "application/yaml", "apiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: y}\nspec: {mode: observe}\n", 201, `"name":"y"`},
 		{"every fault of every layer", "POST", scopesPath, jsonType, `{"apiVersion":"v1","kind":"Scop","metadata":{"name":"A_","labels":{"a":1}},"spec":{"mod":"x","mode":"y"}}`, 422,
 			`"causes":[{"reason":"FieldValueInvalid","message":"is unknown: did you mean mode?","field":"spec.mod"},` +
 				`{"reason":"FieldValueInvalid","message":"is a number where text is needed: write \"1\"","field":"metadata.labels[a]"},` +

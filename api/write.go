@@ -235,6 +235,16 @@ func (c *call) warn(text string) {
 	}
 }
 
+// mostWarnings is how many things of one kind are told beside an answer.
+const mostWarnings = 20
+
+// warn has clients such as kubectl tell people of things that are no faults.
+func (ch *change) warn(about bocage.Faults) {
+	for _, fault := range about[:min(len(about), mostWarnings)] {
+		ch.warnings = append(ch.warnings, bocage.Fault{Field: fault.Field, Message: fault.Message}.String())
+	}
+}
+
 // outcome is what became of a change, for people.
 func (ch *change) outcome() string {
 	switch {
@@ -341,10 +351,9 @@ func (ch *change) read(tree *manifest.Tree) (*unstructured.Unstructured, bocage.
 		faults = append(unexpected, faults...)
 	case metav1.FieldValidationWarn:
 		ch.warnings = nil
-		for _, fault := range unexpected[:min(len(unexpected), 20)] {
-			ch.warnings = append(ch.warnings, bocage.Fault{Field: fault.Field, Message: fault.Message}.String())
-		}
+		ch.warn(unexpected)
 	}
+	ch.warn(tree.Notes())
 	u := &unstructured.Unstructured{}
 	if err := utiljson.Unmarshal(tree.JSON(), &u.Object); err != nil {
 		return nil, nil, badRequest("the body cannot be read: %v", err)
@@ -580,6 +589,9 @@ func (b *batch) normal(ch *change, object *unstructured.Unstructured, faults boc
 	// of it leaves as it was is not held against it.
 	if ch.version != "" && (ch.old == nil || !reflect.DeepEqual(ch.old.object.Object["spec"], object.Object["spec"])) {
 		resource.Type().APIVersion = ch.version
+	}
+	if policy, ok := resource.(*bocage.NetworkPolicy); ok {
+		ch.warn(policy.Warnings())
 	}
 	for _, fault := range resource.Validate() {
 		if !slices.ContainsFunc(faults, func(f bocage.Fault) bool { return related(f.Field, fault.Field) }) {

@@ -22,6 +22,9 @@ import (
 // paths and sources. Afterwards the document reads as if wrong values
 // were empty and unknown fields were not there.
 //
+// What is not there and what is null are told apart as Kubernetes does, kind by kind,
+// and so are y, n and 80.0: see Notes.
+//
 // What kubectl and controllers write besides is left out without a word: fields
 // of metadata and, of Kubernetes' own kinds, of the status; of a Namespace, all.
 func (t *Tree) Check(kind bocage.Kind) (unknown, wrong bocage.Faults) {
@@ -41,6 +44,7 @@ func newChecker() *checker { return &checker{fields: map[reflect.Type]map[string
 
 func (c *checker) document(t *Tree, kind bocage.Kind) (unknown, wrong bocage.Faults) {
 	c.tree, c.kind, c.unknown, c.wrong = t, kind, nil, nil
+	t.notes = nil
 	c.check(t.node, reflect.TypeOf(kind.New()).Elem(), "")
 	return c.unknown, c.wrong
 }
@@ -90,11 +94,8 @@ func (c *checker) check(n *node, typ reflect.Type, path string) {
 	for typ.Kind() == reflect.Pointer {
 		typ = typ.Elem()
 	}
-	if n.Kind == scalar && n.Tag == "!!null" {
-		if strings.HasSuffix(path, "]") || c.kind.Name == "ClusterNetworkPolicy" && strings.HasPrefix(path, "spec.") {
-			c.fault(&c.wrong, n, path, "is empty: give it a value or remove it")
-		}
-		return // elsewhere an empty value is as good as none; upstream's schema of that kind knows no null
+	if n.Kind == scalar && n.Tag == "!!null" && !c.filled(n, typ, path) {
+		return
 	}
 	switch {
 	case typ == rawType:
@@ -109,6 +110,41 @@ func (c *checker) check(n *node, typ reflect.Type, path string) {
 	}
 }
 
+// filled puts in place of a null what the kind's reader makes of it, and reports whether
+// there is something now. A field that is null is one that is left out. An item of a list
+// or a map that is null is a mistake in our own kinds, and in lists of a
+// ClusterNetworkPolicy; Kubernetes reads its own kinds, and the metadata of all, by types
+// in which it is an empty value.
+func (c *checker) filled(n *node, typ reflect.Type, path string) bool {
+	item := strings.HasSuffix(path, "]")
+	if !item {
+		return false
+	}
+	known := c.typed() || c.kind.Name == "ClusterNetworkPolicy" && strings.HasPrefix(path, "metadata.")
+	kind := typ.Kind()
+	switch {
+	case !known || kind != reflect.String && kind != reflect.Struct:
+		c.fault(&c.wrong, n, path, "is empty: give it a value or remove it")
+		return false
+	case kind == reflect.String:
+		n.Tag, n.Value = "!!str", ""
+		c.tree.note(n, path, `is null, which Kubernetes reads as "": write that if it is meant`)
+	default:
+		n.Kind, n.Tag, n.Value = mapping, "!!map", ""
+		c.tree.note(n, path, "is null, which Kubernetes reads as {}: write that if it is meant, or remove it")
+	}
+	return true
+}
+
+// pruned reports whether the API server removes an entry of a map, since it is null.
+func (c *checker) pruned(n *node, path string) bool {
+	if !n.null() || c.kind.Name != "ClusterNetworkPolicy" || !strings.HasPrefix(path, "spec.") {
+		return false
+	}
+	c.tree.note(n, path, "is null, which Kubernetes reads as if it were not there: remove it, or give it a value")
+	return true
+}
+
 func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 	switch typ.Kind() {
 	case reflect.Struct:
@@ -119,11 +155,14 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 			for i := 0; i+1 < len(n.Content); i += 2 {
 				key, value := n.Content[i], n.Content[i+1]
 				at := path + "[" + key.Value + "]"
+				if key.boolean && len(key.Value) == 1 {
+					c.tree.noteLetter(key, at, true)
+				}
 				switch {
-				case key.boolean:
+				case key.boolean && len(key.Value) > 1:
 					c.fault(&c.wrong, key, path, "%s %s", key.Value, mustQuote(key.Value))
-				case value.boolean && typ.Elem().Kind() == reflect.String:
-					c.fault(&c.wrong, value, at, "%s", mustQuote(value.Value))
+				case c.pruned(value, at):
+					key.wrong = true
 				default:
 					c.check(value, typ.Elem(), at)
 				}
@@ -138,6 +177,9 @@ func (c *checker) checkPlain(n *node, typ reflect.Type, path string) {
 	case reflect.String:
 		c.checkString(n, path)
 	case reflect.Bool:
+		if n.boolean {
+			n.Tag = "!!bool"
+		}
 		if n.Kind != scalar || n.Tag != "!!bool" {
 			c.fault(&c.wrong, n, path, "is %s where true or false is needed", describe(n))
 		}
@@ -180,6 +222,10 @@ func (c *checker) checkStruct(n *node, typ reflect.Type, path string) {
 			}
 			continue
 		}
+		if value.null() && strings.HasPrefix(at, "spec.") && c.kind.Name == "ClusterNetworkPolicy" {
+			key.wrong = true // the API server removes nulls before it looks at the rest
+			continue
+		}
 		c.check(value, field, at)
 	}
 }
@@ -209,6 +255,8 @@ func (c *checker) checkString(n *node, path string) {
 		c.fault(&c.wrong, n, path, "is %s where text is needed: write %q", describe(n), n.Value)
 	case strings.ContainsRune(n.Value, 0):
 		c.fault(&c.wrong, n, path, "holds a NUL character")
+	case n.letter():
+		c.tree.noteLetter(n, path, false)
 	}
 }
 
@@ -229,6 +277,8 @@ func (c *checker) checkText(n *node, typ reflect.Type, path string) {
 	}
 	if err := reflect.New(typ).Interface().(encoding.TextUnmarshaler).UnmarshalText([]byte(n.Value)); err != nil {
 		c.fault(&c.wrong, n, path, "%s", textMessage(typ, n.Value, err))
+	} else if n.letter() {
+		c.tree.noteLetter(n, path, false)
 	}
 }
 
@@ -239,10 +289,14 @@ func (c *checker) checkJSON(n *node, typ reflect.Type, path string) {
 		err = json.Unmarshal(data, reflect.New(typ).Interface())
 	}
 	switch {
-	case err != nil && n.boolean:
+	case err != nil && n.boolean && n.Tag == "!!bool":
 		c.fault(&c.wrong, n, path, "%s", mustQuote(n.Value))
 	case err != nil:
 		c.fault(&c.wrong, n, path, "%v", err)
+	case c.fraction(n):
+		c.fault(&c.wrong, n, path, "%s", wholeInJSON(n.Value))
+	case n.letter():
+		c.tree.noteLetter(n, path, false)
 	}
 }
 
@@ -271,10 +325,29 @@ func (c *checker) checkInteger(n *node, typ reflect.Type, path string) {
 		}
 		return
 	}
+	if c.fraction(n) {
+		c.fault(&c.wrong, n, path, "%s", wholeInJSON(n.Value))
+		return
+	}
 	low, high := limits(typ)
 	if value.Cmp(low) < 0 || value.Cmp(high) > 0 {
 		c.fault(&c.wrong, n, path, "%s is out of range: %s to %s", value, low, high)
 	}
+}
+
+// fraction reports whether a number is written in a way that Kubernetes does not take
+// for a whole one: its own kinds are read from JSON by their types, to which 80.0 and
+// 8e1 are none. From YAML kubectl makes them 80, and of others' kinds only the value
+// counts.
+func (c *checker) fraction(n *node) bool { return n.literal && n.Tag == "!!float" && c.typed() }
+
+func wholeInJSON(number string) string {
+	return number + " is no whole number to Kubernetes, which reads JSON by the letter: write it without a point and an exponent"
+}
+
+// typed reports whether Kubernetes reads objects of the kind by types, as it does its own.
+func (c *checker) typed() bool {
+	return c.kind.APIVersion == "v1" || c.kind.APIVersion == bocage.NetworkPolicyAPIVersion
 }
 
 func limits(typ reflect.Type) (low, high *big.Int) {

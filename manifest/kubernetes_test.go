@@ -155,7 +155,7 @@ func TestWhatOnlyLooksForeign(t *testing.T) {
 		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n": "f.yaml:2: kind: BaselineAdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Baseline",
 		"apiVersion: policy.networking.k8s.io/v1\nkind: ClusterNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":             "f.yaml:1: apiVersion: \"policy.networking.k8s.io/v1\" is not understood",
 		"apiVersion: bocage.dev/v1\nkind: Guardrial\nmetadata: {name: a}\nspec: {}\n":                                      "f.yaml:2: kind: \"Guardrial\" is unknown: did you mean Guardrail?",
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a}\n":            "f.yaml:7: metadata.name: Pod a is declared at f.yaml:1 already",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {b: c}}\n":            "f.yaml:7: metadata.name: Pod a is declared at f.yaml:1 already, and not just the same",
 		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelectr: {}}\n":             "f.yaml:4: spec.podSelectr: is unknown: did you mean podSelector?",
 		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, lables: {}}\nspec: {podSelector: }\n":  "f.yaml:3: metadata.lables: is unknown: did you mean labels?",
 	} {
@@ -237,7 +237,7 @@ func TestYesAndNo(t *testing.T) {
 	policy := func(selector, more string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec:\n  podSelector:\n    matchLabels:\n      " + selector + "\n" + more
 	}
-	for _, word := range []string{"y", "Y", "yes", "Yes", "YES", "n", "N", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"} {
+	for _, word := range []string{"yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF"} {
 		for text, want := range map[string]string{
 			policy("legacy: "+word, ""): `f.yaml:7: spec.podSelector.matchLabels[legacy]: is true or false where text is needed: quote it, as "` + word + `"`,
 			policy(word+": legacy", ""): `f.yaml:7: spec.podSelector.matchLabels: ` + word + ` is true or false where text is needed: quote it, as "` + word + `"`,
@@ -259,7 +259,7 @@ func TestYesAndNo(t *testing.T) {
 	// So in every place of text, of our own kinds too.
 	for name, want := range map[string]string{
 		"no": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "no"`, "Off": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "Off"`,
-		"y": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "y"`, "N": `f.yaml:3: metadata.name: is true or false where text is needed: quote it, as "N"`,
+		"y": "", "N": `f.yaml:3: metadata.name: "N" is not a lower-case DNS name of at most 253 characters`,
 		"'y'": "", "\"n\"": "", "'no'": "", "yes1": "",
 	} {
 		_, faults := Read("f.yaml", []byte(head+"kind: Scope\nmetadata: {name: "+name+"}\nspec: {mode: observe}\n"))
@@ -268,15 +268,10 @@ func TestYesAndNo(t *testing.T) {
 		}
 	}
 	for text, want := range map[string][]string{
-		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: y}\nspec: {podSelector: {}, ingress: [{ports: [{port: n, protocol: y}]}]}\n": {
-			`f.yaml:3: metadata.namespace: is true or false where text is needed: quote it, as "y"`,
-			`f.yaml:4: spec.ingress[0].ports[0].port: is true or false where text is needed: quote it, as "n"`,
-			`f.yaml:4: spec.ingress[0].ports[0].protocol: is true or false where text is needed: quote it, as "y"`,
-		},
-		head + "kind: Application\nmetadata: {name: a, namespace: a}\nspec:\n  workload: {matchLabels: {app: a}}\n  provides: [{name: p, port: 80, to: {}, toNamespaces: ['x',\n    y]}]\n  consumes: [{external: n, port: y}]\n": {
-			`f.yaml:7: spec.provides[0].toNamespaces[1]: is true or false where text is needed: quote it, as "y"`,
-			`f.yaml:8: spec.consumes[0].external: is true or false where text is needed: quote it, as "n"`,
-			`f.yaml:8: spec.consumes[0].port: is true or false where a whole number is needed`,
+		head + "kind: Application\nmetadata: {name: a, namespace: a}\nspec:\n  workload: {matchLabels: {app: a}}\n  provides: [{name: p, port: 80, to: {}, toNamespaces: ['x',\n    On]}]\n  consumes: [{external: no, port: y}]\n": {
+			`f.yaml:7: spec.provides[0].toNamespaces[1]: is true or false where text is needed: quote it, as "On"`,
+			`f.yaml:8: spec.consumes[0].external: is true or false where text is needed: quote it, as "no"`,
+			`f.yaml:8: spec.consumes[0].port: is text where a whole number is needed`,
 		},
 	} {
 		_, faults := Read("f.yaml", []byte(text))

@@ -47,10 +47,10 @@ func (t *Tree) unquoted() bocage.Faults {
 		}
 		for i := 0; i < len(n.Content); i += 2 {
 			key, value := n.Content[i], n.Content[i+1]
-			if key.boolean {
+			if key.boolean && len(key.Value) > 1 {
 				faults = append(faults, bocage.Fault{Field: path, Message: key.Value + " " + mustQuote(key.Value), Source: position(t.name, key.Line)})
 			}
-			if value.boolean {
+			if value.boolean && !value.letter() {
 				faults = append(faults, bocage.Fault{Field: path + "[" + key.Value + "]", Message: mustQuote(value.Value), Source: position(t.name, value.Line)})
 			}
 		}

@@ -20,6 +20,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,6 +87,11 @@ type Reader struct {
 	// of groups that are only like ours, and other versions of policies that are read.
 	// With it, an empty list is no fault.
 	Foreign func(*Tree) bocage.Faults
+	// Note, if set, is told what was read otherwise than kubectl reads it, and what
+	// is allowed but hardly meant: as Tree.Notes has it, that about y and n once a file.
+	Note func(bocage.Fault)
+	// Seen, if set, is shared by several calls, whose paths are read as one then.
+	Seen *Seen
 	// MaxBytes is the largest file; 0 is the package's MaxBytes. What else is
 	// bounded grows with it.
 	MaxBytes int
@@ -129,7 +135,7 @@ func (r Reader) ReadPath(path string) ([]Document, bocage.Faults) {
 // Each is Read for many documents: each is called with one after another, and
 // what it does not keep takes no memory afterwards.
 func (r Reader) Each(name string, data []byte, each func(Document)) bocage.Faults {
-	one := reading{Reader: r, each: each, first: map[objectKey]string{}, checker: newChecker()}
+	one := r.reading(each)
 	one.file(name, data)
 	return inOrder(one.faults)
 }
@@ -137,8 +143,12 @@ func (r Reader) Each(name string, data []byte, each func(Document)) bocage.Fault
 // EachPath is ReadPath for many documents, as Each is Read.
 func (r Reader) EachPath(path string, each func(Document)) bocage.Faults {
 	files, faults := filesAt(path)
-	all := reading{Reader: r, each: each, first: map[objectKey]string{}, checker: newChecker(), faults: faults}
+	all := r.reading(each)
+	all.faults = faults
 	for _, file := range files {
+		if !all.Seen.file(file) {
+			continue
+		}
 		name, data, err := readFile(file, r.bounds().bytes)
 		if err != nil {
 			all.faults = append(all.faults, bocage.Fault{Source: name, Message: err.Error()})
@@ -153,15 +163,22 @@ func (r Reader) EachPath(path string, each func(Document)) bocage.Faults {
 type reading struct {
 	Reader
 	each    func(Document)
-	first   map[objectKey]string // where each object was declared
 	faults  bocage.Faults
+	notes   bocage.Faults // about the present file
 	checker *checker
 }
 
-type objectKey struct{ group, kind, namespace, name string }
+func (r Reader) reading(each func(Document)) *reading {
+	if r.Seen == nil {
+		r.Seen = NewSeen()
+	}
+	return &reading{Reader: r, each: each, checker: newChecker()}
+}
 
 func (r *reading) file(name string, data []byte) {
 	found, before := 0, len(r.faults)
+	r.notes = nil
+	defer func() { tellNotes(r.notes, r.Note) }()
 	r.faults = append(r.faults, parse(name, data, r.bounds(), func(tree *Tree) {
 		list := tree.items(r.Foreign != nil, &r.faults, func(item *Tree) {
 			found++
@@ -185,42 +202,56 @@ func (r *reading) item(tree *Tree) {
 		}
 	}
 	if r.Foreign != nil && tree.foreign() {
-		faults := tree.unquoted()
-		if len(faults) == 0 {
-			faults = tree.tell(tree.place(tree.quote(r.Foreign(tree))))
-		}
-		if r.faults = append(r.faults, faults...); len(faults) == 0 {
-			name, _ := tree.Text("metadata", "name")
-			namespace, _ := tree.Text("metadata", "namespace")
-			kind, _ := tree.Text("kind")
-			version, _ := tree.Text("apiVersion")
-			r.once(tree, objectKey{bocage.Kind{APIVersion: version}.Group(), kind, namespace, name})
-		}
+		r.foreigner(tree)
 		return
 	}
 	document, faults := r.document(tree, r.checker)
+	r.notes = append(r.notes, tree.notes...)
 	r.faults = append(r.faults, tree.tell(faults)...)
 	if len(faults) > 0 {
 		return
 	}
 	meta, typ := document.Resource.Meta(), document.Resource.Type()
-	if r.once(tree, objectKey{bocage.Kind{APIVersion: typ.APIVersion}.Group(), typ.Kind, meta.Namespace, meta.Name}) {
-		r.each(document)
+	k := objectKey{bocage.Kind{APIVersion: typ.APIVersion}.Group(), typ.Kind, meta.Namespace, meta.Name}
+	if r.again(tree, k) {
+		return
 	}
+	if faults := r.Seen.once(tree, k); len(faults) > 0 {
+		r.faults = append(r.faults, faults...)
+		return
+	}
+	r.each(document)
 }
 
-// once notes where an object is declared, and a fault if it was before.
-func (r *reading) once(tree *Tree, k objectKey) bool {
-	source, twice := r.first[k]
-	if !twice {
-		r.first[k] = tree.Source("")
-		return true
+// foreigner has an object of another kind looked at.
+func (r *reading) foreigner(tree *Tree) {
+	version, _ := tree.Text("apiVersion")
+	k := objectKey{group: bocage.Kind{APIVersion: version}.Group()}
+	k.kind, _ = tree.Text("kind")
+	k.namespace, _ = tree.Text("metadata", "namespace")
+	k.name, _ = tree.Text("metadata", "name")
+	faults := tree.unquoted()
+	tree.foreignLetters()
+	if len(faults) == 0 && r.again(tree, k) {
+		return
 	}
-	r.faults = append(r.faults, bocage.Fault{
-		Field: "metadata.name", Source: tree.Source("metadata.name"),
-		Message: fmt.Sprintf("%s %s is declared at %s already", k.kind, (&bocage.ObjectMeta{Namespace: k.namespace, Name: k.name}).NamespacedName(), source),
-	})
-	return false
+	if len(faults) == 0 {
+		faults = tree.tell(tree.place(tree.quote(r.Foreign(tree))))
+	}
+	r.notes = append(r.notes, tree.notes...)
+	if len(faults) == 0 {
+		faults = r.Seen.once(tree, k)
+	}
+	r.faults = append(r.faults, faults...)
+}
+
+// again reports whether an object was read before, just as it is here.
+func (r *reading) again(tree *Tree, k objectKey) bool {
+	source, same := r.Seen.same(tree, k)
+	if same {
+		r.notes = append(r.notes, bocage.Fault{Source: tree.Source(""), Message: fmt.Sprintf("%s %s stands at %s just the same: it counts once", k.kind, k, source)})
+	}
+	return same
 }
 
 // document turns one tree into the object that it declares.
@@ -241,7 +272,7 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 	}
 	document := Document{Resource: resource, Source: tree.Source(""), tree: tree}
 	faults = append(unknown, wrong...)
-	found := resource.Validate()
+	found := append(resource.Validate(), generateNameFaults(meta.GenerateName)...)
 	switch resource.(type) {
 	case *bocage.NetworkPolicy, *bocage.ClusterNetworkPolicy: // as upstream refuses them
 		found = append(found, bocage.ValidateAnnotations(meta.Annotations)...)
@@ -253,6 +284,9 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 	}
 	if len(faults) > 0 {
 		return Document{}, faults
+	}
+	if policy, ok := resource.(*bocage.NetworkPolicy); ok {
+		tree.notes = append(tree.notes, document.Place(policy.Warnings())...)
 	}
 	object := tree.Object()
 	resource.Type().APIVersion = kind.APIVersion
@@ -278,6 +312,23 @@ func (r Reader) document(tree *Tree, c *checker) (Document, bocage.Faults) {
 		return Document{}, tree.place(faults)
 	}
 	return document, nil
+}
+
+// subdomain is what names look like.
+var subdomain = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$`)
+
+// generateNameFaults checks what a name would be drawn from, beside a name, too, as
+// Kubernetes does.
+func generateNameFaults(prefix string) bocage.Faults {
+	var faults bocage.Faults
+	name := prefix
+	if len(name) > 1 && strings.HasSuffix(name, "-") {
+		name = name[:len(name)-2] + "a" // letters follow
+	}
+	if prefix != "" && (len(name) > 253 || !subdomain.MatchString(name)) {
+		faults.Add("metadata.generateName", "%q is not the beginning of a lower-case DNS name of at most 253 characters", prefix)
+	}
+	return faults
 }
 
 // follows reports whether a field's fault may come from a wrong value in, below
@@ -390,7 +441,7 @@ func (t *Tree) items(foreign bool, faults *bocage.Faults, each func(*Tree)) bool
 			item = &named
 		}
 		// Depth is bounded, so lists within lists end.
-		(&Tree{name: t.name, node: item}).items(foreign, faults, each)
+		(&Tree{name: t.name, node: item, letters: t.letters}).items(foreign, faults, each)
 	}
 	return true
 }

@@ -84,11 +84,10 @@ func TestFaults(t *testing.T) {
 		{"empty items", guardrail("  never:\n  -\n  - from:\n      namespaces: [~]\n"), []string{
 			"f.yaml:6: spec.never[0]: is empty: give it a value or remove it",
 			"f.yaml:8: spec.never[1].from.namespaces[0]: is empty: give it a value or remove it"}},
-		{"empty fields of a ClusterNetworkPolicy, which upstream's schema refuses", "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: a, labels: null}\n" +
-			"spec:\n  tier: Admin\n  priority: 1\n  subject: {pods: {namespaceSelector: , podSelector: {matchLabels: }}}\n  ingress:\n", []string{
-			"f.yaml:7: spec.subject.pods.namespaceSelector: is empty: give it a value or remove it",
-			"f.yaml:7: spec.subject.pods.podSelector.matchLabels: is empty: give it a value or remove it",
-			"f.yaml:8: spec.ingress: is empty: give it a value or remove it"}},
+		{"empty items of a ClusterNetworkPolicy, which upstream's schema refuses", "apiVersion: policy.networking.k8s.io/v1alpha2\nkind: ClusterNetworkPolicy\nmetadata: {name: a, labels: null}\n" +
+			"spec:\n  tier: Admin\n  priority: 1\n  subject: {pods: {namespaceSelector: , podSelector: {matchLabels: }}}\n  ingress:\n  egress:\n  -\n  - {action: Accept, to: [{networks: [null]}]}\n", []string{
+			"f.yaml:10: spec.egress[0]: is empty: give it a value or remove it",
+			"f.yaml:11: spec.egress[1].to[0].networks[0]: is empty: give it a value or remove it"}},
 		{"addresses and times", head + "kind: Workload\nmetadata: {name: w}\nspec: {host: h, addresses: [10.0.0.300, 7]}\n---\n" +
 			head + "kind: Quarantine\nmetadata: {name: q}\nspec: {workload: a/b, until: tomorrow}\n", []string{
 			`f.yaml:4: spec.addresses[0]: "10.0.0.300" is not an IP address`,
@@ -100,7 +99,7 @@ func TestFaults(t *testing.T) {
 			`f.yaml:3: metadata.namespace: the kind is cluster-wide: remove "shop"`,
 			"f.yaml:4: spec.port: needs a port from 1 to 65535",
 			`f.yaml:5: spec.protocol: "telnet" is not a decoy that exists: ssh`}},
-		{"declared twice", scope("") + "---\n" + scope(""), []string{"f.yaml:8: metadata.name: Scope all is declared at f.yaml:1 already"}},
+		{"declared twice", scope("") + "---\n" + strings.Replace(scope(""), "observe", "enforce", 1), []string{"f.yaml:8: metadata.name: Scope all is declared at f.yaml:1 already, and not just the same"}},
 
 		{"tabs", head + "kind: Scope\nmetadata:\n\tname: a\n", []string{"f.yaml:4: is indented with a tab: YAML wants spaces"}},
 		{"broken YAML hides nothing behind it", "a: [\n---\n" + head + "kind: Scop\n---\nb: }\n", []string{
@@ -218,7 +217,7 @@ func TestReadPath(t *testing.T) {
 		t.Errorf("%s%v", diff, faults)
 	}
 
-	write("a/again.yaml", scope("b"))
+	write("a/again.yaml", strings.Replace(scope("b"), "observe", "enforce", 1))
 	write("broken.json", `{"apiVersion":`)
 	if err := os.Symlink("nowhere", filepath.Join(dir, "gone.yaml")); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/big"
 	"path/filepath"
 	"regexp"
@@ -30,6 +31,11 @@ const (
 type Tree struct {
 	name string
 	node *node
+	// letters says that y or n stands in the file without quotes.
+	letters bool
+	// notes are about what is read otherwise than by Kubernetes, or means there what
+	// few would think.
+	notes bocage.Faults
 }
 
 // node is a YAML value whose lines count from the start of the file.
@@ -41,7 +47,14 @@ type node struct {
 	Content []*node // of a mapping: key, value, key, value
 	wrong   bool    // Check found a value of the wrong type, or an unknown key
 	boolean bool    // a word that Kubernetes reads as true or false
+	literal bool    // a number that was written in JSON, where 80.0 is not 80 to every reader
 }
+
+// null reports whether nothing is written, or null.
+func (n *node) null() bool { return n.Kind == scalar && n.Tag == "!!null" }
+
+// letter reports whether it is y or n without quotes: text, unless a boolean is needed.
+func (n *node) letter() bool { return n.boolean && n.Tag == "!!str" }
 
 // value returns the last value of a key in a mapping, or nil.
 func (n *node) value(key string) *node {
@@ -101,11 +114,11 @@ func parse(name string, data []byte, most bounds, each func(*Tree)) bocage.Fault
 		return bocage.Faults{fault(name, tooManyDocuments(parts[most.documents].line+1, most.documents))}
 	}
 	for _, part := range parts {
-		n, err := parseYAML(part.text, part.line)
+		n, letters, err := parseYAML(part.text, part.line)
 		if err != nil {
 			faults = append(faults, fault(name, err))
 		} else if n != nil {
-			each(&Tree{name: name, node: n})
+			each(&Tree{name: name, node: n, letters: letters})
 		}
 	}
 	return faults
@@ -293,7 +306,7 @@ func (p *jsonParser) value(depth int) (*node, error) {
 		if strings.ContainsAny(t.String(), ".eE") {
 			tag = "!!float"
 		}
-		return &node{Kind: scalar, Tag: tag, Value: t.String(), Line: line}, nil
+		return &node{Kind: scalar, Tag: tag, Value: t.String(), Line: line, literal: true}, nil
 	case bool:
 		return &node{Kind: scalar, Tag: "!!bool", Value: strconv.FormatBool(t), Line: line}, nil
 	default:
@@ -386,34 +399,34 @@ func isMarker(line []byte, marker string) bool {
 // directive is a line such as %YAML 1.2, which stands before a document marker.
 var directive = regexp.MustCompile(`(?m)^%(YAML|TAG)[^\n]*$`)
 
-// parseYAML reads one document; nil if it is empty.
-func parseYAML(text []byte, line int) (*node, error) {
+// parseYAML reads one document; nil if it is empty. letters says that y or n stands in
+// it without quotes.
+func parseYAML(text []byte, line int) (n *node, letters bool, err error) {
 	text = unmarked(text)
 	if blank(text) {
-		return nil, nil
+		return nil, false, nil
 	}
 	var root, more yaml.Node
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	if err := decoder.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
-		return nil, explainYAML(err, text, line)
+		return nil, false, explainYAML(err, text, line)
 	}
 	if err := decoder.Decode(&more); err == nil {
-		return nil, &lineError{line + more.Line, "is not YAML: a document begins without --- before it"}
+		return nil, false, &lineError{line + more.Line, "is not YAML: a document begins without --- before it"}
 	} else if !errors.Is(err, io.EOF) {
-		return nil, explainYAML(err, text, line)
+		return nil, false, explainYAML(err, text, line)
 	}
 	if root.Kind != yaml.DocumentNode || len(root.Content) == 0 {
-		return nil, nil
+		return nil, false, nil
 	}
 	o := opener{line: line}
-	n, err := o.open(root.Content[0], 0)
-	if err != nil {
-		return nil, err
+	if n, err = o.open(root.Content[0], 0); err != nil {
+		return nil, false, err
 	}
 	if n.Kind == scalar && n.Tag == "!!null" {
-		return nil, nil
+		return nil, false, nil
 	}
-	return n, nil
+	return n, o.letters, nil
 }
 
 // blank reports whether a part holds nothing but comments and directives.
@@ -462,6 +475,7 @@ type opener struct {
 	opening   []*yaml.Node // what the aliases around the present value name
 	aliasLine int          // of the outermost of them
 	aliased   int          // values that aliases have added
+	letters   bool         // y or n stood somewhere without quotes
 }
 
 func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
@@ -501,7 +515,10 @@ func (o *opener) open(y *yaml.Node, depth int) (*node, error) {
 	case yaml.ScalarNode:
 		tag := y.ShortTag()
 		boolean := tag == "!!str" && y.Style == 0 && isBoolean(y.Value)
-		if boolean {
+		switch {
+		case boolean && len(y.Value) == 1:
+			o.letters = true // a name as often as not: its place tells
+		case boolean:
 			tag = "!!bool"
 		}
 		switch tag {
@@ -610,8 +627,18 @@ func isBoolean(word string) bool {
 	return false
 }
 
-// integer reads a whole number in any of YAML's bases.
+// exact bounds the whole numbers that a float holds exactly.
+const exact = 1 << 53
+
+// integer reads a whole number in any of YAML's bases, or as 80.0.
 func (n *node) integer() (*big.Int, bool) {
+	if n.Tag == "!!float" {
+		f, err := strconv.ParseFloat(n.Value, 64)
+		if err != nil || f != math.Trunc(f) || math.Abs(f) > exact {
+			return nil, false
+		}
+		return big.NewInt(int64(f)), true
+	}
 	if n.Tag != "!!int" || len(n.Value) > 100 {
 		return nil, false
 	}

@@ -261,22 +261,23 @@ func (e *env) read(files []string) ([]manifest.Document, error) {
 	}
 	var documents []manifest.Document
 	var faults bocage.Faults
+	reader := manifest.Reader{Namespace: "default", Seen: manifest.NewSeen(), Note: func(note bocage.Fault) { fmt.Fprintln(e.err, "note: "+note.String()) }}
 	for _, file := range files {
-		read, found := e.readOne(file)
+		read, found := e.readOne(reader, file)
 		documents, faults = append(documents, read...), append(faults, found...)
 	}
 	return documents, faults.Err()
 }
 
-func (e *env) readOne(file string) ([]manifest.Document, bocage.Faults) {
+func (e *env) readOne(reader manifest.Reader, file string) ([]manifest.Document, bocage.Faults) {
 	if file != "-" {
-		return manifest.ReadPath(file)
+		return reader.ReadPath(file)
 	}
 	data, err := io.ReadAll(io.LimitReader(e.in, manifest.MaxBytes+1))
 	if err != nil {
 		return nil, bocage.Faults{{Source: "standard input", Message: err.Error()}}
 	}
-	return manifest.Read("standard input", data)
+	return reader.Read("standard input", data)
 }
 
 // refers reports whether objects of the kind name others that have to exist.

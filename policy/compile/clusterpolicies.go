@@ -173,8 +173,8 @@ func clusterPorts(list []bocage.ClusterNetworkPolicyProtocol) (ports, []kubePort
 		add(bocage.ProtocolTCP, p.TCP)
 		add(bocage.ProtocolUDP, p.UDP)
 		add(bocage.ProtocolSCTP, p.SCTP)
-		if p.DestinationNamedPort != "" {
-			names = append(names, kubePortName{name: p.DestinationNamedPort})
+		if p.DestinationNamedPort != nil {
+			names = append(names, kubePortName{name: *p.DestinationNamedPort})
 		}
 	}
 	return numbers.normal(), names

@@ -84,7 +84,8 @@ type Gatherer struct {
 func New(options Options) *Gatherer {
 	g := &Gatherer{options: options, sources: map[objectKey]string{}, foreign: map[string][]string{},
 		out: Gathered{Names: map[string][]netip.Addr{}, Unusable: map[string]string{}, documents: map[objectKey]manifest.Document{}}}
-	g.reader = manifest.Reader{Namespace: "default", Foreign: g.foreignObject, MaxBytes: MaxBytes}
+	g.reader = manifest.Reader{Namespace: "default", Foreign: g.foreignObject, MaxBytes: MaxBytes, Seen: manifest.NewSeen(),
+		Note: func(note bocage.Fault) { g.note("%s", note) }}
 	return g
 }
 

@@ -119,7 +119,7 @@ func TestDefaults(t *testing.T) {
 
 func TestEveryFaultAtOnce(t *testing.T) {
 	g := New(Options{Strict: true, Default: "perhaps"})
-	g.Read("a.yaml", []byte(workload+workload+pod("a", "w", "")+pod("a", "Bad", "")+pod("a", "p", "status: {podIP: ten}\n")+
+	g.Read("a.yaml", []byte(workload+strings.Replace(workload, "10.0.0.9", "10.0.0.8", 1)+pod("a", "w", "")+pod("a", "Bad", "")+pod("a", "p", "status: {podIP: ten}\n")+
 		"---\napiVersion: v1\nkind: Node\nmetadata: {labels: {a: b}}\n---\napiVersion: v1\nkind: Service\nmetadata: {name: s}\n---\napiVersion: bocage.dev/v1\nkind: Scope\nmetadata: {name: s}\n"))
 	g.Read("b.yaml", []byte("a: [\n"))
 	g.Path(filepath.Join(t.TempDir(), "none.yaml"))

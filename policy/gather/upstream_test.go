@@ -438,8 +438,8 @@ func (c *drawnCluster) means(namespaces *bocage.Selector, pods *bocage.Namespace
 
 func (c *drawnCluster) anyProtocol(entries []bocage.ClusterNetworkPolicyProtocol, to clusterEnd, protocol bocage.Protocol, port uint16) bool {
 	for _, entry := range entries {
-		if entry.DestinationNamedPort != "" {
-			if to.listensAs(entry.DestinationNamedPort, protocol, port) {
+		if entry.DestinationNamedPort != nil {
+			if to.listensAs(*entry.DestinationNamedPort, protocol, port) {
 				return true
 			}
 			continue

@@ -343,7 +343,7 @@ func protocolsMatch(entries []bocage.ClusterNetworkPolicyProtocol, f Flow) bool 
 		case entry.SCTP != nil:
 			return f.Protocol == bocage.ProtocolSCTP && portMatches(entry.SCTP.DestinationPort, f.Port)
 		}
-		return namedPort(f, entry.DestinationNamedPort, 0)
+		return entry.DestinationNamedPort != nil && namedPort(f, *entry.DestinationNamedPort, 0)
 	})
 }
 
@@ -360,7 +360,7 @@ func portMatches(p *bocage.ClusterNetworkPolicyPort, port uint16) bool {
 // namedPort reports whether the destination's port has this name. Only ports of the protocol
 // count; zero means any.
 func namedPort(f Flow, name string, protocol bocage.Protocol) bool {
-	if f.To == nil {
+	if f.To == nil || name == "" {
 		return false
 	}
 	return slices.ContainsFunc(f.To.Spec.Ports, func(p bocage.NamedPort) bool {

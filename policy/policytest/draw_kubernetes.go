@@ -202,7 +202,7 @@ func (w KubernetesWords) clusterProtocols(t *rapid.T, named bool) []bocage.Clust
 	var out []bocage.ClusterNetworkPolicyProtocol
 	for range rapid.IntRange(0, 2).Draw(t, "protocols") {
 		if named && rapid.IntRange(0, 2).Draw(t, "named") == 0 {
-			out = append(out, bocage.ClusterNetworkPolicyProtocol{DestinationNamedPort: rapid.SampledFrom(w.PortNames).Draw(t, "name")})
+			out = append(out, bocage.ClusterNetworkPolicyProtocol{DestinationNamedPort: new(rapid.SampledFrom(w.PortNames).Draw(t, "name"))})
 			continue
 		}
 		first, last := w.span(t, 1)
