@@ -149,15 +149,15 @@ func TestListsOfOneKind(t *testing.T) {
 func TestWhatOnlyLooksForeign(t *testing.T) {
 	reader := Reader{Namespace: "default", Foreign: func(*Tree) bocage.Faults { return nil }}
 	for text, want := range map[string]string{
-		"apiVersion: networking.k8s.io/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":       "f.yaml:1: apiVersion: \"networking.k8s.io/v1beta1\" is not understood",
-		"apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":              "f.yaml:1: apiVersion: \"extensions/v1beta1\" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1",
-		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":         "f.yaml:2: kind: AdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Admin",
-		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n": "f.yaml:2: kind: BaselineAdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Baseline",
-		"apiVersion: policy.networking.k8s.io/v1\nkind: ClusterNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":             "f.yaml:1: apiVersion: \"policy.networking.k8s.io/v1\" is not understood",
-		"apiVersion: bocage.dev/v1\nkind: Guardrial\nmetadata: {name: a}\nspec: {}\n":                                      "f.yaml:2: kind: \"Guardrial\" is unknown: did you mean Guardrail?",
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {b: c}}\n":            "f.yaml:7: metadata.name: Pod a is declared at f.yaml:1 already, and not just the same",
-		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelectr: {}}\n":             "f.yaml:4: spec.podSelectr: is unknown: did you mean podSelector?",
-		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, lables: {}}\nspec: {podSelector: }\n":  "f.yaml:3: metadata.lables: is unknown: did you mean labels?",
+		"apiVersion: networking.k8s.io/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":            "f.yaml:1: apiVersion: \"networking.k8s.io/v1beta1\" is not understood",
+		"apiVersion: extensions/v1beta1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelector: {}}\n":                   "f.yaml:1: apiVersion: \"extensions/v1beta1\" has no NetworkPolicy: write apiVersion: networking.k8s.io/v1",
+		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: AdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":              "f.yaml:2: kind: AdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Admin",
+		"apiVersion: policy.networking.k8s.io/v1alpha1\nkind: BaselineAdminNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":      "f.yaml:2: kind: BaselineAdminNetworkPolicy was replaced upstream: write a ClusterNetworkPolicy (apiVersion: policy.networking.k8s.io/v1alpha2) with tier: Baseline",
+		"apiVersion: policy.networking.k8s.io/v1\nkind: ClusterNetworkPolicy\nmetadata: {name: a}\nspec: {}\n":                  "f.yaml:1: apiVersion: \"policy.networking.k8s.io/v1\" is not understood",
+		"apiVersion: bocage.dev/v1\nkind: Guardrial\nmetadata: {name: a}\nspec: {}\n":                                           "f.yaml:2: kind: \"Guardrial\" is unknown: did you mean Guardrail?",
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {b: c}}\n": "f.yaml:7: metadata.name: Pod a is declared at f.yaml:1 already, and not just the same",
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a}\nspec: {podSelectr: {}}\n":                  "f.yaml:4: spec.podSelectr: is unknown: did you mean podSelector?",
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, lables: {}}\nspec: {podSelector: }\n":       "f.yaml:3: metadata.lables: is unknown: did you mean labels?",
 	} {
 		_, faults := reader.Read("f.yaml", []byte(text))
 		if len(faults) == 0 || !strings.HasPrefix(faults[0].String(), want) {

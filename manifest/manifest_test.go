@@ -99,7 +99,7 @@ func TestFaults(t *testing.T) {
 			`f.yaml:3: metadata.namespace: the kind is cluster-wide: remove "shop"`,
 			"f.yaml:4: spec.port: needs a port from 1 to 65535",
 			`f.yaml:5: spec.protocol: "telnet" is not a decoy that exists: ssh`}},
-		{"declared twice", scope("") + "---\n" + strings.Replace(scope(""), "observe", "enforce", 1), []string{"f.yaml:8: metadata.name: Scope all is declared at f.yaml:1 already, and not just the same"}},
+		{"declared twice", scope("") + "---\n" + strings.Replace(scope(""), "enforce", "observe", 1), []string{"f.yaml:8: metadata.name: Scope all is declared at f.yaml:1 already, and not just the same"}},
 
 		{"tabs", head + "kind: Scope\nmetadata:\n\tname: a\n", []string{"f.yaml:4: is indented with a tab: YAML wants spaces"}},
 		{"broken YAML hides nothing behind it", "a: [\n---\n" + head + "kind: Scop\n---\nb: }\n", []string{

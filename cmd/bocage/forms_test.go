@@ -105,6 +105,7 @@ func TestSimulateReadsFilesAsTheyComeIn(t *testing.T) {
 // TestSimulateSaysWhatIsWrong: what nobody can be, and who contradicts whom.
 func TestSimulateSaysWhatIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
+		"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: p, namespace: y}\nspec: {podSelector: {}}\n":                                                                        "note: standard input:3: y without quotes is read as the text y; kubectl reads it as true and refuses it: quote it\n",
 		"apiVersion: bocage.dev/v1\nkind: Application\nmetadata: {name: a, namespace: x}\nspec: {workload: {matchLabels: {app: a}, matchExpressions: [{key: app, operator: NotIn, values: [a]}]}}\n": "note: Application x/a spec.workload (standard input:1): it can never match, whoever joins",
 		"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: never}\nspec: {never: [{to: {namespaces: [\"y\"]}}]}\n---\n" +
 			"apiVersion: bocage.dev/v1\nkind: Guardrail\nmetadata: {name: grant}\nspec: {grant: [{from: {namespaces: [x]}, to: {namespaces: [\"y\"]}, ports: [{port: 443}]}]}\n": "! Guardrail grant spec.grant[0] (standard input:6): allows nothing: Guardrail never spec.never[0] (standard input:1) refuses all of it, whoever joins",
