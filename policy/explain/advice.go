@@ -41,6 +41,7 @@ func (j *Judge) Advise(f bocage.Flow) Advice {
 func (j *Judge) advise(g *Judgement, f bocage.Flow) Advice {
 	own := *j
 	own.valid, own.tried = map[bocage.Resource]bool{}, new(trial)
+	own.in.Now = g.At // whatever moment before it the declarations were read for
 	j = &own
 	if g.Would.Allowed() {
 		return j.adviseToRefuse(g, f)
@@ -183,8 +184,8 @@ func (j *Judge) exceptionOr(gr *bocage.Guardrail, g *Judgement, f bocage.Flow, o
 	}
 	e := &bocage.Exception{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Exception"},
 		ObjectMeta: bocage.ObjectMeta{Name: j.freeExceptionName(gr.Name)},
-		Spec:       bocage.ExceptionSpec{Guardrail: gr.Name, Match: cellOf(g, f), Until: j.in.Now.Add(last)}}
-	if len(e.Validate()) > 0 || !g.At.Before(e.Spec.Until) {
+		Spec:       bocage.ExceptionSpec{Guardrail: gr.Name, Match: cellOf(g, f), Until: g.At.Add(last)}}
+	if len(e.Validate()) > 0 {
 		return otherwise()
 	}
 	text := fmt.Sprintf("declare an Exception to Guardrail %s (%s) with spec.match %s and spec.until no later than %s from its beginning",

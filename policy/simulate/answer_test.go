@@ -220,6 +220,29 @@ func TestMomentsShareCompilations(t *testing.T) {
 	}
 }
 
+// TestAdviceOfAMoment: what would change a verdict at a moment does not depend on what else
+// was asked before.
+func TestAdviceOfAMoment(t *testing.T) {
+	in := small()
+	in.Exceptions = nil
+	in.Guardrails = append(slices.Clone(in.Guardrails), &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "no-ssh"}, Spec: bocage.GuardrailSpec{
+		Never: []bocage.CellMatch{{Ports: []bocage.PortMatch{{Port: 22}}}}, Exceptions: bocage.ExceptionTerms{Allowed: true, Max: "30m"}}})
+	ask := func(s *Simulator, after time.Duration) string {
+		return s.Answer(bocage.SimulateProbe{From: "dev/tool", To: "shop/db", Port: 22, At: policytest.Now.Add(after)}).Missing
+	}
+	both, _ := Compile(in)
+	for _, after := range []time.Duration{50 * time.Hour, 52 * time.Hour, 49 * time.Hour} {
+		alone, _ := Compile(in)
+		want := ask(alone, after)
+		if !strings.Contains(want, "declare an Exception to Guardrail no-ssh") {
+			t.Fatalf("after %s: %q", after, want)
+		}
+		if got := ask(both, after); got != want {
+			t.Errorf("after %s and others: %q, and alone: %q", after, got, want)
+		}
+	}
+}
+
 // TestCasesSayWhatAnswersSay asks both ways about a Pod that policy closes to all
 // others: nothing stands between it and itself.
 func TestCasesSayWhatAnswersSay(t *testing.T) {
