@@ -314,7 +314,7 @@ func TestRootAmended(t *testing.T) {
 	// One that does not lead there, whatever is wrong with it, is replaced by the whole.
 	c.mu.Lock()
 	c.spoil = func(a *bocage.Amendment) {
-		a.Refused.Come = append(a.Refused.Come, bocage.Refusal{Identity: 99, Decision: quarantine})
+		a.Refused.Added = append(a.Refused.Added, bocage.Refusal{Identity: 99, Decision: quarantine})
 	}
 	c.mu.Unlock()
 	c.next(generation(6, never, 34))
@@ -464,7 +464,7 @@ func newToggler(sign *signer, rs *bocage.Ruleset) *toggler {
 	without.Rules = slices.Delete(slices.Clone(rs.Rules), i, i+1)
 	c.digests = [2]string{without.ContentDigest(), rs.Digest} // by the generation's last bit
 	rule := []bocage.Rule{rs.Rules[i]}
-	c.rules = [2]bocage.Edits[bocage.Rule]{{Gone: rule}, {Come: rule}}
+	c.rules = [2]bocage.Edits[bocage.Rule]{{Removed: rule}, {Added: rule}}
 	c.wanted.Store(1)
 	return c
 }
