@@ -116,8 +116,8 @@ func TestPeopleWithCertificates(t *testing.T) {
 		"Guardrail pci created", "! Guardrail pci waits: it has no effect until somebody else than spiffe://test.local/user/alice agrees to generation 1: bocage approve guardrail pci", "apply", "-f", "-")
 	told(alice, "", "", "a second person has to agree", "approve", "guardrail", "pci")
 	told(bob, "", "guardrails/pci approved: generation 1 is in force", "", "approve", "guardrail", "pci")
-	told(alice, "", "Guardrail pci not deleted yet: it stays in force until a second person agrees: bocage approve guardrail pci", "", "delete", "guardrail", "pci")
-	told(bob, "", "guardrails/pci: its deletion is approved", "", "approve", "guardrail", "pci")
+	told(alice, "", "Guardrail pci not deleted yet: it stays in force until a second person agrees: bocage approve guardrail pci --deletion", "", "delete", "guardrail", "pci")
+	told(bob, "", "guardrails/pci: its deletion is approved", "", "approve", "guardrail", "pci", "--deletion")
 	told(alice, "", "", "not found", "get", "guardrail", "pci")
 
 	scope := func(mode string) string {
@@ -165,7 +165,7 @@ func TestDeletionsThatWait(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, _, code := o.run(t, "", "", "delete", "guardrail", "pci")
-	if want := "Guardrail pci not deleted yet: it stays in force until a second person agrees: bocage approve guardrail pci\n"; code != exitOK || out != want {
+	if want := "Guardrail pci not deleted yet: it stays in force until a second person agrees: bocage approve guardrail pci --deletion\n"; code != exitOK || out != want {
 		t.Errorf("%d %q", code, out)
 	}
 	if _, errs, code := o.run(t, "", "", "approve", "guardrail", "pci"); code != exitFailed || !strings.Contains(errs, "a second person has to agree") {

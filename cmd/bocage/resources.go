@@ -422,7 +422,7 @@ func (e *env) delete(ctx context.Context, c *client.Client, kind bocage.Kind, na
 	case held == nil:
 		fmt.Fprintf(e.out, "%s %s deleted\n", kind.Name, kindName(namespace, name))
 	case slices.Contains(held.Meta().Finalizers, bocage.FinalizerApproval):
-		fmt.Fprintf(e.out, "%s %s not deleted yet: it stays in force until a second person agrees: bocage approve %s %s\n",
+		fmt.Fprintf(e.out, "%s %s not deleted yet: it stays in force until a second person agrees: bocage approve %s %s --deletion\n",
 			kind.Name, kindName(namespace, name), strings.ToLower(kind.Name), name)
 	case len(held.Meta().Finalizers) > 0:
 		fmt.Fprintf(e.out, "%s %s marked for deletion: it goes once %s let go of it\n",
