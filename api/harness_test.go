@@ -56,11 +56,7 @@ func (l *logBuffer) String() string {
 func start(t *testing.T, change func(*Config)) *bench {
 	t.Helper()
 	// Paths of unix sockets are short, so t.TempDir may be too long.
-	dir, err := os.MkdirTemp("", "bct")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	authority, err := identity.OpenAuthority(filepath.Join(dir, "authority"), "test.local")
 	if err != nil {
 		t.Fatal(err)
@@ -104,6 +100,17 @@ func start(t *testing.T, change func(*Config)) *bench {
 	}
 	t.Cleanup(b.client.Close)
 	return b
+}
+
+// shortDir is a folder for sockets, which have short names.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // as returns a client over TLS with a session of its own.

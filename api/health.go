@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"time"
@@ -77,6 +78,11 @@ func (s *Server) serveReady(c *call) {
 			fmt.Fprintf(&lines, "[!]single-sign-on does not work: %v\n", err)
 		} else {
 			lines.WriteString("[+]single-sign-on ok\n")
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.config.Advice)) {
+		if advice := s.config.Advice[name](); advice != "" {
+			fmt.Fprintf(&lines, "[!]%s: %s\n", name, advice)
 		}
 	}
 	switch {

@@ -84,6 +84,9 @@ type Config struct {
 	Functions Functions
 	// Ready lists what must work before /readyz says so, by name.
 	Ready map[string]func(context.Context) error
+	// Advice lists, by name, what works but could be better: /readyz?verbose says it.
+	// An empty answer is none.
+	Advice map[string]func() string
 	// Registry collects the metrics and is served at /metrics; nil is one of its
 	// own.
 	Registry *prometheus.Registry

@@ -30,6 +30,9 @@ const (
 	// fillLimit is how long it waits for the view to be filled at all.
 	fillLimit   = 20 * time.Second
 	askInterval = 25 * time.Millisecond
+	// newsDelay is how long what was just written has to come by itself, before the
+	// store is asked.
+	newsDelay = 3 * time.Millisecond
 	// idleInterval is how often a quiet view asks, so that bookmarks move.
 	idleInterval = 20 * time.Second
 	retryAtMost  = 5 * time.Second
@@ -48,6 +51,7 @@ type view struct {
 
 	mu          sync.RWMutex // guards everything below
 	filled      bool
+	source      store.Watch // nil while there is none
 	seen        store.Revision
 	collections map[string]*collection // by plural
 	// inhabited counts the objects of each namespace; see namespace.go.
@@ -59,10 +63,11 @@ type view struct {
 
 	asking sync.Mutex // one asks the store how far it is at a time
 	asked  time.Time
+	stuck  chan struct{} // holds a token when the store could not tell that and has to be read
 }
 
 func newView(s store.Store, logger *slog.Logger, m *metrics) *view {
-	v := &view{store: s, logger: logger, metrics: m, kinds: map[string]*seenKind{}, advanced: make(chan struct{}), sweeping: make(chan struct{}, 1)}
+	v := &view{store: s, logger: logger, metrics: m, kinds: map[string]*seenKind{}, advanced: make(chan struct{}), sweeping: make(chan struct{}, 1), stuck: make(chan struct{}, 1)}
 	for _, kind := range bocage.Kinds() {
 		v.kinds[kind.Plural] = &seenKind{kind, selectableFields(kind)}
 	}
@@ -92,6 +97,8 @@ func (v *view) run(ctx context.Context) {
 
 // keep fills the view if it has to, and follows the store until that ends.
 func (v *view) keep(ctx context.Context) error {
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	from, filled := v.position()
@@ -108,7 +115,16 @@ func (v *view) keep(ctx context.Context) error {
 		}
 		return fmt.Errorf("follow the store: %w", err)
 	}
-	return v.follow(ctx, source)
+	v.follows(source)
+	defer v.follows(nil)
+	return v.follow(ctx, source, &asking)
+}
+
+// follows notes what the view is kept by.
+func (v *view) follows(source store.Watch) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.source = source
 }
 
 func (v *view) position() (store.Revision, bool) {
@@ -182,7 +198,7 @@ func (v *view) advance() {
 }
 
 // follow takes in what changes, a whole revision at a time.
-func (v *view) follow(ctx context.Context, source store.Watch) error {
+func (v *view) follow(ctx context.Context, source store.Watch, asking *sync.WaitGroup) error {
 	quiet := time.NewTicker(idleInterval)
 	defer quiet.Stop()
 	var revision []store.Event
@@ -204,10 +220,16 @@ func (v *view) follow(ctx context.Context, source store.Watch) error {
 					revision = revision[:0]
 				}
 			}
+		case <-v.stuck:
+			v.empty()
+			return errors.New("the store is full and cannot tell how far it is: it is read anew")
 		case <-quiet.C:
-			if err := v.ask(ctx); err != nil && ctx.Err() == nil {
-				v.logger.Warn("ask the store how far it is", "error", err)
-			}
+			// Apart, since it may take a while.
+			asking.Go(func() {
+				if err := v.ask(ctx, 0); err != nil && ctx.Err() == nil {
+					v.logger.Warn("ask the store how far it is", "error", err)
+				}
+			})
 		}
 	}
 }
@@ -255,17 +277,29 @@ func (v *view) kindAndKey(key string) (kind *seenKind, rest string, ok bool) {
 	return kind, rest, ok && rest != ""
 }
 
-// ask has the store tell how far it is, unless somebody just did.
-func (v *view) ask(ctx context.Context) error {
+// ask has the store tell how far it is, which is a revision at least, unless somebody
+// just did.
+func (v *view) ask(ctx context.Context, least store.Revision) error {
 	if !v.asking.TryLock() {
 		return nil // the answer to who asks is for everybody
 	}
 	defer v.asking.Unlock()
-	if time.Since(v.asked) < askInterval/5 {
+	v.mu.RLock()
+	source := v.source
+	v.mu.RUnlock()
+	if source == nil || time.Since(v.asked) < askInterval/5 {
 		return nil
 	}
 	v.asked = time.Now()
-	return v.store.Progress(ctx)
+	err := source.Progress(ctx, least)
+	if errors.Is(err, store.ErrFull) {
+		select {
+		case v.stuck <- struct{}{}:
+		default:
+		}
+		return nil
+	}
+	return err
 }
 
 // reach waits until the view shows at least what the store had at a revision.
@@ -275,6 +309,7 @@ func (v *view) reach(ctx context.Context, revision store.Revision) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, reachLimit)
 	defer cancel()
+	began := time.Now()
 	for asked := false; ; {
 		v.mu.RLock()
 		seen, filled, advanced := v.seen, v.filled, v.advanced
@@ -293,12 +328,16 @@ func (v *view) reach(ctx context.Context, revision store.Revision) error {
 				return v.behind(revision, now, true)
 			}
 		}
-		if filled {
-			if err := v.ask(ctx); err != nil {
+		pause := newsDelay
+		if time.Since(began) >= newsDelay {
+			pause = askInterval
+		}
+		if filled && pause == askInterval {
+			if err := v.ask(ctx, revision); err != nil {
 				return err
 			}
 		}
-		again := time.NewTimer(askInterval)
+		again := time.NewTimer(pause)
 		select {
 		case <-advanced:
 		case <-again.C:

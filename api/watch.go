@@ -17,8 +17,10 @@ import (
 const (
 	// bookmarkInterval is how often a quiet watch is told how far it is.
 	bookmarkInterval = 30 * time.Second
-	// catchUpLimit is how long the store has to tell what the view has forgotten.
+	// catchUpLimit is how long the store has to tell what the view has forgotten, and
+	// catchUpAsk how often it is asked at least whether that was all.
 	catchUpLimit = 30 * time.Second
+	catchUpAsk   = time.Second
 )
 
 // watch serves changes as they happen, until the client leaves, its time is up,
@@ -200,7 +202,8 @@ func (w *watcher) catchUp(ctx context.Context, start *watchStart) error {
 		return err
 	}
 	kind := w.server.view.kinds[w.call.kind.Plural]
-	ask := time.NewTicker(askInterval)
+	pause := askInterval
+	ask := time.NewTimer(pause)
 	defer ask.Stop()
 	for {
 		select {
@@ -212,7 +215,7 @@ func (w *watcher) catchUp(ctx context.Context, start *watchStart) error {
 				}
 				return ctx.Err()
 			case event.Revision > start.revision, event.Progress && event.Revision >= start.revision:
-				return w.flush()
+				return w.caughtUp(ctx, *start.after)
 			case event.Progress:
 				continue
 			}
@@ -228,11 +231,26 @@ func (w *watcher) catchUp(ctx context.Context, start *watchStart) error {
 				return err
 			}
 		case <-ask.C:
-			if err := w.server.view.ask(ctx); err != nil {
+			err := source.Progress(ctx, start.revision)
+			if errors.Is(err, store.ErrFull) {
+				return expired() // whether that was all cannot be known
+			}
+			if err != nil {
 				return err
 			}
+			pause = min(2*pause, catchUpAsk)
+			ask.Reset(pause)
 		}
 	}
+}
+
+// caughtUp shows what came, if nothing of it can be missing: some engines leave out
+// what they forget while they tell it.
+func (w *watcher) caughtUp(ctx context.Context, after store.Revision) error {
+	if _, _, err := w.server.config.Store.List(ctx, nothingPrefix, "", 1, after); err != nil {
+		return err
+	}
+	return w.flush()
 }
 
 // follow shows what changes.

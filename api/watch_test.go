@@ -193,6 +193,8 @@ func (b *breakable) Watch(context.Context, string, store.Revision) (store.Watch,
 func (b *breakable) Events() <-chan store.Event { return b.events }
 func (b *breakable) Err() error                 { return store.ErrCompacted }
 
+func (b *breakable) Progress(context.Context, store.Revision) error { return nil }
+
 func TestWatchesAreBounded(t *testing.T) {
 	b := start(t, func(c *Config) { c.MaxWatches = 2 })
 	first := b.watch(t, "")

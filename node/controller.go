@@ -229,6 +229,14 @@ func (c *controllerProcess) timeMoved() {
 	c.policy.TimeMoved()
 }
 
+// doubt says why this controller cannot ask its etcd how far a watch is.
+func (c *controllerProcess) doubt() string {
+	if doubting, ok := c.store.(interface{ Doubt() string }); ok {
+		return doubting.Doubt()
+	}
+	return ""
+}
+
 // watchStore ends the process when its store has ended itself, so that whoever
 // supervises it starts it again.
 func (c *controllerProcess) watchStore(ctx context.Context) error {
@@ -483,8 +491,9 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 			"history": func(context.Context) error { return c.lake.Fault() },
 			"clock":   func(context.Context) error { return c.clock.fault() },
 		},
-		Now:  c.clock.Now,
-		SVID: c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
+		Advice: map[string]func() string{"etcd": c.doubt},
+		Now:    c.clock.Now,
+		SVID:   c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
 		Functions: api.Functions{
 			Explain:   c.policy.Explain,
 			Plan:      c.policy.Plan,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -116,6 +117,7 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
 		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
+		{Code: "controller.etcd", Severity: host.Advice, Cure: "upgrade every member to etcd 3.4.31, 3.5.13, 3.6 or later: until then a small key is written where a newest list has to wait for etcd", Ask: func(ctx context.Context) host.Answer { return p.askEtcd(ctx) }},
 		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with two capabilities", Ask: agent(p.askCapabilities)},
 		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
 		{Code: "discovery.runtime", Severity: host.Degraded, Cure: "start the runtime, or name its socket with --runtime-socket; what runs keeps its identity meanwhile", Ask: agent(p.askRuntime)},
@@ -300,15 +302,7 @@ func (p *patient) askReady(ctx context.Context) host.Answer {
 	if _, err := os.Stat(p.cfg.Socket()); errors.Is(err, fs.ErrNotExist) {
 		return host.Apart("no controller runs here")
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		var dialer net.Dialer
-		return dialer.DialContext(ctx, "unix", p.cfg.Socket())
-	}}}
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://controller/readyz", nil)
-	if err != nil {
-		return host.Unclear(err)
-	}
-	response, err := client.Do(request)
+	response, err := p.askController(ctx, "/readyz")
 	if err != nil {
 		return host.Ill("%v", err).CuredBy("systemctl start bocage-controller")
 	}
@@ -317,6 +311,40 @@ func (p *patient) askReady(ctx context.Context) host.Answer {
 		return host.Ill("%s", said(response.Body))
 	}
 	return host.Well("its parts are ready")
+}
+
+// askEtcd asks it whether its etcd costs writes that another would not.
+func (p *patient) askEtcd(ctx context.Context) host.Answer {
+	if _, err := os.Stat(p.cfg.Socket()); errors.Is(err, fs.ErrNotExist) {
+		return host.Apart("no controller runs here")
+	}
+	response, err := p.askController(ctx, "/readyz?verbose")
+	if err != nil {
+		return host.Unclear(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, 64<<10))
+	if err != nil {
+		return host.Unclear(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		if doubt, found := strings.CutPrefix(line, "[!]etcd: "); found {
+			return host.Ill("%s", strings.TrimSpace(doubt))
+		}
+	}
+	return host.Well("it answers how far watches are")
+}
+
+func (p *patient) askController(ctx context.Context, path string) (*http.Response, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", p.cfg.Socket())
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://controller"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(request)
 }
 
 // askCapabilities: more rights than enforcement needs are rights to lose.

@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -146,10 +148,21 @@ func TestPatientNetworkPeers(t *testing.T) {
 	p.expect(t, "agent.controllers", host.Failed, "1 of 1")
 
 	p.expect(t, "controller.ready", host.Skipped, "no controller")
+	p.expect(t, "controller.etcd", host.Skipped, "no controller")
 	socket, err := net.Listen("unix", p.cfg.Socket())
 	must(t, err)
 	socket.(*net.UnixListener).SetUnlinkOnClose(false)
-	socket.Close()
+	controller := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RawQuery == "verbose" {
+			_, _ = io.WriteString(w, "[+]store ok\n[!]etcd: members of etcd run 3.4.23\n")
+		}
+	})}
+	served := make(chan error, 1)
+	go func() { served <- controller.Serve(socket) }()
+	p.expect(t, "controller.ready", host.Passed, "ready")
+	p.expect(t, "controller.etcd", host.Failed, "3.4.23")
+	must(t, controller.Close())
+	<-served
 	p.expect(t, "controller.ready", host.Failed, "refused")
 }
 

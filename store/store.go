@@ -104,10 +104,6 @@ type Store interface {
 	// one revision follow each other in the order of their Ops, and a channel
 	// that closes while ctx goes on has delivered whole revisions.
 	Watch(ctx context.Context, prefix string, after Revision) (Watch, error)
-	// Progress asks that each watch be told, by a Progress event, that it has
-	// delivered everything up to a revision not older than the call. A watch that
-	// is busy delivering may leave the event out: who needs it asks again.
-	Progress(ctx context.Context) error
 	// Close releases the engine.
 	Close() error
 }
@@ -121,6 +117,11 @@ type Watch interface {
 	// ErrCompacted if changes were missed or the reader was too slow. It is
 	// valid once Events is closed.
 	Err() error
+	// Progress asks that the watch tell, by a Progress event, once it has delivered
+	// everything up to a revision: least, which the store has come to, or if that is 0
+	// one not older than the call. An engine that is not sure yet may leave the event
+	// out: who needs it asks again. ErrFull means that it cannot tell while it is full.
+	Progress(ctx context.Context, least Revision) error
 }
 
 // CheckOps returns what is wrong with a transaction before any engine sees it.

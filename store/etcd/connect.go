@@ -69,11 +69,14 @@ func Connect(ctx context.Context, c Cluster) (*Store, error) {
 		return nil
 	})
 	s.patience, s.history = cmp.Or(c.Patience, answerPatience), newHistory()
+	s.members = &members{logger: c.Logger}
 	ctx, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
 	if _, err := client.Get(ctx, c.Prefix, clientv3.WithCountOnly()); err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to etcd at %v: %w", c.Endpoints, err), s.Close())
 	}
+	s.lookAtMembers(ctx)
+	s.begin(s.watchMembers)
 	return s, nil
 }
 

@@ -153,11 +153,7 @@ func serveTLS(t *testing.T, dir string, files tlsFiles) (endpoint string) {
 // TestClusterIsAway: who asks while no member answers is told so, and all goes on by
 // itself once one does.
 func TestClusterIsAway(t *testing.T) {
-	dir, err := os.MkdirTemp("", "bct") // sockets have short names
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	config := etcd.Config{Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s", "etcd")}
 	member := open(t, config)
 	patient, err := etcd.Connect(t.Context(), etcd.Cluster{Endpoints: []string{"unix://" + config.Socket}, Prefix: "tenant"})
@@ -205,4 +201,15 @@ func TestClusterIsAway(t *testing.T) {
 	if entries, _, err := other.List(t.Context(), "", "", 0, 0); err != nil || len(entries) != 0 {
 		t.Errorf("another prefix holds %v, %v", entries, err)
 	}
+}
+
+// shortDir is a folder for sockets, which have short names.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "bct")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -25,7 +26,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"bocage.dev/bocage/store"
-	"bocage.dev/bocage/store/internal/pump"
 )
 
 // DefaultPrefix is what all keys start with in etcd, so that a cluster can be
@@ -45,6 +45,11 @@ type Store struct {
 	patience time.Duration
 	// history tells whether one that runs elsewhere is still what it was.
 	history *history
+	// members tells whether one that runs elsewhere can be asked how far a watch is;
+	// fences are what it is asked with if not.
+	members *members
+	fences  fences
+	streams atomic.Int64 // counts the watches' streams, for their names
 	// ctx ends with Close, and with it every watch.
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -135,28 +140,45 @@ func (s *Store) List(ctx context.Context, prefix, after string, limit int, at st
 	if behind := s.prefix + after + "\x00"; after != "" && behind > start {
 		start = behind
 	}
-	options := []clientv3.OpOption{clientv3.WithRange(end), clientv3.WithLimit(int64(limit)), clientv3.WithRev(int64(at))}
+	options := []clientv3.OpOption{clientv3.WithRange(end)}
 	if start >= end { // nothing is behind the last, but the revision is still asked for
-		start, options = s.prefix, append(options, clientv3.WithCountOnly())
+		start, options = s.prefix, []clientv3.OpOption{clientv3.WithCountOnly()}
 	}
-	response, err := s.read(ctx, start, options...)
-	if err != nil {
-		return nil, 0, fmt.Errorf("list %q: %w", prefix, s.explain(ctx, err))
+	var entries []store.Entry
+	for {
+		room := 0
+		if limit > 0 {
+			room = limit - len(entries)
+		}
+		response, err := s.read(ctx, start, append(options, clientv3.WithLimit(int64(room)), clientv3.WithRev(int64(at)))...)
+		if err != nil {
+			return nil, 0, fmt.Errorf("list %q: %w", prefix, s.explain(ctx, err))
+		}
+		if at == 0 {
+			at = store.Revision(response.Header.Revision)
+		}
+		if entries == nil {
+			entries = make([]store.Entry, 0, len(response.Kvs))
+		}
+		for _, kv := range response.Kvs {
+			start = string(kv.Key) + "\x00"
+			if !isFence(kv.Key) {
+				entries = append(entries, store.Entry{Key: string(kv.Key[len(s.prefix):]), Value: copied(kv.Value), Revision: store.Revision(kv.ModRevision)})
+			}
+		}
+		if limit == 0 || len(response.Kvs) < room || len(entries) == limit {
+			return entries, at, nil
+		}
 	}
-	entries := make([]store.Entry, len(response.Kvs))
-	for i, kv := range response.Kvs {
-		entries[i] = store.Entry{Key: string(kv.Key[len(s.prefix):]), Value: copied(kv.Value), Revision: store.Revision(kv.ModRevision)}
-	}
-	if at == 0 {
-		at = store.Revision(response.Header.Revision)
-	}
-	return entries, at, nil
 }
 
 // Apply implements store.Store.
 func (s *Store) Apply(ctx context.Context, ops ...store.Op) (store.Revision, error) {
 	if err := store.CheckOps(ops); err != nil {
 		return 0, err
+	}
+	if i := slices.IndexFunc(ops, func(op store.Op) bool { return isFence([]byte(op.Key)) }); i >= 0 {
+		return 0, fmt.Errorf("write %q: keys that end in %q are the store's own", ops[i].Key, fenceName)
 	}
 	name := fmt.Sprintf("write %q", ops[0].Key)
 	if len(ops) > 1 {
@@ -224,112 +246,6 @@ func failedPrecondition(ops []store.Op, response *clientv3.TxnResponse) error {
 		}
 	}
 	return fmt.Errorf("write %q: %w", ops[0].Key, store.ErrConflict)
-}
-
-// Watch implements store.Store.
-func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) (store.Watch, error) {
-	if err := s.usable(ctx); err != nil {
-		return nil, fmt.Errorf("watch %q: %w", prefix, err)
-	}
-	// "From now on" needs a number, and so does "never was": one linearisable read.
-	now, err := s.read(ctx, s.prefix, clientv3.WithCountOnly())
-	if err != nil {
-		return nil, fmt.Errorf("watch %q: %w", prefix, s.explain(ctx, err))
-	}
-	current := store.Revision(now.Header.Revision)
-	if after == 0 {
-		after = current
-	}
-
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
-		return nil, fmt.Errorf("watch %q: %w", prefix, ErrClosed)
-	}
-	s.watches.Add(1)
-	inner, stop := context.WithCancel(ctx)
-	p := pump.Start(ctx, stop)
-	if after > current {
-		p.End(fmt.Errorf("watch %q after %d: %w: the store is at %d", prefix, after, store.ErrCompacted, current))
-		s.watches.Done()
-		return p, nil
-	}
-	detach := context.AfterFunc(s.ctx, stop)
-	go func() {
-		defer s.watches.Done()
-		defer detach()
-		defer stop()
-		p.End(s.follow(inner, prefix, after, p))
-	}()
-	return p, nil
-}
-
-// follow feeds a pump until its context, the store or etcd ends it.
-func (s *Store) follow(ctx context.Context, prefix string, after store.Revision, p *pump.Pump) error {
-	options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(int64(after) + 1), clientv3.WithPrevKV(), clientv3.WithProgressNotify()}
-	for response := range s.client.Watch(s.leading(ctx), s.prefix+prefix, options...) {
-		if err := response.Err(); err != nil {
-			return fmt.Errorf("watch %q: %w", prefix, s.explain(ctx, err))
-		}
-		if response.IsProgressNotify() {
-			p.Push(store.Event{Progress: true, Revision: store.Revision(response.Header.Revision)})
-			continue
-		}
-		// A response holds whole revisions, one or several.
-		for events := response.Events; len(events) > 0; {
-			n := 1
-			for n < len(events) && events[n].Kv.ModRevision == events[0].Kv.ModRevision {
-				n++
-			}
-			revision := make([]store.Event, n)
-			for i, e := range events[:n] {
-				var ok bool
-				if revision[i], ok = s.event(e); !ok {
-					return fmt.Errorf("watch %q: %w", prefix, store.ErrCompacted)
-				}
-			}
-			if !p.Push(revision...) {
-				return nil // the pump knows why
-			}
-			events = events[n:]
-		}
-	}
-	if s.ctx.Err() != nil {
-		return fmt.Errorf("watch %q: %w", prefix, ErrClosed)
-	}
-	return fmt.Errorf("watch %q: etcd ended it", prefix) // unless ctx has, which the pump sees
-}
-
-// leading makes a watch rather end than be silent behind a partition.
-func (s *Store) leading(ctx context.Context) context.Context {
-	if s.engine == nil {
-		return clientv3.WithRequireLeader(ctx)
-	}
-	return ctx
-}
-
-// Progress implements store.Store.
-func (s *Store) Progress(ctx context.Context) error {
-	if err := s.usable(ctx); err != nil {
-		return fmt.Errorf("ask for progress: %w", err)
-	}
-	// The request goes the way of the watches, which their context decides.
-	if err := s.client.RequestProgress(s.leading(ctx)); err != nil {
-		return fmt.Errorf("ask for progress: %w", s.explain(ctx, err))
-	}
-	return nil
-}
-
-// event translates a change; ok is false if its previous value was compacted away.
-func (s *Store) event(e *clientv3.Event) (event store.Event, ok bool) {
-	event = store.Event{Key: string(e.Kv.Key[len(s.prefix):]), Revision: store.Revision(e.Kv.ModRevision)}
-	if e.PrevKv != nil {
-		event.Previous = copied(e.PrevKv.Value)
-	}
-	if e.Type == clientv3.EventTypePut {
-		event.Value = copied(e.Kv.Value)
-	}
-	return event, event.Previous != nil || e.IsCreate()
 }
 
 // Compact forgets what was before a revision: reads at and watches after an older

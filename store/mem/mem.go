@@ -221,17 +221,17 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 	case after == 0:
 	case after < s.compacted || after > s.revision:
 		p.End(fmt.Errorf("watch %q after %d: %w", prefix, after, store.ErrCompacted))
-		return p, nil
+		return watch{p, s}, nil
 	default:
 		first := sort.Search(len(s.log), func(i int) bool { return s.log[i].revision > after })
 		for _, c := range s.log[first:] {
 			if wanted := withPrefix(c.events, prefix); len(wanted) > 0 && !p.Push(wanted...) {
-				return p, nil
+				return watch{p, s}, nil
 			}
 		}
 	}
 	s.watches[p] = prefix
-	return p, nil
+	return watch{p, s}, nil
 }
 
 // Compact forgets what was before a revision: reads at and watches after an older
@@ -271,20 +271,25 @@ func (s *Store) compact(before store.Revision) {
 	})
 }
 
-// Progress implements store.Store.
-func (s *Store) Progress(ctx context.Context) error {
+// watch is a running watch.
+type watch struct {
+	*pump.Pump
+	store *Store
+}
+
+// Progress implements store.Watch.
+func (w watch) Progress(ctx context.Context, _ store.Revision) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("ask for progress: %w", err)
 	}
+	s := w.store
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		return fmt.Errorf("ask for progress: %w", errClosed)
 	}
-	for p := range s.watches {
-		if !p.Push(store.Event{Progress: true, Revision: s.revision}) {
-			delete(s.watches, p)
-		}
+	if _, runs := s.watches[w.Pump]; runs && !w.Push(store.Event{Progress: true, Revision: s.revision}) {
+		delete(s.watches, w.Pump)
 	}
 	return nil
 }

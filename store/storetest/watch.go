@@ -214,7 +214,7 @@ func watchProgress(t *testing.T, s store.Store) {
 				return
 			}
 		case <-ask.C:
-			check(t, s.Progress(ctx))
+			check(t, w.Progress(ctx, now))
 		case <-limit:
 			t.Fatalf("the watch never says that it is at %d", now)
 		}
@@ -223,12 +223,24 @@ func watchProgress(t *testing.T, s store.Store) {
 
 func watchSlow(t *testing.T, s store.Store) {
 	ctx := t.Context()
-	slow := watch(t, s, "s/", 0)
+	slow, quick := watch(t, s, "s/", 0), watch(t, s, "s/", 0)
 	other := watch(t, s, "end", 0)
 	// Twice what an engine keeps for a reader, and then some: it may hold some
 	// more on the way.
 	ops := make([]store.Op, store.MaxOps)
 	rounds := 2*store.MaxBacklog/store.MaxOps + 2
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		for n := 0; n < rounds*len(ops); n++ {
+			if e, open := <-quick.Events(); !open {
+				t.Errorf("who reads at once is cut off: %v", quick.Err())
+				return
+			} else if e.Progress {
+				n--
+			}
+		}
+	}()
 	for round := range rounds {
 		for i := range ops {
 			ops[i] = store.Op{Key: fmt.Sprintf("s/%05d", i), Value: fmt.Append(nil, round), IfWas: store.AnyRevision}
@@ -237,6 +249,13 @@ func watchSlow(t *testing.T, s store.Store) {
 	}
 	must(t)(store.Put(ctx, s, "end", []byte("1"), store.Absent))
 	expect(t, other, put("end", "1")) // a slow reader holds nobody up
+	// When the quick one has all of it, the engine has had as long for the slow one,
+	// for whom half would be too much.
+	select {
+	case <-read:
+	case <-time.After(2 * patience):
+		t.Fatalf("who reads at once has not got everything in %s", 2*patience)
+	}
 
 	perRevision := make(map[store.Revision]int)
 	events := 0

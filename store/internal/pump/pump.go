@@ -12,13 +12,14 @@ import (
 	"bocage.dev/bocage/store"
 )
 
-// Pump is a running watch; it implements store.Watch.
+// Pump is a running watch; with a Progress of its engine's it is a store.Watch.
 type Pump struct {
 	events chan store.Event
 	ready  chan struct{} // holds a token when queue or ended changed
 
 	mu     sync.Mutex // guards the fields below
 	queue  []store.Event
+	taken  int // so many at the head are on their way to the reader
 	bytes  int
 	ended  bool
 	err    error
@@ -48,8 +49,9 @@ func (p *Pump) Push(events ...store.Event) bool {
 	if p.ended {
 		return false
 	}
-	if len(events) == 1 && events[0].Progress && len(p.queue) > 0 {
-		return true // the reader is behind: a later progress will tell
+	if len(events) == 1 && events[0].Progress && len(p.queue) > p.taken && p.queue[len(p.queue)-1].Progress {
+		p.queue[len(p.queue)-1] = events[0] // a reader who is behind needs the last of them only
+		return true
 	}
 	// What fits is a matter of what waits: one revision alone always does.
 	if len(p.queue) >= store.MaxBacklog || p.bytes >= store.MaxBacklogBytes {
@@ -131,6 +133,7 @@ func (p *Pump) take() (batch []store.Event, last bool, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	batch = append(batch, p.queue[:min(len(p.queue), 64)]...)
+	p.taken = len(batch)
 	return batch, p.ended && len(batch) == len(p.queue), p.err
 }
 
@@ -139,6 +142,7 @@ func (p *Pump) sent(e store.Event) {
 	defer p.mu.Unlock()
 	p.queue[0] = store.Event{} // for the collector
 	p.queue = p.queue[1:]
+	p.taken--
 	p.bytes -= size(e)
 }
 
