@@ -14,15 +14,16 @@ import (
 // show it by. That says more than that nothing is left of it with the workloads of today,
 // which may be so by chance; and it can be said before anybody is there.
 
-// banning lists what guardrails refuse, whoever joins, in their order.
+// banning lists what guardrails refuse, whoever joins, in their order. One that admits
+// exceptions refuses nothing for ever: a grant may stand for the hour when there is one.
 func (r *refusers) banning() []ban {
 	if r.banned {
 		return r.bans
 	}
 	r.banned = true
 	for _, g := range r.c.in.guardrails {
-		if r.excepted[g.Name] {
-			continue
+		if r.excepted[g.Name] || g.Spec.Exceptions.Allowed {
+			continue // what it refuses, somebody may be let off
 		}
 		match := &g.Spec.Match
 		vague := func(m *bocage.CellMatch) bool { return len(m.From.Data) > 0 } // of whom who offers data is declared by others

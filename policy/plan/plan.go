@@ -186,7 +186,8 @@ func approvals(s Situation, objects []bocage.Resource) bocage.Faults {
 }
 
 // sortFindings tells what is wrong with the objects from what is only remarkable.
-// A service that nobody declares yet is remarkable: its owner may come later.
+// A service that nobody declares yet is remarkable: its owner may come later. So is what
+// others refuse as a whole: it would be no fault if they had been declared after it.
 func sortFindings(findings []compile.Finding, objects []bocage.Resource) (faults, remarks bocage.Faults) {
 	planned := map[string]bool{}
 	for _, o := range objects {
@@ -195,7 +196,7 @@ func sortFindings(findings []compile.Finding, objects []bocage.Resource) (faults
 	for _, f := range findings {
 		object := f.Object.Kind + " " + strings.TrimPrefix(f.Object.Namespace+"/"+f.Object.Name, "/")
 		fault := bocage.Fault{Field: strings.TrimSpace(object + " " + f.Object.Field), Message: f.Message, Source: f.Object.Source}
-		if planned[object] && f.Rejected && f.Reason != compile.UnknownApplication {
+		if planned[object] && f.Rejected && f.Reason != compile.UnknownApplication && f.Reason != compile.Contradiction {
 			faults = append(faults, fault)
 		} else {
 			remarks = append(remarks, fault)

@@ -172,6 +172,41 @@ func digest(r bocage.PlanResult) string {
 }
 
 // TestWarnings tells short recordings from long ones.
+// TestContradictionInAnyOrder: what stands beside what refuses all of it can be declared
+// beside it, too, with a remark; or a site could not be declared anew as it stands.
+func TestContradictionInAnyOrder(t *testing.T) {
+	rail := func(name string, spec bocage.GuardrailSpec) *bocage.Guardrail {
+		return &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"}, ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: spec}
+	}
+	match := []bocage.CellMatch{{From: bocage.Side{Namespaces: []string{"dev"}}, Ports: []bocage.PortMatch{{Port: 22}}}}
+	grant := rail("grant", bocage.GuardrailSpec{Grant: match})
+	for _, admits := range []bool{false, true} {
+		never := rail("never", bocage.GuardrailSpec{Never: match, Exceptions: bocage.ExceptionTerms{Allowed: admits}})
+		for name, order := range map[string][2][]*bocage.Guardrail{
+			"the grant first": {{grant}, {never}}, "the refusal first": {{never}, {grant}}, "both at once": {nil, {grant, never}},
+		} {
+			in := shop()
+			in.Guardrails = order[0]
+			s := situation(in)
+			var objects []bocage.Resource
+			for _, g := range order[1] {
+				objects = append(objects, g)
+			}
+			r := Make(s, objects)
+			said := false
+			for _, w := range r.Findings {
+				said = said || strings.Contains(w.Message, "allows nothing")
+				if admits && strings.Contains(w.Message, "whoever joins") {
+					t.Errorf("%s, with exceptions admitted: %s", name, w.Message)
+				}
+			}
+			if len(r.Faults) > 0 || !said {
+				t.Errorf("%s, exceptions admitted %t: %v, %v", name, admits, r.Faults, r.Findings)
+			}
+		}
+	}
+}
+
 func TestWarnings(t *testing.T) {
 	for _, c := range []struct {
 		name  string
