@@ -178,7 +178,7 @@ func TestContradictionInAnyOrder(t *testing.T) {
 	rail := func(name string, spec bocage.GuardrailSpec) *bocage.Guardrail {
 		return &bocage.Guardrail{TypeMeta: bocage.TypeMeta{APIVersion: bocage.APIVersion, Kind: "Guardrail"}, ObjectMeta: bocage.ObjectMeta{Name: name}, Spec: spec}
 	}
-	match := []bocage.CellMatch{{From: bocage.Side{Namespaces: []string{"dev"}}, Ports: []bocage.PortMatch{{Port: 22}}}}
+	match := []bocage.CellMatch{{From: bocage.Side{Namespaces: []string{"shop"}}, Ports: []bocage.PortMatch{{Port: 22}}}}
 	grant := rail("grant", bocage.GuardrailSpec{Grant: match})
 	for _, admits := range []bool{false, true} {
 		never := rail("never", bocage.GuardrailSpec{Never: match, Exceptions: bocage.ExceptionTerms{Allowed: admits}})
