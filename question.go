@@ -201,8 +201,13 @@ type SimulateAnswer struct {
 	// disposition or the duties if only those differ. All other fields are about the first
 	// family that the ends have in common, in the order of the source's addresses.
 	Families map[string]string `json:"families,omitempty"`
-	// Error says why the probe could not be decided. Then nothing else is set.
+	// Error says why the probe could not be decided. Then nothing else is set than what
+	// was asked.
 	Error string `json:"error,omitempty"`
+	// Line is where a probe begins that could not be read, and Asked what it is, as it
+	// was written, if it is JSON.
+	Line  int             `json:"line,omitempty"`
+	Asked json.RawMessage `json:"asked,omitempty"`
 }
 
 // SimulateDecision is a Ref with the file and the line in fields of their own.

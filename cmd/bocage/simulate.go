@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -40,7 +41,9 @@ families the first that they have in common is decided, in the order of the sour
 addresses, ICMP over IPv4 and ICMPv6 over IPv6; where the other gets something else,
 "families" says what each gets. Probes are
 JSON lines, a JSON array or a YAML list; they are answered in their order, one
-after another. One that cannot be decided is answered with "error".
+after another. One that cannot be decided is answered with "error", and one that
+cannot be read also with its "line" and, as it was written, "asked". Protocols without
+ports, such as ICMP, are decided whatever the port.
 
 The verdict is what policy says, whether or not a Scope enforces it yet. The exit
 code is 1 if a probe could not be decided.`,
@@ -143,6 +146,9 @@ func (b *batch) add(p bocage.SimulateProbe, at string, broken error) error {
 	answer := bocage.SimulateAnswer{SimulateProbe: p, Duties: []string{}}
 	if broken != nil {
 		answer.Error = broken.Error()
+	}
+	if unreadable := (*simulate.Unreadable)(nil); errors.As(broken, &unreadable) {
+		answer.Line, answer.Asked = unreadable.Line, unreadable.Asked
 	}
 	if b.answers = append(b.answers, answer); len(b.answers) >= mostBatched {
 		return b.run()

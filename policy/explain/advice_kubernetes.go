@@ -86,7 +86,7 @@ func (j *Judge) acceptIn(e end) (Step, bool) {
 		r := bocage.NetworkPolicyEgressRule{To: []bocage.NetworkPolicyPeer{peer}, Ports: ports}
 		after.Spec.Egress, rule = append(slices.Clone(after.Spec.Egress), r), r
 	}
-	return Step{Change{Object: &after}, fmt.Sprintf("in NetworkPolicy %s%s, add to %s:\n  - %s", policy.NamespacedName(), from(policy), e.list, flowYAML(rule))}, true
+	return Step{Change{Object: &after}, fmt.Sprintf("in NetworkPolicy %s%s, add to %s:\n  - %s%s", policy.NamespacedName(), from(policy), e.list, flowYAML(rule), e.wider())}, true
 }
 
 // networkPeer is the other end, to a NetworkPolicy in a namespace.
@@ -131,8 +131,8 @@ func (j *Judge) answer(g *Judgement, f bocage.Flow) []Step {
 		ObjectMeta: bocage.ObjectMeta{Namespace: w.Namespace, Name: name},
 		Spec: bocage.NetworkPolicySpec{PodSelector: itself(w), PolicyTypes: []string{bocage.PolicyTypeIngress},
 			Ingress: []bocage.NetworkPolicyIngressRule{{From: []bocage.NetworkPolicyPeer{e.networkPeer(w.Namespace)}, Ports: e.networkPorts()}}}}
-	return []Step{{Change{Object: policy}, fmt.Sprintf("nobody accepts it at %s, for which %s does not speak: declare a NetworkPolicy %s with spec %s",
-		e.subject, refList(g.Kubernetes.Egress.By), policy.NamespacedName(), flowYAML(policy.Spec))}}
+	return []Step{{Change{Object: policy}, fmt.Sprintf("nobody accepts it at %s, for which %s does not speak: declare a NetworkPolicy %s with spec %s%s",
+		e.subject, refList(g.Kubernetes.Egress.By), policy.NamespacedName(), flowYAML(policy.Spec), e.wider())}}
 }
 
 // podSelector names a workload's kind as its own labels do.
@@ -148,10 +148,25 @@ func podSelector(w *bocage.Workload) bocage.Selector {
 			labels[key] = value
 		}
 	}
-	if len(labels) == 0 {
-		return itself(w)
+	switch {
+	case len(labels) > 0:
+		return bocage.Selector{MatchLabels: labels}
+	case w.Spec.Orchestrator == bocage.OrchestratorKubernetes:
+		return bocage.Selector{} // a cluster knows no label by which a Pod's name could be meant
 	}
-	return bocage.Selector{MatchLabels: labels}
+	return itself(w)
+}
+
+// wider says of a Pod without labels of its own that it is not meant alone.
+func (e end) wider() string {
+	w := e.peer.workload
+	if w == nil || w.Spec.Orchestrator != bocage.OrchestratorKubernetes {
+		return ""
+	}
+	if s := podSelector(w); len(s.MatchLabels) > 0 {
+		return ""
+	}
+	return fmt.Sprintf("\n  (%s has no labels of its own, so this means every Pod of %s: give it one to mean it alone)", e.peer, w.Namespace)
 }
 
 // perInstance reports whether a label tells instances apart that are alike.
@@ -203,7 +218,7 @@ func (j *Judge) before(e end, action string) (Step, bool) {
 		after.Spec.Egress, rule = slices.Insert(slices.Clone(after.Spec.Egress), i, r), r
 	}
 	if len(after.Validate()) == 0 {
-		return Step{Change{Object: &after}, fmt.Sprintf("in ClusterNetworkPolicy %s%s, add before %s:\n  - %s", policy.Name, from(policy), e.By[0].Field, flowYAML(rule))}, true
+		return Step{Change{Object: &after}, fmt.Sprintf("in ClusterNetworkPolicy %s%s, add before %s:\n  - %s%s", policy.Name, from(policy), e.By[0].Field, flowYAML(rule), e.wider())}, true
 	}
 	after = *policy
 	if e.ingress {

@@ -40,9 +40,9 @@ func (s *Simulator) decided(p bocage.SimulateProbe) (answer bocage.SimulateAnswe
 		answer.Error = err.Error()
 		return answer, nothing
 	}
-	f := bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: p.Port, Protocol: q.protocol, At: moment}
-	verdict, reason := s.decideOne(q, p.Port, moment)
-	answer.Families = s.families(q, p.Port, moment, reason)
+	f := bocage.Flow{Source: q.from.Address, Destination: q.to.Address, DestinationPort: q.port, Protocol: q.protocol, At: moment}
+	verdict, reason := s.decideOne(q, q.port, moment)
+	answer.Families = s.families(q, q.port, moment, reason)
 	answer.Verdict, answer.Disposition = "deny", reason.Would.String()
 	if reason.Would.Allowed() {
 		answer.Verdict = "allow"
@@ -168,6 +168,7 @@ type question struct {
 	from, to End
 	other    pair // of the other family; nobody if there is one only
 	protocol bocage.Protocol
+	port     uint16            // 0 where the protocol has none
 	name     bocage.DomainName // that the source knows to by
 	anywhere bool              // to is any address that has the name
 }
@@ -185,14 +186,14 @@ func (s *Simulator) question(p bocage.SimulateProbe) (question, error) {
 		return question{}, fmt.Errorf("protocol: name one protocol, such as TCP, UDP, SCTP, ICMP or a number from 1 to 255")
 	case protocol.HasPorts() && p.Port == 0:
 		return question{}, fmt.Errorf("port: %s needs a destination port from 1 to 65535", protocol)
-	case !protocol.HasPorts() && p.Port != 0:
-		return question{}, fmt.Errorf("port: %s has no ports: leave it out", protocol)
+	case !protocol.HasPorts():
+		p.Port = 0 // scripts write one with every protocol
 	}
 	from, err := s.Resolve(p.From)
 	if err != nil {
 		return question{}, fmt.Errorf("from: %w", err)
 	}
-	q := question{protocol: protocol}
+	q := question{protocol: protocol, port: p.Port}
 	if p.Name != "" {
 		if q.name, err = bocage.ParseDomainName(p.Name); err != nil {
 			return question{}, fmt.Errorf("name: %w", err)

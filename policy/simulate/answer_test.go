@@ -2,6 +2,7 @@ package simulate
 
 import (
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -195,7 +196,6 @@ func TestAnswersWithoutOne(t *testing.T) {
 		{bocage.SimulateProbe{From: "kube/job", To: "shop/api", Port: 1, At: policytest.Now.Add(time.Hour)}, "has ended"},
 		{bocage.SimulateProbe{From: "fe80::1%eth0", To: "shop/api", Port: 1}, "has a zone"},
 		{bocage.SimulateProbe{From: "shop/web", To: "shop/api"}, "port: TCP needs a destination port"},
-		{bocage.SimulateProbe{From: "shop/web", To: "shop/api", Port: 1, Protocol: "ICMP"}, "port: ICMP has no ports"},
 		{bocage.SimulateProbe{From: "shop/web", To: "shop/api", Port: 1, Protocol: "any"}, "name one protocol"},
 		{bocage.SimulateProbe{From: "shop/web", To: "shop/api", Port: 1, Protocol: "http"}, "neither TCP"},
 	} {
@@ -261,6 +261,21 @@ func TestCasesSayWhatAnswersSay(t *testing.T) {
 	}}}}) {
 		if !r.Passed {
 			t.Errorf("%s: want %s, got %s", r.Case, r.Want, r.Got)
+		}
+	}
+}
+
+// TestPortsOfProtocolsWithoutAny: scripts write a port with every protocol.
+func TestPortsOfProtocolsWithoutAny(t *testing.T) {
+	s, _ := Compile(small())
+	for _, protocol := range []string{"ICMP", "47"} {
+		with := s.Answer(bocage.SimulateProbe{From: "shop/web", To: "shop/api", Port: 80, Protocol: protocol})
+		without := s.Answer(bocage.SimulateProbe{From: "shop/web", To: "shop/api", Protocol: protocol})
+		if with.Port != 80 || with.Error != "" || with.Verdict == "" {
+			t.Errorf("%+v", with)
+		}
+		if with.Port = 0; !reflect.DeepEqual(with, without) {
+			t.Errorf("%+v\nwithout a port %+v", with, without)
 		}
 	}
 }

@@ -107,12 +107,24 @@ func (r *probeReader) next() ([]byte, error) {
 var errTooLong = fmt.Errorf("is longer than a probe can be: %d KiB", mostProbeBytes>>10)
 
 func (r *probeReader) fail(line int, format string, args ...any) error {
-	return r.refuse(bocage.SimulateProbe{}, line, fmt.Sprintf(format, args...))
+	return r.refuse(bocage.SimulateProbe{}, line, nil, fmt.Sprintf(format, args...))
 }
 
+// Unreadable is why a probe could not be read.
+type Unreadable struct {
+	// Line is where it begins.
+	Line int
+	// Asked is the probe as it was written, if it is JSON at all.
+	Asked json.RawMessage
+
+	message string
+}
+
+func (e *Unreadable) Error() string { return e.message }
+
 // refuse tells what is wrong with a probe, with what could be read of it.
-func (r *probeReader) refuse(p bocage.SimulateProbe, line int, message string) error {
-	return r.each(p, r.at(line), fmt.Errorf("%s: %s", r.at(line), message))
+func (r *probeReader) refuse(p bocage.SimulateProbe, line int, raw []byte, message string) error {
+	return r.each(p, r.at(line), &Unreadable{line, bytes.Clone(raw), r.at(line) + ": " + message})
 }
 
 func (r *probeReader) at(line int) string { return fmt.Sprintf("%s:%d", r.name, line) }
@@ -195,14 +207,18 @@ func (r *probeReader) values(text []byte, line int) (rest []byte, err error) {
 func (r *probeReader) probe(raw []byte, line int) error {
 	var p bocage.SimulateProbe
 	err := json.Unmarshal(raw, &p) // goes on behind a value of the wrong kind
+	read := bocage.SimulateProbe{From: p.From, To: p.To}
 	if wrong := keysMessage(raw); wrong != "" {
-		return r.refuse(bocage.SimulateProbe{From: p.From, To: p.To}, line, wrong)
+		return r.refuse(read, line, raw, wrong)
 	}
 	if err != nil {
-		return r.refuse(bocage.SimulateProbe{From: p.From, To: p.To}, line, probeMessage(err, raw))
+		return r.refuse(read, line, raw, probeMessage(err, raw))
+	}
+	if bytes.Equal(raw, []byte("null")) {
+		return r.refuse(read, line, raw, "is null where a probe is needed"+probeExample)
 	}
 	if p.At.IsZero() && namesTime(raw) {
-		return r.refuse(p, line, "at: that moment stands for none: leave it out to ask about now")
+		return r.refuse(p, line, raw, "at: that moment stands for none: leave it out to ask about now")
 	}
 	return r.each(p, r.at(line), nil)
 }
@@ -244,13 +260,15 @@ func keysMessage(raw []byte) string {
 	return ""
 }
 
+const probeExample = `, such as {"from": "shop/web", "to": "shop/db", "port": 5432}`
+
 // probeMessage says what is wrong with a probe in the words of its fields.
 func probeMessage(err error, raw []byte) string {
 	var wrong *json.UnmarshalTypeError
 	text := err.Error()
 	switch {
 	case errors.As(err, &wrong) && wrong.Field == "":
-		return fmt.Sprintf("is %s where a probe is needed, such as {\"from\": \"shop/web\", \"to\": \"shop/db\", \"port\": 5432}", wrong.Value)
+		return "is " + wrong.Value + " where a probe is needed" + probeExample
 	case errors.As(err, &wrong) && wrong.Field == "port" && wrong.Value == "string":
 		var quoted struct {
 			Port string `json:"port"`
@@ -262,7 +280,7 @@ func probeMessage(err error, raw []byte) string {
 		}
 		return "port: is text where a number is needed"
 	case errors.As(err, &wrong) && wrong.Field == "port":
-		return fmt.Sprintf("port: %s is not a number from 0 to 65535", strings.TrimPrefix(wrong.Value, "number "))
+		return fmt.Sprintf("port: %s is not a port from 1 to 65535", strings.TrimPrefix(wrong.Value, "number "))
 	case errors.As(err, &wrong) && wrong.Value == "bool":
 		return fmt.Sprintf("%s: is true or false where text is needed: quote it", wrong.Field)
 	case errors.As(err, &wrong):
@@ -396,6 +414,9 @@ func (r *probeReader) item(text []byte, began int) error {
 		}
 		return r.fail(began, "%s", message)
 	}
+	if len(trees) == 0 && !onlyComments(text) {
+		return r.refuse(bocage.SimulateProbe{}, began, []byte("null"), "is null where a probe is needed"+probeExample)
+	}
 	for _, tree := range trees {
 		list, ok := tree.Value().([]any)
 		if !ok {
@@ -412,4 +433,14 @@ func (r *probeReader) item(text []byte, began int) error {
 		}
 	}
 	return nil
+}
+
+// onlyComments reports whether a text of YAML says nothing.
+func onlyComments(text []byte) bool {
+	for line := range bytes.Lines(text) {
+		if line = bytes.TrimSpace(line); len(line) > 0 && line[0] != '#' {
+			return false
+		}
+	}
+	return true
 }

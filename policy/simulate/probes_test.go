@@ -2,6 +2,8 @@ package simulate
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -48,7 +50,7 @@ func TestProbes(t *testing.T) {
 		{"a line cut short hides no other", `{"from":"a","to":"b"` + "\n" + `{"from":"c","to":"d"}` + "\n" + `{"from":"e","to":"f"`, []string{"! p:1: is not JSON: it ends inside a value", "c d 0", "! p:3: is not JSON: it ends inside a value"}, ""},
 		{"unknown fields and wrong types", `{"from":"a","prt":80}` + "\n" + `{"port":"80"}` + "\n" + `{"port":70000}` + "\n" + `{"port":-1}` + "\n" + `{"from":7}` + "\n" + `{"at":"tomorrow"}` + "\n" + `[{"from":"x"}]` + "\n" + `"x"`, []string{
 			`! p:1: field "prt" is unknown: ` + fields,
-			"! p:2: port: is text where a number is needed: write 80 without quotes", "! p:3: port: 70000 is not a number from 0 to 65535", "! p:4: port: -1 is not a number from 0 to 65535",
+			"! p:2: port: is text where a number is needed: write 80 without quotes", "! p:3: port: 70000 is not a port from 1 to 65535", "! p:4: port: -1 is not a port from 1 to 65535",
 			"! p:5: from: is number where text is needed", "! p:6: at: is not a time such as 2026-11-24T18:00:00Z",
 			`! p:7: is array where a probe is needed, such as {"from": "shop/web", "to": "shop/db", "port": 5432}`, `! p:8: is string where a probe is needed, such as {"from": "shop/web", "to": "shop/db", "port": 5432}`}, ""},
 		{"an array", "\n[{\"from\":\"a\",\"to\":\"b\"},\n\n {\"from\":\"c\", \"prt\": 1},\n{\"from\":\"e\"}]", []string{"a b 0", `! p:4: field "prt" is unknown: ` + fields, "e  0"}, ""},
@@ -58,6 +60,10 @@ func TestProbes(t *testing.T) {
 		{"two arrays", "[]\n[{\"from\":\"a\"}]", []string{"! p:2: something follows the list: only one is read"}, ""},
 		{"YAML", "# probes\n---\n- from: a\n  to: b\n  port: 80\n\n- {from: c, to: d, protocol: UDP, at: 2030-01-01T00:00:00Z}\n-\n  from: e\n- prt: 1\n- from: f\n", []string{"a b 80", "c d 0 UDP 2030", "e  0", `! p:10: field "prt" is unknown: ` + fields, "f  0"}, ""},
 		{"YAML, indented", "  - from: a\n    to: b\n  - from: c\n", []string{"a b 0", "c  0"}, ""},
+		{"null alone", "null\n", []string{"! p:1: is null where a probe is needed" + probeExample}, ""},
+		{"a line that is null", `{"from":"a"}` + "\nnull\n" + `{"from":"b"}`, []string{"a  0", "! p:2: is null where a probe is needed" + probeExample, "b  0"}, ""},
+		{"null in an array", "[{\"from\":\"a\"},\nnull]", []string{"a  0", "! p:2: is null where a probe is needed" + probeExample}, ""},
+		{"null in YAML", "# probes\n- from: a\n-\n- ~\n", []string{"a  0", "! p:3: is null where a probe is needed" + probeExample, "! p:4: is null where a probe is needed" + probeExample}, ""},
 		{"a YAML map", "from: a\nto: b\n", []string{"! p:1: is no list of probes: write JSON lines, a JSON array, or a YAML list"}, ""},
 		{"nothing", "\n  \n# hm\n", nil, "p holds no probe: write one as JSON in a line"},
 		{"keys of other letters and keys twice", `{"from":"a","From":"b"}` + "\n" + `{"port":1,"port":2}` + "\n" + `{"port":"web"}`, []string{
@@ -85,7 +91,8 @@ func TestBrokenProbesKeepTheirEnds(t *testing.T) {
 		`{"from":"a","to":"b","at":"tomorrow"}`, `[{"from":"a","to":"b","protocol":6}]`, "- {from: a, to: b, port: web}",
 	} {
 		err := Probes("p", strings.NewReader(text), func(p bocage.SimulateProbe, _ string, broken error) error {
-			if broken == nil || p.From != "a" || p.To != "b" || p.Port != 0 {
+			var why *Unreadable
+			if !errors.As(broken, &why) || p.From != "a" || p.To != "b" || p.Port != 0 || why.Line != 1 || !json.Valid(why.Asked) {
 				t.Errorf("%s gave %+v, %v", text, p, broken)
 			}
 			return nil
