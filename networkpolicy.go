@@ -137,6 +137,31 @@ const (
 	PolicyTypeEgress  = "Egress"
 )
 
+// Default writes down what a policy means where it says nothing, as Kubernetes does
+// before it keeps one: its types, and the protocol of its ports.
+func (p *NetworkPolicy) Default() {
+	if len(p.Spec.PolicyTypes) == 0 {
+		p.Spec.PolicyTypes = []string{PolicyTypeIngress}
+		if len(p.Spec.Egress) > 0 {
+			p.Spec.PolicyTypes = append(p.Spec.PolicyTypes, PolicyTypeEgress)
+		}
+	}
+	for _, rule := range p.Spec.Ingress {
+		defaultProtocols(rule.Ports)
+	}
+	for _, rule := range p.Spec.Egress {
+		defaultProtocols(rule.Ports)
+	}
+}
+
+func defaultProtocols(ports []NetworkPolicyPort) {
+	for i := range ports {
+		if ports[i].Protocol == "" {
+			ports[i].Protocol = "TCP"
+		}
+	}
+}
+
 // Validate implements Resource: it refuses what Kubernetes refuses.
 func (p *NetworkPolicy) Validate() Faults {
 	faults := validateMeta(&p.ObjectMeta, true)

@@ -167,3 +167,28 @@ func checkFields(t *testing.T, name string, faults Faults, want []string) {
 		t.Errorf("%s: %q are refused, not %q:\n%v", name, got, want, faults)
 	}
 }
+
+// TestNetworkPolicyDefault: what is left out is written down once, and what is given
+// stays.
+func TestNetworkPolicyDefault(t *testing.T) {
+	for _, test := range []struct{ spec, want string }{
+		{`{}`, `{"podSelector":{},"policyTypes":["Ingress"]}`},
+		{`{"egress":[]}`, `{"podSelector":{},"policyTypes":["Ingress"]}`},
+		{`{"policyTypes":[],"egress":[{}]}`, `{"podSelector":{},"egress":[{}],"policyTypes":["Ingress","Egress"]}`},
+		{`{"policyTypes":["Egress"],"ingress":[{}]}`, `{"podSelector":{},"ingress":[{}],"policyTypes":["Egress"]}`},
+		{`{"ingress":[{"ports":[{"port":80},{"port":"dns","protocol":"UDP"},{}]}],"egress":[{"ports":[{"port":1,"endPort":2}]},{"to":[{"podSelector":{}}]}]}`,
+			`{"podSelector":{},"ingress":[{"ports":[{"protocol":"TCP","port":80},{"protocol":"UDP","port":"dns"},{"protocol":"TCP"}]}],` +
+				`"egress":[{"ports":[{"protocol":"TCP","port":1,"endPort":2}]},{"to":[{"podSelector":{}}]}],"policyTypes":["Ingress","Egress"]}`},
+	} {
+		var p NetworkPolicy
+		if err := json.Unmarshal([]byte(test.spec), &p.Spec); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			p.Default()
+			if is, err := json.Marshal(p.Spec); err != nil || string(is) != test.want {
+				t.Errorf("%s: %s, want %s: %v", test.spec, is, test.want, err)
+			}
+		}
+	}
+}

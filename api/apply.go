@@ -31,8 +31,11 @@ func (s *Server) applyAll(c *call) error {
 		return err
 	}
 	manager := c.query.Get("fieldManager")
-	if manager == "" || len(manager) > 128 {
-		return badRequest("fieldManager must have 1 to 128 characters")
+	if manager == "" {
+		return wrongOption(patchOptions, "fieldManager", "is required for apply patch")
+	}
+	if wrong := managerFault(manager); wrong != "" {
+		return wrongOption(patchOptions, "fieldManager", "%s", wrong)
 	}
 	changes := make([]*change, len(documents))
 	trees := make([]*manifest.Tree, len(documents))

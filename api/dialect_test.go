@@ -114,7 +114,7 @@ func TestStrategicMergePatches(t *testing.T) {
 		code        int
 		want        string
 	}{
-		{"a list without keys is replaced", `{"spec":{"ingress":[{"ports":[{"port":"http"}]}]}}`, 200, `"ingress":[{"ports":[{"port":"http"}]}]`},
+		{"a list without keys is replaced", `{"spec":{"ingress":[{"ports":[{"port":"http"}]}]}}`, 200, `"ingress":[{"ports":[{"protocol":"TCP","port":"http"}]}]`},
 		{"a list of texts is merged", `{"metadata":{"finalizers":["b/b"]}}`, 200, `"finalizers":["b/b","a/a"]`},
 		{"and taken from", `{"metadata":{"$deleteFromPrimitiveList/finalizers":["a/a"]}}`, 200, `"finalizers":["b/b"]`},
 		{"a list with a key is merged", `{"metadata":{"ownerReferences":[{"uid":"2","apiVersion":"b/v1","kind":"B","name":"two"}]}}`, 200, `"name":"two"`},

@@ -200,7 +200,7 @@ func (s *Server) writeAggregated(c *call, of []metav1.APIGroup) {
 		return
 	}
 	c.w.Header().Set("Vary", "Accept")
-	writeBytes(c.w, http.StatusOK, "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", data)
+	_ = c.writeDocument("application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", data)
 }
 
 func aggregate(gvk metav1.GroupVersionKind, found []metav1.APIResource) []resourceDiscovery {

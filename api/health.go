@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // readyLimit bounds the checks behind /readyz.
@@ -98,6 +99,11 @@ func (s *Server) serveReady(c *call) {
 }
 
 func (s *Server) serveMetrics(c *call) error {
+	if c.person.confined() {
+		// They count what happens in every namespace.
+		return newProblem(http.StatusForbidden, metav1.StatusReasonForbidden,
+			"User %q cannot read metrics: they are about all namespaces, and theirs is a role in some", c.person.Name)
+	}
 	promhttp.HandlerFor(s.config.Registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}).ServeHTTP(c.w, c.r)
 	return nil
 }

@@ -30,15 +30,21 @@ func (ch *change) metaFaults(meta *bocage.ObjectMeta) (bocage.Faults, error) {
 	fresh.Annotations = maps.Clone(meta.Annotations)
 	maps.DeleteFunc(fresh.Annotations, func(key, _ string) bool { _, had := was.Annotations[key]; return had })
 	faults := metaFaults(ch.kind, &fresh)
+	var added bocage.Faults
+	if was.DeletionTimestamp != nil {
+		for _, wrong := range validation.ValidateNoNewFinalizers(meta.Finalizers, was.Finalizers, fieldpath.NewPath("metadata", "finalizers")) {
+			added.Add(wrong.Field, "%s", wrong.ErrorBody())
+		}
+	}
 	const most = validation.TotalAnnotationSizeLimitB
 	if size := annotationsSize(meta.Annotations); size > max(annotationsSize(was.Annotations), most) && annotationsSize(fresh.Annotations) <= most {
 		faults.Add("metadata.annotations", "Too long: may not be more than %d bytes", most)
 	}
 	if len(faults) == 0 {
-		return nil, nil
+		return added, nil
 	}
 	before := metaFaults(ch.kind, was)
-	return slices.DeleteFunc(faults, func(f bocage.Fault) bool {
+	return append(added, slices.DeleteFunc(faults, func(f bocage.Fault) bool {
 		if strings.HasPrefix(f.Field, "metadata.ownerReferences") {
 			return sameOwner(f.Field, meta.OwnerReferences, was.OwnerReferences)
 		}
@@ -50,7 +56,7 @@ func (ch *change) metaFaults(meta *bocage.ObjectMeta) (bocage.Faults, error) {
 			at, _, _ := strings.Cut(b.Field, "[")
 			return at == field && b.Message == f.Message
 		})
-	}), nil
+	})...), nil
 }
 
 // sameOwner reports whether what a fault of an owner is about was there before: that

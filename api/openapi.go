@@ -204,6 +204,11 @@ func (s *Server) serveOpenAPI(c *call, path string) error {
 	if !ok {
 		return newProblem(http.StatusNotFound, metav1.StatusReasonNotFound, "there is no OpenAPI document of %s", name)
 	}
+	if asked, now := c.query.Get("hash"), hashOfDocument(document); asked != "" && asked != now {
+		// Who keeps the answer for good must keep it under its own name.
+		http.Redirect(c.w, c.r, "/openapi/v3/"+name+"?hash="+now, http.StatusMovedPermanently)
+		return nil
+	}
 	return c.writeDocument("application/json", document)
 }
 

@@ -90,6 +90,9 @@ func (s *Server) collect(c *call) (*items, error) {
 	if err != nil {
 		return nil, err
 	}
+	if _, err := wantedLifetime(c.query.Get("timeoutSeconds")); err != nil {
+		return nil, err
+	}
 	at, after, err := s.wantedPage(c)
 	if err != nil {
 		return nil, err

@@ -146,7 +146,8 @@ func (s *Server) reviewAccess(p Person, review *accessReview) {
 		}
 		review.Status.Allowed = true
 	case review.Spec.NonResourceAttributes != nil:
-		review.Status.Allowed = strings.EqualFold(review.Spec.NonResourceAttributes.Verb, "get")
+		asked := review.Spec.NonResourceAttributes
+		review.Status.Allowed = strings.EqualFold(asked.Verb, "get") && !(p.confined() && asked.Path == "/metrics")
 	default:
 		review.Status.Reason = "there is no such resource"
 	}
@@ -170,5 +171,9 @@ func reviewRules(p Person, review *rulesReview) {
 			}
 		}
 	}
-	review.Status.NonResourceRules = []nonResourceRule{{Verbs: []string{verbGet}, NonResourceURLs: []string{"*"}}}
+	urls := []string{"*"}
+	if p.confined() { // everything but /metrics
+		urls = []string{"/", "/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi/*", "/readyz", "/version"}
+	}
+	review.Status.NonResourceRules = []nonResourceRule{{Verbs: []string{verbGet}, NonResourceURLs: urls}}
 }

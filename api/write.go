@@ -15,6 +15,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -100,14 +102,11 @@ func decodeStored(value []byte) (*unstructured.Unstructured, error) {
 // newChange reads what the query says of a write.
 func (s *Server) newChange(c *call) (*change, error) {
 	ch := &change{access: c.access, version: c.version, name: c.name, by: c.person, manager: c.query.Get("fieldManager"), validation: c.query.Get("fieldValidation")}
-	if len(ch.manager) > 128 {
-		return nil, wrongOption(optionsOf(c.verb), "fieldManager", "is longer than 128 characters")
+	if wrong := managerFault(ch.manager); wrong != "" {
+		return nil, wrongOption(optionsOf(c.verb), "fieldManager", "%s", wrong)
 	}
 	if ch.manager == "" {
-		ch.manager, _, _ = strings.Cut(c.r.UserAgent(), "/")
-		if len(ch.manager) > 128 {
-			ch.manager = ch.manager[:128]
-		}
+		ch.manager = managerOf(c.r.UserAgent())
 	}
 	switch ch.validation {
 	case "":
@@ -120,6 +119,40 @@ func (s *Server) newChange(c *call) (*change, error) {
 	var err error
 	ch.dryRun, err = dryRun(c.verb, c.query["dryRun"])
 	return ch, err
+}
+
+// longestManager is the longest name of a field manager, in bytes, as in Kubernetes.
+const longestManager = 128
+
+// managerFault says what keeps a text from being a field manager's name; "" if nothing
+// does.
+func managerFault(name string) string {
+	if len(name) > longestManager {
+		return fmt.Sprintf("is longer than %d characters", longestManager)
+	}
+	for _, r := range name {
+		if !unicode.IsPrint(r) {
+			return "should only contain printable characters"
+		}
+	}
+	return ""
+}
+
+// managerOf is the field manager of a client that names none: the first part of what it
+// calls itself, as far as that may be a name.
+func managerOf(userAgent string) string {
+	client, _, _ := strings.Cut(userAgent, "/")
+	var name strings.Builder
+	for _, r := range client {
+		if !unicode.IsPrint(r) {
+			continue
+		}
+		if name.Len()+utf8.RuneLen(r) > longestManager {
+			break
+		}
+		name.WriteRune(r)
+	}
+	return name.String()
 }
 
 func dryRun(verb string, values []string) (bool, error) {
@@ -282,7 +315,12 @@ func (c *call) body() (*manifest.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.parse(data)
+	tree, err := c.parse(data)
+	if err == nil && contentType == "application/json" && !json.Valid(data) {
+		// It was read as YAML, in which 0x50 is a number.
+		return nil, badRequest("the %s cannot be read: the body is no JSON: %v: send YAML as application/yaml", c.kind.Name, json.Unmarshal(data, new(json.RawMessage)))
+	}
+	return tree, err
 }
 
 // protobufBody reads an object of a kind that clients have compiled in.
@@ -523,11 +561,33 @@ func (b *batch) replace(ch *change, object *unstructured.Unstructured, faults bo
 		return err
 	}
 	b.keep(ch, object)
-	if !reflect.DeepEqual(object.Object["spec"], old.Object["spec"]) {
+	before, err := defaulted(ch.kind, old)
+	if err != nil {
+		return err
+	}
+	if !reflect.DeepEqual(object.Object["spec"], before["spec"]) {
 		object.SetGeneration(old.GetGeneration() + 1)
 		sourced(object, old, ch.source)
 	}
 	return b.put(ch, object)
+}
+
+// defaulted is a stored object with the defaults that it means: those that come to one
+// from before they were written down are no change of what it says.
+func defaulted(kind bocage.Kind, stored *unstructured.Unstructured) (map[string]any, error) {
+	if kind.Name != "NetworkPolicy" {
+		return stored.Object, nil
+	}
+	resource, err := typed(kind, stored)
+	if err != nil {
+		return nil, err
+	}
+	resource.(*bocage.NetworkPolicy).Default()
+	written, err := untyped(kind, resource)
+	if err != nil {
+		return nil, err
+	}
+	return written.Object, nil
 }
 
 // sourced keeps the file and line that an object says it was declared in true: a
@@ -591,6 +651,7 @@ func (b *batch) normal(ch *change, object *unstructured.Unstructured, faults boc
 		resource.Type().APIVersion = ch.version
 	}
 	if policy, ok := resource.(*bocage.NetworkPolicy); ok {
+		policy.Default()
 		ch.warn(policy.Warnings())
 	}
 	for _, fault := range resource.Validate() {
