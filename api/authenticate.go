@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/x509"
 	"maps"
 	"net"
 	"net/http"
@@ -106,6 +107,9 @@ func (s *Server) identify(r *http.Request) (Person, error) {
 		if err != nil {
 			return Person{}, unauthorized("the client certificate is not accepted: %v", err)
 		}
+		if !forClients(r.TLS.PeerCertificates[0]) {
+			return Person{}, unauthorized("the client certificate is not accepted: its extended key usage does not have clientAuth")
+		}
 		return certifiedPerson(id, identity.Groups(r.TLS.PeerCertificates[0])), nil
 	}
 	return Person{}, unauthorized("nobody is named: use the unix socket on a controller's host, a client certificate (--certificate) or a bearer token (--token-file, or `bocage login`)")
@@ -113,6 +117,13 @@ func (s *Server) identify(r *http.Request) (Person, error) {
 
 func unauthorized(format string, args ...any) *problem {
 	return newProblem(http.StatusUnauthorized, metav1.StatusReasonUnauthorized, format, args...)
+}
+
+// forClients says whether its issuer lets a certificate speak for a client: one that says
+// nothing of what it is for may be used for everything (RFC 5280 section 4.2.1.12).
+func forClients(leaf *x509.Certificate) bool {
+	return len(leaf.ExtKeyUsage) == 0 && len(leaf.UnknownExtKeyUsage) == 0 ||
+		slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageClientAuth) || slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny)
 }
 
 // localPerson is root, or whoever runs this very process: both could read its

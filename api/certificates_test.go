@@ -2,9 +2,18 @@ package api
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/json"
 	"encoding/pem"
+	"io"
+	"math/big"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -195,5 +204,74 @@ func TestApprovalIsDescribed(t *testing.T) {
 	code, text, _ := b.raw(t, "GET", "/apis", "", "", "Accept", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
 	if code != 200 || !strings.Contains(text, `"subresource":"approval"`) {
 		t.Errorf("aggregated discovery: %d", code)
+	}
+}
+
+// TestCertificatesForClients: a certificate is good for what its issuer says that it is.
+func TestCertificatesForClients(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	domain, err := url.Parse("spiffe://test.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	sign := func(template, issuer *x509.Certificate) *x509.Certificate {
+		t.Helper()
+		raw, err := x509.CreateCertificate(rand.Reader, template, issuer, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := x509.ParseCertificate(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return made
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), URIs: []*url.URL{domain}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
+		KeyUsage: x509.KeyUsageCertSign, IsCA: true, BasicConstraintsValid: true,
+	}
+	anchor := sign(template, template)
+	bundle, err := identity.NewBundle("test.local", anchor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := start(t, func(c *Config) { c.Bundle = bundle })
+	for _, test := range []struct {
+		name    string
+		usages  []x509.ExtKeyUsage
+		unknown []asn1.ObjectIdentifier
+		code    int
+	}{
+		{"a client", []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, nil, 200},
+		{"as SVIDs are", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, nil, 200},
+		{"anything", []x509.ExtKeyUsage{x509.ExtKeyUsageAny}, nil, 200},
+		{"nothing said", nil, nil, 200},
+		{"a server", []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, nil, 401},
+		{"code", []x509.ExtKeyUsage{x509.ExtKeyUsageCodeSigning}, nil, 401},
+		{"what nobody knows", nil, []asn1.ObjectIdentifier{{1, 2, 3}}, 401},
+	} {
+		id := domain.JoinPath("viewer", "v")
+		leaf := sign(&x509.Certificate{
+			SerialNumber: big.NewInt(2), URIs: []*url.URL{id}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour), KeyUsage: x509.KeyUsageDigitalSignature,
+			ExtKeyUsage: test.usages, UnknownExtKeyUsage: test.unknown, BasicConstraintsValid: true,
+		}, anchor)
+		asking := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{
+			InsecureSkipVerify: true, // the server's own certificate is not what this is about
+			Certificates:       []tls.Certificate{{Certificate: [][]byte{leaf.Raw}, PrivateKey: key}},
+		}}}
+		answer, err := asking.Get(b.address + scopesPath)
+		if err != nil {
+			t.Fatal(test.name, err)
+		}
+		text, err := io.ReadAll(answer.Body)
+		if err != nil || answer.StatusCode != test.code || test.code == 401 && !strings.Contains(string(text), "does not have clientAuth") {
+			t.Errorf("%s: %d %s %v", test.name, answer.StatusCode, text, err)
+		}
+		_ = answer.Body.Close()
+		asking.CloseIdleConnections()
 	}
 }

@@ -228,6 +228,25 @@ func (p Person) hides(kind bocage.Kind) bool {
 	return false
 }
 
+// mayReadNamed says whether the person reads an object that is called as records call
+// it: "Kind name" or "Kind namespace/name".
+func (p Person) mayReadNamed(object string) bool {
+	called, name, _ := strings.Cut(object, " ")
+	kind, known := bocage.KindNamed(called)
+	if !known {
+		return false
+	}
+	if kind.Name == "Namespace" {
+		return p.mayRead(name)
+	}
+	namespace := ""
+	if kind.Namespaced {
+		namespace = namespaceOf(name)
+	}
+	ok, _ := p.allowed(access{verb: verbGet, kind: kind, namespace: namespace})
+	return ok
+}
+
 // revealed is what the person sees of an object of a kind.
 func (c *call) revealed(kind bocage.Kind, value []byte) ([]byte, error) {
 	if !c.person.hides(kind) {
@@ -244,11 +263,11 @@ func (c *call) revealed(kind bocage.Kind, value []byte) ([]byte, error) {
 	var status any
 	switch o := resource.(type) {
 	case *bocage.Generation:
-		o.Status.Changed = slices.DeleteFunc(o.Status.Changed, func(name string) bool {
-			_, name, _ = strings.Cut(name, " ")
-			namespace, _, namespaced := strings.Cut(name, "/")
-			return namespaced && !c.person.mayRead(namespace)
-		})
+		changed := len(o.Status.Changed)
+		o.Status.Changed = slices.DeleteFunc(o.Status.Changed, func(object string) bool { return !c.person.mayReadNamed(object) })
+		if hidden := changed - len(o.Status.Changed); hidden > 0 {
+			o.Status.Changed = append(o.Status.Changed, fmt.Sprintf("%d that are not shown", hidden))
+		}
 		o.Status.Proofs, o.Status.Conditions = shownProofs(o.Status.Proofs), shownConditions(o.Status.Conditions)
 		status = o.Status
 	case *bocage.PolicyTest:

@@ -156,7 +156,7 @@ func TestRevealed(t *testing.T) {
 	foreign.Status = bocage.PolicyTestStatus{Failed: []string{secret}, Conditions: failed}
 	put(kind("PolicyTest"), foreign)
 	put(kind("Generation"), &bocage.Generation{ObjectMeta: bocage.ObjectMeta{Name: "g7", UID: "7"}, Status: bocage.GenerationStatus{Number: 7,
-		Changed:    []string{"Application dev/red", "Application shop/web", "Guardrail pci"},
+		Changed:    []string{"Application dev/red", "Application shop/web", "Guardrail pci", "Quarantine qdev", "Host h1", "Namespace dev", "Namespace shop", "Decoy d"},
 		Proofs:     []bocage.Proof{{Statement: "s", Counterexample: secret}},
 		Conditions: []bocage.Condition{{Type: "Proved", Status: "False", Reason: "Blocked", Message: secret}}}})
 	put(kind("Event"), &bocage.ObjectEvent{ObjectMeta: bocage.ObjectMeta{Name: "e", Namespace: "shop", UID: "8"}, Message: secret,
@@ -213,17 +213,17 @@ func TestRevealed(t *testing.T) {
 			t.Errorf("a blast tells %+v", blast)
 		}
 		for _, text := range shown {
-			if strings.Contains(text, secret) || strings.Contains(text, "Application dev/red") || strings.Contains(text, "dev/red -\\u003e") {
+			if strings.Contains(text, secret) || strings.Contains(text, "Application dev/red") || strings.Contains(text, "qdev") || strings.Contains(text, "dev/red -\\u003e") {
 				t.Errorf("%s is told %s", role, text)
 			}
 		}
 	}
 	generation, err := b.as(t, RoleOwner, "shop").Get(ctx, kind("Generation"), "", "g7")
-	if err != nil || fmt.Sprint(generation.(*bocage.Generation).Status.Changed) != "[Application shop/web Guardrail pci]" {
+	if err != nil || fmt.Sprint(generation.(*bocage.Generation).Status.Changed) != "[Application shop/web Guardrail pci Namespace shop 5 that are not shown]" {
 		t.Errorf("%+v, %v", generation, err)
 	}
 	whole, err := b.as(t, RoleViewer).Get(ctx, kind("Generation"), "", "g7")
-	if err != nil || len(whole.(*bocage.Generation).Status.Changed) != 3 || whole.(*bocage.Generation).Status.Conditions[0].Message != secret {
+	if err != nil || len(whole.(*bocage.Generation).Status.Changed) != 8 || whole.(*bocage.Generation).Status.Conditions[0].Message != secret {
 		t.Errorf("whoever reads everything: %+v, %v", whole, err)
 	}
 }
