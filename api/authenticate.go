@@ -48,6 +48,9 @@ func withPeer(ctx context.Context, conn net.Conn) context.Context {
 // token counts before the connection's own credentials, so that an administrator
 // can act as somebody with less.
 func (s *Server) authenticate(r *http.Request) (Person, error) {
+	if content(r) {
+		r = r.WithContext(context.WithValue(r.Context(), contentKey{}, true))
+	}
 	p, err := s.identify(r)
 	if err != nil {
 		return Person{}, err

@@ -13,7 +13,8 @@ import (
 // bindings answers who has which roles by RoleBindings. It reads them from the
 // view, and again only when one of them changed.
 type bindings struct {
-	view *view
+	view       *view
+	remembered *remembered
 
 	mu      sync.Mutex // guards what follows
 	objects []*object
@@ -21,9 +22,10 @@ type bindings struct {
 }
 
 // of returns what RoleBindings give a person. What was written before the
-// question counts, on whichever replica.
+// question counts, on whichever replica, unless the store does not answer and the
+// request is content with what there is.
 func (b *bindings) of(ctx context.Context, p Person) ([]Grant, error) {
-	if err := b.view.fresh(ctx); err != nil {
+	if err := b.newestRoles(ctx); err != nil {
 		return nil, err
 	}
 	objects, _, _ := b.view.snapshot("rolebindings", "")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -118,7 +119,11 @@ func (b *batch) delete(ch *change, options *metav1.DeleteOptions) error {
 	return b.put(ch, object)
 }
 
-// deleteCollection serves DELETE of everything that a list would show.
+// deletedTogether is how many objects of a collection go in one transaction.
+const deletedTogether = 100
+
+// deleteCollection serves DELETE of everything that a list would show. All that was
+// there when it began is gone afterwards, or its answer says how much is not.
 func (s *Server) deleteCollection(c *call) error {
 	options, deletion, err := s.newDeletion(c)
 	if err != nil {
@@ -129,18 +134,71 @@ func (s *Server) deleteCollection(c *call) error {
 		return err
 	}
 	c.outcome = fmt.Sprintf("deleted %d", len(found.objects))
-	for _, o := range found.objects {
-		ch := *options
-		ch.namespace, ch.name = o.namespace, o.name
-		err := s.commit(c.r.Context(), []*change{&ch}, func(b *batch) error { return b.delete(&ch, deletion) })
-		var p *problem
-		if errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound {
-			continue // somebody else was faster
+	done := 0
+	for some := range slices.Chunk(found.objects, deletedTogether) {
+		if err := s.deleteSome(c, options, deletion, some, &done); err != nil {
+			c.outcome = fmt.Sprintf("deleted %d of %d", done, len(found.objects))
+			p := *asProblem(err)
+			p.Message = fmt.Sprintf("%d of %d objects are dealt with, the others are as they were: %s", done, len(found.objects), p.Message)
+			return &p
 		}
-		if err != nil {
-			return err
-		}
-		s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, nil)
 	}
 	return c.writeList(found)
+}
+
+// deleteSome deletes objects together, or one by one if that is refused: then those
+// before the first that may not go do. done counts what has been dealt with.
+func (s *Server) deleteSome(c *call, options *change, deletion *metav1.DeleteOptions, objects []*object, done *int) error {
+	changes := make([]*change, len(objects))
+	for i, o := range objects {
+		ch := *options
+		ch.namespace, ch.name = o.namespace, o.name
+		changes[i] = &ch
+	}
+	if err := s.deleteTogether(c, deletion, changes); err == nil {
+		*done += len(objects)
+		return nil
+	} else if c.r.Context().Err() != nil {
+		return err
+	}
+	for i := range changes {
+		if err := s.deleteTogether(c, deletion, changes[i:i+1]); err != nil {
+			return err
+		}
+		*done++
+	}
+	return nil
+}
+
+func (s *Server) deleteTogether(c *call, deletion *metav1.DeleteOptions, changes []*change) error {
+	var gone map[*change]bool
+	err := s.commit(c.r.Context(), changes, func(b *batch) error {
+		gone = map[*change]bool{}
+		for _, ch := range changes {
+			ch.told = nil
+			if s.view.get(ch.kind, ch.namespace, ch.name) == nil {
+				gone[ch] = true // since it was listed
+				continue
+			}
+			err := b.delete(ch, deletion)
+			var p *problem
+			if errors.As(err, &p) && p.Reason == metav1.StatusReasonNotFound {
+				gone[ch] = true // somebody else was faster
+				continue
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, ch := range changes {
+		if !gone[ch] {
+			s.auditWrite(c, ch.access, ch.name, ch.outcome(), http.StatusOK, nil)
+		}
+	}
+	return nil
 }

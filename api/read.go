@@ -34,6 +34,9 @@ func (s *Server) get(c *call) error {
 	if err != nil {
 		return err
 	}
+	if c.query.Get("resourceVersion") == "0" {
+		return s.getAny(c)
+	}
 	entry, err := s.config.Store.Get(c.r.Context(), c.kind.Key(c.namespace, c.name))
 	switch {
 	case errors.Is(err, store.ErrNotFound) && c.kind.Name == "Namespace":
@@ -50,6 +53,18 @@ func (s *Server) get(c *call) error {
 		}
 	}
 	return c.writeObject(http.StatusOK, withRevision(entry.Value, c.kind, entry.Revision))
+}
+
+// getAny serves one object as the view has it, however old that is.
+func (s *Server) getAny(c *call) error {
+	if err := s.view.wait(c.r.Context()); err != nil {
+		return err
+	}
+	o := s.view.get(c.kind, c.namespace, c.name)
+	if o == nil || o.virtual && !c.person.mayRead(c.name) {
+		return notFound(c.kind, c.name)
+	}
+	return c.writeObject(http.StatusOK, o.value)
 }
 
 // getUndeclared serves a namespace that is there because something is in it.
@@ -126,9 +141,15 @@ func (s *Server) collect(c *call) (*items, error) {
 func (s *Server) collectPage(c *call, selected selection, limit int, at store.Revision, after string) (*items, error) {
 	ctx := c.r.Context()
 	var err error
-	if at > 0 {
+	switch {
+	case at > 0:
 		err = s.view.reach(ctx, at)
-	} else if err = s.view.fresh(ctx); err == nil {
+	case c.query.Get("resourceVersion") != "": // not older than that, which the view is not
+		err = s.view.wait(ctx)
+	default:
+		err = s.view.fresh(ctx)
+	}
+	if at == 0 {
 		at, _ = s.view.position()
 	}
 	if err != nil {

@@ -134,6 +134,7 @@ type Server struct {
 	kinds          map[string]bocage.Kind // by plural
 	view           *view
 	bindings       *bindings
+	remembered     remembered
 	reach          *reach
 	recheck        time.Duration // of those who follow something
 	trail          *audit.Trail  // nil: none is kept
@@ -199,7 +200,7 @@ func New(config Config) (*Server, error) {
 		return nil, fmt.Errorf("api: register metrics: %w", err)
 	}
 	s.view = newView(config.Store, s.logger, s.metrics)
-	s.bindings = &bindings{view: s.view}
+	s.bindings = &bindings{view: s.view, remembered: &s.remembered}
 	s.reach = &reach{view: s.view}
 	if config.AuditDir != "" {
 		if s.trail, err = audit.Open(audit.Config{Dir: config.AuditDir, Node: config.Node, Store: config.Store, Now: config.Now, Logger: s.logger}); err != nil {

@@ -55,7 +55,7 @@ func hashOf(token string) string {
 
 // session finds the bearer of a session token.
 func (s *Server) session(ctx context.Context, token string) (Person, error) {
-	entry, err := s.config.Store.Get(ctx, sessionsPrefix+hashOf(token))
+	entry, err := s.sessionEntry(ctx, sessionsPrefix+hashOf(token))
 	if errors.Is(err, store.ErrNotFound) {
 		return Person{}, unauthorized("the token is unknown or expired: log in again")
 	}

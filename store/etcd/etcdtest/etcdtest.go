@@ -6,6 +6,7 @@ package etcdtest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -85,7 +86,37 @@ func (s *Server) end(t testing.TB) {
 }
 
 // Stop makes the server silent, as one is whose machine hangs.
-func (s *Server) Stop(t testing.TB) { s.signal(t, syscall.SIGSTOP) }
+func (s *Server) Stop(t testing.TB) {
+	t.Helper()
+	s.signal(t, syscall.SIGSTOP)
+	// A thread that runs on another processor goes on until it is interrupted.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(patience); !s.stopped(t); {
+		select {
+		case <-tick.C:
+		case <-late:
+			t.Fatalf("etcd did not stop in %s", patience)
+		}
+	}
+}
+
+// stopped reports whether every thread stands still.
+func (s *Server) stopped(t testing.TB) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", s.command.Process.Pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("look at etcd: %v", err)
+	}
+	for _, path := range threads {
+		// PID (NAME) STATE ..., proc(5)
+		data, err := os.ReadFile(path)
+		if _, state, _ := bytes.Cut(data, []byte(") ")); err == nil && !bytes.HasPrefix(state, []byte("T")) {
+			return false
+		}
+	}
+	return true
+}
 
 // Continue lets it go on.
 func (s *Server) Continue(t testing.TB) { s.signal(t, syscall.SIGCONT) }
