@@ -73,6 +73,9 @@ type BlastRadius struct {
 	// MaxWeight bounds the sum of the weights of what is reached: 1 for each
 	// workload, or the number in its label bocage.dev/weight.
 	MaxWeight int `json:"maxWeight"`
+	// LeastWeight is what a workload counts at least, whatever its label says. Whoever
+	// labels workloads could otherwise make what they reach weigh nothing.
+	LeastWeight int `json:"leastWeight,omitempty"`
 }
 
 // ExceptionTerms says on which terms a guardrail admits exceptions.
@@ -261,6 +264,9 @@ func (b BlastRadius) validate() Faults {
 	}
 	if b.MaxWeight < 0 {
 		faults.Add("maxWeight", "is negative")
+	}
+	if b.LeastWeight < 0 || b.LeastWeight > HeaviestWorkload {
+		faults.Add("leastWeight", "%d is not between 0 and %d", b.LeastWeight, HeaviestWorkload)
 	}
 	return faults
 }

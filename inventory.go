@@ -310,6 +310,12 @@ type Proof struct {
 	Holds     bool   `json:"holds"`
 	// Counterexample is a flow that breaks the statement.
 	Counterexample string `json:"counterexample,omitempty"`
+	// Workloads are those from which more can be reached than a blast radius admits, as
+	// "namespace/name", not more than 50 of them.
+	Workloads []string `json:"workloads,omitempty"`
+	// Standing says that the statement was no better kept by what was in force before, with
+	// the same workloads: it keeps back only what makes it worse.
+	Standing bool `json:"standing,omitempty"`
 }
 
 // Validate implements Resource.

@@ -255,7 +255,18 @@ type BlastQuery struct {
 	Hops int `json:"hops,omitempty"`
 	// Uninspected leaves out flows that the inspection engine sees.
 	Uninspected bool `json:"uninspected,omitempty"`
+	// Lasting asks for what can be reached once quarantines and threat conditions are
+	// over, as a guardrail's blast radius counts it.
+	Lasting bool `json:"lasting,omitempty"`
+	// LeastWeight is what a workload counts at least, as in BlastRadius.
+	LeastWeight int `json:"leastWeight,omitempty"`
+	// Generation is the generation to ask, one in force, on its way or kept back; 0 is the
+	// one in force.
+	Generation uint64 `json:"generation,omitempty"`
 }
+
+// WarningPolicy is the agent that the HTTP warnings name which say that policy is held.
+const WarningPolicy = "policy"
 
 // BlastResult is what can be reached.
 type BlastResult struct {

@@ -15,10 +15,6 @@ const (
 	LabelAssurance = "bocage.dev/assurance" // L0 to L5: how its identity is vouched for
 )
 
-// LabelWeight is the label in which a workload's owner says how much its loss
-// would weigh, as a whole number; 1 without it (see BlastRadius).
-const LabelWeight = "bocage.dev/weight"
-
 // Selector picks workloads by label, as Kubernetes' LabelSelector does. An empty
 // selector picks every workload that its place allows.
 type Selector struct {

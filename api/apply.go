@@ -87,6 +87,7 @@ func (s *Server) applyAll(c *call) error {
 	if err != nil && written == 0 {
 		return c.appliedNothing(err, dry)
 	}
+	s.warnHeld(c, changes[:written]...)
 	s.answerApplied(c, changes, written, dry, err)
 	return nil
 }

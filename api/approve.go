@@ -314,7 +314,7 @@ func (s *Server) approve(c *call) error {
 	}
 	ch.approving = given
 	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.approve(ch) })
-	return c.answer(ch, err)
+	return s.answer(c, ch, err)
 }
 
 func (b *batch) approve(ch *change) error {

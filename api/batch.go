@@ -83,7 +83,11 @@ func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, erro
 	var more bocage.Faults
 	switch object := resource.(type) {
 	case *bocage.Workload:
-		more, err = b.claimsFree(object, true)
+		if more, err = b.claimsFree(object, true); err == nil {
+			var weight bocage.Faults
+			weight, err = ch.weightFaults(object)
+			more = append(more, weight...)
+		}
 	case *bocage.Incident:
 		more, err = b.phaseOnly(ch, object)
 	case *bocage.Namespace:
@@ -92,6 +96,23 @@ func (b *batch) admit(ch *change, resource bocage.Resource) (bocage.Faults, erro
 		err = b.mayTest(ch, object)
 	}
 	return append(faults, more...), err
+}
+
+// weightFaults refuses a weight that cannot be read, where a person sets it. What a host
+// sees of a container, whoever labelled that, is taken as it is, and so is what was there:
+// a workload that is not known is not protected. Its status says how it counts.
+func (ch *change) weightFaults(w *bocage.Workload) (bocage.Faults, error) {
+	_, fault := w.Weight()
+	if fault == "" || ch.vouching {
+		return nil, nil
+	}
+	if ch.old != nil {
+		old, err := typed(ch.kind, ch.old.object)
+		if err != nil || old.Meta().Labels[bocage.LabelWeight] == w.Labels[bocage.LabelWeight] {
+			return nil, err
+		}
+	}
+	return bocage.Faults{{Field: "metadata.labels[" + bocage.LabelWeight + "]", Message: fmt.Sprintf("%q is not a whole number from 0 to %d", w.Labels[bocage.LabelWeight], bocage.HeaviestWorkload)}}, nil
 }
 
 // place gives a workload its identity and takes its claims; the change has been

@@ -25,6 +25,7 @@ func (s *Server) delete(c *call) error {
 		return err
 	}
 	c.outcome = ch.outcome()
+	s.warnHeld(c, ch)
 	if !ch.removed {
 		c.outcome = "held" // by its finalizers
 		c.warn(waiting(ch.kind, ch.value))
@@ -143,6 +144,7 @@ func (s *Server) deleteCollection(c *call) error {
 			return &p
 		}
 	}
+	s.warnHeld(c, options)
 	return c.writeList(found)
 }
 

@@ -29,7 +29,7 @@ import (
 //	GET  suggest     ?since=&namespace=                      SuggestResult
 //	POST plan        ?name=&namespace=    YAML or JSON       PlanResult
 //	POST test        ?name=&namespace=    YAML or JSON       a list of TestResult
-//	GET  blast       ?from=&hops=&uninspected=               BlastResult
+//	GET  blast       ?from=&hops=&uninspected=&lasting=&leastWeight=&generation=  BlastResult
 //	GET  matrix      ?namespace=                             ReachMatrix
 //	POST rollout                          RolloutRequest     RolloutStatus
 //	POST apply       ?name=&dryRun=&force=&fieldManager=  YAML or JSON   ApplyResult

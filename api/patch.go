@@ -60,7 +60,7 @@ func (s *Server) patch(c *call) error {
 		return err
 	}
 	err = s.commit(c.r.Context(), []*change{ch}, prepare)
-	return c.answer(ch, err)
+	return s.answer(c, ch, err)
 }
 
 // applyPatch prepares a server-side apply: the object is made if it is not there.

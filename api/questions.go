@@ -150,12 +150,14 @@ func (s *Server) test(c *call) error {
 
 // blast says what can be reached from somewhere.
 func (s *Server) blast(c *call) error {
-	q := bocage.BlastQuery{From: c.query.Get("from"), Uninspected: says(c.query, "uninspected")}
+	q := bocage.BlastQuery{From: c.query.Get("from"), Uninspected: says(c.query, "uninspected"), Lasting: says(c.query, "lasting")}
 	var faults bocage.Faults
 	if q.From == "" {
 		faults.Add("from", "is missing: name a workload (namespace/name), a namespace (namespace/) or an address")
 	}
 	readParameter(&faults, c.query, "hops", &q.Hops, parseCount)
+	readParameter(&faults, c.query, "leastWeight", &q.LeastWeight, parseCount)
+	readParameter(&faults, c.query, "generation", &q.Generation, parseGeneration)
 	if err := queryFaults(faults); err != nil {
 		return err
 	}

@@ -213,7 +213,7 @@ func shownProofs(proofs []bocage.Proof) []bocage.Proof {
 	proofs = slices.Clone(proofs)
 	for i := range proofs {
 		if proofs[i].Counterexample != "" {
-			proofs[i].Counterexample = notShown
+			proofs[i].Counterexample, proofs[i].Workloads = notShown, nil
 		}
 	}
 	return proofs

@@ -82,6 +82,9 @@ type Config struct {
 	// Functions are the other rooms' answers; those that are nil are answered
 	// with 501.
 	Functions Functions
+	// Held says what keeps declarations up to a revision out of force, shortly and with
+	// the reason; it waits for policy to be made of them until ctx ends. Nil: nothing does.
+	Held func(ctx context.Context, inputs store.Revision) (what, why string)
 	// Ready lists what must work before /readyz says so, by name.
 	Ready map[string]func(context.Context) error
 	// Advice lists, by name, what works but could be better: /readyz?verbose says it.

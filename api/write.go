@@ -203,7 +203,7 @@ func (s *Server) create(c *call) error {
 	}
 	err = s.commit(c.r.Context(), []*change{ch}, func(b *batch) error { return b.create(ch, declared) })
 	c.name = ch.name
-	return c.answer(ch, err)
+	return s.answer(c, ch, err)
 }
 
 // update serves PUT.
@@ -240,11 +240,11 @@ func (s *Server) update(c *call) error {
 			return updated.(*unstructured.Unstructured), nil
 		})
 	})
-	return c.answer(ch, err)
+	return s.answer(c, ch, err)
 }
 
 // answer writes the outcome of a change.
-func (c *call) answer(ch *change, err error) error {
+func (s *Server) answer(c *call, ch *change, err error) error {
 	for _, warning := range ch.warnings {
 		c.warn(warning)
 	}
@@ -253,6 +253,7 @@ func (c *call) answer(ch *change, err error) error {
 		return err
 	}
 	c.warn(waiting(ch.kind, ch.value))
+	s.warnHeld(c, ch)
 	code := http.StatusOK
 	c.outcome, c.stored = ch.outcome(), ch.value
 	if ch.created {

@@ -491,7 +491,8 @@ func (c *controllerProcess) newAPI(ctx context.Context) (*api.Server, error) {
 			"history": func(context.Context) error { return c.lake.Fault() },
 			"clock":   func(context.Context) error { return c.clock.fault() },
 		},
-		Advice: map[string]func() string{"etcd": c.doubt},
+		Advice: map[string]func() string{"etcd": c.doubt, "policy": c.policy.Fault},
+		Held:   c.policy.Held,
 		Now:    c.clock.Now,
 		SVID:   c.svid.Load, Bundle: c.authority.Bundle(), Product: c.cfg.Version, Registry: c.registry, Logger: c.logger,
 		Functions: api.Functions{

@@ -117,7 +117,12 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
 		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
-		{Code: "controller.etcd", Severity: host.Advice, Cure: "upgrade every member to etcd 3.4.31, 3.5.13, 3.6 or later: until then a small key is written where a newest list has to wait for etcd", Ask: func(ctx context.Context) host.Answer { return p.askEtcd(ctx) }},
+		{Code: "controller.etcd", Severity: host.Advice, Cure: "upgrade every member to etcd 3.4.31, 3.5.13, 3.6 or later: until then a small key is written where a newest list has to wait for etcd", Ask: func(ctx context.Context) host.Answer {
+			return p.askAdvice(ctx, "etcd", "it answers how far watches are")
+		}},
+		{Code: "policy.holds", Severity: host.Degraded, Cure: "see bocage policy history, and docs/policy.md, \"If a proof fails\"", Ask: func(ctx context.Context) host.Answer {
+			return p.askAdvice(ctx, "policy", "what is declared is in force, or on its way")
+		}},
 		{Code: "agent.capabilities", Severity: host.Advice, Cure: "run it by packaging/bocage-agent.service: as user bocage with two capabilities", Ask: agent(p.askCapabilities)},
 		{Code: "agent.unit", Severity: host.Advice, Cure: "bocage install, then systemctl enable --now bocage-agent: after a reboot nothing is enforced until it runs", Ask: agent(p.askUnit)},
 		{Code: "discovery.runtime", Severity: host.Degraded, Cure: "start the runtime, or name its socket with --runtime-socket; what runs keeps its identity meanwhile", Ask: agent(p.askRuntime)},
@@ -313,8 +318,9 @@ func (p *patient) askReady(ctx context.Context) host.Answer {
 	return host.Well("its parts are ready")
 }
 
-// askEtcd asks it whether its etcd costs writes that another would not.
-func (p *patient) askEtcd(ctx context.Context) host.Answer {
+// askAdvice asks it what it remarks on something, which is no reason to be sent away; well
+// is what is so if it remarks nothing.
+func (p *patient) askAdvice(ctx context.Context, name, well string) host.Answer {
 	if _, err := os.Stat(p.cfg.Socket()); errors.Is(err, fs.ErrNotExist) {
 		return host.Apart("no controller runs here")
 	}
@@ -328,11 +334,11 @@ func (p *patient) askEtcd(ctx context.Context) host.Answer {
 		return host.Unclear(err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if doubt, found := strings.CutPrefix(line, "[!]etcd: "); found {
+		if doubt, found := strings.CutPrefix(line, "[!]"+name+": "); found {
 			return host.Ill("%s", strings.TrimSpace(doubt))
 		}
 	}
-	return host.Well("it answers how far watches are")
+	return host.Well("%s", well)
 }
 
 func (p *patient) askController(ctx context.Context, path string) (*http.Response, error) {

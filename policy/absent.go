@@ -49,6 +49,11 @@ func (r *reporter) hostOf(w *bocage.Workload, write bool) bool {
 		Reason: "AsPromised", Message: "its host has joined"}
 	if a := r.absent[w.Spec.Host]; a.reason != "" {
 		want.Status, want.Reason, want.Message = "True", a.reason, a.message
+		if also := r.broken[w.NamespacedName()]; also != "" {
+			want.Message += "; " + also
+		}
+	} else if r.outOfBounds(w, &want) {
+		return setConditions(&w.Status.Conditions, []bocage.Condition{want}, write)
 	} else if !slices.ContainsFunc(w.Status.Conditions, func(c bocage.Condition) bool { return c.Type == want.Type }) {
 		return false
 	}

@@ -121,8 +121,7 @@ func (p *Policy) buildOnce(ctx context.Context) (time.Time, error) {
 		p.proofsFollow(b.firstRevision, b.revision)
 	}
 	b.settle(ctx)
-	b.proveLater()
-	return b.again(), nil
+	return b.again(), b.proveLater(ctx)
 }
 
 // compileNamed compiles a policy with today's environment: the declared policy, or one
@@ -206,6 +205,10 @@ func (b *build) makeBase(ctx context.Context) error {
 		}
 		if !changed && b.prev != nil && b.prev.base != nil && differs(b.prev.base, o).none() {
 			// Nobody would see it, such as a host without workloads.
+			if !weighAlike(b.prev.base, o) {
+				b.base = b.withKnownResults(o).numbered(b.was.Base.Number)
+				return nil
+			}
 			b.base = o.carrying(b.prev.base).numbered(b.was.Base.Number)
 			return nil
 		}
@@ -213,7 +216,7 @@ func (b *build) makeBase(ctx context.Context) error {
 		if b.prev != nil && !changed {
 			before = b.prev.base
 		}
-		if before != nil && differs(before, o).OnlyRefused {
+		if before != nil && differs(before, o).OnlyRefused && weighAlike(before, o) {
 			b.base, b.newBaseNumber = b.refusing(before, o), true
 			return nil
 		}
@@ -259,7 +262,7 @@ func (b *build) withKnownResults(o *outcome) *outcome {
 		return o
 	}
 	for _, same := range []*outcome{b.prev.base, b.prev.candidate} {
-		if same != nil && same.output.Digest() == o.output.Digest() && same.proofs != nil && o.proofs == nil {
+		if same != nil && same.output.Digest() == o.output.Digest() && same.proofs != nil && o.proofs == nil && weighAlike(same, o) {
 			return o.carrying(same)
 		}
 	}

@@ -37,6 +37,9 @@ func (r *reporter) unlessRefused(conditions []bocage.Condition, profile string, 
 	return conditions
 }
 
+// reasonProofFailed is that of conditions that follow from a failed proof.
+const reasonProofFailed = "ProofFailed"
+
 // setConditions reports whether anything but the time is another, and writes it
 // if asked to.
 func setConditions(conditions *[]bocage.Condition, wanted []bocage.Condition, write bool) bool {
@@ -69,11 +72,25 @@ func (r *reporter) conditions(object *object, meta *bocage.ObjectMeta, old []boc
 		compiled.Status, compiled.Reason, compiled.Message = "False", findings[out].Reason, findings[out].Message
 	}
 	enforced := r.enforced(object, meta, old, out < 0, hosts)
-	return []bocage.Condition{accepted(meta, findings), compiled, r.proved(object, meta, out < 0), enforced, r.degraded(meta, enforced, hosts)}
+	proved, degraded := r.proved(object, meta, out < 0), r.degraded(object, meta, enforced, hosts)
+	if r.o.proofs == nil && r.o.blocked == "" && proved.Status == "True" && degraded.Reason != "Held" {
+		// Not proved again yet, as after a start: what was told stands.
+		for _, c := range old {
+			if c.Reason == reasonProofFailed && c.ObservedGeneration == meta.Generation {
+				switch c.Type {
+				case proved.Type:
+					proved = c
+				case degraded.Type:
+					degraded = c
+				}
+			}
+		}
+	}
+	return []bocage.Condition{accepted(meta, findings), compiled, proved, enforced, degraded}
 }
 
 // degraded says whether something that is promised is not kept.
-func (r *reporter) degraded(meta *bocage.ObjectMeta, enforced bocage.Condition, hosts []string) bocage.Condition {
+func (r *reporter) degraded(object *object, meta *bocage.ObjectMeta, enforced bocage.Condition, hosts []string) bocage.Condition {
 	c := bocage.Condition{Type: bocage.ConditionDegraded, Status: "False", ObservedGeneration: meta.Generation, Reason: "AsPromised", Message: "nothing is known to be wrong"}
 	var texts []string
 	if len(r.unwell) > 0 {
@@ -84,12 +101,19 @@ func (r *reporter) degraded(meta *bocage.ObjectMeta, enforced bocage.Condition, 
 		}
 	}
 	switch {
+	case object.kind.Name == "Guardrail" && r.breaks(meta.Name) && r.o.blocked == "":
+		c.Status, c.Reason, c.Message = "True", reasonProofFailed, "a statement of it does not hold: see the condition Proved"
 	case enforced.Reason == "Held":
 		c.Status, c.Reason, c.Message = "True", "Held", enforced.Message
 	case len(texts) > 0:
 		c.Status, c.Reason, c.Message = "True", "HostsNotReady", fmt.Sprintf("%d of %d hosts concerned are not well: %s", len(texts), len(hosts), joined(texts))
 	}
 	return c
+}
+
+// breaks reports whether a proof of a guardrail failed.
+func (r *reporter) breaks(guardrail string) bool {
+	return slices.ContainsFunc(r.failed, func(f bocage.Proof) bool { return f.By.Kind == "Guardrail" && f.By.Name == guardrail })
 }
 
 func accepted(meta *bocage.ObjectMeta, findings []compile.Finding) bocage.Condition {
@@ -159,7 +183,10 @@ func (r *reporter) proved(object *object, meta *bocage.ObjectMeta, in bool) boca
 		Message: "all statements about the policy that it is part of hold"}
 	for _, f := range r.failed {
 		if f.By.Kind == object.kind.Name && f.By.Namespace == meta.Namespace && f.By.Name == meta.Name {
-			c.Status, c.Reason, c.Message = "False", "ProofFailed", fmt.Sprintf("%s: %s, yet: %s", f.By.Field, f.Statement, f.Counterexample)
+			c.Status, c.Reason, c.Message = "False", reasonProofFailed, fmt.Sprintf("%s: %s, yet: %s", f.By.Field, f.Statement, f.Counterexample)
+			if r.o.blocked == "" {
+				c.Message += "; it is in force so: only changes that make this worse are kept back"
+			}
 			return c
 		}
 	}

@@ -119,17 +119,19 @@ func (l *policyCompiler) compile(p *Policy, in compile.Input, policy, rest *snap
 }
 
 // judged returns the outcome with its proofs, its test results and whether these block
-// it. inForce is the outcome in force now, nil if there is none.
-func (o *outcome) judged(proofs []bocage.Proof, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
+// it. worse are the failed proofs that do (see keepingBack); inForce is the outcome in force
+// now, nil if there is none.
+func (o *outcome) judged(proofs, worse []bocage.Proof, inForce *outcome, tests []*bocage.PolicyTest) *outcome {
 	results := o.tests
 	known := o.proofs != nil && o.tests != nil && same(o.testedBy, tests)
 	if !known {
 		results = o.test(tests)
 	}
 	blocked, spared := o.blockedBy(results, inForce, tests)
-	if failed := prove.Failed(proofs); len(failed) > 0 {
-		blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+	if len(worse) > 0 {
+		blocked = fmt.Sprintf("a proof failed: %s (%s), yet: %s", worse[0].Statement, worse[0].By, worse[0].Counterexample)
 	}
+	proofs = prove.Standing(proofs, worse)
 	if known && blocked == o.blocked && spared == o.spared {
 		return o
 	}

@@ -24,6 +24,12 @@ func (v *planProver) prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof 
 	return v.prover.Prove(in, rs)
 }
 
+func (v *planProver) worse(failed []bocage.Proof, before, after compile.Input) []bocage.Proof {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.prover.Worse(failed, before, after)
+}
+
 // Plan says what the objects would change if they were declared, or deleted where
 // they have a deletionTimestamp: it compiles, proves and tests them together with
 // what is there, replays recorded flows, and writes nothing.
@@ -36,6 +42,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
 		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: p.now(), Prove: p.planned.prove,
 		Hosts: p.mirror.view().hosts, TwoPeople: p.twoPerson,
+		Worse: p.planned.worse, Policy: withPolicy(current.input, active.input),
 	}
 	if p.edges != nil {
 		var err error

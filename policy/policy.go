@@ -110,7 +110,9 @@ type Policy struct {
 	twoPerson bool
 	now       func() time.Time
 	logger    *slog.Logger
-	prove     func(compile.Input, *bocage.Ruleset) []bocage.Proof // one at a time, started by the builder
+	// prove and worse (see prove.Prover) run one at a time, started by the builder.
+	prove func(compile.Input, *bocage.Ruleset) []bocage.Proof
+	worse func(failed []bocage.Proof, before, after compile.Input) []bocage.Proof
 	// tightens is the quick proof before something goes ahead of its other proofs.
 	tightens func(before *bocage.Ruleset, in compile.Input, rs *bocage.Ruleset) []bocage.Proof
 
@@ -170,9 +172,10 @@ func New(config Config) (*Policy, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
+	prover := new(prove.Prover)
 	p := &Policy{
 		store: config.Store, sign: config.Sign, notify: config.Notify, edges: config.Edges, usage: config.Usage, node: config.Node, instance: config.Instance, now: config.Now, twoPerson: config.TwoPerson,
-		logger: config.Logger, prove: new(prove.Prover).Prove, tightens: prove.Tightening,
+		logger: config.Logger, prove: prover.Prove, worse: prover.Worse, tightens: prove.Tightening,
 		mirror: newMirror(), report: make(chan struct{}, 1), replays: make(chan struct{}, 1),
 		advanced:  make(chan struct{}),
 		built:     make(chan struct{}, 1),

@@ -2,9 +2,12 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"bocage.dev/bocage"
+	"bocage.dev/bocage/policy/compile"
+	"bocage.dev/bocage/policy/prove"
 	"bocage.dev/bocage/store"
 )
 
@@ -20,8 +23,10 @@ type proving struct {
 	inputs         store.Revision // of the declarations that the outcome was compiled from
 	record         store.Revision // of the record that the outcome would follow
 	replacesPolicy bool           // see build.replacesPolicy
+	against        string         // the policy that was in force
 	done           chan struct{}
 	proofs         []bocage.Proof
+	worse          []bocage.Proof // those that failed and keep it back, see prove.Prover.Worse
 }
 
 // mostProved bounds the finished runs that are remembered. Each holds a whole ruleset.
@@ -35,16 +40,59 @@ type provedDigest struct {
 	proofs []bocage.Proof
 }
 
-// startProving starts the proofs of an outcome in a goroutine.
-func (b *build) startProving(o *outcome) {
+// startProving starts the proofs of an outcome in a goroutine. Those that fail are held
+// against the policy in force, under the same inventory. known are the proofs if they were
+// made before, and only that is left.
+func (b *build) startProving(ctx context.Context, o *outcome, known []bocage.Proof) error {
 	p := b.p
-	w := &proving{of: o, inputs: b.v.revision, record: b.revision, replacesPolicy: b.replacesPolicy(o), done: make(chan struct{})}
-	prove := p.prove
+	w := &proving{of: o, inputs: b.v.revision, record: b.revision, replacesPolicy: b.replacesPolicy(o), against: b.was.Base.Policy, done: make(chan struct{})}
+	before, there := compile.Input{}, false
+	if w.against != o.policy.name() && b.was.Base.Number != 0 {
+		held, err := p.policyNamed(ctx, w.against)
+		if err != nil && !errors.Is(err, errNotKept) {
+			return err
+		}
+		before, there = withPolicy(o.input, held.input), err == nil
+	}
+	proves, worse := p.prove, p.worse
 	go func() {
 		defer close(w.done)
-		w.proofs = prove(o.input, o.output.Ruleset())
+		if w.proofs = known; w.proofs == nil {
+			w.proofs = proves(o.input, o.output.Ruleset())
+		}
+		if w.worse = prove.Failed(w.proofs); there && len(w.worse) > 0 {
+			w.worse = worse(w.worse, before, o.input)
+		}
 	}()
 	p.proving = w
+	return nil
+}
+
+// keepingBack returns those failed proofs of an outcome that keep it back. The second result
+// is false if that is not known yet. An outcome of the policy in force is that policy with
+// today's inventory: what the inventory breaks is told, and keeps back nothing.
+func (b *build) keepingBack(o *outcome, proofs []bocage.Proof) ([]bocage.Proof, bool) {
+	failed := prove.Failed(proofs)
+	switch {
+	case len(failed) == 0 || b.was.Base.Number == 0:
+		return failed, true
+	case o.policy.name() == b.was.Base.Policy:
+		return slices.DeleteFunc(failed, prove.Inventory), true
+	case !slices.ContainsFunc(failed, prove.Inventory):
+		return failed, true
+	}
+	for _, w := range slices.Backward(b.p.proved) {
+		if w.against == b.was.Base.Policy && w.of.environment.hash == o.environment.hash && w.isOf(o) {
+			return w.worse, true
+		}
+	}
+	return nil, false
+}
+
+// isOf reports whether a run's results are those of an outcome: it has the same policy, and
+// no host would see a difference.
+func (w *proving) isOf(o *outcome) bool {
+	return w.of.policy.hash == o.policy.hash && weighAlike(w.of, o) && (w.of.output.Digest() == o.output.Digest() || differs(w.of, o).none())
 }
 
 // proofDone returns a channel that is closed when the running proofs are done; nil if none
@@ -76,7 +124,7 @@ func (p *Policy) proofsOf(o *outcome) []bocage.Proof {
 		return o.proofs
 	}
 	for _, w := range slices.Backward(p.proved) {
-		if w.of.policy.hash == o.policy.hash && (w.of.output.Digest() == o.output.Digest() || differs(w.of, o).none()) {
+		if w.isOf(o) {
 			return w.proofs
 		}
 	}
@@ -98,8 +146,9 @@ func (b *build) verified(ctx context.Context, o *outcome) (*outcome, error) {
 		}
 	}
 	for {
-		if proofs := p.proofsOf(o); proofs != nil {
-			checked := o.judged(proofs, inForce, b.v.tests)
+		proofs := p.proofsOf(o)
+		if worse, known := b.keepingBack(o, proofs); proofs != nil && known {
+			checked := o.judged(proofs, worse, inForce, b.v.tests)
 			for _, line := range p.compilers {
 				if line.last == o {
 					line.last = checked
@@ -113,7 +162,9 @@ func (b *build) verified(ctx context.Context, o *outcome) (*outcome, error) {
 					return earlier, nil
 				}
 			}
-			b.startProving(o)
+			if err := b.startProving(ctx, o, proofs); err != nil {
+				return nil, err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -146,7 +197,7 @@ func (b *build) overtaken(done *proving, o, inForce *outcome) *outcome {
 			return nil // in force already
 		}
 	}
-	if x = x.judged(done.proofs, inForce, b.v.tests); x.blocked != "" {
+	if x = x.judged(done.proofs, done.worse, inForce, b.v.tests); x.blocked != "" {
 		return nil
 	}
 	tight, may := b.tightened(x)
@@ -160,11 +211,14 @@ func (b *build) overtaken(done *proving, o, inForce *outcome) *outcome {
 	return x
 }
 
-// proveLater starts the proofs of a generation that went ahead, if no others are running.
-func (b *build) proveLater() {
-	if b.p.proving == nil && b.base != nil && b.base.proofs == nil && b.unproved(b.base.number) != nil && b.p.proofsOf(b.base) == nil {
-		b.startProving(b.base)
+// proveLater starts the proofs of a generation that went ahead, if no others are running; and
+// of one whose workloads weigh otherwise now, or that was in force before this process began,
+// if a blast radius asks.
+func (b *build) proveLater(ctx context.Context) error {
+	if b.p.proving == nil && b.base != nil && b.base.proofs == nil && (bounded(b.base.input) || b.unproved(b.base.number) != nil) && b.p.proofsOf(b.base) == nil {
+		return b.startProving(ctx, b.base, nil)
 	}
+	return nil
 }
 
 // unproved returns the generation with this number if it went ahead of its proofs and

@@ -145,7 +145,8 @@ func (b *build) announceWritten(ctx context.Context) {
 // tellProofs reports the results of proofs of a generation that went ahead of them. If one
 // failed, the generation still stays in force: going back would open what it closed.
 func (b *build) tellProofs(ctx context.Context, l *lateProofs) {
-	p, failed := b.p, prove.Failed(l.proofs)
+	// What the inventory broke is told of its guardrail: what tightens has no part in it.
+	p, failed := b.p, slices.DeleteFunc(prove.Failed(l.proofs), prove.Inventory)
 	number := slog.Uint64("generation", l.number)
 	switch {
 	case l.proofs == nil:
@@ -161,7 +162,7 @@ func (b *build) tellProofs(ctx context.Context, l *lateProofs) {
 	if c := b.next.Candidate; l.number != b.next.Base.Number && (c == nil || l.number != c.Number) {
 		stands, act = "only tightened what was in force before, and was replaced since", ""
 	}
-	p.notices.tell("Generation", "", generationName(l.number), "ProofFailed",
+	p.notices.tell("Generation", "", generationName(l.number), reasonProofFailed,
 		fmt.Sprintf("generation %d %s, but a proof of it failed: %s (%s), yet: %s%s", l.number, stands, f.Statement, f.By, f.Counterexample, act), true)
 }
 
@@ -516,8 +517,11 @@ func provedCondition(o *outcome, generation int64) bocage.Condition {
 		c.Status, c.Reason = "Unknown", reasonProving
 		c.Message = "it only tightens what was in force before, so that it is in force before all statements about it are proved"
 	} else if failed := prove.Failed(o.proofs); len(failed) > 0 {
-		c.Status, c.Reason = "False", "ProofFailed"
+		c.Status, c.Reason = "False", reasonProofFailed
 		c.Message = fmt.Sprintf("%s (%s), yet: %s", failed[0].Statement, failed[0].By, failed[0].Counterexample)
+		if o.blocked == "" && failed[0].Standing {
+			c.Message += "; it did not hold before either, or today's inventory broke it: only changes that make it worse are kept back"
+		}
 	} else if o.blocked != "" {
 		c.Status, c.Reason, c.Message = "False", "TestFailed", o.blocked
 		if o.incomplete {

@@ -292,10 +292,19 @@ func (p *Policy) Suggest(edges []bocage.Edge, namespaces []string) (bocage.Sugge
 }
 
 // Blast says what can be reached from somewhere under the policy in force.
-func (p *Policy) Blast(_ context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
+func (p *Policy) Blast(ctx context.Context, q bocage.BlastQuery) (bocage.BlastResult, error) {
 	o := p.inForce()
 	if o == nil {
 		return bocage.BlastResult{}, ErrNoPolicy
+	}
+	if q.Generation != 0 && q.Generation != o.number {
+		kept, err := p.recall(ctx, q.Generation)
+		if errors.Is(err, errNotKept) {
+			return bocage.BlastResult{}, declined("%v: see bocage policy history", err)
+		}
+		if o = kept; err != nil {
+			return bocage.BlastResult{}, err
+		}
 	}
 	return o.simulator().Blast(q)
 }

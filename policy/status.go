@@ -78,7 +78,7 @@ func (p *Policy) reportOnce(ctx context.Context) (time.Duration, error) {
 	}
 	for _, plural := range slices.Sorted(maps.Keys(r.now.objects)) {
 		for _, object := range r.now.objects[plural] {
-			if w, is := object.resource.(*bocage.Workload); is && len(w.Status.Conditions) == 0 && r.absent[w.Spec.Host].reason == "" && len(r.findings[nameOf("Workload", w)]) == 0 {
+			if w, is := object.resource.(*bocage.Workload); is && len(w.Status.Conditions) == 0 && r.absent[w.Spec.Host].reason == "" && len(r.findings[nameOf("Workload", w)]) == 0 && !r.remarkable(w) {
 				continue // there is nothing to tell of most
 			}
 			if object.kind.Name != "Generation" && (object.kind.Name == "Host" || object.changed > s.inputs) {
@@ -131,6 +131,8 @@ type reporter struct {
 	now        view
 	findings   map[string][]compile.Finding // by "Kind namespace/name"
 	failed     []bocage.Proof
+	broken     map[string]string   // what the proofs of the generation in force say of workloads
+	heldBack   *heldBack           // what of today's inventory and time is not in force; nil: all is
 	tests      []bocage.TestResult // of the generation in force
 	inForce    map[string]digest   // by key, where another policy is in force than is declared
 	held       string              // why that is so
@@ -146,6 +148,9 @@ type reporter struct {
 }
 
 func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
+	if b := s.base; o.proofs == nil && o.blocked == "" && b != nil && b.policy.hash == o.policy.hash && b.environment.hash == o.environment.hash {
+		o = o.carrying(b) // what is declared is in force, and was proved since it was compiled
+	}
 	r := &reporter{p: p, o: o, s: s, now: now, findings: map[string][]compile.Finding{}, failed: prove.Failed(o.proofs),
 		reported: map[string]uint64{}, unwell: map[string]string{}, refused: map[string]map[string]string{}}
 	for _, f := range o.output.Findings() {
@@ -164,6 +169,7 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 	r.everyone = r.placements.everyone
 	r.absent = absentHosts(r.placements.named, now.hosts)
 	r.compare()
+	r.collectBroken()
 	if s.base != nil && len(now.tests) > 0 {
 		if r.tests = s.base.tests; s.base.tests == nil || !same(s.base.testedBy, now.tests) {
 			r.tests = p.testsInForce(s.base, now.tests)
@@ -175,7 +181,13 @@ func (p *Policy) newReporter(o *outcome, s *served, now view) *reporter {
 // compare finds what the policy in force has of each object, where it is another
 // than is declared.
 func (r *reporter) compare() {
-	if r.s.base == nil || r.s.base.policy.hash == r.now.policy.hash {
+	if r.s.base == nil {
+		return
+	}
+	if r.s.base.policy.hash == r.now.policy.hash {
+		if r.heldBack = newHeldBack(r.s.base, r.o); r.heldBack != nil {
+			r.reason, r.held = "Blocked", fmt.Sprintf("generation %d is kept back, %s: what is in force is from before it began", r.o.number, r.o.blocked)
+		}
 		return
 	}
 	r.inForce = map[string]digest{}
@@ -208,6 +220,9 @@ func (r *reporter) compare() {
 
 // differs reports whether what is in force has another state of the object.
 func (r *reporter) differs(object *object) bool {
+	if e, is := object.resource.(*bocage.Exception); is && r.heldBack.beginning(e) {
+		return true
+	}
 	if r.inForce == nil || !isPolicy(object.kind.Name) {
 		return false
 	}
@@ -248,13 +263,18 @@ func (r *reporter) status(object *object) (store.Op, bocage.Resource, error) {
 }
 
 // statusNotice returns the notice about a change of status that people should know of: an
-// exception has ended, a test begins to fail or to pass.
+// exception has ended, a statement of a guardrail does not hold any more, a test begins to fail or to pass.
 func statusNotice(before, after bocage.Resource) (reason, message string, warning bool) {
 	switch after := after.(type) {
 	case *bocage.Exception:
 		was := conditionOf(before.(*bocage.Exception).Status.Conditions, bocage.ConditionCompiled)
 		if is := conditionOf(after.Status.Conditions, bocage.ConditionCompiled); was.Status == "True" && is.Reason == compile.Expired {
 			return "Ended", "the exception to Guardrail " + after.Spec.Guardrail + " is over: " + is.Message, false
+		}
+	case *bocage.Guardrail:
+		was := conditionOf(before.(*bocage.Guardrail).Status.Conditions, bocage.ConditionProved)
+		if is := conditionOf(after.Status.Conditions, bocage.ConditionProved); is.Reason == reasonProofFailed && was.Reason != reasonProofFailed {
+			return reasonProofFailed, is.Message, true
 		}
 	case *bocage.PolicyTest:
 		was := conditionOf(before.(*bocage.PolicyTest).Status.Conditions, bocage.ConditionReady)
@@ -333,9 +353,7 @@ func (r *reporter) update(object *object, resource bocage.Resource, write bool) 
 	case *bocage.ClusterNetworkPolicy:
 		return all(&x.Status.Conditions, r.everyone)
 	case *bocage.Workload:
-		rejected := slices.ContainsFunc(findings, func(f compile.Finding) bool { return f.Rejected })
-		told := slices.ContainsFunc(x.Status.Conditions, func(c bocage.Condition) bool { return c.Type == bocage.ConditionAccepted })
-		changed := (rejected || told) && set(&x.Status.Conditions, accepted(meta, findings))
+		changed := set(&x.Status.Conditions, r.workloadConditions(x, findings)...)
 		return r.hostOf(x, write) || changed
 	case *bocage.Generation:
 		return x.Status.Active && x.Status.Number == r.s.record.Base.Number &&

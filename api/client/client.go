@@ -33,6 +33,9 @@ const (
 	maxAnswer = 1 << 30
 	// manyTimeout is the least time that a request with many objects has.
 	manyTimeout = 6 * time.Minute
+	// effectSeconds is how long a write waits for what comes of it, where somebody wants
+	// to know.
+	effectSeconds = 2
 	// maxLine bounds one event of a watch.
 	maxLine = 16 << 20
 )
@@ -50,6 +53,9 @@ type Config struct {
 	Token string
 	// Timeout bounds each request but watches and followed flows; zero is a minute.
 	Timeout time.Duration
+	// Held, if it is there, is told by writes that policy is held: what was written is
+	// stored, and is not in force. Such writes wait a little for what comes of them.
+	Held func(text string)
 	// UserAgent names the program in the server's audit log; empty is "bocage".
 	UserAgent string
 }
@@ -171,6 +177,9 @@ func (c *Client) open(ctx context.Context, r request) (io.ReadCloser, error) {
 	if c.config.Token != "" {
 		hr.Header.Set("Authorization", "Bearer "+c.config.Token)
 	}
+	if c.config.Held != nil && r.method != http.MethodGet {
+		hr.Header.Set("Prefer", "wait="+strconv.Itoa(effectSeconds))
+	}
 	answer, err := c.http.Do(hr)
 	if err != nil {
 		cancel()
@@ -178,6 +187,7 @@ func (c *Client) open(ctx context.Context, r request) (io.ReadCloser, error) {
 	}
 	body := &answerBody{answer.Body, cancel}
 	if answer.StatusCode/100 == 2 {
+		c.tellHeld(answer.Header)
 		return body, nil
 	}
 	defer body.Close()
@@ -281,6 +291,20 @@ func (c *Client) do(ctx context.Context, r request, into any) error {
 		return fmt.Errorf("read the controller's answer: %w", err)
 	}
 	return nil
+}
+
+// tellHeld passes on the warnings that policy is held.
+func (c *Client) tellHeld(header http.Header) {
+	if c.config.Held == nil {
+		return
+	}
+	for _, warning := range header.Values("Warning") {
+		if quoted, is := strings.CutPrefix(warning, "299 "+bocage.WarningPolicy+" "); is {
+			if text, err := strconv.Unquote(quoted); err == nil {
+				c.config.Held(text)
+			}
+		}
+	}
 }
 
 func collectionPath(kind bocage.Kind, namespace string) string {

@@ -97,6 +97,15 @@ func (c *Client) Blast(ctx context.Context, q bocage.BlastQuery) (bocage.BlastRe
 	if q.Uninspected {
 		query.Set("uninspected", "true")
 	}
+	if q.Lasting {
+		query.Set("lasting", "true")
+	}
+	if q.LeastWeight > 0 {
+		query.Set("leastWeight", strconv.Itoa(q.LeastWeight))
+	}
+	if q.Generation > 0 {
+		query.Set("generation", strconv.FormatUint(q.Generation, 10))
+	}
 	var result bocage.BlastResult
 	err := c.do(ctx, request{method: http.MethodGet, path: functionsPath + "/blast", query: query}, &result)
 	return result, err

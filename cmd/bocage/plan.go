@@ -102,8 +102,9 @@ func (e *env) plan(ctx context.Context, base *offline, documents, gone []manifes
 		o.Meta().DeletionTimestamp = &gathered.Input.Now
 		objects = append(objects, o)
 	}
+	prover := new(prove.Prover)
 	result := plan.Make(plan.Situation{Declared: gathered.Input, InForce: simulator, Ruleset: simulator.Ruleset(),
-		Tests: gathered.Tests, Now: gathered.Input.Now, Prove: new(prove.Prover).Prove}, objects)
+		Tests: gathered.Tests, Now: gathered.Input.Now, Prove: prover.Prove, Worse: prover.Worse, Policy: gathered.Input}, objects)
 	result.Findings = slices.DeleteFunc(result.Findings, func(f bocage.Fault) bool {
 		return strings.HasSuffix(f.Field, " spec.interface") // files say nothing of enforcement points
 	})
@@ -135,7 +136,7 @@ func planOutcome(plan bocage.PlanResult) error {
 			"or apply it with --accept-risk")
 	}
 	for _, proof := range plan.Proofs {
-		if !proof.Holds {
+		if !proof.Holds && !proof.Standing {
 			return &exitError{exitFailed, "a proof fails: applied, this would not be activated"}
 		}
 	}
@@ -174,6 +175,9 @@ func (e *env) printPlan(plan bocage.PlanResult) error {
 		fmt.Fprintf(e.out, "%s proof: %s (%s)\n", mark, proof.Statement, proof.By)
 		if proof.Counterexample != "" {
 			fmt.Fprintf(e.out, "  counterexample: %s\n", proof.Counterexample)
+		}
+		if proof.Standing {
+			fmt.Fprintln(e.out, "  this does not hold now either, and would be no worse: it keeps nothing back")
 		}
 	}
 	for _, result := range plan.Tests {

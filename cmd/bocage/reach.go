@@ -13,17 +13,33 @@ import (
 func (e *env) blastCommand() *cobra.Command {
 	var from offline
 	var query bocage.BlastQuery
+	var generation string
 	cmd := &cobra.Command{Use: "blast FROM", Short: "Say what can be reached from somewhere, hop by hop, along allowed flows",
 		Long: `Say what can be reached from somewhere, hop by hop, along flows that policy
 allows, with a shortest way to each workload. FROM is namespace/name of a
 workload, "namespace/" for all of a namespace, or an address, such as one outside.
 A workload weighs 1, or the number in its label bocage.dev/weight. With -f the
-policy is that of files, otherwise the one in force.`,
+policy is that of files, otherwise the one in force, or of the --generation.
+
+Whoever is cut off now by a quarantine or a threat condition is left out. With
+--lasting they count as over, as they do for a guardrail's blastRadius.`,
 		Example: "  bocage policy blast shop/web --hops 2\n  bocage policy blast 198.51.100.1 -f policy/ --uninspected",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if query.Hops < 0 {
 				return usage("--hops %d: 0 is to the end, otherwise say how far to look", query.Hops)
+			}
+			if query.LeastWeight < 0 {
+				return usage("--least-weight %d is negative", query.LeastWeight)
+			}
+			if generation != "" {
+				if from.given() {
+					return usage("--generation is of a controller: leave it out, or -f")
+				}
+				var err error
+				if query.Generation, err = generationNumber(generation); err != nil {
+					return err
+				}
 			}
 			query.From = args[0]
 			result, err := e.blast(cmd, &from, query)
@@ -35,6 +51,9 @@ policy is that of files, otherwise the one in force.`,
 	from.flags(cmd)
 	cmd.Flags().IntVar(&query.Hops, "hops", 0, "how far to look (default: to the end)")
 	cmd.Flags().BoolVar(&query.Uninspected, "uninspected", false, "leave out flows that the inspection engine sees")
+	cmd.Flags().BoolVar(&query.Lasting, "lasting", false, "as if quarantines and threat conditions were over")
+	cmd.Flags().IntVar(&query.LeastWeight, "least-weight", 0, "what a workload counts at least, whatever its label says")
+	cmd.Flags().StringVar(&generation, "generation", "", "ask a generation that is kept, such as g41, also one that is kept back")
 	e.outputFlag(cmd, answerForms)
 	return cmd
 }
@@ -76,6 +95,9 @@ func (e *env) printBlast(r bocage.BlastResult, query bocage.BlastQuery) error {
 	within := "in any number of hops"
 	if query.Hops > 0 {
 		within = fmt.Sprintf("in %d %s", query.Hops, plural(query.Hops, "hop"))
+	}
+	if query.Lasting {
+		within += ", once quarantines and threat conditions are over"
 	}
 	fmt.Fprintf(e.out, "from %s, %d of %d workloads can be reached %s; together they weigh %d\n", fewOf(r.From, 3), len(r.Reached), r.Total, within, r.Weight)
 	return nil

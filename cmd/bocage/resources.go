@@ -38,7 +38,7 @@ func (e *env) client() (*client.Client, error) {
 // clientWith makes a client with a bearer token; empty is none.
 func (e *env) clientWith(token string) (*client.Client, error) {
 	if e.server == "" {
-		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock"), Token: token})
+		return client.New(client.Config{Socket: filepath.Join(e.runDir, "api.sock"), Token: token, Held: e.tellHeld})
 	}
 	if !strings.HasPrefix(e.server, "https://") {
 		return nil, usage("--server %q is not the URL of a controller's API such as https://127.0.0.1:8443", e.server)
@@ -65,9 +65,17 @@ func (e *env) clientWith(token string) (*client.Client, error) {
 		}
 	}
 	return client.New(client.Config{
-		Address: e.server, Token: token,
+		Address: e.server, Token: token, Held: e.tellHeld,
 		TLS: identity.ClientTLS(func() *identity.SVID { return own }, bundle, "/controller/"),
 	})
+}
+
+// tellHeld says, once, that what was written is not in force.
+func (e *env) tellHeld(text string) {
+	if e.held != text {
+		fmt.Fprintf(e.err, "! %s\n", oneLine(text))
+	}
+	e.held = text
 }
 
 // kindArgument reads a kind's name as people type it.
@@ -346,7 +354,7 @@ func (e *env) foresee(ctx context.Context, c *client.Client, documents []manifes
 		fmt.Fprintf(e.err, "! %s\n", finding)
 	}
 	for _, proof := range plan.Proofs {
-		if !proof.Holds {
+		if !proof.Holds && !proof.Standing {
 			fmt.Fprintf(e.err, "! it would not come into force: %s does not hold: %s\n", proof.Statement, proof.Counterexample)
 		}
 	}

@@ -61,6 +61,8 @@ type env struct {
 
 	// endless says that the command goes on until somebody ends it.
 	endless bool
+	// held is what was said last of policy that is held.
+	held string
 }
 
 func environment() *env {

@@ -45,6 +45,11 @@ type Situation struct {
 	Now time.Time
 	// Prove proves a candidate.
 	Prove func(compile.Input, *bocage.Ruleset) []bocage.Proof
+	// Worse returns those failed proofs of a candidate that keep it back (see
+	// prove.Prover.Worse); nil: all do.
+	Worse func(failed []bocage.Proof, before, after compile.Input) []bocage.Proof
+	// Policy is the policy in force, with the inventory of Declared.
+	Policy compile.Input
 }
 
 // Make plans the objects. One with a deletionTimestamp stands for its deletion.
@@ -66,6 +71,10 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 	candidate := output.Ruleset()
 	result.Digest = candidate.Digest
 	result.Proofs = s.Prove(input, candidate)
+	if failed := prove.Failed(result.Proofs); s.Worse != nil && len(failed) > 0 {
+		before := Merge(s.Policy, inventoryOf(objects), s.Now)
+		result.Proofs = prove.Standing(result.Proofs, s.Worse(failed, before, input))
+	}
 	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))
 	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
 	result.Findings = append(result.Findings, approvals(s, objects)...)
@@ -80,6 +89,18 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 		result.Findings = append(result.Findings, warnings(&result, s.Edges)...)
 	}
 	return result
+}
+
+// inventoryOf are those of the objects that are no policy: a candidate is held against the
+// policy in force under the same inventory.
+func inventoryOf(objects []bocage.Resource) []bocage.Resource {
+	return slices.DeleteFunc(slices.Clone(objects), func(o bocage.Resource) bool {
+		switch kind(o) {
+		case "Workload", "Host", "Zone", "Namespace", "Quarantine", "ThreatCondition":
+			return false
+		}
+		return true
+	})
 }
 
 // limited cuts a list and says so.

@@ -6,46 +6,158 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"bocage.dev/bocage"
 	"bocage.dev/bocage/policy/compile"
 )
 
+const blastField = "spec.blastRadius"
+
 // blastRadius proves that what anybody in From can reach, hop by hop along
 // allowed flows, weighs no more than it may.
 func (p *prover) blastRadius(g *bocage.Guardrail, b *bocage.BlastRadius) bocage.Proof {
-	hops := "any number of hops"
+	statement := fmt.Sprintf("what can be reached in %s from where Guardrail %s says weighs at most %d", hopsOf(b), g.Name, b.MaxWeight)
+	ref := compile.Ref("Guardrail", g, blastField)
+	r := p.radius(b)
+	over := r.exceeding()
+	if len(over) == 0 {
+		return proof(statement, ref, "")
+	}
+	worst := r.worst(over)
+	failed := proof(statement, ref, r.text(worst, nil))
+	failed.Workloads = r.named(over)
+	return failed
+}
+
+func hopsOf(b *bocage.BlastRadius) string {
 	if b.MaxHops > 0 {
-		hops = fmt.Sprintf("%d hops", b.MaxHops)
+		return fmt.Sprintf("%d hops", b.MaxHops)
 	}
-	statement := fmt.Sprintf("what can be reached in %s from where Guardrail %s says weighs at most %d", hops, g.Name, b.MaxWeight)
-	ref := compile.Ref("Guardrail", g, "spec.blastRadius")
-	from := p.side(b.From)
-	graph := p.graph()
-	begins := func(i int) bool {
-		if i < len(p.groups) {
-			return from[p.groups[i]] && (graph.outside[i] || graph.own[i] >= 0)
+	return "any number of hops"
+}
+
+// text says how much a workload at a place can reach, or nil: the one there who reaches
+// most. The proof counts what comes once quarantines and threat conditions are over, so it
+// names the command that shows that.
+func (r *radius) text(i int, w *bocage.Workload) string {
+	if w == nil {
+		w = r.farthest(i)
+	}
+	var who, asked string
+	weight := r.most(i)
+	if w != nil {
+		who, asked, weight = w.NamespacedName(), w.NamespacedName(), r.of(i, w)
+	} else {
+		who, asked = r.p.who(r.p.groups[i]), r.p.members[r.p.groups[i]].address.String()
+	}
+	show := "bocage policy blast " + asked + " --lasting"
+	if r.bound.MaxHops > 0 {
+		show += fmt.Sprintf(" --hops %d", r.bound.MaxHops)
+	}
+	if r.bound.LeastWeight > 0 {
+		show += fmt.Sprintf(" --least-weight %d", r.bound.LeastWeight)
+	}
+	return fmt.Sprintf("from %s a weight of %d can be reached in %s, once quarantines and threat conditions are over: `%s` shows the ways (with --generation, those of a generation that is kept back)",
+		who, weight, hopsOf(r.bound), show)
+}
+
+// farthest is the workload at a place that reaches most; nil if there are only addresses.
+func (r *radius) farthest(i int) *bocage.Workload {
+	var farthest *bocage.Workload
+	for _, w := range r.members(i) {
+		if farthest == nil || r.of(i, w) > r.of(i, farthest) {
+			farthest = w
 		}
-		return slices.ContainsFunc(graph.several[i-len(p.groups)].groups, func(at int32) bool { return from[p.groups[at]] })
 	}
-	weights := graph.radii(b.MaxHops, begins)
-	worst := -1
-	for i := range weights {
-		if begins(i) && weights[i] > b.MaxWeight && (worst < 0 || weights[i] > weights[worst]) {
+	return farthest
+}
+
+// mostNamed bounds the workloads that a failed proof names.
+const mostNamed = 50
+
+// radius is what everybody whom a bound is about can reach.
+type radius struct {
+	p      *prover
+	bound  *bocage.BlastRadius
+	from   map[bocage.Group]bool
+	graph  *graph
+	totals []int  // by place in graph: the weight of all that is reached, whoever begins included
+	itself []bool // by place: whoever begins is among it
+}
+
+func (p *prover) radius(b *bocage.BlastRadius) *radius {
+	r := &radius{p: p, bound: b, from: p.side(b.From), graph: p.graph(b.LeastWeight)}
+	r.totals, r.itself = r.graph.radii(b.MaxHops, r.begins)
+	return r
+}
+
+// begins reports whether the bound is about who is at a place.
+func (r *radius) begins(i int) bool {
+	if n := len(r.p.groups); i >= n {
+		return slices.ContainsFunc(r.graph.several[i-n].groups, func(at int32) bool { return r.from[r.p.groups[at]] })
+	}
+	return r.from[r.p.groups[i]] && (r.graph.outside[i] || r.graph.own[i] >= 0)
+}
+
+// most is the greatest weight that somebody at a place reaches: nobody reaches himself.
+func (r *radius) most(i int) int {
+	if r.itself[i] {
+		return r.totals[i] - r.graph.own[i]
+	}
+	return r.totals[i]
+}
+
+// of is the weight that a workload at a place reaches.
+func (r *radius) of(i int, w *bocage.Workload) int {
+	if r.itself[i] {
+		return r.totals[i] - r.graph.weightOf(w)
+	}
+	return r.totals[i]
+}
+
+// exceeding lists the places from which more can be reached than may be.
+func (r *radius) exceeding() []int {
+	var out []int
+	for i := range r.totals {
+		if r.begins(i) && r.most(i) > r.bound.MaxWeight {
+			out = append(out, i)
+		}
+	}
+	return out
+}
+
+// worst is the place from which most can be reached.
+func (r *radius) worst(places []int) int {
+	worst := places[0]
+	for _, i := range places {
+		if r.most(i) > r.most(worst) {
 			worst = i
 		}
 	}
-	if worst < 0 {
-		return proof(statement, ref, "")
+	return worst
+}
+
+// members lists the workloads at a place.
+func (r *radius) members(i int) []*bocage.Workload {
+	if n := len(r.p.groups); i >= n {
+		return r.graph.several[i-n].members
 	}
-	var who string
-	if worst < len(p.groups) {
-		who = p.who(p.groups[worst])
-	} else {
-		who = graph.several[worst-len(p.groups)].example.NamespacedName()
+	return slices.DeleteFunc(slices.Clone(r.p.members[r.p.groups[i]].workloads), func(w *bocage.Workload) bool { return len(r.p.groupsOf[w.Status.Identity]) != 1 })
+}
+
+// named lists the workloads at some places from which too much can be reached, at most
+// mostNamed.
+func (r *radius) named(places []int) []string {
+	var out []string
+	for _, i := range places {
+		for _, w := range r.members(i) {
+			if r.of(i, w) > r.bound.MaxWeight {
+				out = append(out, w.NamespacedName())
+			}
+		}
 	}
-	return proof(statement, ref, fmt.Sprintf("from %s a weight of %d can be reached in %s: `bocage policy blast` shows the ways", who, weights[worst], hops))
+	slices.Sort(out)
+	return out[:min(len(out), mostNamed)]
 }
 
 // graph is who may open something to whom, by places in prover.groups. Behind the
@@ -54,7 +166,9 @@ func (p *prover) blastRadius(g *bocage.Guardrail, b *bocage.BlastRadius) bocage.
 type graph struct {
 	size    int
 	several []several
-	weight  []int // of all members
+	numbers map[string]int // where several of the same groups are, by these
+	least   int            // what a workload weighs at least
+	weight  []int          // of all members
 	// own is the weight of the lightest member: whoever begins does not reach
 	// itself. It is negative where nobody is who is not in several groups.
 	own []int
@@ -76,10 +190,10 @@ type graph struct {
 
 // graph reads the reach once: pairs with rules of their own one by one, what
 // wildcards say of all others together.
-func (p *prover) graph() *graph {
+func (p *prover) graph(least int) *graph {
 	n := len(p.groups)
 	place := make(map[bocage.Group]int32, n)
-	g := &graph{size: n, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), family: make([]uint8, n), next: make([][]int32, n), isPlain: map[int32]bool{}, toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
+	g := &graph{size: n, least: least, numbers: map[string]int{}, weight: make([]int, n), own: make([]int, n), outside: make([]bool, n), family: make([]uint8, n), next: make([][]int32, n), isPlain: map[int32]bool{}, toPlain: make([]bool, n), but: make([]map[int32]bool, n)}
 	for i, group := range p.groups {
 		place[group], g.own[i] = int32(i), -1
 		g.outside[i] = len(p.members[group].workloads) == 0
@@ -95,16 +209,18 @@ func (p *prover) graph() *graph {
 	return g
 }
 
+func (g *graph) weightOf(w *bocage.Workload) int {
+	weight, _ := w.Weight()
+	return max(weight, g.least)
+}
+
 // weigh adds a member.
 func (g *graph) weigh(i int, w *bocage.Workload) {
-	weight := 1
-	if declared, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && declared >= 0 {
-		weight = declared
-	}
+	weight := g.weightOf(w)
 	if g.own[i] < 0 || weight < g.own[i] {
 		g.own[i] = weight
 	}
-	g.weight[i] += weight
+	g.weight[i] = bocage.AddWeights(g.weight[i], weight)
 }
 
 // pairs finds who reaches whom among the groups.
@@ -171,14 +287,12 @@ func (p *prover) pairs(g *graph, place map[bocage.Group]int32) {
 // several are workloads that are in the same groups, and in more than one.
 type several struct {
 	groups  []int32
-	example *bocage.Workload
+	members []*bocage.Workload
 }
 
 // spread adds the workloads that are in several groups.
 func (p *prover) spread(g *graph, place map[bocage.Group]int32) {
-	numbers := map[string]int{}
 	var sets []several
-	members := map[int][]*bocage.Workload{}
 	for i, group := range p.groups {
 		for _, w := range p.members[group].workloads {
 			of := p.groupsOf[w.Status.Identity]
@@ -191,12 +305,12 @@ func (p *prover) spread(g *graph, place map[bocage.Group]int32) {
 			}
 			slices.Sort(groups)
 			key := fmt.Sprint(groups)
-			at, known := numbers[key]
+			at, known := g.numbers[key]
 			if !known {
 				at = len(sets)
-				numbers[key], sets = at, append(sets, several{groups, w})
+				g.numbers[key], sets = at, append(sets, several{groups: groups})
 			}
-			members[at] = append(members[at], w)
+			sets[at].members = append(sets[at].members, w)
 		}
 	}
 	// Who reaches a group that has such members, kept as they are added.
@@ -218,14 +332,20 @@ func (p *prover) spread(g *graph, place map[bocage.Group]int32) {
 			note(i, next)
 		}
 	}
-	for i, s := range sets {
+	for _, s := range sets {
 		at := g.size
 		g.add(s, from)
 		note(at, g.next[at])
-		for _, w := range members[i] {
+		for _, w := range s.members {
 			g.weigh(at, w)
 		}
 	}
+}
+
+// placeOf finds the place of workloads that are in several groups, by the groups' places.
+func (g *graph) placeOf(groups []int32) (int, bool) {
+	k, known := g.numbers[fmt.Sprint(groups)]
+	return g.size - len(g.several) + k, known
 }
 
 // add gives workloads that are in several groups a place of their own; from lists
@@ -331,14 +451,15 @@ func (r *reach) reaches(from, to bocage.Group) bool {
 // of them and each group, twice.
 const columns = 4096
 
-// radii weighs what each group reaches in so many hops (0: any number). The
-// sets grow hop by hop for a block of targets at a time.
-func (g *graph) radii(hops int, wanted func(int) bool) []int {
+// radii weighs what each wanted place reaches in so many hops (0: any number), and says
+// whether that includes the place itself. The sets grow hop by hop for a block of targets
+// at a time.
+func (g *graph) radii(hops int, wanted func(int) bool) (totals []int, itself []bool) {
 	const words = columns / 64
 	if hops == 0 {
 		hops = g.size
 	}
-	out := make([]int, g.size)
+	totals, itself = make([]int, g.size), make([]bool, g.size)
 	now, next := make([]uint64, g.size*words), make([]uint64, g.size*words)
 	all := make([]uint64, words)
 	for first := 0; first < g.size; first += columns {
@@ -351,22 +472,20 @@ func (g *graph) radii(hops int, wanted func(int) bool) []int {
 			}
 			now, next = next, now
 		}
-		for i := range out {
+		for i := range totals {
 			if !wanted(i) {
 				continue
 			}
 			for w, set := range now[i*words : (i+1)*words] {
 				for ; set != 0; set &= set - 1 {
 					target := first + w*64 + bits.TrailingZeros64(set)
-					out[i] += g.weight[target]
-					if target == i && !g.outside[i] {
-						out[i] -= g.own[i]
-					}
+					totals[i] = bocage.AddWeights(totals[i], g.weight[target])
+					itself[i] = itself[i] || target == i && !g.outside[i]
 				}
 			}
 		}
 	}
-	return out
+	return totals, itself
 }
 
 // step adds one hop: what a group reaches is its neighbours and what they reach.

@@ -47,6 +47,7 @@ type Prover struct {
 	future         future
 	nextHost       int // where hostParts continues
 	withoutThreats *compile.Compiler
+	begun          *compile.Compiler // of what begins later
 	sides          sides
 }
 
@@ -56,6 +57,7 @@ func (v *Prover) Prove(in compile.Input, rs *bocage.Ruleset) []bocage.Proof {
 	p.sides = v.sides.of(in, rs)
 	proofs := []bocage.Proof{p.totality()}
 	proofs = append(proofs, p.guardrails()...)
+	v.later(in, proofs)
 	return append(proofs, p.monotony(v.compileWithoutThreats), p.hostParts(&v.nextHost), v.future.prove(in), p.secondOpinion())
 }
 

@@ -4,27 +4,19 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"bocage.dev/bocage"
 )
 
-// weightOf is how much the loss of a workload weighs.
-func weightOf(w *bocage.Workload) int {
-	if weight, err := strconv.Atoi(w.Labels[bocage.LabelWeight]); err == nil && weight >= 0 {
-		return weight
-	}
-	return 1
-}
-
 // Blast says what can be reached from somewhere, hop by hop, along flows that
 // policy allows at the simulator's moment: the workloads, each with a shortest
-// way. Who is cut off by a quarantine is neither reached nor passed through.
+// way. Who is cut off by a quarantine is neither reached nor passed through, unless what
+// lasts is asked for: then quarantines and conditions count as over.
 //
 // It walks groups, not workloads: what one member may open, all may.
 func (s *Simulator) Blast(q bocage.BlastQuery) (bocage.BlastResult, error) {
-	start, names, err := s.origin(q.From)
+	start, names, err := s.origin(q.From, q.Lasting)
 	if err != nil {
 		return bocage.BlastResult{}, err
 	}
@@ -32,7 +24,7 @@ func (s *Simulator) Blast(q bocage.BlastQuery) (bocage.BlastResult, error) {
 		return bocage.BlastResult{}, fmt.Errorf("%d hops: 0 is to the end, otherwise say how far to look", q.Hops)
 	}
 	result := bocage.BlastResult{From: names, Total: len(s.workloads), Reached: []bocage.BlastTarget{}}
-	w := s.newWalk(q.Uninspected)
+	w := s.newWalk(q.Uninspected, q.Lasting)
 	w.from(start)
 	for hop := 1; len(w.frontier) > 0 && (q.Hops == 0 || hop <= q.Hops); hop++ {
 		w.step(hop)
@@ -47,7 +39,7 @@ func (s *Simulator) Blast(q bocage.BlastQuery) (bocage.BlastResult, error) {
 		if !reached || origins[target.name] {
 			continue
 		}
-		result.Weight += target.weight
+		result.Weight = bocage.AddWeights(result.Weight, max(target.weight, q.LeastWeight))
 		result.Reached = append(result.Reached, bocage.BlastTarget{Workload: target.name, Hops: hops, Path: way})
 	}
 	slices.SortStableFunc(result.Reached, func(a, b bocage.BlastTarget) int { return cmp.Compare(a.Hops, b.Hops) })
@@ -70,7 +62,7 @@ func node(e End) int32 {
 }
 
 // origin finds who is meant: one workload, all of a namespace, or an address.
-func (s *Simulator) origin(from string) ([]start, []string, error) {
+func (s *Simulator) origin(from string, lasting bool) ([]start, []string, error) {
 	namespace, all := strings.CutSuffix(from, "/")
 	if !all {
 		ends, err := s.Resolve(from)
@@ -82,14 +74,14 @@ func (s *Simulator) origin(from string) ([]start, []string, error) {
 			name = w.NamespacedName()
 			ends = s.workloads[s.byName[name]].ends
 		}
-		return s.starts(nil, name, ends), []string{name}, nil
+		return s.starts(nil, name, ends, lasting), []string{name}, nil
 	}
 	var starts []start
 	var names []string
 	for i := range s.workloads {
 		if w := &s.workloads[i]; w.object.Namespace == namespace {
 			names = append(names, w.name)
-			starts = s.starts(starts, w.name, w.ends)
+			starts = s.starts(starts, w.name, w.ends, lasting)
 		}
 	}
 	if len(names) == 0 {
@@ -98,9 +90,9 @@ func (s *Simulator) origin(from string) ([]start, []string, error) {
 	return starts, names, nil
 }
 
-func (s *Simulator) starts(list []start, name string, ends []End) []start {
+func (s *Simulator) starts(list []start, name string, ends []End, lasting bool) []start {
 	for _, end := range ends {
-		if !s.refused(end) {
+		if lasting || !s.refused(end) {
 			list = append(list, start{node(end), name})
 		}
 	}
@@ -112,6 +104,7 @@ func (s *Simulator) starts(list []start, name string, ends []End) []start {
 type walk struct {
 	s        *Simulator
 	passable []bool // by decision: followed
+	lasting  bool   // whoever is cut off will not be for good
 
 	members   [][]int32   // workloads by node, without who is cut off
 	siblings  [][]sibling // by node: where else its members have addresses
@@ -134,14 +127,21 @@ type sibling struct {
 	name string
 }
 
-func (s *Simulator) newWalk(uninspected bool) *walk {
+func (s *Simulator) newWalk(uninspected, lasting bool) *walk {
 	ix := s.index
 	n := 2 * len(ix.names)
-	w := &walk{s: s, passable: make([]bool, len(ix.decisions)), members: make([][]int32, n), siblings: make([][]sibling, n),
+	w := &walk{s: s, lasting: lasting, passable: make([]bool, len(ix.decisions)), members: make([][]int32, n), siblings: make([][]sibling, n),
 		successor: make([][]int32, len(ix.names)), reached: make([]int32, n), before: make([]int32, n), standing: make([]string, n), parent: make([]int32, n)}
 	for i := range ix.decisions {
-		d := ix.decisions[ix.at(int32(i), s.in.Now)]
-		w.passable[i] = d.verdict.Allowed() && !(uninspected && d.verdict == bocage.VerdictInspect)
+		at := ix.at(int32(i), s.in.Now)
+		for range bocage.MostSuccessors + 1 {
+			d := ix.decisions[at]
+			w.passable[i] = w.passable[i] || d.verdict.Allowed() && !(uninspected && d.verdict == bocage.VerdictInspect)
+			if !lasting || !d.ends {
+				break
+			}
+			at = d.then
+		}
 	}
 	for i := range s.workloads {
 		w.enter(int32(i))
@@ -176,7 +176,7 @@ func (w *walk) enter(i int32) {
 	workload := &w.s.workloads[i]
 	var nodes []int32
 	for _, end := range workload.ends {
-		if at := node(end); !w.s.refused(end) && !slices.Contains(nodes, at) {
+		if at := node(end); (w.lasting || !w.s.refused(end)) && !slices.Contains(nodes, at) {
 			nodes = append(nodes, at)
 			w.members[at] = append(w.members[at], i)
 		}
@@ -294,7 +294,7 @@ func (w *walk) passes(from, to int32) bool {
 func (w *walk) way(target *workload) (hops int, names []string, reached bool) {
 	best := int32(none)
 	for _, end := range target.ends {
-		if at := node(end); w.reached[at] > 0 && !w.s.refused(end) && (best == none || w.reached[at] < w.reached[best]) {
+		if at := node(end); w.reached[at] > 0 && (w.lasting || !w.s.refused(end)) && (best == none || w.reached[at] < w.reached[best]) {
 			best = at
 		}
 	}

@@ -92,7 +92,8 @@ func newSimulator(in compile.Input, rs *bocage.Ruleset) *Simulator {
 func (s *Simulator) addWorkloads() {
 	s.workloads = make([]workload, 0, len(s.in.Workloads))
 	for _, object := range s.in.Workloads {
-		w := workload{name: object.NamespacedName(), object: object, weight: weightOf(object)}
+		w := workload{name: object.NamespacedName(), object: object}
+		w.weight, _ = object.Weight()
 		for _, address := range object.Spec.Addresses {
 			if end := s.peers.find(address); end.peer != none && s.rs.Peers[end.peer].Workload == w.name && s.rs.Peers[end.peer].Identity == object.Status.Identity {
 				w.ends = append(w.ends, end)
