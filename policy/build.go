@@ -32,7 +32,8 @@ type build struct {
 	// unreadable.go).
 	lost []unreadable
 
-	live               *outcome // what is declared, where it was compiled
+	before             *compile.Input // what the generation in force was made of; see readBefore
+	live               *outcome       // what is declared, where it was compiled
 	base, candidate    *outcome
 	blocked            *outcome // a new generation that a proof or a test keeps back
 	newBaseNumber      bool     // base needs a number of its own

@@ -45,6 +45,9 @@ func (b *build) write(ctx context.Context) error {
 		}
 		final = append(final, list)
 	}
+	if err := b.readBefore(ctx); err != nil {
+		return err
+	}
 	generations, gone, err := b.generationOps()
 	if err != nil {
 		return err
@@ -401,12 +404,15 @@ func (p *Policy) applied(ops []store.Op, at store.Revision) {
 func (b *build) generation(o *outcome) *bocage.Generation {
 	digest := o.output.Digest()
 	peers, groups, rules := o.output.Size()
-	created := o.at.UTC().Truncate(time.Second)
+	// What was compiled for its findings while something else was held may become a
+	// generation much later.
+	at := b.now.UTC()
+	created := at.Truncate(time.Second)
 	g := &bocage.Generation{
 		ObjectMeta: bocage.ObjectMeta{Name: generationName(o.number), Generation: 1, CreationTimestamp: &created,
 			UID: fmt.Sprintf("generation-%d-%.16s", o.number, digest)},
 		Status: bocage.GenerationStatus{
-			Number: o.number, Digest: digest, Compiled: o.at.UTC(), Duration: o.took.Seconds(), Objects: count(o.input),
+			Number: o.number, Digest: digest, Compiled: at, Duration: o.took.Seconds(), Objects: count(o.input),
 			Peers: peers, Groups: groups, Rules: rules, Proofs: o.proofs, Changed: b.changes(o),
 		},
 	}
@@ -428,13 +434,32 @@ func count(in compile.Input) int {
 	return n
 }
 
+// readBefore finds what the generation in force was made of, which new generations are
+// compared with: in memory, or after a start in its snapshot.
+func (b *build) readBefore(ctx context.Context) error {
+	if b.before != nil || b.was.Base.Number == 0 || !b.newBaseNumber && !b.newCandidateNumber && b.blocked == nil {
+		return nil
+	}
+	if s := b.p.served.Load(); s != nil && s.base != nil && s.base.number == b.was.Base.Number && s.base.output.Digest() == b.was.Base.Digest {
+		b.before = &s.base.input
+		return nil
+	}
+	list, known := b.p.snapshots.lists[b.was.Base.Number]
+	if !known || list.Environment == nil {
+		return nil
+	}
+	input, _, err := readSnapshot(ctx, b.p.store, list)
+	b.before = &input
+	return err
+}
+
 // changes lists the objects that differ from what is in force, at most 100.
 func (b *build) changes(o *outcome) []string {
-	if b.prev == nil || b.prev.base == nil {
+	if b.before == nil {
 		return nil
 	}
 	const most = 100
-	before := b.prev.base.input
+	before := *b.before
 	c := changeList{most: most}
 	compareLists(&c, "Application", before.Applications, o.input.Applications)
 	compareLists(&c, "Guardrail", before.Guardrails, o.input.Guardrails)

@@ -114,6 +114,9 @@ func (p *Policy) request(ctx context.Context, r record, who string, request boca
 		r.Candidate, r.Ended = nil, nil
 		return r, notice{from, "RolledBack", message, true}, nil
 	case actionPromote:
+		if r.Candidate == nil && !r.ConfirmBy.IsZero() {
+			return r, notice{}, declined("generation %d is in force everywhere and goes back at %s unless it is confirmed: bocage policy confirm. There is no stage to end before that", r.Base.Number, r.ConfirmBy.Format(time.RFC3339))
+		}
 		if r.Candidate == nil {
 			return r, notice{}, declined("nothing is on its way into force: there is no stage to end")
 		}

@@ -49,8 +49,7 @@ func TestEveryKindIsInEveryList(t *testing.T) {
 			if count(in) != 1 {
 				t.Errorf("it is counted as %d objects", count(in))
 			}
-			var b build
-			b.prev = &served{base: &outcome{}}
+			b := build{before: &compile.Input{}}
 			if names := b.changes(&outcome{input: in}); len(names) != 1 {
 				t.Errorf("what changed is told as %q", names)
 			}
