@@ -169,9 +169,14 @@ func (s *Server) explain(c *call) error {
 		return notWired("explain flows")
 	}
 	explanation, err := s.config.Functions.Explain(c.r.Context(), q)
+	var faults bocage.Faults
+	if errors.As(err, &faults) {
+		return c.explainFailed(q, faults)
+	}
 	if err != nil {
 		return functionFailed(err)
 	}
+	c.ownExplanation(&explanation)
 	writeJSON(c.w, http.StatusOK, explanation)
 	return nil
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -225,5 +226,87 @@ func TestRevealed(t *testing.T) {
 	whole, err := b.as(t, RoleViewer).Get(ctx, kind("Generation"), "", "g7")
 	if err != nil || len(whole.(*bocage.Generation).Status.Changed) != 8 || whole.(*bocage.Generation).Status.Conditions[0].Message != secret {
 		t.Errorf("whoever reads everything: %+v, %v", whole, err)
+	}
+}
+
+// TestExplainedToOwners: what policy says of somebody's own flow, without the objects of
+// others that say it.
+func TestExplainedToOwners(t *testing.T) {
+	told := bocage.Explanation{
+		Source: bocage.Peer{Workload: "shop/web", Host: "h1"}, Destination: bocage.Peer{Workload: "bank/vault", Host: "secret-host"}, Generation: 7,
+		Verdict: bocage.VerdictDrop, Decider: bocage.Ref{Kind: "Quarantine", Name: "secret-quarantine", Source: "secret.yaml:3"},
+		Layers: []bocage.Layer{
+			{Name: "base", By: []bocage.Ref{{Kind: "Application", Namespace: "bank", Name: "secret-app", Field: "spec.provides[0]", Source: "secret.yaml:9"}, {Kind: "Application", Namespace: "shop", Name: "web", Source: "shop.yaml:1"}},
+				Result: `no contract allows it: default deny, unless something below does. Nearly: bank/secret-app provides "secret-port" there`},
+			{Name: "guardrails", By: []bocage.Ref{{Kind: "Guardrail", Name: "pci"}}, Result: "no objection"},
+			{Name: "threat", By: []bocage.Ref{{Kind: "ThreatCondition", Name: "secret-threat"}, {Kind: "ThreatCondition", Name: "secret-other"}}, Result: "tightened: high of zone secret-zone"},
+			{Name: "quarantine", By: []bocage.Ref{{Kind: "Quarantine", Name: "secret-quarantine"}}, Result: "refused: quarantine"},
+			{Name: "disposition", Result: "dropped in silence: Application bank/secret-app asks for a decoy, and none stands there"},
+		},
+		Duties:    []bocage.Duty{{Duty: "log", By: bocage.Ref{Kind: "Application", Namespace: "bank", Name: "secret-app"}}},
+		Elsewhere: []bocage.Elsewhere{{Decider: bocage.Ref{Kind: "Response", Name: "secret-response"}}},
+		Missing:   "withdraw Quarantine secret-quarantine",
+	}
+	b := start(t, func(c *Config) {
+		c.Functions.Explain = func(_ context.Context, q bocage.ExplainQuery) (bocage.Explanation, error) {
+			for _, end := range []struct{ field, name string }{{"from", q.From}, {"to", q.To}} {
+				switch end.name {
+				case "shop/none", "bank/none":
+					return bocage.Explanation{}, bocage.Faults{{Field: end.field, Message: end.name + " is neither an address nor a workload that was declared"}}
+				case "bank/rejected":
+					return bocage.Explanation{}, bocage.Faults{{Field: end.field, Message: "workload bank/rejected takes no effect: secret"}}
+				}
+			}
+			e := told
+			if q.Port == 1 {
+				e.Missing = "add to Application shop/web: consumes: [{service: bank/secret-app}]"
+			}
+			if q.Port == 2 {
+				e.Destination, e.Missing = bocage.Peer{}, "declare Application shop/web: spec.consumes[1], or an Application that consumes it, or withdraw Guardrail pci never[0]"
+			}
+			return e, nil
+		}
+	})
+	ask := func(who *client.Client, from, to string, port uint16) (string, bocage.Explanation, error) {
+		t.Helper()
+		e, err := who.Explain(t.Context(), bocage.ExplainQuery{From: from, To: to, Port: port, Protocol: bocage.ProtocolTCP})
+		text, failed := json.Marshal(e)
+		if failed != nil {
+			t.Fatal(failed)
+		}
+		return string(text), e, err
+	}
+	admin, owner := b.as(t, RoleViewer), b.as(t, RoleOwner, "shop")
+	if text, _, err := ask(admin, "shop/web", "bank/vault", 443); err != nil || strings.Count(text, "secret") != 15 {
+		t.Errorf("whoever reads everything: %d secrets in %s %v", strings.Count(text, "secret"), text, err)
+	}
+	for port, missing := range []string{whatElse, whatElse, "declare Application shop/web: spec.consumes[1], or an Application that consumes it, or withdraw Guardrail pci never[0]"} {
+		text, e, err := ask(owner, "shop/web", "bank/vault", uint16(port))
+		if err != nil || strings.Contains(text, "secret") || e.Missing != missing {
+			t.Errorf("an owner: %s %v", text, err)
+		}
+		if e.Source.Host != "h1" || e.Verdict != bocage.VerdictDrop || e.Decider != (bocage.Ref{Kind: "Quarantine", Name: hiddenName}) || len(e.Layers) != 5 ||
+			len(e.Layers[0].By) != 2 || e.Layers[0].By[1].Source != "shop.yaml:1" || e.Layers[0].Result != "no contract allows it: default deny, unless something below does" ||
+			e.Layers[1].By[0].Name != "pci" || e.Layers[1].Result != "no objection" || len(e.Layers[2].By) != 1 || e.Layers[3].Result != "refused: quarantine" {
+			t.Errorf("an owner learns too little of their own flow: %s", text)
+		}
+	}
+	for _, test := range []struct {
+		who      *client.Client
+		from, to string
+		want     string
+		code     int
+	}{
+		{admin, "shop/web", "bank/rejected", "takes no effect", 400},
+		{admin, "shop/web", "bank/none", "neither an address", 400},
+		{owner, "shop/none", "bank/vault", "neither an address", 400},
+		{owner, "shop/web", "bank/none", "there is no workload bank/none of which a flow can be explained", 404},
+		{owner, "shop/web", "bank/rejected", "there is no workload bank/rejected of which a flow can be explained", 404},
+	} {
+		_, _, err := ask(test.who, test.from, test.to, 443)
+		var e *client.Error
+		if !errors.As(err, &e) || e.Code != test.code || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s to %s: %v", test.from, test.to, err)
+		}
 	}
 }

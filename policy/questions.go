@@ -207,23 +207,28 @@ func (o *outcome) asked(q bocage.ExplainQuery) (asked, error) {
 	simulator := o.simulator()
 	_, name, err := simulator.Destination(q.To)
 	if err != nil {
-		return asked{}, fmt.Errorf("to: %w", err)
+		return asked{}, wrongEnd("to", err)
 	}
 	a := asked{name: name, anywhere: name != ""}
 	if q.Name != "" {
 		if a.anywhere {
-			return asked{}, fmt.Errorf("to: %s is a name, so that it needs no other: give the address that has the name %s, or the name alone", q.To, q.Name)
+			return asked{}, wrongEnd("to", fmt.Errorf("%s is a name, so that it needs no other: give the address that has the name %s, or the name alone", q.To, q.Name))
 		}
 		if a.name, err = bocage.ParseDomainName(q.Name); err != nil {
-			return asked{}, fmt.Errorf("name: %w", err)
+			return asked{}, wrongEnd("name", err)
 		}
 		if _, pattern := a.name.Wildcard(); pattern {
-			return asked{}, fmt.Errorf("name: %s is a pattern of names: name one of them", a.name)
+			return asked{}, wrongEnd("name", fmt.Errorf("%s is a pattern of names: name one of them", a.name))
 		}
 	}
 	a.flow, err = o.flow(q)
 	a.probe = bocage.SimulateProbe{From: q.From, To: q.To, Name: q.Name, Port: a.flow.DestinationPort, Protocol: a.flow.Protocol.String(), At: a.flow.At}
 	return a, err
+}
+
+// wrongEnd is what the person who asks got wrong, with the parameter that it is about.
+func wrongEnd(field string, err error) error {
+	return bocage.Faults{{Field: field, Message: err.Error()}}
 }
 
 // flow turns names into addresses; of a DNS name, into one that stands for wherever it
@@ -239,15 +244,15 @@ func (o *outcome) flow(q bocage.ExplainQuery) (bocage.Flow, error) {
 	simulator := o.simulator()
 	sources, err := simulator.Resolve(q.From)
 	if err != nil {
-		return f, fmt.Errorf("from: %w", err)
+		return f, wrongEnd("from", err)
 	}
 	destinations, _, err := simulator.Destination(q.To)
 	if err != nil {
-		return f, fmt.Errorf("to: %w", err)
+		return f, wrongEnd("to", err)
 	}
 	source, destination, err := simulate.EndsFor(sources, destinations, f.Protocol, q.From, q.To)
 	if err != nil {
-		return f, err
+		return f, wrongEnd("to", err)
 	}
 	f.Source, f.Destination = source.Address, destination.Address
 	return f, nil

@@ -160,6 +160,8 @@ func TestExplainNames(t *testing.T) {
 			{"api.example.com", "example.com", "needs no other"}, {"nobody", "", "neither an address nor a workload"}, {"203.0.113.5", "nobody", "name:"}} {
 			if e, err := p.Explain(b.ctx, bocage.ExplainQuery{From: "shop/web", To: test[0], Name: test[1], Port: 443, Protocol: bocage.ProtocolTCP}); err == nil || !strings.Contains(err.Error(), test[2]) {
 				t.Errorf("%q: %+v, %v", test, e, err)
+			} else if faults := (bocage.Faults)(nil); !errors.As(err, &faults) || faults[0].Field == "" {
+				t.Errorf("%q: %v is not told as the fault of who asks", test, err)
 			}
 		}
 	})
