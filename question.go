@@ -110,6 +110,16 @@ type PlanResult struct {
 	// those whose would only be reported: because of changed Scopes.
 	Enforced []string `json:"enforced,omitempty"`
 	Observed []string `json:"observed,omitempty"`
+	// Quarantined are the workloads that would be cut off from now on, Released those that
+	// would no longer be.
+	Quarantined []string `json:"quarantined,omitempty"`
+	Released    []string `json:"released,omitempty"`
+	// Times are the changes that begin later or end, by the time in which they hold: at every
+	// moment at which something that is declared begins or ends, what is in force is compared
+	// with the plan. What holds now and ends is listed above as well.
+	Times []PlannedTime `json:"times,omitempty"`
+	// Uncompared counts such moments that were left out, for there are too many.
+	Uncompared int `json:"uncompared,omitempty"`
 	// Replayed is the number of recorded edges that the candidate was run on.
 	Replayed int `json:"replayed,omitempty"`
 	// NewlyRefused and NewlyAllowed are recorded edges whose verdict changes.
@@ -126,6 +136,24 @@ type PlanResult struct {
 	// Cut are administrators' live sessions that the candidate would cut: hosts do
 	// not put it in force unless the risk is accepted.
 	Cut []CutSession `json:"cut,omitempty"`
+}
+
+// PlannedTime is what a plan changes in a stretch of time, and neither before nor after.
+type PlannedTime struct {
+	// Begins is zero of what holds now already, Ends of what holds for good.
+	Begins time.Time `json:"begins,omitzero"`
+	Ends   time.Time `json:"ends,omitzero"`
+	// The rest is as in PlanResult.
+	Reach       []ReachChange `json:"reach,omitempty"`
+	Enforced    []string      `json:"enforced,omitempty"`
+	Observed    []string      `json:"observed,omitempty"`
+	Quarantined []string      `json:"quarantined,omitempty"`
+	Released    []string      `json:"released,omitempty"`
+}
+
+// Empty reports whether nothing changes.
+func (t PlannedTime) Empty() bool {
+	return len(t.Reach)+len(t.Enforced)+len(t.Observed)+len(t.Quarantined)+len(t.Released) == 0
 }
 
 // PlannedEdge is a recorded edge whose verdict or duties a plan changes.

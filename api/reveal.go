@@ -170,10 +170,20 @@ func (s *Server) ownPlan(c *call, plan *bocage.PlanResult, objects []bocage.Reso
 		namespace, _, _ := strings.Cut(name, " ")
 		return c.person.mayRead(namespace)
 	}
-	plan.Reach = slices.DeleteFunc(plan.Reach, func(r bocage.ReachChange) bool { return !group(r.From) && !group(r.To) })
-	for _, list := range []*[]string{&plan.Enforced, &plan.Observed} {
+	reach := []*[]bocage.ReachChange{&plan.Reach}
+	workloads := []*[]string{&plan.Enforced, &plan.Observed, &plan.Quarantined, &plan.Released}
+	for i := range plan.Times {
+		t := &plan.Times[i]
+		reach = append(reach, &t.Reach)
+		workloads = append(workloads, &t.Enforced, &t.Observed, &t.Quarantined, &t.Released)
+	}
+	for _, list := range reach {
+		*list = slices.DeleteFunc(*list, func(r bocage.ReachChange) bool { return !group(r.From) && !group(r.To) })
+	}
+	for _, list := range workloads {
 		*list = slices.DeleteFunc(*list, func(workload string) bool { return !c.person.mayRead(namespaceOf(workload)) })
 	}
+	plan.Times = slices.DeleteFunc(plan.Times, bocage.PlannedTime.Empty)
 	for _, list := range []*[]bocage.PlannedEdge{&plan.NewlyRefused, &plan.NewlyAllowed, &plan.DutyChanged} {
 		*list = slices.DeleteFunc(*list, func(e bocage.PlannedEdge) bool { return !c.person.mayReadFlow(e.Source, e.Destination) })
 	}

@@ -39,7 +39,7 @@ func (p *Policy) Plan(ctx context.Context, objects []bocage.Resource) (bocage.Pl
 		return bocage.PlanResult{}, ErrNoPolicy
 	}
 	situation := plan.Situation{
-		Declared: current.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
+		Declared: current.input, Enforced: active.input, InForce: active.simulator(), Ruleset: active.output.Ruleset(),
 		Tests: p.mirror.view().tests, Recorded: p.edges != nil, Now: p.now(), Prove: p.planned.prove,
 		Hosts: p.mirror.view().hosts, TwoPeople: p.twoPerson,
 		Worse: p.planned.worse, Policy: withPolicy(current.input, active.input),

@@ -30,7 +30,10 @@ controllers of Pods are made from, as well. It is decided as a controller decide
 is declared as a Workload is no Pod, and what nobody accepts is refused to it, unless
 --default says otherwise. What of the base is left out is said on standard error.
 
-The exit code is 0 if nothing would change, 3 if something would, and 1 if the
+What begins or ends later is compared too, at each such moment: a change that holds only
+for a time, or not yet, is told with its time.
+
+The exit code is 0 if nothing would change, 3 if something would at any time, and 1 if the
 declarations could not be activated or a test would fail. It is 6 if hosts would
 not put it in force, because a live administrator's session would be cut.`,
 		Example: "  bocage plan -f shop.yaml\n  bocage plan -f shop/ --delete old.yaml -o json\n  bocage plan --base policy/ --base inventory.yaml -f change.yaml",
@@ -155,9 +158,11 @@ func planOutcome(plan bocage.PlanResult) error {
 	return nil
 }
 
-// differs reports whether anything would be decided or enforced otherwise.
+// differs reports whether anything would be decided or enforced otherwise, now or at any
+// time, as far as is known.
 func differs(plan bocage.PlanResult) bool {
-	return len(plan.Reach)+len(plan.Enforced)+len(plan.Observed)+len(plan.NewlyRefused)+len(plan.NewlyAllowed)+len(plan.DutyChanged) > 0
+	now := len(plan.Reach) + len(plan.Enforced) + len(plan.Observed) + len(plan.Quarantined) + len(plan.Released)
+	return now+len(plan.Times)+plan.Uncompared+len(plan.NewlyRefused)+len(plan.NewlyAllowed)+len(plan.DutyChanged) > 0
 }
 
 func (e *env) printPlan(plan bocage.PlanResult) error {
@@ -208,7 +213,7 @@ func reachSign(change bocage.ReachChange) string {
 
 // shownReach picks the changes to show: all in their order; or of many the first of each
 // kind, what is lost first, with the number of those left out.
-func (e *env) shownReach(changes []bocage.ReachChange) (shown []bocage.ReachChange, left int) {
+func (e *env) shownReach(changes []bocage.ReachChange, indent string) (shown []bocage.ReachChange, left int) {
 	if e.output == "wide" || len(changes) <= 3*fewReach {
 		return changes, 0
 	}
@@ -223,35 +228,72 @@ func (e *env) shownReach(changes []bocage.ReachChange) (shown []bocage.ReachChan
 			}
 		}
 	}
-	fmt.Fprintf(e.out, "%d changes of reach: %d lost, %d gained, %d with another disposition or other duties\n", len(changes), counts["-"], counts["+"], counts["~"])
+	fmt.Fprintf(e.out, "%s%d changes of reach: %d lost, %d gained, %d with another disposition or other duties\n", indent, len(changes), counts["-"], counts["+"], counts["~"])
 	return shown, len(changes) - len(shown)
 }
 
 func (e *env) printReach(plan bocage.PlanResult) error {
+	switch {
+	case len(plan.Reach)+len(plan.Quarantined)+len(plan.Released) > 0:
+	case len(plan.Times)+plan.Uncompared > 0:
+		fmt.Fprintln(e.out, "no reach changes now")
+	default:
+		fmt.Fprintln(e.out, "no reach changes")
+	}
+	if err := e.printChanges(bocage.PlannedTime{Reach: plan.Reach, Enforced: plan.Enforced, Observed: plan.Observed,
+		Quarantined: plan.Quarantined, Released: plan.Released}, ""); err != nil {
+		return err
+	}
+	for _, t := range plan.Times {
+		fmt.Fprintf(e.out, "%s:\n", stretchText(t))
+		if err := e.printChanges(t, "  "); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// stretchText says when something holds.
+func stretchText(t bocage.PlannedTime) string {
+	switch {
+	case t.Begins.IsZero():
+		return "of that, only until " + moment(t.Ends)
+	case t.Ends.IsZero():
+		return "from " + moment(t.Begins) + " on"
+	}
+	return "from " + moment(t.Begins) + " until " + moment(t.Ends)
+}
+
+// printChanges prints what changes in a stretch of time.
+func (e *env) printChanges(plan bocage.PlannedTime, indent string) error {
 	table := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
-	shown, left := e.shownReach(plan.Reach)
+	shown, left := e.shownReach(plan.Reach, indent)
 	others := false
 	for _, change := range shown {
 		others = others || change.From == prove.Everyone || change.To == prove.Everyone
-		fmt.Fprintf(table, "%s %s\t→ %s\t%s/%s\t%s → %s%s\t%s\n", reachSign(change), change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, owing(change), change.By)
+		fmt.Fprintf(table, "%s%s %s\t→ %s\t%s/%s\t%s → %s%s\t%s\n", indent, reachSign(change), change.From, change.To, change.Protocol, change.Ports, change.Before, change.After, owing(change), change.By)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
 	if left > 0 {
-		fmt.Fprintf(e.out, "  and %d more: -o wide shows them, -o json lists them\n", left)
+		fmt.Fprintf(e.out, "%s  and %d more: -o wide shows them, -o json lists them\n", indent, left)
 	}
 	if others {
-		fmt.Fprintf(e.out, "  (%s: every workload and address outside without a line of its own)\n", prove.Everyone)
+		fmt.Fprintf(e.out, "%s  (%s: every workload and address outside without a line of its own)\n", indent, prove.Everyone)
 	}
-	if len(plan.Reach) == 0 {
-		fmt.Fprintln(e.out, "no reach changes")
-	}
-	if len(plan.Enforced) > 0 {
-		fmt.Fprintf(e.out, "+ enforced: what policy refuses from and to %s would be refused from then on\n", fewOf(plan.Enforced, 10))
-	}
-	if len(plan.Observed) > 0 {
-		fmt.Fprintf(e.out, "- enforced: what policy refuses from and to %s would only be reported from then on\n", fewOf(plan.Observed, 10))
+	for _, part := range []struct {
+		workloads []string
+		format    string
+	}{
+		{plan.Enforced, "+ enforced: what policy refuses from and to %s would be refused"},
+		{plan.Observed, "- enforced: what policy refuses from and to %s would only be reported"},
+		{plan.Quarantined, "- quarantined: %s would be cut off from everything"},
+		{plan.Released, "+ released: %s would no longer be cut off"},
+	} {
+		if len(part.workloads) > 0 {
+			fmt.Fprintf(e.out, indent+part.format+"\n", fewOf(part.workloads, 10))
+		}
 	}
 	return nil
 }

@@ -28,6 +28,8 @@ const mostChanges = 2000
 type Situation struct {
 	// Declared is everything that is declared and known.
 	Declared compile.Input
+	// Enforced is what InForce was made of; Declared if it is not given.
+	Enforced compile.Input
 	// InForce answers for the policy that enforcement points have.
 	InForce *simulate.Simulator
 	// Ruleset is what InForce was made of.
@@ -76,11 +78,14 @@ func Make(s Situation, objects []bocage.Resource) bocage.PlanResult {
 		result.Proofs = prove.Standing(result.Proofs, s.Worse(failed, before, input))
 	}
 	result.Tests = simulate.Failed(simulator.Test(mergeTests(s.Tests, objects)))
-	result.Reach = limited(&result, "changes of reach", prove.Compare(s.Ruleset, candidate))
+	now := compare(s.Ruleset, candidate, s.Now)
+	result.Reach = limited(&result, "changes of reach", now.reach)
 	result.Findings = append(result.Findings, approvals(s, objects)...)
-	begins, ends := enforcementChanges(s.Ruleset, candidate)
-	result.Enforced = limited(&result, "workloads whose refusals begin to hold", begins)
-	result.Observed = limited(&result, "workloads whose refusals cease to hold", ends)
+	result.Enforced = limited(&result, "workloads whose refusals begin to hold", now.enforced)
+	result.Observed = limited(&result, "workloads whose refusals cease to hold", now.observed)
+	result.Quarantined = limited(&result, "workloads that are cut off", now.quarantined)
+	result.Released = limited(&result, "workloads that are no longer cut off", now.released)
+	later(s, input, candidate, objects, now, &result)
 	result.Cut = cutSessions(s.Hosts, input, candidate, s.Now)
 	if s.Recorded {
 		r := replay{situation: s, input: input, candidate: candidate, after: simulator, result: &result, used: map[bocage.Ref]bool{}}
