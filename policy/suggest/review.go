@@ -132,9 +132,11 @@ func (s *suggestion) reviewRefused(lines []*line) []*line {
 // too short to tell.
 func (s *suggestion) reviewRare(lines []*line) []*line {
 	const (
-		enough = 10          // contracts to compare the median of
-		often  = 10          // flows
-		long   = time.Minute // a flow that goes on is no rare one, such as of a pool
+		enough = 10 // contracts to compare the median of
+		often  = 10 // flows
+		// A single flow that is told of for so long is no rare one, such as of a pool. An
+		// enforcement point tells that a flow ended up to ten minutes after its last packet.
+		long = 15 * time.Minute
 	)
 	type contract struct {
 		from, to string
@@ -158,7 +160,7 @@ func (s *suggestion) reviewRare(lines []*line) []*line {
 	for _, l := range lines {
 		c := key(l)
 		flows[c] += l.edge.Flows
-		lasts[c] = lasts[c] || l.edge.Last.Sub(l.edge.First) >= long
+		lasts[c] = lasts[c] || l.edge.Flows == 1 && l.edge.Last.Sub(l.edge.First) >= long
 	}
 	rare := func(c contract) bool { return flows[c] <= rareFlows && !lasts[c] }
 	counts := make([]int64, 0, len(flows))
