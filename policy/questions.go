@@ -165,16 +165,22 @@ func addRecorded(e *bocage.Explanation, recorded bocage.Decision, patterns []boc
 	}
 	switch {
 	case forgotten:
-		layer.Result += fmt.Sprintf("; generation %d is not kept, so the layers are those of generation %d", generation, e.Generation)
+		layer.Result += fmt.Sprintf("; generation %d is not kept, so the layers below are those of generation %d", generation, e.Generation)
 	case len(patterns) > 1:
 		layer.Result += fmt.Sprintf("; without a name, the generation decides the flow by %s", e.Reason.Decision)
 	case e.Reason.Decision != recorded.ID:
 		layer.Result += fmt.Sprintf("; the generation decides the flow by %s at that moment: an inventory or a threat condition of that time is not kept", e.Reason.Decision)
 	}
-	e.Layers = append(e.Layers, layer)
+	e.Layers = slices.Insert(e.Layers, 0, layer)
 	e.Decider = explain.Decider(recorded)
 	if e.Reason.Decision != recorded.ID {
+		if e.Missing != "" {
+			e.Missing = fmt.Sprintf("nothing changes what was recorded. Generation %d gives the same flow %s; to change that, %s", e.Generation, e.Verdict, e.Missing)
+		}
 		e.Verdict, e.Reason = recorded.Verdict, bocage.Reason{Code: recorded.Code, Decision: recorded.ID, Would: recorded.Verdict}
+	}
+	if forgotten {
+		e.Generation = generation // of what is told first; the layers' is in the first of them
 	}
 }
 

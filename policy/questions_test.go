@@ -59,7 +59,7 @@ func TestExplainWhatWas(t *testing.T) {
 		if e := explainAs(0, was.Reason.Decision); e.Verdict != bocage.VerdictAllow || e.Decider != was.Decider || !strings.Contains(layer(e, "recorded"), "decided by "+was.Reason.Decision.String()) {
 			t.Errorf("the event without generation: %s by %s, %q", e.Verdict, e.Decider, layer(e, "recorded"))
 		}
-		if e := explainAs(77, was.Reason.Decision); e.Decider != was.Decider || !strings.Contains(layer(e, "recorded"), "generation 77 is not kept") {
+		if e := explainAs(77, was.Reason.Decision); e.Generation != 77 || e.Decider != was.Decider || !strings.Contains(layer(e, "recorded"), "generation 77 is not kept") {
 			t.Errorf("the event of a generation that is not kept: %q", layer(e, "recorded"))
 		}
 		for _, bad := range []bocage.ExplainQuery{{Generation: 77}, {Decision: 12345}} {
