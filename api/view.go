@@ -199,6 +199,10 @@ func (v *view) advance() {
 
 // follow takes in what changes, a whole revision at a time.
 func (v *view) follow(ctx context.Context, source store.Watch, asking *sync.WaitGroup) error {
+	select {
+	case <-v.stuck: // that was about what has been read anew since
+	default:
+	}
 	quiet := time.NewTicker(idleInterval)
 	defer quiet.Stop()
 	var revision []store.Event
@@ -293,9 +297,11 @@ func (v *view) ask(ctx context.Context, least store.Revision) error {
 	v.asked = time.Now()
 	err := source.Progress(ctx, least)
 	if errors.Is(err, store.ErrFull) {
-		select {
-		case v.stuck <- struct{}{}:
-		default:
+		if least > 0 { // else nobody waits for more than the view has
+			select {
+			case v.stuck <- struct{}{}:
+			default:
+			}
 		}
 		return nil
 	}

@@ -117,7 +117,7 @@ func (p *patient) processChecks() []host.Check {
 		{Code: "agent.version", Severity: host.Advice, Cure: "systemctl restart bocage-agent: no packet is lost by it", Ask: agent(p.askVersion)},
 		{Code: "controller.version", Severity: host.Advice, Cure: "upgrade controllers first, then agents", Ask: agent(p.askControllerVersion)},
 		{Code: "controller.ready", Severity: host.Degraded, Cure: "see journalctl -u bocage-controller", Ask: func(ctx context.Context) host.Answer { return p.askReady(ctx) }},
-		{Code: "controller.etcd", Severity: host.Advice, Cure: "upgrade every member to etcd 3.4.31, 3.5.13, 3.6 or later: until then a small key is written where a newest list has to wait for etcd", Ask: func(ctx context.Context) host.Answer {
+		{Code: "controller.etcd", Severity: host.Advice, Cure: "upgrade every member to etcd 3.4.31, 3.5.13, 3.6 or later, or let controllers reach every member's client URL: until then a small key is written where a newest list has to wait for etcd", Ask: func(ctx context.Context) host.Answer {
 			return p.askAdvice(ctx, "etcd", "it answers how far watches are")
 		}},
 		{Code: "policy.holds", Severity: host.Degraded, Cure: "see bocage policy history, and docs/policy.md, \"If a proof fails\"", Ask: func(ctx context.Context) host.Answer {

@@ -55,7 +55,9 @@ type Store struct {
 	cancel context.CancelFunc
 	close  func() error
 	// watches counts the goroutines that Close waits for; mu orders its growth
-	// before the end.
+	// before the end, and is held for nothing else.
+	//
+	// Lock order: fences.mu, then mu.
 	mu      sync.Mutex
 	watches sync.WaitGroup
 }
@@ -73,6 +75,30 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 	s.watches.Wait()
 	return s.close()
+}
+
+// enter counts one more whom Close waits for, until watches.Done. It reports whether
+// there is still time.
+func (s *Store) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ctx.Err() != nil {
+		return false
+	}
+	s.watches.Add(1)
+	return true
+}
+
+// begin runs something that Close waits for.
+func (s *Store) begin(run func()) bool {
+	if !s.enter() {
+		return false
+	}
+	go func() {
+		defer s.watches.Done()
+		run()
+	}()
+	return true
 }
 
 // patient bounds the wait for a cluster that may have no majority, or be behind a

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"bocage.dev/bocage/store"
 )
@@ -12,6 +13,9 @@ import (
 // fenceName ends the keys that are written only so that a watch sees them: what came
 // before such a change came before it on the watch, too. They are shown to nobody.
 const fenceName = "\x00fence"
+
+// removePatience is how long etcd has to delete one, which Close may have to wait for.
+const removePatience = 3 * time.Second
 
 func isFence(key []byte) bool { return bytes.HasSuffix(key, []byte(fenceName)) }
 
@@ -25,6 +29,7 @@ type fences struct {
 type fence struct {
 	watches int
 	writing bool
+	tried   bool           // the key may be there
 	written store.Revision // 0: never
 	next    *round         // what is asked for and not being written yet
 }
@@ -57,13 +62,18 @@ func (s *Store) leave(key string) {
 	if last {
 		delete(s.fences.all, key)
 	}
-	written := f.written > 0
+	remove := last && f.tried && !f.writing // who is writing removes it
 	s.fences.mu.Unlock()
-	if last && written {
-		ctx, cancel := s.patient(s.ctx)
-		defer cancel()
-		_, _ = s.client.Delete(ctx, key+fenceName)
+	if remove {
+		s.removeFence(key)
 	}
+}
+
+// removeFence deletes a fence, also while the store is being closed, which waits.
+func (s *Store) removeFence(key string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.ctx), removePatience)
+	defer cancel()
+	_, _ = s.client.Delete(ctx, key+fenceName)
 }
 
 // fence sees to it that a fence of at least a revision comes to a watch that the one
@@ -97,17 +107,6 @@ func (s *Store) fence(ctx context.Context, key string, least, come store.Revisio
 	}
 }
 
-// begin runs something that Close waits for.
-func (s *Store) begin(run func()) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
-		return false
-	}
-	s.watches.Go(run)
-	return true
-}
-
 // writeFences writes one after another as long as somebody asks.
 func (s *Store) writeFences(key string, f *fence) {
 	for {
@@ -115,8 +114,13 @@ func (s *Store) writeFences(key string, f *fence) {
 		r := f.next
 		f.next = nil
 		f.writing = r != nil
+		f.tried = f.tried || f.writing
+		left := f.tried && f.watches == 0
 		s.fences.mu.Unlock()
 		if r == nil {
+			if left {
+				s.removeFence(key)
+			}
 			return
 		}
 		at, err := s.writeFence(key)

@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"bocage.dev/bocage/store"
 	"bocage.dev/bocage/store/etcd"
 	"bocage.dev/bocage/store/etcd/etcdtest"
@@ -236,6 +238,95 @@ func TestFencesLeaveNothing(t *testing.T) {
 	if e := <-all.Events(); !e.Progress || e.Revision <= at {
 		t.Errorf("%+v", e)
 	}
+}
+
+// TestClosingLeavesNoFence: builds that know no fences would take one for an object, so
+// the one of a watch that ran until the end goes, too.
+func TestClosingLeavesNoFence(t *testing.T) {
+	t.Parallel()
+	server := etcdtest.Start(t)
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{server.Endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	count := func() int64 {
+		found, err := client.Get(t.Context(), etcd.DefaultPrefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found.Count
+	}
+	s := connect(t, server.Endpoint, "")
+	w, err := s.Watch(t.Context(), "p/", 0)
+	if err == nil {
+		err = w.Progress(t.Context(), 0)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != 1 {
+		t.Errorf("%d keys, want the fence", n)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != 0 {
+		t.Errorf("%d keys are left", n)
+	}
+}
+
+// TestManyBeginAndAsk: some begin to watch while others ask how far they are, each of
+// something else, and nobody keeps the others waiting for ever.
+func TestManyBeginAndAsk(t *testing.T) {
+	t.Parallel()
+	server := etcdtest.Start(t)
+	s := connect(t, server.Endpoint, "")
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	const askers, rounds = 200, 3
+	failed := make(chan error, askers)
+	for n := range askers {
+		go func() {
+			failed <- func() error {
+				for round := range rounds {
+					if err := beginAndAsk(ctx, s, fmt.Sprintf("p/%d/", n)); err != nil {
+						return fmt.Errorf("watch %d.%d: %w", n, round, err)
+					}
+				}
+				return nil
+			}()
+		}()
+	}
+	for n := range askers {
+		select {
+		case err := <-failed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-ctx.Done(): // a lock is waited for whatever ctx says, and by Close, too
+			t.Fatalf("%d of %d still wait", askers-n, askers)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func beginAndAsk(ctx context.Context, s store.Store, prefix string) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	w, err := s.Watch(ctx, prefix, 0)
+	if err != nil {
+		return err
+	}
+	if err := w.Progress(ctx, 0); err != nil {
+		return err
+	}
+	if e, open := <-w.Events(); !open || !e.Progress {
+		return fmt.Errorf("%+v came instead of progress: %w", e, w.Err())
+	}
+	return nil
 }
 
 // TestMemberRestarts: watches go on where they were, on an engine that is away for a

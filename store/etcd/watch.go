@@ -60,12 +60,9 @@ func (s *Store) Watch(ctx context.Context, prefix string, after store.Revision) 
 		}
 	}
 
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ctx.Err() != nil {
+	if !s.enter() {
 		return nil, fmt.Errorf("watch %q: %w", prefix, ErrClosed)
 	}
-	s.watches.Add(1)
 	inner, stop := context.WithCancel(ctx)
 	w := &watch{Pump: pump.Start(ctx, stop), store: s, key: s.prefix + prefix, at: after, named: s.streamOf(strconv.FormatInt(s.streams.Add(1), 10))}
 	w.fenced.Store(int64(after))
