@@ -26,6 +26,9 @@ type Approval struct {
 	// Deleter is who deletes the object, where a second person has to agree to
 	// that: it stays in force until then.
 	Deleter string `json:"deleter,omitempty"`
+	// Going is the object's generation of which a second person agreed that it goes;
+	// 0 is none.
+	Going int64 `json:"going,omitempty"`
 	// Approved is the guardrail's spec of that generation, which stays in force
 	// while a newer one waits. Other kinds have it beside their approval.
 	Approved *GuardrailSpec `json:"approved,omitempty"`
@@ -124,6 +127,8 @@ type Reach struct {
 	firm, loose map[string]bool
 	profiles    map[string]bool
 	zoned       bool // something picks by zone
+	// unread names what could not be read and may name anything; empty: all was.
+	unread string
 }
 
 // ReachOf returns that of guardrails, of what waits to become one, and of the
@@ -200,6 +205,21 @@ func (s Selector) names(key string) bool {
 // Known reports whether it was read, and is not the zero value.
 func (r Reach) Known() bool { return r.firm != nil }
 
+// Unread returns the reach if something that decides it, which is named, could not be
+// read: guardrails may reach by whatever there is.
+func (r Reach) Unread(what string) Reach {
+	r.unread, r.zoned = what, true
+	return r
+}
+
+// because is why two people decide about a change, which may be that nobody knows.
+func (r Reach) because(why string) string {
+	if r.unread != "" {
+		return r.unread + " cannot be read, and may name it"
+	}
+	return why
+}
+
 // Weakens says why a change may take something out of guardrails' reach, so that two
 // people decide about it; empty if it cannot. before is the object as it counts, nil
 // where it is none yet, and after nil where it goes. It looks at both alone, and at
@@ -225,23 +245,23 @@ func (r Reach) Weakens(before, after Resource) string {
 			return "it takes guardrails out of force for whom the scope no longer picks"
 		}
 	case *AddressGroup:
-		is, name := after.(*AddressGroup), was.Name
+		is, name, unread := after.(*AddressGroup), was.Name, r.unread != ""
 		switch {
-		case r.firm[name] && !within(was.Spec.Addresses, is.Spec.Addresses):
-			return "addresses go from it, and a guardrail reaches whom it names"
-		case r.loose[name] && !within(is.Spec.Addresses, was.Spec.Addresses):
-			return "addresses come to it, and a guardrail, or an exception from one, opens to whom it names"
+		case (unread || r.firm[name]) && !within(was.Spec.Addresses, is.Spec.Addresses):
+			return r.because("addresses go from it, and a guardrail reaches whom it names")
+		case (unread || r.loose[name]) && !within(is.Spec.Addresses, was.Spec.Addresses):
+			return r.because("addresses come to it, and a guardrail, or an exception from one, opens to whom it names")
 		}
 	case *InspectionProfile:
 		is := after.(*InspectionProfile)
 		closed := func(p *InspectionProfile) bool { return p.Spec.FailMode != "open" }
-		if r.profiles[was.Name] && (is.Spec.Signatures != was.Spec.Signatures || closed(was) && !closed(is)) {
-			return "a guardrail has flows inspected by it"
+		if r.Depends(was) && (is.Spec.Signatures != was.Spec.Signatures || closed(was) && !closed(is)) {
+			return r.because("a guardrail has flows inspected by it")
 		}
 	case *Zone:
 		sorted := func(z *Zone) []string { return slices.Compact(slices.Sorted(slices.Values(z.Spec.Hosts))) }
 		if r.zoned && !slices.Equal(sorted(was), sorted(after.(*Zone))) {
-			return "a guardrail, or a scope that enforces, picks by zone"
+			return r.because("a guardrail, or a scope that enforces, picks by zone")
 		}
 	}
 	return ""
@@ -269,9 +289,9 @@ func (r Reach) Depends(object Resource) bool {
 	case *Scope:
 		return true
 	case *AddressGroup:
-		return r.firm[o.Name] || r.loose[o.Name]
+		return r.unread != "" || r.firm[o.Name] || r.loose[o.Name]
 	case *InspectionProfile:
-		return r.profiles[o.Name]
+		return r.unread != "" || r.profiles[o.Name]
 	case *Zone:
 		return r.zoned
 	}

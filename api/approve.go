@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -81,7 +82,7 @@ func (b *batch) awaitConsent(ch *change, resource, old bocage.Resource) error {
 	}
 	ch.told = nil
 	if why == "" {
-		*consent.Approval = nil
+		*consent.Approval = deletedStill(*consent.Approval, resource)
 		consent.Keep(nil)
 		return nil
 	}
@@ -105,7 +106,7 @@ func (b *batch) awaitConsent(ch *change, resource, old bocage.Resource) error {
 
 func (b *batch) guardrailApproval(ch *change, g, before *bocage.Guardrail) *bocage.Approval {
 	if !b.server.config.TwoPerson {
-		return nil
+		return deletedStill(g.Status.Approval, g)
 	}
 	approval := &bocage.Approval{}
 	waited := false
@@ -201,9 +202,14 @@ func (s *Server) twoDecide(kind bocage.Kind) bool {
 	return s.config.TwoPerson && approvable(kind) && kind.Name != "Exception"
 }
 
-// goesByTwo says whether two people decide that an object goes.
+// goesByTwo says whether two people decide that an object goes, and have not yet.
 func (s *Server) goesByTwo(ctx context.Context, kind bocage.Kind, resource bocage.Resource) (bool, error) {
 	if !s.twoDecide(kind) {
+		return false, nil
+	}
+	// Who agreed that it goes looked at that generation.
+	meta := resource.Meta()
+	if a := *approvalOf(resource); a != nil && meta.DeletionTimestamp != nil && a.Going == meta.Generation {
 		return false, nil
 	}
 	if kind.Name == "Guardrail" {
@@ -213,9 +219,32 @@ func (s *Server) goesByTwo(ctx context.Context, kind bocage.Kind, resource bocag
 	return why != "", err
 }
 
+// inForceAs is an approval that says no more than that an object is in force as it
+// stands.
+func inForceAs(resource bocage.Resource) *bocage.Approval {
+	a := &bocage.Approval{Generation: resource.Meta().Generation}
+	if g, ok := resource.(*bocage.Guardrail); ok {
+		a.Approved = &g.Spec
+	}
+	return a
+}
+
+// deletedStill is the approval of an object to which nobody has to agree as it
+// stands: none, unless it is going. Who deletes it is remembered, since that is who
+// must not agree that it goes.
+func deletedStill(was *bocage.Approval, resource bocage.Resource) *bocage.Approval {
+	if was == nil || was.Deleter == "" || resource.Meta().DeletionTimestamp == nil {
+		return nil
+	}
+	a := inForceAs(resource)
+	a.Deleter = was.Deleter
+	return a
+}
+
 // holdDeletion keeps an object until a second person agrees that it goes, where two
 // decide about that. Only people begin it: what its owner's end comes to, see
-// sweepOwned.
+// sweepOwned. Of one that something else holds it notes who deletes it: two may
+// decide by the time it is let go, see keepHold.
 func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) error {
 	if !b.server.twoDecide(ch.kind) || ch.approving != nil {
 		return nil
@@ -225,27 +254,31 @@ func (b *batch) holdDeletion(ch *change, object *unstructured.Unstructured) erro
 		return err
 	}
 	meta := resource.Meta()
-	if held := slices.Contains(meta.Finalizers, bocage.FinalizerApproval); !held {
-		two, err := b.server.goesByTwo(b.ctx, ch.kind, resource)
-		if err != nil || !two {
+	held := slices.Contains(meta.Finalizers, bocage.FinalizerApproval)
+	if !held {
+		if held, err = b.server.goesByTwo(b.ctx, ch.kind, resource); err != nil {
 			return err
 		}
-		object.SetFinalizers(append(object.GetFinalizers(), bocage.FinalizerApproval))
-		meta.Finalizers = object.GetFinalizers()
-	}
-	ch.told = nil
-	if meta.DeletionTimestamp != nil {
-		return nil
-	}
-	a := approvalOf(resource)
-	if *a == nil {
-		*a = &bocage.Approval{Generation: meta.Generation}
-		if g, ok := resource.(*bocage.Guardrail); ok {
-			(*a).Approved = &g.Spec
+		if held {
+			object.SetFinalizers(append(object.GetFinalizers(), bocage.FinalizerApproval))
+			meta.Finalizers = object.GetFinalizers()
 		}
 	}
-	(*a).Deleter = ch.by.principal()
-	ch.told = append(ch.told, notice{"DeletionWaits", (*a).Deleter + " deletes it: it stays in force until somebody else approves that: " + approveCommand(ch.kind, ch.name) + " --deletion"})
+	a, by := approvalOf(resource), ch.by.principal()
+	switch {
+	case len(meta.Finalizers) == 0 || by == "":
+		return nil
+	case meta.DeletionTimestamp != nil && *a != nil && ((*a).Deleter != "" || (*a).Going == meta.Generation):
+		ch.told = nil
+		return nil
+	}
+	if *a == nil {
+		*a = inForceAs(resource)
+	}
+	(*a).Deleter = by
+	if ch.told = nil; held {
+		ch.tellHeld(*a)
+	}
 	changed, err := untyped(ch.kind, resource)
 	if err != nil {
 		return err
@@ -271,15 +304,44 @@ func approveCommand(kind bocage.Kind, name string) string {
 	return "bocage approve " + strings.ToLower(kind.Name) + " " + name
 }
 
-// keepHold undoes what a person's write does to the hold of a deletion.
-func (b *batch) keepHold(ch *change, resource bocage.Resource) {
-	if !b.server.twoDecide(ch.kind) || ch.approving != nil || ch.old == nil ||
-		!slices.Contains(ch.old.object.GetFinalizers(), bocage.FinalizerApproval) {
-		return
+// deletionCommand is what people type to agree that something goes.
+func deletionCommand(kind bocage.Kind, name string) string {
+	return approveCommand(kind, name) + " --deletion"
+}
+
+// tellHeld says that a deletion waits.
+func (ch *change) tellHeld(a *bocage.Approval) {
+	who := "somebody"
+	if a != nil && a.Deleter != "" {
+		who = a.Deleter
 	}
-	if meta := resource.Meta(); meta.DeletionTimestamp != nil && !slices.Contains(meta.Finalizers, bocage.FinalizerApproval) {
+	ch.told = append(ch.told, notice{"DeletionWaits", who + " deletes it: it stays in force until somebody else approves that: " + deletionCommand(ch.kind, ch.name)})
+}
+
+// keepHold undoes what a person's write does to the hold of a deletion. It holds what
+// would go with this write, too, if two people decide that by now: what was deleted
+// while one did, and was kept by another finalizer, may have been changed since, or
+// named by a guardrail.
+func (b *batch) keepHold(ch *change, resource bocage.Resource) error {
+	meta := resource.Meta()
+	if !b.server.twoDecide(ch.kind) || ch.approving != nil || ch.old == nil || meta.DeletionTimestamp == nil ||
+		slices.Contains(meta.Finalizers, bocage.FinalizerApproval) {
+		return nil
+	}
+	held := slices.Contains(ch.old.object.GetFinalizers(), bocage.FinalizerApproval)
+	if !held && len(meta.Finalizers) == 0 {
+		two, err := b.server.goesByTwo(b.ctx, ch.kind, resource)
+		if err != nil {
+			return err
+		}
+		if held = two; two {
+			ch.tellHeld(*approvalOf(resource))
+		}
+	}
+	if held {
 		meta.Finalizers = append(meta.Finalizers, bocage.FinalizerApproval)
 	}
+	return nil
 }
 
 // approval is what a person agrees to.
@@ -331,7 +393,8 @@ func (b *batch) approve(ch *change) error {
 		// Should its author be faster now, then that is not what was approved.
 		ch.approving.Generation = meta.Generation
 	}
-	a := *approvalOf(resource)
+	kept := approvalOf(resource)
+	a := *kept
 	deleting := meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval)
 	if err := ch.mayApprove(a, meta, deleting); err != nil {
 		return err
@@ -339,6 +402,10 @@ func (b *batch) approve(ch *change) error {
 	by := ch.approving.person.principal()
 	if deleting {
 		meta.Finalizers = slices.DeleteFunc(meta.Finalizers, func(f string) bool { return f == bocage.FinalizerApproval })
+		if a == nil {
+			a = inForceAs(resource)
+		}
+		a.Going, *kept = meta.Generation, a
 		ch.told = append(ch.told, notice{"DeletionApproved", by + " approved that it goes"})
 	} else {
 		authors := strings.Join(authorsOf(a), " and ")
@@ -365,8 +432,10 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 			qualified(ch.kind), ch.name, p.Name, fmt.Sprintf(format, args...)).about(ch.kind, ch.name)
 	}
 	var approvers, authors []string
-	if a != nil && deleting {
-		authors = []string{a.Deleter}
+	if deleting {
+		if a != nil && a.Deleter != "" {
+			authors = []string{a.Deleter}
+		}
 	} else if a != nil {
 		approvers, authors = a.Approvers, authorsOf(a)
 	}
@@ -377,6 +446,8 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 		return refuse("whoever may write it may approve it")
 	case a == nil && !deleting:
 		return conflict(ch.kind, ch.name, "nobody has to approve it: it is in force")
+	case deleting && len(authors) == 0 && !p.aboveAll():
+		return refuse("it is not known who deleted it: delete it once more, and a second person can agree to that; or root approves it on a controller's host")
 	case slices.Contains(authors, p.principal()) && len(authors) > 1:
 		return refuse("%s wrote what waits since it was approved last, and a person who had no hand in it has to agree", strings.Join(authors, " and "))
 	case slices.Contains(authors, p.principal()):
@@ -386,8 +457,8 @@ func (ch *change) mayApprove(a *bocage.Approval, meta *bocage.ObjectMeta, deleti
 		}
 		return refuse("%s %s, and a second person has to agree", p.principal(), what)
 	case deleting && !ch.approving.Deletion:
-		return conflict(ch.kind, ch.name, fmt.Sprintf("%s deleted it, and it goes once that is approved: look at it again, and say that it is the deletion that you agree to (%s --deletion, or \"deletion\": true)",
-			strings.Join(authors, " and "), approveCommand(ch.kind, ch.name)))
+		return conflict(ch.kind, ch.name, fmt.Sprintf("%s deleted it, and it goes once that is approved: look at it again, and say that it is the deletion that you agree to (%s, or \"deletion\": true)",
+			cmp.Or(strings.Join(authors, " and "), "somebody"), deletionCommand(ch.kind, ch.name)))
 	case !deleting && ch.approving.Deletion:
 		return conflict(ch.kind, ch.name, "nobody deletes it")
 	case ch.approving.Generation != meta.Generation:
@@ -447,7 +518,7 @@ func waiting(kind bocage.Kind, value []byte) string {
 	command := approveCommand(kind, meta.Name)
 	switch {
 	case meta.DeletionTimestamp != nil && slices.Contains(meta.Finalizers, bocage.FinalizerApproval):
-		return fmt.Sprintf("%s %s is not gone: it stays in force until a second person agrees to its deletion: %s", kind.Name, meta.Name, command)
+		return fmt.Sprintf("%s %s is not gone: it stays in force until a second person agrees to its deletion: %s", kind.Name, meta.Name, deletionCommand(kind, meta.Name))
 	case a == nil || !a.Waits(meta.Generation):
 		return ""
 	}

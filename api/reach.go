@@ -39,7 +39,8 @@ func (r *reach) now(ctx context.Context, at time.Time) (bocage.Reach, error) {
 	if same && (r.until.IsZero() || at.Before(r.until)) {
 		return r.known, nil
 	}
-	guardrails, exceptions, scopes := read[*bocage.Guardrail](of[0]), read[*bocage.Exception](of[1]), read[*bocage.Scope](of[2])
+	unread := ""
+	guardrails, exceptions, scopes := read[*bocage.Guardrail](of[0], &unread), read[*bocage.Exception](of[1], &unread), read[*bocage.Scope](of[2], &unread)
 	r.until = time.Time{}
 	for _, e := range exceptions {
 		if end := e.Spec.Until; at.Before(end) && (r.until.IsZero() || end.Before(r.until)) {
@@ -47,17 +48,22 @@ func (r *reach) now(ctx context.Context, at time.Time) (bocage.Reach, error) {
 		}
 	}
 	r.of, r.known = of, bocage.ReachOf(guardrails, exceptions, scopes, at)
+	if unread != "" {
+		r.known = r.known.Unread(unread)
+	}
 	return r.known, nil
 }
 
-// read decodes the objects of one kind. What cannot be read names nothing.
-func read[T bocage.Resource](objects []*object) []T {
+// read decodes the objects of one kind, and names one that cannot be read.
+func read[T bocage.Resource](objects []*object, unread *string) []T {
 	var list []T
 	for _, o := range objects {
 		resource := o.kind.New()
-		if json.Unmarshal(o.value, resource) == nil {
-			list = append(list, resource.(T))
+		if json.Unmarshal(o.value, resource) != nil {
+			*unread = o.kind.Name + " " + o.name
+			continue
 		}
+		list = append(list, resource.(T))
 	}
 	return list
 }

@@ -714,7 +714,9 @@ func (b *batch) put(ch *change, object *unstructured.Unstructured) error {
 			return err
 		}
 	}
-	b.keepHold(ch, resource)
+	if err := b.keepHold(ch, resource); err != nil {
+		return err
+	}
 	held := len(resource.Meta().Finalizers) > 0
 	if namespace, ok := resource.(*bocage.Namespace); ok {
 		complete(namespace, ch.old == nil, b.server.now())

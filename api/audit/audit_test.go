@@ -346,7 +346,6 @@ func FuzzVerify(f *testing.F) {
 // Whoever stops a controller can do to its files what he likes: what the store has the
 // hash of has to be there when it begins again, or is known to be missing for good.
 func TestCutWhileStopped(t *testing.T) {
-
 	cut := func(entries int) func([]string) []string { return func(all []string) []string { return all[:entries] } }
 	for name, c := range map[string]struct {
 		change  func(lines []string) []string

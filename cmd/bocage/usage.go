@@ -81,7 +81,7 @@ func helpErrors(root *cobra.Command) {
 // nothing was changed.
 func onlyReads(cmd *cobra.Command) bool {
 	return cmd != nil && slices.Contains([]string{"get", "watch", "observe", "hunt", "explain", "trace", "plan", "suggest", "test", "blast", "matrix",
-		"history", "show", "verify", "audit", "failsafe", "doctor", "whoami", "simulate", "ls", "token", "certificate", "sessions"}, cmd.Name())
+		"history", "show", "verify", "audit", "failsafe", "doctor", "whoami", "simulate", "ls", "sessions"}, cmd.Name())
 }
 
 // flowEnd checks one end of the flows that are asked for.
