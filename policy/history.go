@@ -25,10 +25,12 @@ func (b *build) rolledOut(number uint64, was, stage string) (bocage.Condition, b
 		}
 	case stage == bocage.StageEnded:
 		c.Reason, c.Message = b.next.Ended.Reason, b.next.Ended.Message
+	case stage == bocage.StageSuperseded && inRollout && b.successor(number) < number:
+		c.Reason, c.Message = "Superseded", fmt.Sprintf("withdrawn: what is declared is generation %d again", b.next.Base.Number)
 	case stage == bocage.StageSuperseded && inRollout:
-		c.Reason, c.Message = "Superseded", fmt.Sprintf("replaced by generation %d before it was in force everywhere", b.successor())
+		c.Reason, c.Message = "Superseded", fmt.Sprintf("replaced by generation %d before it was in force everywhere", b.successor(number))
 	case stage == bocage.StageSuperseded && was == bocage.StageConfirming:
-		c.Reason, c.Message = "Superseded", fmt.Sprintf("replaced by generation %d before anybody confirmed it", b.successor())
+		c.Reason, c.Message = "Superseded", fmt.Sprintf("replaced by generation %d before anybody confirmed it", b.next.Base.Number)
 	case inRollout && before != nil && before.Number == number && before.EndStage:
 		c.Status, c.Reason, c.Message = "True", "Promoted", fmt.Sprintf("promoted by %s from the stage %s", before.EndedBy, was)
 	case was == bocage.StageConfirming && stage == bocage.StageActive && b.next.ConfirmedUpTo == number:
@@ -49,10 +51,14 @@ func (b *build) stagesLag() bool {
 	})
 }
 
-// successor is the generation that a replaced one was replaced by.
-func (b *build) successor() uint64 {
+// successor is the generation that one in a rollout was replaced by: the next in one, one
+// that is kept back instead, or what is in force, which may be an earlier one again.
+func (b *build) successor(number uint64) uint64 {
 	if c := b.next.Candidate; c != nil && c.Number != 0 {
 		return c.Number
+	}
+	if kept := b.next.Blocked; kept != nil && kept.Number > number {
+		return kept.Number
 	}
 	return b.next.Base.Number
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,26 @@ func TestGenerationsTellHowTheyFared(t *testing.T) {
 			b.declare(s.apiApp)
 			b.settle()
 		}, bocage.StageSuperseded, "False", "Superseded", "replaced by generation 4 before anybody confirmed it"},
+		"withdrawn": {shadow, func(b *bench, s *shop, _ *agent) {
+			s.apiApp.Spec.Provides[0].Port = 8081
+			b.declare(s.apiApp)
+			b.settle()
+		}, bocage.StageSuperseded, "False", "Superseded", "withdrawn: what is declared is generation 2 again"},
+		"replaced unconfirmed, by the way of another": {bocage.RolloutSpec{ShadowSeconds: 600, ConfirmSeconds: 600}, func(b *bench, s *shop, _ *agent) {
+			ask(b, "ann", "promote")
+			s.apiApp.Spec.Provides[0].Port = 9001
+			b.declare(s.apiApp)
+			b.settle()
+			if g := get[*bocage.Generation](b, "", "g4"); g.Status.Stage != bocage.StageShadow {
+				b.t.Fatalf("g4 is in the stage %s", g.Status.Stage)
+			}
+			joined := *s.web
+			joined.Name, joined.Labels = "queue", map[string]string{"app": "queue"}
+			joined.Spec.Interface, joined.Spec.Addresses = "veth-queue", []netip.Addr{netip.MustParseAddr("10.0.0.9")}
+			joined.Status.Identity += 9
+			b.declare(&joined)
+			b.settle()
+		}, bocage.StageSuperseded, "False", "Superseded", "replaced by generation 5 before anybody confirmed it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, func(b *bench) {

@@ -53,7 +53,10 @@ func newNear(in compile.Input) *near {
 		}
 	}
 	quarantined := slices.ContainsFunc(in.ThreatConditions, func(t *bocage.ThreatCondition) bool { return t.Spec.Level == bocage.LevelQuarantine })
-	protected := slices.ContainsFunc(in.Guardrails, func(g *bocage.Guardrail) bool { return len(g.Spec.Protect) > 0 })
+	protected := slices.ContainsFunc(in.Guardrails, func(g *bocage.Guardrail) bool { // by what is approved, not by what waits
+		spec := g.InForce()
+		return spec != nil && len(spec.Protect) > 0
+	})
 	if quarantined && protected {
 		n.whole = explain.NewJudge(in)
 		return n
