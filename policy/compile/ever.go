@@ -51,16 +51,15 @@ func (r *refusers) banning() []ban {
 // forever proves that guardrails refuse regions as a whole, whoever joins, and names those
 // that it takes. Nobody refuses nothing.
 func (r *refusers) forever(regions []region) []bocage.Ref {
-	bans := r.banning()
-	proof := covers{p: r.c.pop, steps: mostSteps}
-	if len(regions) == 0 || !proof.all(regions, bans, map[bocage.Ref]bool{}) {
-		return nil // of most, the first flow that is looked at tells
-	}
-	var meeting []ban
-	for _, b := range bans {
+	var meeting []ban // where a proof gives up hangs on no others, and so on no edit of others
+	for _, b := range r.banning() {
 		if slices.ContainsFunc(regions, func(x region) bool { return b.meets(&x) }) {
 			meeting = append(meeting, b)
 		}
+	}
+	proof := covers{p: r.c.pop, steps: mostSteps}
+	if len(regions) == 0 || !proof.all(regions, meeting, map[bocage.Ref]bool{}) {
+		return nil // of most, the first flow that is looked at tells
 	}
 	proof.steps = mostSteps
 	for first := 0; first < len(meeting); { // by one author alone
@@ -104,10 +103,10 @@ func (c *compiler) noteEmptyForEver(r *refusers, d *change, again map[int32]bool
 		}
 		return
 	}
-	if fresh, other := newBans(before, c.proofs.bans); other {
+	if edited := editedBans(before, c.proofs.bans); len(edited) > 0 {
 		for _, a := range c.apps {
 			c.lookForEver(r, a, func(s *statement) bool {
-				return slices.ContainsFunc(fresh, func(b ban) bool { return b.region.ports.meets(s.ports) })
+				return slices.ContainsFunc(edited, func(b ban) bool { return b.region.ports.meets(s.ports) })
 			})
 			if a.alone {
 				c.lookWhereNobodyIs(r, a)
@@ -128,15 +127,16 @@ func (c *compiler) noteEmptyForEver(r *refusers, d *change, again map[int32]bool
 	}
 }
 
-// newBans lists the bans that were not there before, and tells whether any others are.
-func newBans(before, now []ban) (fresh []ban, other bool) {
+// editedBans lists the bans that were not there before, and those that no longer are:
+// without one, a proof may need fewer steps than it gave up after.
+func editedBans(before, now []ban) []ban {
 	for len(before) > 0 && len(now) > 0 && before[0].equal(now[0]) {
 		before, now = before[1:], now[1:]
 	}
 	for len(before) > 0 && len(now) > 0 && before[len(before)-1].equal(now[len(now)-1]) {
 		before, now = before[:len(before)-1], now[:len(now)-1]
 	}
-	return now, len(before)+len(now) > 0
+	return slices.Concat(before, now)
 }
 
 // lookForEver looks at the contracts that an Application consumes by, and at whom it lets

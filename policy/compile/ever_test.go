@@ -66,6 +66,8 @@ func TestContradictionsWhoeverJoins(t *testing.T) {
 			[]bocage.GuardrailSpec{never(bocage.CellMatch{From: outside("203.0.113.0/25", "203.0.113.128/26", "203.0.113.192/27")})}, ""},
 		{"IPv6", bocage.CellMatch{From: team("a"), To: outside("2001:db8:1::/48")}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: outside("2001:db8::/32")})}, "Guardrail g0 spec.never[0]"},
 		{"in or not in", bocage.CellMatch{To: team("a", "b", "c")}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: team("a")}), never(bocage.CellMatch{To: side(requirement("team", "NotIn", "a"))})}, "Guardrail g0 spec.never[0] and Guardrail g1 spec.never[0] together"},
+		{"an empty value", bocage.CellMatch{To: team("")}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: team("")})}, "Guardrail g0 spec.never[0]"},
+		{"other values than the empty one", bocage.CellMatch{To: team("")}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: side(requirement("team", "NotIn", ""))})}, ""},
 		{"there or not", bocage.CellMatch{To: bocage.Side{Namespaces: []string{"m"}}}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: side(requirement("team", "Exists"))}, bocage.CellMatch{To: side(requirement("team", "DoesNotExist"))})}, "Guardrail g0 spec.never[0] and Guardrail g0 spec.never[1] together"},
 		{"from outside too", bocage.CellMatch{To: team("a")}, []bocage.GuardrailSpec{never(bocage.CellMatch{From: side(requirement("x", "Exists"))}, bocage.CellMatch{From: side(requirement("x", "DoesNotExist"))})}, ""},
 		{"another label", bocage.CellMatch{To: side(requirement("app", "In", "db"))}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: team("a")})}, ""},
@@ -76,6 +78,7 @@ func TestContradictionsWhoeverJoins(t *testing.T) {
 			bocage.CellMatch{To: side(requirement(bocage.LabelAssurance, "In", "L3", "L4", "L5"))})}, "Guardrail g0 spec.never[0] and Guardrail g0 spec.never[1] together"},
 		{"data", bocage.CellMatch{To: bocage.Side{Data: []string{"pci"}}}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: bocage.Side{Data: []string{"pci", "pii"}}})}, "Guardrail g0 spec.never[0]"},
 		{"more data", bocage.CellMatch{To: bocage.Side{Data: []string{"pci", "pii"}}}, []bocage.GuardrailSpec{never(bocage.CellMatch{To: bocage.Side{Data: []string{"pci"}}})}, ""},
+		{"among thousands of others", bocage.CellMatch{To: team("a")}, []bocage.GuardrailSpec{never(thousands(func(n string) bocage.CellMatch { return bocage.CellMatch{To: team(n)} })...), never(bocage.CellMatch{To: team("a")})}, "Guardrail g1 spec.never[0]"},
 		{"unless it admits an exception", bocage.CellMatch{To: team("a")}, []bocage.GuardrailSpec{{Never: []bocage.CellMatch{{}}, Exceptions: bocage.ExceptionTerms{Allowed: true}}}, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -157,8 +160,46 @@ func TestContractsWhoeverJoins(t *testing.T) {
 	}
 }
 
+// thousands are more cells than a proof takes steps, each of a team of its own.
+func thousands(of func(team string) bocage.CellMatch) []bocage.CellMatch {
+	var out []bocage.CellMatch
+	for n := range 5000 {
+		out = append(out, of(fmt.Sprint("team-", n)))
+	}
+	return out
+}
+
+// TestProofsThatGaveUpAreTriedAgain takes away refusals that a proof ran out of steps on:
+// what it can prove without them is told as if they had never been.
+func TestProofsThatGaveUpAreTriedAgain(t *testing.T) {
+	app := func(name string, spec bocage.ApplicationSpec) *bocage.Application {
+		spec.Workload = named(name)
+		return &bocage.Application{ObjectMeta: bocage.ObjectMeta{Namespace: "n", Name: name}, Spec: spec}
+	}
+	many := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "a"}, Spec: bocage.GuardrailSpec{Never: thousands(func(team string) bocage.CellMatch {
+		return bocage.CellMatch{From: bocage.Side{Workload: &bocage.Selector{MatchLabels: map[string]string{"team": team}}}}
+	})}}
+	all := &bocage.Guardrail{ObjectMeta: bocage.ObjectMeta{Name: "g"}, Spec: bocage.GuardrailSpec{Never: []bocage.CellMatch{{To: bocage.Side{Workload: ptr(named("db"))}}}}}
+	in := nobodyThere([]*bocage.Guardrail{many, all}, app("web", bocage.ApplicationSpec{Consumes: []bocage.Consume{{Service: "db"}}}),
+		app("db", bocage.ApplicationSpec{Provides: []bocage.Provide{{Name: "sql", Port: 5432}}}))
+	in.Workloads = []*bocage.Workload{workload(1, "n/web"), workload(2, "n/db")}
+	compiler := compile.NewCompiler()
+	for _, guardrails := range [][]*bocage.Guardrail{{many, all}, {all}, {many, all}} {
+		in.Guardrails = guardrails
+		out := compiler.Compile(in)
+		if len(out.Faults) > 0 {
+			t.Fatal(out.Faults)
+		}
+		found := told(out.Findings(), "Application n/web spec.consumes[0]", compile.Contradiction)
+		if len(guardrails) == 1 && (len(found) != 1 || !strings.Contains(found[0].Message, "whoever joins")) {
+			t.Errorf("told: %v", found)
+		}
+		compareJSON(t, fmt.Sprint(len(guardrails), " guardrails"), out.Findings(), compile.Compile(in).Findings())
+	}
+}
+
 // universe is every end that small declarations can tell from others: values that
-// somebody asks for, two that nobody does, and none.
+// somebody asks for, the empty one among them, two that nobody does, and none.
 type universe struct {
 	workloads []map[string]string
 	addresses []netip.Addr
@@ -167,15 +208,16 @@ type universe struct {
 
 func smallUniverse() universe {
 	u := universe{ports: []uint16{79, 80, 81, 82, 90}}
-	values := []string{"a", "b", "other", "another", ""}
+	const none = "none"
+	values := []string{"a", "b", "", "other", "another", none}
 	for _, app := range values {
 		for _, team := range values {
 			for _, namespace := range []string{"m", "n", "o", "p"} {
 				labels := map[string]string{bocage.LabelNamespace: namespace, bocage.LabelName: "w", bocage.LabelHost: "h", bocage.LabelAssurance: "L1"}
-				if app != "" {
+				if app != none {
 					labels["app"] = app
 				}
-				if team != "" {
+				if team != none {
 					labels["team"] = team
 				}
 				u.workloads = append(u.workloads, labels)
@@ -275,7 +317,7 @@ func TestEmptyWhoeverJoinsByTrying(t *testing.T) {
 			for range rapid.IntRange(1, 2).Draw(t, "requirements") {
 				r := bocage.Requirement{Key: rapid.SampledFrom([]string{"app", "team"}).Draw(t, "key"), Operator: rapid.SampledFrom([]string{"In", "In", "NotIn", "Exists", "DoesNotExist"}).Draw(t, "operator")}
 				if strings.HasSuffix(r.Operator, "In") {
-					r.Values = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b"}), 1, 2, rapid.ID[string]).Draw(t, "values")
+					r.Values = rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", ""}), 1, 2, rapid.ID[string]).Draw(t, "values")
 				}
 				s.MatchExpressions = append(s.MatchExpressions, r)
 			}

@@ -45,7 +45,7 @@ func (k *Compiler) Stale() string {
 	k.last.later.wait()
 	p, size := k.last.pop, 0
 	for _, pick := range p.picks.byKey {
-		size += len(pick.list)
+		size += pick.size()
 		if now := p.pick(pick.namespaces, pick.selector); !slices.Equal(now, pick.list) {
 			return fmt.Sprintf("%q %+v picks %v, and %v is kept", pick.namespaces, *pick.selector, now, pick.list)
 		}
@@ -62,7 +62,7 @@ func (k *Compiler) Stale() string {
 		}
 	}
 	if size != p.picks.size {
-		return fmt.Sprintf("%d subjects are kept, and %d are counted", size, p.picks.size)
+		return fmt.Sprintf("%d subjects and selectors are kept, and %d are counted", size, p.picks.size)
 	}
 	return ""
 }

@@ -12,15 +12,15 @@ import (
 // subjects that come and go. Of a selector that nobody asks any more it would not do,
 // for workloads that it tells apart become one subject then.
 
-// mostPicked bounds how many subjects are kept in what selectors picked: where they
-// would be more, all is looked for anew.
+// mostPicked bounds how many subjects are kept in what selectors picked, and selectors:
+// where they would be more together, all is looked for anew.
 const mostPicked = 1 << 23
 
 // picks keeps what selectors picked.
 type picks struct {
 	byKey      map[string]*pick
 	bySelector map[asking]*pick         // the same, by the selectors themselves
-	size       int                      // how many subjects are in them together
+	size       int                      // of them together
 	ordered    map[*pick]bool           // those whose names are in order
 	byLabel    map[label]map[*pick]bool // the same, by the labels that they ask for
 }
@@ -48,6 +48,9 @@ type called struct {
 	subject int32
 }
 
+// size is what a pick counts in the bound: one of nobody is kept too.
+func (k *pick) size() int { return 1 + len(k.list) }
+
 func compareCalled(a, b called) int {
 	if a.name != b.name {
 		return cmp.Compare(a.name, b.name)
@@ -65,9 +68,9 @@ func (k *picks) of(p *population, namespaces []string, s *bocage.Selector) *pick
 	known := k.byKey[key]
 	if known == nil {
 		known = &pick{key: key, namespaces: slices.Clone(namespaces), selector: s, list: p.pick(namespaces, s)}
-		if k.size += len(known.list); k.size > mostPicked {
+		if k.size += known.size(); k.size > mostPicked {
 			*k = *newPicks()
-			k.size = len(known.list)
+			k.size = known.size()
 		}
 		k.byKey[key] = known
 		eachAsked(s, func(l label) {
@@ -129,7 +132,7 @@ func (k *picks) forget(o *otherwise) {
 func (k *picks) drop(l label) {
 	for pick := range k.byLabel[l] {
 		pick.dropped = true
-		k.size -= len(pick.list)
+		k.size -= pick.size()
 		delete(k.byKey, pick.key)
 		delete(k.ordered, pick)
 		eachAsked(pick.selector, func(l label) {
@@ -151,7 +154,7 @@ func (k *picks) follow(p *population, d *change) {
 		return
 	}
 	for _, pick := range k.byKey {
-		k.size -= len(pick.list)
+		k.size -= pick.size()
 		for _, i := range d.gone {
 			pick.list = withoutNumber(pick.list, i)
 		}
@@ -160,7 +163,7 @@ func (k *picks) follow(p *population, d *change) {
 				pick.list = withNumber(pick.list, i)
 			}
 		}
-		k.size += len(pick.list)
+		k.size += pick.size()
 	}
 	for pick := range k.ordered {
 		for i, was := range renamed {

@@ -388,26 +388,27 @@ type sample struct {
 
 // value is that of a label of one workload. The zero value says that it is not there.
 type value struct {
-	there bool
-	text  string // empty: one that nobody asks for
+	there   bool
+	unasked bool   // it is one that nobody asks for
+	text    string // empty too where one that somebody asks for is
 }
 
 // some is one of the values.
 func (v values) some() value {
 	switch {
 	case v.except:
-		return value{there: true}
+		return value{there: true, unasked: true}
 	case v.absent || len(v.list) == 0:
 		return value{}
 	}
-	return value{true, v.list[0]}
+	return value{there: true, text: v.list[0]}
 }
 
 func (v values) holds(one value) bool {
 	switch {
 	case !one.there:
 		return v.absent
-	case one.text == "":
+	case one.unasked:
 		return v.except
 	}
 	return v.has(one.text)
@@ -436,7 +437,7 @@ func (s *sample) placed(e *end, key string) values {
 	hosts, zones := e.values(bocage.LabelHost), e.values(bocage.LabelZone)
 	for _, host := range hosts.list {
 		zone := s.p.zones[host]
-		if hosts.except || !zones.holds(value{zone != "", zone}) {
+		if hosts.except || !zones.holds(value{there: zone != "", text: zone}) {
 			continue
 		}
 		switch {
