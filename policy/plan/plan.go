@@ -9,8 +9,9 @@
 package plan
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -164,6 +165,14 @@ func there(s Situation, object bocage.Resource) bool {
 	return known || !read
 }
 
+// sameJSON compares two values as they would be written: what is empty and what is not
+// there are the same.
+func sameJSON(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
 // approvals tells of the objects that wait for a second person before what is
 // planned here comes true.
 func approvals(s Situation, objects []bocage.Resource) bocage.Faults {
@@ -179,7 +188,7 @@ func approvals(s Situation, objects []bocage.Resource) bocage.Faults {
 			if known {
 				was = old.(*bocage.Guardrail)
 			}
-			same := was != nil && was.InForce() != nil && reflect.DeepEqual(was.InForce(), &o.Spec) && !deleted(object)
+			same := was != nil && was.InForce() != nil && sameJSON(was.InForce(), &o.Spec) && !deleted(object)
 			if !same && (s.TwoPeople || was != nil && was.Status.Approval != nil && !deleted(object)) {
 				fault.Message = "a second person has to approve it before it counts: the plan is of what comes then"
 				out = append(out, fault)
