@@ -342,6 +342,7 @@ type refusers struct {
 	everyone   []int32
 	bans       []ban // the same of whoever joins, once somebody asked
 	banned     bool  // somebody did
+	meeting    []ban // room for those that a proof is about
 	// steps is what may still be looked at before the proof is given up.
 	steps int
 }

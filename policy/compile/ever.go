@@ -51,12 +51,13 @@ func (r *refusers) banning() []ban {
 // forever proves that guardrails refuse regions as a whole, whoever joins, and names those
 // that it takes. Nobody refuses nothing.
 func (r *refusers) forever(regions []region) []bocage.Ref {
-	var meeting []ban // where a proof gives up hangs on no others, and so on no edit of others
+	meeting := r.meeting[:0] // where a proof gives up hangs on no others, and so on no edit of others
 	for _, b := range r.banning() {
 		if slices.ContainsFunc(regions, func(x region) bool { return b.meets(&x) }) {
 			meeting = append(meeting, b)
 		}
 	}
+	r.meeting = meeting
 	proof := covers{p: r.c.pop, steps: mostSteps}
 	if len(regions) == 0 || !proof.all(regions, meeting, map[bocage.Ref]bool{}) {
 		return nil // of most, the first flow that is looked at tells
